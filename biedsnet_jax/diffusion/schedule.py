@@ -1,0 +1,127 @@
+"""Noise schedules: how much of the mask is left at each time t = 0..T-1, and which times a sampler visits.
+
+q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), with alpha_bar_t the product of (1 - beta) up to t
+(Ho et al. 2020, eq. 4). Everything here is float64 numpy: a schedule is a constant that jitted functions close over.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Float64, Integer
+
+from biedsnet_jax.types import BadInput
+
+Series = Float64[np.ndarray, " t"]  # one value per time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """The noise variances `beta` in (0, 1) of a chain of T steps, and the constants that follow from them.
+
+    Not a pytree: close over it, or pass it as a static argument (it compares and hashes by identity).
+    """
+
+    beta: Series
+
+    @property
+    def timesteps(self) -> int:
+        """T, the number of times."""
+        return len(self.beta)
+
+    @functools.cached_property
+    def alpha_bar(self) -> Series:
+        """The share of the signal's variance left at t."""
+        return np.cumprod(1.0 - self.beta)
+
+    @functools.cached_property
+    def alpha_bar_prev(self) -> Series:
+        """alpha_bar at t - 1; exactly 1 before the first step."""
+        return np.append(1.0, self.alpha_bar[:-1])
+
+    @functools.cached_property
+    def posterior_x_0(self) -> Series:
+        """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
+        return self.beta * np.sqrt(self.alpha_bar_prev) / (1.0 - self.alpha_bar)
+
+    @functools.cached_property
+    def posterior_x_t(self) -> Series:
+        """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
+        return np.sqrt(1.0 - self.beta) * (1.0 - self.alpha_bar_prev) / (1.0 - self.alpha_bar)
+
+    @functools.cached_property
+    def posterior_variance(self) -> Series:
+        """Variance of q(x_{t-1} | x_t, x_0); 0 at t = 0."""
+        return self.beta * (1.0 - self.alpha_bar_prev) / (1.0 - self.alpha_bar)
+
+    @functools.cached_property
+    def posterior_log_variance(self) -> Series:
+        """Its logarithm; at t = 0, where that is minus infinity, the value of t = 1 (as in guided-diffusion)."""
+        # A chain of one step has no t = 1; beta is what is left of the range that a learned variance interpolates.
+        first = self.posterior_variance[1] if self.timesteps > 1 else self.beta[0]
+        return np.log(np.append(first, self.posterior_variance[1:]))
+
+
+def linear(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """Evenly spaced betas, given for T = 1000 and scaled by 1000 / T so that other T end at the same noise.
+
+    Raises BadInput where a scaled beta reaches 1: with the default values, for T <= 20.
+    Source: Ho et al. 2020, section 4; the scaling is guided-diffusion's.
+    """
+    _check_timesteps(timesteps)
+    scale = 1000.0 / timesteps
+    if max(beta_start, beta_end) * scale >= 1.0:
+        raise BadInput(
+            f"too few steps for the linear schedule, whose betas reach {beta_end * scale:.3g}, {timesteps}, timesteps; "
+            f"use more than {1000 * max(beta_start, beta_end):g}, or the cosine schedule"
+        )
+    return Schedule(np.linspace(beta_start * scale, beta_end * scale, timesteps, dtype=np.float64))
+
+
+def cosine(timesteps: int, *, offset: float = 0.008, beta_max: float = 0.999) -> Schedule:
+    """alpha_bar falls as cos^2, with betas no larger than `beta_max` (Nichol & Dhariwal 2021, eq. 17)."""
+    _check_timesteps(timesteps)
+    u = np.arange(timesteps + 1, dtype=np.float64) / timesteps
+    f = np.cos((u + offset) / (1.0 + offset) * np.pi / 2.0) ** 2
+    return Schedule(np.minimum(1.0 - f[1:] / f[:-1], beta_max))
+
+
+def make(name: str, timesteps: int) -> Schedule:
+    """The schedule called "linear" or "cosine", with T = `timesteps`. Raises BadInput on another name."""
+    if name == "linear":
+        return linear(timesteps)
+    if name == "cosine":
+        return cosine(timesteps)
+    raise BadInput(f"unknown noise schedule, {name!r}, schedule; use 'linear' or 'cosine'")
+
+
+def select_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> Integer[np.ndarray, " steps"]:
+    """The `steps` times out of 0..T-1 that a sampler visits: distinct, descending.
+
+    "trailing" starts at T-1, where x_T is pure noise; "linspace" runs evenly from T-1 to 0; "leading" ends at 0 and
+    starts below T-1, as guided-diffusion's "ddimN" (Lin et al. 2024, table 2). Raises BadInput unless 1 <= steps <= T.
+    """
+    if not 1 <= steps <= timesteps:
+        raise BadInput(f"sampler steps outside 1..{timesteps}, {steps}, steps; use at most T = {timesteps} steps")
+    if spacing == "trailing":
+        return timesteps - 1 - np.arange(steps) * timesteps // steps
+    if spacing == "linspace":
+        # Halves go down: times at least 1 apart then never meet.
+        return np.ceil(np.linspace(timesteps - 1, 0, steps) - 0.5).astype(int)
+    if spacing == "leading":
+        return np.arange(steps)[::-1] * (timesteps // steps)
+    raise BadInput(f"unknown timestep spacing, {spacing!r}, spacing; use 'trailing', 'linspace' or 'leading'")
+
+
+def respace(schedule: Schedule, kept: Integer[np.ndarray, " steps"]) -> Schedule:
+    """The shorter chain that visits only the times `kept`, in ascending order: time i of it is the i-th smallest.
+
+    Its betas are those that give the kept alpha_bar back (Nichol & Dhariwal 2021, eq. 19).
+    """
+    alpha_bar = schedule.alpha_bar[np.sort(kept)]
+    return Schedule(1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
+
+
+def _check_timesteps(timesteps: int) -> None:
+    if timesteps < 1:
+        raise BadInput(f"schedule without steps, {timesteps}, timesteps; use 1 or more (1000 is usual)")
