@@ -1,0 +1,97 @@
+"""Splits by case: a case's slices are near-copies of each other, so they never lie on two sides.
+
+A split is a dict name -> ascending indices of the source. Balanced means: cases are taken in a shuffled order and each
+goes to the side that lacks most slices, so sides come within about one case of their share.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from biedsnet_jax.types import BadInput
+
+Splits = dict[str, list[int]]
+
+SIDES = ("train", "val", "test")
+
+
+def by_case(cases: Sequence[str], fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0) -> Splits:
+    """train, val and test with about these fractions of the slices, none empty; `cases` is the case of every index.
+
+    Raises BadInput if there are fewer than three cases or a fraction is not positive.
+    """
+    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise BadInput(f"split fractions, {tuple(fractions)}, train, val, test; give three positive ones that sum to 1")
+    sides = _deal(_shuffled(cases, seed), Counter(cases), fractions)
+    return named(cases, **dict(zip(SIDES, sides)))
+
+
+def k_fold(cases: Sequence[str], folds: int, fold: int, seed: int = 0, val_fraction: float = 0.1) -> Splits:
+    """Fold `fold` of `folds` is test, the rest is train and val: over all folds each case is tested exactly once.
+
+    `val_fraction` is of the slices that are not test. Raises BadInput if the cases do not suffice.
+    """
+    if folds < 2 or not 0 <= fold < folds:
+        raise BadInput(f"fold, {fold} of {folds}, data.fold; give at least 2 folds and a fold from 0 to folds - 1")
+    if not 0 < val_fraction < 1:
+        raise BadInput(f"validation fraction, {val_fraction}, val_fraction; give one between 0 and 1")
+    slices, order = Counter(cases), _shuffled(cases, seed)
+    # every fold is alike, so the largest cases may go first, which balances best
+    tests = _deal(sorted(order, key=lambda case: -slices[case]), slices, [1 / folds] * folds)
+    tested = set(tests[fold])
+    rest = [case for case in order if case not in tested]
+    train, val = _deal(rest, slices, [1 - val_fraction, val_fraction])
+    return named(cases, train=train, val=val, test=tests[fold])
+
+
+def named(cases: Sequence[str], *, train: Sequence[str], val: Sequence[str], test: Sequence[str]) -> Splits:
+    """The split by case names; cases that no side names are left out.
+
+    Raises BadInput for an empty side, a name that is no case and a case on two sides.
+    """
+    sides, known = dict(zip(SIDES, (train, val, test))), set(cases)
+    for side, names in sides.items():
+        if not names:
+            raise BadInput(f"an empty split, {side}, data.split; name at least one case for it")
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+                raise BadInput(f"unknown case, {name}, split {side}; the nearest is {', '.join(near) or 'none'}")
+    wanted = {side: set(names) for side, names in sides.items()}
+    splits = {side: [i for i, case in enumerate(cases) if case in names] for side, names in wanted.items()}
+    check_disjoint(cases, splits)
+    return splits
+
+
+def check_disjoint(cases: Sequence[str], splits: Splits) -> None:
+    """Raises BadInput, naming the case and both sides, if a case has slices in two splits."""
+    owner: dict[str, str] = {}
+    for side, indices in splits.items():
+        for index in indices:
+            first = owner.setdefault(cases[index], side)
+            if first != side:
+                raise BadInput(f"one case on two sides, {cases[index]}, splits {first} and {side}; keep it in one")
+
+
+def _shuffled(cases: Sequence[str], seed: int) -> list[str]:
+    """Every case once; the order depends on the names and the seed, not on the order of the slices."""
+    names = sorted(set(cases))
+    return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+
+
+def _deal(order: Sequence[str], slices: Counter[str], fractions: Sequence[float]) -> list[list[str]]:
+    """Give each case in turn to the side that lacks most slices; the last cases fill sides that are still empty."""
+    if len(order) < len(fractions):
+        raise BadInput(f"too few cases, {len(order)}, data; splitting by case into {len(fractions)} needs as many")
+    total = sum(slices[case] for case in order)
+    lack = [fraction * total for fraction in fractions]
+    sides: list[list[str]] = [[] for _ in fractions]
+    for taken, case in enumerate(order):
+        empty = [i for i, side in enumerate(sides) if not side]
+        open_sides = empty if len(empty) == len(order) - taken else range(len(sides))
+        best = max(open_sides, key=lambda i: lack[i])
+        sides[best].append(case)
+        lack[best] -= slices[case]
+    return sides

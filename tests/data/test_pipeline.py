@@ -1,0 +1,163 @@
+"""The stream of batches: exact resume, shares of processes, epochs, and every test slice once."""
+
+import threading
+import time
+from contextlib import closing
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from biedsnet_jax.data.phantom import Phantom
+from biedsnet_jax.data.pipeline import eval_batches, train_batches
+from biedsnet_jax.data.sources import Cached
+from biedsnet_jax.types import BadInput
+
+AUGMENT = {"hflip": 0.5, "vflip": 0.5, "rotate_degrees": 10.0, "scale": 0.1, "intensity": 0.1}
+
+
+class Numbered:
+    """Slice i is an 8x6 image of the value i, its mask set where the column is below i % 6."""
+
+    def __init__(self, n):
+        self.cases = [f"case_{i // 4}" for i in range(n)]
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, i):
+        mask = np.tile(np.arange(6) < i % 6, (8, 1)).astype(np.uint8)
+        where = {"case": self.cases[i], "slice": f"{i:03d}", "spacing": (0.5, 0.5), "path": f"{i}.png"}
+        return {"image": np.full((8, 6, 1), i, np.float32), "mask": mask[..., None], **where}
+
+
+def read(n_batches, source=None, indices=range(24), **options):
+    options = {"size": (8, 6), "normalise": "none", "augment": {}, "batch_size": 4, "seed": 3} | options
+    with closing(train_batches(source or Numbered(32), list(indices), **options)) as batches:
+        return list(islice(batches, n_batches))
+
+
+def values(batches):
+    return [batch["image"][:, 0, 0, 0].astype(int).tolist() for batch in batches]
+
+
+def assert_same(a, b):
+    assert len(a) == len(b) > 0
+    for x, y in zip(a, b):
+        np.testing.assert_array_equal(x["image"], y["image"])
+        np.testing.assert_array_equal(x["mask"], y["mask"])
+
+
+def test_a_batch_is_float32_image_and_mask():
+    (batch,) = read(1)
+    assert sorted(batch) == ["image", "mask"]
+    assert all(array.shape == (4, 8, 6, 1) and array.dtype == np.float32 for array in batch.values())
+    for image, mask in zip(batch["image"], batch["mask"]):  # each mask belongs to its image
+        assert mask[0, :, 0].sum() == image[0, 0, 0] % 6
+
+
+@pytest.mark.parametrize("start", [1, 5, 6, 23])
+def test_a_step_is_the_same_batch_wherever_the_stream_starts(start):
+    options = {"source": Cached(Phantom(n_cases=2, size=16)), "size": 16, "normalise": "percentile", "augment": AUGMENT}
+    assert_same(read(26, **options)[start:], read(26 - start, start_step=start, **options))
+
+
+def test_every_epoch_holds_each_index_once_in_a_new_order():
+    indices = [3, 5, 8, 13, 20, 21, 30, 31]
+    epochs = np.array(values(read(6, indices=indices))).reshape(3, 8)
+    for epoch in epochs:
+        assert sorted(epoch) == indices
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert values(read(2, indices=indices, seed=4)) != values(read(2, indices=indices))
+
+
+def test_fewer_slices_than_a_batch():
+    (batch,) = values(read(1, indices=[7, 9, 11], batch_size=8))
+    assert sorted(batch[:3]) == sorted(batch[3:6]) == [7, 9, 11]
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_the_processes_rows_together_are_the_batch_of_one(process_count):
+    options = {"source": Cached(Phantom(n_cases=2, size=16)), "size": 16, "normalise": "minmax", "augment": AUGMENT}
+    shares = [read(5, process_index=p, process_count=process_count, **options) for p in range(process_count)]
+    together = [{k: np.concatenate([part[k] for part in parts]) for k in ("image", "mask")} for parts in zip(*shares)]
+    assert_same(read(5, **options), together)
+
+
+class Ramps(Numbered):
+    """Slices that run from 0 at the left to 5 at the right."""
+
+    def __getitem__(self, i):
+        return super().__getitem__(i) | {"image": np.tile(np.arange(6, dtype=np.float32), (8, 1))[..., None]}
+
+
+def test_augmentation_differs_between_epochs():
+    """The left edge's value tells whether a slice was flipped; over 12 epochs of one slice both happen."""
+    batches = read(12, source=Ramps(1), indices=[0], batch_size=1, augment={"hflip": 0.5})
+    assert {value for (value,) in values(batches)} == {0, 5}
+
+
+def test_resize_and_normalisation_come_before_the_batch():
+    (batch,) = read(1, source=Phantom(n_cases=2, size=32), size=16, normalise="percentile")
+    assert batch["image"].shape == batch["mask"].shape == (4, 16, 16, 1)
+    assert batch["image"].min() == 0 and batch["image"].max() == 1
+    assert set(np.unique(batch["mask"])) == {0, 1}
+
+
+def test_nothing_to_read_or_to_share_is_refused():
+    with pytest.raises(BadInput, match="no training slices"):
+        read(1, indices=[])
+    with pytest.raises(BadInput, match=r"batch size, 6, train\.batch_size; give a positive multiple of 4"):
+        read(1, batch_size=6, process_count=4)
+
+
+def test_an_error_in_the_source_comes_through_as_it_is():
+    class Broken(Numbered):
+        def __getitem__(self, i):
+            raise BadInput("unreadable or truncated file, cut, a/1.png; replace it")
+
+    for stream in (lambda: read(1, source=Broken(8), indices=range(8)), lambda: list(evaluate(Broken(8), range(8)))):
+        with pytest.raises(BadInput) as caught:
+            stream()
+        assert str(caught.value) == "unreadable or truncated file, cut, a/1.png; replace it"
+
+
+def test_closing_ends_the_threads():
+    before = threading.active_count()
+    read(3)
+    for _ in range(100):
+        if threading.active_count() <= before:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() <= before
+
+
+def evaluate(source, indices, batch_size=4, **options):
+    options = {"size": (8, 6), "normalise": "none"} | options
+    return eval_batches(source, list(indices), batch_size=batch_size, **options)
+
+
+@pytest.mark.parametrize("n", [1, 4, 8, 11])
+def test_evaluation_takes_every_slice_once_and_pads_the_last_batch(n):
+    indices = list(range(20, 20 - n, -1))
+    seen = []
+    for batch, examples in evaluate(Numbered(32), indices):
+        assert batch["image"].shape == batch["mask"].shape == (4, 8, 6, 1)
+        assert batch["valid"].dtype == bool and batch["valid"].sum() == len(examples)
+        for row, example in enumerate(examples):
+            assert batch["valid"][row] and batch["image"][row, 0, 0, 0] == example["index"]
+            assert (example["case"], example["slice"]) == (f"case_{example['index'] // 4}", f"{example['index']:03d}")
+        np.testing.assert_array_equal(batch["image"][len(examples) :], 0)
+        np.testing.assert_array_equal(batch["mask"][len(examples) :], 0)
+        seen += [example["index"] for example in examples]
+    assert seen == indices
+
+
+def test_evaluation_of_nothing_yields_nothing():
+    assert list(evaluate(Numbered(4), [])) == []
+
+
+def test_evaluation_examples_carry_spacing_and_original_size_but_no_arrays():
+    ((_, (example,)),) = evaluate(Numbered(32), [9], size=(16, 3))
+    assert sorted(example) == ["case", "index", "original_size", "path", "slice", "spacing"]
+    assert example["original_size"] == (8, 6) and example["spacing"] == (0.25, 1.0) and example["path"] == "9.png"

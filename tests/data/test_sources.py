@@ -1,0 +1,298 @@
+"""ImageFolder on files written here (and on real ones where present): what is read, and what is refused by name."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from biedsnet_jax.data.sources import Cached, ImageFolder
+from biedsnet_jax.types import BadInput
+
+REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+RAMP = np.arange(20, dtype=np.uint8).reshape(4, 5)
+
+
+def write(path: Path, pixels: np.ndarray, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def folder(root: Path, names=("a/1", "a/2", "b/1"), shape=(4, 5)) -> Path:
+    """A valid folder: images of the running number, masks {0, 255} with the first pixel set."""
+    for number, name in enumerate(names):
+        write(root / "images" / f"{name}.png", np.full(shape, number, np.uint8))
+        mask = np.zeros(shape, np.uint8)
+        mask[0, 0] = 255
+        write(root / "masks" / f"{name}.png", mask)
+    return root
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def test_cases_and_slices_in_natural_order(tmp_path):
+    folder(tmp_path, ["p2/10", "p2/9", "p10/1", "p2/1", "p1/series/3"])
+    (tmp_path / "images" / "notes.txt").write_text("not an image")
+    (tmp_path / "images" / "p2" / "._9.png").write_bytes(b"a file manager's droppings")
+    source = ImageFolder(tmp_path)
+    source.verify()
+    assert source.cases == ["p1", "p2", "p2", "p2", "p10"]
+    examples = [source[i] for i in range(len(source))]
+    assert [e["case"] for e in examples] == source.cases
+    assert [e["slice"] for e in examples] == ["series/3", "1", "9", "10", "1"]
+    assert [e["image"][0, 0, 0] for e in examples] == [4, 3, 1, 0, 2]
+    assert examples[2]["path"] == str(tmp_path / "images" / "p2" / "9.png") and examples[2]["spacing"] is None
+    mask = examples[0]["mask"]
+    assert mask.dtype == np.uint8 and mask.shape == (4, 5, 1) and mask.sum() == mask[0, 0, 0] == 1
+
+
+def test_in_a_flat_folder_every_file_is_a_case(tmp_path):
+    source = ImageFolder(str(folder(tmp_path, ["x_2", "x_10"])))
+    assert source.cases == ["x_2", "x_10"] and source[1]["slice"] == "x_10"
+
+
+@pytest.mark.parametrize("extension", [".png", ".tif", ".tiff", ".PNG"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_depth_is_kept(tmp_path, extension, dtype):
+    pixels = RAMP.astype(dtype) * (np.iinfo(dtype).max // 19)
+    write(tmp_path / "images" / f"a{extension}", pixels)
+    write(tmp_path / "masks" / "a.png", RAMP % 2)
+    image = ImageFolder(tmp_path)[0]["image"]
+    assert image.dtype == dtype
+    np.testing.assert_array_equal(image[..., 0], pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+def test_signed_and_float_tiff_become_float32(tmp_path, dtype):
+    pixels = (RAMP.astype(dtype) - 10) * 100  # Hounsfield units
+    write(tmp_path / "images" / "a.tif", pixels)
+    write(tmp_path / "masks" / "a.tif", RAMP % 2)
+    image = ImageFolder(tmp_path)[0]["image"]
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(image[..., 0], pixels)
+
+
+def test_a_lossy_image_with_a_png_mask_and_a_lossy_mask(tmp_path):
+    smooth = np.tile(np.arange(0, 240, 5, dtype=np.uint8), (48, 1))
+    block = np.zeros((48, 48), np.uint8)
+    block[11:30, 5:23] = 255
+    for name, extension in (("a", ".png"), ("b", ".jpeg")):
+        write(tmp_path / "images" / f"{name}.jpg", smooth, quality=95)
+        write(tmp_path / "masks" / f"{name}{extension}", block)
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "masks" / "b.jpeg")))) > 2
+    source = ImageFolder(tmp_path)
+    for i in (0, 1):
+        np.testing.assert_array_equal(source[i]["mask"][..., 0], block // 255)
+    np.testing.assert_allclose(source[0]["image"][..., 0], smooth, atol=4)
+
+
+def test_colour_to_grey_and_grey_to_colour(tmp_path):
+    colour = np.zeros((2, 3, 3), np.uint8)
+    colour[0] = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    colour[1] = 77
+    write(tmp_path / "images" / "rgb.png", colour)
+    write(tmp_path / "images" / "rgba.png", np.concatenate([colour, np.full((2, 3, 1), 9, np.uint8)], axis=-1))
+    Image.fromarray(colour).quantize(8).save(tmp_path / "images" / "palette.png")
+    write(tmp_path / "images" / "grey.png", RAMP[:2, :3])
+    for name in ("rgb", "rgba", "palette", "grey"):
+        write(tmp_path / "masks" / f"{name}.png", np.zeros((2, 3), np.uint8))
+
+    one = ImageFolder(tmp_path)
+    three = ImageFolder(tmp_path, channels=3)
+    names = one.cases
+    for name in ("rgb", "rgba", "palette"):  # luma by hand: 76.2, 149.7, 29.1
+        np.testing.assert_array_equal(one[names.index(name)]["image"][..., 0], [[76, 150, 29], [77, 77, 77]])
+        np.testing.assert_array_equal(three[names.index(name)]["image"], colour)
+    grey = three[names.index("grey")]["image"]
+    np.testing.assert_array_equal(grey, np.stack([RAMP[:2, :3]] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("value", [1, 2, 128, 255])
+def test_one_class_takes_any_second_value(tmp_path, value):
+    write(tmp_path / "images" / "a.png", RAMP)
+    write(tmp_path / "masks" / "a.png", (RAMP > 15).astype(np.uint8) * np.uint8(value))
+    np.testing.assert_array_equal(ImageFolder(tmp_path)[0]["mask"][..., 0], RAMP > 15)
+
+
+def test_a_one_bit_mask_and_a_colour_coded_mask_with_equal_channels(tmp_path):
+    truth = RAMP > 15
+    for name, mask in (("bit", truth), ("rgb", np.stack([truth * np.uint8(255)] * 3, axis=-1))):
+        write(tmp_path / "images" / f"{name}.png", RAMP)
+        write(tmp_path / "masks" / f"{name}.png", mask)
+    for example in map(ImageFolder(tmp_path).__getitem__, (0, 1)):
+        np.testing.assert_array_equal(example["mask"][..., 0], truth)
+
+
+def test_several_classes_from_labels_and_from_a_palette(tmp_path):
+    labels = (RAMP % 3).astype(np.uint8)
+    write(tmp_path / "images" / "a.png", RAMP)
+    palette = Image.fromarray(labels).convert("P")
+    palette.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    (tmp_path / "masks").mkdir()
+    palette.save(tmp_path / "masks" / "a.png")
+    mask = ImageFolder(tmp_path, classes=3)[0]["mask"]
+    assert mask.shape == (4, 5, 3)
+    for j in range(3):
+        np.testing.assert_array_equal(mask[..., j], labels == j + 1)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def refused(make, *parts: str) -> None:
+    """`make()` raises one line that holds every part."""
+    with pytest.raises(BadInput) as caught:
+        make()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_no_folder_and_no_images(tmp_path):
+    refused(lambda: ImageFolder(tmp_path / "nowhere"), "no such folder", "nowhere")
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "images" / "volume.nii.gz").write_bytes(b"")
+    refused(lambda: ImageFolder(tmp_path), "no images", str(tmp_path / "images"), ".png")
+
+
+def test_images_without_masks_and_the_reverse(tmp_path):
+    folder(tmp_path, ["a/1", "a/2", "a/3"])
+    for name in ("a/2", "a/3"):
+        (tmp_path / "masks" / f"{name}.png").unlink()
+    refused(lambda: ImageFolder(tmp_path), "images without masks, 2 of 3", str(tmp_path / "images" / "a" / "2.png"))
+    for name in ("a/2", "a/3"):
+        (tmp_path / "images" / f"{name}.png").unlink()
+    write(tmp_path / "masks" / "a" / "7.png", RAMP)
+    refused(lambda: ImageFolder(tmp_path), "masks without images, 1 of 2", str(tmp_path / "masks" / "a" / "7.png"))
+
+
+def test_two_files_of_one_name(tmp_path):
+    write(folder(tmp_path) / "images" / "a" / "1.tif", RAMP)
+    refused(lambda: ImageFolder(tmp_path), "two files of one name", "1.png and 1.tif")
+
+
+def test_sizes_that_differ(tmp_path):
+    write(folder(tmp_path) / "masks" / "a" / "2.png", np.zeros((5, 4), np.uint8))
+    refused(ImageFolder(tmp_path).verify, "4x5 against 5x4", str(Path("masks", "a", "2.png")))
+
+
+@pytest.mark.parametrize("options", [{"format": "PNG"}, {"format": "JPEG"}, {"format": "TIFF"}], ids=str)
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.6])
+def test_a_truncated_file_is_named(tmp_path, options, kept):
+    names = [f"a/{i}" for i in range(6)]
+    folder(tmp_path, names, shape=(64, 64))
+    broken = tmp_path / "images" / "a" / "3.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    write(broken, noise, **options)
+    broken.write_bytes(broken.read_bytes()[: int(kept * broken.stat().st_size)])
+    refused(ImageFolder(tmp_path).verify, "unreadable or truncated", str(broken))
+
+
+def test_verify_reports_the_first_in_file_order(tmp_path):
+    names = [f"a/{i}" for i in range(12)]
+    folder(tmp_path, names)
+    for i in (11, 4, 7):
+        (tmp_path / "images" / "a" / f"{i}.png").write_bytes(b"pickle me")
+    for _ in range(5):
+        refused(ImageFolder(tmp_path).verify, str(Path("a", "4.png")))
+
+
+def test_more_than_one_page(tmp_path):
+    folder(tmp_path, ["b"])
+    pages = [Image.fromarray(RAMP)] * 3
+    (tmp_path / "images" / "b.png").unlink()
+    pages[0].save(tmp_path / "images" / "b.tif", save_all=True, append_images=pages[1:])
+    refused(ImageFolder(tmp_path).verify, "more than one page, 3", "b.tif")
+
+
+def test_an_image_that_is_not_finite(tmp_path):
+    write(tmp_path / "images" / "a.tif", np.where(RAMP == 3, np.nan, RAMP).astype(np.float32))
+    write(tmp_path / "masks" / "a.png", RAMP % 2)
+    refused(ImageFolder(tmp_path).verify, "NaN", "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "said"),
+    [
+        ([0, 1, 2], 1, "mask values, 0, 1, 2"),
+        ([0, 128, 255], 1, "0 and one other value"),
+        ([1, 2], 1, "mask values, 1, 2"),  # which one is the background?
+        ([0, 1, 2, 3], 2, "the labels 0 to 2"),
+        ([0, 255], 2, "mask values, 0, 255"),
+        (list(range(20)), 1, "0, 1, 2, 3, 4, 5, 6, 7, ..."),
+    ],
+)
+def test_a_mask_with_more_values_than_classes(tmp_path, values, classes, said):
+    folder(tmp_path, ["b/1"])
+    bad = write(tmp_path / "masks" / "b" / "1.png", np.resize(np.array(values, np.uint8), (4, 5)))
+    refused(ImageFolder(tmp_path, classes=classes).verify, said, str(bad))
+
+
+def test_masks_that_cannot_be_labels(tmp_path):
+    folder(tmp_path, ["a"])
+    write(tmp_path / "masks" / "a.png", np.dstack([RAMP, RAMP, RAMP + 1]))
+    refused(ImageFolder(tmp_path).verify, "a mask in colour", "a.png")
+    (tmp_path / "masks" / "a.png").unlink()
+    write(tmp_path / "masks" / "a.jpg", RAMP)
+    refused(ImageFolder(tmp_path, classes=2).verify, "lossy", "a.jpg")
+
+
+@pytest.mark.parametrize("wrong", [{"channels": 2}, {"classes": 0}])
+def test_channels_and_classes_are_checked(tmp_path, wrong):
+    folder(tmp_path)
+    refused(lambda: ImageFolder(tmp_path, **wrong), f"{next(iter(wrong))}, {next(iter(wrong.values()))}")
+
+
+# --- cached, and the real thing --------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A source that counts its readings."""
+
+    cases = ("a", "a", "b")
+    readings = 0
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        self.readings += 1
+        return {"image": np.full((2, 2, 1), index, np.float32), "mask": np.zeros((2, 2, 1), np.uint8)}
+
+
+def test_cached_reads_once_and_guards_what_it_shares():
+    source = Counting()
+    cached = Cached(source)
+    assert len(cached) == 3 and list(cached.cases) == ["a", "a", "b"]
+    for _ in range(4):
+        assert cached[2]["image"][0, 0, 0] == 2
+    assert source.readings == 1
+    with pytest.raises(ValueError, match="read-only"):
+        cached[2]["image"][0, 0, 0] = 7
+    cached[2]["image"] = None  # a caller's dict is its own
+    assert cached[2]["image"] is not None
+
+
+@pytest.mark.skipif(not (REAL / "covid19_ct").is_dir(), reason="no ../shared/data/covid19_ct beside the checkout")
+def test_real_ct_slices():
+    source = ImageFolder(REAL / "covid19_ct")
+    assert len(source) == 1158 and len(set(source.cases)) == 8
+    slices = [int(source[i]["slice"]) for i in range(0, 178, 25)]
+    assert slices == sorted(slices) and source.cases[:178] == ["coronacases_001"] * 178
+    example = source[100]
+    assert example["image"].shape == example["mask"].shape == (256, 256, 1)
+    assert re.search(r"coronacases_001.\d{3}\.png$", example["path"])
+    assert 0 < example["mask"].mean() < 0.2 and example["mask"].max() == 1
+
+
+@pytest.mark.skipif(not (REAL / "medseg_ct").is_dir(), reason="no ../shared/data/medseg_ct beside the checkout")
+def test_real_flat_folder_with_jpeg_images_and_png_masks():
+    source = ImageFolder(REAL / "medseg_ct" / "test")
+    source.verify()
+    assert len(source) == len(set(source.cases)) == 48
+    assert all(source[i]["mask"].any() for i in range(0, 48, 8))
