@@ -1,0 +1,221 @@
+"""How well a predicted mask agrees with the true one: two conventions, and their averages over images and cases.
+
+With P the predicted and T the true pixels of one class, tp = |P ∩ T|, fp = |P \\ T|, fn = |T \\ P|:
+
+    Dice = 2 tp / (2 tp + fp + fn)      IoU = tp / (tp + fp + fn)
+    recall = tp / (tp + fn)             precision = tp / (tp + fp)
+
+`standard` is exact and undefined (NaN) where there is nothing to find; `paper` does what the paper's own numbers point
+to, smoothing and all. The two give different values under the same names, so they never share a table.
+Everything is numpy and scipy, outside jit.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from biedsnet_jax.distances import Spacing, row_hausdorff, surface_distances
+from biedsnet_jax.types import BadInput
+
+COUNTS = ("tp", "fp", "fn", "tn")
+OVERLAPS = ("dice", "iou", "accuracy", "recall", "precision")
+DISTANCES = ("hd", "hd95", "assd")
+DISTANCES_MM = ("hd_mm", "hd95_mm", "assd_mm")
+PAPER = ("dice", "hd", "iou", "accuracy", "recall", "precision")
+
+
+def standard(
+    *, pred: Bool[np.ndarray, "*space"], truth: Bool[np.ndarray, "*space"], spacing: Spacing | None = None
+) -> dict[str, float]:
+    """Exact overlap and surface distances of one class, in two or three dimensions.
+
+    Returns dice, iou, accuracy, recall, precision in [0, 1]; hd, hd95, assd in pixels; and, where the `spacing` of this
+    very grid is known (mm, one number an axis), hd_mm, hd95_mm, assd_mm.
+
+    Empty truth: NaN for all but accuracy, which is a plain count of right pixels and stays defined.
+    Truth missed altogether (empty prediction): dice, iou, recall are 0, and so is precision, though 0 / 0; every
+    distance is the image diagonal, the largest distance two of its pixels can have. NaN would be left out of the mean
+    and so reward a model for predicting nothing.
+
+    Raises BadInput for a spacing that is not one positive number an axis.
+    """
+    values = overlap(**_confusion(pred=pred, truth=truth))
+    values |= dict(zip(DISTANCES, surface_distances(pred=pred, truth=truth, spacing=(1.0,) * truth.ndim)))
+    if spacing is not None:
+        values |= dict(zip(DISTANCES_MM, surface_distances(pred=pred, truth=truth, spacing=spacing)))
+    return values
+
+
+def paper(*, pred: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) -> dict[str, float]:
+    """The convention that the paper's tables point to, defined on empty masks too.
+
+    Dice is smoothed by 1, IoU by 1e-5; recall, precision and accuracy have 1e-10 in the denominator, so the first two
+    are 0 on empty truth where Dice is 1 if the prediction is empty as well. HD takes each image *row* as one point (see
+    `row_hausdorff`): the root of a pixel count, no distance in the image. Recall and precision are not swapped here;
+    the paper's own two columns may be.
+    """
+    tp, fp, fn, tn = _confusion(pred=pred, truth=truth).values()
+    return {
+        "dice": (2 * tp + 1) / (2 * tp + fp + fn + 1),
+        "hd": row_hausdorff(pred=pred, truth=truth),
+        "iou": (tp + 1e-5) / (tp + fp + fn + 1e-5),
+        "accuracy": (tp + tn) / (tp + fp + fn + tn + 1e-10),
+        "recall": tp / (tp + fn + 1e-10),
+        "precision": tp / (tp + fp + 1e-10),
+    }
+
+
+def overlap(*, tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
+    """The five overlap measures from pixel counts, of a slice, a volume or a whole split; see `standard` for 0 / 0."""
+    accuracy = (tp + tn) / (tp + fp + fn + tn)
+    if tp + fn == 0:
+        return dict.fromkeys(OVERLAPS, math.nan) | {"accuracy": accuracy}
+    return {
+        "dice": 2 * tp / (2 * tp + fp + fn),
+        "iou": tp / (tp + fp + fn),
+        "accuracy": accuracy,
+        "recall": tp / (tp + fn),
+        "precision": tp / max(tp + fp, 1),
+    }
+
+
+def _confusion(*, pred: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+    """Pixel counts, in the order of COUNTS."""
+    tp = int(np.count_nonzero(pred & truth))
+    fp = int(np.count_nonzero(pred)) - tp
+    fn = int(np.count_nonzero(truth)) - tp
+    return {"tp": tp, "fp": fp, "fn": fn, "tn": truth.size - tp - fp - fn}
+
+
+def slice_row(
+    *,
+    pred: Bool[np.ndarray, "h w"],
+    truth: Bool[np.ndarray, "h w"],
+    case: str,
+    slice: str,
+    label: int = 1,
+    spacing: Spacing | None = None,
+) -> dict[str, str | int | float]:
+    """One line of `cases.csv`: case, slice, class (`label`, from 1), pixel counts, `standard`, and `paper` as paper_*.
+
+    Undefined values are NaN; the *_mm columns are there only where the spacing is known.
+    """
+    return (
+        {"case": case, "slice": slice, "class": label}
+        | _confusion(pred=pred, truth=truth)
+        | standard(pred=pred, truth=truth, spacing=spacing)
+        | {f"paper_{name}": value for name, value in paper(pred=pred, truth=truth).items()}
+    )
+
+
+def summarise(rows: Sequence[dict], *, seed: int = 0, resamples: int = 2000) -> dict:
+    """Averages of the rows of `slice_row`, ready for JSON: a value that is undefined is None, never NaN.
+
+    n_images, n_cases; n_empty (rows with empty truth), n_missed (rows with truth but no prediction), and
+    false_positive_slices (rows with empty truth but a prediction, which no mean of Dice shows). Then "standard",
+    each metric with
+
+    - mean: over rows, NaN left out; n is how many were left in. Only accuracy keeps rows with empty truth.
+    - ci95: 95 % percentile bootstrap of that mean, resampling whole cases, since slices of one patient are no
+      independent sample. [None, None] if fewer than two cases have a value.
+    - per_case_mean: overlap of each case's volume (its slices' counts summed), averaged over cases. Distances
+      have no form in counts: the mean over cases of the case's own mean.
+    - pooled: overlap of all counts summed; None for distances.
+
+    "paper" has plain means, over all rows, and "paper_ci95" their intervals.
+
+    With several classes, a row is a (slice, class), a volume a (case, class), and the headline runs over all of them
+    alike; "classes" then holds the same summary of each class by itself.
+
+    Raises BadInput if there is no row.
+    """
+    if not rows:
+        raise BadInput("images to evaluate, 0, the split; give a split with at least one image")
+    summary = _summary(rows, seed=seed, resamples=resamples)
+    labels = sorted({row["class"] for row in rows})
+    if len(labels) > 1:
+        by_class = {label: [row for row in rows if row["class"] == label] for label in labels}
+        summary["classes"] = {str(c): _summary(r, seed=seed, resamples=resamples) for c, r in by_class.items()}
+    return summary
+
+
+def _summary(rows: Sequence[dict], *, seed: int, resamples: int) -> dict:
+    names, case = np.unique([row["case"] for row in rows], return_inverse=True)
+    rng = np.random.default_rng(seed)
+    # How often each case is drawn: the same draws for every metric, whatever the order of the rows.
+    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    empty = [row for row in rows if row["tp"] + row["fn"] == 0]
+
+    def entry(key: str, *, of_counts: bool) -> dict:
+        values = np.array([row.get(key, math.nan) for row in rows], dtype=float)
+        return {
+            "mean": _json(_mean(values)),
+            "ci95": _bootstrap(values, case, draws),
+            "per_case_mean": _json(_volume_mean(rows, key) if of_counts else _mean_of_means(rows, key)),
+            "pooled": _json(overlap(**_sum_counts(rows))[key]) if of_counts else None,
+            "n": int(np.count_nonzero(~np.isnan(values))),
+        }
+
+    distances = DISTANCES + tuple(name for name in DISTANCES_MM if any(name in row for row in rows))
+    return {
+        "n_images": len({(row["case"], row["slice"]) for row in rows}),
+        "n_cases": len(names),
+        "n_empty": len(empty),
+        "n_missed": sum(row["fn"] > 0 and row["tp"] + row["fp"] == 0 for row in rows),
+        "false_positive_slices": [
+            {"case": row["case"], "slice": row["slice"], "class": row["class"], "pixels": row["fp"]}
+            for row in empty
+            if row["fp"] > 0
+        ],
+        "standard": {key: entry(key, of_counts=True) for key in OVERLAPS}
+        | {key: entry(key, of_counts=False) for key in distances},
+        "paper": {key: entry(f"paper_{key}", of_counts=False)["mean"] for key in PAPER},
+        "paper_ci95": {key: entry(f"paper_{key}", of_counts=False)["ci95"] for key in PAPER},
+    }
+
+
+def _bootstrap(
+    values: Float[np.ndarray, " rows"], case: Int[np.ndarray, " rows"], draws: Int[np.ndarray, "resamples cases"]
+) -> list[float | None]:
+    """95 % percentile interval of the mean over rows; each draw says how often it holds each case."""
+    known = ~np.isnan(values)
+    sums = np.bincount(case, np.where(known, values, 0.0), minlength=draws.shape[1])
+    sizes = np.bincount(case, known, minlength=draws.shape[1])
+    if np.count_nonzero(sizes) < 2:
+        return [None, None]
+    total = draws @ sizes
+    means = (draws @ sums)[total > 0] / total[total > 0]  # a draw of cases without any value has no mean
+    return [float(bound) for bound in np.percentile(means, [2.5, 97.5])]
+
+
+def _volumes(rows: Sequence[dict]) -> list[list[dict]]:
+    """The rows of each (case, class)."""
+    volumes = defaultdict(list)
+    for row in rows:
+        volumes[row["case"], row["class"]].append(row)
+    return list(volumes.values())
+
+
+def _volume_mean(rows: Sequence[dict], key: str) -> float:
+    return _mean([overlap(**_sum_counts(volume))[key] for volume in _volumes(rows)])
+
+
+def _mean_of_means(rows: Sequence[dict], key: str) -> float:
+    return _mean([_mean([row.get(key, math.nan) for row in volume]) for volume in _volumes(rows)])
+
+
+def _sum_counts(rows: Sequence[dict]) -> dict[str, int]:
+    return {name: sum(row[name] for row in rows) for name in COUNTS}
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Mean of the values that are not NaN; NaN if none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _json(value: float) -> float | None:
+    return None if math.isnan(value) else value
