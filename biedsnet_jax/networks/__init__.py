@@ -1,0 +1,21 @@
+"""The networks by name: the one lookup, a plain dict."""
+
+from biedsnet_jax.networks.attention_unet import AttentionUNet
+from biedsnet_jax.networks.biedsnet import BIEDSNet
+from biedsnet_jax.networks.medsegdiff import MedSegDiff
+from biedsnet_jax.networks.swin_unet import SwinUNet
+from biedsnet_jax.networks.trans_unet import TransUNet
+from biedsnet_jax.networks.unet import UNet
+from biedsnet_jax.networks.unetpp import UNetPlusPlus
+from biedsnet_jax.networks.unext import UNeXt
+
+NETWORKS = {
+    "biedsnet": BIEDSNet,
+    "unet": UNet,
+    "unetpp": UNetPlusPlus,
+    "attention_unet": AttentionUNet,
+    "unext": UNeXt,
+    "swin_unet": SwinUNet,
+    "trans_unet": TransUNet,
+    "medsegdiff": MedSegDiff,
+}

@@ -1,0 +1,180 @@
+"""Building blocks that more than one network uses: pooling, resizing, convolution with norm, time embedding.
+
+All maps are channels last, "b h w c". Padding and epsilon follow PyTorch, so that published weights can be imported.
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from biedsnet_jax.types import BadInput
+
+Features = Float[Array, "b h w c"]
+
+
+def conv(features: int, kernel: int = 3, *, stride: int = 1, use_bias: bool = False, dtype=jnp.float32, name=None):
+    """A convolution padded by kernel // 2 on every side, as `torch.nn.Conv2d(..., padding=kernel // 2)`."""
+    pad = kernel // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        use_bias=use_bias,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def check_size(height: int, width: int, *, multiple: int, network: str) -> None:
+    """Raise BadInput, before anything compiles, unless both sides are multiples of `multiple`."""
+    if height % multiple or width % multiple or not height * width:
+        fits = [max(multiple, round(side / multiple) * multiple) for side in (height, width)]
+        raise BadInput(
+            f"image size for {network}, {height}x{width}, data.size; "
+            f"use multiples of {multiple}, such as {fits[0]}x{fits[1]}"
+        )
+
+
+class DepthwiseConv(nn.Module):
+    """3x3 convolution of each channel by itself, padded to the same size; the kernel has `nn.Conv`'s shape "3 3 1 c".
+
+    Nine shifted products: XLA's grouped convolution took twenty times as long on a CPU and reads no less memory on a
+    GPU.
+    """
+
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        _, h, w, channels = x.shape
+        kernel = self.param("kernel", self.kernel_init, (3, 3, 1, channels)).astype(self.dtype)
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        y = sum(padded[:, i : i + h, j : j + w] * kernel[i, j][None, None] for i in range(3) for j in range(3))
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (channels,)).astype(self.dtype)[None, None, None]
+        return y
+
+
+def batch_norm(train: bool, *, dtype=jnp.float32, name=None):
+    """Batch norm with PyTorch's epsilon 1e-5 and momentum 0.1 (Flax counts it the other way round: 0.9)."""
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
+
+
+class GroupNorm(nn.Module):
+    """Group norm over (h, w, channels of the group), epsilon 1e-5; parameters as `nn.GroupNorm`'s.
+
+    Means per channel first, then over the few channels of a group: `nn.GroupNorm` reduces over a minor axis as short as
+    a group, which took five times as long on a CPU. Statistics are float32 whatever `dtype` is.
+    """
+
+    groups: int
+    epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x = x.astype(jnp.float32)
+        mean = self._over_group(jnp.mean(x, axis=(1, 2)))
+        variance = self._over_group(jnp.mean(jnp.square(x), axis=(1, 2))) - jnp.square(mean)
+        factor = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + self.epsilon) * scale[None]
+        shift = bias[None] - mean * factor
+        return (x * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
+
+    def _over_group(self, per_channel: Float[Array, "b c"]) -> Float[Array, "b c"]:
+        b, c = per_channel.shape
+        mean = jnp.mean(per_channel.reshape(b, self.groups, -1), axis=-1, keepdims=True)
+        return jnp.broadcast_to(mean, (b, self.groups, c // self.groups)).reshape(b, c)
+
+
+def max_pool(x: Float[Array, "b h w c"], window: int = 2) -> Float[Array, "b h2 w2 c"]:
+    """Non-overlapping maximum over `window` x `window` pixels; height and width must divide by it.
+
+    Maxima of strided parts: the gradient of XLA's window reduction took twenty times as long on a CPU. Where several
+    pixels share the maximum, they share the gradient.
+    """
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // window, window, w // window, window, c)
+    x = functools.reduce(jnp.maximum, [x[:, :, i] for i in range(window)])
+    return functools.reduce(jnp.maximum, [x[:, :, :, i] for i in range(window)])
+
+
+def upsample_nearest(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c"]:
+    """Repeat each pixel `factor` times along both axes."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, factor, w, factor, c))
+    return x.reshape(b, h * factor, w * factor, c)
+
+
+def resize_bilinear(
+    x: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Array, "b h2 w2 c"]:
+    """Bilinear resize to `size` as `torch.nn.functional.interpolate` does it.
+
+    `jax.image.resize` has no align_corners, and antialiases when it shrinks. Here each axis is a product with a small
+    interpolation matrix, which XLA runs as a matrix multiplication.
+    """
+    rows = _interpolation_matrix(x.shape[1], size[0], align_corners).astype(x.dtype)
+    cols = _interpolation_matrix(x.shape[2], size[1], align_corners).astype(x.dtype)
+    x = jnp.einsum("oh,bhwc->bowc", rows, x)
+    return jnp.einsum("pw,bowc->bopc", cols, x)
+
+
+def upsample_bilinear(x: Float[Array, "b h w c"], *, align_corners: bool) -> Float[Array, "b h2 w2 c"]:
+    """Double height and width by `resize_bilinear`."""
+    return resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]), align_corners=align_corners)
+
+
+def _interpolation_matrix(n_in: int, n_out: int, align_corners: bool) -> Float[Array, "o i"]:
+    """Weights "o i" of linear interpolation from n_in to n_out samples."""
+    if align_corners:
+        where = jnp.linspace(0.0, n_in - 1.0, n_out)
+    else:
+        where = jnp.clip((jnp.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0.0, n_in - 1.0)
+    return jnp.maximum(0.0, 1.0 - jnp.abs(where[:, None] - jnp.arange(n_in)[None, :]))
+
+
+def timestep_embedding(t: Float[Array, " b"], width: int, max_period: float = 10_000.0) -> Float[Array, "b e"]:
+    """Sinusoidal embedding [cos, sin] of `t`, `width` wide (Ho et al. 2020, as in guided-diffusion)."""
+    half = width // 2
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class VGGBlock(nn.Module):
+    """Two [3x3 convolution with bias, batch norm, ReLU], the block of UNet, UNet++ and Attention U-Net."""
+
+    features: int  # channels
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c2"]:
+        for i in (1, 2):
+            x = conv(self.features, use_bias=True, dtype=self.dtype, name=f"conv{i}")(x)
+            x = jax.nn.relu(batch_norm(train, dtype=self.dtype, name=f"bn{i}")(x))
+        return x
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid of width `width`, dense to 4 width, ReLU, dense (READING: time embedding)."""
+
+    width: int  # channels
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b e"]:
+        x = timestep_embedding(t, self.width).astype(self.dtype)
+        x = nn.Dense(4 * self.width, dtype=self.dtype, name="dense_1")(x)
+        x = nn.Dense(4 * self.width, dtype=self.dtype, name="dense_2")(jax.nn.relu(x))
+        return x
