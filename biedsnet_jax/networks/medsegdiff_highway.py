@@ -1,0 +1,106 @@
+"""MedSegDiff's highway (condition) network, which sees the clean image only, and v1's FF-Parser.
+
+The highway network is a plain U-Net in nnU-Net's style, five levels and a bottleneck. It predicts a calibration map of
+its own, and two of its decoder maps, brought to full size, anchor the denoiser:
+
+    anchor = [a_0, a_0, a_1],   a_0 from 1/2 size (width 0), a_1 from 1/4 size (width 1)
+
+Wu et al., "MedSegDiff: medical image segmentation with diffusion probabilistic model", 2023; the published code's
+`version new`. Version 1 joins this network to the denoiser through the FF-Parser. It is not built here: it also sends
+the bottleneck through a convolution drawn anew in every forward pass, so that two identical calls differ.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from biedsnet_jax.networks.blocks import batch_norm, max_pool, resize_bilinear
+from biedsnet_jax.types import Image
+
+LEVELS = 5  # poolings, so that a side must be divisible by 32
+
+# He initialisation for a leaky ReLU of slope 0.01, as nnU-Net does.
+_he_normal = nn.initializers.variance_scaling(2.0 / (1.0 + 0.01**2), "fan_in", "normal")
+
+
+def highway_widths(channels: int, cap: int) -> tuple[int, ...]:
+    """Widths of the five levels, then of the bottleneck: doubled at each, up to `cap`."""
+    return tuple(min(channels * 2**level, cap) for level in range(LEVELS + 1))
+
+
+class HighwayBlock(nn.Module):
+    """conv3x3 - dropout of whole channels - batch norm - leaky ReLU."""
+
+    features: int  # output channels
+    dropout: float = 0.0  # rate
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w d"]:
+        x = nn.Conv(self.features, (3, 3), padding=1, kernel_init=_he_normal, dtype=self.dtype, name="conv")(x)
+        x = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(x, deterministic=not train)
+        return jax.nn.leaky_relu(batch_norm(train, dtype=self.dtype, name="norm")(x), 0.01)
+
+
+class Highway(nn.Module):
+    """The condition network: image -> calibration map and anchor.
+
+    Returns `calibration` "b h w k" in [0, 1], its `calibration_logits`, and `anchor` "b h w 2*w_0+w_1".
+    """
+
+    classes: int = 1  # k
+    channels: int = 32  # width of the first level
+    cap: int = 480  # largest width
+    dropout: float = 0.5  # rate, encoder and bottleneck
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Image, *, train: bool) -> dict[str, Array]:
+        def block(x, features, name, dropout=0.0):
+            return HighwayBlock(features, dropout, self.dtype, name=name)(x, train=train)
+
+        widths = highway_widths(self.channels, self.cap)
+        size = image.shape[1:3]
+        x = image.astype(self.dtype)
+
+        skips = []
+        for i, width in enumerate(widths[:LEVELS]):
+            x = block(x, width, f"down_{i}_0", self.dropout)
+            x = block(x, width, f"down_{i}_1", self.dropout)
+            skips.append(x)
+            x = max_pool(x)
+        x = block(x, widths[LEVELS], "bottleneck_0", self.dropout)
+        x = block(x, widths[LEVELS - 1], "bottleneck_1", self.dropout)
+
+        decoded = {}
+        for u, i in enumerate(reversed(range(LEVELS))):
+            x = resize_bilinear(x, skips[i].shape[1:3])
+            x = jnp.concatenate([x, skips[i]], axis=-1)
+            x = block(x, widths[i], f"up_{u}_0")
+            x = block(x, widths[max(i - 1, 0)], f"up_{u}_1")  # already as wide as the next skip
+            decoded[i] = x
+
+        # One channel per class; the published network has one class and no bias.
+        head = nn.Conv(self.classes, (1, 1), use_bias=False, kernel_init=_he_normal, dtype=self.dtype, name="head")
+        logits = head(x).astype(jnp.float32)
+        a_0, a_1 = resize_bilinear(decoded[1], size), resize_bilinear(decoded[2], size)
+        anchor = jnp.concatenate([a_0, a_0, a_1], axis=-1)
+        return {"calibration": jax.nn.sigmoid(logits), "calibration_logits": logits, "anchor": anchor}
+
+
+class FFParser(nn.Module):
+    """Multiply the spectrum of a map by a learned complex weight: irfft2(W * rfft2(x)), orthonormal.
+
+    The weight has one entry per frequency and channel, "h w/2+1 c 2" (real, imaginary), so a trained one fits a single
+    image size. It is a part of MedSegDiff v1, kept for whoever looks for it; `MedSegDiff` here does not use it.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        _, h, w, c = x.shape
+        weight = self.param("complex_weight", nn.initializers.normal(0.02), (h, w // 2 + 1, c, 2))
+        spectrum = jnp.fft.rfft2(x.astype(jnp.float32), axes=(1, 2), norm="ortho")  # FFTs want float32
+        spectrum = spectrum * jax.lax.complex(weight[..., 0], weight[..., 1])[None]
+        return jnp.fft.irfft2(spectrum, s=(h, w), axes=(1, 2), norm="ortho").astype(x.dtype)

@@ -1,0 +1,246 @@
+"""PyTorch weights of the published networks, as Flax variables.
+
+A PyTorch state_dict is a flat mapping `module.path.leaf -> tensor`. Its module path is renamed by `RENAMES`, then its
+leaf decides the rest:
+
+    weight, 4-D (2-D, 1-D conv)   kernel, OIHW -> HWIO   (a depthwise kernel "c 1 h w" too)
+    weight, 3-D                   kernel, OIK -> KIO
+    weight, 2-D (linear)          kernel, OI -> IO
+    weight, 1-D (any norm)        scale
+    bias                          bias
+    running_mean, running_var     mean, var of `batch_stats`
+    anything else                 a parameter of that name, as it is (position and bias tables)
+
+A 1x1 convolution may be a `Dense` here: leading axes of length one are dropped where the target has fewer.
+"""
+
+import difflib
+import json
+import math
+import pathlib
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.types import BadInput
+
+# For each network, (regex, replacement) applied in order by `re.sub` to the PyTorch module path without its leaf, say
+# "block1.0.mlp.fc1"; the dots left become the slashes of the Flax path. No entry: the names are the same.
+RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
+    "attention_unet": (
+        (r"\.conv\.0$", ".conv1"),
+        (r"\.conv\.1$", ".bn1"),
+        (r"\.conv\.3$", ".conv2"),
+        (r"\.conv\.4$", ".bn2"),
+        (r"\.up\.1$", ".conv"),
+        (r"\.up\.2$", ".bn"),
+        (r"\.(W_g|W_x|psi)\.0$", r".\1"),
+        (r"\.(W_g|W_x|psi)\.1$", r".\1_bn"),
+    ),
+    "medsegdiff": (
+        (r"^time_embed\.0$", "denoiser.time_1"),
+        (r"^time_embed\.2$", "denoiser.time_2"),
+        (r"^out\.0$", "denoiser.out_norm"),
+        (r"^out\.2$", "denoiser.out_conv"),
+        (r"^input_blocks\.0\.0$", "denoiser.input_0"),
+        (r"^input_blocks\.(\d+)\.0\.op$", r"denoiser.input_\1_down"),
+        (r"^output_blocks\.(\d+)\.[12]\.conv$", r"denoiser.output_\1_up"),
+        (r"^middle_block\.1\.", "denoiser.middle_1_attention."),
+        (r"^middle_block\.([02])\.", r"denoiser.middle_\1_res."),
+        (r"^(input|output)_blocks\.(\d+)\.1\.", r"denoiser.\1_\2_attention."),
+        (r"^(input|output)_blocks\.(\d+)\.0\.", r"denoiser.\1_\2_res."),
+        (r"\.in_layers\.0$", ".norm_1"),
+        (r"\.in_layers\.2$", ".conv_1"),
+        (r"\.emb_layers\.1$", ".time"),
+        (r"\.out_layers\.0$", ".norm_2"),
+        (r"\.out_layers\.3$", ".conv_2"),
+        (r"\.skip_connection$", ".skip"),
+        (r"\.proj_out$", ".project"),
+        (r"^hwm\.seg_outputs\.0$", "highway.head"),
+        (r"^hwm\.conv_blocks_context\.5\.([01])\.blocks\.0\.", r"highway.bottleneck_\1."),
+        (r"^hwm\.conv_blocks_context\.(\d)\.blocks\.([01])\.", r"highway.down_\1_\2."),
+        (r"^hwm\.conv_blocks_localization\.(\d)\.([01])\.blocks\.0\.", r"highway.up_\1_\2."),
+        (r"\.instnorm$", ".norm"),  # the published block keeps nnU-Net's name for what is a batch norm
+    ),
+    "unext": (
+        (r"^(d?block[12])\.0\.", r"\1."),
+        (r"\.dwconv\.dwconv$", ".dwconv"),
+    ),
+    "swin_unet": (
+        (r"^patch_embed\.proj$", "embed"),
+        (r"^patch_embed\.norm$", "embed_norm"),
+        (r"^layers\.(\d)\.blocks\.(\d)\.", r"encoder_\1_block_\2."),
+        (r"^layers\.(\d)\.downsample\.", r"merge_\1."),
+        (r"^layers_up\.(\d)\.blocks\.(\d)\.", r"decoder_\1_block_\2."),
+        (r"^layers_up\.(\d)\.(upsample\.)?(expand|norm)$", r"expand_\1.\3"),
+        (r"^concat_back_dim\.(\d)$", r"concat_\1"),
+        (r"\.mlp\.", "."),
+        (r"^up\.", "expand_last."),
+        (r"^output$", "head"),
+    ),
+    "trans_unet": (
+        (r"^transformer\.embeddings$", ""),
+        (r"^transformer\.embeddings\.patch_embeddings$", "embed"),
+        (r"^transformer\.embeddings\.hybrid_model\.root\.(conv|gn)$", r"resnet.root_\1"),
+        (r"^transformer\.embeddings\.hybrid_model\.body\.(block\d)\.(unit\d)\.", r"resnet.\1_\2."),
+        (r"\.downsample$", ".conv_proj"),
+        (r"^transformer\.encoder\.layer\.(\d+)\.", r"encoder_\1."),
+        (r"^encoder_(\d+)\.(attn|ffn)\.", r"encoder_\1."),
+        (r"^transformer\.encoder\.", ""),
+        (r"^decoder\.conv_more\.0$", "decoder_in_conv"),
+        (r"^decoder\.conv_more\.1$", "decoder_in_norm"),
+        (r"^decoder\.blocks\.(\d)\.conv([12])\.0$", r"decoder_\1_\2_conv"),
+        (r"^decoder\.blocks\.(\d)\.conv([12])\.1$", r"decoder_\1_\2_norm"),
+        (r"^segmentation_head\.0$", "head"),
+    ),
+}
+
+# Counters and constants that PyTorch stores as buffers and Flax computes.
+IGNORED = ("num_batches_tracked", "relative_position_index", "attn_mask")
+
+SAFETENSORS_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "I64": np.int64}
+
+
+def load_torch_state(
+    network_name: str, state: Mapping[str, np.ndarray], *, inputs: tuple | None = None, **constructor: Any
+) -> dict:
+    """Flax variables of `NETWORKS[network_name](**constructor)` that hold a PyTorch state.
+
+    state: PyTorch state_dict name -> array, as `read_state` gives it.
+    inputs: the positional inputs of the network's `__call__`, arrays or `jax.ShapeDtypeStruct`; by default one
+        image "1 256 256 1". Only shapes are used, nothing is allocated.
+    Returns {"params": ..., "batch_stats": ...} in float32.
+    Raises BadInput for an unknown network and as `to_variables` does.
+    """
+    if network_name not in NETWORKS:
+        near = difflib.get_close_matches(network_name, NETWORKS, n=1, cutoff=0.0)[0]
+        raise BadInput(f"network, {network_name}, --network; the nearest name is {near}")
+    module = NETWORKS[network_name](**constructor)
+    if inputs is None:
+        inputs = (jax.ShapeDtypeStruct((1, 256, 256, 1), jnp.float32),)
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    target = jax.eval_shape(lambda *xs: module.init(rngs, *xs, train=False), *inputs)
+    return to_variables(network_name, state, target)
+
+
+def to_variables(network_name: str, state: Mapping[str, np.ndarray], target: Mapping) -> dict:
+    """The tensors of `state` laid out as `target`, a tree of Flax variables or their shapes.
+
+    Raises one BadInput that names every tensor that is missing (by its Flax path), surplus or misshapen.
+    """
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(dict(target), sep="/").items()}
+    found, surplus, misshapen = {}, [], []
+    for name, tensor in state.items():
+        if name.rpartition(".")[2] in IGNORED:
+            continue
+        path, value = _convert(network_name, name, np.asarray(tensor))
+        if path not in shapes or path in found:
+            surplus.append(name)
+            continue
+        found[path] = jnp.asarray(_drop_leading_ones(value, len(shapes[path])), jnp.float32)
+        if found[path].shape != shapes[path]:
+            misshapen.append(f"{name} (becomes {found[path].shape}, needs {shapes[path]})")
+    problems = {"missing": sorted(shapes.keys() - found.keys()), "surplus": surplus, "misshapen": misshapen}
+    if any(problems.values()):
+        listed = ", ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        raise BadInput(
+            f"weights for {network_name}, {listed}, state_dict; give the network the widths, classes and image channels"
+            " these weights were trained with"
+        )
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _convert(network_name: str, name: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
+    """The Flax path, collection first, and layout of one PyTorch tensor."""
+    module, _, leaf = name.rpartition(".")
+    for pattern, replacement in RENAMES.get(network_name, ()):
+        module = re.sub(pattern, replacement, module)
+    collection = "batch_stats" if leaf.startswith("running_") else "params"
+    if leaf == "weight":
+        leaf = "scale" if tensor.ndim == 1 else "kernel"
+        # The two channel axes swap and go last; the space axes keep their order in front of them.
+        tensor = tensor if tensor.ndim < 2 else np.moveaxis(tensor, (1, 0), (-2, -1))
+    leaf = leaf.removeprefix("running_")
+    return "/".join([collection, *filter(None, module.split(".")), leaf]), tensor
+
+
+def _drop_leading_ones(value: np.ndarray, ndim: int) -> np.ndarray:
+    while value.ndim > max(ndim, 1) and value.shape[0] == 1:
+        value = value[0]
+    return value
+
+
+def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """A weights file as name -> array: `.npz`, `.safetensors`, or `.pth`/`.pt` where PyTorch is installed.
+
+    No code in the file is run. The wrapping that training scripts add (a "state_dict" or "model" entry, the
+    "module." prefix of DataParallel) is taken off. Raises BadInput for a file that cannot be read.
+    """
+    path = pathlib.Path(path)
+    readers = {".npz": _read_npz, ".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
+    if path.suffix not in readers:
+        raise BadInput(f"weights, {path}, file name; give a file that ends in {', '.join(readers)}")
+    if not path.is_file():
+        raise BadInput(f"weights, {path}, no such file; check the path")
+    state = readers[path.suffix](path)
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadInput(f"weights, {path}, not an npz of plain arrays; save it with numpy.savez") from error
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Eight bytes of header length, little endian; a JSON header; the raw tensors."""
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    try:
+        if start > len(raw):
+            raise ValueError(f"a header of {start - 8} bytes in a file of {len(raw)}")
+        header = json.loads(raw[8:start])
+        header.pop("__metadata__", None)
+        data = memoryview(raw)[start:]
+        return {name: _safetensor(entry, data) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise BadInput(f"weights, {path}, malformed safetensors ({why}); export the file again") from error
+
+
+def _safetensor(entry: dict, data: memoryview) -> np.ndarray:
+    if entry["dtype"] not in SAFETENSORS_DTYPES:
+        raise ValueError(f"dtype {entry['dtype']}, not one of {', '.join(SAFETENSORS_DTYPES)}")
+    dtype, shape, (begin, end) = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+    if not 0 <= begin <= end <= len(data) or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"bytes {begin} to {end} of {len(data)} for {entry['dtype']} {shape}")
+    return np.frombuffer(data[begin:end], dtype).reshape(shape)
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise BadInput(f"weights, {path}, needs PyTorch to be read; pip install torch, or save it as .npz") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle, zip and runtime errors of its own
+        raise BadInput(f"weights, {path}, not a plain state_dict; save model.state_dict() alone") from error
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise BadInput(f"weights, {path}, holds more than named tensors; save model.state_dict() alone")
+    return {name: tensor.detach().float().numpy() for name, tensor in state.items()}

@@ -1,0 +1,146 @@
+"""TransUNet: sizes and forward pass as published, standardised weights, training, refused sizes."""
+
+import functools
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from biedsnet_jax.networks.trans_unet import StandardisedConv, TransUNet
+from biedsnet_jax.torch_import import load_torch_state
+from biedsnet_jax.types import BadInput
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "transunet_small_64.npz"
+# Compile in seconds what runs in milliseconds.
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+TOY = TransUNet(
+    image_size=32, hidden=16, mlp=32, heads=2, layers=1, resnet_units=(1, 1, 1), resnet_width=32, decoder=(8, 8, 8, 8)
+)
+
+
+def weights(module, *inputs):
+    """Random variables of the module's own shapes. Filled by numpy: compiling an `init` costs more than the tests."""
+    shapes = jax.eval_shape(lambda *xs: module.init(jax.random.key(0), *xs, train=False), *inputs)
+    rng = np.random.default_rng(0)
+
+    def value(path, leaf):
+        if path[-1].key in ("scale", "var"):
+            return np.ones(leaf.shape, leaf.dtype)
+        fan_in = math.prod(leaf.shape[:-1]) if path[-1].key == "kernel" else 100
+        return rng.normal(0, fan_in**-0.5, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(value, shapes)
+
+
+def squares(count: int = 4, size: int = 32):
+    """Noisy images of one bright square each, and its mask."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((count, size, size, 1), np.float32)
+    for i, (top, left) in enumerate(rng.integers(0, size // 2, (count, 2))):
+        mask[i, top : top + size // 2, left : left + size // 2] = 1
+    return jnp.asarray(mask + rng.normal(0, 0.3, mask.shape), jnp.float32), jnp.asarray(mask)
+
+
+@pytest.mark.parametrize(
+    ("module", "channels", "expected"),
+    [
+        (TransUNet(image_size=224), 3, 105_275_921),
+        (TransUNet(image_size=224, classes=9), 3, 105_277_081),
+        (TransUNet(image_size=256), 1, 105_322_001),  # a gray image is repeated
+    ],
+)
+def test_parameter_count_is_the_published_one(module, channels, expected):
+    image = jax.ShapeDtypeStruct((1, module.image_size, module.image_size, channels), jnp.float32)
+    params = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)["params"]
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == expected
+
+
+@pytest.mark.skipif(not GOLDEN.is_file(), reason="needs shared/golden beside the project")
+def test_forward_pass_is_the_published_one():
+    with np.load(GOLDEN) as golden:
+        state = {name[2:]: golden[name] for name in golden.files if name.startswith("w:")}
+        image = jnp.asarray(np.moveaxis(golden["in:x"], 1, -1))
+        expected = np.moveaxis(golden["out:y"], 1, -1)
+    constructor = {
+        "classes": 2,
+        "image_size": 64,
+        "hidden": 48,
+        "mlp": 96,
+        "heads": 4,
+        "layers": 2,
+        "resnet_units": (2, 2, 2),
+        "resnet_width": 32,
+        "decoder": (32, 32, 16, 16),
+    }
+    variables = load_torch_state("trans_unet", state, inputs=(image,), **constructor)
+    with jax.default_matmul_precision("highest"):
+        forward = jax.jit(lambda v: TransUNet(**constructor).apply(v, image, train=False), compiler_options=QUICK)
+        logits, _ = forward(variables)
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_standardised_convolution_sees_neither_mean_nor_scale_of_its_kernel():
+    x = np.random.default_rng(1).normal(size=(2, 5, 5, 3)).astype(np.float32)
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 4)).astype(np.float32)
+    apply = jax.jit(lambda kernel: StandardisedConv(4, kernel=3).apply({"params": {"kernel": kernel}}, jnp.asarray(x)))
+    y, moved = apply(kernel), apply(7 * kernel + 2)
+    np.testing.assert_allclose(moved, y, atol=1e-3)
+    # One output pixel, by hand: the window at row 2, column 3 of output channel 1.
+    k = kernel[..., 1]
+    k = (k - k.mean()) / np.sqrt(k.var() + 1e-5)
+    np.testing.assert_allclose(y[0, 2, 3, 1], (x[0, 1:4, 2:5] * k).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [16, 48])
+def test_every_multiple_of_16_gives_logits_of_its_size(size):
+    module = TOY.clone(image_size=size, classes=3)
+    image = jax.ShapeDtypeStruct((2, size, size, 1), jnp.float32)
+    (logits, out), _ = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, train=False), image)
+    assert (logits.shape, out) == ((2, size, size, 3), {})
+
+
+def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
+    image, mask = squares()
+    optimizer, half = optax.adam(3e-3), TOY.clone(dtype=jnp.bfloat16)
+
+    def loss_of(params, batch_stats, key):
+        variables = {"params": params, "batch_stats": batch_stats}
+        (logits, _), new = half.apply(variables, image, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+        assert logits.dtype == jnp.float32
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask)), new["batch_stats"]
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def step(params, batch_stats, opt_state, key):
+        (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch_stats, key)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), batch_stats, opt_state, loss
+
+    variables = weights(TOY, image)
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    opt_state, losses = optimizer.init(params), []
+    keys = jax.random.split(jax.random.key(1), 12)
+    same = [float(step(params, batch_stats, opt_state, key)[-1]) for key in keys[:2]]
+    assert same[0] != same[1]  # dropout
+    for key in keys:
+        params, batch_stats, opt_state, loss = step(params, batch_stats, opt_state, key)
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0], losses
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, batch_stats))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "message"),
+    [
+        (TransUNet(image_size=250), 250, "image size 250, not a multiple of 16.*use 240 or 256"),
+        (TransUNet(image_size=8), 8, "image size 8, not a multiple of 16.*use 16"),
+        (TransUNet(image_size=224), 256, "input 256x256, but its positions are those of 224x224"),
+    ],
+)
+def test_a_size_it_cannot_take_is_refused_with_those_it_can(module, size, message):
+    image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+    with pytest.raises(BadInput, match=message):
+        jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)

@@ -1,0 +1,211 @@
+"""PyTorch weights give PyTorch's outputs; a state that does not fit and a file that is malformed are refused.
+
+Golden vectors are random weights and the outputs that the published PyTorch code computes from them. The small ones
+lie in tests/golden, the others in ../shared/golden beside the project, and are skipped where that is absent.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.torch_import import load_torch_state, read_state, to_variables
+from biedsnet_jax.types import BadInput
+
+TESTS = pathlib.Path(__file__).resolve().parent
+FOLDERS = (TESTS / "golden", TESTS.parent / ".." / "shared" / "golden")
+WIDTHS = {"channels": (8, 16, 32, 64, 128)}
+
+
+def golden(name: str) -> tuple[dict, jax.Array, list[np.ndarray]]:
+    """State, input and outputs, images channels last."""
+    paths = [folder / f"{name}.npz" for folder in FOLDERS if (folder / f"{name}.npz").is_file()]
+    if not paths:
+        pytest.skip(f"no {name}.npz: the folder shared/golden is not beside the project")
+    arrays = read_state(paths[0])
+    state = {key[2:]: value for key, value in arrays.items() if key.startswith("w:")}
+    outputs = [arrays[key].transpose(0, 2, 3, 1) for key in sorted(arrays) if key.startswith("out:")]
+    return state, jnp.asarray(arrays["in:x"].transpose(0, 2, 3, 1)), outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "constructor"),
+    [
+        ("unet_4uiiurz1_w8", "unet", WIDTHS),
+        ("unetpp_ds_4uiiurz1_w8_in3", "unetpp", {**WIDTHS, "classes": 2, "deep_supervision": True}),
+        ("attunet_leejunhyun_w8", "attention_unet", WIDTHS),
+        ("unext_s_full_in1", "unext", WIDTHS),
+    ],
+)
+def test_imported_weights_give_the_published_outputs(name, network, constructor):
+    state, image, expected = golden(name)
+    variables = load_torch_state(network, state, inputs=(image,), **constructor)
+    with jax.default_matmul_precision("highest"):
+        forward = jax.jit(lambda variables: NETWORKS[network](**constructor).apply(variables, image, train=False))
+        logits, out = forward(variables)
+    for found, wanted in zip([*out.get("supervision", []), logits], expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_every_misfit_is_listed_at_once_on_one_line():
+    state, image, _ = golden("unext_s_full_in1")
+    state["encoder1.weight"] = np.zeros((8, 3, 3, 3), np.float32)
+    state["head.weight"] = state.pop("final.weight")
+    del state["ebn1.running_var"]
+    with pytest.raises(BadInput) as error:
+        load_torch_state("unext", state, inputs=(image,), **WIDTHS)
+    message = str(error.value)
+    assert "missing: batch_stats/ebn1/var, params/final/kernel" in message
+    assert "surplus: head.weight" in message
+    assert "misshapen: encoder1.weight (becomes (3, 3, 3, 8), needs (3, 3, 1, 8))" in message
+    assert "\n" not in message
+
+
+def test_an_unknown_network_is_answered_with_the_nearest_name():
+    with pytest.raises(BadInput, match=r"unetplus.*nearest name is unetpp"):
+        load_torch_state("unetplus", {})
+
+
+def numbers(*shape):
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "tensor", "path", "target", "where"),
+    [
+        # (torch index, flax index) of one element, worked out by hand
+        ("weight", numbers(2, 3, 5, 7), "params/a/kernel", (5, 7, 3, 2), ((1, 2, 4, 6), (4, 6, 2, 1))),
+        ("weight", numbers(4, 1, 3, 3), "params/a/kernel", (3, 3, 1, 4), ((3, 0, 1, 2), (1, 2, 0, 3))),
+        ("weight", numbers(4, 2, 1, 1), "params/a/kernel", (2, 4), ((3, 1, 0, 0), (1, 3))),
+        ("weight", numbers(6, 2, 1), "params/a/kernel", (2, 6), ((5, 1, 0), (1, 5))),
+        ("weight", numbers(4, 2), "params/a/kernel", (2, 4), ((3, 1), (1, 3))),
+        ("weight", numbers(4), "params/a/scale", (4,), ((3,), (3,))),
+        ("bias", numbers(4), "params/a/bias", (4,), ((3,), (3,))),
+        ("running_mean", numbers(4), "batch_stats/a/mean", (4,), ((3,), (3,))),
+        ("running_var", numbers(4), "batch_stats/a/var", (4,), ((3,), (3,))),
+        ("position_embeddings", numbers(1, 4, 2), "params/a/position_embeddings", (1, 4, 2), ((0, 3, 1), (0, 3, 1))),
+    ],
+)
+def test_layout_of_one_tensor(leaf, tensor, path, target, where):
+    collection, module, name = path.split("/")
+    tree = {collection: {module: {name: jax.ShapeDtypeStruct(target, jnp.float32)}}}
+    variables = to_variables("unet", {f"a.{leaf}": tensor, "a.num_batches_tracked": np.int64(3)}, tree)
+    found = variables[collection][module][name]
+    assert found.shape == target
+    assert found[where[1]] == tensor[where[0]]
+
+
+def test_two_tensors_for_one_place_are_not_silently_merged():
+    tree = {"params": {"block1": {"fc1": {"bias": jax.ShapeDtypeStruct((2,), jnp.float32)}}}}
+    state = {"block1.fc1.bias": numbers(2), "block1.0.fc1.bias": numbers(2)}
+    with pytest.raises(BadInput, match=r"surplus: block1\.0\.fc1\.bias"):
+        to_variables("unext", state, tree)
+
+
+def test_npz_is_read_and_the_data_parallel_prefix_taken_off(tmp_path):
+    np.savez(tmp_path / "w.npz", **{"module.a.weight": numbers(2, 3), "module.a.bias": numbers(2)})
+    state = read_state(tmp_path / "w.npz")
+    assert list(state) == ["a.weight", "a.bias"]
+    np.testing.assert_array_equal(state["a.weight"], numbers(2, 3))
+
+
+def safetensors(header, data: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(dtype, shape, begin, end):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_safetensors_are_read_bit_for_bit(tmp_path):
+    data = numbers(2, 3).tobytes() + np.float16([1.5, -2]).tobytes() + b"\xc0\x3f\x00\xc1" + np.int64(7).tobytes()
+    header = {
+        "__metadata__": {"format": "pt"},
+        "half": entry("F16", [2], 24, 28),
+        "single": entry("F32", [2, 3], 0, 24),
+        "brain": entry("BF16", [2], 28, 32),  # 0x3fc0 = 1.5, 0xc100 = -8
+        "count": entry("I64", [], 32, 40),
+    }
+    (tmp_path / "w.safetensors").write_bytes(safetensors(header, data))
+    state = read_state(tmp_path / "w.safetensors")
+    assert sorted(state) == ["brain", "count", "half", "single"]
+    np.testing.assert_array_equal(state["single"], numbers(2, 3))
+    assert state["half"].tolist() == [1.5, -2.0]
+    assert state["brain"].astype(np.float32).tolist() == [1.5, -8.0]
+    assert state["count"] == 7
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x05\x00",
+        safetensors({"a": entry("F32", [2], 0, 8)}, b"")[:20],
+        (1 << 63).to_bytes(8, "little") + b"{}",
+        safetensors(b"[1, 2]", b""),
+        safetensors(b"[" * 100_000, b""),
+        safetensors(b"\xff\xfe", b""),
+        safetensors({"a": 3}, b""),
+        safetensors({"a": {"dtype": "F32"}}, b""),
+        safetensors({"a": entry("F8", [2], 0, 8)}, bytes(8)),
+        safetensors({"a": entry("F32", [2], 0, 8)}, bytes(7)),
+        safetensors({"a": entry("F32", [3], 0, 8)}, bytes(8)),
+        safetensors({"a": entry("F32", [2], -8, 0)}, bytes(8)),
+        safetensors({"a": entry("F32", [-1], 0, 8)}, bytes(8)),
+        safetensors({"a": entry("F32", ["2"], 0, 8)}, bytes(8)),
+        safetensors({"a": entry(["F32"], [2], 0, 8)}, bytes(8)),
+    ],
+)
+def test_malformed_safetensors_are_refused(tmp_path, content):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"^weights, .*w\.safetensors, malformed safetensors") as error:
+        read_state(path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_npz_that_needs_pickle_or_is_none_is_refused(tmp_path):
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
+    np.save(tmp_path / "single.npy", numbers(2))
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    (tmp_path / "text.npz").write_text("not a zip")
+    np.savez_compressed(tmp_path / "cut.npz", a=numbers(100))
+    whole = (tmp_path / "cut.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:60] + bytes(30) + whole[90:])
+    for name in ("objects", "single", "text", "cut"):
+        with pytest.raises(BadInput, match="not an npz of plain arrays"):
+            read_state(tmp_path / f"{name}.npz")
+
+
+def test_other_files_are_refused_by_name(tmp_path):
+    with pytest.raises(BadInput, match=r"w\.h5, file name; give a file that ends in \.npz, "):
+        read_state(tmp_path / "w.h5")
+    with pytest.raises(BadInput, match=r"w\.npz, no such file"):
+        read_state(tmp_path / "w.npz")
+
+
+def test_pth_without_torch_names_the_fix(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "w.pth").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"needs PyTorch.*pip install torch, or save it as \.npz"):
+        read_state(tmp_path / "w.pth")
+
+
+def test_pth_is_read_unwrapped_and_never_unpickled(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    state = {"module.a.weight": torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16)}
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "wrapped.pth")
+    assert {name: value.tolist() for name, value in read_state(tmp_path / "wrapped.pth").items()} == {
+        "a.weight": [[1.5, -2.0]]
+    }
+    torch.save({"a.weight": torch.zeros(2), "path": "x"}, tmp_path / "mixed.pth")
+    torch.save(pathlib.PurePosixPath("x"), tmp_path / "object.pth")
+    for name, reason in (("mixed", "more than named tensors"), ("object", "not a plain state_dict")):
+        with pytest.raises(BadInput, match=reason):
+            read_state(tmp_path / f"{name}.pth")
