@@ -1,0 +1,179 @@
+"""Check a config before anything compiles, and store it with its run.
+
+Every mistake raises BadInput with the field, its value and the fix. `configs/default.py` says what the fields mean.
+"""
+
+import difflib
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from biedsnet_jax import files
+from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.types import BadInput
+
+# Fields that may differ between a workdir and the command that goes on with it: they change no update.
+FREE = (
+    "data.root",
+    "data.hint",
+    "data.verify",
+    "data.cache",
+    "compile_cache",
+    "eval.",
+    "log.",
+    "checkpoint.",
+    "sampler.",
+)
+
+_CHOICES = {
+    "method": ("auto", "diffusion", "direct"),
+    "dtype": ("float32", "bfloat16"),
+    "data.source": ("folder", "phantom"),
+    "data.normalise": ("percentile", "minmax", "zscore", "none"),
+    "data.channels": (1, 3),
+    "diffusion.schedule": ("linear", "cosine"),
+    "diffusion.mask_range": ("plus_minus", "zero_one"),
+    "loss.name": ("joint", "mse", "dice_bce"),
+    "sampler.method": ("ddpm", "ddim", "dpm_solver"),
+    "sampler.spacing": ("trailing", "linspace", "leading"),
+    "networks.biedsnet.dconv": ("separable", "lineage"),
+    "networks.biedsnet.residual": ("cgr", "conv"),
+    "networks.biedsnet.attention": ("parallel", "sequential", "none"),
+    "networks.biedsnet.attention_per": ("block", "level"),
+    "networks.biedsnet.norm": ("group", "batch"),
+}
+_AT_LEAST = {
+    "data.size": 1, "data.classes": 1, "diffusion.timesteps": 1, "sampler.steps": 1, "sampler.ensemble": 1,
+    "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.warmup_steps": 0, "train.max_bad_steps": 1,
+    "eval.every": 0, "eval.batch_size": 1, "eval.val_images": 0, "eval.val_ensemble": 1, "checkpoint.every": 1,
+    "checkpoint.keep_latest": 1, "checkpoint.keep_best": 0, "log.every": 1, "log.images": 0, "split.folds": 0,
+    "networks.biedsnet.blocks_per_level": 1, "networks.biedsnet.reduction": 1,
+}  # fmt: skip
+_POSITIVE = ("diffusion.mask_scale", "loss.smooth_l1_beta", "train.learning_rate", "train.clip_norm")
+_UNIT_INTERVAL = ("sampler.eta", "threshold", "train.ema", "train.final_fraction", "augment.hflip", "augment.vflip")
+
+
+def check(config: ConfigDict) -> None:
+    """Raise BadInput at the first field that cannot be."""
+    if config.network not in NETWORKS:
+        raise BadInput(f"unknown network, {config.network!r}, in network; use one of {', '.join(sorted(NETWORKS))}")
+    for name, allowed in _CHOICES.items():
+        if _get(config, name) not in allowed:
+            raise BadInput(f"unknown choice, {_get(config, name)!r}, in {name}; use {_alternatives(allowed)}")
+    for name, least in _AT_LEAST.items():
+        if _get(config, name) < least:
+            raise BadInput(f"value too small, {_get(config, name)}, in {name}; use {least} or more")
+    for name in _POSITIVE:
+        if not _get(config, name) > 0:
+            raise BadInput(f"value not positive, {_get(config, name)}, in {name}; use a number above 0")
+    for name in _UNIT_INTERVAL:
+        if not 0 <= _get(config, name) <= 1:
+            raise BadInput(f"value outside 0 to 1, {_get(config, name)}, in {name}; use a number from 0 to 1")
+    if config.sampler.steps > config.diffusion.timesteps:
+        raise BadInput(
+            f"more sampling steps than timesteps, {config.sampler.steps}, in sampler.steps; "
+            f"use at most {config.diffusion.timesteps}"
+        )
+    _check_batch(config)
+    if config.network == "biedsnet":
+        _check_biedsnet(config)
+
+
+def _check_batch(config):
+    if config.train.batch_size % config.train.accumulate:
+        raise BadInput(
+            f"batch of {config.train.batch_size} does not divide into {config.train.accumulate} parts, in "
+            "train.accumulate; use a divisor of train.batch_size"
+        )
+
+
+def _check_biedsnet(config):
+    fields = config.networks.biedsnet
+    multiple = 2 ** (len(fields.channels) - 1)
+    if len(fields.channels) < 2:
+        raise BadInput(f"too few levels, {fields.channels}, in networks.biedsnet.channels; give two widths or more")
+    if min(fields.channels) < 2:
+        raise BadInput(f"level too narrow, {fields.channels}, in networks.biedsnet.channels; use 2 or more per level")
+    if config.data.size % multiple:
+        lower = config.data.size // multiple * multiple
+        fits = f"{lower} or {lower + multiple}" if lower else f"{multiple}"
+        raise BadInput(f"size not divisible by {multiple}, {config.data.size}, in data.size; use {fits}")
+    heads = len(fields.channels) - 1
+    if fields.supervision and heads > 1 and len(config.loss.supervision_weights) != heads:
+        raise BadInput(
+            f"{len(config.loss.supervision_weights)} weights for {heads} heads, in loss.supervision_weights; "
+            "give one for the final head and one for each side head"
+        )
+
+
+def save(config: ConfigDict, path: pathlib.Path) -> None:
+    """Write the config as JSON, atomically."""
+    files.write_text(path, config.to_json_best_effort(indent=2) + "\n")
+
+
+def load(workdir: str | pathlib.Path) -> ConfigDict:
+    """The config a workdir was trained with. Raises BadInput where there is none."""
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        text = path.read_text()
+    except OSError:
+        raise BadInput(f"no trained run, {workdir}, in --workdir; it has no config.json, train first") from None
+    try:
+        return _thaw(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"damaged config, line {error.lineno}, {path}; restore it or use another --workdir") from None
+
+
+def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raise BadInput when `workdir` belongs to a run that this config would not continue bit for bit."""
+    if not (workdir / "config.json").exists():
+        return
+    old, new = _flat(load(workdir)), _flat(_thaw(json.loads(config.to_json_best_effort())))
+    for name in sorted(old.keys() | new.keys()):
+        if not name.startswith(FREE) and old.get(name) != new.get(name):
+            raise BadInput(
+                f"workdir of another config, {name} is {old.get(name)!r} there and {new.get(name)!r} here, {workdir}; "
+                "use another --workdir, or the config it was started with"
+            )
+
+
+def nearest_field(name: str, config: ConfigDict) -> str | None:
+    """The field whose name is most like `name`, for error messages."""
+    fields = list(_flat(config))
+    by_leaf = {field: field.rsplit(".", 1)[-1] for field in fields}
+    close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+    leaf = difflib.get_close_matches(name.rsplit(".", 1)[-1], by_leaf.values(), n=1, cutoff=0.6)
+    return close[0] if close else next((f for f, short in by_leaf.items() if short in leaf), None)
+
+
+def _get(config, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _flat(config, prefix: str = "") -> dict[str, Any]:
+    """{"data.size": 256, ...}"""
+    flat = {}
+    for name in config:
+        value = config[name]
+        if isinstance(value, ConfigDict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _thaw(value):
+    """JSON back to what a config holds: dicts to ConfigDict, lists to tuples, null to an unset string."""
+    if isinstance(value, dict):
+        return ConfigDict({name: _thaw(item) for name, item in value.items()})
+    if isinstance(value, list):
+        return tuple(_thaw(item) for item in value)
+    return config_dict.placeholder(str) if value is None else value
+
+
+def _alternatives(values) -> str:
+    return " or ".join(repr(v) for v in values)

@@ -1,0 +1,149 @@
+"""One pass over a split: probabilities, masks, scores; `results.json` and `cases.csv` in the workdir."""
+
+import csv
+import io
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from biedsnet_jax import checkpoint, config, experiment, files, metrics, parallel, progress, segmenter, train_state
+from biedsnet_jax.data import pipeline
+
+Predict = Callable[[dict, jax.Array, jax.Array], jax.Array]
+
+
+def run(cfg, workdir: str) -> dict:
+    """Mode evaluate: score the best checkpoint of `workdir` on the test split; returns what results.json holds."""
+    config.check(cfg)
+    workdir = pathlib.Path(workdir)
+    mesh = parallel.make_mesh()
+    parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    model = segmenter.build(cfg)
+    data = experiment.open_data(cfg)
+    like = jax.eval_shape(lambda: train_state.create(init_variables(model, cfg), _NO_OPTIMIZER))
+    variables, step = checkpoint.restore_variables(workdir, like, mesh)
+    return evaluate(cfg, workdir, model, variables, data, mesh, step=step)
+
+
+def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, step: int) -> dict:
+    """Score `variables` on the test split and write the files."""
+    predict = make_predict(model, mesh, ensemble=cfg.sampler.ensemble, seed=cfg.seed)
+    clock = _Clock()
+    rows = []
+    bar = progress.Progress("test", len(data.test))
+    for probability, truth, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
+        for p, y, example in zip(probability, truth, examples):
+            rows += _slice_rows(p > cfg.threshold, y > 0.5, example)
+        bar.update(len(rows) // cfg.data.classes, {})
+    bar.close()
+    results = {
+        "network": cfg.network,
+        "dataset": cfg.data.name,
+        "split": {
+            "test_cases": data.cases("test"),
+            "seed": cfg.split.seed,
+            "folds": cfg.split.folds,
+            "fold": cfg.split.fold,
+        },
+        "checkpoint_step": step,
+        "sampler": dict(cfg.sampler) if isinstance(model, segmenter.Diffusion) else None,
+        "threshold": cfg.threshold,
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "seconds_per_image": clock.seconds / max(1, clock.images),
+        **metrics.summarise(rows, seed=cfg.seed),
+    }
+    files.write_text(workdir / "cases.csv", _csv(rows))
+    files.write_json(workdir / "results.json", results)
+    return results
+
+
+def make_predict(model, mesh: Mesh, *, ensemble: int, seed: int) -> Predict:
+    """Jitted `(variables, image, index) -> probability "b h w k"`, the mean over samples.
+
+    An image's noise follows from `seed` and its index in the source alone, so neither batch size nor the number of
+    devices changes its mask.
+    """
+
+    def predict(variables, image, index):
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
+        return jnp.mean(model.predict(variables, image, keys, ensemble=ensemble), axis=0)
+
+    split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    return jax.jit(predict, in_shardings=(everywhere, split, split), out_shardings=split)
+
+
+def predict_split(
+    cfg, predict: Predict, variables: dict, data, indices: list[int], mesh: Mesh, clock: "_Clock | None" = None
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[dict]]]:
+    """(probability, truth, examples) for each batch of the slices `indices`, padding removed."""
+    batches = pipeline.eval_batches(
+        data.source, indices, size=cfg.data.size, normalise=cfg.data.normalise, batch_size=cfg.eval.batch_size
+    )
+    for batch, examples in batches:
+        number = np.zeros(cfg.eval.batch_size, np.int32)
+        number[: len(examples)] = [example["index"] for example in examples]
+        inputs = parallel.put_batch({"image": batch["image"], "index": number}, mesh)
+        if clock and not clock.images:
+            jax.block_until_ready(predict(variables, inputs["image"], inputs["index"]))  # compiles, outside the clock
+        start = time.perf_counter()
+        probability = np.asarray(predict(variables, inputs["image"], inputs["index"]))
+        if clock:
+            clock.add(time.perf_counter() - start, len(examples))
+        yield probability[: len(examples)], batch["mask"][: len(examples)], examples
+
+
+def mean_dice(cfg, predict: Predict, variables: dict, data, indices: list[int], mesh: Mesh) -> float:
+    """Mean Dice per image and class over slices with truth, for validation; 0 where no slice has any."""
+    scores = []
+    for probability, truth, _ in predict_split(cfg, predict, variables, data, indices, mesh):
+        mask, truth = probability > cfg.threshold, truth > 0.5
+        overlap, total = (mask & truth).sum((1, 2)), mask.sum((1, 2)) + truth.sum((1, 2))
+        present = truth.any((1, 2))
+        scores += list(2.0 * overlap[present] / total[present])
+    return float(np.mean(scores)) if scores else 0.0
+
+
+def init_variables(model, cfg) -> dict:
+    """Fresh variables, the same for the same seed."""
+    return model.init(jax.random.key(cfg.seed), (cfg.data.size, cfg.data.size, cfg.data.channels))
+
+
+class _Clock:
+    """Seconds spent predicting, and images predicted."""
+
+    def __init__(self):
+        self.seconds, self.images = 0.0, 0
+
+    def add(self, seconds: float, images: int) -> None:
+        self.seconds, self.images = self.seconds + seconds, self.images + images
+
+
+class _NoOptimizer:
+    """Stands in where only parameters are restored."""
+
+    def init(self, params):
+        return ()
+
+
+_NO_OPTIMIZER = _NoOptimizer()
+
+
+def _slice_rows(mask, truth, example):
+    """One row of scores a class of one slice."""
+    names = {name: example[name] for name in ("case", "slice", "spacing")}
+    return [
+        metrics.slice_row(pred=mask[..., k], truth=truth[..., k], label=k + 1, **names) for k in range(truth.shape[-1])
+    ]
+
+
+def _csv(rows: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,56 @@
+"""From a checked config to what every mode starts with: the data source and its split by case."""
+
+import dataclasses
+import pathlib
+
+from biedsnet_jax.data import sources, splits
+from biedsnet_jax.data.phantom import Phantom
+from biedsnet_jax.types import BadInput
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A random-access source, and the indices of each split."""
+
+    source: sources.Source
+    train: list[int]
+    val: list[int]
+    test: list[int]
+
+    def cases(self, split: str) -> list[str]:
+        """The cases of a split, sorted."""
+        return sorted({self.source.cases[i] for i in getattr(self, split)})
+
+
+def open_data(config) -> Data:
+    """The source a config names, split by case; with `data.verify`, every file has been read once."""
+    source = _phantom(config) if config.data.source == "phantom" else _folder(config)
+    indices = _split(source.cases, config.split)
+    return Data(sources.Cached(source) if config.data.cache else source, **indices)
+
+
+def _phantom(config):
+    fields = dict(config.data.phantom)
+    return Phantom(size=config.data.size, classes=config.data.classes, **fields)
+
+
+def _folder(config):
+    root = config.data.root
+    if not root or not pathlib.Path(root).is_dir():
+        what = f"no such folder, {root}" if root else "no data folder, nothing"
+        hint = config.data.hint or "give the folder that holds images/ and masks/"
+        raise BadInput(f"{what}, in data.root; {hint}")
+    source = sources.ImageFolder(root, classes=config.data.classes, channels=config.data.channels)
+    if config.data.verify:
+        source.verify()
+    return source
+
+
+def _split(cases, fields):
+    if fields.train or fields.val or fields.test:
+        return splits.named(cases, train=fields.train, val=fields.val, test=fields.test)
+    if fields.folds:
+        return splits.k_fold(cases, folds=fields.folds, fold=fields.fold, seed=fields.seed)
+    return splits.by_case(cases, fractions=fields.fractions, seed=fields.seed)

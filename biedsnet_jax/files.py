@@ -1,0 +1,29 @@
+"""Files that a reader, or a kill, never sees half written."""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write to a temporary name, then rename over `path`."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write strict JSON: a NaN is an error here rather than in whoever reads it."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def append_json_line(path: pathlib.Path, record: dict[str, Any]) -> None:
+    """Append one line in one write; a number that is not finite becomes null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, (json.dumps(finite) + "\n").encode())
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""How far a loop is: one line that renews itself on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+
+class Progress:
+    """Rate and time to go of `total` units, of which `start` were done before."""
+
+    def __init__(self, what: str, total: int, *, start: int = 0):
+        self.what, self.total, self.start = what, total, start
+        self.began = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        self.shown = 0.0
+
+    def update(self, done: int, values: dict[str, float], *, plain: bool = False) -> None:
+        """Show `done` units; without a terminal only where `plain` asks for a line."""
+        now = time.monotonic()
+        if self.terminal and (now - self.shown > 0.1 or done == self.total):
+            self.shown = now
+            sys.stderr.write("\r\x1b[2K" + self._line(done, values))
+            sys.stderr.flush()
+        elif plain and not self.terminal:
+            print(self._line(done, values), file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        sys.stderr.write(("\r\x1b[2K" if self.terminal else "") + text + "\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """End the line."""
+        if self.terminal and self.shown:
+            sys.stderr.write("\n")
+
+    def _line(self, done, values):
+        rate = (done - self.start) / max(time.monotonic() - self.began, 1e-9)
+        togo = (self.total - done) / rate if rate > 0 else float("inf")
+        numbers = "".join(f"  {name} {value:.4g}" for name, value in values.items())
+        eta = "?" if togo == float("inf") else f"{int(togo) // 60}:{int(togo) % 60:02d}"
+        return f"{self.what} {done}/{self.total}  {rate:.3g}/s  ETA {eta}{numbers}"

@@ -1,0 +1,45 @@
+"""What training carries from step to step: arrays and nothing else, so that it jits, donates and saves as one tree."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+Tree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The state after `step` updates."""
+
+    step: Int[Array, ""]  # batches seen, skipped ones included
+    params: Tree
+    batch_stats: Tree  # running means of batch norm; empty where a network has none
+    ema_params: Tree  # what evaluation uses
+    opt_state: Tree
+    bad_steps: Int[Array, ""]  # non-finite steps in a row, up to now
+    skipped_steps: Int[Array, ""]  # non-finite steps altogether
+
+    @property
+    def ema_variables(self) -> dict[str, Tree]:
+        """The variables to predict with."""
+        return {"params": self.ema_params, "batch_stats": self.batch_stats}
+
+
+def create(variables: dict[str, Tree], optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        # A copy: two names for one buffer cannot both be donated.
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        bad_steps=jnp.zeros((), jnp.int32),
+        skipped_steps=jnp.zeros((), jnp.int32),
+    )

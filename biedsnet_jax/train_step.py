@@ -1,0 +1,116 @@
+"""One update: gradient of the segmenter's loss, AdamW, EMA. Jitted, sharded over the batch, state donated.
+
+A step whose loss or gradient is not finite changes nothing but the counters, so that one bad batch cannot spoil a run.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from biedsnet_jax.parallel import batch_sharding, replicated
+from biedsnet_jax.train_state import TrainState
+from biedsnet_jax.types import Batch, PRNGKey
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+def make_optimizer(
+    *, learning_rate: float, steps: int, warmup_steps: int, final_fraction: float, weight_decay: float, clip_norm: float
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW behind a global-norm clip; linear warm-up, then cosine down to `final_fraction` of the peak rate."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup_steps else learning_rate,
+        peak_value=learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=max(steps, warmup_steps + 1),
+        end_value=learning_rate * final_fraction,
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(schedule, weight_decay=weight_decay))
+    return optimizer, schedule
+
+
+def make_train_step(
+    segmenter: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema_decay: float, accumulate: int = 1
+) -> Callable[[TrainState, Batch, PRNGKey], tuple[TrainState, Metrics]]:
+    """`step(state, batch, key) -> (state, metrics)`; `key` is the run's, the step number is folded in here."""
+
+    def step(state: TrainState, batch: Batch, key: PRNGKey) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        grads, batch_stats, metrics = _gradients(segmenter, state, batch, key, accumulate)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        good = TrainState(
+            step=state.step,
+            params=params,
+            batch_stats=batch_stats,
+            ema_params=_moving_average(state.ema_params, params, ema_decay, state.step),
+            opt_state=opt_state,
+            bad_steps=jnp.zeros_like(state.bad_steps),
+            skipped_steps=state.skipped_steps,
+        )
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), good, state)
+        bad = (~finite).astype(jnp.int32)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=kept.params,
+            batch_stats=kept.batch_stats,
+            ema_params=kept.ema_params,
+            opt_state=kept.opt_state,
+            bad_steps=(state.bad_steps + 1) * bad,
+            skipped_steps=state.skipped_steps + bad,
+        )
+        counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
+        return new_state, {**metrics, "grad_norm": grad_norm, **counters}
+
+    everywhere = replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(everywhere, batch_sharding(mesh), everywhere),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )
+
+
+def _gradients(segmenter, state, batch, key, accumulate):
+    """Mean gradient and metrics over `accumulate` equal parts of the batch, one after another."""
+
+    def part(batch_stats, part_and_key):
+        part, key = part_and_key
+
+        def loss(params):
+            return segmenter.loss({"params": params, "batch_stats": batch_stats}, part, key, train=True)
+
+        (value, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return batch_stats, (grads, {"loss": value, **metrics})
+
+    if accumulate == 1:
+        batch_stats, (grads, metrics) = part(state.batch_stats, (batch, key))
+        return grads, batch_stats, metrics
+    # Every accumulate-th example, so that each part still spans all devices.
+    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(carry, part_and_key):
+        batch_stats, total = carry
+        batch_stats, new = part(batch_stats, part_and_key)
+        return (batch_stats, jax.tree.map(jnp.add, total, new)), None
+
+    keys = jax.random.split(key, accumulate)
+    shapes = jax.eval_shape(part, state.batch_stats, (jax.tree.map(lambda x: x[0], parts), keys[0]))[1]
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (batch_stats, total), _ = jax.lax.scan(add, (state.batch_stats, zero), (parts, keys))
+    grads, metrics = jax.tree.map(lambda x: x / accumulate, total)
+    return grads, batch_stats, metrics
+
+
+def _moving_average(ema, params, decay, step):
+    """EMA that starts as a plain mean of the first steps, so that short runs are not judged on their first weights."""
+    step = step.astype(jnp.float32)
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)

@@ -1,0 +1,205 @@
+"""Mode train: `train(config, workdir)`, in five paragraphs: data, segmenter, state, resume, loop."""
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+from biedsnet_jax import (
+    checkpoint,
+    config,
+    evaluate,
+    experiment,
+    parallel,
+    progress,
+    run_log,
+    segmenter,
+    train_state,
+    train_step,
+)
+from biedsnet_jax.data import pipeline
+
+
+class Diverged(RuntimeError):
+    """Too many non-finite steps in a row."""
+
+
+def train(cfg, workdir: str) -> dict:
+    """Train as `cfg` says, going on where `workdir` stands, then score the test split; returns its results."""
+    # Data: everything that can be wrong with it is said here, before anything is written or compiled.
+    config.check(cfg)
+    workdir = pathlib.Path(workdir)
+    config.check_same_run(cfg, workdir)
+    mesh = parallel.make_mesh()
+    parallel.check_divisible(
+        cfg.train.batch_size, mesh.size * cfg.train.accumulate, field="train.batch_size", what="devices and parts"
+    )
+    parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    data = experiment.open_data(cfg)
+
+    # Segmenter and update.
+    model = segmenter.build(cfg)
+    optimizer, schedule = train_step.make_optimizer(
+        learning_rate=cfg.train.learning_rate,
+        steps=cfg.train.steps,
+        warmup_steps=cfg.train.warmup_steps,
+        final_fraction=cfg.train.final_fraction,
+        weight_decay=cfg.train.weight_decay,
+        clip_norm=cfg.train.clip_norm,
+    )
+    update = train_step.make_train_step(
+        model, optimizer, mesh, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate
+    )
+
+    # State: fresh, or the last complete checkpoint's.
+    workdir.mkdir(parents=True, exist_ok=True)
+    config.save(cfg, workdir / "config.json")
+    with checkpoint.Checkpoints(
+        workdir, keep_latest=cfg.checkpoint.keep_latest, keep_best=cfg.checkpoint.keep_best
+    ) as checkpoints:
+        state = _start(cfg, model, optimizer, checkpoints, mesh)
+        start = int(state.step)
+        _announce(data, state, start, mesh)
+
+        # Loop.
+        with run_log.RunLog(workdir, step=start, tensorboard=cfg.log.tensorboard) as log:
+            loop = _Loop(cfg, data, mesh, update, schedule, checkpoints, log, _Validation(cfg, model, data, mesh))
+            state = loop.run(state, start)
+
+        # Test: the best checkpoint, as any later evaluation would read it.
+        checkpoints.wait()
+        best = checkpoints.best_step()
+        if best != int(state.step):
+            state = checkpoints.restore(best, state, mesh)
+    return evaluate.evaluate(cfg, workdir, model, state.ema_variables, data, mesh, step=best)
+
+
+def _start(cfg, model, optimizer, checkpoints, mesh):
+    def fresh():
+        return train_state.create(evaluate.init_variables(model, cfg), optimizer)
+
+    step = checkpoints.latest_step()
+    if step is not None:
+        return checkpoints.restore(step, jax.eval_shape(fresh), mesh)
+    # Runs once: for hundreds of small random draws, optimising costs several times what it saves.
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(fresh, out_shardings=parallel.replicated(mesh), compiler_options=options)()
+
+
+def _announce(data, state, start, mesh):
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    counts = ", ".join(f"{s} {len(getattr(data, s))} slices of {len(data.cases(s))} cases" for s in experiment.SPLITS)
+    print(f"{parameters:,} parameters, {mesh.size} x {mesh.devices.flat[0].device_kind}; {counts}", flush=True)
+    if start:
+        print(f"going on from step {start}", flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """The steps from `start` to train.steps, with logs, validations and checkpoints on their way."""
+
+    cfg: object
+    data: experiment.Data
+    mesh: jax.sharding.Mesh
+    update: object
+    schedule: object
+    checkpoints: checkpoint.Checkpoints
+    log: run_log.RunLog
+    validation: "_Validation"
+
+    def run(self, state, start):
+        cfg, key = self.cfg, jax.random.key(self.cfg.seed)
+        bar = progress.Progress("train", cfg.train.steps, start=start)
+        pending, since = [], time.monotonic()
+        with contextlib.closing(self._batches(start)) as batches:
+            for step in range(start + 1, cfg.train.steps + 1):
+                batch = parallel.put_batch(next(batches), self.mesh)
+                state, metrics = self.update(state, batch, key)
+                pending.append(metrics)
+                last = step == cfg.train.steps
+                if step % cfg.log.every == 0 or last:
+                    scalars = self._summary(step, pending, time.monotonic() - since)
+                    self.log.write(step, scalars)
+                    bar.update(step, {"loss": scalars["loss"]}, plain=True)
+                    self._check(step, scalars)
+                    pending, since = [], time.monotonic()
+                val_dice = None
+                if cfg.eval.every and (step % cfg.eval.every == 0 or last):
+                    val_dice = self.validation.run(step, state, self.log)
+                    bar.note(f"step {step}  validation Dice {val_dice:.4f}")
+                    since = time.monotonic()
+                if val_dice is not None or step % cfg.checkpoint.every == 0 or last:
+                    self.checkpoints.save(state, config=cfg.to_dict(), val_dice=val_dice)
+        bar.close()
+        return state
+
+    def _batches(self, start):
+        cfg = self.cfg
+        return pipeline.train_batches(
+            self.data.source,
+            self.data.train,
+            size=cfg.data.size,
+            normalise=cfg.data.normalise,
+            augment=cfg.augment.to_dict(),
+            batch_size=cfg.train.batch_size,
+            seed=cfg.seed,
+            start_step=start,
+        )
+
+    def _summary(self, step, pending, seconds):
+        """Means since the last log step; the only place where the loop waits for the device."""
+        values = jax.device_get(pending)
+        names = ("loss", "train_dice", "grad_norm")
+        means = {name: float(np.mean([v[name] for v in values])) for name in names}
+        counters = {name: int(values[-1][name]) for name in ("bad_steps", "skipped_steps")}
+        rate = float(self.schedule(step - 1 - counters["skipped_steps"]))
+        return {**means, **counters, "learning_rate": rate, "steps_per_second": len(values) / seconds}
+
+    def _check(self, step, scalars):
+        if scalars["bad_steps"] >= self.cfg.train.max_bad_steps:
+            raise Diverged(
+                f"loss not finite for {scalars['bad_steps']} steps in a row, at step {step}, learning rate "
+                f"{scalars['learning_rate']:.3g}; lower train.learning_rate or train.clip_norm in a new --workdir, "
+                f"the checkpoint of step {self.checkpoints.latest_step()} is intact"
+            )
+
+
+class _Validation:
+    """Validation Dice of the EMA weights, and a panel of the same few slices each time."""
+
+    def __init__(self, cfg, model, data, mesh):
+        self.cfg, self.data, self.mesh = cfg, data, mesh
+        self.indices = _evenly(data.val, cfg.eval.val_images)
+        self.predict = evaluate.make_predict(model, mesh, ensemble=cfg.eval.val_ensemble, seed=cfg.seed)
+
+    def run(self, step, state, log):
+        cfg, variables = self.cfg, state.ema_variables
+        dice = evaluate.mean_dice(cfg, self.predict, variables, self.data, self.indices, self.mesh)
+        log.write(step, {"val_dice": dice})
+        if cfg.log.tensorboard and cfg.log.images:
+            log.panel(step, *self._panel(variables))
+        return dice
+
+    def _panel(self, variables):
+        chosen = _evenly(self.indices, self.cfg.log.images)
+        size, normalise = self.cfg.data.size, self.cfg.data.normalise
+        batches = evaluate.predict_split(self.cfg, self.predict, variables, self.data, chosen, self.mesh)
+        shown = [(probability, truth) for probability, truth, _ in batches]
+        images = [
+            batch["image"][batch["valid"]]
+            for batch, _ in pipeline.eval_batches(
+                self.data.source, chosen, size=size, normalise=normalise, batch_size=self.cfg.eval.batch_size
+            )
+        ]
+        probability, truth = (np.concatenate(part) for part in zip(*shown))
+        return np.concatenate(images), truth, probability
+
+
+def _evenly(indices, most):
+    """At most `most` of `indices`, evenly spaced; all where `most` is 0."""
+    if not most or most >= len(indices):
+        return indices
+    return [indices[i] for i in np.linspace(0, len(indices) - 1, most).astype(int)]

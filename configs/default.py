@@ -1,0 +1,143 @@
+"""Every field there is, with the value that stands where a config says nothing. Other configs import this one.
+
+A field on the command line: `--config.train.steps=2000`. An unknown field is an error that names the nearest one.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """The full-size BIEDSNet of the paper at 256x256; no data source is set."""
+    c = ConfigDict()
+    c.seed = 0
+    c.network = "biedsnet"  # one of biedsnet_jax.networks.NETWORKS
+    c.method = "auto"  # "auto": by network; "diffusion"; "direct": one pass, no noise
+    c.dtype = "float32"  # "bfloat16": compute only; parameters, norms' statistics, losses and sampler stay float32
+    c.compile_cache = "auto"  # a folder for compiled programs; "auto": the user's cache folder; "": off
+
+    c.networks = ConfigDict()  # constructor fields of each network
+    c.networks.biedsnet = _biedsnet()
+
+    c.data = ConfigDict()
+    c.data.source = "folder"  # "folder": PNG, JPEG, TIFF; "phantom": made on the fly
+    c.data.root = config_dict.placeholder(str)  # folder with images/ and masks/
+    c.data.name = "folder"  # what results call the data set
+    c.data.hint = ""  # where to get the data, said when root is missing
+    c.data.size = 256  # pixels, height and width the network sees
+    c.data.channels = 1  # of the image
+    c.data.classes = 1  # k, foreground classes
+    c.data.normalise = "percentile"  # per slice: "percentile", "minmax", "zscore", "none"
+    c.data.verify = True  # read every file once before training
+    c.data.cache = True  # keep decoded slices in memory
+    c.data.phantom = ConfigDict(dict(n_cases=40, slices_per_case=12, difficulty=0.2, empty_fraction=0.15, seed=0))
+
+    c.split = ConfigDict()
+    c.split.fractions = (0.8, 0.1, 0.1)  # of cases: train, validation, test
+    c.split.seed = 0
+    c.split.folds = 0  # k > 1: k-fold by case instead of fractions
+    c.split.fold = 0  # the fold that is tested, 0 to k - 1
+    c.split.train = ()  # case names: these three, where given, replace fractions and folds
+    c.split.val = ()
+    c.split.test = ()
+
+    # Probabilities and ranges; all zero is no augmentation. The lineage flips left-right only.
+    c.augment = ConfigDict(dict(hflip=0.5, vflip=0.5, rotate_degrees=10.0, scale=0.1, intensity=0.1))
+
+    c.diffusion = ConfigDict()
+    c.diffusion.timesteps = 1000  # T
+    c.diffusion.schedule = "linear"  # or "cosine"
+    c.diffusion.mask_range = "plus_minus"  # x_0 = s (2 y - 1); "zero_one": x_0 = y, as in the lineage
+    c.diffusion.mask_scale = 1.0  # s
+
+    c.loss = ConfigDict()
+    c.loss.name = "joint"  # "joint": SmoothL1 + Dice + 0.5 BCE; "mse"; "dice_bce"
+    c.loss.smooth_l1_beta = 1.0
+    c.loss.dice_smooth = 1.0
+    c.loss.bce_weight = 0.5
+    c.loss.supervision_weights = (0.7, 0.1, 0.1, 0.1)  # final head, then side heads finest first
+
+    c.sampler = ConfigDict()
+    c.sampler.method = "ddim"  # "ddpm", "ddim", "dpm_solver"
+    c.sampler.steps = 10
+    c.sampler.eta = 0.0  # DDIM: 0 is deterministic, 1 is DDPM
+    c.sampler.spacing = "trailing"  # of the timesteps: "trailing", "linspace", "leading"
+    c.sampler.ensemble = 5  # K samples an image
+
+    c.threshold = 0.5  # mask = probability > threshold
+
+    c.train = ConfigDict()
+    c.train.steps = 20_000
+    c.train.batch_size = 8  # over all devices
+    c.train.accumulate = 1  # parts a batch is cut into, one after another
+    c.train.learning_rate = 1e-4  # peak of AdamW
+    c.train.warmup_steps = 500
+    c.train.final_fraction = 0.01  # of the peak rate, at the end of the cosine
+    c.train.weight_decay = 1e-8
+    c.train.clip_norm = 1.0  # global gradient norm
+    c.train.ema = 0.9999
+    c.train.max_bad_steps = 20  # non-finite steps in a row before training stops
+
+    c.eval = ConfigDict()
+    c.eval.every = 1000  # steps between validations; 0: never
+    c.eval.batch_size = 8  # over all devices
+    c.eval.val_images = 200  # at most this many validation slices, evenly spaced; 0: all
+    c.eval.val_ensemble = 1  # samples an image in validation; the test uses sampler.ensemble
+
+    c.checkpoint = ConfigDict(dict(every=1000, keep_latest=1, keep_best=1))  # every: steps
+    c.log = ConfigDict(dict(every=50, tensorboard=True, images=4))  # every: steps; images: validation panel
+    return c
+
+
+def choose(config: ConfigDict, variants: str | None, table: dict) -> ConfigDict:
+    """Apply the comma-separated `variants` of `--config=FILE:VARIANTS`, each a function that changes the config."""
+    for name in filter(None, (variants or "").split(",")):
+        if name not in table:
+            raise ValueError(f"unknown config variant, {name!r}; it has {', '.join(sorted(table))}")
+        table[name](config)
+    return config
+
+
+def _biedsnet() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            channels=(32, 64, 128, 256, 512),
+            blocks_per_level=3,
+            bffm=True,
+            dconv="separable",
+            count_include_pad=False,
+            reduction=16,
+            residual="cgr",
+            attention="parallel",
+            attention_per="block",
+            norm="group",
+            second_skip=True,
+            supervision=True,
+        )
+    )
+
+
+def lineage(c: ConfigDict) -> None:
+    """The choices of the PyTorch lineage: 33,848,273 parameters on one-channel images."""
+    c.networks.biedsnet.update(dconv="lineage", count_include_pad=True, residual="conv", attention_per="level")
+    c.diffusion.mask_range = "zero_one"
+    c.augment.update(hflip=0.5, vflip=0.0, rotate_degrees=0.0, scale=0.0, intensity=0.0)
+
+
+def direct(c: ConfigDict) -> None:
+    """The same network without diffusion: x_t and t are zero, one pass."""
+    c.method = "direct"
+    c.sampler.ensemble = 1
+
+
+def _row(number: int):
+    def apply(c: ConfigDict) -> None:
+        c.networks.biedsnet.bffm = number >= 2
+        c.networks.biedsnet.attention = c.networks.biedsnet.attention if number >= 3 else "none"
+        c.loss.name = "joint" if number >= 4 else "mse"
+        c.networks.biedsnet.supervision = number >= 5
+
+    apply.__doc__ = f"Row {number} of the paper's ablation, Table 2."
+    return apply
+
+
+VARIANTS = {"lineage": lineage, "direct": direct, **{f"row{i}": _row(i) for i in range(1, 6)}}
