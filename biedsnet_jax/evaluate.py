@@ -42,7 +42,10 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
         bar.update(len(rows) // cfg.data.classes, {})
     bar.close()
     results = {
+        "row": cfg.row or cfg.network,
         "network": cfg.network,
+        "seed": cfg.seed,
+        "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
         "dataset": cfg.data.name,
         "split": {
             "test_cases": data.cases("test"),

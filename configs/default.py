@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     """The full-size BIEDSNet of the paper at 256x256; no data source is set."""
     c = ConfigDict()
     c.seed = 0
+    c.row = ""  # what a table calls this run; "" is the network's name
     c.network = "biedsnet"  # one of biedsnet_jax.networks.NETWORKS
     c.method = "auto"  # "auto": by network; "diffusion"; "direct": one pass, no noise
     c.dtype = "float32"  # "bfloat16": compute only; parameters, norms' statistics, losses and sampler stay float32
@@ -131,6 +132,7 @@ def direct(c: ConfigDict) -> None:
 
 def _row(number: int):
     def apply(c: ConfigDict) -> None:
+        c.row = f"row{number}"
         c.networks.biedsnet.bffm = number >= 2
         c.networks.biedsnet.attention = c.networks.biedsnet.attention if number >= 3 else "none"
         c.loss.name = "joint" if number >= 4 else "mse"

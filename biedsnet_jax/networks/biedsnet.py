@@ -5,7 +5,6 @@ every step. The denoiser predicts the mask: one logit map per foreground class.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int

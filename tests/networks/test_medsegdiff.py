@@ -1,6 +1,5 @@
 """MedSegDiff against the published code's sizes and golden vectors, and its contract as a denoiser."""
 
-import functools
 import json
 import pathlib
 
@@ -181,10 +180,7 @@ def training():
         terms = jnp.mean((output[..., :1] - noise) ** 2), jnp.mean((out["calibration"] - mask) ** 2)
         return terms[0] + calibration_weight * terms[1], (jnp.stack(terms), new["batch_stats"])
 
-    # Compiles in a fifth of the time, which is nearly all of it.
-    @functools.partial(
-        jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    )
+    @jax.jit
     def gradient(flat, *rest):
         tree, aux = jax.grad(loss, has_aux=True)(unravel(flat), *rest)
         return ravel_pytree(tree)[0], aux

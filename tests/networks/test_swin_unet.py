@@ -1,6 +1,5 @@
 """SwinUNet: sizes and forward pass as published, windows against a plain reference, training, refused sizes."""
 
-import functools
 import math
 import pathlib
 
@@ -15,8 +14,6 @@ from biedsnet_jax.torch_import import load_torch_state
 from biedsnet_jax.types import BadInput
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "swinunet_e24_w4_64_in1.npz"
-# Compile in seconds what runs in milliseconds.
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 TOY = SwinUNet(image_size=32, window=4, embed_dim=12, depths=(2, 1), heads=(2, 4), drop_path=0.1)
 
 
@@ -68,7 +65,7 @@ def test_forward_pass_is_the_published_one():
     constructor = {"image_size": 64, "window": 4, "embed_dim": 24, "repeat_gray": False}
     variables = load_torch_state("swin_unet", state, inputs=(image,), **constructor)
     with jax.default_matmul_precision("highest"):
-        forward = jax.jit(lambda v: SwinUNet(**constructor).apply(v, image, train=False), compiler_options=QUICK)
+        forward = jax.jit(lambda v: SwinUNet(**constructor).apply(v, image, train=False))
         logits, _ = forward(variables)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
@@ -137,7 +134,7 @@ def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
         assert logits.dtype == jnp.float32
         return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask))
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def step(params, opt_state, key):
         loss, grads = jax.value_and_grad(loss_of)(params, key)
         updates, opt_state = optimizer.update(grads, opt_state)

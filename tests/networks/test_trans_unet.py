@@ -1,6 +1,5 @@
 """TransUNet: sizes and forward pass as published, standardised weights, training, refused sizes."""
 
-import functools
 import math
 import pathlib
 
@@ -15,8 +14,6 @@ from biedsnet_jax.torch_import import load_torch_state
 from biedsnet_jax.types import BadInput
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "transunet_small_64.npz"
-# Compile in seconds what runs in milliseconds.
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 TOY = TransUNet(
     image_size=32, hidden=16, mlp=32, heads=2, layers=1, resnet_units=(1, 1, 1), resnet_width=32, decoder=(8, 8, 8, 8)
 )
@@ -78,7 +75,7 @@ def test_forward_pass_is_the_published_one():
     }
     variables = load_torch_state("trans_unet", state, inputs=(image,), **constructor)
     with jax.default_matmul_precision("highest"):
-        forward = jax.jit(lambda v: TransUNet(**constructor).apply(v, image, train=False), compiler_options=QUICK)
+        forward = jax.jit(lambda v: TransUNet(**constructor).apply(v, image, train=False))
         logits, _ = forward(variables)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
@@ -113,7 +110,7 @@ def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
         assert logits.dtype == jnp.float32
         return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask)), new["batch_stats"]
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def step(params, batch_stats, opt_state, key):
         (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch_stats, key)
         updates, opt_state = optimizer.update(grads, opt_state)
