@@ -67,8 +67,8 @@ def boundary(f: Float[Array, "b h w c"], window: int, *, count_include_pad: bool
     image has an edge all around; without it, by the pixels that exist.
     """
     rows, cols = (_mean_matrix(n, window, count_include_pad) for n in f.shape[1:3])
-    # The difference of two nearly equal numbers: bf16 or TF32 would keep one or two digits of it. The pool is separable,
-    # so it is two products with small banded matrices; as a window reduction it, and its gradient, crawl on a CPU.
+    # The difference of two nearly equal numbers: bf16 or TF32 would keep one or two digits of it. The pool is
+    # separable, so it is two products with banded matrices; as a window reduction its gradient crawls on a CPU.
     x = f.astype(jnp.float32)
     mean = jnp.einsum("oh,bhwc->bowc", rows, x, precision="highest")
     mean = jnp.einsum("pw,bowc->bopc", cols, mean, precision="highest")
