@@ -16,6 +16,7 @@ from biedsnet_jax.parallel import replicated
 from biedsnet_jax.train_state import TrainState
 from biedsnet_jax.types import BadInput
 
+_ITEMS = ("state", "meta")
 _SCORE = "val_dice"
 
 
@@ -24,18 +25,14 @@ class Checkpoints:
 
     def __init__(self, workdir: str | pathlib.Path, *, keep_latest: int = 1, keep_best: int = 1):
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
-        keep = [
-            policies.LatestN(n=keep_latest),
-            policies.BestN(
-                n=keep_best,
-                get_metric_fn=lambda metrics: metrics[_SCORE],
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
+        keep = [policies.LatestN(n=keep_latest), policies.BestN(n=keep_best, get_metric_fn=_score)]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep), enable_async_checkpointing=True
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            best_fn=_score,  # the policy decides, but without this Orbax writes no metrics for a later process to read
+            cleanup_tmp_directories=True,  # what a kill left of a save
+            enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "meta"))
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=_ITEMS)
 
     def __enter__(self):
         return self
@@ -52,7 +49,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
-            metrics=None if val_dice is None else {_SCORE: val_dice},
+            metrics={} if val_dice is None else {_SCORE: val_dice},
         )
 
     def latest_step(self) -> int | None:
@@ -61,9 +58,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step of the highest validation Dice (the later one of equals); the latest where none was validated."""
-        scored = [(self._manager.metrics(s), s) for s in self._manager.all_steps()]
-        scored = [(metrics[_SCORE], s) for metrics, s in scored if metrics]
-        return max(scored)[1] if scored else self.latest_step()
+        return _best_step(self._manager)
 
     def restore(self, step: int, like: TrainState, mesh: Mesh) -> TrainState:
         """The state of `step`, onto every device of `mesh`; `like` gives structure and shapes, arrays or not."""
@@ -80,17 +75,25 @@ def restore_variables(workdir: str | pathlib.Path, like: TrainState, mesh: Mesh)
 
     Raises BadInput when the workdir has no complete checkpoint.
     """
-    with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.best_step()
-        folder = checkpoints.folder
-    if step is None:
-        raise BadInput(f"no complete checkpoint, in {folder}; train first, with --mode=train and the same --workdir")
+    folder = pathlib.Path(workdir).absolute() / "checkpoints"
     abstract = _abstract({"ema_params": like.ema_params, "batch_stats": like.batch_stats}, mesh)
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-    with ocp.CheckpointManager(folder, item_names=("state", "meta")) as manager:
-        args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
+    args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False), item_names=_ITEMS) as manager:
+        step = _best_step(manager)
+        if step is None:
+            raise BadInput(f"no complete checkpoint, in {folder}; train first, with --mode=train and this --workdir")
         state = manager.restore(step, args=ocp.args.Composite(state=args)).state
     return {"params": state["ema_params"], "batch_stats": state["batch_stats"]}, step
+
+
+def _best_step(manager):
+    return max(manager.all_steps(), key=lambda step: (_score(manager.metrics(step)), step), default=None)
+
+
+def _score(metrics):
+    """Validation Dice; below any where there was no validation."""
+    return (metrics or {}).get(_SCORE, -1.0)
 
 
 def _abstract(tree, mesh):

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from biedsnet_jax import files
+from biedsnet_jax.fusion import FUSIONS
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.types import BadInput
 
@@ -25,6 +26,8 @@ FREE = (
     "log.",
     "checkpoint.",
     "sampler.",
+    "fusion",
+    "threshold",
 )
 
 _CHOICES = {
@@ -36,6 +39,7 @@ _CHOICES = {
     "diffusion.schedule": ("linear", "cosine"),
     "diffusion.mask_range": ("plus_minus", "zero_one"),
     "loss.name": ("joint", "mse", "dice_bce"),
+    "fusion": tuple(FUSIONS),
     "sampler.method": ("ddpm", "ddim", "dpm_solver"),
     "sampler.spacing": ("trailing", "linspace", "leading"),
     "networks.biedsnet.dconv": ("separable", "lineage"),

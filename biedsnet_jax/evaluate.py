@@ -7,12 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from biedsnet_jax import checkpoint, config, experiment, files, metrics, parallel, progress, segmenter, train_state
+from biedsnet_jax import (
+    checkpoint,
+    config,
+    experiment,
+    files,
+    macs,
+    metrics,
+    parallel,
+    progress,
+    segmenter,
+    train_state,
+)
 from biedsnet_jax.data import pipeline
+from biedsnet_jax.fusion import FUSIONS
 
 Predict = Callable[[dict, jax.Array, jax.Array], jax.Array]
 
@@ -32,7 +43,7 @@ def run(cfg, workdir: str) -> dict:
 
 def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, step: int) -> dict:
     """Score `variables` on the test split and write the files."""
-    predict = make_predict(model, mesh, ensemble=cfg.sampler.ensemble, seed=cfg.seed)
+    predict = make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
     clock = _Clock()
     rows = []
     bar = progress.Progress("test", len(data.test))
@@ -46,12 +57,16 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
         "network": cfg.network,
         "seed": cfg.seed,
         "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
+        "gmacs_per_image": macs.prediction_gmacs(model, variables, _shape(cfg), ensemble=cfg.sampler.ensemble),
         "dataset": cfg.data.name,
         "split": "test",
         "cases": data.cases("test"),
         "fold": [cfg.split.fold, cfg.split.folds] if cfg.split.folds else None,
+        "size": cfg.data.size,
+        "train_steps": cfg.train.steps,
+        "batch_size": cfg.train.batch_size,
         "checkpoint_step": step,
-        "sampler": dict(cfg.sampler) if isinstance(model, segmenter.Diffusion) else None,
+        "sampler": dict(cfg.sampler) if segmenter.is_diffusion(cfg) else None,
         "threshold": cfg.threshold,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "seconds_per_image": clock.seconds / max(1, clock.images),
@@ -62,16 +77,18 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     return results
 
 
-def make_predict(model, mesh: Mesh, *, ensemble: int, seed: int) -> Predict:
-    """Jitted `(variables, image, index) -> probability "b h w k"`, the mean over samples.
+def make_predict(model, mesh: Mesh, *, ensemble: int, fusion: str, seed: int) -> Predict:
+    """Jitted `(variables, image, index) -> probability "b h w k"`, the samples fused.
 
     An image's noise follows from `seed` and its index in the source alone, so neither batch size nor the number of
     devices changes its mask.
     """
 
+    fuse = FUSIONS[fusion]
+
     def predict(variables, image, index):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
-        return jnp.mean(model.predict(variables, image, keys, ensemble=ensemble), axis=0)
+        return fuse(model.predict(variables, image, keys, ensemble=ensemble))
 
     split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     return jax.jit(predict, in_shardings=(everywhere, split, split), out_shardings=split)
@@ -110,7 +127,11 @@ def mean_dice(cfg, predict: Predict, variables: dict, data, indices: list[int], 
 
 def init_variables(model, cfg) -> dict:
     """Fresh variables, the same for the same seed."""
-    return model.init(jax.random.key(cfg.seed), (cfg.data.size, cfg.data.size, cfg.data.channels))
+    return model.init(jax.random.key(cfg.seed), _shape(cfg))
+
+
+def _shape(cfg):
+    return cfg.data.size, cfg.data.size, cfg.data.channels
 
 
 class _Clock:

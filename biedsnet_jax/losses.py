@@ -43,11 +43,18 @@ def dice(p: Mask, y: Mask, *, smooth: float = 1.0) -> PerExample:
 
 
 def joint(
-    logits: Logits, y: Mask, *, beta: float = 1.0, dice_smooth: float = 1.0, bce_weight: float = 0.5
+    logits: Logits,
+    y: Mask,
+    *,
+    beta: float = 1.0,
+    dice_smooth: float = 1.0,
+    dice_weight: float = 1.0,
+    bce_weight: float = 0.5,
 ) -> PerExample:
     """The paper's joint diffusion and segmentation loss for one head."""
     p = jax.nn.sigmoid(logits)
-    return smooth_l1(p, y, beta=beta) + dice(p, y, smooth=dice_smooth) + bce_weight * bce(logits, y)
+    overlap = dice_weight * dice(p, y, smooth=dice_smooth)
+    return smooth_l1(p, y, beta=beta) + overlap + bce_weight * bce(logits, y)
 
 
 def mse_only(logits: Logits, y: Mask) -> PerExample:
@@ -55,9 +62,11 @@ def mse_only(logits: Logits, y: Mask) -> PerExample:
     return mse(jax.nn.sigmoid(logits), y)
 
 
-def dice_bce(logits: Logits, y: Mask, *, dice_smooth: float = 1e-5, bce_weight: float = 0.5) -> PerExample:
-    """Dice + 0.5 BCE, the default loss of the direct networks (UNet++ and UNeXt reference training)."""
-    return dice(jax.nn.sigmoid(logits), y, smooth=dice_smooth) + bce_weight * bce(logits, y)
+def dice_bce(
+    logits: Logits, y: Mask, *, dice_smooth: float = 1e-5, dice_weight: float = 1.0, bce_weight: float = 0.5
+) -> PerExample:
+    """Weighted Dice and BCE, the loss of the direct networks; the defaults are UNet++'s and UNeXt's reference."""
+    return dice_weight * dice(jax.nn.sigmoid(logits), y, smooth=dice_smooth) + bce_weight * bce(logits, y)
 
 
 def supervised(loss: LossFn, heads: Sequence[Logits], y: Mask, weights: Sequence[float]) -> PerExample:

@@ -1,13 +1,13 @@
 """A network and the way it makes masks: `Diffusion` denoises them, `Direct` predicts them in one pass.
 
-This is the only place where the two differ. Training, evaluation and prediction see one interface, `Segmenter`.
+`NoisePrediction` is MedSegDiff's way of diffusion. This is the only place where they differ. Training, evaluation and prediction see one interface, `Segmenter`.
 Variables are {"params": ..., "batch_stats": ...}; probabilities are "n b h w k", n samples an image.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -15,16 +15,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from biedsnet_jax import losses
-from biedsnet_jax.diffusion import process, sampler, schedule
+from biedsnet_jax.diffusion import process, sampler, schedule, vlb
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.types import Batch, Image, PRNGKey
 
 Variables = dict
 Probabilities = Float[Array, "n b h w k"]
 Keys = Key[Array, " b"]  # one per image, so that a mask does not depend on what shares its batch
+SIZED = ("swin_unet", "trans_unet")  # networks whose parameters depend on the image size
 HeadsLoss = Callable[[Sequence, Array], Float[Array, " b"]]
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """What training and prediction need to know of a method."""
 
@@ -61,9 +63,7 @@ class Diffusion:
 
     def init(self, key: PRNGKey, shape: tuple[int, int, int]) -> Variables:
         """See Segmenter."""
-        h, w, _ = shape
-        mask, image, t = jnp.zeros((1, h, w, self.network.classes)), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
-        return self.network.init(key, mask, image, t, train=False)
+        return self.network.init(key, *_denoiser_inputs(self.network, jnp.zeros((1, *shape))), train=False)
 
     def loss(self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool) -> tuple[Array, tuple[dict, dict]]:
         """See Segmenter: x_t from q(x_t | x_0) at a uniform t, the mask from x_t."""
@@ -83,17 +83,75 @@ class Diffusion:
             logits, _ = network.apply(variables, features, x_t, image, t, train=False, method=network.denoise)
             return self._encode(jax.nn.sigmoid(logits))
 
-        def one_sample(number):
-            mine = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
-            shape = (*image.shape[1:3], network.classes)
-            x_T = jax.vmap(lambda key: jax.random.normal(key, shape))(mine[:, 0])
-            x_0 = sampler.sample(denoise, x_T, mine[:, 1], self.schedule, **dataclasses.asdict(self.sampling))
+        def one_sample(x_T, keys):
+            x_0 = sampler.sample(denoise, x_T, keys, self.schedule, **dataclasses.asdict(self.sampling))
             return process.decode_mask(x_0, mask_range=self.mask_range, mask_scale=self.mask_scale)
 
-        return jax.lax.map(one_sample, jnp.arange(ensemble))
+        return _samples(one_sample, keys, (*image.shape[1:3], network.classes), ensemble)
 
     def _encode(self, y):
         return process.encode_mask(y, mask_range=self.mask_range, mask_scale=self.mask_scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisePrediction:
+    """MedSegDiff: the denoiser predicts noise and variance, the highway network a mask of its own (Wu et al. 2023).
+
+    x_0 is the mask in {0, 1}. The loss is mean (eps - eps_hat)^2 + VLB in bits, with eps_hat held, + 10 mean
+    (y - calibration)^2, as published. A sample, clipped to [0, 1], is a probability.
+    """
+
+    network: nn.Module
+    schedule: schedule.Schedule
+    sampling: Sampling = Sampling()
+    calibration_weight: float = 10.0
+
+    def init(self, key: PRNGKey, shape: tuple[int, int, int]) -> Variables:
+        """See Segmenter."""
+        return self.network.init(key, *_denoiser_inputs(self.network, jnp.zeros((1, *shape))), train=False)
+
+    def loss(self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool) -> tuple[Array, tuple[dict, dict]]:
+        """See Segmenter."""
+        key_t, key_noise, key_dropout = jax.random.split(key, 3)
+        y = batch["mask"]
+        t = jax.random.randint(key_t, (len(y),), 0, self.schedule.timesteps)
+        eps = jax.random.normal(key_noise, y.shape)
+        x_t = process.q_sample(self.schedule, y, t, eps)
+        (output, out), batch_stats = _apply(self.network, variables, (x_t, batch["image"], t), key_dropout, train)
+        eps_hat, v = jnp.split(output, 2, axis=-1)
+        x_0_hat = process.x_0_from_eps(self.schedule, x_t=x_t, eps=jax.lax.stop_gradient(eps_hat), t=t)
+        mean, _, _ = process.posterior(self.schedule, x_0=x_0_hat, x_t=x_t, t=t)
+        log_variance = process.learned_range_log_variance(self.schedule, v=v, t=t)
+        terms = {
+            "eps": jnp.mean(losses.mse(eps_hat, eps)),
+            "vlb": jnp.mean(vlb.vlb_bits(self.schedule, x_0=y, x_t=x_t, t=t, mean=mean, log_variance=log_variance)),
+            "calibration": self.calibration_weight * jnp.mean(losses.mse(out["calibration"], y)),
+        }
+        hard = (out["calibration"] > 0.5).astype(jnp.float32)
+        return sum(terms.values()), ({**terms, "train_dice": 1.0 - jnp.mean(losses.dice(hard, y))}, batch_stats)
+
+    def predict(self, variables: Variables, image: Image, keys: Keys, *, ensemble: int) -> Probabilities:
+        """See Segmenter. "ddpm" draws with the learned variance; the other methods need none."""
+        network, sampling = self.network, self.sampling
+        features = network.apply(variables, image, train=False, method=network.encode)
+
+        def denoise(x_t, t):
+            output, _ = network.apply(variables, features, x_t, image, t, train=False, method=network.denoise)
+            eps, v = jnp.split(output, 2, axis=-1)
+            return jnp.clip(process.x_0_from_eps(self.schedule, x_t=x_t, eps=eps, t=t), -1.0, 1.0), v
+
+        def one_sample(x_T, keys):
+            if sampling.method == "ddpm":
+                x_0 = sampler.ancestral_learned(
+                    denoise, x_T, keys, self.schedule, steps=sampling.steps, spacing=sampling.spacing
+                )
+            else:
+                x_0 = sampler.sample(
+                    lambda x_t, t: denoise(x_t, t)[0], x_T, keys, self.schedule, **dataclasses.asdict(sampling)
+                )
+            return jnp.clip(x_0, 0.0, 1.0)
+
+        return _samples(one_sample, keys, (*image.shape[1:3], network.classes), ensemble)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,54 +177,72 @@ class Direct:
         return jax.nn.sigmoid(logits)[None]
 
     def _inputs(self, image):
-        if not self.denoiser:
-            return (image,)
-        b, h, w, _ = image.shape
-        return jnp.zeros((b, h, w, self.network.classes)), image, jnp.zeros(b, jnp.int32)
-
-
-DENOISERS = ("biedsnet",)  # networks called with (x_t, image, t) instead of (image)
+        return _denoiser_inputs(self.network, image) if self.denoiser else (image,)
 
 
 def build(config) -> Segmenter:
     """The segmenter that a checked config asks for."""
     fields = dict(config.networks[config.network])
+    if config.network in SIZED:
+        fields["image_size"] = config.data.size
     network = NETWORKS[config.network](classes=config.data.classes, dtype=jnp.dtype(config.dtype), **fields)
     loss, weights = _loss_function(config.loss), config.loss.supervision_weights
-    denoiser = config.network in DENOISERS
+    denoiser = config.network == "biedsnet"
 
     def heads_loss(heads, y):
         return losses.supervised(loss, heads, y, weights)
 
-    if config.method == "direct" or not denoiser:
+    if not is_diffusion(config):
         return Direct(network, heads_loss, denoiser)
-    return Diffusion(
-        network,
-        schedule.make(config.diffusion.schedule, config.diffusion.timesteps),
-        heads_loss,
-        config.diffusion.mask_range,
-        config.diffusion.mask_scale,
-        Sampling(config.sampler.method, config.sampler.steps, config.sampler.eta, config.sampler.spacing),
-    )
+    noise_schedule = schedule.make(config.diffusion.schedule, config.diffusion.timesteps)
+    sampling = Sampling(config.sampler.method, config.sampler.steps, config.sampler.eta, config.sampler.spacing)
+    if config.network == "medsegdiff":
+        return NoisePrediction(network, noise_schedule, sampling)
+    mask_range, mask_scale = config.diffusion.mask_range, config.diffusion.mask_scale
+    return Diffusion(network, noise_schedule, heads_loss, mask_range, mask_scale, sampling)
+
+
+def is_diffusion(config) -> bool:
+    """Whether a config's network is used as a diffusion model; `method` "auto" means wherever it can be."""
+    return config.network in ("biedsnet", "medsegdiff") and config.method != "direct"
 
 
 def _loss_function(fields) -> losses.LossFn:
     if fields.name == "mse":
         return losses.mse_only
-    dice_bce = functools.partial(losses.dice_bce, dice_smooth=fields.dice_smooth, bce_weight=fields.bce_weight)
+    weights = {"dice_smooth": fields.dice_smooth, "bce_weight": fields.bce_weight}
     if fields.name == "dice_bce":
-        return dice_bce
-    return functools.partial(
-        losses.joint, beta=fields.smooth_l1_beta, dice_smooth=fields.dice_smooth, bce_weight=fields.bce_weight
-    )
+        return functools.partial(losses.dice_bce, dice_weight=fields.dice_weight, **weights)
+    return functools.partial(losses.joint, beta=fields.smooth_l1_beta, dice_weight=fields.dice_weight, **weights)
 
 
 def _loss(network, heads_loss, variables, inputs, y, key_dropout, train):
-    """Apply the network and score all its heads; shared by both methods."""
-    (logits, out), updated = network.apply(
-        variables, *inputs, train=train, rngs={"dropout": key_dropout}, mutable=["batch_stats"] if train else []
-    )
+    """Apply a network that predicts masks, and score all its heads."""
+    (logits, out), batch_stats = _apply(network, variables, inputs, key_dropout, train)
     value = jnp.mean(heads_loss([logits, *out.get("supervision", [])], y))
     hard = (logits > 0).astype(jnp.float32)
-    metrics = {"train_dice": 1.0 - jnp.mean(losses.dice(hard, y))}
-    return value, (metrics, updated.get("batch_stats", variables.get("batch_stats", {})))
+    return value, ({"train_dice": 1.0 - jnp.mean(losses.dice(hard, y))}, batch_stats)
+
+
+def _apply(network, variables, inputs, key_dropout, train):
+    """(what the network returns, new batch_stats)."""
+    result, updated = network.apply(
+        variables, *inputs, train=train, rngs={"dropout": key_dropout}, mutable=["batch_stats"] if train else []
+    )
+    return result, updated.get("batch_stats", variables.get("batch_stats", {}))
+
+
+def _samples(one_sample, keys, shape, ensemble):
+    """`one_sample(x_T, keys)` for each of `ensemble` draws of noise, one after another: "n b h w k"."""
+
+    def draw(number):
+        mine = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
+        return one_sample(jax.vmap(lambda key: jax.random.normal(key, shape))(mine[:, 0]), mine[:, 1])
+
+    return jax.lax.map(draw, jnp.arange(ensemble))
+
+
+def _denoiser_inputs(network, image):
+    """(x_t, image, t) with neither noise nor time."""
+    b, h, w, _ = image.shape
+    return jnp.zeros((b, h, w, network.classes)), image, jnp.zeros(b, jnp.int32)

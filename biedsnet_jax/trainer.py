@@ -152,9 +152,8 @@ class _Loop:
     def _summary(self, step, pending, seconds):
         """Means since the last log step; the only place where the loop waits for the device."""
         values = jax.device_get(pending)
-        names = ("loss", "train_dice", "grad_norm")
-        means = {name: float(np.mean([v[name] for v in values])) for name in names}
         counters = {name: int(values[-1][name]) for name in ("bad_steps", "skipped_steps")}
+        means = {name: float(np.mean([v[name] for v in values])) for name in values[-1] if name not in counters}
         rate = float(self.schedule(step - 1 - counters["skipped_steps"]))
         return {**means, **counters, "learning_rate": rate, "steps_per_second": len(values) / seconds}
 
@@ -173,7 +172,9 @@ class _Validation:
     def __init__(self, cfg, model, data, mesh):
         self.cfg, self.data, self.mesh = cfg, data, mesh
         self.indices = _evenly(data.val, cfg.eval.val_images)
-        self.predict = evaluate.make_predict(model, mesh, ensemble=cfg.eval.val_ensemble, seed=cfg.seed)
+        self.predict = evaluate.make_predict(
+            model, mesh, ensemble=cfg.eval.val_ensemble, fusion=cfg.fusion, seed=cfg.seed
+        )
 
     def run(self, step, state, log):
         cfg, variables = self.cfg, state.ema_variables

@@ -5,16 +5,11 @@ Axis letters, everywhere: b batch, h w space, c image channels, k foreground cla
 
 from jaxtyping import Array, Float, Key
 
+from biedsnet_jax.errors import BadInput as BadInput
+
 Image = Float[Array, "b h w c"]  # normalised intensities
 Mask = Float[Array, "b h w k"]  # 0 or 1, one channel per foreground class
 Logits = Float[Array, "b h w k"]
 Noisy = Float[Array, "b h w k"]  # x_t or x_0, in diffusion units
 PRNGKey = Key[Array, ""]
 Batch = dict[str, Array]  # image "b h w c", mask "b h w k", and in evaluation valid "b"
-
-
-class BadInput(ValueError):
-    """A mistake in the user's input: one line that names the file or field, the value and the fix.
-
-    `main` prints it as `biedsnet: <message>` and exits with code 2.
-    """

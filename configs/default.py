@@ -16,8 +16,7 @@ def get_config() -> ConfigDict:
     c.dtype = "float32"  # "bfloat16": compute only; parameters, norms' statistics, losses and sampler stay float32
     c.compile_cache = "auto"  # a folder for compiled programs; "auto": the user's cache folder; "": off
 
-    c.networks = ConfigDict()  # constructor fields of each network
-    c.networks.biedsnet = _biedsnet()
+    c.networks = _networks()  # constructor fields of each
 
     c.data = ConfigDict()
     c.data.source = "folder"  # "folder": PNG, JPEG, TIFF; "phantom": made on the fly
@@ -54,6 +53,7 @@ def get_config() -> ConfigDict:
     c.loss.name = "joint"  # "joint": SmoothL1 + Dice + 0.5 BCE; "mse"; "dice_bce"
     c.loss.smooth_l1_beta = 1.0
     c.loss.dice_smooth = 1.0
+    c.loss.dice_weight = 1.0
     c.loss.bce_weight = 0.5
     c.loss.supervision_weights = (0.7, 0.1, 0.1, 0.1)  # final head, then side heads finest first
 
@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
     c.sampler.spacing = "trailing"  # of the timesteps: "trailing", "linspace", "leading"
     c.sampler.ensemble = 5  # K samples an image
 
+    c.fusion = "mean"  # of the K samples: "mean", "majority", "mean_squared" (MedSegDiff's "staple")
     c.threshold = 0.5  # mask = probability > threshold
 
     c.train = ConfigDict()
@@ -89,57 +90,55 @@ def get_config() -> ConfigDict:
     return c
 
 
-def choose(config: ConfigDict, variants: str | None, table: dict) -> ConfigDict:
-    """Apply the comma-separated `variants` of `--config=FILE:VARIANTS`, each a function that changes the config."""
-    for name in filter(None, (variants or "").split(",")):
-        if name not in table:
-            raise ValueError(f"unknown config variant, {name!r}; it has {', '.join(sorted(table))}")
-        table[name](config)
-    return config
-
-
-def _biedsnet() -> ConfigDict:
+def _networks() -> ConfigDict:
+    """Each network at the size its authors publish."""
+    unet = (32, 64, 128, 256, 512)
     return ConfigDict(
-        dict(
-            channels=(32, 64, 128, 256, 512),
-            blocks_per_level=3,
-            bffm=True,
-            dconv="separable",
-            count_include_pad=False,
-            reduction=16,
-            residual="cgr",
-            attention="parallel",
-            attention_per="block",
-            norm="group",
-            second_skip=True,
-            supervision=True,
-        )
+        {
+            "biedsnet": {
+                "channels": unet,
+                "blocks_per_level": 3,
+                "bffm": True,
+                "dconv": "separable",
+                "count_include_pad": False,
+                "reduction": 16,
+                "residual": "cgr",
+                "attention": "parallel",
+                "attention_per": "block",
+                "norm": "group",
+                "second_skip": True,
+                "supervision": True,
+            },
+            "unet": {"channels": unet},
+            "unetpp": {"channels": unet, "deep_supervision": True},
+            "attention_unet": {"channels": (64, 128, 256, 512, 1024)},
+            "unext": {"channels": (16, 32, 128, 160, 256), "drop_path": 0.0},
+            "swin_unet": {
+                "window": 8,
+                "embed_dim": 96,
+                "depths": (2, 2, 2, 2),
+                "heads": (3, 6, 12, 24),
+                "drop_path": 0.2,
+            },
+            "trans_unet": {
+                "hidden": 768,
+                "mlp": 3072,
+                "heads": 12,
+                "layers": 12,
+                "resnet_units": (3, 4, 9),
+                "resnet_width": 64,
+                "decoder": (256, 128, 64, 16),
+                "dropout": 0.1,
+            },
+            "medsegdiff": {
+                "channels": 128,
+                "channel_mult": (1, 1, 2, 2, 4, 4),
+                "num_res_blocks": 2,
+                "attention_downsample": (16,),
+                "num_heads": 1,
+                "highway_channels": 32,
+                "highway_cap": 480,
+                "highway_dropout": 0.5,
+            },
+        }
     )
-
-
-def lineage(c: ConfigDict) -> None:
-    """The choices of the PyTorch lineage: 33,848,273 parameters on one-channel images."""
-    c.networks.biedsnet.update(dconv="lineage", count_include_pad=True, residual="conv", attention_per="level")
-    c.diffusion.mask_range = "zero_one"
-    c.augment.update(hflip=0.5, vflip=0.0, rotate_degrees=0.0, scale=0.0, intensity=0.0)
-
-
-def direct(c: ConfigDict) -> None:
-    """The same network without diffusion: x_t and t are zero, one pass."""
-    c.method = "direct"
-    c.sampler.ensemble = 1
-
-
-def _row(number: int):
-    def apply(c: ConfigDict) -> None:
-        c.row = f"row{number}"
-        c.networks.biedsnet.bffm = number >= 2
-        c.networks.biedsnet.attention = c.networks.biedsnet.attention if number >= 3 else "none"
-        c.loss.name = "joint" if number >= 4 else "mse"
-        c.networks.biedsnet.supervision = number >= 5
-
-    apply.__doc__ = f"Row {number} of the paper's ablation, Table 2."
-    return apply
-
-
-VARIANTS = {"lineage": lineage, "direct": direct, **{f"row{i}": _row(i) for i in range(1, 6)}}

@@ -28,7 +28,7 @@ class CGR(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> Features:
+    def __call__(self, x: Features, *, train: bool) -> Float[Array, "b h w c2"]:
         x = conv(self.features, dtype=self.dtype, name="conv")(x)
         if self.norm == "batch":
             x = batch_norm(train, dtype=self.dtype, name="norm")(x)
@@ -49,7 +49,7 @@ class ADRB(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Features, emb: Embedding, *, train: bool) -> Features:
+    def __call__(self, x: Features, emb: Embedding, *, train: bool) -> Float[Array, "b h w c2"]:
         def cgr(name):
             return CGR(self.features, norm=self.norm, dtype=self.dtype, name=name)
 

@@ -30,7 +30,7 @@ class BFFM(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> Features:
+    def __call__(self, x: Features, *, train: bool) -> Float[Array, "b h w c2"]:
         for i in (1, 2):  # (1)
             x = conv(self.features, dtype=self.dtype, name=f"conv_{i}")(x)
             x = jax.nn.relu(batch_norm(train, dtype=self.dtype, name=f"norm_{i}")(x))
@@ -70,8 +70,9 @@ def boundary(f: Float[Array, "b h w c"], window: int, *, count_include_pad: bool
     # The difference of two nearly equal numbers: bf16 or TF32 would keep one or two digits of it. The pool is
     # separable, so it is two products with banded matrices; as a window reduction its gradient crawls on a CPU.
     x = f.astype(jnp.float32)
-    mean = jnp.einsum("oh,bhwc->bowc", rows, x, precision="highest")
-    mean = jnp.einsum("pw,bowc->bopc", cols, mean, precision="highest")
+    with jax.named_scope("resampling"):  # `macs` leaves these products out
+        mean = jnp.einsum("oh,bhwc->bowc", rows, x, precision="highest")
+        mean = jnp.einsum("pw,bowc->bopc", cols, mean, precision="highest")
     return (x - mean).astype(f.dtype)
 
 

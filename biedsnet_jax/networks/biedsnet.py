@@ -7,14 +7,12 @@ every step. The denoiser predicts the mask: one logit map per foreground class.
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from biedsnet_jax.networks.adrb import ADRB, CGR, Attention
 from biedsnet_jax.networks.bffm import BFFM
-from biedsnet_jax.networks.blocks import TimeEmbedding, conv, max_pool, resize_bilinear, upsample_nearest
+from biedsnet_jax.networks.blocks import Time, TimeEmbedding, conv, max_pool, resize_bilinear, upsample_nearest
 from biedsnet_jax.types import BadInput, Image, Logits, Noisy
-
-Time = Int[Array, " b"] | Float[Array, " b"]
 
 
 class BIEDSNet(nn.Module):

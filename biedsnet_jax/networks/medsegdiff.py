@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Real
 
-from biedsnet_jax.networks.blocks import conv, timestep_embedding, upsample_nearest
+from biedsnet_jax.networks.blocks import GroupNorm, conv, timestep_embedding, upsample_nearest
 from biedsnet_jax.networks.medsegdiff_highway import LEVELS, Highway, highway_widths
 from biedsnet_jax.types import BadInput, Image, Noisy
 
@@ -219,7 +219,7 @@ class SelfAttention(nn.Module):
 
 
 def _group_norm(dtype, name: str):
-    return nn.GroupNorm(GROUPS, epsilon=1e-5, dtype=dtype, name=name)  # Flax keeps the statistics in float32
+    return GroupNorm(GROUPS, dtype=dtype, name=name)
 
 
 def _zero_conv(features: int, dtype, name: str):

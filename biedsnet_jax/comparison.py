@@ -1,0 +1,106 @@
+"""One row of a table out of several runs, and whether two rows differ: numpy and scipy, no jax.
+
+An image's score is the mean over the runs (seeds, folds) that tested it. Slices of one patient are no independent
+sample, so everything that says how sure a number is resamples or pairs whole cases.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from biedsnet_jax.results import Run
+
+FEWEST_CASES = 6  # below, no two-sided signed-rank test can reach p < 0.05: 2 / 2^5 = 0.0625
+_RESAMPLES = 2000
+
+
+class Pooled(NamedTuple):
+    """The images of one row, each with its case, and their scores by column; NaN where undefined."""
+
+    case: np.ndarray
+    scores: dict[str, Float[np.ndarray, " images"]]
+
+    def cases(self) -> list[str]:
+        """Names of the cases, sorted."""
+        return sorted(set(self.case.tolist()))
+
+
+class Difference(NamedTuple):
+    """Row minus reference, in the mean over cases of the case's mean score."""
+
+    n: int  # cases with a score in both
+    mean: float
+    low: float  # 95 % paired bootstrap by case; NaN for fewer than two cases
+    high: float
+    p: float  # Wilcoxon signed rank, two-sided; NaN where fewer than FEWEST_CASES cases differ
+
+
+def pool(runs: Sequence[Run]) -> Pooled:
+    """Average the runs of one row, image by image."""
+    number = {image: i for i, image in enumerate(dict.fromkeys(image for run in runs for image in run.images))}
+    where = np.array([number[image] for run in runs for image in run.images])
+    case = np.array([image[0] for image in number])
+    columns = {name: np.concatenate([run.scores[name] for run in runs]) for name in runs[0].scores}
+    return Pooled(case, {name: _group_means(values, where, len(number)) for name, values in columns.items()})
+
+
+def mean(values: Float[np.ndarray, " images"]) -> float:
+    """Mean of what is defined, NaN if nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def interval(pooled: Pooled, column: str) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean over images, drawing whole cases; NaN for fewer than two cases."""
+    names, case = np.unique(pooled.case, return_inverse=True)
+    values = pooled.scores[column]
+    known = ~np.isnan(values)
+    sums = np.bincount(case, np.where(known, values, 0.0), minlength=len(names))
+    sizes = np.bincount(case, known, minlength=len(names))
+    return _percentiles(sums[sizes > 0], sizes[sizes > 0])
+
+
+def difference(row: Pooled, reference: Pooled, column: str) -> Difference:
+    """How much `row` differs from `reference` over the cases that both were tested on."""
+    ours, theirs = case_means(row, column), case_means(reference, column)
+    deltas = np.array([ours[case] - theirs[case] for case in sorted(ours.keys() & theirs.keys())])
+    low, high = _percentiles(deltas, np.ones(len(deltas)))
+    return Difference(len(deltas), mean(deltas), low, high, _signed_rank(deltas))
+
+
+def case_means(pooled: Pooled, column: str) -> dict[str, float]:
+    """The mean score of each case that has one."""
+    names, case = np.unique(pooled.case, return_inverse=True)
+    means = _group_means(pooled.scores[column], case, len(names))
+    return {str(name): float(value) for name, value in zip(names, means) if not np.isnan(value)}
+
+
+def _group_means(values, group, groups):
+    """Mean of each group's defined values; NaN where it has none."""
+    known = ~np.isnan(values)
+    sizes = np.bincount(group[known], minlength=groups)
+    sums = np.bincount(group[known], values[known], minlength=groups)
+    return np.where(sizes > 0, sums / np.maximum(sizes, 1), math.nan)
+
+
+def _percentiles(sums, sizes):
+    """Interval of sum(sums) / sum(sizes) over draws, with replacement, of as many entries as there are."""
+    n = len(sums)
+    if n < 2:
+        return math.nan, math.nan
+    draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
+    low, high = np.percentile((draws @ sums) / (draws @ sizes), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _signed_rank(deltas):
+    if np.count_nonzero(deltas) < FEWEST_CASES:
+        return math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ties and zeros: scipy says that it takes the normal approximation
+        return float(stats.wilcoxon(deltas).pvalue)

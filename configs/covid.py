@@ -1,0 +1,26 @@
+"""The paper's data, COVID-19-CT-Seg, as a folder of slices; Tables 1 and 2 by variant.
+
+    python -m biedsnet_jax.main --config=configs/covid.py --config.data.root=DIR --workdir=runs/covid
+    python -m biedsnet_jax.main --config=configs/covid.py:unet,cpu --config.data.root=DIR --workdir=runs/unet
+
+Full size wants a GPU or TPU. `:cpu` is a small network at 64x64 that trains in minutes on two cores.
+"""
+
+from configs import default, folder, variants
+
+
+def get_config(chosen: str | None = None):
+    c = default.get_config()
+    c.data.name = "covid19_ct_seg"
+    c.data.hint = (
+        "download COVID-19-CT-Seg (zenodo.org/records/3757476), put its axial slices into "
+        "DIR/images/<case>/<slice>.png and DIR/masks/<case>/<slice>.png, and give --config.data.root=DIR; without "
+        "data, python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom runs"
+    )
+    return variants.apply(c, chosen, cpu=cpu)
+
+
+def cpu(c) -> None:
+    """Small network, short run; a quarter of the slices is tested, so that more than one of few cases is."""
+    folder.cpu(c)
+    c.split.fractions = (0.6, 0.15, 0.25)

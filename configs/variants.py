@@ -1,0 +1,92 @@
+"""What may follow the colon of `--config=FILE:VARIANTS`, applied in order: networks, ablation rows, readings, sizes."""
+
+from ml_collections import ConfigDict
+
+
+def apply(config: ConfigDict, variants: str | None, **own) -> ConfigDict:
+    """Apply comma-separated `variants`; `own` are a config file's further ones. Raises ValueError for another name."""
+    table = VARIANTS | own
+    for name in filter(None, (variants or "").split(",")):
+        if name not in table:
+            raise ValueError(f"unknown config variant, {name}, in --config; use one of {', '.join(sorted(table))}")
+        table[name](config)
+    return config
+
+
+def lineage(c: ConfigDict) -> None:
+    """The choices of the PyTorch lineage: 33,848,273 parameters on one-channel images."""
+    c.networks.biedsnet.update(dconv="lineage", count_include_pad=True, residual="conv", attention_per="level")
+    c.diffusion.mask_range = "zero_one"
+    c.augment.update(hflip=0.5, vflip=0.0, rotate_degrees=0.0, scale=0.0, intensity=0.0)
+
+
+def direct(c: ConfigDict) -> None:
+    """BIEDSNet without diffusion: x_t and t are zero, one pass."""
+    c.row = "direct"
+    c.method = "direct"
+
+
+def _row(number: int):
+    def row(c: ConfigDict) -> None:
+        c.row = f"row{number}"
+        c.networks.biedsnet.bffm = number >= 2
+        c.networks.biedsnet.attention = c.networks.biedsnet.attention if number >= 3 else "none"
+        c.loss.name = "joint" if number >= 4 else "mse"
+        c.networks.biedsnet.supervision = number >= 5
+
+    row.__doc__ = f"Row {number} of the paper's ablation, Table 2."
+    return row
+
+
+def _network(name: str, dice_weight: float = 1.0, bce_weight: float = 0.5, weights: tuple[float, ...] = (1.0,)):
+    """A comparison network with its authors' loss; Dice + BCE where they give none."""
+
+    def network(c: ConfigDict) -> None:
+        c.network = name
+        c.loss.update(name="dice_bce", dice_smooth=1e-5, dice_weight=dice_weight, bce_weight=bce_weight)
+        c.loss.supervision_weights = weights
+
+    return network
+
+
+def _medsegdiff(c: ConfigDict) -> None:
+    """Its loss is its own; DPM-Solver++ since it predicts noise, of which a few DDIM steps make poor masks."""
+    c.network = "medsegdiff"
+    c.diffusion.mask_range = "zero_one"
+    c.sampler.method = "dpm_solver"
+    c.sampler.steps = 20
+
+
+def small(c: ConfigDict) -> None:
+    """Every network at 64x64 and about an eighth of its width, for a CPU."""
+    c.data.size = 64
+    n = c.networks
+    n.biedsnet.update(channels=(16, 32, 64, 96), dconv="lineage")
+    n.unet.channels = n.unetpp.channels = (16, 32, 64, 96, 128)
+    n.attention_unet.channels = (16, 32, 64, 96, 128)
+    n.unext.channels = (8, 16, 32, 64, 128)
+    n.swin_unet.update(window=4, embed_dim=24, depths=(2, 2, 2), heads=(3, 6, 12))
+    n.trans_unet.update(
+        hidden=96, mlp=192, heads=4, layers=4, resnet_units=(2, 2, 2), resnet_width=32, decoder=(64, 32, 32, 16)
+    )
+    n.medsegdiff.update(
+        channels=32, channel_mult=(1, 1, 2, 2), num_res_blocks=1, attention_downsample=(8,), highway_channels=8,
+        highway_cap=64,
+    )  # fmt: skip
+    if len(c.loss.supervision_weights) == 4 and c.network == "biedsnet":
+        c.loss.supervision_weights = (0.7, 0.15, 0.15)
+
+
+VARIANTS = {
+    "biedsnet": lambda c: None,
+    "unet": _network("unet"),
+    "unetpp": _network("unetpp", weights=(0.25, 0.25, 0.25, 0.25)),
+    "attention_unet": _network("attention_unet"),
+    "unext": _network("unext"),
+    "swin_unet": _network("swin_unet", dice_weight=0.6, bce_weight=0.4),
+    "trans_unet": _network("trans_unet", dice_weight=0.5, bce_weight=0.5),
+    "medsegdiff": _medsegdiff,
+    "lineage": lineage,
+    "direct": direct,
+    **{f"row{i}": _row(i) for i in range(1, 6)},
+}

@@ -1,0 +1,129 @@
+"""Losses against hand-worked numbers, closed forms and optax; finite values and gradients wherever a mask may lead."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from biedsnet_jax import losses
+
+LOSSES = [losses.joint, losses.mse_only, losses.dice_bce, losses.bce]
+
+
+def maps(*examples):
+    """One "1 w" map of one class per list of pixels."""
+    return jnp.asarray(examples, jnp.float32)[:, None, :, None]
+
+
+def random_pair():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(0, 3, (3, 4, 5, 2)), jnp.float32)
+    return logits, jnp.asarray(rng.random(logits.shape) < 0.3, jnp.float32)
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(1.0, [0.0125, 0.5]), (0.05, [0.125, 0.975]), (0.1, [0.1, 0.95])])
+def test_smooth_l1_by_hand(beta, expected):
+    # d = 0.2 and 0.1, then 1 and 1: d^2 / (2 beta) below beta, d - beta / 2 above.
+    p, y = maps([0.2, 0.9], [1.0, 0.0]), maps([0.0, 1.0], [0.0, 1.0])
+    np.testing.assert_allclose(losses.smooth_l1(p, y, beta=beta), expected, rtol=1e-5)
+
+
+def test_smooth_l1_with_beta_1_is_half_the_squared_error_on_probabilities():
+    logits, y = random_pair()
+    p = jax.nn.sigmoid(logits)
+    np.testing.assert_allclose(losses.smooth_l1(p, y), 0.5 * losses.mse(p, y), rtol=1e-5)
+    np.testing.assert_allclose(losses.mse(p, y), np.square(p - y).mean((1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("p", "y", "expected"),
+    [
+        ([1, 1, 0, 0], [1, 0, 0, 0], 1 - 3 / 4),
+        ([0.5, 0.5, 0.5, 0.5], [1, 1, 0, 0], 1 - 3 / 5),
+        ([1, 1, 0, 0], [1, 1, 0, 0], 0),
+        ([0, 0, 0, 0], [0, 0, 0, 0], 0),
+        ([1, 1, 1, 1], [0, 0, 0, 0], 1 - 1 / 5),
+        ([0, 0, 0, 0], [1, 1, 1, 1], 1 - 1 / 5),
+    ],
+)
+def test_dice_with_smoothing_1_by_hand(p, y, expected):
+    np.testing.assert_allclose(losses.dice(maps(p), maps(y)), [expected], atol=1e-6)
+
+
+def test_dice_is_the_mean_over_classes_of_each_classs_own():
+    p = jnp.stack([jnp.ones((1, 2, 2)), jnp.zeros((1, 2, 2))], axis=-1)
+    y = jnp.ones((1, 2, 2, 2))
+    np.testing.assert_allclose(losses.dice(p, y), [(0 + (1 - 1 / 5)) / 2], rtol=1e-6)
+
+
+def test_bce_is_optaxs():
+    logits, y = random_pair()
+    expected = optax.sigmoid_binary_cross_entropy(logits, y).mean((1, 2, 3))
+    np.testing.assert_allclose(losses.bce(logits, y), expected, rtol=1e-5)
+
+
+def test_joint_losses_by_hand():
+    logits, y = maps([0, 0, 0, 0]), maps([1, 1, 0, 0])  # p = 1/2 everywhere
+    smooth_l1, ln2 = 0.125, math.log(2)
+    np.testing.assert_allclose(losses.joint(logits, y), [smooth_l1 + (1 - 3 / 5) + 0.5 * ln2], rtol=1e-5)
+    other = losses.joint(logits, y, beta=0.5, dice_smooth=2.0, dice_weight=0.5, bce_weight=0.25)
+    np.testing.assert_allclose(other, [0.25 + 0.5 * (1 - 4 / 6) + 0.25 * ln2], rtol=1e-5)
+    np.testing.assert_allclose(losses.dice_bce(logits, y), [(1 - 1 / 2) + 0.5 * ln2], rtol=1e-5)
+    np.testing.assert_allclose(losses.mse_only(logits, y), [0.25], rtol=1e-5)
+
+
+def test_gradients_are_the_closed_forms():
+    logits, y = random_pair()
+    p, pixels = jax.nn.sigmoid(logits), logits[0].size
+    slope = p * (1 - p)
+    bce = (p - y) / pixels
+    mse = 2 * (p - y) * slope / pixels
+    overlap, total = (x.sum((1, 2), keepdims=True) for x in (p * y, p + y))
+    dice = (-2 * y / (total + 1) + (2 * overlap + 1) / (total + 1) ** 2) * slope / 2  # two classes
+    for loss, expected in [(losses.bce, bce), (losses.mse_only, mse), (losses.joint, mse / 2 + dice + bce / 2)]:
+        got = jax.jit(jax.grad(lambda logits, loss=loss: loss(logits, y).sum()))(logits)
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_example_has_a_loss_of_its_own(loss):
+    logits, y = random_pair()
+    alone = [loss(logits[i : i + 1], y[i : i + 1])[0] for i in range(3)]
+    np.testing.assert_allclose(loss(logits, y), alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("logit", [-1e4, -100.0, 0.0, 100.0, 1e4])
+@pytest.mark.parametrize("truth", [0.0, 1.0], ids=["empty", "full"])
+def test_values_and_gradients_are_finite_on_empty_and_full_masks(loss, logit, truth):
+    logits, y = jnp.full((2, 4, 4, 1), logit), jnp.full((2, 4, 4, 1), truth)
+    value, grad = jax.value_and_grad(lambda logits: loss(logits, y).sum())(logits)
+    assert np.isfinite(value) and value >= 0
+    assert np.isfinite(grad).all()
+    if logit != 0.0 and (logit > 0) == (truth > 0):
+        assert value < 1e-6
+
+
+def test_supervision_weighs_the_heads_final_first():
+    logits, y = random_pair()
+    heads, weights = [logits, logits + 1, logits - 1, 2 * logits], (0.7, 0.1, 0.15, 0.05)
+    expected = sum(w * losses.joint(head, y) for w, head in zip(weights, heads))
+    np.testing.assert_allclose(losses.supervised(losses.joint, heads, y, weights), expected, rtol=1e-5)
+    units = [maps([1.0]), maps([10.0]), maps([100.0])]
+    by_position = losses.supervised(lambda head, y: head[:, 0, 0, 0], units, maps([0.0]), (3.0, 2.0, 1.0))
+    np.testing.assert_allclose(by_position, [123])
+
+
+def test_a_lone_head_counts_fully():
+    logits, y = random_pair()
+    got = losses.supervised(losses.joint, [logits], y, (0.7, 0.1, 0.1, 0.1))
+    np.testing.assert_array_equal(got, losses.joint(logits, y))
+
+
+def test_heads_and_weights_of_different_number_are_refused():
+    logits, y = random_pair()
+    with pytest.raises(ValueError, match="2 heads, 3 weights"):
+        losses.supervised(losses.joint, [logits, logits], y, (0.7, 0.2, 0.1))

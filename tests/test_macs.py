@@ -1,0 +1,168 @@
+"""Multiply-adds: small ones worked by hand, and whole networks against counts of their PyTorch originals."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from biedsnet_jax import losses, parallel, segmenter
+from biedsnet_jax.diffusion import schedule
+from biedsnet_jax.macs import count_macs, prediction_gmacs
+from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.networks.bffm import boundary
+from biedsnet_jax.networks.blocks import DepthwiseConv, resize_bilinear
+
+
+def shaped(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def convolve(stride=1, dilation=1, groups=1, stretch=1, padding="SAME"):
+    def fn(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            padding,
+            lhs_dilation=(stretch, stretch),
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    return fn
+
+
+@pytest.mark.parametrize(
+    ("fn", "image", "kernel", "expected"),
+    [
+        (convolve(), (2, 8, 8, 3), (3, 3, 3, 5), 2 * 8 * 8 * 5 * 3 * 3 * 3),
+        (convolve(stride=2), (1, 8, 8, 3), (3, 3, 3, 5), 4 * 4 * 5 * 27),
+        (convolve(dilation=2, padding="VALID"), (1, 8, 8, 3), (3, 3, 3, 5), 4 * 4 * 5 * 27),  # 8 - 2 * 2 pixels left
+        (convolve(groups=3), (1, 8, 8, 6), (3, 3, 2, 9), 8 * 8 * 9 * 9 * 2),
+        (convolve(stretch=2, padding=((1, 1), (1, 1))), (1, 4, 4, 3), (2, 2, 3, 5), 4 * 4 * 3 * 4 * 5),  # of 4 taps
+    ],
+)
+def test_convolution(fn, image, kernel, expected):
+    assert count_macs(fn, shaped(*image), shaped(*kernel)) == expected
+
+
+def test_matrix_products():
+    assert count_macs(jnp.matmul, shaped(4, 6), shaped(6, 10)) == 240
+    assert count_macs(lambda a, b: jnp.einsum("bqd,bkd->bqk", a, b), shaped(2, 5, 3), shaped(2, 7, 3)) == 2 * 5 * 7 * 3
+    assert count_macs(lambda a: jnp.exp(a) * a + a.sum(), shaped(4, 6)) == 0
+
+
+A = shaped(4, 4)  # A @ A is 64 multiply-adds
+
+
+def square(a):
+    return a @ a
+
+
+@jax.custom_jvp
+def custom_jvp(a):
+    return a @ a
+
+
+custom_jvp.defjvp(lambda primals, tangents: (primals[0] @ primals[0], tangents[0] @ primals[0]))
+
+
+@jax.custom_vjp
+def custom_vjp(a):
+    return a @ a
+
+
+custom_vjp.defvjp(lambda a: (a @ a, a), lambda a, g: (g @ a.T + a.T @ g,))
+
+
+@pytest.mark.parametrize(
+    ("fn", "squares"),
+    [
+        (lambda a: jax.jit(square)(jax.jit(square)(a)), 2),
+        (jax.checkpoint(square), 1),
+        (custom_jvp, 1),
+        (custom_vjp, 1),
+        (lambda a: jax.lax.scan(lambda c, _: (c @ a, None), a, length=7)[0], 7),
+        (lambda a: jax.lax.map(lambda i: jax.jit(square)(a) * i, jnp.arange(3)), 3),
+        (lambda a: jax.lax.scan(lambda c, _: (jax.lax.fori_loop(0, 5, lambda i, d: d @ a, c), 0), a, length=2)[0], 10),
+        (lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a, lambda a: a @ a @ a, a), 2),
+        (lambda a: jax.lax.switch(0, [lambda a: a @ a @ a @ a, lambda a: a, square], a), 3),
+        (lambda a: jax.lax.while_loop(lambda c: c[0, 0] < 0, lambda c: c + 1, a @ a), 1),
+        (jax.vmap(lambda v: v @ jnp.ones((4, 4))), 1),
+        (jax.grad(lambda a: (a @ jnp.ones((4, 4))).sum()), 1),  # the product itself is not needed, its transpose is
+        (lambda a: [a @ a, a @ a @ a][0], 1),  # nothing depends on the second
+    ],
+)
+def test_counts_inside_the_functions_that_a_function_calls(fn, squares):
+    assert count_macs(fn, A) == squares * 64
+
+
+def test_shards_are_counted_on_all_devices():
+    mesh = parallel.make_mesh()
+    fn = jax.shard_map(square, mesh=mesh, in_specs=P(None, None), out_specs=P(None, None), check_vma=False)
+    assert count_macs(fn, A) == mesh.size * 64
+
+
+def test_a_while_loop_of_unknown_length_is_refused():
+    with pytest.raises(ValueError, match="while loop"):
+        count_macs(lambda a: jax.lax.while_loop(lambda c: c[0, 0] < 0, square, a), A)
+
+
+def test_depthwise_convolution_is_nine_an_output_and_resampling_is_free():
+    image = shaped(2, 8, 8, 6)
+    module = DepthwiseConv(use_bias=True)
+    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
+    assert count_macs(module.apply, variables, image) == 2 * 8 * 8 * 6 * 9
+    assert count_macs(jax.vmap(module.apply, (None, 0)), variables, shaped(3, *image.shape)) == 3 * 2 * 8 * 8 * 6 * 9
+    assert count_macs(lambda x: resize_bilinear(boundary(x, 3), (16, 16)), image) == 0
+
+
+IMAGE, MASK, T = shaped(1, 256, 256, 1), shaped(1, 256, 256, 1), shaped(1, dtype=jnp.int32)
+LINEAGE = dict(dconv="lineage", count_include_pad=True, residual="conv", attention_per="level")
+
+
+def network_variables(network, *inputs):
+    return jax.eval_shape(lambda *xs: network.init(jax.random.key(0), *xs, train=False), *inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "inputs", "gmacs"),
+    [
+        ("unet", {}, (IMAGE,), 13.913),
+        ("unetpp", {}, (IMAGE,), 34.448),
+        ("unetpp", {"deep_supervision": True}, (IMAGE,), 34.454),
+        ("attention_unet", {}, (IMAGE,), 66.349),
+        ("unext", {}, (IMAGE,), 0.543),
+        ("unext", {"channels": (8, 16, 32, 64, 128)}, (IMAGE,), 0.090),
+        ("swin_unet", {"repeat_gray": False}, (IMAGE,), 8.003),
+        ("swin_unet", {}, (IMAGE,), 8.015),
+        ("trans_unet", {}, (IMAGE,), 38.384),
+        ("medsegdiff", {}, (MASK, IMAGE, T), 260.487),  # with its highway network, which the original runs every step
+        ("biedsnet", LINEAGE, (MASK, IMAGE, T), 61.568),
+    ],
+)
+def test_networks_cost_what_their_originals_do(name, fields, inputs, gmacs):
+    network = NETWORKS[name](**fields)
+    variables = network_variables(network, *inputs)
+    counted = count_macs(lambda v, *xs: network.apply(v, *xs, train=False), variables, *inputs)
+    assert counted / 1e9 == pytest.approx(gmacs, rel=0.005)
+
+
+TOY = NETWORKS["biedsnet"](channels=(8, 16), blocks_per_level=1, dconv="lineage")
+
+
+def test_prediction_encodes_once_and_denoises_steps_times_samples():
+    image, mask = shaped(1, 16, 16, 1), shaped(1, 16, 16, 1)
+    variables = network_variables(TOY, mask, image, T)
+    features = jax.eval_shape(lambda v, x: TOY.apply(v, x, method=TOY.encode), variables, image)
+    encode = count_macs(lambda v, x: TOY.apply(v, x, method=TOY.encode), variables, image)
+    denoise = count_macs(lambda v, *xs: TOY.apply(v, *xs, method=TOY.denoise)[0], variables, features, mask, image, T)
+    assert encode > 0 and denoise > 0
+
+    model = segmenter.Diffusion(TOY, schedule.make("linear", 100), losses.dice, sampling=segmenter.Sampling(steps=7))
+    counted = prediction_gmacs(model, variables, (16, 16, 1), ensemble=3)
+    assert counted == pytest.approx((encode + 3 * 7 * denoise) / 1e9, rel=1e-12)
+
+    once = prediction_gmacs(segmenter.Direct(TOY, losses.dice, denoiser=True), variables, (16, 16, 1), ensemble=3)
+    assert once == pytest.approx((encode + denoise) / 1e9, rel=1e-12)

@@ -1,0 +1,264 @@
+"""The segmenters on networks whose answer is known, and the one that every variant of the config builds."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biedsnet_jax import losses
+from biedsnet_jax.diffusion import schedule
+from biedsnet_jax.networks.biedsnet import BIEDSNet
+from biedsnet_jax.segmenter import Diffusion, Direct, Sampling, Segmenter, build
+from configs import default
+
+RUNS = []  # entry points of Oracle, in the order in which compiled programs ran them
+
+
+class Oracle(nn.Module):
+    """A perfect denoiser: the image is the mask, and the noise is of no consequence."""
+
+    classes: int = 1
+
+    def encode(self, image, *, train):
+        jax.debug.callback(lambda: RUNS.append("encode"))
+        return [image]
+
+    def denoise(self, features, x_t, image, t, *, train):
+        jax.debug.callback(lambda: RUNS.append("denoise"))
+        return 30.0 * (2.0 * features[0] - 1.0), {}
+
+    def __call__(self, x_t, image, t, *, train):
+        return self.denoise(self.encode(image, train=train), x_t, image, t, train=train)
+
+
+class Probe(nn.Module):
+    """Gives back what it was given: logits x_t + image, side heads x_t and t."""
+
+    classes: int = 1
+
+    def encode(self, image, *, train):
+        return [image]
+
+    def denoise(self, features, x_t, image, t, *, train):
+        t = jnp.broadcast_to(t.astype(jnp.float32)[:, None, None, None], x_t.shape)
+        return x_t + features[0], {"supervision": [x_t, t]}
+
+    def __call__(self, x_t, image, t, *, train):
+        return self.denoise([image], x_t, image, t, train=train)
+
+
+class Normed(nn.Module):
+    """A direct network with running statistics."""
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(image), {}
+
+
+def masks(batch: int = 2, classes: int = 1):
+    return jnp.asarray(np.random.default_rng(0).random((batch, 8, 8, classes)) < 0.3, jnp.float32)
+
+
+def keys(batch: int = 2, seed: int = 0):
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+def diffusion(network, loss=losses.joint, *, noise=None, **fields):
+    def heads_loss(heads, y):
+        return loss(heads[0], y)
+
+    return Diffusion(network, noise or schedule.linear(100), heads_loss, **fields)
+
+
+def predictor(segmenter, ensemble: int = 1):
+    """predict(image, keys), compiled, of a network without parameters"""
+    return jax.jit(lambda image, keys: segmenter.predict({}, image, keys, ensemble=ensemble))
+
+
+def weights(module, *inputs):
+    """Random variables of the module's own shapes, from numpy: compiling an `init` costs more than the tests."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda *xs: module.init(jax.random.key(0), *xs), *inputs)
+
+    def draw(path, leaf):
+        fan_in = math.prod(leaf.shape[:-1]) if path[-1].key == "kernel" else 10
+        random = rng.normal(0, fan_in**-0.5, leaf.shape)
+        return (np.ones(leaf.shape) if path[-1].key in ("scale", "var") else random).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+# ---- Diffusion: prediction
+
+
+@pytest.mark.parametrize(("method", "steps"), [("ddpm", 1), ("ddpm", 7), ("ddim", 4), ("dpm_solver", 5)])
+@pytest.mark.parametrize(("mask_range", "mask_scale"), [("plus_minus", 1.0), ("plus_minus", 0.3), ("zero_one", 1.0)])
+def test_a_perfect_network_recovers_the_mask(method, steps, mask_range, mask_scale):
+    segmenter = diffusion(
+        Oracle(classes=2), mask_range=mask_range, mask_scale=mask_scale, sampling=Sampling(method, steps)
+    )
+    y = masks(classes=2)
+    got = predictor(segmenter, ensemble=2)(y, keys())
+    assert got.shape == (2, *y.shape)
+    np.testing.assert_allclose(got, np.stack([y, y]), atol=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "ensemble"), [(1, 1), (4, 3)])
+def test_the_image_is_encoded_once_whatever_the_steps_and_samples(steps, ensemble):
+    predict = predictor(diffusion(Oracle(), sampling=Sampling(steps=steps)), ensemble)
+    RUNS.clear()
+    jax.block_until_ready(predict(masks(), keys()))
+    jax.effects_barrier()
+    assert RUNS.count("encode") == 1
+    assert RUNS.count("denoise") == steps * ensemble
+
+
+def test_samples_of_an_ensemble_differ_and_do_not_depend_on_its_size():
+    segmenter = diffusion(Probe(), sampling=Sampling(steps=2))
+    image = masks()
+    three, two = predictor(segmenter, 3)(image, keys()), predictor(segmenter, 2)(image, keys())
+    np.testing.assert_allclose(three[:2], two, atol=1e-6)
+    assert all(np.abs(three[i] - three[j]).max() > 0.01 for i, j in [(0, 1), (0, 2), (1, 2)])
+    assert np.abs(three[0, 0] - predictor(segmenter)(image, keys(seed=1))[0, 0]).max() > 0.01
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+def test_a_mask_does_not_depend_on_its_batch(method):
+    network = BIEDSNet(channels=(4, 8), blocks_per_level=1, dconv="lineage")
+    segmenter = diffusion(network, sampling=Sampling(method, steps=2))
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 1)), jnp.float32)
+    variables = weights(network, image, image, jnp.zeros(3, jnp.int32))
+    predict = jax.jit(functools.partial(segmenter.predict, variables, ensemble=2))
+    together, order = predict(image, keys(3)), np.array([2, 0, 1])
+    np.testing.assert_allclose(predict(image[order], keys(3)[order]), together[:, order], atol=1e-5)
+    np.testing.assert_allclose(predict(image[1:2], keys(3)[1:2]), together[:, 1:2], atol=1e-5)
+    assert np.abs(predict(image, keys(3)[order]) - together).max() > 0.01
+
+
+# ---- Diffusion: loss
+
+
+@pytest.mark.parametrize(
+    ("mask_range", "mask_scale", "low", "high"),
+    [("plus_minus", 1.0, -1, 1), ("plus_minus", 0.3, -0.3, 0.3), ("zero_one", 1.0, 0, 1)],
+)
+def test_the_network_is_trained_on_the_noised_mask_in_its_range(mask_range, mask_scale, low, high):
+    y = masks(64)
+    x_0 = jnp.where(y > 0, high, low)
+
+    def loss(noise, error):
+        probe = Diffusion(Probe(), noise, lambda heads, _: error(heads[1]), mask_range, mask_scale)
+        return probe.loss({}, {"image": y, "mask": y}, jax.random.key(0), train=True)[0]
+
+    clean = schedule.Schedule(np.full(10, 1e-10))
+    assert loss(clean, lambda x_t: jnp.abs(x_t - x_0).max((1, 2, 3))) < 1e-3
+    halfway = schedule.Schedule(np.array([0.5]))  # x_t = sqrt(1/2) x_0 + sqrt(1/2) eps
+    variance = loss(halfway, lambda x_t: jnp.square(x_t - 0.5**0.5 * x_0).mean((1, 2, 3)))
+    assert variance == pytest.approx(0.5, abs=0.05)  # of 4096 pixels: standard error 0.011
+
+
+def test_training_times_are_uniform_and_each_examples_own():
+    y = jnp.zeros((2000, 1, 1, 1))
+
+    def share(time):
+        probe = Diffusion(Probe(), schedule.cosine(4), lambda heads, _: (heads[2] == time).mean((1, 2, 3)))
+        return float(probe.loss({}, {"image": y, "mask": y}, jax.random.key(0), train=True)[0])
+
+    assert [share(t) for t in range(4)] == pytest.approx([0.25] * 4, abs=0.05)
+
+
+def test_a_perfect_network_has_no_loss_and_dice_1():
+    y = masks().at[0].set(0.0)  # one image without a lesion
+    value, (metrics, _) = diffusion(Oracle()).loss({}, {"image": y, "mask": y}, jax.random.key(0), train=True)
+    assert value == pytest.approx(0, abs=1e-5)
+    assert metrics["train_dice"] == pytest.approx(1)
+
+
+def test_the_loss_is_a_function_of_the_key():
+    segmenter, batch = diffusion(Probe()), {"image": masks(), "mask": masks()}
+    first, again, other = (float(segmenter.loss({}, batch, jax.random.key(seed), train=True)[0]) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+# ---- Direct
+
+
+def test_a_denoiser_used_directly_sees_neither_noise_nor_time():
+    segmenter = Direct(Probe(), lambda heads, _: sum(jnp.abs(x).max((1, 2, 3)) for x in heads[1:]), denoiser=True)
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
+    probability = predictor(segmenter, ensemble=5)(image, keys())
+    np.testing.assert_allclose(probability, jax.nn.sigmoid(image)[None], atol=1e-6)
+    np.testing.assert_array_equal(probability, predictor(segmenter)(image, keys(seed=1)))
+    x_t_and_t, _ = segmenter.loss({}, {"image": image, "mask": masks()}, jax.random.key(0), train=True)
+    assert x_t_and_t == 0
+
+
+@pytest.mark.parametrize(("train", "mean"), [(True, 0.5), (False, 0.0)])
+def test_running_statistics_move_in_training_only(train, mean):
+    segmenter = Direct(Normed(), lambda heads, y: losses.bce(heads[0], y))
+    variables = segmenter.init(jax.random.key(0), (8, 8, 1))
+    batch = {"image": jnp.full((2, 8, 8, 1), 5.0), "mask": masks()}
+    _, (_, stats) = segmenter.loss(variables, batch, jax.random.key(0), train=train)
+    np.testing.assert_allclose(stats["norm"]["mean"], [mean], atol=1e-6)  # 0.9 * 0 + 0.1 * 5
+
+
+# ---- What a config builds
+
+
+def config_of(variant: str):
+    """The variant, with a BIEDSNet small enough to trace quickly."""
+    config = default.choose(default.get_config(), variant, default.VARIANTS)
+    config.networks.biedsnet.update(channels=(4, 4, 4, 4, 4), blocks_per_level=1)
+    return config
+
+
+@pytest.mark.parametrize("variant", ["", *default.VARIANTS])
+def test_every_variant_builds_a_segmenter_that_trains_and_predicts(variant):
+    config = config_of(variant)
+    segmenter = build(config)
+    assert isinstance(segmenter, Segmenter)
+    shape = (config.data.size, config.data.size, config.data.channels)
+    image, y = jnp.zeros((2, *shape)), jnp.zeros((2, *shape[:2], config.data.classes))
+
+    def run(key):
+        variables = segmenter.init(key, shape)
+        value, _ = segmenter.loss(variables, {"image": image, "mask": y}, key, train=True)
+        return value, segmenter.predict(variables, image, jax.random.split(key), ensemble=2)
+
+    value, probability = jax.eval_shape(run, jax.random.key(0))
+    assert value.shape == ()
+    assert probability.shape == (1 if isinstance(segmenter, Direct) else 2, *y.shape)
+
+
+@pytest.mark.parametrize(
+    ("variant", "heads", "expected"),
+    [
+        ("row1", 1, 0.25),  # mean squared error of p = 1/2
+        ("row3", 1, 0.25),
+        ("row4", 1, 0.125 + (1 - 3 / 5) + 0.5 * math.log(2)),
+        ("row5", 4, 0.125 + (1 - 3 / 5) + 0.5 * math.log(2)),  # the weights sum to 1
+    ],
+)
+def test_rows_of_the_ablation_have_the_loss_of_table_2(variant, heads, expected):
+    y = jnp.asarray([1.0, 1.0, 0.0, 0.0])[None, None, :, None]
+    loss = build(config_of(variant)).heads_loss
+    np.testing.assert_allclose(loss([jnp.zeros_like(y)] * heads, y), [expected], rtol=1e-5)
+
+
+def test_fields_of_the_config_reach_the_segmenter():
+    config = config_of("lineage")
+    config.data.classes, config.dtype = 3, "bfloat16"
+    config.diffusion.update(timesteps=50, schedule="cosine")
+    config.sampler.update(method="ddpm", steps=7, eta=0.5, spacing="leading")
+    segmenter = build(config)
+    assert (segmenter.network.classes, segmenter.network.dtype) == (3, jnp.bfloat16)
+    assert segmenter.network.dconv == "lineage"
+    assert (segmenter.mask_range, segmenter.mask_scale) == ("zero_one", 1.0)
+    np.testing.assert_array_equal(segmenter.schedule.beta, schedule.cosine(50).beta)
+    assert segmenter.sampling == Sampling("ddpm", 7, 0.5, "leading")
+    direct = build(config_of("direct"))
+    assert isinstance(direct, Direct) and direct.denoiser and isinstance(direct.network, BIEDSNet)
