@@ -79,7 +79,8 @@ def restore_variables(workdir: str | pathlib.Path, like: TrainState, mesh: Mesh)
     abstract = _abstract({"ema_params": like.ema_params, "batch_stats": like.batch_stats}, mesh)
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False), item_names=_ITEMS) as manager:
+    reading = ocp.CheckpointManagerOptions(create=False)
+    with ocp.CheckpointManager(folder, options=reading, item_names=_ITEMS) as manager:
         step = _best_step(manager)
         if step is None:
             raise BadInput(f"no complete checkpoint, in {folder}; train first, with --mode=train and this --workdir")

@@ -53,8 +53,9 @@ _AT_LEAST = {
     "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.warmup_steps": 0, "train.max_bad_steps": 1,
     "eval.every": 0, "eval.batch_size": 1, "eval.val_images": 0, "eval.val_ensemble": 1, "checkpoint.every": 1,
     "checkpoint.keep_latest": 1, "checkpoint.keep_best": 0, "log.every": 1, "log.images": 0, "split.folds": 0,
-    "networks.biedsnet.blocks_per_level": 1, "networks.biedsnet.reduction": 1,
+    "networks.biedsnet.blocks_per_level": 1, "networks.biedsnet.reduction": 1, "seed": 0, "split.seed": 0,
 }  # fmt: skip
+_NUMBERS = ("split.fractions", "loss.supervision_weights")
 _POSITIVE = ("diffusion.mask_scale", "loss.smooth_l1_beta", "train.learning_rate", "train.clip_norm")
 _UNIT_INTERVAL = ("sampler.eta", "threshold", "train.ema", "train.final_fraction", "augment.hflip", "augment.vflip")
 
@@ -64,17 +65,20 @@ def check(config: ConfigDict) -> None:
     if config.network not in NETWORKS:
         raise BadInput(f"unknown network, {config.network!r}, in network; use one of {', '.join(sorted(NETWORKS))}")
     for name, allowed in _CHOICES.items():
-        if _get(config, name) not in allowed:
-            raise BadInput(f"unknown choice, {_get(config, name)!r}, in {name}; use {_alternatives(allowed)}")
+        if get_field(config, name) not in allowed:
+            raise BadInput(f"unknown choice, {get_field(config, name)!r}, in {name}; use {_alternatives(allowed)}")
     for name, least in _AT_LEAST.items():
-        if _get(config, name) < least:
-            raise BadInput(f"value too small, {_get(config, name)}, in {name}; use {least} or more")
+        if not _number(config, name) >= least:
+            raise BadInput(f"value too small, {get_field(config, name)}, in {name}; use {least} or more")
     for name in _POSITIVE:
-        if not _get(config, name) > 0:
-            raise BadInput(f"value not positive, {_get(config, name)}, in {name}; use a number above 0")
+        if not _number(config, name) > 0:
+            raise BadInput(f"value not positive, {get_field(config, name)}, in {name}; use a number above 0")
     for name in _UNIT_INTERVAL:
-        if not 0 <= _get(config, name) <= 1:
-            raise BadInput(f"value outside 0 to 1, {_get(config, name)}, in {name}; use a number from 0 to 1")
+        if not 0 <= _number(config, name) <= 1:
+            raise BadInput(f"value outside 0 to 1, {get_field(config, name)}, in {name}; use a number from 0 to 1")
+    for name in _NUMBERS:
+        if not _are(get_field(config, name), int | float):
+            raise BadInput(f"not numbers, {get_field(config, name)}, in {name}; give them like (0.5, 0.3, 0.2)")
     if config.sampler.steps > config.diffusion.timesteps:
         raise BadInput(
             f"more sampling steps than timesteps, {config.sampler.steps}, in sampler.steps; "
@@ -95,11 +99,11 @@ def _check_batch(config):
 
 def _check_biedsnet(config):
     fields = config.networks.biedsnet
+    if not _are(fields.channels, int) or min(fields.channels, default=2) < 2:
+        raise BadInput(f"no widths, {fields.channels}, in networks.biedsnet.channels; give whole numbers from 2")
     multiple = 2 ** (len(fields.channels) - 1)
     if len(fields.channels) < 2:
         raise BadInput(f"too few levels, {fields.channels}, in networks.biedsnet.channels; give two widths or more")
-    if min(fields.channels) < 2:
-        raise BadInput(f"level too narrow, {fields.channels}, in networks.biedsnet.channels; use 2 or more per level")
     if config.data.size % multiple:
         lower = config.data.size // multiple * multiple
         fits = f"{lower} or {lower + multiple}" if lower else f"{multiple}"
@@ -121,19 +125,26 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
     """The config a workdir was trained with. Raises BadInput where there is none."""
     path = pathlib.Path(workdir) / "config.json"
     try:
-        text = path.read_text()
+        text = path.read_text(errors="replace")
     except OSError:
         raise BadInput(f"no trained run, {workdir}, in --workdir; it has no config.json, train first") from None
     try:
-        return _thaw(json.loads(text))
+        config = _thaw(json.loads(text))
     except json.JSONDecodeError as error:
         raise BadInput(f"damaged config, line {error.lineno}, {path}; restore it or use another --workdir") from None
+    if not isinstance(config, ConfigDict):
+        raise BadInput(f"damaged config, no fields, {path}; restore it or use another --workdir")
+    return config
 
 
 def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Raise BadInput when `workdir` belongs to a run that this config would not continue bit for bit."""
-    if not (workdir / "config.json").exists():
-        return
+    if (workdir / "config.json").exists():
+        check_trained(config, workdir)
+
+
+def check_trained(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raise BadInput when `workdir` holds no run, or not this config's."""
     old, new = _flat(load(workdir)), _flat(_thaw(json.loads(config.to_json_best_effort())))
     for name in sorted(old.keys() | new.keys()):
         if not name.startswith(FREE) and old.get(name) != new.get(name):
@@ -143,19 +154,34 @@ def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
             )
 
 
-def nearest_field(name: str, config: ConfigDict) -> str | None:
-    """The field whose name is most like `name`, for error messages."""
-    fields = list(_flat(config))
-    by_leaf = {field: field.rsplit(".", 1)[-1] for field in fields}
-    close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-    leaf = difflib.get_close_matches(name.rsplit(".", 1)[-1], by_leaf.values(), n=1, cutoff=0.6)
-    return close[0] if close else next((f for f, short in by_leaf.items() if short in leaf), None)
-
-
-def _get(config, name: str) -> Any:
+def get_field(config: ConfigDict, name: str) -> Any:
+    """The value at a dotted name. Raises BadInput, with the nearest name, where there is none."""
+    value = config
     for part in name.split("."):
-        config = config[part]
-    return config
+        if not isinstance(value, ConfigDict) or part not in value:
+            near = _nearest(name, config)
+            raise BadInput(f"unknown config field, {name}, in --config; the nearest is --config.{near}")
+        value = value[part]
+    return value
+
+
+def _nearest(name, config):
+    """The field whose name is most like `name`, of those with the same last part if there are any."""
+    fields, last = list(_flat(config)), name.rsplit(".", 1)[-1]
+    same_last = [field for field in fields if field.rsplit(".", 1)[-1] == last]
+    near = difflib.get_close_matches(name, same_last or fields, n=1, cutoff=0.0)
+    return near[0] if near else "none"
+
+
+def _are(values, kind) -> bool:
+    return isinstance(values, tuple | list) and all(isinstance(value, kind) for value in values)
+
+
+def _number(config, name):
+    value = get_field(config, name)
+    if not isinstance(value, int | float):
+        raise BadInput(f"not a number, {value!r}, in {name}; give one")
+    return value
 
 
 def _flat(config, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises, by itself so that modes without jax can raise it too."""
+"""What `main` turns into one line and an exit code; by itself, so that modes without jax can raise it too."""
 
 
 class BadInput(ValueError):
@@ -6,3 +6,7 @@ class BadInput(ValueError):
 
     `main` prints it as `biedsnet: <message>` and exits with code 2.
     """
+
+
+class Diverged(RuntimeError):
+    """Too many non-finite steps in a row."""

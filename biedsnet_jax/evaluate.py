@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from biedsnet_jax import (
@@ -32,11 +33,12 @@ def run(cfg, workdir: str) -> dict:
     """Mode evaluate: score the best checkpoint of `workdir` on the test split; returns what results.json holds."""
     config.check(cfg)
     workdir = pathlib.Path(workdir)
+    config.check_trained(cfg, workdir)
     mesh = parallel.make_mesh()
     parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
     model = segmenter.build(cfg)
     data = experiment.open_data(cfg)
-    like = jax.eval_shape(lambda: train_state.create(init_variables(model, cfg), _NO_OPTIMIZER))
+    like = jax.eval_shape(lambda: train_state.create(init_variables(model, cfg), optax.identity()))
     variables, step = checkpoint.restore_variables(workdir, like, mesh)
     return evaluate(cfg, workdir, model, variables, data, mesh, step=step)
 
@@ -142,16 +144,6 @@ class _Clock:
 
     def add(self, seconds: float, images: int) -> None:
         self.seconds, self.images = self.seconds + seconds, self.images + images
-
-
-class _NoOptimizer:
-    """Stands in where only parameters are restored."""
-
-    def init(self, params):
-        return ()
-
-
-_NO_OPTIMIZER = _NoOptimizer()
 
 
 def _slice_rows(mask, truth, example):

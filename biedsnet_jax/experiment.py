@@ -1,8 +1,11 @@
-"""From a checked config to what every mode starts with: the data source and its split by case."""
+"""From a checked config to what several modes start with: data split by case, and the optimizer."""
 
 import dataclasses
 import pathlib
 
+import optax
+
+from biedsnet_jax import train_step
 from biedsnet_jax.data import sources, splits
 from biedsnet_jax.data.phantom import Phantom
 from biedsnet_jax.types import BadInput
@@ -31,6 +34,19 @@ def open_data(config) -> Data:
     return Data(sources.Cached(source) if config.data.cache else source, **indices)
 
 
+def make_optimizer(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer a config asks for, and its learning rate by step."""
+    fields = config.train
+    return train_step.make_optimizer(
+        learning_rate=fields.learning_rate,
+        steps=fields.steps,
+        warmup_steps=fields.warmup_steps,
+        final_fraction=fields.final_fraction,
+        weight_decay=fields.weight_decay,
+        clip_norm=fields.clip_norm,
+    )
+
+
 def _phantom(config):
     fields = dict(config.data.phantom)
     return Phantom(size=config.data.size, classes=config.data.classes, **fields)
@@ -50,7 +66,9 @@ def _folder(config):
 
 def _split(cases, fields):
     if fields.train or fields.val or fields.test:
-        return splits.named(cases, train=fields.train, val=fields.val, test=fields.test)
+        # Flags read a case called 7 as a number.
+        train, val, test = ([str(name) for name in names] for names in (fields.train, fields.val, fields.test))
+        return splits.named(cases, train=train, val=val, test=test)
     if fields.folds:
         return splits.k_fold(cases, folds=fields.folds, fold=fields.fold, seed=fields.seed)
     return splits.by_case(cases, fractions=fields.fractions, seed=fields.seed)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from biedsnet_jax.types import Logits, Mask
+from biedsnet_jax.types import BadInput, Logits, Mask
 
 PerExample = Float[Array, " b"]
 LossFn = Callable[[Logits, Mask], PerExample]
@@ -74,7 +74,8 @@ def supervised(loss: LossFn, heads: Sequence[Logits], y: Mask, weights: Sequence
     if len(heads) == 1:
         return loss(heads[0], y)
     if len(heads) != len(weights):
-        raise ValueError(f"{len(heads)} heads, {len(weights)} weights")
+        fix = "give one weight a head, the final head's first"
+        raise BadInput(f"{len(heads)} heads, {len(weights)} weights, in loss.supervision_weights; {fix}")
     return sum(w * loss(logits, y) for w, logits in zip(weights, heads))
 
 

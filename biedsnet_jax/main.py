@@ -1,41 +1,69 @@
 """`python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom`: flags and modes, nothing else."""
 
+import importlib
 import os
 import re
+import runpy
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from biedsnet_jax import config, evaluate, parallel, trainer
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput, Diverged
 
-MODES = {"train": trainer.train, "evaluate": evaluate.run}
+# Imported when chosen: a report needs no jax.
+MODES = {"train": "trainer.train", "evaluate": "evaluate.run", "import": "importer.run", "report": "report.run"}
 
+_MODE_HELP = (
+    "train ends with the test split; evaluate scores a workdir; import makes one of PyTorch weights; "
+    "report makes tables of workdirs with results"
+)
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:VARIANT,VARIANT]; fields: --config.train.steps=100")
-_MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), "train ends with the test split; evaluate scores a workdir")
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, logs, results")
+_MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), _MODE_HELP)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, results; report: several")
+_OUTPUT = flags.DEFINE_string("output", None, "report: the HTML file; the same as Markdown is put beside it")
+_NETWORK = flags.DEFINE_string("network", None, "import: whose weights they are; needed where --config is not given")
+_INPUT = flags.DEFINE_string("input", None, "import: .npz, .safetensors or .pth file of the weights")
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
+_NO_CONFIG = "no config, nothing, in --config; give a file such as --config=configs/phantom.py"
 
-def main(_) -> None:
-    """Run the mode; a user's mistake is one line and exit code 2."""
-    logging.set_verbosity(logging.WARNING)  # Orbax says a page at every save
+
+def run(argv: list[str]) -> int:
+    """Do what a command line asks and return its exit code.
+
+    0: done. 2: a mistake of the user's. 1: training diverged. 130: Ctrl-C. All but the first say so in one line.
+    """
     try:
+        parse_flags(argv)
         if not _WORKDIR.value:
             raise BadInput("no workdir, nothing, in --workdir; give the folder where the run is, or is to be, kept")
+        mode = _from_package(MODES[_MODE.value])
+        if _MODE.value == "report":
+            mode(_WORKDIR.value, _OUTPUT.value)
+            return 0
         if _CONFIG.value is None:
-            raise BadInput("no config, nothing, in --config; give a file such as --config=configs/phantom.py")
-        parallel.enable_compile_cache(_CONFIG.value.compile_cache)
-        results = MODES[_MODE.value](_CONFIG.value, _WORKDIR.value)
-    except BadInput as error:
-        _fail(error, 2)
-    except trainer.Diverged as error:
-        _fail(error, 1)
+            raise BadInput(_NO_CONFIG)
+        _from_package("parallel.enable_compile_cache")(_CONFIG.value.compile_cache)
+        if _MODE.value == "import":
+            mode(_CONFIG.value, _WORKDIR.value, _INPUT.value)
+        else:
+            _print_summary(mode(_CONFIG.value, _WORKDIR.value))
+        return 0
+    except (BadInput, Diverged) as error:
+        if "--debug" in argv:
+            raise
+        print(f"biedsnet: {error}", file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt:
-        print("\nbiedsnet: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    _print_summary(results)
+        print("biedsnet: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _from_package(name):
+    """A function by "module.function"."""
+    module, function = name.split(".")
+    return getattr(importlib.import_module(f"biedsnet_jax.{module}"), function)
 
 
 def _print_summary(results):
@@ -54,81 +82,91 @@ def _number(value):
     return "none" if value is None else f"{value:.4f}"
 
 
-def _fail(error, code):
-    if _DEBUG.value:
-        raise error
-    print(f"biedsnet: {error}", file=sys.stderr)
-    sys.exit(code)
+def parse_flags(argv: list[str]) -> None:
+    """Parse into FLAGS. A mode that reads a trained workdir takes its config from there, so it may be left out.
 
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parse, with absl's and ml_collections' errors reworded to one line.
-
-    A mode that reads a trained workdir takes its config from there, so `--config=` may be left out.
+    Raises BadInput for whatever absl, ml_collections or the config file refuse.
     """
-    argv = _with_saved_config(argv)
+    argv = _with_saved_config(_with_import_config(argv))
+    file, overrides = _flag_value(argv, "config"), _overrides(argv)
+    if overrides and not file:
+        raise BadInput(_NO_CONFIG)
+    defaults = _load_config(file) if file else None
+    for name in overrides:
+        _from_package("config.get_field")(defaults, name)
     sys.argv[:] = argv  # config_flags looks for overrides there
     try:
-        return flags.FLAGS(argv)
-    except BadInput as error:
-        message = str(error)
-    except FileNotFoundError as error:
-        message = f"no such config, {error.filename or error}, in --config; give a file such as configs/phantom.py"
+        stray = flags.FLAGS(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        message = _reworded(error, argv)
-    print(f"biedsnet: {message}", file=sys.stderr)
-    sys.exit(2)
+        raise BadInput(_reworded(error, defaults)) from error
+    if stray:
+        raise BadInput(f"not a flag, {stray[0]}, on the command line; flags look like --name=value")
 
 
 def _with_saved_config(argv):
-    """Put `--config=saved_config.py:WORKDIR` first where a trained workdir stands and no config is named."""
-    if any(re.match(r"--?config(=|$)", a) for a in argv):
-        return argv
+    """Put `--config=saved_config.py:WORKDIR` first where a trained workdir stands, or must, and no config is named."""
     workdir = _flag_value(argv, "workdir")
-    if not workdir or not os.path.exists(os.path.join(workdir, "config.json")):
+    if _flag_value(argv, "config") or not workdir or _flag_value(argv, "mode") == "report":
+        return argv
+    trained = os.path.exists(os.path.join(workdir, "config.json"))
+    if not trained and _flag_value(argv, "mode") in (None, "train"):
         return argv
     loader = os.path.join(os.path.dirname(os.path.abspath(__file__)), "saved_config.py")
     return [argv[0], f"--config={loader}:{workdir}", *argv[1:]]
 
 
+def _with_import_config(argv):
+    """Put `--config=configs/folder.py:NETWORK` first where weights are imported and no config is named."""
+    if _flag_value(argv, "mode") != "import" or _flag_value(argv, "config"):
+        return argv
+    network = _flag_value(argv, "network")
+    if not network:
+        raise BadInput("no network, nothing, in --network; name the one whose weights these are, such as unext")
+    folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "folder.py")
+    return [argv[0], f"--config={folder}:{network}", *argv[1:]]
+
+
+def _load_config(named):
+    """What a config file gives before overrides. config_flags loads it again, but buries what went wrong."""
+    file, *variants = named.split(":", 1)
+    if not os.path.isfile(file):
+        raise BadInput(f"no such config, {file}, in --config; give a file such as configs/phantom.py")
+    try:
+        return runpy.run_path(file)["get_config"](*variants)
+    except ValueError as error:  # what get_config says about its variants; BadInput is one
+        raise BadInput(" ".join(str(error).split())) from error
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadInput(f"config fails, {text}, {file}; --debug shows where") from error
+
+
 def _flag_value(argv, name):
+    """The value of `--name=value` or `--name value`, the last one as in absl; None where there is none."""
+    found = None
     for i, argument in enumerate(argv):
-        if re.match(rf"--?{name}=", argument):
-            return argument.split("=", 1)[1]
-        if re.fullmatch(rf"--?{name}", argument) and i + 1 < len(argv):
-            return argv[i + 1]
-    return None
-
-
-def _reworded(error, argv):
-    text = " ".join(str(error).split())
-    unknown = [name for name in _overrides(argv) if not _has_field(name)]
-    if unknown:
-        nearest = config.nearest_field(unknown[0], _CONFIG.value) if _loaded() else None
-        fix = f"did you mean --config.{nearest}" if nearest else "see configs/default.py for the fields"
-        return f"unknown config field, {unknown[0]}, in --config.{unknown[0]}; {fix}"
-    return f"bad flag, {text.rstrip('.')}; see --help"
+        if match := re.match(rf"--?{name}=(.*)", argument):
+            found = match.group(1)
+        elif re.fullmatch(rf"--?{name}", argument) and i + 1 < len(argv):
+            found = argv[i + 1]
+    return found
 
 
 def _overrides(argv):
-    return [m.group(1) for a in argv if (m := re.match(r"--?config\.([\w.]+)", a))]
+    return [m.group(1) for a in argv if (m := re.match(r"--?(?:no)?config\.([\w.]+)", a))]
 
 
-def _loaded():
-    try:
-        return _CONFIG.value is not None
-    except flags.Error:
-        return False
-
-
-def _has_field(name):
-    value = _CONFIG.value if _loaded() else None
-    for part in name.split("."):
-        if value is None or not hasattr(value, "keys") or part not in value:
-            return False
-        value = value[part]
-    return True
+def _reworded(error, defaults):
+    text = " ".join(str(error).split()).rstrip(".").removeprefix("flag ")
+    if match := re.match(r"--config\.([\w.]+)=(.*?): ", text):
+        name, value = match.groups()
+        usual = _from_package("config.get_field")(defaults, name)
+        if hasattr(usual, "keys"):
+            one = f"--config.{name}.{next(iter(usual))}"
+            return f"one value for many fields, {value}, in --config.{name}; set each, such as {one}"
+        return f"wrong type of value, {value}, in --config.{name}; give one like {usual!r}, of {type(usual).__name__}"
+    return f"bad flag, {text}; --help lists them"
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.define_help_flags()
+    sys.exit(run(sys.argv))

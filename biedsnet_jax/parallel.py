@@ -13,6 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 from biedsnet_jax.types import BadInput
 
+# Compiler options for a program that runs once, such as the hundreds of small random draws of an initialisation:
+# optimising it costs several times what it saves.
+RUN_ONCE = {"xla_backend_optimization_level": 0}
+
 
 def make_mesh(devices: list | None = None) -> Mesh:
     """One axis, "data", over `devices` (all by default)."""

@@ -5,11 +5,14 @@ import time
 
 
 class Progress:
-    """Rate and time to go of `total` units, of which `start` were done before."""
+    """Rate and time to go of `total` units, of which `start` were done before.
+
+    Both count from the first update on, since what comes before it is mostly compilation.
+    """
 
     def __init__(self, what: str, total: int, *, start: int = 0):
         self.what, self.total, self.start = what, total, start
-        self.began = time.monotonic()
+        self.began, self.updated = time.monotonic(), False
         self.terminal = sys.stderr.isatty()
         self.shown = 0.0
 
@@ -21,7 +24,10 @@ class Progress:
             sys.stderr.write("\r\x1b[2K" + self._line(done, values))
             sys.stderr.flush()
         elif plain and not self.terminal:
-            print(self._line(done, values), file=sys.stderr, flush=True)
+            sys.stderr.write(self._line(done, values) + "\n")  # at once: Ctrl-C may come between two writes
+            sys.stderr.flush()
+        if not self.updated:
+            self.began, self.start, self.updated = now, done, True
 
     def note(self, text: str) -> None:
         """A line that stays."""

@@ -23,7 +23,7 @@ _FIELDS = {
     "dataset": str,
     "split": str,
     "parameters": int,
-    "seconds_per_image": float,
+    "seconds_per_image": (int, float),
     "n_images": int,
     "n_empty": int,
     "standard": dict,
@@ -68,7 +68,9 @@ def load(workdir: pathlib.Path) -> Run:
     here, there = scores["dice"], fields["standard"]["dice"]["mean"]
     mean = float(np.mean(here[~np.isnan(here)])) if not np.isnan(here).all() else math.nan
     if (there is None) != math.isnan(mean) or (there is not None and abs(there - mean) > 1e-6):
-        raise BadInput(f"files of two evaluations, Dice {mean:.6f} in cases.csv and {there} in results.json, {_fix(workdir)}")
+        raise BadInput(
+            f"files of two evaluations, Dice {mean:.6f} in cases.csv and {there} in results.json, {_fix(workdir)}"
+        )
     return Run(workdir, fields, images, scores)
 
 

@@ -18,7 +18,10 @@ class RunLog:
     def __init__(self, workdir: pathlib.Path, *, step: int, tensorboard: bool):
         self._lines = workdir / "metrics.jsonl"
         _drop_after(self._lines, step)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1) if tensorboard else None
+        self._board = None
+        if tensorboard:  # a suffix, since a file is named by the second and a second one would replace it
+            options = {"purge_step": step + 1, "filename_suffix": f".from_{step}", "flush_secs": 10}
+            self._board = SummaryWriter(str(workdir / "tensorboard"), **options)
 
     def __enter__(self):
         return self

@@ -1,7 +1,8 @@
 """A network and the way it makes masks: `Diffusion` denoises them, `Direct` predicts them in one pass.
 
-`NoisePrediction` is MedSegDiff's way of diffusion. This is the only place where they differ. Training, evaluation and prediction see one interface, `Segmenter`.
-Variables are {"params": ..., "batch_stats": ...}; probabilities are "n b h w k", n samples an image.
+`NoisePrediction` is MedSegDiff's way of diffusion. This is the only place where they differ. Training, evaluation and
+prediction see one interface, `Segmenter`. Variables are {"params": ..., "batch_stats": ...}; probabilities are
+"n b h w k", n samples an image.
 """
 
 import dataclasses

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
 
 Tree = Any
+Counter = Any  # int32 scalar; not checked, since jax also makes states of shapes and of shardings
 
 
 @jax.tree_util.register_dataclass
@@ -16,13 +16,13 @@ Tree = Any
 class TrainState:
     """The state after `step` updates."""
 
-    step: Int[Array, ""]  # batches seen, skipped ones included
+    step: Counter  # batches seen, skipped ones included
     params: Tree
     batch_stats: Tree  # running means of batch norm; empty where a network has none
     ema_params: Tree  # what evaluation uses
     opt_state: Tree
-    bad_steps: Int[Array, ""]  # non-finite steps in a row, up to now
-    skipped_steps: Int[Array, ""]  # non-finite steps altogether
+    bad_steps: Counter  # non-finite steps in a row, up to now
+    skipped_steps: Counter  # non-finite steps altogether
 
     @property
     def ema_variables(self) -> dict[str, Tree]:

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Num
 
 from biedsnet_jax.parallel import batch_sharding, replicated
 from biedsnet_jax.train_state import TrainState
 from biedsnet_jax.types import Batch, PRNGKey
 
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Num[Array, ""]]
 
 
 def make_optimizer(

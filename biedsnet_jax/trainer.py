@@ -6,6 +6,7 @@ import pathlib
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from biedsnet_jax import (
@@ -21,10 +22,8 @@ from biedsnet_jax import (
     train_step,
 )
 from biedsnet_jax.data import pipeline
-
-
-class Diverged(RuntimeError):
-    """Too many non-finite steps in a row."""
+from biedsnet_jax.errors import Diverged
+from biedsnet_jax.types import BadInput
 
 
 def train(cfg, workdir: str) -> dict:
@@ -42,25 +41,19 @@ def train(cfg, workdir: str) -> dict:
 
     # Segmenter and update.
     model = segmenter.build(cfg)
-    optimizer, schedule = train_step.make_optimizer(
-        learning_rate=cfg.train.learning_rate,
-        steps=cfg.train.steps,
-        warmup_steps=cfg.train.warmup_steps,
-        final_fraction=cfg.train.final_fraction,
-        weight_decay=cfg.train.weight_decay,
-        clip_norm=cfg.train.clip_norm,
-    )
+    optimizer, schedule = experiment.make_optimizer(cfg)
     update = train_step.make_train_step(
         model, optimizer, mesh, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate
     )
 
-    # State: fresh, or the last complete checkpoint's.
-    workdir.mkdir(parents=True, exist_ok=True)
+    # State: fresh, or the last complete checkpoint's. Traced before anything is written.
+    fresh = _trace_fresh(cfg, model, optimizer, mesh)
+    _make_folder(workdir)
     config.save(cfg, workdir / "config.json")
     with checkpoint.Checkpoints(
         workdir, keep_latest=cfg.checkpoint.keep_latest, keep_best=cfg.checkpoint.keep_best
     ) as checkpoints:
-        state = _start(cfg, model, optimizer, checkpoints, mesh)
+        state = _start(fresh, checkpoints, mesh)
         start = int(state.step)
         _announce(data, state, start, mesh)
 
@@ -77,16 +70,33 @@ def train(cfg, workdir: str) -> dict:
     return evaluate.evaluate(cfg, workdir, model, state.ema_variables, data, mesh, step=best)
 
 
-def _start(cfg, model, optimizer, checkpoints, mesh):
+def _trace_fresh(cfg, model, optimizer, mesh):
+    """The program that makes a fresh state, uncompiled; a network or a loss that refuses the config does so here."""
+
     def fresh():
         return train_state.create(evaluate.init_variables(model, cfg), optimizer)
 
+    def loss(variables, key):
+        image, mask = (jnp.zeros((1, cfg.data.size, cfg.data.size, n)) for n in (cfg.data.channels, cfg.data.classes))
+        return model.loss(variables, {"image": image, "mask": mask}, key, train=True)
+
+    traced = jax.jit(fresh, out_shardings=parallel.replicated(mesh)).trace()
+    jax.eval_shape(loss, traced.out_info.ema_variables, jax.random.key(0))
+    return traced
+
+
+def _make_folder(workdir):
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot make the folder, {error.strerror}, {workdir}; give another --workdir") from error
+
+
+def _start(fresh, checkpoints, mesh):
     step = checkpoints.latest_step()
     if step is not None:
-        return checkpoints.restore(step, jax.eval_shape(fresh), mesh)
-    # Runs once: for hundreds of small random draws, optimising costs several times what it saves.
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(fresh, out_shardings=parallel.replicated(mesh), compiler_options=options)()
+        return checkpoints.restore(step, fresh.out_info, mesh)
+    return fresh.lower().compile(compiler_options=parallel.RUN_ONCE)()
 
 
 def _announce(data, state, start, mesh):
@@ -112,19 +122,21 @@ class _Loop:
 
     def run(self, state, start):
         cfg, key = self.cfg, jax.random.key(self.cfg.seed)
-        bar = progress.Progress("train", cfg.train.steps, start=start)
         pending, since = [], time.monotonic()
-        with contextlib.closing(self._batches(start)) as batches:
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(contextlib.closing(progress.Progress("train", cfg.train.steps, start=start)))
+            batches = stack.enter_context(contextlib.closing(self._batches(start)))
             for step in range(start + 1, cfg.train.steps + 1):
                 batch = parallel.put_batch(next(batches), self.mesh)
                 state, metrics = self.update(state, batch, key)
                 pending.append(metrics)
                 last = step == cfg.train.steps
                 if step % cfg.log.every == 0 or last:
-                    scalars = self._summary(step, pending, time.monotonic() - since)
+                    values = jax.device_get(pending)  # the only place where the loop waits for the device
+                    scalars = self._summary(step, values, time.monotonic() - since)
                     self.log.write(step, scalars)
                     bar.update(step, {"loss": scalars["loss"]}, plain=True)
-                    self._check(step, scalars)
+                    self._check(step, values)
                     pending, since = [], time.monotonic()
                 val_dice = None
                 if cfg.eval.every and (step % cfg.eval.every == 0 or last):
@@ -133,7 +145,6 @@ class _Loop:
                     since = time.monotonic()
                 if val_dice is not None or step % cfg.checkpoint.every == 0 or last:
                     self.checkpoints.save(state, config=cfg.to_dict(), val_dice=val_dice)
-        bar.close()
         return state
 
     def _batches(self, start):
@@ -149,21 +160,30 @@ class _Loop:
             start_step=start,
         )
 
-    def _summary(self, step, pending, seconds):
-        """Means since the last log step; the only place where the loop waits for the device."""
-        values = jax.device_get(pending)
+    def _summary(self, step, values, seconds):
+        """Means over the steps since the last log step."""
         counters = {name: int(values[-1][name]) for name in ("bad_steps", "skipped_steps")}
         means = {name: float(np.mean([v[name] for v in values])) for name in values[-1] if name not in counters}
-        rate = float(self.schedule(step - 1 - counters["skipped_steps"]))
+        rate = self._learning_rate(step, values[-1])
         return {**means, **counters, "learning_rate": rate, "steps_per_second": len(values) / seconds}
 
-    def _check(self, step, scalars):
-        if scalars["bad_steps"] >= self.cfg.train.max_bad_steps:
-            raise Diverged(
-                f"loss not finite for {scalars['bad_steps']} steps in a row, at step {step}, learning rate "
-                f"{scalars['learning_rate']:.3g}; lower train.learning_rate or train.clip_norm in a new --workdir, "
-                f"the checkpoint of step {self.checkpoints.latest_step()} is intact"
-            )
+    def _learning_rate(self, step, value):
+        """Of step `step`; skipped ones before it do not count in the schedule."""
+        skipped = value["skipped_steps"] - (value["bad_steps"] > 0)
+        return float(self.schedule(step - 1 - skipped))
+
+    def _check(self, last, values):
+        """Raise Diverged at the first of the steps up to `last` that is one bad step too many."""
+        for step, value in enumerate(values, start=last - len(values) + 1):
+            if value["bad_steps"] >= self.cfg.train.max_bad_steps:
+                self.checkpoints.wait()
+                saved = self.checkpoints.latest_step()
+                raise Diverged(
+                    f"loss not finite for {value['bad_steps']} steps in a row, at step {step}, learning rate "
+                    f"{self._learning_rate(step, value):.3g}; lower train.learning_rate or "
+                    "train.clip_norm in a new --workdir, "
+                    + ("no checkpoint was due" if saved is None else f"the checkpoint of step {saved} is intact")
+                )
 
 
 class _Validation:

@@ -77,7 +77,33 @@ def small(c: ConfigDict) -> None:
         c.loss.supervision_weights = (0.7, 0.15, 0.15)
 
 
+def toy(c: ConfigDict) -> None:
+    """The least of everything, to see in seconds that a command runs; its scores mean nothing."""
+    c.data.size = 32
+    c.data.phantom.update(n_cases=4, slices_per_case=3)
+    c.split.fractions = (0.5, 0.25, 0.25)
+    n = c.networks
+    n.biedsnet.update(channels=(8, 16), blocks_per_level=1, dconv="lineage")
+    n.unet.channels = n.unetpp.channels = n.attention_unet.channels = n.unext.channels = (4, 4, 8, 8, 8)
+    n.swin_unet.update(window=2, embed_dim=12, depths=(2, 2), heads=(2, 4))
+    n.trans_unet.update(
+        hidden=24, mlp=48, heads=2, layers=1, resnet_units=(1, 1, 1), resnet_width=32, decoder=(8, 8, 8, 8)
+    )
+    n.medsegdiff.update(
+        channels=32, channel_mult=(1, 1), num_res_blocks=1, attention_downsample=(2,), highway_channels=8,
+        highway_cap=32,
+    )  # fmt: skip
+    if c.network == "biedsnet":
+        c.loss.supervision_weights = (1.0,)
+    c.train.update(steps=4, batch_size=4, warmup_steps=1)
+    c.eval.update(every=4, batch_size=4, val_ensemble=1)
+    c.checkpoint.every = 2
+    c.log.update(every=2, images=1)
+    c.sampler.update(steps=2, ensemble=1)
+
+
 VARIANTS = {
+    "toy": toy,
     "biedsnet": lambda c: None,
     "unet": _network("unet"),
     "unetpp": _network("unetpp", weights=(0.25, 0.25, 0.25, 0.25)),

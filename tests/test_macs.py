@@ -118,6 +118,17 @@ def test_depthwise_convolution_is_nine_an_output_and_resampling_is_free():
     assert count_macs(lambda x: resize_bilinear(boundary(x, 3), (16, 16)), image) == 0
 
 
+def test_a_scope_holds_for_the_functions_called_in_it():
+    def fn(a):
+        with jax.named_scope("resampling"):
+            a = jax.jit(square)(a)
+        with jax.named_scope("products_of_convolution"):
+            a = jax.lax.scan(lambda c, _: (c * c, None), a, length=3)[0]
+        return a @ a * a
+
+    assert count_macs(fn, A) == 3 * 16 + 64
+
+
 IMAGE, MASK, T = shaped(1, 256, 256, 1), shaped(1, 256, 256, 1), shaped(1, dtype=jnp.int32)
 LINEAGE = dict(dconv="lineage", count_include_pad=True, residual="conv", attention_per="level")
 

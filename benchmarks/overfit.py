@@ -1,0 +1,84 @@
+"""Can each network learn at all? Fits eight phantom slices by heart and scores those very slices.
+
+    python benchmarks/overfit.py [--steps=400] [unet unetpp ...]
+
+A network that is quietly broken (a dead branch, a wrong skip, a loss with the wrong sign) stays below 0.95. Exit code 1
+if any does. Small widths, 64x64, bfloat16 with --dtype=bfloat16.
+"""
+
+import argparse
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from biedsnet_jax import config, evaluate, experiment, parallel, segmenter, train_state, train_step
+from biedsnet_jax.data import pipeline
+from configs import phantom
+
+NETWORKS = (
+    "unet", "unetpp", "attention_unet", "unext", "swin_unet", "trans_unet", "medsegdiff", "biedsnet", "direct"
+)  # fmt: skip
+SLICES = 8
+
+
+def main() -> int:
+    arguments = _arguments()
+    parallel.enable_compile_cache("auto")
+    worst = 1.0
+    for name in arguments.networks or NETWORKS:
+        start = time.monotonic()
+        dice, loss = overfit(name, steps=arguments.steps, dtype=arguments.dtype)
+        print(f"{name:15s} Dice {dice:.4f}  last loss {loss:.4f}  {time.monotonic() - start:.0f} s", flush=True)
+        worst = min(worst, dice)
+    return 0 if worst >= 0.95 else 1
+
+
+def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, float]:
+    """Mean Dice on the slices that were learnt, and the last training loss."""
+    c = phantom.get_config(name)
+    c.dtype = dtype
+    c.train.update(steps=steps, learning_rate=1e-3 if name in ("swin_unet", "trans_unet") else 2e-3)
+    c.eval.batch_size = SLICES
+    config.check(c)
+    data, model, mesh = experiment.open_data(c), segmenter.build(c), parallel.make_mesh()
+    chosen = [i for i in data.train if data.source[i]["mask"].sum() > 40][: SLICES * 9 : 9]
+    assert len(chosen) == SLICES
+    optimizer, _ = experiment.make_optimizer(c)
+    step = train_step.make_train_step(model, optimizer, mesh, ema_decay=c.train.ema)
+    fresh = jax.jit(
+        lambda: train_state.create(evaluate.init_variables(model, c), optimizer), compiler_options=parallel.RUN_ONCE
+    )
+    state = jax.device_put(fresh(), parallel.replicated(mesh))
+    batches = pipeline.train_batches(
+        data.source,
+        chosen,
+        size=c.data.size,
+        normalise=c.data.normalise,
+        augment=dict.fromkeys(c.augment, 0.0),
+        batch_size=SLICES,
+        seed=0,
+    )
+    with contextlib.closing(batches):
+        for _ in range(steps):
+            state, metrics = step(state, parallel.put_batch(next(batches), mesh), jax.random.key(0))
+    predict = evaluate.make_predict(model, mesh, ensemble=1, fusion="mean", seed=0)
+    dice = evaluate.mean_dice(c, predict, state.ema_variables, data, chosen, mesh)
+    return dice, float(np.asarray(metrics["loss"]))
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], help="all by default")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Mode import: PyTorch weights of a network, or an ImageNet start, as a workdir like any other.
+
+Evaluate and predict read it as they read a trained one; training with the same config goes on from it.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from biedsnet_jax import (
+    checkpoint,
+    config,
+    evaluate,
+    experiment,
+    parallel,
+    pretrained,
+    segmenter,
+    torch_import,
+    train_state,
+)
+from biedsnet_jax.types import BadInput
+
+
+def run(cfg, workdir: str, source: str | None) -> None:
+    """Write a workdir with the weights in the file `source`.
+
+    Raises BadInput for a file that cannot be read or does not fit, each tensor by name, and for a workdir in use.
+    """
+    config.check(cfg)
+    folder = pathlib.Path(workdir)
+    if not source:
+        raise BadInput("no weights, nothing, in --input; give a .npz, .safetensors or .pth file")
+    if (folder / "config.json").exists():
+        raise BadInput(f"workdir in use, {workdir}, in --workdir; give a new folder")
+    tensors, mesh = torch_import.read_state(source), parallel.make_mesh()
+    variables, start = _variables(cfg, tensors)
+    state = jax.device_put(train_state.create(variables, experiment.make_optimizer(cfg)[0]), parallel.replicated(mesh))
+    folder.mkdir(parents=True, exist_ok=True)
+    with checkpoint.Checkpoints(folder) as checkpoints:
+        checkpoints.save(state, config=cfg.to_dict())
+    config.save(cfg, folder / "config.json")
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    print(f"{cfg.network}: {len(tensors)} tensors, {parameters:,} parameters, {start}, in {workdir}")
+
+
+def _variables(cfg, tensors):
+    """(variables, what they are)."""
+    model = segmenter.build(cfg)
+
+    def fresh():
+        return evaluate.init_variables(model, cfg)
+
+    load = _imagenet_start(cfg.network, tensors)
+    if load is None:
+        return torch_import.to_variables(cfg.network, tensors, jax.eval_shape(fresh)), "the network's own"
+    drawn = jax.jit(fresh).lower().compile(compiler_options=parallel.RUN_ONCE)()
+    return load(tensors, jax.tree.map(np.asarray, drawn)), "an ImageNet start"
+
+
+def _imagenet_start(network, tensors):
+    """The loader of an ImageNet classifier's layout, None where the tensors are the network's own."""
+    if network == "trans_unet" and any(name.startswith("Transformer/") for name in tensors):
+        return pretrained.load_pretrained_vit_r50
+    if network == "swin_unet" and "head.weight" in tensors:
+        return pretrained.load_pretrained_swin_t
+    return None

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Train and judge the rows of a table, one after another, then report; table1.sh and table2.sh name the rows.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: launch/table1.sh ROOT OUT [--variant=NAME] [--seeds=0,1,2] [flags of biedsnet_jax.main ...]
+       launch/table2.sh ROOT OUT ...
+
+ROOT     data folder of configs/covid.py, or the word "phantom" for made-up data
+OUT      gets OUT/<row>/seed<k>, a workdir each, and at the end OUT/report.html and OUT/report.md
+--variant=NAME   a further config variant for all rows, such as cpu (small and short)
+--seeds=0,1,2    seeds of each row; 0 alone if not given
+
+Every other flag goes to each run, for example --config.train.steps=2000.
+
+The same command goes on where it stopped: a row with results.json is skipped, an unfinished one continues. A row that
+fails does not stop the others; it is listed at the end.
+Exit code: 0 all rows done, 2 wrong arguments, 3 a row failed, 130 interrupted.
+TEXT
+}
+
+refuse() {
+  echo "launch: $1" >&2
+  exit 2
+}
+
+absolute() {
+  case $1 in
+    /*) printf '%s' "$1" ;;
+    *) printf '%s' "$PWD/$1" ;;
+  esac
+}
+
+read -ra rows <<<"${1:?rows, as table1.sh and table2.sh give them}"
+shift
+root='' out='' variant='' seeds=0 flags=()
+for argument in "$@"; do
+  case $argument in
+    -h | --help) usage && exit ;;
+    --variant=*) variant=${argument#*=} ;;
+    --seeds=*) seeds=${argument#*=} ;;
+    -*) flags+=("$argument") ;;
+    *)
+      if [[ -z $root ]]; then
+        root=$argument
+      elif [[ -z $out ]]; then
+        out=$argument
+      else
+        refuse "one argument too many, $argument, after ROOT and OUT; flags look like --name=value"
+      fi
+      ;;
+  esac
+done
+[[ -n $root && -n $out ]] || { usage >&2 && exit 2; }
+[[ $seeds =~ ^[0-9]+(,[0-9]+)*$ ]] || refuse "seeds that are no numbers, $seeds, in --seeds; give such as --seeds=0,1,2"
+IFS=, read -ra seeds <<<"$seeds"
+
+out=$(absolute "$out")
+if [[ $root == phantom ]]; then
+  config=configs/phantom.py data=()
+else
+  root=$(absolute "$root")
+  [[ -d $root ]] || refuse "no such data folder, $root, in ROOT; give the folder with images/ and masks/, or phantom"
+  config=configs/covid.py data=("--config.data.root=$root")
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+trap 'echo "launch: interrupted; the same command goes on" >&2; exit 130' INT
+
+finished=0 failed=()
+for row in "${rows[@]}"; do
+  for seed in "${seeds[@]}"; do
+    workdir=$out/$row/seed$seed
+    if [[ -s $workdir/results.json ]]; then
+      echo "== $row, seed $seed: done before, $workdir/results.json"
+      finished=1
+      continue
+    fi
+    echo "== $row, seed $seed"
+    code=0
+    python -m biedsnet_jax.main "--config=$config:$row${variant:+,$variant}" ${data[@]+"${data[@]}"} \
+      "--config.seed=$seed" "--workdir=$workdir" ${flags[@]+"${flags[@]}"} || code=$?
+    if ((code == 130)); then
+      exit 130
+    elif ((code != 0)); then
+      failed+=("$row, seed $seed: exit code $code")
+    elif [[ ! -s $workdir/results.json ]]; then
+      failed+=("$row, seed $seed: left no $workdir/results.json")
+    else
+      finished=1
+    fi
+  done
+done
+
+if ((finished)); then
+  python -m biedsnet_jax.main --mode=report "--workdir=$out" "--output=$out/report.html" ||
+    failed+=("report: exit code $?")
+fi
+if ((${#failed[@]})); then
+  echo "launch: failed:" >&2
+  printf '  %s\n' "${failed[@]}" >&2
+  exit 3
+fi

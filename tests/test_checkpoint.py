@@ -1,0 +1,159 @@
+"""Checkpoints: bits survive, the latest and the best are kept whichever process asks, evaluation reads the best EMA."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from biedsnet_jax import checkpoint, parallel, train_state
+from biedsnet_jax.types import BadInput
+
+CONFIG = {"network": "toy", "train": {"steps": 3}}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return parallel.make_mesh()
+
+
+def state(step: int, mesh) -> train_state.TrainState:
+    """A state with every kind of leaf, its values a function of the step that float32 does not hold exactly."""
+    rng = np.random.default_rng(step)
+    params = {
+        "conv": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 4)), jnp.float32)},
+        "odd": jnp.asarray([jnp.nan, jnp.inf, -0.0, 1e-42], jnp.float32) + 0,
+        "half": jnp.asarray(rng.normal(size=7), jnp.bfloat16),
+    }
+    stats = {"norm": {"mean": jnp.asarray(rng.normal(size=4), jnp.float32)}}
+    made = train_state.create({"params": params, "batch_stats": stats}, optax.adamw(1e-3))
+    ema = jax.tree.map(lambda x: 3 * x, params)
+    made = dataclasses.replace(made, step=jnp.int32(step), ema_params=ema, skipped_steps=jnp.int32(step + 7))
+    return jax.device_put(made, parallel.replicated(mesh))
+
+
+def bits(tree) -> list[tuple]:
+    """Path, type, shape and bytes of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    return [(jax.tree_util.keystr(path), x.dtype.name, x.shape, np.asarray(x).tobytes()) for path, x in leaves]
+
+
+def save_all(workdir, mesh, dice: dict[int, float | None], **keep) -> None:
+    with checkpoint.Checkpoints(workdir, **keep) as checkpoints:
+        for step, value in dice.items():
+            checkpoints.save(state(step, mesh), config=CONFIG, val_dice=value)
+
+
+def steps(workdir) -> list[int]:
+    """The complete steps on disk; anything else in the folder fails."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_a_state_comes_back_bit_for_bit_though_its_buffers_were_donated(tmp_path, mesh):
+    donating = jax.jit(lambda s: jax.tree.map(lambda x: x + jnp.ones_like(x), s), donate_argnums=0)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None and checkpoints.best_step() is None
+        saved = state(5, mesh)
+        expected = bits(saved)
+        checkpoints.save(saved, config=CONFIG)
+        changed = donating(saved)  # while the save is still being written
+        assert saved.params["conv"]["kernel"].is_deleted() and bits(changed) != expected
+        checkpoints.wait()
+        restored = checkpoints.restore(5, changed, mesh)
+        assert bits(restored) == expected
+        assert all(x.sharding.is_equivalent_to(parallel.replicated(mesh), x.ndim) for x in jax.tree.leaves(restored))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:  # a later process, which knows shapes alone
+        shapes = jax.eval_shape(lambda: state(0, mesh))
+        assert bits(checkpoints.restore(checkpoints.latest_step(), shapes, mesh)) == expected
+
+
+def test_restored_arrays_may_be_donated(tmp_path, mesh):
+    save_all(tmp_path, mesh, {1: None})
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(1, state(0, mesh), mesh)
+    after = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)(restored)
+    assert int(after.step) == 2
+
+
+@pytest.mark.parametrize(
+    ("dice", "kept", "best"),
+    [
+        ({1: 0.2, 2: 0.6, 3: 0.4}, [2, 3], 2),
+        ({1: 0.2, 2: 0.6, 3: None, 4: None}, [2, 4], 2),
+        ({1: 0.6, 2: 0.2, 3: 0.6, 4: 0.1}, [3, 4], 3),  # of equals the later
+        ({1: None, 2: None}, [2], 2),  # never validated: the latest
+        ({1: 0.0, 2: None}, [1, 2], 1),  # a Dice of 0 is a validation
+        ({1: 0.1, 2: 0.9}, [2], 2),
+    ],
+)
+def test_the_latest_and_the_best_are_kept(tmp_path, mesh, dice, kept, best):
+    save_all(tmp_path, mesh, dice)
+    assert steps(tmp_path) == kept
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.latest_step(), checkpoints.best_step()) == (max(dice), best)
+
+
+def test_a_later_process_still_keeps_the_best(tmp_path, mesh):
+    save_all(tmp_path, mesh, {1: 0.9, 2: 0.1})
+    save_all(tmp_path, mesh, {3: None})
+    save_all(tmp_path, mesh, {4: 0.5, 5: 0.4})
+    assert steps(tmp_path) == [1, 5]
+
+
+def test_how_many_are_kept_is_a_choice(tmp_path, mesh):
+    dice = {1: 0.5, 2: 0.4, 3: 0.3, 4: 0.2, 5: 0.1}
+    save_all(tmp_path / "a", mesh, dice, keep_latest=2, keep_best=2)
+    save_all(tmp_path / "b", mesh, dice, keep_latest=1, keep_best=0)
+    assert steps(tmp_path / "a") == [1, 2, 4, 5] and steps(tmp_path / "b") == [5]
+
+
+def test_a_step_saved_twice_is_left_as_it_is(tmp_path, mesh):
+    first = state(3, mesh)
+    second = dataclasses.replace(first, params=jax.tree.map(jnp.zeros_like, first.params))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(first, config=CONFIG, val_dice=0.5)
+        checkpoints.save(second, config=CONFIG, val_dice=0.7)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(second, config=CONFIG)
+        checkpoints.wait()
+        assert bits(checkpoints.restore(3, first, mesh)) == bits(first)
+
+
+def test_a_checkpoint_says_its_config_and_the_step_of_the_data(tmp_path, mesh):
+    save_all(tmp_path, mesh, {4: 0.25})
+    folder = tmp_path / "checkpoints" / "4"
+    assert json.loads((folder / "meta" / "metadata").read_text()) == {"data_step": 4, "config": CONFIG}
+    assert json.loads((folder / "metrics" / "metrics").read_text()) == {"val_dice": 0.25}
+
+
+def test_what_a_kill_left_of_a_save_is_neither_seen_nor_kept(tmp_path, mesh):
+    save_all(tmp_path, mesh, {4: None})
+    partial = tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp"
+    (partial / "state").mkdir(parents=True)
+    _, step = checkpoint.restore_variables(tmp_path, state(0, mesh), mesh)
+    assert step == 4
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 4
+        checkpoints.save(state(8, mesh), config=CONFIG)
+    assert steps(tmp_path) == [8]
+
+
+# --- for evaluation --------------------------------------------------------------------------------------------------
+
+
+def test_restore_variables_gives_the_best_checkpoints_ema(tmp_path, mesh):
+    save_all(tmp_path, mesh, {1: 0.1, 2: 0.8, 3: 0.3, 4: None})
+    like = dataclasses.replace(jax.eval_shape(lambda: state(0, mesh)), params={}, opt_state=())  # neither is read
+    variables, step = checkpoint.restore_variables(tmp_path, like, mesh)
+    assert step == 2
+    assert bits(variables) == bits(state(2, mesh).ema_variables)
+    assert bits(variables["params"]) != bits(state(2, mesh).params)
+
+
+def test_no_complete_checkpoint_is_bad_input_and_makes_no_folder(tmp_path, mesh):
+    with pytest.raises(BadInput, match=r"no complete checkpoint, in .*/run/checkpoints; train first"):
+        checkpoint.restore_variables(tmp_path / "run", state(0, mesh), mesh)
+    assert list(tmp_path.iterdir()) == []

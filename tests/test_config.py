@@ -1,0 +1,172 @@
+"""Configs: every file and variant is valid and survives its workdir, every impossible value is named."""
+
+import json
+import math
+
+import pytest
+
+from biedsnet_jax import config
+from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.types import BadInput
+from configs import covid, default, folder, phantom, variants
+
+
+def refused(call, *says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    for part in says:
+        assert part in str(caught.value)
+
+
+def changed(name: str, value):
+    """The phantom config with one field set, whatever its type."""
+    c = phantom.get_config()
+    section = c if "." not in name else config.get_field(c, name.rpartition(".")[0])
+    with section.ignore_type():
+        section[name.rpartition(".")[2]] = value
+    return c
+
+
+# --- what is accepted ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chosen", [None, *variants.VARIANTS, "unet,row2", "lineage,direct"])
+@pytest.mark.parametrize("file", [phantom, covid, folder])
+def test_every_variant_passes_and_comes_back_from_a_workdir_as_it_was(tmp_path, file, chosen):
+    c = file.get_config(chosen)
+    config.check(c)
+    config.save(c, tmp_path / "config.json")
+    back = config.load(tmp_path)
+    assert back.to_dict() == c.to_dict()
+    assert type(back.networks.biedsnet.channels) is tuple and back.data.root is None
+    config.check_trained(c, tmp_path)
+    back.data.root = "elsewhere"  # an unset string stays one that may be set
+
+
+def test_cpu_makes_a_variant_smaller():
+    for file in (covid, folder):
+        full, small = file.get_config("unet"), file.get_config("unet,cpu")
+        assert small.network == full.network == "unet" and small.data.size < full.data.size
+        config.check(small)
+
+
+def test_a_variant_that_is_not_there():
+    with pytest.raises(ValueError, match=r"variant, row9, .* row1, row2"):
+        phantom.get_config("unet,row9")
+
+
+def test_every_network_has_its_fields():
+    assert set(default.get_config().networks) == set(NETWORKS)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("network", "unett", ["unknown network, 'unett', in network", "unetpp"]),
+        ("method", "both", ["'both', in method", "'auto' or 'diffusion' or 'direct'"]),
+        ("data.channels", 2, ["2, in data.channels", "1 or 3"]),
+        ("sampler.method", "euler", ["'euler', in sampler.method", "'ddim'"]),
+        ("networks.biedsnet.norm", "layer", ["'layer', in networks.biedsnet.norm"]),
+        ("seed", -1, ["-1, in seed", "0 or more"]),
+        ("train.steps", 0, ["0, in train.steps", "1 or more"]),
+        ("checkpoint.every", 0, ["0, in checkpoint.every"]),
+        ("train.learning_rate", 0.0, ["0.0, in train.learning_rate", "above 0"]),
+        ("train.learning_rate", math.nan, ["nan, in train.learning_rate"]),
+        ("threshold", 1.5, ["1.5, in threshold", "0 to 1"]),
+        ("train.ema", math.nan, ["nan, in train.ema"]),
+        ("split.fractions", (0.5, "x", 0.5), ["split.fractions", "numbers"]),
+        ("sampler.steps", 2000, ["2000, in sampler.steps", "at most 1000"]),
+        ("train.accumulate", 3, ["batch of 8", "3 parts", "train.accumulate"]),
+        ("networks.biedsnet.channels", (8,), ["too few levels, (8,)"]),
+        ("networks.biedsnet.channels", (8, 1), ["(8, 1)", "networks.biedsnet.channels"]),
+        ("networks.biedsnet.channels", (8, 16, 32, 64), ["2 weights for 3 heads", "loss.supervision_weights"]),
+        ("networks.biedsnet.channels", (8, 16, 32, 64, 128, 256, 512, 1024), ["data.size", "128, 64", "use 128"]),
+        ("data.size", 62, ["62, in data.size", "60 or 64"]),
+        ("data.size", 3, ["3, in data.size", "use 4"]),
+    ],
+)
+def test_a_value_that_cannot_be(name, value, says):
+    refused(lambda: config.check(changed(name, value)), *says)
+
+
+def _fields(c, prefix=""):
+    for name, value in c.items():
+        yield from _fields(value, f"{prefix}{name}.") if hasattr(value, "items") else [(prefix + name, value)]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in _fields(default.get_config())])
+def test_no_value_of_any_field_breaks_the_check_itself(name):
+    """What a hand-edited config.json may hold: refused with one line or accepted, never another exception."""
+    for value in ("nonsense", -1, 0, 2.5, math.nan, math.inf, True, (), ("x",), (0, 0)):
+        try:
+            config.check(changed(name, value))
+        except BadInput as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        ("train.step", "train.steps"),
+        ("learning_rate", "train.learning_rate"),
+        ("model.supervision", "networks.biedsnet.supervision"),
+        ("sampler.step.x", "sampler.steps"),
+        ("train.steps.x", "train.steps"),
+        ("zzz", ""),
+    ],
+)
+def test_a_field_that_is_not_there_is_told_the_nearest(asked, near):
+    refused(
+        lambda: config.get_field(phantom.get_config(), asked), f"field, {asked},", f"the nearest is --config.{near}"
+    )
+
+
+# --- a workdir -------------------------------------------------------------------------------------------------------
+
+
+def test_fields_that_change_no_update_may_differ(tmp_path):
+    config.save(phantom.get_config(), tmp_path / "config.json")
+    c = phantom.get_config()
+    c.data.root, c.compile_cache, c.threshold, c.fusion = "there", "", 0.3, "majority"
+    c.sampler.update(steps=2, ensemble=1, method="ddpm")
+    c.eval.every, c.log.every, c.checkpoint.every = 7, 7, 7
+    config.check_same_run(c, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("seed", 5, "seed is 0 there and 5 here"),
+        ("train.steps", 301, "train.steps is 300 there and 301 here"),
+        ("data.size", 32, "data.size is 64 there and 32 here"),
+        ("networks.biedsnet.channels", (8, 16), "channels is (16, 32, 64) there and (8, 16) here"),
+        ("split.test", ("a", "b"), "split.test is () there and ('a', 'b') here"),
+        ("dtype", "bfloat16", "dtype is 'float32' there and 'bfloat16' here"),
+    ],
+)
+def test_fields_that_change_an_update_may_not(tmp_path, name, value, says):
+    config.save(phantom.get_config(), tmp_path / "config.json")
+    refused(lambda: config.check_same_run(changed(name, value), tmp_path), says, str(tmp_path), "another --workdir")
+
+
+def test_a_new_workdir_is_anyones(tmp_path):
+    config.check_same_run(phantom.get_config(), tmp_path)
+    refused(lambda: config.check_trained(phantom.get_config(), tmp_path), "no trained run", str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"seed": 0', "[1, 2]", "7", "null", "\x00\xff"])
+def test_a_damaged_config_json_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    refused(lambda: config.load(tmp_path), "damaged config", str(tmp_path / "config.json"))
+
+
+def test_a_config_json_is_plain_json_and_replaced_at_once(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("old")
+    config.save(phantom.get_config(), path)
+    assert json.loads(path.read_text())["networks"]["biedsnet"]["channels"] == [16, 32, 64]
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

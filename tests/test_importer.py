@@ -1,0 +1,71 @@
+"""Mode import: weights of another program become a workdir that the other modes read."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from biedsnet_jax import checkpoint, config, evaluate, importer, parallel, pretrained, segmenter, train_state
+from biedsnet_jax.types import BadInput
+from configs import folder
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "unet_4uiiurz1_w8.npz"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as file:
+        return dict(file)
+
+
+@pytest.fixture
+def weights(golden, tmp_path):
+    path = tmp_path / "weights.npz"
+    np.savez(path, **{name[2:]: value for name, value in golden.items() if name.startswith("w:")})
+    return path
+
+
+@pytest.fixture
+def cfg():
+    c = folder.get_config("unet")
+    c.networks.unet.channels = (8, 16, 32, 64, 128)
+    c.data.size = 64
+    return c
+
+
+def test_an_imported_workdir_predicts_what_pytorch_did(golden, weights, cfg, tmp_path):
+    importer.run(cfg, str(tmp_path / "run"), str(weights))
+    saved, mesh = config.load(tmp_path / "run"), parallel.make_mesh(jax.devices()[:1])
+    model = segmenter.build(saved)
+    like = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, saved), optax.identity()))
+    variables, step = checkpoint.restore_variables(tmp_path / "run", like, mesh)
+    image = jnp.asarray(golden["in:x"].transpose(0, 2, 3, 1))
+    keys = jax.random.split(jax.random.key(0), len(image))
+    with jax.default_matmul_precision("highest"):
+        got = model.predict(variables, image, keys, ensemble=1)[0]
+    expected = 1.0 / (1.0 + np.exp(-golden["out:y"].transpose(0, 2, 3, 1)))
+    assert step == 0
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_do_not_fit_leave_nothing_behind(weights, cfg, tmp_path):
+    cfg.networks.unet.channels = (4, 16, 32, 64, 128)
+    with pytest.raises(BadInput, match=r"misshapen: conv0_0\.conv1\.weight"):
+        importer.run(cfg, str(tmp_path / "run"), str(weights))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_in_use_is_kept(weights, cfg, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BadInput, match="workdir in use"):
+        importer.run(cfg, str(tmp_path), str(weights))
+
+
+def test_imagenet_layouts_are_told_from_a_networks_own():
+    names = {"Transformer/encoder_norm/scale": 0}
+    assert importer._imagenet_start("trans_unet", names) is pretrained.load_pretrained_vit_r50
+    assert importer._imagenet_start("swin_unet", {"head.weight": 0}) is pretrained.load_pretrained_swin_t
+    assert importer._imagenet_start("swin_unet", {"output.weight": 0}) is None

@@ -1,0 +1,143 @@
+"""The scripts that make Tables 1 and 2, with a stand-in for `python` that records what it was called with."""
+
+import json
+import os
+import pathlib
+import re
+import stat
+import subprocess
+import sys
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).resolve().parents[1] / "launch"
+TABLE_1 = ["unet", "unetpp", "attention_unet", "unext", "swin_unet", "medsegdiff", "trans_unet", "biedsnet"]
+TABLE_2 = ["row1", "row2", "row3", "row4", "row5"]
+
+# Leaves results.json as training does; fails, with the code in FAIL_<what>, where a run is to fail.
+STAND_IN = f"""#!{sys.executable}
+import json, os, pathlib, sys
+flags = dict(argument.split("=", 1) for argument in sys.argv[3:])
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(json.dumps({{"module": sys.argv[1:3], "flags": flags, "cwd": os.getcwd()}}) + "\\n")
+what = flags.get("--mode") or flags["--config"].split(":")[1].split(",")[0]
+code = int(os.environ.get("FAIL_" + what, 0))
+if code == 0 and what != "report":
+    workdir = pathlib.Path(flags["--workdir"])
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "results.json").write_text("{{}}")
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Calls a script in `tmp_path`; gives the finished process and the calls of `python`."""
+    stand_in = tmp_path / "bin" / "python"
+    stand_in.parent.mkdir()
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)
+    log = tmp_path / "calls"
+
+    def call(script, *arguments, **environment):
+        log.write_text("")
+        path = f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            [LAUNCH / script, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path, "CALLS": str(log), **environment},
+            capture_output=True,
+            text=True,
+        )
+        return done, [json.loads(line) for line in log.read_text().splitlines()]
+
+    return call
+
+
+def configs(calls):
+    return [call["flags"].get("--config", "report") for call in calls]
+
+
+@pytest.mark.parametrize(("script", "rows"), [("table1.sh", TABLE_1), ("table2.sh", TABLE_2)])
+def test_every_row_is_trained_in_a_workdir_of_its_own_then_reported(launch, tmp_path, script, rows):
+    done, calls = launch(script, "phantom", "out")
+    assert done.returncode == 0, done.stderr
+    assert configs(calls) == [f"configs/phantom.py:{row}" for row in rows] + ["report"]
+    assert [call["flags"]["--workdir"] for call in calls[:-1]] == [f"{tmp_path}/out/{row}/seed0" for row in rows]
+    assert {call["flags"]["--config.seed"] for call in calls[:-1]} == {"0"}
+    out = str(tmp_path / "out")
+    assert calls[-1]["flags"] == {"--mode": "report", "--workdir": out, "--output": f"{out}/report.html"}
+    assert {(*call["module"], call["cwd"]) for call in calls} == {("-m", "biedsnet_jax.main", str(LAUNCH.parent))}
+    assert not any("--config.data.root" in call["flags"] for call in calls)
+
+
+def test_seeds_variant_flags_and_names_with_spaces_reach_every_run(launch, tmp_path):
+    (tmp_path / "my data").mkdir()
+    flags = ["--variant=cpu", "--config.train.steps=20", "--config.split.test=('a b',)"]
+    done, calls = launch("table2.sh", "my data", "my out, new", "--seeds=3,11", *flags)
+    assert done.returncode == 0, done.stderr
+    assert configs(calls) == [f"configs/covid.py:{row},cpu" for row in TABLE_2 for _ in range(2)] + ["report"]
+    assert calls[1]["flags"] == {
+        "--config": "configs/covid.py:row1,cpu",
+        "--config.data.root": str(tmp_path / "my data"),
+        "--config.seed": "11",
+        "--workdir": str(tmp_path / "my out, new" / "row1" / "seed11"),
+        "--config.train.steps": "20",
+        "--config.split.test": "('a b',)",
+    }
+    assert calls[-1]["flags"]["--workdir"] == str(tmp_path / "my out, new")
+
+
+def test_a_failing_row_is_listed_and_the_same_command_tries_it_again_alone(launch):
+    done, calls = launch("table1.sh", "phantom", "out", FAIL_unetpp="1", FAIL_swin_unet="2")
+    assert done.returncode == 3
+    assert len(configs(calls)) == len(TABLE_1) + 1 and configs(calls)[-1] == "report"
+    assert done.stderr.splitlines()[-2:] == ["  unetpp, seed 0: exit code 1", "  swin_unet, seed 0: exit code 2"]
+
+    done, calls = launch("table1.sh", "phantom", "out")
+    assert done.returncode == 0, done.stderr
+    assert configs(calls) == ["configs/phantom.py:unetpp", "configs/phantom.py:swin_unet", "report"]
+    assert done.stdout.count("done before") == len(TABLE_1) - 2
+
+
+def test_a_half_written_result_is_no_result(launch, tmp_path):
+    for row in TABLE_2:
+        (tmp_path / "out" / row / "seed0").mkdir(parents=True)
+        (tmp_path / "out" / row / "seed0" / "results.json").write_text("" if row == "row3" else "{}")
+    _, calls = launch("table2.sh", "phantom", "out")
+    assert configs(calls) == ["configs/phantom.py:row3", "report"]
+
+
+def test_nothing_is_reported_where_no_row_is_done(launch):
+    done, calls = launch("table2.sh", "phantom", "out", **{f"FAIL_{row}": "2" for row in TABLE_2})
+    assert done.returncode == 3 and "report" not in configs(calls)
+    done, calls = launch("table2.sh", "phantom", "out", FAIL_report="2")
+    assert done.returncode == 3 and "  report: exit code 2" in done.stderr.splitlines()
+
+
+def test_an_interrupt_stops_all_rows(launch):
+    done, calls = launch("table2.sh", "phantom", "out", FAIL_row2="130")
+    assert done.returncode == 130
+    assert configs(calls) == ["configs/phantom.py:row1", "configs/phantom.py:row2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage: launch/table1.sh ROOT OUT"),
+        (["phantom"], "usage: launch/table1.sh ROOT OUT"),
+        (["nowhere", "out"], "no such data folder, .*nowhere, in ROOT"),
+        (["phantom", "out", "--seeds=a"], "seeds that are no numbers, a, in --seeds"),
+        (["phantom", "out", "20"], "one argument too many, 20"),
+    ],
+)
+def test_wrong_arguments_start_nothing(launch, arguments, message):
+    done, calls = launch("table1.sh", *arguments)
+    assert done.returncode == 2 and not calls
+    assert re.search(message, done.stderr)
+
+
+def test_usage(launch):
+    done, calls = launch("table1.sh", "-h")
+    assert done.returncode == 0 and not calls
+    assert "usage: launch/table1.sh ROOT OUT" in done.stdout

@@ -1,0 +1,313 @@
+"""The command line: every mistake is one line on stderr that names what, where and the fix, and nothing is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from biedsnet_jax import config, main, trainer
+from biedsnet_jax.errors import BadInput, Diverged
+
+ROOT = Path(__file__).resolve().parents[1]
+PHANTOM, FOLDER, COVID = (f"--config={ROOT}/configs/{name}.py" for name in ("phantom", "folder", "covid"))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`command(*flags, workdir=)` -> (exit code, stderr), in this process, with absl's flags fresh before each call.
+
+    The workdir does not exist yet unless a test makes it.
+    """
+    monkeypatch.syspath_prepend(str(ROOT))  # config files import one another
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+
+    def call(*arguments: str, workdir: Path | None = tmp_path / "run"):
+        _forget_flags()
+        where = [f"--workdir={workdir}"] if workdir else []
+        code = main.run(["biedsnet_jax", *arguments, *where])
+        return code, capsys.readouterr().err
+
+    yield call
+    _forget_flags()
+
+
+def _forget_flags():
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):  # config_flags defines one for each override that it sees
+            delattr(flags.FLAGS, name)
+        else:
+            flags.FLAGS[name].unparse()
+    flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+    """`refused(*flags, says=)`: exit 2, one line that holds every part of `says`, nothing new under tmp_path."""
+
+    def check(*arguments: str, says: tuple[str, ...], **options):
+        before = _contents(tmp_path)
+        code, err = command(*arguments, **options)
+        assert code == 2
+        assert err.startswith("biedsnet: ") and err.count("\n") == 1 and err.endswith("\n"), err
+        assert "; " in err and "Traceback" not in err
+        for part in says:
+            assert part in err
+        assert _contents(tmp_path) == before
+
+    return check
+
+
+def _contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def slices(root: Path, names=("a/1", "b/1", "c/1", "d/1"), size=32) -> Path:
+    """A folder that fits: images of noise, masks of one square."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        mask = np.zeros((size, size), np.uint8)
+        mask[4:12, 6:20] = 255
+        for kind, pixels in (("images", rng.integers(0, 255, (size, size)).astype(np.uint8)), ("masks", mask)):
+            path = root / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+# --- the flags themselves --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([PHANTOM, "--config.train.step=1"], ["unknown config field, train.step,", "--config.train.steps\n"]),
+        ([PHANTOM, "--config.nonsense=1"], ["unknown config field, nonsense,", "the nearest is --config."]),
+        ([PHANTOM, "--config.trian.batch_size", "4"], ["trian.batch_size", "--config.train.batch_size\n"]),
+        ([PHANTOM, "--noconfig.data.verfy"], ["data.verfy", "--config.data.verify\n"]),
+        ([PHANTOM, "--config.train.steps=abc"], ["wrong type of value, abc,", "--config.train.steps", "300", "int"]),
+        ([PHANTOM, "--config.train.steps=1.5"], ["wrong type of value, 1.5,", "--config.train.steps"]),
+        ([PHANTOM, "--config.train.learning_rate=fast"], ["wrong type of value, fast,", "0.002", "float"]),
+        ([PHANTOM, "--config.data.cache=perhaps"], ["wrong type of value, perhaps,", "--config.data.cache", "bool"]),
+        ([PHANTOM, "--config.train=3"], ["one value for many fields, 3,", "--config.train.accumulate"]),
+        ([PHANTOM, "--config.networks.biedsnet.channels=(8, 'x')"], ["no widths, (8, 'x')", "biedsnet.channels"]),
+        ([PHANTOM + ":unett"], ["unknown config variant, unett", "unet"]),
+        ([PHANTOM + ":unet,row9"], ["unknown config variant, row9", "row1"]),
+        (["--config=configs/phantm.py"], ["no such config, configs/phantm.py", "configs/phantom.py"]),
+        ([f"--config={ROOT}/configs"], ["no such config", "configs/phantom.py"]),
+        (["--config.train.steps=3"], ["no config", "--config=configs/phantom.py"]),
+        ([], ["no config", "--config=configs/phantom.py"]),
+        ([PHANTOM, "--mode=evaluat"], ["--mode=evaluat", "evaluate"]),
+        ([PHANTOM, "--wokdir=x"], ["wokdir", "workdir"]),
+        ([PHANTOM, "stray"], ["not a flag, stray", "--name=value"]),
+    ],
+)
+def test_a_flag_that_is_wrong(refused, arguments, says):
+    refused(*arguments, says=says)
+
+
+def test_no_workdir(refused):
+    refused(PHANTOM, says=["no workdir", "--workdir"], workdir=None)
+
+
+def test_a_config_file_that_fails(refused, tmp_path):
+    bad = tmp_path / "bad.py"
+    for text, says in (("def get_config():\n    return 1 / 0\n", "ZeroDivisionError"), ("def (", "SyntaxError")):
+        bad.write_text(text)
+        refused(f"--config={bad}", says=["config fails", says, str(bad), "--debug"])
+
+
+def test_debug_shows_the_traceback(command):
+    with pytest.raises(BadInput, match="unknown config field"):
+        command(PHANTOM, "--config.nonsense=1", "--debug")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (Diverged("loss not finite"), 1, "biedsnet: loss not finite\n"),
+        (BadInput("a, b; c"), 2, "biedsnet: a, b; c\n"),
+        (KeyboardInterrupt(), 130, "biedsnet: interrupted; the same command goes on from the last checkpoint\n"),
+    ],
+)
+def test_how_a_mode_that_stops_ends(command, monkeypatch, error, code, says):
+    def train(*_):
+        raise error
+
+    monkeypatch.setattr(trainer, "train", train)
+    assert command(PHANTOM) == (code, says)
+
+
+# --- the data --------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_data_without_data(refused, tmp_path):
+    says = ["zenodo.org/records/3757476", "DIR/images/", "DIR/masks/", "--config.data.root=DIR", "configs/phantom.py"]
+    refused(COVID, says=["no data folder", "data.root", *says])
+    refused(COVID, f"--config.data.root={tmp_path}/gone", says=["no such folder", f"{tmp_path}/gone", *says])
+
+
+def test_no_images(refused, tmp_path):
+    (tmp_path / "data" / "masks").mkdir(parents=True)
+    data = f"--config.data.root={tmp_path}/data"
+    refused(FOLDER, data, says=["no such folder, images", f"{tmp_path}/data/images"])
+    (tmp_path / "data" / "images").mkdir()
+    refused(FOLDER, data, says=["no images", f"{tmp_path}/data/images"])
+
+
+def _remove(data: Path):
+    (data / "masks" / "b" / "1.png").unlink()
+
+
+def _remove_image(data: Path):
+    (data / "images" / "b" / "1.png").unlink()
+
+
+def _other_size(data: Path):
+    Image.fromarray(np.zeros((32, 48), np.uint8)).save(data / "masks" / "b" / "1.png")
+
+
+def _truncate(data: Path):
+    path = data / "images" / "b" / "1.png"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _not_an_image(data: Path):
+    (data / "masks" / "b" / "1.png").write_text("a mask")
+
+
+def _third_value(data: Path):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[0, :2] = 7, 9
+    Image.fromarray(mask).save(data / "masks" / "b" / "1.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_remove, ["images without masks, 1 of 4", "images/b/1.png", "masks"]),
+        (_remove_image, ["masks without images, 1 of 4", "masks/b/1.png", "images"]),
+        (_other_size, ["differ in size, 32x32 against 32x48", "masks/b/1.png"]),
+        (_truncate, ["unreadable or truncated", "images/b/1.png"]),
+        (_not_an_image, ["unreadable or truncated", "masks/b/1.png"]),
+        (_third_value, ["mask values, 0, 7, 9", "masks/b/1.png", "data.classes"]),
+    ],
+)
+def test_a_file_that_does_not_fit(refused, tmp_path, damage, says):
+    damage(slices(tmp_path / "data"))
+    refused(FOLDER, f"--config.data.root={tmp_path}/data", says=says)
+
+
+def test_more_labels_than_classes(refused, tmp_path):
+    data = slices(tmp_path / "data")
+    mask = np.zeros((32, 32), np.uint8)
+    mask[0, :3] = 1, 2, 3
+    for name in "abcd":
+        Image.fromarray(mask).save(data / "masks" / name / "1.png")
+    refused(FOLDER, f"--config.data.root={data}", "--config.data.classes=2", says=["0, 1, 2, 3", "labels 0 to 2"])
+
+
+def test_splits(refused, tmp_path):
+    data = f"--config.data.root={slices(tmp_path / 'data')}"
+    named = ("--config.split.train=a", "--config.split.train=b", "--config.split.val=c")
+    refused(FOLDER, data, *named, "--config.split.test=b", says=["one case on two sides, b", "train", "test"])
+    refused(FOLDER, data, *named, "--config.split.test=7", says=["unknown case, 7", "test"])
+    refused(FOLDER, data, *named, says=["empty split, test"])
+    two = f"--config.data.root={slices(tmp_path / 'two', ['a/1', 'a/2', 'b/1'])}"
+    refused(FOLDER, two, says=["too few cases, 2"])
+
+
+# --- config, devices, workdir ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("--config.train.batch_size=12", ["batch of 12", "8 devices", "train.batch_size", "8 or 16"]),
+        ("--config.eval.batch_size=3", ["batch of 3", "8 devices", "eval.batch_size", "set eval.batch_size to 8"]),
+        ("--config.data.size=50", ["50", "data.size", "48 or 52"]),
+        ("--config.network=unett", ["unknown network, 'unett'", "unet"]),
+        ("--config.sampler.steps=0", ["sampler.steps"]),
+        ("--config.data.phantom.n_cases=0", ["n_cases"]),
+    ],
+)
+def test_a_value_that_cannot_be(refused, override, says):
+    refused(PHANTOM, override, says=says)
+
+
+def test_a_size_that_only_the_network_can_refuse(refused):
+    refused(PHANTOM + ":swin_unet", "--config.data.size=40", says=["image size 40", "use 16 or 32"])
+
+
+def test_weights_that_only_the_loss_can_refuse(refused):
+    refused(PHANTOM, "--config.network=unetpp", says=["4 heads, 2 weights", "loss.supervision_weights"])
+
+
+def phantom_config():
+    _forget_flags()
+    flags.FLAGS(["test", PHANTOM])
+    return flags.FLAGS.config
+
+
+def test_a_workdir_of_another_config(refused, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    config.save(phantom_config(), workdir / "config.json")
+    says = ["workdir of another config", "train.learning_rate is 0.002 there and 0.1 here", str(workdir)]
+    for mode in ("train", "evaluate"):
+        refused(PHANTOM, "--config.train.learning_rate=0.1", f"--mode={mode}", says=says)
+
+
+def test_a_workdir_without_a_run(refused, tmp_path):
+    refused("--mode=evaluate", says=["no trained run", f"{tmp_path}/run", "train first"])
+    refused("--mode=evaluate", PHANTOM, says=["no trained run", f"{tmp_path}/run", "train first"])
+    (tmp_path / "run").mkdir()
+    refused("--mode=evaluate", "--config.sampler.steps=2", says=["no trained run", "train first"])
+    config.save(phantom_config(), tmp_path / "run" / "config.json")
+    refused("--mode=evaluate", says=["no complete checkpoint", f"{tmp_path}/run/checkpoints", "--mode=train"])
+
+
+@pytest.mark.parametrize("cut", [slice(0, 100), slice(0, 0), slice(-20, None)])
+def test_a_damaged_config_json(refused, tmp_path, cut):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    config.save(phantom_config(), workdir / "config.json")
+    (workdir / "config.json").write_text((workdir / "config.json").read_text()[cut])
+    for arguments in ([], ["--mode=evaluate"], [PHANTOM]):
+        refused(*arguments, says=["damaged config", f"{workdir}/config.json"])
+
+
+def test_a_config_json_without_a_field(refused, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    fields = json.loads(phantom_config().to_json_best_effort())
+    del fields["sampler"]["steps"]
+    (workdir / "config.json").write_text(json.dumps(fields))
+    refused("--mode=evaluate", says=["sampler.steps"])
+
+
+def test_a_workdir_that_cannot_be_made(refused, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    refused(PHANTOM, says=["cannot make the folder", f"{tmp_path}/file/run"], workdir=tmp_path / "file" / "run")
+
+
+# --- as a process ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config=configs/covid.py:cpu"], "zenodo.org/records/3757476"),
+        (["--config=configs/phantom.py:row1", "--config.sampler.step=2"], "--config.sampler.steps"),
+    ],
+)
+def test_the_real_command(tmp_path, arguments, says):
+    line = [sys.executable, "-m", "biedsnet_jax.main", *arguments, f"--workdir={tmp_path}/run"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("biedsnet: ") and done.stderr.count("\n") == 1 and says in done.stderr
+    assert list(tmp_path.iterdir()) == []

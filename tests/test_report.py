@@ -1,0 +1,373 @@
+"""Reports: pooling and tests worked by hand, the order of rows, and the page read back as a browser would."""
+
+import csv
+import html.parser
+import itertools
+import json
+import math
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from biedsnet_jax import comparison, paper_tables, report, results
+from biedsnet_jax.tables import Table, markdown, page
+from biedsnet_jax.types import BadInput
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+NAN = math.nan
+
+
+def write_run(folder, dice_by_case, *, row="unet", seed=0, hd95=10.0, **fields):
+    """A workdir as evaluation leaves it; `dice_by_case` lists the Dice of each slice, NaN for empty truth."""
+    folder.mkdir(parents=True)
+    lines = []
+    for case, values in dice_by_case.items():
+        for number, dice in enumerate(values):
+            scores = dict.fromkeys(results.STANDARD + results.PAPER, dice)
+            scores |= {"hd95": hd95 + dice, "paper_dice": 1.0 if math.isnan(dice) else dice / 2}
+            lines.append({"case": case, "slice": f"{number:03d}", "class": 1, **scores})
+    with (folder / "cases.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    known = [line["dice"] for line in lines if not math.isnan(line["dice"])]
+    content = {
+        "row": row,
+        "network": row,
+        "seed": seed,
+        "dataset": "toy",
+        "split": "test",
+        "parameters": 1_234_567,
+        "gmacs_per_image": 13.9125,
+        "seconds_per_image": 0.25,
+        "n_images": len(lines),
+        "n_empty": len(lines) - len(known),
+        "size": 64,
+        "train_steps": 400,
+        "batch_size": 8,
+        "checkpoint_step": 200,
+        "sampler": None,
+        "threshold": 0.5,
+        "device": "1 x cpu",
+        "standard": {"dice": {"mean": sum(known) / len(known) if known else None}},
+    } | fields
+    (folder / "results.json").write_text(json.dumps(content))
+    return folder
+
+
+def pooled(tmp_path, *runs):
+    return comparison.pool([results.load(write_run(tmp_path / f"{i}", run)) for i, run in enumerate(runs)])
+
+
+def tables_of(*folders):
+    return {table.title: table for table in report.make_tables([results.load(folder) for folder in folders])}
+
+
+def test_an_image_scores_the_mean_over_seeds_and_a_row_the_mean_over_images(tmp_path):
+    row = pooled(tmp_path, {"a": [0.8, 0.6, NAN], "b": [0.5]}, {"a": [0.4, 0.4, NAN], "b": [0.1]})
+    np.testing.assert_allclose(row.scores["dice"], [0.6, 0.5, NAN, 0.3])
+    assert comparison.mean(row.scores["dice"]) == pytest.approx(1.4 / 3)
+    assert comparison.mean(row.scores["dice"]) == pytest.approx((1.9 / 3 + 0.9 / 3) / 2)  # mean over seeds of the mean
+    assert comparison.case_means(row, "dice") == pytest.approx({"a": 0.55, "b": 0.3})
+
+
+def test_folds_that_test_other_cases_are_joined(tmp_path):
+    row = pooled(tmp_path, {"a": [0.8, 0.6]}, {"b": [0.5]})
+    assert row.cases() == ["a", "b"]
+    assert comparison.mean(row.scores["dice"]) == pytest.approx(1.9 / 3)
+
+
+def test_interval_of_two_cases_runs_from_one_to_the_other(tmp_path):
+    # Draws of two: (a, a) and (b, b) with probability 1/4 each, so both ends lie beyond the 2.5 % tails.
+    row = pooled(tmp_path, {"a": [0.8, 0.6, NAN], "b": [0.5], "empty": [NAN]})
+    assert comparison.interval(row, "dice") == pytest.approx((0.5, 0.7))
+    assert all(map(math.isnan, comparison.interval(pooled(tmp_path / "one", {"a": [0.8, 0.6]}), "dice")))
+
+
+def test_interval_draws_whole_cases_with_all_their_images(tmp_path):
+    scores = {"a": [0.9] * 6, "b": [0.5, 0.6], "c": [0.2] * 4, "d": [0.7]}
+    draws = itertools.product(scores, repeat=4)  # every draw there is, all equally likely
+    means = [np.mean([value for case in draw for value in scores[case]]) for draw in draws]
+    expected = np.percentile(means, [2.5, 97.5])
+    np.testing.assert_allclose(comparison.interval(pooled(tmp_path, scores), "dice"), expected, atol=0.015)
+
+
+def test_difference_pairs_the_cases_that_both_rows_have(tmp_path):
+    ours = {"a": [0.5, 0.7], "b": [0.9], "c": [NAN], "only ours": [0.1]}
+    theirs = {"a": [0.5, 0.5], "b": [0.4], "c": [NAN], "only theirs": [0.2]}
+    delta = comparison.difference(pooled(tmp_path / "x", ours), pooled(tmp_path / "y", theirs), "dice")
+    assert (delta.n, delta.mean) == (2, pytest.approx(0.3))  # 0.1 in a, 0.5 in b; c has no truth
+    assert (delta.low, delta.high) == pytest.approx((0.1, 0.5))
+    assert math.isnan(delta.p)
+
+
+@pytest.mark.parametrize(
+    ("deltas", "p"),
+    [
+        ([0.01, 0.02, 0.03, 0.04, 0.05], NAN),  # 2 / 2^5 would be the least
+        ([0.01, 0.02, 0.03, 0.04, 0.05, 0.06], 2 / 2**6),
+        ([0.01, 0.02, 0.03, 0.04, 0.05, 0.0], NAN),  # five that differ
+        ([-0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07], 4 / 2**7),  # rank sums 0 and 1 are as extreme, on either side
+    ],
+)
+def test_signed_rank_test_is_exact_and_none_where_it_could_show_nothing(tmp_path, deltas, p):
+    theirs = {f"case {i}": [0.5] for i in range(len(deltas))}
+    ours = {f"case {i}": [0.5 + delta] for i, delta in enumerate(deltas)}
+    delta = comparison.difference(pooled(tmp_path / "x", ours), pooled(tmp_path / "y", theirs), "dice")
+    assert delta.p == pytest.approx(p, nan_ok=True)
+
+
+def test_difference_agrees_with_scipy(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0.2, 0.9, (2, 12))
+    rows = [
+        pooled(tmp_path / name, {f"{i:02d}": [v] for i, v in enumerate(values)}) for name, values in zip("xy", (x, y))
+    ]
+    delta = comparison.difference(*rows, "dice")
+    assert delta.p == pytest.approx(stats.wilcoxon(x, y).pvalue)
+    reference = stats.bootstrap((x - y,), np.mean, n_resamples=4000, method="percentile", random_state=1)
+    assert (delta.low, delta.high) == pytest.approx(reference.confidence_interval, abs=0.02)
+
+
+def test_rows_come_in_the_papers_order_with_its_figures_in_their_own_table(tmp_path):
+    two = {"a": [0.8, 0.6], "b": [0.5]}
+    tables = tables_of(
+        write_run(tmp_path / "z", two, row="my_net"),
+        write_run(tmp_path / "y", two, row="biedsnet"),
+        write_run(tmp_path / "x", two, row="unet"),
+    )
+    standard, paper = tables["Table 1, standard convention"], tables["Table 1, paper convention"]
+    order = ["UNet", "UNet++", "AttentionUNet", "UNeXt", "SwinUNet", "MedSegDiff", "BIEDSNet", "TransUNet", "my_net"]
+    for table in tables.values():
+        assert [row[0] for row in table.rows] == order
+        assert {len(row) for row in table.rows} == {len(table.header)}
+        measured = {row[0] for row in table.rows if "not measured" not in row}
+        assert measured == {"UNet", "BIEDSNet", "my_net"}
+    assert not [title for title in tables if "Table 2" in title]
+
+    dice, hd = paper.header.index("Dice, paper"), paper.header.index("HD, paper")
+    assert (paper.rows[6][dice], paper.rows[6][hd]) == ("0.7578", "2.7090")
+    assert [row[dice] for row in paper.rows[7:]] == ["-", "-"]
+    published = {f"{value:.4f}" for values in paper_tables.TABLE_1.values() for value in values}
+    assert not published & {cell for row in standard.rows for cell in row}
+    assert standard.rows[0][1:3] == ["0.6333", "0.5000 to 0.7000"]
+    assert paper.rows[0][1:3] == ["0.3167", "0.2500 to 0.3500"]  # paper_dice is half of dice in these files
+
+
+def test_ablation_rows_make_the_second_table(tmp_path):
+    runs = [write_run(tmp_path / row, {"a": [0.5], "b": [0.7]}, row=row) for row in ("row5", "row2")]
+    tables = tables_of(*runs)
+    table = tables["Table 2 (ablation), difference from 5 + multi-layer supervision"]
+    assert [row[0][0] for row in table.rows] == ["1", "2", "3", "4", "5"]
+    assert [row[1] for row in table.rows] == ["not measured", "2", "not measured", "not measured", "reference"]
+    assert table.rows[1][2:] == ["0.0000", "0.0000 to 0.0000", "not defined", "0.00", "0.00 to 0.00", "not defined"]
+    assert not [title for title in tables if "Table 1" in title]
+
+
+def test_without_the_reference_nothing_is_compared(tmp_path):
+    tables = tables_of(write_run(tmp_path / "x", {"a": [0.5]}))
+    assert tables["Table 1, difference from BIEDSNet"].rows[0][1:3] == ["no reference", "-"]
+
+
+def test_costs_and_each_seed_are_shown(tmp_path):
+    fields = dict(row="biedsnet", sampler={"method": "ddim", "steps": 10, "ensemble": 5})
+    tables = tables_of(
+        write_run(tmp_path / "s2", {"a": [0.5, NAN]}, seed=2, seconds_per_image=0.5, **fields),
+        write_run(tmp_path / "s1", {"a": [0.7, NAN]}, seed=1, **fields),
+    )
+    table = tables["Table 1, cost and budget"]
+    assert dict(zip(table.header, table.rows[6])) == {
+        "": "BIEDSNet",
+        "Seeds": "1, 2",
+        "Dice of each run": "0.7000, 0.5000",
+        "Cases": "1",
+        "Images": "2",
+        "Empty": "1",
+        "Train steps": "400",
+        "Best step": "200",
+        "Batch": "8",
+        "Parameters": "1,234,567",
+        "GMACs": "13.91",
+        "Seconds": "0.375",
+        "Sampling": "ddim, 10 steps x 5",
+        "Device": "1 x cpu",
+    }
+    assert "seeds 2, train steps 400, batch 8, pixels a side 64." in table.caption
+
+
+def test_captions_say_when_rows_are_not_on_equal_terms(tmp_path):
+    equal = write_run(tmp_path / "x", {"a": [0.5]})
+    other = write_run(tmp_path / "y", {"b": [0.5]}, row="biedsnet", train_steps=300)
+    tables = tables_of(equal, other)
+    assert "rows differ in train steps, which cases are tested." in tables["Table 1, standard convention"].caption
+    assert "train steps 300 to 400" in tables["Table 1, standard convention"].caption
+    same = tables_of(equal, write_run(tmp_path / "z", {"a": [0.6]}, row="biedsnet"))
+    assert "equal terms" not in same["Table 1, standard convention"].caption
+
+
+def test_data_sets_never_share_a_table(tmp_path):
+    runs = [write_run(tmp_path / name, {"a": [0.5]}, dataset=name) for name in ("ct", "mri")]
+    tables = report.make_tables([results.load(folder) for folder in runs])
+    assert [table.caption.split(",")[0] for table in tables] == ["Data set ct"] * 4 + ["Data set mri"] * 4
+
+
+class Reader(html.parser.HTMLParser):
+    """Cells of every table, and whatever a page loads or runs."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tables, self.loads = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag != "meta":
+            self.open.append(tag)
+        self.loads += [tag] if tag in ("script", "link", "img", "iframe") else []
+        self.loads += [value for name, value in attributes if name in ("src", "href") or name.startswith("on")]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("th", "td"):
+            self.tables[-1][-1][-1] += data
+
+
+AWKWARD = Table("A & B", "1 < 2", ["", "a|b", '"q"'], [["<script>", "x & y", "-"], ["r2", "1|2", ""]])
+
+
+def test_html_holds_the_same_cells_and_loads_nothing():
+    text = page("A <title>", [AWKWARD, AWKWARD])
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == [] and reader.loads == []
+    assert reader.tables == [[AWKWARD.header, *AWKWARD.rows]] * 2
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_markdown_holds_the_same_cells():
+    lines = [line for line in markdown("A", [AWKWARD]).splitlines() if line.startswith("|")]
+    cells = [[cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert cells[0] == AWKWARD.header and cells[2:] == AWKWARD.rows
+    assert cells[1] == [":--", "--:", "--:"]
+
+
+def test_a_folder_of_rows_and_seeds_is_searched_and_both_files_written(tmp_path, capsys):
+    out = tmp_path / "out, with comma"
+    for seed in (0, 1):
+        write_run(out / "unet" / f"seed{seed}", {"a": [0.5], "b": [0.7]}, seed=seed)
+    (out / "biedsnet" / "seed0").mkdir(parents=True)
+    (out / "biedsnet" / "seed0" / "config.json").write_text("{}")
+    report.run(str(out), str(out / "report.html"))
+    text = (out / "report.md").read_text()
+    assert "| UNet | 0.6000 |" in text and "| BIEDSNet | not measured |" in text
+    assert f"| {out / 'biedsnet' / 'seed0'} | no results yet" in text
+    assert "2 runs, 1 not finished" in capsys.readouterr().out
+    reader = Reader()
+    reader.feed((out / "report.html").read_text())
+    assert len(reader.tables) == 5
+
+
+def test_the_report_of_named_workdirs_goes_where_it_is_told_or_into_the_only_one(tmp_path):
+    runs = [write_run(tmp_path / f"seed{seed}", {"a": [0.5]}, seed=seed) for seed in (0, 1)]
+    report.run(f"{runs[0]},{runs[1]},{runs[0]}", str(tmp_path / "new" / "r.html"))  # once more is no second run
+    assert "| UNet | 0, 1 |" in (tmp_path / "new" / "r.md").read_text()
+    report.run(str(runs[0]), None)
+    assert (runs[0] / "report.html").exists() and (runs[0] / "report.md").exists()
+
+
+def damage(name, old, new):
+    def apply(folder):
+        path = folder / name
+        path.write_text(path.read_text().replace(old, new))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "cases.csv").unlink(), "damaged scores, no such file, .*cases.csv; .*mode=evaluate"),
+        (lambda folder: (folder / "cases.csv").write_text(""), "no scores, 0 rows, .*cases.csv"),
+        (lambda folder: (folder / "results.json").write_text("{"), "damaged results, .*line 1.*results.json"),
+        (lambda folder: (folder / "results.json").write_text("[]"), "damaged results, .*results.json"),
+        (damage("results.json", '"seed"', '"sd"'), "damaged results, no field 'seed', .*results.json"),
+        (damage("results.json", '"seed": 0', '"seed": "x"'), "damaged results, seed is 'x', .*results.json"),
+        (damage("results.json", '"mean": 0.5', '"mean": 0.6'), "two evaluations, Dice 0.500000 .* and 0.6 "),
+        (damage("results.json", '"mean": 0.5', '"mean": null'), "two evaluations, Dice 0.500000 .* and None "),
+        (damage("cases.csv", "paper_iou", "other"), "damaged scores, no field 'paper_iou', .*cases.csv"),
+        (damage("cases.csv", ",0.5,", ",high,"), "damaged scores, could not convert .*'high', .*cases.csv"),
+        (damage("cases.csv", "0.25,0.5,0.5,0.5,0.5,0.5", "0.25"), "damaged scores, .*cases.csv"),  # cut short
+    ],
+)
+def test_damaged_files_are_named_with_the_fix(tmp_path, spoil, message):
+    folder = write_run(tmp_path / "run", {"a": [0.5]})
+    spoil(folder)
+    with pytest.raises(BadInput, match=message) as caught:
+        results.load(folder)
+    assert "\n" not in str(caught.value) and f"--workdir={folder}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": 0}, "same row and seed twice, unet seed 0"),
+        ({"seed": 1, "parameters": 7}, "parameters 1234567 in .* and 7 in"),
+        ({"seed": 1, "train_steps": 100}, "train_steps 400 in .* and 100 in"),
+        ({"seed": 1, "sampler": {"steps": 5}}, "sampler None in"),
+    ],
+)
+def test_runs_that_cannot_be_averaged_are_refused(tmp_path, fields, message):
+    folders = [write_run(tmp_path / "x", {"a": [0.5]}), write_run(tmp_path / "y", {"a": [0.5]}, **fields)]
+    with pytest.raises(BadInput, match=message):
+        tables_of(*folders)
+
+
+def test_folds_of_one_seed_are_no_twins(tmp_path):
+    runs = [write_run(tmp_path / f"{k}", {f"case {k}": [0.5]}, fold=[k, 2]) for k in range(2)]
+    assert dict(zip(*(lambda t: (t.header, t.rows[0]))(tables_of(*runs)["Table 1, cost and budget"])))["Cases"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("workdirs", "output", "message"),
+    [
+        ("nowhere", "r.html", "no such folder, nowhere, in --workdir"),
+        ("empty", "r.html", "no results.json, in empty; train it, or score it"),
+        ("run,run2", None, "no output, nothing, in --output"),
+        ("run", "r.txt", "not an HTML file, r.txt, in --output"),
+        ("run", "run/cases.csv/r.html", "cannot write, .*another --output"),
+    ],
+)
+def test_wrong_arguments_are_named_with_the_fix(tmp_path, monkeypatch, workdirs, output, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "run", {"a": [0.5]})
+    write_run(tmp_path / "run2", {"a": [0.5]}, seed=1)
+    with pytest.raises(BadInput, match=message):
+        report.run(workdirs, output)
+
+
+def test_the_mode_runs_without_jax_and_without_a_config(tmp_path):
+    folder = write_run(tmp_path / "run", {"a": [0.5]})
+    (folder / "config.json").write_text("{}")
+    code = "import sys; from biedsnet_jax import main; sys.exit(main.run(sys.argv) or 10 * ('jax' in sys.modules))"
+
+    def mode_report(*flags):
+        command = [sys.executable, "-c", code, "--mode=report", *flags]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    done = mode_report(f"--workdir={folder}", f"--output={tmp_path / 'r.html'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r.md").exists()
+    done = mode_report(f"--workdir={tmp_path / 'gone'}")
+    assert done.returncode == 2 and done.stderr.startswith("biedsnet: no such folder"), done.stderr

@@ -1,0 +1,136 @@
+"""What a run writes as it goes: `metrics.jsonl` through kills and restarts, TensorBoard files read record by record."""
+
+import io
+import json
+import math
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.crc32c import crc32c
+from tensorboardX.proto import event_pb2
+
+from biedsnet_jax import files
+from biedsnet_jax.run_log import RunLog
+
+
+def lines(folder) -> list[dict]:
+    text = (folder / "metrics.jsonl").read_text()
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]  # strict: no NaN
+
+
+def write(folder, steps, *, start=0, tensorboard=False, **scalars):
+    with RunLog(folder, step=start, tensorboard=tensorboard) as log:
+        for step in steps:
+            log.write(step, {"loss": 1.0 / step, **scalars})
+
+
+def events(folder) -> list:
+    """Every event of every file, the older file first; TFRecord by its definition: length, CRC, data, CRC."""
+    found = []
+    for path in sorted(
+        (folder / "tensorboard").glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns
+    ):
+        stream = io.BytesIO(path.read_bytes())
+        while head := stream.read(12):
+            (length,) = struct.unpack("<Q", head[:8])
+            data, (crc,) = stream.read(length), struct.unpack("<I", stream.read(4))
+            value = crc32c(data)
+            assert crc == ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
+            found.append(event_pb2.Event.FromString(data))
+    return found
+
+
+# --- metrics.jsonl ---------------------------------------------------------------------------------------------------
+
+
+def test_a_line_a_step_with_the_time(tmp_path):
+    write(tmp_path, (1, 2), bad_steps=0)
+    first, second = lines(tmp_path)
+    assert (first["step"], first["loss"], first["bad_steps"]) == (1, 1.0, 0)
+    assert (second["step"], second["loss"]) == (2, 0.5) and second["time"] >= first["time"] > 1.6e9
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]  # no TensorBoard unless asked
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path):
+    write(tmp_path, [1], a=math.nan, b=math.inf, c=-math.inf, d=2)
+    (line,) = lines(tmp_path)
+    assert (line["a"], line["b"], line["c"], line["d"]) == (None, None, None, 2)
+
+
+def test_going_on_drops_what_came_after_the_checkpoint_and_the_line_cut_by_a_kill(tmp_path):
+    write(tmp_path, range(1, 6))
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    for cut in ("", '{"step": 6, "ti', '{"step": 6}', "6", '{"time": 3}\n{"step'):
+        (tmp_path / "metrics.jsonl").write_text(whole + cut)
+        write(tmp_path, (4, 5), start=3, again=True)
+        assert [(line["step"], line.get("again", False)) for line in lines(tmp_path)] == [
+            (1, False), (2, False), (3, False), (4, True), (5, True)
+        ]  # fmt: skip
+    kept = whole.splitlines()[:3]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:3] == kept  # as they were, time included
+
+
+def test_lines_of_the_checkpoints_own_step_stay(tmp_path):
+    with RunLog(tmp_path, step=0, tensorboard=False) as log:
+        log.write(2, {"loss": 0.5})
+        log.write(2, {"val_dice": 0.25})
+    write(tmp_path, [], start=2)
+    assert [line.get("val_dice") for line in lines(tmp_path)] == [None, 0.25]
+
+
+def test_a_new_start_in_an_old_folder_is_an_empty_log(tmp_path):
+    write(tmp_path, (1, 2))
+    write(tmp_path, [], start=0)
+    assert lines(tmp_path) == []
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "results.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(path, {"a": math.nan})
+    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+# --- TensorBoard -----------------------------------------------------------------------------------------------------
+
+
+def test_scalars_and_the_panel_are_in_the_event_file(tmp_path):
+    image = np.zeros((2, 4, 3, 1), np.float32)
+    image[0, ..., 0], image[1, 0, 0, 0] = 7.0, -5.0  # a flat slice, and one with a single dark pixel
+    truth, probability = np.zeros((2, 4, 3, 2), np.float32), np.zeros((2, 4, 3, 2), np.float32)
+    truth[1, :, :, 1], probability[0, 2, 1, 0] = 1.0, 0.5
+    with RunLog(tmp_path, step=0, tensorboard=True) as log:
+        log.write(3, {"loss": 0.75, "train_dice": 0.125})
+        log.panel(4, image, truth, probability)
+    values = [(event.step, value) for event in events(tmp_path) for value in event.summary.value]
+    scalars = [(step, value.tag, value.simple_value) for step, value in values if value.HasField("simple_value")]
+    assert scalars == [(3, "loss", 0.75), (3, "train_dice", 0.125)]
+    ((step, picture),) = [(step, value) for step, value in values if value.HasField("image")]
+    assert (step, picture.tag) == (4, "validation")
+    pixels = np.asarray(Image.open(io.BytesIO(picture.image.encoded_image_string)).convert("L"))
+    assert pixels.shape == (2 * 2 * 4, 3 * 3)  # a row a slice and class: image, truth, probability
+    expected = np.zeros((16, 9), np.uint8)
+    expected[2, 7] = 127  # slice 0, class 1: half a probability
+    expected[8:, :3] = 255  # slice 1, both classes: grey stretched from the dark pixel to the rest
+    expected[[8, 12], 0] = 0
+    expected[12:, 3:6] = 255  # slice 1, class 2: truth
+    np.testing.assert_allclose(pixels.astype(int), expected, atol=1)
+
+
+def test_going_on_marks_the_steps_that_no_longer_count(tmp_path):
+    write(tmp_path, (1, 2, 3), tensorboard=True)
+    write(tmp_path, (3,), start=2, tensorboard=True)
+    said = [event.step for event in events(tmp_path) if event.summary.value]
+    assert said == [1, 2, 3, 3]
+    marks = [event.step for event in events(tmp_path) if event.session_log.status == event_pb2.SessionLog.START]
+    assert marks[-1] == 3  # TensorBoard drops what files before this one say of steps from here on
+
+
+def test_without_tensorboard_a_panel_is_nothing(tmp_path):
+    with RunLog(tmp_path, step=0, tensorboard=False) as log:
+        log.panel(1, *[np.zeros((1, 2, 2, 1), np.float32)] * 3)
+    assert list(tmp_path.iterdir()) == []
