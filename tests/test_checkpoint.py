@@ -110,6 +110,14 @@ def test_how_many_are_kept_is_a_choice(tmp_path, mesh):
     assert steps(tmp_path / "a") == [1, 2, 4, 5] and steps(tmp_path / "b") == [5]
 
 
+@pytest.mark.parametrize(("dice", "best"), [({1: 0.6, 2: 0.6, 3: 0.1}, 2), ({1: None, 2: None, 3: None}, 3)])
+def test_of_equals_the_later_is_best(tmp_path, mesh, dice, best):
+    save_all(tmp_path, mesh, dice, keep_latest=3)
+    with checkpoint.Checkpoints(tmp_path, keep_latest=3) as checkpoints:
+        assert checkpoints.best_step() == best
+    assert checkpoint.restore_variables(tmp_path, state(0, mesh), mesh)[1] == best
+
+
 def test_a_step_saved_twice_is_left_as_it_is(tmp_path, mesh):
     first = state(3, mesh)
     second = dataclasses.replace(first, params=jax.tree.map(jnp.zeros_like, first.params))
@@ -131,7 +139,7 @@ def test_a_checkpoint_says_its_config_and_the_step_of_the_data(tmp_path, mesh):
 
 def test_what_a_kill_left_of_a_save_is_neither_seen_nor_kept(tmp_path, mesh):
     save_all(tmp_path, mesh, {4: None})
-    partial = tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp"
+    partial = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
     (partial / "state").mkdir(parents=True)
     _, step = checkpoint.restore_variables(tmp_path, state(0, mesh), mesh)
     assert step == 4

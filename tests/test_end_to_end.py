@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from biedsnet_jax import config, trainer
+from biedsnet_jax import config, evaluate, trainer
 from biedsnet_jax.errors import BadInput, Diverged
 from configs import folder, phantom
 
@@ -266,10 +266,14 @@ def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     assert scores(workdir) == scores(unbroken[0])
     assert (workdir / "cases.csv").read_text() == (unbroken[0] / "cases.csv").read_text()
 
-    other = finish([*line, "--config.sampler.steps=1", "--config.eval.batch_size=4"])
+    # No probability is above 1, so with this threshold every mask is empty.
+    other = finish([*line, "--config.sampler.steps=1", "--config.eval.batch_size=4", "--config.threshold=1.0"])
     assert other.returncode == 0, other.stderr
-    assert results(workdir)["sampler"]["steps"] == 1
-    assert scores(workdir)["standard"] != scores(unbroken[0])["standard"]
+    r = results(workdir)
+    assert (r["sampler"]["steps"], r["threshold"]) == (1, 1.0)
+    assert r["n_missed"] == r["n_images"] - r["n_empty"] > 0
+    assert r["standard"]["dice"]["mean"] == r["standard"]["recall"]["pooled"] == 0.0
+    assert r["standard"]["hd"]["mean"] == pytest.approx(15 * 2**0.5)  # the diagonal, as far as two pixels lie apart
     assert {path: path.read_bytes() for path in before} == before  # it reads a run, and changes only results
 
 
@@ -320,20 +324,24 @@ def write_scans(root: Path) -> None:
                 Image.fromarray(values).save(path)
 
 
-def test_a_users_folder_trains_and_is_scored(tmp_path):
+def test_a_users_folder_trains_and_its_best_checkpoint_is_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer._Validation, "run", lambda self, step, state, log: {1: 0.9, 2: 0.1}[step])
     write_scans(tmp_path / "scans")
     named = {"split.train": ("patient 0", "patient 1"), "split.val": ("patient 2",), "split.test": ("patient 3",)}
-    cfg = toy(folder.get_config(), data__root=str(tmp_path / "scans"), train__steps=2, eval__every=2)
-    cfg.update_from_flattened_dict(named)
+    cfg = toy(folder.get_config(), data__root=str(tmp_path / "scans"), train__steps=2, eval__every=1)
+    cfg.update_from_flattened_dict(named | {"train.learning_rate": 0.1, "train.warmup_steps": 0})
     workdir = tmp_path / "run"
     returned = trainer.train(cfg, str(workdir))
     assert returned == results(workdir)
     assert (returned["n_images"], returned["n_cases"], returned["n_empty"]) == (2, 1, 1)
-    assert returned["checkpoint_step"] == 2 and returned["cases"] == ["patient 3"]
+    assert returned["checkpoint_step"] == 1 and returned["cases"] == ["patient 3"]
     assert [(row["case"], row["slice"]) for row in rows(workdir)] == [("patient 3", "0"), ("patient 3", "1")]
     assert returned["standard"]["dice"]["ci95"] == [None, None]  # one case has no interval
     assert "hd_mm" not in returned["standard"]  # PNG and TIFF files do not say their spacing
-    assert config.load(workdir).data.root == str(tmp_path / "scans")
+
+    trained = scores(workdir)
+    evaluate.run(config.load(workdir), str(workdir))
+    assert scores(workdir) == trained
 
 
 def test_a_file_that_breaks_while_training_is_still_named(tmp_path):

@@ -46,8 +46,13 @@ def _forget_flags():
 
 
 @pytest.fixture
-def refused(command, tmp_path):
+def refused(command, tmp_path, monkeypatch):
     """`refused(*flags, says=)`: exit 2, one line that holds every part of `says`, nothing new under tmp_path."""
+
+    def start(*_):
+        pytest.fail("training began")
+
+    monkeypatch.setattr(trainer, "_start", start)
 
     def check(*arguments: str, says: tuple[str, ...], **options):
         before = _contents(tmp_path)
@@ -95,8 +100,8 @@ def slices(root: Path, names=("a/1", "b/1", "c/1", "d/1"), size=32) -> Path:
         ([PHANTOM, "--config.data.cache=perhaps"], ["wrong type of value, perhaps,", "--config.data.cache", "bool"]),
         ([PHANTOM, "--config.train=3"], ["one value for many fields, 3,", "--config.train.accumulate"]),
         ([PHANTOM, "--config.networks.biedsnet.channels=(8, 'x')"], ["no widths, (8, 'x')", "biedsnet.channels"]),
-        ([PHANTOM + ":unett"], ["unknown config variant, unett", "unet"]),
-        ([PHANTOM + ":unet,row9"], ["unknown config variant, row9", "row1"]),
+        ([PHANTOM + ":unett"], ["biedsnet: unknown config variant, unett", "unet"]),
+        ([PHANTOM + ":unet,row9"], ["biedsnet: unknown config variant, row9", "row1"]),
         (["--config=configs/phantm.py"], ["no such config, configs/phantm.py", "configs/phantom.py"]),
         ([f"--config={ROOT}/configs"], ["no such config", "configs/phantom.py"]),
         (["--config.train.steps=3"], ["no config", "--config=configs/phantom.py"]),

@@ -1,0 +1,33 @@
+"""Both tables of the paper, from the launch scripts to the report, on the phantom at toy width."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = {
+    "table1": ["unet", "unetpp", "attention_unet", "unext", "swin_unet", "medsegdiff", "trans_unet", "biedsnet"],
+    "table2": ["row1", "row2", "row3", "row4", "row5"],
+}
+
+
+@pytest.mark.parametrize("table", ROWS)
+def test_a_table_from_one_command(table, tmp_path):
+    # The interpreter of the tests, and its quick compilation.
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    flags = ["--variant=toy", "--config.train.steps=2", "--config.compile_cache="]
+    command = [ROOT / "launch" / f"{table}.sh", "phantom", tmp_path, *flags]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    results = {row: json.loads((tmp_path / row / "seed0" / "results.json").read_text()) for row in ROWS[table]}
+    assert {row: value["row"] for row, value in results.items()} == {row: row for row in ROWS[table]}
+    assert len({value["n_images"] for value in results.values()}) == 1  # all judged on the same slices
+    report = (tmp_path / "report.md").read_text()
+    for row in ROWS[table]:
+        assert f"{results[row]['standard']['dice']['mean']:.4f}" in report
+    assert "<table" in (tmp_path / "report.html").read_text()
