@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 
 from biedsnet_jax import files
 from biedsnet_jax.fusion import FUSIONS
-from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.types import BadInput
 
 # Fields that may differ between a workdir and the command that goes on with it: they change no update.
@@ -84,6 +84,10 @@ def check(config: ConfigDict) -> None:
             f"more sampling steps than timesteps, {config.sampler.steps}, in sampler.steps; "
             f"use at most {config.diffusion.timesteps}"
         )
+    if config.method == "diffusion" and config.network not in DENOISERS:
+        raise BadInput(f"no diffusion network, {config.network}, in method; use 'auto', or {_alternatives(DENOISERS)}")
+    if config.method == "direct" and config.network == "medsegdiff":
+        raise BadInput("no direct form, medsegdiff, in method; use 'auto': its network predicts noise, not masks")
     _check_batch(config)
     if config.network == "biedsnet":
         _check_biedsnet(config)

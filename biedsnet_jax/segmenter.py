@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from biedsnet_jax import losses
 from biedsnet_jax.diffusion import process, sampler, schedule, vlb
-from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.types import Batch, Image, PRNGKey
 
 Variables = dict
@@ -205,7 +205,7 @@ def build(config) -> Segmenter:
 
 def is_diffusion(config) -> bool:
     """Whether a config's network is used as a diffusion model; `method` "auto" means wherever it can be."""
-    return config.network in ("biedsnet", "medsegdiff") and config.method != "direct"
+    return config.network in DENOISERS and config.method != "direct"
 
 
 def _loss_function(fields) -> losses.LossFn:

@@ -11,19 +11,19 @@ def get_config(chosen: str | None = None):
     c.data.source = "phantom"
     c.data.name = "phantom"
     variants.small(c)
-    c.networks.biedsnet.channels = (16, 32, 64)
+    c.networks.biedsnet.channels = (16, 24, 48)
     c.loss.supervision_weights = (0.7, 0.3)
-    c.train.steps = 240
+    c.train.steps = 280
     c.train.batch_size = 8
     c.train.learning_rate = 2e-3
     c.train.warmup_steps = 20
     c.train.ema = 0.98
-    c.eval.every = 120
+    c.eval.every = 140
     c.eval.batch_size = 16
-    c.eval.val_images = 32
+    c.eval.val_images = 16
     c.eval.val_ensemble = 3
     c.checkpoint.every = 40
     c.log.every = 20
-    c.sampler.steps = 5
+    c.sampler.steps = 4
     c.sampler.ensemble = 3
     return variants.apply(c, chosen)

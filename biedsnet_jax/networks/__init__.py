@@ -19,3 +19,6 @@ NETWORKS = {
     "trans_unet": TransUNet,
     "medsegdiff": MedSegDiff,
 }
+
+# Those called with (x_t, image, t) instead of (image).
+DENOISERS = ("biedsnet", "medsegdiff")
