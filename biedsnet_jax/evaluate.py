@@ -49,8 +49,8 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     clock = _Clock()
     rows = []
     bar = progress.Progress("test", len(data.test))
-    for probability, truth, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
-        for p, y, example in zip(probability, truth, examples):
+    for probability, batch, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
+        for p, y, example in zip(probability, batch["mask"], examples):
             rows += _slice_rows(p > cfg.threshold, y > 0.5, example)
         bar.update(len(rows) // cfg.data.classes, {})
     bar.close()
@@ -98,8 +98,8 @@ def make_predict(model, mesh: Mesh, *, ensemble: int, fusion: str, seed: int) ->
 
 def predict_split(
     cfg, predict: Predict, variables: dict, data, indices: list[int], mesh: Mesh, clock: "_Clock | None" = None
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[dict]]]:
-    """(probability, truth, examples) for each batch of the slices `indices`, padding removed."""
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], list[dict]]]:
+    """(probability, image and mask, examples) for each batch of the slices `indices`, padding removed."""
     batches = pipeline.eval_batches(
         data.source, indices, size=cfg.data.size, normalise=cfg.data.normalise, batch_size=cfg.eval.batch_size
     )
@@ -113,14 +113,14 @@ def predict_split(
         probability = np.asarray(predict(variables, inputs["image"], inputs["index"]))
         if clock:
             clock.add(time.perf_counter() - start, len(examples))
-        yield probability[: len(examples)], batch["mask"][: len(examples)], examples
+        yield probability[: len(examples)], {k: batch[k][: len(examples)] for k in ("image", "mask")}, examples
 
 
 def mean_dice(cfg, predict: Predict, variables: dict, data, indices: list[int], mesh: Mesh) -> float:
     """Mean Dice per image and class over slices with truth, for validation; 0 where no slice has any."""
     scores = []
-    for probability, truth, _ in predict_split(cfg, predict, variables, data, indices, mesh):
-        mask, truth = probability > cfg.threshold, truth > 0.5
+    for probability, batch, _ in predict_split(cfg, predict, variables, data, indices, mesh):
+        mask, truth = probability > cfg.threshold, batch["mask"] > 0.5
         overlap, total = (mask & truth).sum((1, 2)), mask.sum((1, 2)) + truth.sum((1, 2))
         present = truth.any((1, 2))
         scores += list(2.0 * overlap[present] / total[present])

@@ -206,17 +206,9 @@ class _Validation:
 
     def _panel(self, variables):
         chosen = _evenly(self.indices, self.cfg.log.images)
-        size, normalise = self.cfg.data.size, self.cfg.data.normalise
         batches = evaluate.predict_split(self.cfg, self.predict, variables, self.data, chosen, self.mesh)
-        shown = [(probability, truth) for probability, truth, _ in batches]
-        images = [
-            batch["image"][batch["valid"]]
-            for batch, _ in pipeline.eval_batches(
-                self.data.source, chosen, size=size, normalise=normalise, batch_size=self.cfg.eval.batch_size
-            )
-        ]
-        probability, truth = (np.concatenate(part) for part in zip(*shown))
-        return np.concatenate(images), truth, probability
+        parts = [(batch["image"], batch["mask"], probability) for probability, batch, _ in batches]
+        return [np.concatenate(part) for part in zip(*parts)]
 
 
 def _evenly(indices, most):

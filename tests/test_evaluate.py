@@ -39,8 +39,8 @@ def probabilities(cfg, model, mesh, *, seed=0, fusion="mean", variables=None):
     predict = evaluate.make_predict(model, mesh, ensemble=2, fusion=fusion, seed=seed)
     batches = list(evaluate.predict_split(cfg, predict, variables or {}, data, data.train + data.test, mesh))
     assert [e["index"] for _, _, examples in batches for e in examples] == data.train + data.test
-    assert all(len(p) == len(y) == len(examples) for p, y, examples in batches)  # padding is gone
-    return np.concatenate([p for p, _, _ in batches]), np.concatenate([y for _, y, _ in batches])
+    assert all(len(p) == len(b["image"]) == len(b["mask"]) == len(examples) for p, b, examples in batches)  # no padding
+    return np.concatenate([p for p, _, _ in batches]), np.concatenate([b["mask"] for _, b, _ in batches])
 
 
 def test_an_images_noise_is_its_own_whatever_shares_its_batch_or_device():
