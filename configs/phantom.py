@@ -13,12 +13,12 @@ def get_config(chosen: str | None = None):
     variants.small(c)
     c.networks.biedsnet.channels = (16, 24, 48)
     c.loss.supervision_weights = (0.7, 0.3)
-    c.train.steps = 280
+    c.train.steps = 240
     c.train.batch_size = 8
     c.train.learning_rate = 2e-3
     c.train.warmup_steps = 20
     c.train.ema = 0.98
-    c.eval.every = 140
+    c.eval.every = 240
     c.eval.batch_size = 16
     c.eval.val_images = 16
     c.eval.val_ensemble = 3
