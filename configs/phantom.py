@@ -13,17 +13,17 @@ def get_config(chosen: str | None = None):
     variants.small(c)
     c.networks.biedsnet.channels = (16, 24, 48)
     c.loss.supervision_weights = (0.7, 0.3)
-    c.train.steps = 240
+    c.train.steps = 210
     c.train.batch_size = 8
     c.train.learning_rate = 2e-3
     c.train.warmup_steps = 20
     c.train.ema = 0.98
-    c.eval.every = 240
+    c.eval.every = 210
     c.eval.batch_size = 16
     c.eval.val_images = 16
-    c.eval.val_ensemble = 3
+    c.eval.val_ensemble = 2
     c.checkpoint.every = 40
     c.log.every = 20
-    c.sampler.steps = 4
-    c.sampler.ensemble = 3
+    c.sampler.steps = 2
+    c.sampler.ensemble = 2
     return variants.apply(c, chosen)
