@@ -1,0 +1,88 @@
+"""A scan in three dimensions and its axial slices, there and back.
+
+A file keeps its voxels in any axis order and flip; its affine says which: [x, y, z, 1] mm = affine @ [i, j, k, 1], with
+x to the patient's left-to-right, y back-to-front, z feet-to-head (RAS+, as NIfTI has it). Slices are canonical, as a
+radiologist sees them: from the feet up, rows from front to back, columns from the patient's right to left. An oblique
+scan is brought to the nearest of these orders and never resampled, so that every voxel of a mask has its own voxel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Shaped
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+from biedsnet_jax.types import BadInput
+
+CANONICAL = axcodes2ornt("LPS")  # i to the left, j to the back, k to the head
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels "i j k" or "i j k c" in the file's own order, in the units of the scanner, and where they lie.
+
+    Integers stay as they are; scaled or float voxels are float32 or float64.
+    """
+
+    voxels: Shaped[np.ndarray, "i j k *c"]
+    affine: Shaped[np.ndarray, "4 4"]
+    path: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along the file's three axes."""
+        return tuple(self.voxels.shape[:3])
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres between slices, rows and columns of `slices`."""
+        i, j, k = nib.affines.voxel_sizes(self.canonical_affine)
+        return float(k), float(j), float(i)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in millilitres, exact for an oblique or sheared grid too."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    @property
+    def canonical_affine(self) -> Shaped[np.ndarray, "4 4"]:
+        """The affine of the canonical order of voxels."""
+        return self.affine @ inv_ornt_aff(self._to_canonical, self.shape)
+
+    @property
+    def slices(self) -> Shaped[np.ndarray, "d h w *c"]:
+        """A view as canonical slices."""
+        return np.swapaxes(apply_orientation(self.voxels, self._to_canonical), 0, 2)
+
+    def restore(self, slices: Shaped[np.ndarray, "d h w *n"]) -> Shaped[np.ndarray, "i j k *n"]:
+        """The way back of `slices`: canonical slices in the file's own order, a view."""
+        return apply_orientation(np.swapaxes(slices, 0, 2), ornt_transform(CANONICAL, io_orientation(self.affine)))
+
+    @property
+    def _to_canonical(self):
+        return ornt_transform(io_orientation(self.affine), CANONICAL)
+
+
+def check_affine(affine: Shaped[np.ndarray, "4 4"], path: object) -> None:
+    """Raises BadInput for an affine that gives voxels no place: not finite, or with an axis of no length."""
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        rows = [[round(float(x), 3) for x in row] for row in affine[:3, :3]]
+        raise BadInput(f"no usable affine, {rows}, {path}; write the scan again with its spacing and direction")
+
+
+def check_same_grid(
+    shape: Sequence[int], affine: np.ndarray, image_shape: Sequence[int], image_affine: np.ndarray, path: object
+) -> None:
+    """Raises BadInput where a mask does not lie voxel on voxel on its image, within a twentieth of a voxel, since headers are rounded."""
+    if tuple(shape) != tuple(image_shape):
+        sizes = " against ".join("x".join(map(str, size)) for size in (image_shape, shape))
+        raise BadInput(f"image and mask differ in shape, {sizes}, {path}; make the mask on the grid of its image")
+    corners = np.array(np.meshgrid(*((0, n - 1) for n in shape), [1], indexing="ij")).reshape(4, -1)
+    off = np.abs((np.asarray(affine) - image_affine) @ corners)[:3].max()
+    if off > 0.05 * min(nib.affines.voxel_sizes(image_affine)):
+        raise BadInput(
+            f"image and mask differ in affine, {off:.3g} mm apart at a corner, {path}; "
+            "resample the mask onto its image, or copy the image's header to it if only that is wrong"
+        )

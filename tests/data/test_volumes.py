@@ -1,0 +1,94 @@
+"""Canonical slices of volumes in any axis order, and the way back, against positions computed voxel by voxel."""
+
+import itertools
+
+import numpy as np
+import pytest
+from nibabel.orientations import aff2axcodes
+
+from biedsnet_jax.data.volumes import Volume, check_affine, check_same_grid
+from biedsnet_jax.types import BadInput
+
+
+def oblique(degrees: float):
+    """A turn about the feet-to-head axis and half of it about left-to-right."""
+    a, b = np.radians([degrees, degrees / 2])
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    return about_z @ about_x
+
+
+def made(order=(0, 1, 2), signs=(1, 1, 1), turn=0.0, sizes=(4, 5, 6), spacing=(0.7, 1.1, 5.0)) -> Volume:
+    """A volume whose file axis n runs along patient axis order[n], forwards or backwards; voxels hold their number."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (patient, sign) in enumerate(zip(order, signs)):
+        affine[patient, axis] = sign * spacing[patient]
+    affine[:3, :3] = oblique(turn) @ affine[:3, :3]
+    affine[:3, 3] = 10.0, -20.0, 30.0
+    shape = tuple(sizes[patient] for patient in order)
+    return Volume(np.arange(np.prod(shape), dtype=np.int32).reshape(shape), affine, "made.nii")
+
+
+EVERY = [
+    (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
+]
+
+
+@pytest.mark.parametrize("turn", [0.0, 12.0])
+@pytest.mark.parametrize(("order", "signs"), EVERY)
+def test_slices_run_up_rows_back_columns_left_whatever_the_files_order(order, signs, turn):
+    volume = made(order, signs, turn)
+    slices = volume.slices
+    assert slices.shape == (6, 5, 4)
+    position = {
+        volume.voxels[index]: oblique(turn).T @ (volume.affine @ [*index, 1])[:3] for index in np.ndindex(volume.shape)
+    }
+    place = np.array([position[value] for value in slices.ravel()]).reshape(*slices.shape, 3)  # right-left, ...
+    steps = [np.diff(place, axis=axis).reshape(-1, 3) for axis in range(3)]
+    assert np.allclose(steps[0], [0, 0, 5.0]), "slices go up"
+    assert np.allclose(steps[1], [0, -1.1, 0]), "rows go back"
+    assert np.allclose(steps[2], [-0.7, 0, 0]), "columns go to the patient's left... of whom x grows to the right"
+    assert volume.spacing == pytest.approx((5.0, 1.1, 0.7))
+
+
+@pytest.mark.parametrize(("order", "signs"), EVERY)
+def test_restore_is_the_inverse_of_slices_and_keeps_further_axes(order, signs):
+    volume = made(order, signs)
+    assert np.array_equal(volume.restore(volume.slices), volume.voxels)
+    two = np.stack([volume.slices, -volume.slices], axis=-1)
+    assert np.array_equal(volume.restore(two)[..., 1], -volume.voxels)
+
+
+def test_the_canonical_affine_puts_slices_where_the_files_affine_put_voxels():
+    volume = made((2, 0, 1), (-1, 1, -1), turn=12.0)
+    assert aff2axcodes(volume.canonical_affine) == tuple("LPS")
+    d, h, w = 2, 3, 1
+    index = np.argwhere(volume.voxels == volume.slices[d, h, w])[0]
+    assert np.allclose(volume.canonical_affine @ [w, h, d, 1], volume.affine @ [*index, 1])
+
+
+def test_voxel_volume_by_hand():
+    assert made().voxel_ml == pytest.approx(0.7 * 1.1 * 5.0 / 1000)
+    assert made((2, 1, 0), (1, -1, 1), turn=20.0).voxel_ml == pytest.approx(0.7 * 1.1 * 5.0 / 1000)
+
+
+@pytest.mark.parametrize("broken", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.diag([1.0, 1.0, 0.0, 1.0])])
+def test_an_affine_that_places_nothing_is_refused(broken):
+    with pytest.raises(BadInput, match=r"no usable affine, .*scan\.nii; write"):
+        check_affine(broken, "scan.nii")
+
+
+def test_a_mask_must_lie_on_its_image():
+    shape, affine = (4, 5, 6), np.diag([0.5, 0.5, 2.0, 1.0])
+    check_same_grid(shape, affine + 1e-4, shape, affine, "mask.nii")
+    with pytest.raises(BadInput, match=r"differ in shape, 4x5x6 against 4x6x5, mask\.nii"):
+        check_same_grid((4, 6, 5), affine, shape, affine, "mask.nii")
+    moved = affine.copy()
+    moved[2, 3] = 1.0
+    with pytest.raises(BadInput, match=r"differ in affine, 1 mm apart at a corner, mask\.nii"):
+        check_same_grid(shape, moved, shape, affine, "mask.nii")
+    tilted = affine.copy()
+    tilted[:3, :3] = oblique(2.0) @ tilted[:3, :3]
+    with pytest.raises(BadInput, match="differ in affine"):
+        check_same_grid(shape, tilted, shape, affine, "mask.nii")
