@@ -58,8 +58,7 @@ def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, float]:
     batches = pipeline.train_batches(
         data.source,
         chosen,
-        size=c.data.size,
-        normalise=c.data.normalise,
+        prepare=experiment.make_prepare(c),
         augment=dict.fromkeys(c.augment, 0.0),
         batch_size=SLICES,
         seed=0,

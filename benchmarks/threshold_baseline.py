@@ -38,9 +38,7 @@ def main(_) -> None:
 
 def _slices(cfg, data, indices):
     """(image, truth) of the slices that have truth."""
-    batches = pipeline.eval_batches(
-        data.source, indices, size=cfg.data.size, normalise=cfg.data.normalise, batch_size=1
-    )
+    batches = pipeline.eval_batches(data.source, indices, prepare=experiment.make_prepare(cfg), batch_size=1)
     pairs = [(batch["image"][0, ..., 0], batch["mask"][0].any(-1)) for batch, _ in batches]
     return [(image, truth) for image, truth in pairs if truth.any()]
 

@@ -59,7 +59,9 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
         "network": cfg.network,
         "seed": cfg.seed,
         "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
-        "gmacs_per_image": macs.prediction_gmacs(model, variables, _shape(cfg), ensemble=cfg.sampler.ensemble),
+        "gmacs_per_image": macs.prediction_gmacs(
+            model, variables, experiment.image_shape(cfg), ensemble=cfg.sampler.ensemble
+        ),
         "dataset": cfg.data.name,
         "split": "test",
         "cases": data.cases("test"),
@@ -100,9 +102,8 @@ def predict_split(
     cfg, predict: Predict, variables: dict, data, indices: list[int], mesh: Mesh, clock: "_Clock | None" = None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], list[dict]]]:
     """(probability, image and mask, examples) for each batch of the slices `indices`, padding removed."""
-    batches = pipeline.eval_batches(
-        data.source, indices, size=cfg.data.size, normalise=cfg.data.normalise, batch_size=cfg.eval.batch_size
-    )
+    prepare = experiment.make_prepare(cfg)
+    batches = pipeline.eval_batches(data.source, indices, prepare=prepare, batch_size=cfg.eval.batch_size)
     for batch, examples in batches:
         number = np.zeros(cfg.eval.batch_size, np.int32)
         number[: len(examples)] = [example["index"] for example in examples]
@@ -129,11 +130,7 @@ def mean_dice(cfg, predict: Predict, variables: dict, data, indices: list[int], 
 
 def init_variables(model, cfg) -> dict:
     """Fresh variables, the same for the same seed."""
-    return model.init(jax.random.key(cfg.seed), _shape(cfg))
-
-
-def _shape(cfg):
-    return cfg.data.size, cfg.data.size, cfg.data.channels
+    return model.init(jax.random.key(cfg.seed), experiment.image_shape(cfg))
 
 
 class _Clock:

@@ -6,7 +6,7 @@ import pathlib
 import optax
 
 from biedsnet_jax import train_step
-from biedsnet_jax.data import sources, splits
+from biedsnet_jax.data import sources, splits, transforms
 from biedsnet_jax.data.phantom import Phantom
 from biedsnet_jax.types import BadInput
 
@@ -32,6 +32,16 @@ def open_data(config) -> Data:
     source = _phantom(config) if config.data.source == "phantom" else _folder(config)
     indices = _split(source.cases, config.split)
     return Data(sources.Cached(source) if config.data.cache else source, **indices)
+
+
+def image_shape(config) -> tuple[int, int, int]:
+    """(height, width, channels) of what the network sees."""
+    return config.data.size, config.data.size, config.data.channels * (2 * config.data.context + 1)
+
+
+def make_prepare(config) -> transforms.Prepare:
+    """What a config does to every slice."""
+    return transforms.Prepare(config.data.size, config.data.normalise, tuple(map(float, config.data.window)) or None)
 
 
 def make_optimizer(config) -> tuple[optax.GradientTransformation, optax.Schedule]:

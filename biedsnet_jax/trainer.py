@@ -77,7 +77,8 @@ def _trace_fresh(cfg, model, optimizer, mesh):
         return train_state.create(evaluate.init_variables(model, cfg), optimizer)
 
     def loss(variables, key):
-        image, mask = (jnp.zeros((1, cfg.data.size, cfg.data.size, n)) for n in (cfg.data.channels, cfg.data.classes))
+        height, width, channels = experiment.image_shape(cfg)
+        image, mask = (jnp.zeros((1, height, width, n)) for n in (channels, cfg.data.classes))
         return model.loss(variables, {"image": image, "mask": mask}, key, train=True)
 
     traced = jax.jit(fresh, out_shardings=parallel.replicated(mesh)).trace()
@@ -152,8 +153,7 @@ class _Loop:
         return pipeline.train_batches(
             self.data.source,
             self.data.train,
-            size=cfg.data.size,
-            normalise=cfg.data.normalise,
+            prepare=experiment.make_prepare(cfg),
             augment=cfg.augment.to_dict(),
             batch_size=cfg.train.batch_size,
             seed=cfg.seed,

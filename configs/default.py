@@ -25,7 +25,9 @@ def get_config() -> ConfigDict:
     c.data.hint = ""  # where to get the data, said when root is missing
     c.data.size = 256  # pixels, height and width the network sees
     c.data.channels = 1  # of the image
+    c.data.context = 0  # volumes: neighbouring slices on each side, as further channels (2.5D)
     c.data.classes = 1  # k, foreground classes
+    c.data.window = ()  # (low, high) in the file's units, such as Hounsfield's, to [0, 1]; (): none
     c.data.normalise = "percentile"  # per slice: "percentile", "minmax", "zscore", "none"
     c.data.verify = True  # read every file once before training
     c.data.cache = True  # keep decoded slices in memory

@@ -22,12 +22,11 @@ READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # grain's own d
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The examples `indices` of a source, resized and normalised, each with its index and original size."""
+    """The examples `indices` of a source, each prepared and with its index and original size."""
 
     source: Source
     indices: Sequence[int]
-    size: int | tuple[int, int]
-    normalise: str
+    prepare: transforms.Prepare
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -35,18 +34,14 @@ class _Prepared:
     def __getitem__(self, position: int) -> dict[str, Any]:
         index = int(self.indices[position])
         example = self.source[index]
-        original_size = example["mask"].shape[:2]
-        example = transforms.resize(example, self.size)
-        image = transforms.normalise(example["image"], self.normalise)
-        return {**example, "image": image, "index": index, "original_size": original_size}
+        return {**self.prepare(example), "index": index, "original_size": example["mask"].shape[:2]}
 
 
 def train_batches(
     source: Source,
     indices: Sequence[int],
     *,
-    size: int | tuple[int, int],
-    normalise: str,
+    prepare: transforms.Prepare,
     augment: dict[str, float],
     batch_size: int,
     seed: int,
@@ -64,7 +59,7 @@ def train_batches(
         raise BadInput("no training slices, 0, data.split; give the training split at least one case")
     if batch_size < 1 or batch_size % process_count:
         raise BadInput(f"batch size, {batch_size}, train.batch_size; give a positive multiple of {process_count}")
-    examples = grain.MapDataset.source(_Prepared(source, indices, size, normalise)).seed(seed).shuffle().repeat()
+    examples = grain.MapDataset.source(_Prepared(source, indices, prepare)).seed(seed).shuffle().repeat()
     examples = examples.random_map(lambda example, rng: transforms.augment(example, rng, **augment))
     share = batch_size // process_count
     rows = range(process_index * share, (process_index + 1) * share)
@@ -77,14 +72,14 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, indices: Sequence[int], *, size: int | tuple[int, int], normalise: str, batch_size: int
+    source: Source, indices: Sequence[int], *, prepare: transforms.Prepare, batch_size: int
 ) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, Any]]]]:
     """Each slice of `indices` once, in order: (batch, examples).
 
     The batch holds image and mask as in training and valid, bool "b": the last one is filled up with zeros. There is
     an example for each valid row: case, slice, path, spacing (of the resized pixels), index, original_size.
     """
-    prepared = _Prepared(source, indices, size, normalise)
+    prepared = _Prepared(source, indices, prepare)
 
     def batch(number: int):
         rows = range(number * batch_size, min((number + 1) * batch_size, len(prepared)))

@@ -4,6 +4,7 @@ Nothing writes into its argument. The random one takes the numpy generator that 
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,34 @@ from PIL import Image
 from biedsnet_jax.types import BadInput
 
 METHODS = ("percentile", "minmax", "zscore", "none")
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """What every slice goes through on its way to a network, in training and prediction alike.
+
+    `window` (low, high), in the units of the file, is clipped and mapped to [0, 1]; then the slice is resized, then
+    normalised.
+    """
+
+    size: int | tuple[int, int]  # pixels: a side, or height and width
+    normalise: str = "percentile"  # of METHODS
+    window: tuple[float, float] | None = None
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        """A source's example, ready for a batch; image float32."""
+        return resize_mask(example, self.size) | {"image": self.image(example["image"])}
+
+    def image(self, image: Shaped[np.ndarray, "h w c"]) -> Float32[np.ndarray, "H W c"]:
+        """The same for an image by itself."""
+        if self.window:
+            image = window(image, *self.window)
+        return normalise(resize_image(image, self.size), self.normalise)
+
+
+def window(image: Shaped[np.ndarray, "h w c"], low: float, high: float) -> Float32[np.ndarray, "h w c"]:
+    """Clip to [low, high], in the units of the image such as Hounsfield's, and map that to [0, 1]."""
+    return ((np.clip(image, low, high) - low) / (high - low)).astype(np.float32)
 
 
 def normalise(image: Shaped[np.ndarray, "h w c"], method: str) -> Float32[np.ndarray, "h w c"]:
@@ -39,27 +68,41 @@ def normalise(image: Shaped[np.ndarray, "h w c"], method: str) -> Float32[np.nda
     return ((image - low) / np.where(width > 0, width, np.inf)).astype(np.float32)
 
 
-def resize(example: dict[str, Any], size: int | tuple[int, int]) -> dict[str, Any]:
-    """The example at `size` (a side, or height and width); the spacing grows as the pixels do.
+def resize_image(image: Shaped[np.ndarray, "h w c"], size: int | tuple[int, int]) -> Shaped[np.ndarray, "H W c"]:
+    """The image at `size` (a side, or height and width), bilinear, antialiased where it shrinks."""
+    height, width = _sides(size)
+    if image.shape[:2] == (height, width):
+        return image
+    return _each_channel(image.astype(np.float32), lambda x: x.resize((width, height), Image.Resampling.BILINEAR))
 
-    The image is bilinear, antialiased where it shrinks. Each mask pixel takes the class that covers most of it, a tie
-    going to the lesion: borders stay in place and lesions of half a pixel survive, which picking the nearest pixel
-    would lose by chance. Where the mask grows this is the nearest pixel.
+
+def resize_mask(example: dict[str, Any], size: int | tuple[int, int]) -> dict[str, Any]:
+    """The example with its mask at `size` (a side, or height and width); the spacing grows as the pixels do.
+
+    Each mask pixel takes the class that covers most of it, a tie going to the lesion: borders stay in place and lesions
+    of half a pixel survive, which picking the nearest pixel would lose by chance. Where the mask grows this is the
+    nearest pixel. Classes that overlap, as nested regions do, take the pixels they cover half of, each by itself.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    image, mask = example["image"], example["mask"]
+    height, width = _sides(size)
+    mask = example["mask"]
     old_height, old_width = mask.shape[:2]
     if (old_height, old_width) == (height, width):
         return example
-    image = _each_channel(image.astype(np.float32), lambda x: x.resize((width, height), Image.Resampling.BILINEAR))
     cover = _each_channel(mask.astype(np.float32), lambda x: x.resize((width, height), Image.Resampling.BOX))
-    shares = np.concatenate([cover, 1.0 - cover.sum(axis=-1, keepdims=True)], axis=-1)  # the background's comes last
-    label = shares.argmax(axis=-1)  # the first of equals
-    mask = (label[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
+    if (mask.sum(axis=-1) > 1).any():
+        mask = (cover > 0.5 - 1e-6).astype(np.uint8)
+    else:
+        shares = np.concatenate([cover, 1.0 - cover.sum(axis=-1, keepdims=True)], axis=-1)  # background's comes last
+        label = shares.argmax(axis=-1)  # the first of equals
+        mask = (label[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
     spacing = example.get("spacing")
     if spacing is not None:
         spacing = (spacing[0] * old_height / height, spacing[1] * old_width / width)
-    return {**example, "image": image, "mask": mask, "spacing": spacing}
+    return {**example, "mask": mask, "spacing": spacing}
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def augment(

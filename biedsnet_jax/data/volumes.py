@@ -75,7 +75,7 @@ def check_affine(affine: Shaped[np.ndarray, "4 4"], path: object) -> None:
 def check_same_grid(
     shape: Sequence[int], affine: np.ndarray, image_shape: Sequence[int], image_affine: np.ndarray, path: object
 ) -> None:
-    """Raises BadInput where a mask does not lie voxel on voxel on its image, within a twentieth of a voxel, since headers are rounded."""
+    """Raises BadInput unless a mask lies voxel on voxel on its image, to 0.05 voxels, since headers are rounded."""
     if tuple(shape) != tuple(image_shape):
         sizes = " against ".join("x".join(map(str, size)) for size in (image_shape, shape))
         raise BadInput(f"image and mask differ in shape, {sizes}, {path}; make the mask on the grid of its image")

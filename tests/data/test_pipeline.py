@@ -11,6 +11,7 @@ import pytest
 from biedsnet_jax.data.phantom import Phantom
 from biedsnet_jax.data.pipeline import eval_batches, train_batches
 from biedsnet_jax.data.sources import Cached
+from biedsnet_jax.data.transforms import Prepare
 from biedsnet_jax.types import BadInput
 
 AUGMENT = {"hflip": 0.5, "vflip": 0.5, "rotate_degrees": 10.0, "scale": 0.1, "intensity": 0.1}
@@ -32,7 +33,7 @@ class Numbered:
 
 
 def read(n_batches, source=None, indices=range(24), **options):
-    options = {"size": (8, 6), "normalise": "none", "augment": {}, "batch_size": 4, "seed": 3} | options
+    options = {"prepare": Prepare((8, 6), "none"), "augment": {}, "batch_size": 4, "seed": 3} | options
     with closing(train_batches(source or Numbered(32), list(indices), **options)) as batches:
         return list(islice(batches, n_batches))
 
@@ -58,7 +59,7 @@ def test_a_batch_is_float32_image_and_mask():
 
 @pytest.mark.parametrize("start", [1, 5, 6, 23])
 def test_a_step_is_the_same_batch_wherever_the_stream_starts(start):
-    options = {"source": Cached(Phantom(n_cases=2, size=16)), "size": 16, "normalise": "percentile", "augment": AUGMENT}
+    options = {"source": Cached(Phantom(n_cases=2, size=16)), "prepare": Prepare(16), "augment": AUGMENT}
     assert_same(read(26, **options)[start:], read(26 - start, start_step=start, **options))
 
 
@@ -78,7 +79,7 @@ def test_fewer_slices_than_a_batch():
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_the_processes_rows_together_are_the_batch_of_one(process_count):
-    options = {"source": Cached(Phantom(n_cases=2, size=16)), "size": 16, "normalise": "minmax", "augment": AUGMENT}
+    options = {"source": Cached(Phantom(n_cases=2, size=16)), "prepare": Prepare(16, "minmax"), "augment": AUGMENT}
     shares = [read(5, process_index=p, process_count=process_count, **options) for p in range(process_count)]
     together = [{k: np.concatenate([part[k] for part in parts]) for k in ("image", "mask")} for parts in zip(*shares)]
     assert_same(read(5, **options), together)
@@ -98,7 +99,7 @@ def test_augmentation_differs_between_epochs():
 
 
 def test_resize_and_normalisation_come_before_the_batch():
-    (batch,) = read(1, source=Phantom(n_cases=2, size=32), size=16, normalise="percentile")
+    (batch,) = read(1, source=Phantom(n_cases=2, size=32), prepare=Prepare(16))
     assert batch["image"].shape == batch["mask"].shape == (4, 16, 16, 1)
     assert batch["image"].min() == 0 and batch["image"].max() == 1
     assert set(np.unique(batch["mask"])) == {0, 1}
@@ -133,7 +134,7 @@ def test_closing_ends_the_threads():
 
 
 def evaluate(source, indices, batch_size=4, **options):
-    options = {"size": (8, 6), "normalise": "none"} | options
+    options = {"prepare": Prepare((8, 6), "none")} | options
     return eval_batches(source, list(indices), batch_size=batch_size, **options)
 
 
@@ -158,6 +159,6 @@ def test_evaluation_of_nothing_yields_nothing():
 
 
 def test_evaluation_examples_carry_spacing_and_original_size_but_no_arrays():
-    ((_, (example,)),) = evaluate(Numbered(32), [9], size=(16, 3))
+    ((_, (example,)),) = evaluate(Numbered(32), [9], prepare=Prepare((16, 3), "none"))
     assert sorted(example) == ["case", "index", "original_size", "path", "slice", "spacing"]
     assert example["original_size"] == (8, 6) and example["spacing"] == (0.25, 1.0) and example["path"] == "9.png"

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from biedsnet_jax.data.transforms import METHODS, _jitter, _turn, augment, normalise, resize
+from biedsnet_jax.data.transforms import METHODS, Prepare, _jitter, _turn, augment, normalise, resize_mask, window
 from biedsnet_jax.types import BadInput
 
 RAMP = np.arange(12.0).reshape(3, 4)
@@ -13,6 +13,11 @@ RAMP = np.arange(12.0).reshape(3, 4)
 
 def rng(seed=0):
     return np.random.default_rng(seed)
+
+
+def resize(example, size):
+    """Image and mask, nothing normalised."""
+    return Prepare(size, "none")(example)
 
 
 def example(image, mask=None, spacing=None):
@@ -76,7 +81,7 @@ def test_halving_blocks_and_doubling_back_is_exact_where_blocks_align():
     assert half["spacing"] == (1.0, 4.0)
     assert resize(half, 16)["spacing"] == (0.5, 2.0)
     np.testing.assert_array_equal(resize(half, 16)["mask"], before["mask"])
-    assert resize(before, 16) is before
+    assert resize_mask(before, 16) is before
 
 
 def test_height_and_width_are_not_swapped():
@@ -123,6 +128,37 @@ def test_a_mask_of_classes_against_a_count_of_labels(shape):
             votes = np.bincount(labels[3 * row : 3 * row + 3, 3 * column : 3 * column + 3].ravel(), minlength=3)
             winner = max((1, 2, 0), key=lambda label: votes[label])  # the first of equals: 1, 2, then background
             np.testing.assert_array_equal(out["mask"][row, column], [winner == 1, winner == 2])
+
+
+def test_overlapping_classes_are_resized_each_by_itself():
+    whole = np.zeros((4, 4), np.uint8)
+    whole[:2, :2] = whole[2:, 3] = 1  # all of the first block, half of the last
+    core = np.zeros((4, 4), np.uint8)
+    core[0, :2] = core[2, 3] = 1  # half of the first, a quarter of the last
+    mask = np.stack([whole, core], axis=-1)
+    out = resize({"image": mask.astype(np.float32), "mask": mask}, 2)["mask"]
+    np.testing.assert_array_equal(out[..., 0], [[1, 0], [0, 1]])
+    np.testing.assert_array_equal(out[..., 1], [[1, 0], [0, 0]])
+
+
+# --- window and the whole way ----------------------------------------------------------------------------------------
+
+
+def test_a_window_clips_and_maps_to_0_1():
+    hounsfield = np.array([[-2000, -1250, -500, 0, 250, 3000]], np.int16)[..., None]
+    np.testing.assert_allclose(window(hounsfield, -1250.0, 250.0)[0, :, 0], [0, 0, 0.5, 1250 / 1500, 1, 1], rtol=1e-6)
+
+
+def test_the_window_comes_before_resizing_so_that_metal_does_not_spread():
+    image = np.array([[0, 0, 3000, 0]], np.int16)[..., None]
+    out = Prepare((1, 1), "none", (0.0, 1.0)).image(image)
+    assert out.item() <= 0.5  # one of four pixels, weighed by a triangle; unclipped it would be far above one
+
+
+def test_an_image_by_itself_is_prepared_as_with_its_mask():
+    full = example(rng(2).normal(100, 30, (20, 30)))
+    prepare = Prepare(16, "percentile", (50.0, 150.0))
+    np.testing.assert_array_equal(prepare.image(full["image"]), prepare(full)["image"])
 
 
 # --- augment ---------------------------------------------------------------------------------------------------------

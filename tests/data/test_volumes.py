@@ -30,9 +30,7 @@ def made(order=(0, 1, 2), signs=(1, 1, 1), turn=0.0, sizes=(4, 5, 6), spacing=(0
     return Volume(np.arange(np.prod(shape), dtype=np.int32).reshape(shape), affine, "made.nii")
 
 
-EVERY = [
-    (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
-]
+EVERY = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
 
 
 @pytest.mark.parametrize("turn", [0.0, 12.0])
