@@ -21,6 +21,7 @@ FREE = (
     "data.hint",
     "data.verify",
     "data.cache",
+    "data.cache_dir",
     "compile_cache",
     "eval.",
     "log.",
@@ -33,9 +34,8 @@ FREE = (
 _CHOICES = {
     "method": ("auto", "diffusion", "direct"),
     "dtype": ("float32", "bfloat16"),
-    "data.source": ("folder", "phantom"),
+    "data.source": ("folder", "nifti", "phantom"),
     "data.normalise": ("percentile", "minmax", "zscore", "none"),
-    "data.channels": (1, 3),
     "diffusion.schedule": ("linear", "cosine"),
     "diffusion.mask_range": ("plus_minus", "zero_one"),
     "loss.name": ("joint", "mse", "dice_bce"),
@@ -49,7 +49,8 @@ _CHOICES = {
     "networks.biedsnet.norm": ("group", "batch"),
 }
 _AT_LEAST = {
-    "data.size": 1, "data.classes": 1, "diffusion.timesteps": 1, "sampler.steps": 1, "sampler.ensemble": 1,
+    "data.size": 1, "data.channels": 1, "data.classes": 1, "data.context": 0, "data.min_foreground": 0,
+    "diffusion.timesteps": 1, "sampler.steps": 1, "sampler.ensemble": 1,
     "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.warmup_steps": 0, "train.max_bad_steps": 1,
     "eval.every": 0, "eval.batch_size": 1, "eval.val_images": 0, "eval.val_ensemble": 1, "checkpoint.every": 1,
     "checkpoint.keep_latest": 1, "checkpoint.keep_best": 0, "log.every": 1, "log.images": 0, "split.folds": 0,
@@ -88,9 +89,31 @@ def check(config: ConfigDict) -> None:
         raise BadInput(f"no diffusion network, {config.network}, in method; use 'auto', or {_alternatives(DENOISERS)}")
     if config.method == "direct" and config.network == "medsegdiff":
         raise BadInput("no direct form, medsegdiff, in method; use 'auto': its network predicts noise, not masks")
+    _check_data(config.data)
     _check_batch(config)
     if config.network == "biedsnet":
         _check_biedsnet(config)
+
+
+def _check_data(data):
+    """Fields that only some sources have, and those that must fit each other."""
+    if data.window and not (
+        _are(data.window, int | float) and len(data.window) == 2 and data.window[0] < data.window[1]
+    ):
+        raise BadInput(f"no window, {data.window}, in data.window; give (low, high), such as (-1250, 250)")
+    for name, usual in (("context", 0), ("min_foreground", 0), ("labels", ())):
+        if data[name] != usual and data.source != "nifti":
+            raise BadInput(f"source without volumes, {data.source!r}, for data.{name}; use data.source='nifti'")
+    if data.source != "nifti" and data.channels not in (1, 3):
+        raise BadInput(f"channels of a picture, {data.channels}, in data.channels; use 1 (grey) or 3 (colour)")
+    if data.labels and not all(_are(group, int) and group for group in data.labels):
+        raise BadInput(
+            f"no label values, {data.labels}, in data.labels; give a tuple for each class, as ((1,), (2, 3))"
+        )
+    if data.labels and len(data.labels) != data.classes:
+        raise BadInput(
+            f"{len(data.labels)} sets of labels for {data.classes} classes, in data.labels; give one for each class"
+        )
 
 
 def _check_batch(config):

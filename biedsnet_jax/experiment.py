@@ -5,8 +5,9 @@ import pathlib
 
 import optax
 
-from biedsnet_jax import train_step
+from biedsnet_jax import files, train_step
 from biedsnet_jax.data import sources, splits, transforms
+from biedsnet_jax.data.nifti_folder import NiftiFolder
 from biedsnet_jax.data.phantom import Phantom
 from biedsnet_jax.types import BadInput
 
@@ -29,7 +30,7 @@ class Data:
 
 def open_data(config) -> Data:
     """The source a config names, split by case; with `data.verify`, every file has been read once."""
-    source = _phantom(config) if config.data.source == "phantom" else _folder(config)
+    source = _SOURCES[config.data.source](config)
     indices = _split(source.cases, config.split)
     return Data(sources.Cached(source) if config.data.cache else source, **indices)
 
@@ -42,6 +43,11 @@ def image_shape(config) -> tuple[int, int, int]:
 def make_prepare(config) -> transforms.Prepare:
     """What a config does to every slice."""
     return transforms.Prepare(config.data.size, config.data.normalise, tuple(map(float, config.data.window)) or None)
+
+
+def cache_folder(config) -> pathlib.Path:
+    """Where slices of volumes are kept."""
+    return files.user_cache() / "slices" if config.data.cache_dir == "auto" else pathlib.Path(config.data.cache_dir)
 
 
 def make_optimizer(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -63,12 +69,37 @@ def _phantom(config):
 
 
 def _folder(config):
+    source = sources.ImageFolder(_root(config), classes=config.data.classes, channels=config.data.channels)
+    return _verified(source, config)
+
+
+def _nifti(config):
+    data = config.data
+    source = NiftiFolder(
+        _root(config),
+        cache_folder(config),
+        classes=data.classes,
+        channels=data.channels,
+        labels=tuple(data.labels),
+        context=data.context,
+        min_foreground=data.min_foreground,
+    )
+    return _verified(source, config)
+
+
+_SOURCES = {"phantom": _phantom, "folder": _folder, "nifti": _nifti}
+
+
+def _root(config):
     root = config.data.root
     if not root or not pathlib.Path(root).is_dir():
         what = f"no such folder, {root}" if root else "no data folder, nothing"
         hint = config.data.hint or "give the folder that holds images/ and masks/"
         raise BadInput(f"{what}, in data.root; {hint}")
-    source = sources.ImageFolder(root, classes=config.data.classes, channels=config.data.channels)
+    return root
+
+
+def _verified(source, config):
     if config.data.verify:
         source.verify()
     return source

@@ -7,6 +7,12 @@ import pathlib
 from typing import Any
 
 
+def user_cache() -> pathlib.Path:
+    """Where this package may keep what it can make again."""
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(root) / "biedsnet_jax"
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write to a temporary name, then rename over `path`."""
     temporary = path.with_name(path.name + ".partial")

@@ -3,14 +3,12 @@
 Networks never mention a mesh. A batch is split over the axis "data"; the state is on every device.
 """
 
-import os
-import pathlib
-
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from biedsnet_jax import files
 from biedsnet_jax.types import BadInput
 
 # Compiler options for a program that runs once, such as the hundreds of small random draws of an initialisation:
@@ -54,7 +52,6 @@ def enable_compile_cache(folder: str | None) -> None:
     if not folder:
         return
     if folder == "auto":
-        root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        folder = str(pathlib.Path(root) / "biedsnet_jax" / "xla")
+        folder = str(files.user_cache() / "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -19,18 +19,21 @@ def get_config() -> ConfigDict:
     c.networks = _networks()  # constructor fields of each
 
     c.data = ConfigDict()
-    c.data.source = "folder"  # "folder": PNG, JPEG, TIFF; "phantom": made on the fly
-    c.data.root = config_dict.placeholder(str)  # folder with images/ and masks/
+    c.data.source = "folder"  # "folder": PNG, JPEG, TIFF; "nifti": volumes; "phantom": made on the fly
+    c.data.root = config_dict.placeholder(str)  # folder with images/ and masks/ (nifti: labels/)
     c.data.name = "folder"  # what results call the data set
     c.data.hint = ""  # where to get the data, said when root is missing
     c.data.size = 256  # pixels, height and width the network sees
     c.data.channels = 1  # of the image
-    c.data.context = 0  # volumes: neighbouring slices on each side, as further channels (2.5D)
+    c.data.context = 0  # nifti: neighbouring slices on each side, as further channels (2.5D)
     c.data.classes = 1  # k, foreground classes
+    c.data.labels = ()  # nifti: label values of each class, ((1,), (2, 3)); (): 1 to k, or all but 0 where k is 1
+    c.data.min_foreground = 0  # nifti: only slices with so many pixels of any class
     c.data.window = ()  # (low, high) in the file's units, such as Hounsfield's, to [0, 1]; (): none
     c.data.normalise = "percentile"  # per slice: "percentile", "minmax", "zscore", "none"
     c.data.verify = True  # read every file once before training
     c.data.cache = True  # keep decoded slices in memory
+    c.data.cache_dir = "auto"  # folder for slices of volumes; "auto": the user's cache folder
     c.data.phantom = ConfigDict(dict(n_cases=40, slices_per_case=12, difficulty=0.2, empty_fraction=0.15, seed=0))
 
     c.split = ConfigDict()

@@ -86,7 +86,11 @@ def test_every_network_has_its_fields():
     [
         ("network", "unett", ["unknown network, 'unett', in network", "unetpp"]),
         ("method", "both", ["'both', in method", "'auto' or 'diffusion' or 'direct'"]),
-        ("data.channels", 2, ["2, in data.channels", "1 or 3"]),
+        ("data.channels", 2, ["2, in data.channels", "1 (grey) or 3 (colour)"]),
+        ("data.window", (250, -1250), ["no window, (250, -1250), in data.window", "(low, high)"]),
+        ("data.window", (1,), ["no window, (1,), in data.window"]),
+        ("data.context", 1, ["'phantom', for data.context", "data.source='nifti'"]),
+        ("data.labels", ((1,),), ["'phantom', for data.labels"]),
         ("sampler.method", "euler", ["'euler', in sampler.method", "'ddim'"]),
         ("networks.biedsnet.norm", "layer", ["'layer', in networks.biedsnet.norm"]),
         ("seed", -1, ["-1, in seed", "0 or more"]),

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "biedsnet_jax"
 
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
-    "errors", "types", "parallel", "files",
+    "errors", "types", "files", "parallel",
     "data", "networks", "diffusion", "losses", "distances", "metrics", "fusion", "macs",
     "segmenter", "train_state", "train_step", "checkpoint",
     "run_log", "progress", "config", "experiment", "evaluate", "trainer",

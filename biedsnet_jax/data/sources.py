@@ -137,7 +137,7 @@ def _pair(root: Path) -> list[tuple[str, Path, Path]]:
                 f"{what}, {len(lonely)} of {len(found)}, first {lonely[0]}; "
                 f"put a file of the same name under {root / partner}, or take these away"
             )
-    return [(name, images[name], masks[name]) for name in sorted(images, key=_natural)]
+    return [(name, images[name], masks[name]) for name in sorted(images, key=natural)]
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -145,7 +145,7 @@ def _files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise BadInput(f"no such folder, {folder.name}, {folder}; make it, or point data.root at the folder above it")
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*"), key=lambda path: _natural(path.as_posix())):
+    for path in sorted(folder.rglob("*"), key=lambda path: natural(path.as_posix())):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if path.suffix.lower() not in EXTENSIONS or name.startswith(".") or "/." in name:
             continue
@@ -155,7 +155,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _natural(name: str) -> tuple:
+def natural(name: str) -> tuple:
     """Sort key that takes digits as numbers."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)), name
 

@@ -29,6 +29,7 @@ class Volume:
     voxels: Shaped[np.ndarray, "i j k *c"]
     affine: Shaped[np.ndarray, "4 4"]
     path: str
+    header: nib.Nifti1Header | None = None  # of a NIfTI file, so that a mask gets the same codes and units
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -63,6 +64,17 @@ class Volume:
     @property
     def _to_canonical(self):
         return ornt_transform(io_orientation(self.affine), CANONICAL)
+
+
+def neighbours(slices: Shaped[np.ndarray, "d h w c"], index: int, context: int) -> Shaped[np.ndarray, "h w n"]:
+    """Slice `index` between `context` slices on each side as n = c (2 context + 1) channels, from the feet up.
+
+    Beyond the ends the last slice is repeated.
+    """
+    if not context:
+        return slices[index]
+    around = np.clip(np.arange(index - context, index + context + 1), 0, len(slices) - 1)
+    return np.concatenate([slices[i] for i in around], axis=-1)
 
 
 def check_affine(affine: Shaped[np.ndarray, "4 4"], path: object) -> None:

@@ -1,0 +1,18 @@
+"""BIEDSNet on volumes: NIfTI images with label maps, as axial slices.
+
+    python -m biedsnet_jax.main --config=configs/nifti.py --config.data.root=DIR --workdir=runs/mine
+
+`DIR` holds `images/` and `labels/`, or Medical Decathlon's or nnU-Net's `imagesTr/` and `labelsTr/`. CT wants a window,
+`--config.data.window=(-1250,250) --config.data.normalise=none`. `:cpu` is a small network at 64x64 for two cores.
+"""
+
+from configs import default, folder, variants
+
+
+def get_config(chosen: str | None = None):
+    c = default.get_config()
+    c.data.source = "nifti"
+    c.data.name = "nifti"
+    c.data.cache = False  # slices are memory-mapped from data.cache_dir already
+    c.data.hint = "give --config.data.root=DIR, a folder with images/ and labels/, or imagesTr/ and labelsTr/"
+    return variants.apply(c, chosen, cpu=folder.cpu)
