@@ -3,7 +3,11 @@
 What is wrong with a file is one line that names it. Nothing is unpickled.
 """
 
+import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +18,7 @@ from biedsnet_jax.data.volumes import Volume, check_affine
 from biedsnet_jax.types import BadInput
 
 EXTENSIONS = (".nii", ".nii.gz")
+_CHUNK = 2**24  # bytes decompressed at once
 _GZIP_MOST = 1100  # deflate packs no better than 1032 to 1, so a header that says more is damaged
 
 
@@ -28,13 +33,15 @@ def stem(path: Path) -> str:
     return path.name[: -len(next(e for e in reversed(EXTENSIONS) if lower.endswith(e)))]
 
 
-def open_header(path: Path) -> nib.Nifti1Image:
+def open_header(path: Path, stream: BufferedIOBase | None = None, packed: int = 0) -> nib.Nifti1Image:
     """The file with its voxels still on disk: `.shape` without trailing axes of 1, `.affine`, `.header`.
+
+    Of a file in an archive give its unpacked `stream` and its `packed` size; `path` is then what errors call it.
 
     Raises BadInput for what is no NIfTI, holds no voxels or colours, or declares more than the file can hold.
     """
     try:
-        image = nib.load(path)
+        image = nib.Nifti1Image.from_stream(stream) if stream else nib.load(path)
         shape, kind = image.shape, image.get_data_dtype()
     except Exception as error:  # a broken header meets nibabel with anything from HeaderDataError to OverflowError
         raise BadInput(f"not a NIfTI file, {_reason(error)}, {path}; replace or remove it") from error
@@ -42,9 +49,9 @@ def open_header(path: Path) -> nib.Nifti1Image:
         raise BadInput(f"not a NIfTI file, {type(image).__name__}, {path}; save it as .nii.gz")
     if kind.fields or kind.kind not in "iuf":
         raise BadInput(f"voxels of {kind}, neither whole nor real numbers, {path}; save one grey value a voxel")
-    if 0 in shape or len(shape) < 2:
+    if len(shape) < 2 or min(shape) < 1:
         raise BadInput(f"empty volume, {'x'.join(map(str, shape)) or 'no axes'}, {path}; replace or remove it")
-    size = path.stat().st_size * (_GZIP_MOST if path.name.lower().endswith(".gz") else 1)
+    size = (packed if stream else path.stat().st_size) * (_GZIP_MOST if path.name.lower().endswith(".gz") else 1)
     declared = np.prod(shape, dtype=float) * kind.itemsize
     if declared > size:
         raise BadInput(f"truncated file, {declared:.0f} bytes of voxels declared, {path}; replace or remove it")
@@ -60,25 +67,26 @@ def volume_shape(image: nib.Nifti1Image) -> tuple[int, ...]:
     return shape + (1,) * (3 - len(shape))
 
 
-def read(path: Path) -> Volume:
-    """The volume, in the units that the header's slope and intercept give.
+def read(path: Path, stream: BufferedIOBase | None = None, packed: int = 0) -> Volume:
+    """The volume, in the units that the header's slope and intercept give; `stream` and `packed` as in `open_header`.
 
     Raises BadInput as `open_header` does, for a truncated file, voxels that are NaN or infinite, and for a fifth axis.
     """
-    image = open_header(path)
+    image = open_header(path, stream, packed)
     shape = volume_shape(image)
     if len(shape) > 4:
         raise BadInput(f"too many axes, {'x'.join(map(str, shape))}, {path}; save one volume, or one a channel")
     proxy = image.dataobj
-    scaled = (proxy.slope, proxy.inter) != (1, 0)
     try:
-        voxels = proxy.get_scaled(np.float32) if scaled else np.asanyarray(proxy.get_unscaled())
-        voxels = voxels.reshape(shape)
-        finite = voxels.dtype.kind != "f" or _count_not_finite(voxels) == 0
+        stored = _unzipped(path, proxy) if path.suffix.lower() == ".gz" and not stream else proxy.get_unscaled()
+        voxels = np.asarray(stored).reshape(shape)
     except (EOFError, OSError, ValueError, zlib.error, MemoryError) as error:
         raise BadInput(f"unreadable or truncated file, {_reason(error)}, {path}; replace or remove it") from error
-    if not finite:
-        count = _count_not_finite(voxels)
+    if (proxy.slope, proxy.inter) != (1, 0):
+        voxels = voxels.astype(np.float32)  # nibabel's own scaling takes float64, twice the memory
+        voxels *= np.float32(proxy.slope)
+        voxels += np.float32(proxy.inter)
+    if voxels.dtype.kind == "f" and (count := _count_not_finite(voxels)):
         raise BadInput(
             f"voxels that are not numbers, {count} of {voxels.size} are NaN or infinite, {path}; write finite values"
         )
@@ -99,8 +107,10 @@ def labels(volume: Volume) -> Shaped[np.ndarray, "i j k"]:
         raise BadInput(f"a mask of {voxels.shape[3]} channels, {volume.path}; save one label map")
     if voxels.dtype.kind == "f":
         whole = np.rint(voxels)
-        if not np.array_equal(whole, voxels):
-            raise BadInput(f"labels that are not whole, {float(voxels[whole != voxels][0]):.4g}, {volume.path}; round")
+        off = np.abs(whole - voxels) > 1e-3  # less than that is the rounding of a header's slope
+        if off.any():
+            worst = float(voxels[off][0])
+            raise BadInput(f"labels that are not whole, {worst:.4g}, {volume.path}; write whole numbers")
         voxels = whole
     if voxels.min() < 0 or voxels.max() > np.iinfo(np.uint16).max:
         worst = int(voxels.min() if voxels.min() < 0 else voxels.max())
@@ -116,16 +126,41 @@ def write(path: Path, voxels: Shaped[np.ndarray, "i j k"], volume: Volume) -> No
     slope = 1.0
     if voxels.dtype.kind == "f":
         slope = 1 / np.iinfo(np.uint16).max
-        voxels = np.rint(voxels.clip(0, 1) / slope).astype(np.uint16)
-    image = nib.Nifti1Image(voxels, volume.affine, _header(volume.header), dtype=voxels.dtype)
+        voxels = np.stack([_steps(one, slope) for one in voxels])  # one by one, in little memory
+    kind = nib.Nifti2Image if isinstance(volume.header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(voxels, volume.affine, _header(volume.header), dtype=voxels.dtype)
     if volume.header is None:
         image.set_sform(volume.affine, code="scanner")
-        image.set_qform(volume.affine, code="scanner", strip_shears=True)
+        image.set_qform(_without_shear(volume.affine), code="scanner")  # which a qform cannot hold
         image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(slope, 0)
-    partial = path.with_name(f".partial_{path.name}")  # the end of the name chooses compression
-    image.to_filename(partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        image.to_filename(partial)
+
+
+def _steps(values, slope):
+    return np.rint(np.clip(np.ascontiguousarray(values), 0, 1) / slope).astype(np.uint16)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` once all is written; of what goes wrong nothing is left."""
+    partial = path.with_name(f".partial_{path.name}")  # the end of the name chooses the format
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _without_shear(affine: Shaped[np.ndarray, "4 4"]) -> Shaped[np.ndarray, "4 4"]:
+    """The step between slices along their normal, as programs without shear read a tilted scan; slices stay."""
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    normal /= np.linalg.norm(normal)
+    upright = affine.copy()
+    upright[:3, 2] = normal * (affine[:3, 2] @ normal)
+    return upright
 
 
 def _header(header):
@@ -140,9 +175,25 @@ def _header(header):
     return header
 
 
+def _unzipped(path: Path, proxy) -> Shaped[np.ndarray, "..."]:
+    """The stored voxels. Not by nibabel, which stops short of the checksum at the end and takes damage for voxels."""
+    voxels = np.empty(proxy.shape, proxy.dtype, order="F")
+    left = memoryview(voxels.T.reshape(-1).view(np.uint8))
+    with gzip.open(path) as file:
+        file.seek(proxy.offset)
+        while left:
+            read = file.readinto(left[:_CHUNK])
+            if not read:
+                raise EOFError(f"{len(left)} bytes of voxels are missing")
+            left = left[read:]
+        while file.read(_CHUNK):
+            pass
+    return voxels
+
+
 def _count_not_finite(voxels) -> int:
     """Slice by slice, since a mask of a whole volume is a quarter of it."""
-    return sum(np.count_nonzero(~np.isfinite(voxels[..., k])) for k in range(voxels.shape[-1]))
+    return sum(int(np.count_nonzero(~np.isfinite(voxels[..., k]))) for k in range(voxels.shape[-1]))
 
 
 def _reason(error: Exception) -> str:

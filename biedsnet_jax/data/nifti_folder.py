@@ -108,30 +108,30 @@ class NiftiFolder:
             volumes = [nifti.read(path) for path in case.images]
             for volume in volumes:
                 nifti.check_content(volume)
+            volumes = [Volume(v.voxels, volumes[0].affine, v.path) for v in volumes]
             parts = [v.slices if v.voxels.ndim == 4 else v.slices[..., None] for v in volumes]
             return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
         return self._cache.images(case.images, read)
 
     def _label(self, n: int):
-        path = self._cases[n].label
+        path, image = self._cases[n].label, self._cases[n].images[0]
 
-        def read():
-            volume = nifti.read(path)
-            return Volume(nifti.labels(volume), volume.affine, str(path)).slices
+        def read():  # by the image's affine: near 45 degrees the label map's rounding could choose other slices
+            return Volume(nifti.labels(nifti.read(path)), nifti.open_header(image).affine, str(path)).slices
 
-        return self._cache.labels([path], read)
-
-    def _foreground(self, n: int) -> list[int]:
-        """Pixels of any class in each slice. Raises BadInput for labels that belong to none."""
-        known = known_labels(self.classes, self.labels)
-        kept = self._label(n)
+        kept, known = self._cache.labels([path], read), known_labels(self.classes, self.labels)
         strange = sorted(kept.counts.keys() - known) if known else []
         if strange:
             raise BadInput(
-                f"label outside the map, {', '.join(map(str, strange[:8]))}, {self._cases[n].label}; "
+                f"label outside the map, {', '.join(map(str, strange[:8]))}, {path}; "
                 f"known are 0, {', '.join(map(str, sorted(known)))}: add it to data.labels, or raise data.classes"
             )
+        return kept
+
+    def _foreground(self, n: int) -> list[int]:
+        """Pixels of any class in each slice."""
+        kept = self._label(n)
         of_classes = set().union(*self.labels) if self.labels else kept.counts.keys()
         rows = [kept.counts[label] for label in of_classes & kept.counts.keys()]
         return np.sum(rows, axis=0).tolist() if rows else [0] * len(kept)
@@ -178,11 +178,12 @@ def group_channels(names: Sequence[str], known: set[str]) -> dict[str, list[str]
 def _mirrored(images: Path, labels: Path) -> list[Case]:
     image_files, label_files = _files(images), _files(labels)
     groups = group_channels(list(image_files), set(label_files))
-    for found, partners, what in ((groups, label_files, "images without labels"), (label_files, groups, "labels")):
+    for found, partners, what, place in (
+        (groups, label_files, "images without labels", labels),
+        (label_files, groups, "labels without images", images),
+    ):
         lonely = [name for name in found if name not in partners]
         if lonely:
-            what = "labels without images" if what == "labels" else what
-            place = labels if found is groups else images
             raise BadInput(
                 f"{what}, {len(lonely)} of {len(found)}, first {lonely[0]}; put a file of that name under {place}, or "
                 "take these away"
@@ -217,9 +218,13 @@ def _listed(root: Path) -> list[Case] | None:
         entries = json.loads(path.read_text()).get("training")
         if not entries:
             return None
-        cases = [Case(nifti.stem(root / one["label"]), (root / one["image"],), root / one["label"]) for one in entries]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        pairs = [(root / one["image"], root / one["label"]) for one in entries]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"damaged list, {type(error).__name__} {error}, {path}; restore or remove it") from error
+    strange = [str(file) for pair in pairs for file in pair if not nifti.is_nifti(file)]
+    if strange:
+        raise BadInput(f"no NIfTI name, {strange[0]}, {path}; list {' or '.join(nifti.EXTENSIONS)} files")
+    cases = [Case(nifti.stem(label), (image,), label) for image, label in pairs]
     if all(case.images[0].exists() for case in cases):
         return sorted(cases, key=lambda case: natural(case.name))
     return None  # a list of cases whose images are named by channel, or moved: what is there counts

@@ -2,10 +2,12 @@
 
 A volume is `<key>.npy`, "d h w c", with `<key>.json` beside it, which says how to decode it and, of a label map, how
 many pixels each label has in each slice. The key follows from the path, size and time of the files, so a changed file
-is read anew. Whole numbers are kept exactly, in uint8 or uint16; others as float16 between the volume's extremes, which
-keeps them to 1/2048 of their height above the lowest. The folder may be deleted at any time.
+is read anew. Whole numbers up to 2^24 are kept exactly, in uint8 or uint16, if the extremes are less than 65536 apart;
+others as float16 between each channel's extremes, which keeps them to 1/2048 of their height above the lowest, or to
+3e-8 of the range. The folder may be deleted at any time.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -21,8 +23,9 @@ from jaxtyping import Float32, Shaped
 
 from biedsnet_jax.types import BadInput
 
-VERSION = 1  # of what is stored
+VERSION = 2  # of what is stored
 MOST_LABELS = 256
+MOST_OPEN = 100  # volumes that are memory-mapped at once: each holds a file descriptor, of which systems give 256
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,15 @@ class CachedSlices:
     """One volume: `[index]` decodes a slice."""
 
     stored: Shaped[np.ndarray, "d h w c"]  # memory-mapped
-    low: float
-    step: float
+    low: Float32[np.ndarray, " c"]  # value = low + step * stored
+    step: Float32[np.ndarray, " c"]
     counts: dict[int, list[int]]  # of a label map: label -> pixels in each slice
 
     def __len__(self) -> int:
         return len(self.stored)
 
     def __getitem__(self, index: int) -> Float32[np.ndarray, "h w c"]:
-        return self.stored[index] * np.float32(self.step) + np.float32(self.low)
+        return self.stored[index] * self.step + self.low
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class SliceCache:
     _locks: dict[str, threading.Lock] = field(
         default_factory=lambda: defaultdict(threading.Lock), init=False, repr=False, compare=False
     )
+    _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def images(self, files: Sequence[Path], read: Callable[[], Shaped[np.ndarray, "d h w c"]]) -> CachedSlices:
         """The slices of `files`; only where they are not kept yet, `read` makes them.
@@ -70,20 +74,23 @@ class SliceCache:
     def _get(self, files, kind, make):
         key = _key(files, kind)
         with self._locks[key]:  # of two threads that want one volume, one reads it
-            if key not in self._open:
-                self._open[key] = self._load(key) or self._make(key, make)
-            return self._open[key]
+            found = self._open.get(key) or self._load(key) or self._make(key, make)
+        with self._guard:
+            self._open[key] = found
+            if len(self._open) > MOST_OPEN:
+                del self._open[next(iter(self._open))]  # the oldest; whoever reads it now keeps it until done
+        return found
 
     def _make(self, key, make):
         slices, counts = make()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._store(key, slices, counts)
+            return self._load(key) or _vanished(self.folder / f"{key}.npy")
         except OSError as error:
             raise BadInput(
                 f"cannot write the slice cache, {error.strerror}, {self.folder}; make room, or set data.cache_dir"
             ) from error
-        return self._load(key)
 
     def _load(self, key):
         """What is kept, None where it is not there or not whole."""
@@ -91,32 +98,38 @@ class SliceCache:
         try:
             meta = json.loads(path.with_suffix(".json").read_text())
             counts = {int(label): pixels for label, pixels in meta["counts"].items()}
-            stored = np.load(path, mmap_mode="r", allow_pickle=False)
-            return CachedSlices(stored, meta["low"], meta["step"], counts)
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            stored = np.lib.format.open_memmap(path, mode="r")  # refuses what would have to be unpickled
+            return CachedSlices(stored, _vector(meta["low"]), _vector(meta["step"]), counts)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _store(self, key, slices, counts):
         kind, low, step = _encoding(slices)
-        _write(self.folder / f"{key}.json", lambda file: file.write(json.dumps(
-            {"low": low, "step": step, "counts": counts}).encode()))  # fmt: skip
+        meta = json.dumps({"low": low.tolist(), "step": step.tolist(), "counts": counts})
+        _write(self.folder / f"{key}.json", lambda file: file.write(meta.encode()))
 
         def write_slices(file):
             header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": slices.shape}
             np.lib.format.write_array_header_1_0(file, header)
             for one in slices:  # by slice, so that no second volume stands in memory
-                file.write(np.ascontiguousarray(((one - one.dtype.type(low)) / step).astype(kind)))
+                file.write(np.ascontiguousarray(_encode(one, kind, low, step)))
 
         _write(self.folder / f"{key}.npy", write_slices)  # last: its presence says that both are whole
 
 
-def _encoding(slices) -> tuple[np.dtype, float, float]:
-    """(stored type, low, step): value = low + step * stored."""
-    low, high = slices.min(), slices.max()
-    span = float(high) - float(low)
-    if slices.dtype.kind in "iu" and span < 2**16:
-        return np.dtype(np.uint8 if span < 2**8 else np.uint16), int(low), 1
-    return np.dtype(np.float16), float(low), span or 1.0
+def _encoding(slices) -> tuple[np.dtype, np.ndarray, np.ndarray]:
+    """(stored type, low "c", step "c"): value = low + step * stored."""
+    low, high = slices.min(axis=(0, 1, 2)), slices.max(axis=(0, 1, 2))
+    span = high.astype(np.float64) - low
+    if slices.dtype.kind in "iu" and span.max() < 2**16:
+        return np.dtype(np.uint8 if span.max() < 2**8 else np.uint16), low, np.ones_like(span)
+    return np.dtype(np.float16), low.astype(np.float64), np.where(span > 0, span, 1.0)
+
+
+def _encode(one, kind, low, step):
+    if kind.kind == "u":
+        return (one - low).astype(kind)  # may overflow the type of the file, but whole numbers wrap around and back
+    return ((one.astype(np.float64) - low) / step).astype(kind)
 
 
 def _count(slices, path) -> dict[int, list[int]]:
@@ -129,9 +142,20 @@ def _count(slices, path) -> dict[int, list[int]]:
 def _key(files, kind) -> str:
     facts = [VERSION, kind]
     for file in files:
-        status = os.stat(file)
+        try:
+            status = os.stat(file)
+        except OSError as error:
+            raise BadInput(f"file gone, {error.strerror}, {file}; put it back, or start again without it") from error
         facts.append((str(Path(file).resolve()), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+def _vector(values) -> Float32[np.ndarray, " c"]:
+    return np.array(values, np.float32).reshape(-1)
+
+
+def _vanished(path):
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def _write(path, write) -> None:

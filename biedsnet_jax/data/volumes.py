@@ -8,6 +8,7 @@ scan is brought to the nearest of these orders and never resampled, so that ever
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,15 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from biedsnet_jax.types import BadInput
 
 CANONICAL = axcodes2ornt("LPS")  # i to the left, j to the back, k to the head
+
+
+@runtime_checkable
+class Slices(Protocol):
+    """Slices "h w c" by number: an array "d h w c", or one kept on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Shaped[np.ndarray, "h w c"]: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Volume:
         return ornt_transform(io_orientation(self.affine), CANONICAL)
 
 
-def neighbours(slices: Shaped[np.ndarray, "d h w c"], index: int, context: int) -> Shaped[np.ndarray, "h w n"]:
+def neighbours(slices: Slices, index: int, context: int) -> Shaped[np.ndarray, "h w n"]:
     """Slice `index` between `context` slices on each side as n = c (2 context + 1) channels, from the feet up.
 
     Beyond the ends the last slice is repeated.
@@ -74,7 +84,7 @@ def neighbours(slices: Shaped[np.ndarray, "d h w c"], index: int, context: int) 
     if not context:
         return slices[index]
     around = np.clip(np.arange(index - context, index + context + 1), 0, len(slices) - 1)
-    return np.concatenate([slices[i] for i in around], axis=-1)
+    return np.concatenate([slices[i] for i in around.tolist()], axis=-1)
 
 
 def check_affine(affine: Shaped[np.ndarray, "4 4"], path: object) -> None:

@@ -1,0 +1,289 @@
+"""NIfTI files: what is wrong with one is one line that names it, and what is written lies where the scan did."""
+
+import pickle
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from biedsnet_jax.data import nifti
+from biedsnet_jax.data.volumes import Volume
+from biedsnet_jax.types import BadInput
+
+RAMP = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+TURN = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])  # a rotation: 7-24-25 triangle
+AFFINES = {
+    "RAS": np.diag([1.0, 1.0, 1.0, 1.0]),
+    "LPS": np.diag([-1.0, -1.0, 1.0, 1.0]),
+    "LAS": np.diag([-1.0, 1.0, 1.0, 1.0]),
+    "PSR": np.array([[0.0, 0, 2, 5], [-0.5, 0, 0, 6], [0, 0.75, 0, 7], [0, 0, 0, 1]]),
+    "anisotropic": np.diag([0.7, 1.1, 5.0, 1.0]),
+    "oblique": nib.affines.from_matvec(TURN @ np.diag([0.7, -1.1, 5.0]), [10.5, -20.25, 30.0]),
+}
+
+
+@pytest.fixture
+def sitk():
+    return pytest.importorskip("SimpleITK")
+
+
+def save(path, voxels, affine=AFFINES["anisotropic"], kind=nib.Nifti1Image, **header):
+    image = kind(voxels, affine)
+    for name, value in header.items():
+        image.header[name] = value
+    image.to_filename(path)
+    return path
+
+
+def refused(path, *parts):
+    """One line from reading that names the file and holds every part."""
+    with pytest.raises(BadInput) as caught:
+        nifti.read(path)
+    message = str(caught.value)
+    for part in (str(path), "; ", *parts):
+        assert part in message, message
+    assert "\n" not in message
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ"])
+@pytest.mark.parametrize("dtype", ["u1", "i2", "<i4", ">i2", "f4", "f8"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_voxels_stay_as_they_are(tmp_path, name, dtype, kind):
+    volume = nifti.read(save(tmp_path / name, RAMP.astype(dtype), kind=kind))
+    np.testing.assert_array_equal(volume.voxels, RAMP)
+    assert volume.voxels.dtype.kind == np.dtype(dtype).kind
+    np.testing.assert_allclose(volume.affine, AFFINES["anisotropic"], atol=1e-6)
+    assert nifti.is_nifti(tmp_path / name) and nifti.stem(tmp_path / name).lower() == "a"
+
+
+@pytest.mark.parametrize("stored", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize(("slope", "inter"), [(1.0, -1024.0), (0.5, 0.0), (2.5, 10.0)])
+def test_slope_and_intercept_are_applied(tmp_path, sitk, stored, slope, inter):
+    image = nib.Nifti1Image(RAMP.astype(stored), np.eye(4))
+    image.header.set_slope_inter(slope, inter)
+    image.to_filename(tmp_path / "a.nii.gz")
+    volume = nifti.read(tmp_path / "a.nii.gz")
+    assert volume.voxels.dtype == np.float32
+    np.testing.assert_array_equal(volume.voxels, RAMP * slope + inter)
+    itk = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "a.nii.gz"))
+    np.testing.assert_allclose(volume.voxels, itk.T)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((2, 3, 4, 1), (2, 3, 4)), ((2, 3, 4, 1, 1), (2, 3, 4)), ((4, 6), (4, 6, 1)), ((2, 3, 2, 2), (2, 3, 2, 2))],
+)
+def test_axes_of_one_voxel_are_dropped_and_a_plane_is_a_slice(tmp_path, shape, expected):
+    volume = nifti.read(save(tmp_path / "a.nii", RAMP.reshape(shape)))
+    assert volume.voxels.shape == expected and volume.shape == expected[:3]
+    np.testing.assert_array_equal(volume.voxels.ravel(), RAMP.ravel())
+
+
+def test_a_fifth_axis_is_refused(tmp_path):
+    refused(save(tmp_path / "a.nii", RAMP.reshape(2, 3, 2, 1, 2)), "too many axes, 2x3x2x1x2")
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.98])
+def test_a_truncated_file(tmp_path, name, kept):
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+    whole = save(tmp_path / name, noise).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(kept * len(whole))])
+    refused(tmp_path / name, "replace or remove it")
+
+
+def test_a_flipped_bit_in_the_middle_of_gzip(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+    path = save(tmp_path / "a.nii.gz", noise)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
+    path.write_bytes(content)
+    refused(path, "unreadable or truncated file")
+
+
+def test_a_header_that_declares_more_than_the_file_can_hold_is_refused_before_memory_is_asked_for(tmp_path):
+    path = save(tmp_path / "a.nii", RAMP)
+    content = bytearray(path.read_bytes())
+    content[42:48] = np.array([30000, 30000, 30000], "<i2").tobytes()
+    path.write_bytes(content)
+    refused(path, "truncated file, 54000000000000 bytes of voxels declared")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a volume at all" * 40, pickle.dumps({"a": np.arange(300)}), b"PK" * 500]
+)
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_garbage_and_pickles(tmp_path, monkeypatch, content, name):
+    monkeypatch.setattr(pickle, "Unpickler", None)
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, "not a NIfTI file")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    refused(tmp_path / "gone.nii.gz", "not a NIfTI file", "o such file")
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_voxels_that_are_not_numbers_are_counted(tmp_path, value, count):
+    voxels = RAMP.astype(np.float32)
+    voxels.ravel()[[0, 3, 9, 17, 23][:count]] = value
+    refused(save(tmp_path / "a.nii.gz", voxels), f"{count} of 24 are NaN or infinite")
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])], ids=["complex", "colour"]
+)
+def test_complex_and_colour_voxels(tmp_path, dtype):
+    refused(save(tmp_path / "a.nii", np.zeros((2, 3, 4), dtype)), "neither whole nor real numbers")
+
+
+@pytest.mark.parametrize("extent", [0, -3])
+def test_a_volume_without_voxels(tmp_path, extent):
+    path = save(tmp_path / "a.nii", RAMP)
+    content = bytearray(path.read_bytes())
+    content[44:46] = np.int16(extent).tobytes()
+    path.write_bytes(content)
+    refused(path, f"empty volume, 2x{extent}x4")
+
+
+def test_a_scan_of_one_value_has_no_content(tmp_path):
+    nifti.check_content(nifti.read(save(tmp_path / "a.nii", RAMP)))
+    blank = nifti.read(save(tmp_path / "b.nii", np.full((2, 3, 4), 7, np.int16)))
+    with pytest.raises(BadInput, match=r"empty volume, every voxel is 7, .*b\.nii; "):
+        nifti.check_content(blank)
+
+
+@pytest.mark.parametrize("row", [0, 2])
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_an_affine_that_places_nothing(tmp_path, row, value):
+    path = save(tmp_path / "a.nii", RAMP)
+    content = bytearray(path.read_bytes())
+    content[280 + 16 * row : 296 + 16 * row] = np.full(4, value, "<f4").tobytes()  # srow_x, srow_y, srow_z
+    path.write_bytes(content)
+    refused(path, "no usable affine")
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("voxels", "dtype"),
+    [
+        (RAMP, np.uint8),
+        (RAMP.astype(np.float64), np.uint8),
+        (RAMP.astype(">i4") * 100, np.uint16),
+        (RAMP * 0, np.uint8),
+    ],
+)
+def test_labels_are_the_least_whole_numbers_that_hold_them(voxels, dtype):
+    labels = nifti.labels(Volume(voxels, np.eye(4), "a.nii"))
+    assert labels.dtype == dtype
+    np.testing.assert_array_equal(labels, voxels)
+
+
+def test_labels_scaled_by_the_header_are_whole_again(tmp_path):
+    image = nib.Nifti1Image((RAMP * 10).astype(np.int16), np.eye(4))
+    image.header.set_slope_inter(0.1, 0)
+    image.to_filename(tmp_path / "a.nii")
+    np.testing.assert_array_equal(nifti.labels(nifti.read(tmp_path / "a.nii")), RAMP)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "says"),
+    [
+        (RAMP + 0.25, "labels that are not whole, 0.25"),
+        (RAMP - 3, "label outside 0 to 65535, -3"),
+        (RAMP.astype(np.int32) * 3000, "label outside 0 to 65535, 69000"),
+        (np.zeros((2, 3, 4, 2), np.uint8), "a mask of 2 channels"),
+    ],
+)
+def test_what_is_no_label_map(voxels, says):
+    with pytest.raises(BadInput, match=rf"{says}, a\.nii; "):
+        nifti.labels(Volume(voxels, np.eye(4), "a.nii"))
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def same_grid(one, two):
+    assert one.GetSize() == two.GetSize()
+    for get in ("GetOrigin", "GetSpacing", "GetDirection"):
+        np.testing.assert_allclose(getattr(one, get)(), getattr(two, get)(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+@pytest.mark.parametrize("axes", [(2, 3, 4), (2, 3, 4, 1)], ids=["3-D", "4-D"])
+@pytest.mark.parametrize("name", AFFINES)
+def test_simpleitk_finds_written_labels_on_the_grid_of_the_scan(tmp_path, sitk, name, axes, dtype):
+    source = save(tmp_path / "scan.nii.gz", RAMP.reshape(axes).astype(dtype), AFFINES[name])
+    volume = nifti.read(source)
+    labels = (RAMP % 5).astype(np.uint8)
+    nifti.write(tmp_path / "mask.nii.gz", labels, volume)
+    scan, mask = sitk.ReadImage(source), sitk.ReadImage(tmp_path / "mask.nii.gz")
+    if scan.GetDimension() == 4:
+        scan = scan[..., 0]
+    same_grid(mask, scan)
+    assert mask.GetPixelID() == sitk.sitkUInt8
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T, labels)
+    np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii.gz").affine, nib.load(source).affine)
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (0, 0), (2, 4)])
+def test_codes_and_units_are_kept_grey_values_settings_and_extensions_are_not(tmp_path, sitk, codes):
+    image = nib.Nifti1Image(RAMP, None)
+    image.header.set_qform(AFFINES["oblique"], codes[0])
+    image.header.set_sform(AFFINES["oblique"], codes[1])
+    image.header.set_xyzt_units("micron", "sec")
+    image.header["descrip"], image.header["cal_max"] = b"a patient's name", 80
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"said in confidence" * 50))
+    image.to_filename(tmp_path / "scan.nii.gz")
+    volume = nifti.read(tmp_path / "scan.nii.gz")
+    nifti.write(tmp_path / "mask.nii.gz", RAMP.astype(np.uint8), volume)
+    header = nib.load(tmp_path / "mask.nii.gz").header
+    assert (header["qform_code"], header["sform_code"]) == codes
+    assert header.get_xyzt_units()[0] == "micron"
+    assert header["descrip"].item() == b"" and header["cal_max"] == 0 and not header.extensions
+    same_grid(sitk.ReadImage(tmp_path / "mask.nii.gz"), sitk.ReadImage(tmp_path / "scan.nii.gz"))
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_a_scan_without_a_header_gets_its_affine_too(tmp_path, sitk, name):
+    nifti.write(tmp_path / "mask.nii.gz", RAMP.astype(np.uint16) * 1000, Volume(RAMP, AFFINES[name], "series"))
+    written = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(written.affine, AFFINES[name], atol=1e-6)
+    np.testing.assert_allclose(written.header.get_qform(), AFFINES[name], atol=1e-5)
+    assert written.header.get_xyzt_units()[0] == "mm"
+    itk = sitk.ReadImage(tmp_path / "mask.nii.gz")
+    lps = np.diag([-1, -1, 1]) @ AFFINES[name][:3]  # ITK's axes run to the left and to the back
+    np.testing.assert_allclose(itk.GetOrigin(), lps[:, 3], atol=1e-5)
+    np.testing.assert_allclose(np.reshape(itk.GetDirection(), (3, 3)) * itk.GetSpacing(), lps[:, :3], atol=1e-5)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(itk).T, RAMP.astype(int) * 1000)
+
+
+def test_a_map_is_seen_by_its_values_in_steps_of_a_65535th(tmp_path, sitk):
+    values = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
+    values[0, 0, :2] = -1e-7, 1 + 1e-7
+    nifti.write(tmp_path / "map.nii.gz", values, Volume(RAMP, AFFINES["LPS"], "scan", nib.Nifti1Header()))
+    seen = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "map.nii.gz")).T
+    np.testing.assert_allclose(seen, values.clip(0, 1), rtol=0, atol=0.51 / 65535)
+    assert seen[0, 0, 0] == 0 and seen[0, 0, 1] == pytest.approx(1, abs=1e-7)
+
+
+def test_what_fails_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    volume = nifti.read(save(tmp_path / "scan.nii.gz", RAMP))
+    nifti.write(tmp_path / "mask.nii.gz", RAMP.astype(np.uint8), volume)
+    before = (tmp_path / "mask.nii.gz").read_bytes()
+
+    def cut(self, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nib.Nifti1Image, "to_filename", cut)
+    with pytest.raises(OSError, match="No space left"):
+        nifti.write(tmp_path / "mask.nii.gz", RAMP.astype(np.uint8), volume)
+    assert (tmp_path / "mask.nii.gz").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.nii.gz", "scan.nii.gz"]

@@ -1,0 +1,373 @@
+"""Folders of volumes: three layouts, slices as the patient lies whatever the order of the file, what is refused."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+
+from biedsnet_jax.data import nifti
+from biedsnet_jax.data.nifti_folder import NiftiFolder, class_masks, find_cases, group_channels
+from biedsnet_jax.types import BadInput
+
+SPACING = (0.7, 1.1, 5.0)  # mm along x, y, z
+SHAPE = (6, 5, 4)  # voxels along x, y, z
+
+
+def anatomy(number=0, dtype=np.int16):
+    """An image in RAS order: every voxel its own value, and the case's number in thousands."""
+    return (np.arange(np.prod(SHAPE)).reshape(SHAPE) + 1000 * number).astype(dtype)
+
+
+def labelled(values=(1, 2)):
+    """Labels in RAS order: the first value to the right, front and feet, the second to the left, back and head."""
+    label = np.zeros(SHAPE, np.uint8)
+    label[4:, 3:, :2] = values[0]
+    label[:2, :2, 2:] = values[-1]
+    return label
+
+
+def save(path, voxels, codes="RAS", kind=np.asarray, affine=None):
+    """Voxels in RAS order as a file of another order."""
+    affine = np.diag([*SPACING, 1.0]) if affine is None else affine
+    change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    there = affine @ inv_ornt_aff(change, SHAPE)
+    nib.Nifti1Image(kind(apply_orientation(voxels, change)), there).to_filename(path)
+    return path
+
+
+def mirrored(root, cases=("a", "b"), codes="RAS", label=None):
+    for number, name in enumerate(cases):
+        save(root / "images" / f"{name}.nii.gz", anatomy(number), codes)
+        save(root / "labels" / f"{name}.nii.gz", labelled() if label is None else label, codes)
+    return root
+
+
+def folder(root, **fields):
+    return NiftiFolder(root, root / "cache", **({"classes": 2} | fields))
+
+
+def examples(source):
+    return [source[i] for i in range(len(source))]
+
+
+def refused(make, *parts):
+    with pytest.raises(BadInput) as caught:
+        make()
+    message = str(caught.value)
+    assert "\n" not in message and "; " in message
+    for part in parts:
+        assert str(part) in message, message
+
+
+# --- slices ----------------------------------------------------------------------------------------------------------
+
+
+def test_slices_by_hand(tmp_path):
+    source = folder(mirrored(tmp_path))
+    assert source.cases == ["a"] * 4 + ["b"] * 4 and len(source) == 8
+    example = source[6]
+    assert (example["case"], example["slice"]) == ("b", "002")
+    assert example["path"] == str(tmp_path / "images" / "b.nii.gz")
+    assert example["spacing"] == pytest.approx((1.1, 0.7))  # row, column
+    expected = anatomy(1)[::-1, ::-1, 2].T  # rows from the front, columns from the right
+    np.testing.assert_array_equal(example["image"][..., 0], expected)
+    assert example["image"].dtype == np.float32 and example["mask"].dtype == np.uint8
+    label = labelled()[::-1, ::-1, 2].T
+    np.testing.assert_array_equal(example["mask"], np.stack([label == 1, label == 2], axis=-1))
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "PSR", "SAL", "AIR", "ILP"])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.uint8])
+def test_examples_do_not_depend_on_the_order_of_the_file(tmp_path, codes, dtype):
+    for name, order in (("ras", "RAS"), ("other", codes)):
+        save(tmp_path / name / "images" / "a.nii.gz", anatomy(dtype=dtype), order)
+        save(tmp_path / name / "labels" / "a.nii.gz", labelled(), order)
+    for one, two in zip(*(examples(folder(tmp_path / name)) for name in ("ras", "other"))):
+        np.testing.assert_array_equal(one["image"], two["image"])
+        np.testing.assert_array_equal(one["mask"], two["mask"])
+        assert one["spacing"] == pytest.approx(two["spacing"]) and one["slice"] == two["slice"]
+
+
+def test_the_label_map_follows_its_image_where_the_nearest_order_is_a_toss_up(tmp_path):
+    for off, kind in ((1e-6, "images"), (-1e-6, "labels")):
+        a = np.pi / 4 + off
+        turned = np.eye(4)
+        turned[:2, :2] = [[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]
+        voxels = anatomy() if kind == "images" else (anatomy() % 7 == 0).astype(np.uint8)
+        save(tmp_path / kind / "a.nii", voxels, affine=turned)
+    for example in examples(folder(tmp_path, classes=1)):
+        np.testing.assert_array_equal(example["mask"], example["image"] % 7 == 0)
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_neighbours_are_channels_and_the_ends_are_repeated(tmp_path, context):
+    source = folder(mirrored(tmp_path), context=context)
+    plain = folder(tmp_path)
+    for z in range(4):
+        near = [min(max(z + step, 0), 3) for step in range(-context, context + 1)]
+        expected = np.concatenate([plain[4 + n]["image"] for n in near], axis=-1)  # never of the case before
+        np.testing.assert_array_equal(source[4 + z]["image"], expected)
+        np.testing.assert_array_equal(source[4 + z]["mask"], plain[4 + z]["mask"])
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def test_folders_below_are_mirrored_in_natural_order(tmp_path):
+    mirrored(tmp_path, ["site2/p10", "site2/p9", "site1/p1"])
+    (tmp_path / "images" / "._x.nii.gz").write_bytes(b"a file manager's droppings")
+    (tmp_path / "images" / ".hidden").mkdir()
+    (tmp_path / "images" / ".hidden" / "y.nii.gz").write_bytes(b"")
+    (tmp_path / "images" / "notes.txt").write_text("not a volume")
+    assert [case.name for case in find_cases(tmp_path)] == ["site1/p1", "site2/p9", "site2/p10"]
+
+
+def test_masks_is_another_name_for_labels_and_extensions_may_differ(tmp_path):
+    save(tmp_path / "images" / "a.nii", anatomy())
+    save(tmp_path / "masks" / "a.nii.gz", labelled())
+    assert len(folder(tmp_path)) == 4
+
+
+def decathlon(root, training, cases=("a_1", "a_2", "a_10"), axes=1):
+    for number, name in enumerate(cases):
+        voxels = np.stack([anatomy(number + 10 * c) for c in range(axes)], axis=-1) if axes > 1 else anatomy(number)
+        save(root / "imagesTr" / f"{name}.nii.gz", voxels)
+        save(root / "labelsTr" / f"{name}.nii.gz", labelled())
+    if training is not None:
+        pairs = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in training]
+        (root / "dataset.json").write_text(json.dumps({"name": "A", "numTraining": 9, "training": pairs}))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("training", "found"),
+    [
+        (["a_10", "a_2"], ["a_2", "a_10"]),  # the list counts
+        (None, ["a_1", "a_2", "a_10"]),
+        ([], ["a_1", "a_2", "a_10"]),
+        (["a_2", "gone"], ["a_1", "a_2", "a_10"]),  # a list of other files: what is there counts
+    ],
+)
+def test_decathlon(tmp_path, training, found):
+    source = folder(decathlon(tmp_path, training))
+    assert list(dict.fromkeys(source.cases)) == found
+    first = ["a_1", "a_2", "a_10"].index(found[0])
+    np.testing.assert_array_equal(source[0]["image"][..., 0], anatomy(first)[::-1, ::-1, 0].T)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "damaged list, JSONDecodeError"),
+        ("[]", "damaged list, AttributeError"),
+        ('{"training": [{"image": "imagesTr/a_1.nii.gz"}]}', "damaged list, KeyError"),
+        ('{"training": ["imagesTr/a_1.nii.gz"]}', "damaged list, TypeError"),
+        ('{"training": [{"image": "imagesTr/a_1.png", "label": "labelsTr/a_1.png"}]}', "no NIfTI name, "),
+    ],
+)
+def test_a_damaged_list(tmp_path, text, says):
+    decathlon(tmp_path, None)
+    (tmp_path / "dataset.json").write_text(text)
+    refused(lambda: folder(tmp_path), says, tmp_path / "dataset.json")
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_nnu_net_has_a_file_a_channel(tmp_path, listed):
+    for number, name in enumerate(["la_2", "la_10"]):
+        for channel in range(2):
+            save(tmp_path / "imagesTr" / f"{name}_{channel:04d}.nii.gz", anatomy(10 * number + channel))
+        save(tmp_path / "labelsTr" / f"{name}.nii.gz", labelled())
+    pairs = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in ("la_2", "la_10")]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": pairs} if listed else {"file_ending": ".nii.gz"}))
+    source = folder(tmp_path, channels=2)
+    assert source.cases == ["la_2"] * 4 + ["la_10"] * 4
+    both = np.stack([anatomy(10), anatomy(11)], axis=-1)
+    np.testing.assert_array_equal(source[4]["image"], both[::-1, ::-1, 0].swapaxes(0, 1))
+
+
+def test_a_fourth_axis_is_channels_too(tmp_path):
+    source = folder(decathlon(tmp_path, ["a_2"], axes=2), channels=2)
+    np.testing.assert_array_equal(source[3]["image"][..., 1], anatomy(11)[::-1, ::-1, 3].T)
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "groups"),
+    [
+        (["a_0000", "a_0001", "b_0000"], {"a", "b"}, {"a": ["a_0000", "a_0001"], "b": ["b_0000"]}),
+        (["a_0000", "a_0001"], {"a_0000", "a_0001"}, {"a_0000": ["a_0000"], "a_0001": ["a_0001"]}),  # cases' names
+        (["a_0001", "a_0000", "c"], set(), {"a": ["a_0000", "a_0001"], "c": ["c"]}),
+        (["s/a_0000", "s/a_12"], {"s/a", "s/a_12"}, {"s/a": ["s/a_0000"], "s/a_12": ["s/a_12"]}),
+    ],
+)
+def test_names_of_channels(names, known, groups):
+    assert dict(group_channels(names, known)) == groups
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "rows"),
+    [
+        (1, (), [[0, 1, 1, 1]]),
+        (3, (), [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        (2, ((1,), (2, 3)), [[0, 1, 0, 0], [0, 0, 1, 1]]),
+        (3, ((1, 2, 3), (2, 3), (3,)), [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]]),  # regions overlap
+    ],
+)
+def test_labels_to_classes_by_hand(classes, labels, rows):
+    masks = class_masks(np.array([[0, 1, 2, 3]], np.uint16), classes, labels)
+    np.testing.assert_array_equal(masks[0].T, rows)
+
+
+def test_one_class_without_a_map_is_every_label(tmp_path):
+    source = folder(mirrored(tmp_path, label=labelled((4, 250))), classes=1)
+    source.verify()
+    assert [int(e["mask"].sum()) for e in examples(source)[:4]] == [4, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("least", "labels", "kept"),
+    [
+        (4, (), ["000", "001", "002", "003"]),
+        (6, (), ["003"]),
+        (4, ((2,), (3,)), ["002", "003"]),
+        (6, ((2, 3), (3,)), ["003"]),
+        (2, ((3,), (1, 2, 3)), ["000", "001", "002", "003"]),
+    ],
+)
+def test_slices_with_little_foreground_are_left_out(tmp_path, least, labels, kept):
+    label = np.zeros(SHAPE, np.uint8)  # pixels a slice: 4 of label 1; 4 of 1; 4 of 2; 4 of 2 and 2 of 3
+    label[:2, :2, :2], label[:2, :2, 2:], label[4:, 0, 3] = 1, 2, 3
+    if labels == ((2,), (3,)) or labels == ((2, 3), (3,)):
+        label[label == 1] = 0
+    source = folder(mirrored(tmp_path, label=label), classes=2 if labels else 3, labels=labels, min_foreground=least)
+    assert [e["slice"] for e in examples(source)] == kept * 2
+    assert source.cases == ["a"] * len(kept) + ["b"] * len(kept)
+
+
+def test_no_slice_with_so_much_foreground(tmp_path):
+    refused(lambda: folder(mirrored(tmp_path), min_foreground=31), "no slice has 31 pixels", "data.min_foreground")
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def test_after_verify_no_voxel_is_read_from_gzip_again(tmp_path, monkeypatch):
+    source = folder(mirrored(tmp_path), context=1, min_foreground=1)
+    source.verify()
+    expected = examples(source)
+    monkeypatch.setattr(nifti, "read", lambda path: pytest.fail(f"read {path}"))
+    again = folder(tmp_path, context=1, min_foreground=1)
+    again.verify()
+    for one, two, three in zip(expected, examples(source), examples(again)):
+        for other in (two, three):
+            np.testing.assert_array_equal(one["image"], other["image"])
+            np.testing.assert_array_equal(one["mask"], other["mask"])
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    before = folder(mirrored(tmp_path))[0]["image"]
+    save(tmp_path / "images" / "a.nii.gz", anatomy(5))
+    np.testing.assert_array_equal(folder(tmp_path)[0]["image"], before + 5000)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_no_known_layout_and_no_volumes(tmp_path):
+    refused(lambda: folder(tmp_path), "none of the known layouts", tmp_path, "imagesTr/ and labelsTr/")
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    refused(lambda: folder(tmp_path), "no volumes, 0 files", tmp_path / "images", ".nii.gz")
+
+
+@pytest.mark.parametrize(("kind", "partner"), [("labels", "images"), ("images", "labels")])
+def test_a_file_without_partner(tmp_path, kind, partner):
+    mirrored(tmp_path, ["a", "b", "s/c"])
+    (tmp_path / kind / "s" / "c.nii.gz").unlink()
+    refused(lambda: folder(tmp_path), f"{partner} without {kind}, 1 of 3, first s/c", tmp_path / kind)
+
+
+def test_two_files_of_one_name(tmp_path):
+    save(mirrored(tmp_path) / "images" / "a.nii", anatomy())
+    refused(lambda: folder(tmp_path), "two files of one name", "a.nii", tmp_path / "images")
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_another_number_of_channels(tmp_path, channels):
+    refused(lambda: folder(mirrored(tmp_path), channels=channels), "image channels, 1", "data.channels", "a.nii.gz")
+
+
+def test_a_mask_of_another_shape(tmp_path):
+    mirrored(tmp_path)
+    nib.Nifti1Image(labelled()[:-1], np.diag([*SPACING, 1])).to_filename(tmp_path / "labels" / "b.nii.gz")
+    refused(lambda: folder(tmp_path), "6x5x4 against 5x5x4", tmp_path / "labels" / "b.nii.gz")
+
+
+def test_a_mask_of_another_affine(tmp_path):
+    mirrored(tmp_path)
+    nib.Nifti1Image(labelled(), np.diag([0.7, 1.1, 4.0, 1])).to_filename(tmp_path / "labels" / "b.nii.gz")
+    refused(lambda: folder(tmp_path), "differ in affine, 3 mm", tmp_path / "labels" / "b.nii.gz")
+
+
+def test_channels_of_different_grids(tmp_path):
+    save(tmp_path / "images" / "a_0000.nii", anatomy())
+    save(tmp_path / "images" / "a_0001.nii", anatomy(), affine=np.eye(4))
+    save(tmp_path / "labels" / "a.nii", labelled())
+    refused(lambda: folder(tmp_path, channels=2), "differ in affine", "a_0001.nii")
+
+
+@pytest.mark.parametrize(
+    ("label", "fields", "says"),
+    [
+        (labelled((1, 7)), {}, "label outside the map, 7"),
+        (labelled((2, 4)), {"labels": ((1, 2), (3,))}, "label outside the map, 4"),
+        (labelled() + np.float32(0.5), {}, "labels that are not whole, 0.5"),
+        (labelled().astype(np.int16) - 1, {"classes": 1}, "label outside 0 to 65535, -1"),
+    ],
+)
+@pytest.mark.parametrize("how", ["verify", "read", "foreground"])
+def test_a_mask_that_is_no_label_map(tmp_path, label, fields, says, how):
+    mirrored(tmp_path)
+    path = save(tmp_path / "labels" / "b.nii.gz", label)
+    make = {
+        "verify": lambda: folder(tmp_path, **fields).verify(),
+        "read": lambda: folder(tmp_path, **fields)[4],
+        "foreground": lambda: folder(tmp_path, min_foreground=1, **fields),
+    }
+    refused(make[how], says, path)
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_truncated_volume_is_named_by_verify(tmp_path, kind):
+    mirrored(tmp_path)
+    path = tmp_path / kind / "b.nii.gz"
+    save(path, np.random.default_rng(0).normal(size=SHAPE) if kind == "images" else labelled())
+    path.write_bytes(path.read_bytes()[:-12])
+    refused(lambda: folder(tmp_path).verify(), path, "replace or remove it")
+
+
+def test_an_image_that_is_blank_or_not_finite(tmp_path):
+    mirrored(tmp_path)
+    path = save(tmp_path / "images" / "b.nii.gz", np.full(SHAPE, 3, np.int16))
+    refused(folder(tmp_path).verify, "empty volume, every voxel is 3", path)
+    save(path, np.where(anatomy() == 9, np.nan, anatomy()).astype(np.float32))
+    refused(folder(tmp_path).verify, "1 of 120 are NaN", path)
+
+
+def test_a_label_map_that_is_listed_but_gone(tmp_path):
+    decathlon(tmp_path, ["a_1", "a_2"])
+    (tmp_path / "labelsTr" / "a_2.nii.gz").unlink()
+    refused(lambda: folder(tmp_path), tmp_path / "labelsTr" / "a_2.nii.gz")
+
+
+def test_an_unwritable_cache(tmp_path):
+    mirrored(tmp_path)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    (tmp_path / "cache").write_text("a file")
+    refused(folder(tmp_path).verify, "cannot write the slice cache", tmp_path / "cache", "data.cache_dir")
