@@ -5,12 +5,13 @@ Every mistake raises BadInput with the field, its value and the fix. `configs/de
 
 import difflib
 import json
+import math
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from biedsnet_jax import files
+from biedsnet_jax import files, segmenter
 from biedsnet_jax.fusion import FUSIONS
 from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.types import BadInput
@@ -22,6 +23,7 @@ FREE = (
     "data.verify",
     "data.cache",
     "data.cache_dir",
+    "data.tfds.data_dir",
     "compile_cache",
     "eval.",
     "log.",
@@ -34,7 +36,7 @@ FREE = (
 _CHOICES = {
     "method": ("auto", "diffusion", "direct"),
     "dtype": ("float32", "bfloat16"),
-    "data.source": ("folder", "nifti", "phantom"),
+    "data.source": ("folder", "nifti", "phantom", "tfds"),
     "data.normalise": ("percentile", "minmax", "zscore", "none"),
     "diffusion.schedule": ("linear", "cosine"),
     "diffusion.mask_range": ("plus_minus", "zero_one"),
@@ -47,6 +49,7 @@ _CHOICES = {
     "networks.biedsnet.attention": ("parallel", "sequential", "none"),
     "networks.biedsnet.attention_per": ("block", "level"),
     "networks.biedsnet.norm": ("group", "batch"),
+    "networks.medsegdiff.version": ("new", "v1"),
 }
 _AT_LEAST = {
     "data.size": 1, "data.channels": 1, "data.classes": 1, "data.context": 0, "data.min_foreground": 0,
@@ -58,7 +61,11 @@ _AT_LEAST = {
 }  # fmt: skip
 _NUMBERS = ("split.fractions", "loss.supervision_weights")
 _POSITIVE = ("diffusion.mask_scale", "loss.smooth_l1_beta", "train.learning_rate", "train.clip_norm")
-_UNIT_INTERVAL = ("sampler.eta", "threshold", "train.ema", "train.final_fraction", "augment.hflip", "augment.vflip")
+_UNIT_INTERVAL = (
+    "sampler.eta", "threshold", "train.ema", "train.final_fraction", "augment.hflip", "augment.vflip",
+    "eval.lesion_overlap",
+)  # fmt: skip
+_DISTANCES = ("eval.nsd_tolerance", "eval.nsd_tolerance_mm")
 
 
 def check(config: ConfigDict) -> None:
@@ -69,14 +76,20 @@ def check(config: ConfigDict) -> None:
         if get_field(config, name) not in allowed:
             raise BadInput(f"unknown choice, {get_field(config, name)!r}, in {name}; use {_alternatives(allowed)}")
     for name, least in _AT_LEAST.items():
-        if not _number(config, name) >= least:
-            raise BadInput(f"value too small, {get_field(config, name)}, in {name}; use {least} or more")
+        value = _number(config, name)
+        if not isinstance(value, int):
+            raise BadInput(f"not a whole number, {value}, in {name}; use one from {least}")
+        if value < least:
+            raise BadInput(f"value too small, {value}, in {name}; use {least} or more")
     for name in _POSITIVE:
         if not _number(config, name) > 0:
             raise BadInput(f"value not positive, {get_field(config, name)}, in {name}; use a number above 0")
     for name in _UNIT_INTERVAL:
         if not 0 <= _number(config, name) <= 1:
             raise BadInput(f"value outside 0 to 1, {get_field(config, name)}, in {name}; use a number from 0 to 1")
+    for name in _DISTANCES:
+        if not 0 <= _number(config, name) < math.inf:
+            raise BadInput(f"no distance, {get_field(config, name)}, in {name}; use 0 or more, such as 2.0")
     for name in _NUMBERS:
         if not _are(get_field(config, name), int | float):
             raise BadInput(f"not numbers, {get_field(config, name)}, in {name}; give them like (0.5, 0.3, 0.2)")
@@ -91,8 +104,10 @@ def check(config: ConfigDict) -> None:
         raise BadInput("no direct form, medsegdiff, in method; use 'auto': its network predicts noise, not masks")
     _check_data(config.data)
     _check_batch(config)
+    _check_network_fields(config)
     if config.network == "biedsnet":
         _check_biedsnet(config)
+    segmenter.make_network(config).check_size((config.data.size, config.data.size))
 
 
 def _check_data(data):
@@ -102,8 +117,10 @@ def _check_data(data):
     ):
         raise BadInput(f"no window, {data.window}, in data.window; give (low, high), such as (-1250, 250)")
     for name, usual in (("context", 0), ("min_foreground", 0), ("labels", ())):
-        if data[name] != usual and data.source != "nifti":
+        if data[name] != usual and data.source != "nifti" and (name, data.source) != ("labels", "tfds"):
             raise BadInput(f"source without volumes, {data.source!r}, for data.{name}; use data.source='nifti'")
+    if data.source == "tfds":
+        _check_tfds(data.tfds)
     if data.source != "nifti" and data.channels not in (1, 3):
         raise BadInput(f"channels of a picture, {data.channels}, in data.channels; use 1 (grey) or 3 (colour)")
     if data.labels and not all(_are(group, int) and group for group in data.labels):
@@ -116,6 +133,19 @@ def _check_data(data):
         )
 
 
+def _check_tfds(fields):
+    """Names of a TFDS set's features; whether it has them is seen when it is opened."""
+    for name in fields:
+        if name != "units" and not isinstance(fields[name], str):
+            raise BadInput(f"no name, {fields[name]!r}, in data.tfds.{name}; give a text")
+    for name in ("name", "split", "image", "mask"):
+        if not fields[name]:
+            raise BadInput(f"no name, nothing, in data.tfds.{name}; give one")
+    units = fields.units
+    if units and not (_are(units, int | float) and len(units) == 2 and units[0] < units[1]):
+        raise BadInput(f"no units, {units}, in data.tfds.units; give (low, high), such as (-1250, 250)")
+
+
 def _check_batch(config):
     if config.train.batch_size % config.train.accumulate:
         raise BadInput(
@@ -124,17 +154,30 @@ def _check_batch(config):
         )
 
 
+def _check_network_fields(config):
+    """Each is of the kind that the network has there by default; tuples hold whole numbers."""
+    for name, value in config.networks[config.network].items():
+        usual = getattr(NETWORKS[config.network], name, None)
+        if not _alike(value, usual):
+            raise BadInput(
+                f"wrong kind of value, {value!r}, in networks.{config.network}.{name}; give one like {usual!r}"
+            )
+
+
+def _alike(value, usual) -> bool:
+    if isinstance(usual, tuple):
+        return _are(value, int)
+    if isinstance(usual, float):
+        return isinstance(value, int | float)
+    return type(value) is type(usual)
+
+
 def _check_biedsnet(config):
     fields = config.networks.biedsnet
     if not _are(fields.channels, int) or min(fields.channels, default=2) < 2:
         raise BadInput(f"no widths, {fields.channels}, in networks.biedsnet.channels; give whole numbers from 2")
-    multiple = 2 ** (len(fields.channels) - 1)
     if len(fields.channels) < 2:
         raise BadInput(f"too few levels, {fields.channels}, in networks.biedsnet.channels; give two widths or more")
-    if config.data.size % multiple:
-        lower = config.data.size // multiple * multiple
-        fits = f"{lower} or {lower + multiple}" if lower else f"{multiple}"
-        raise BadInput(f"size not divisible by {multiple}, {config.data.size}, in data.size; use {fits}")
     heads = len(fields.channels) - 1
     if fields.supervision and heads > 1 and len(config.loss.supervision_weights) != heads:
         raise BadInput(

@@ -18,6 +18,7 @@ from biedsnet_jax import (
     segmenter,
     torch_import,
     train_state,
+    weight_files,
 )
 from biedsnet_jax.types import BadInput
 
@@ -33,7 +34,7 @@ def run(cfg, workdir: str, source: str | None) -> None:
         raise BadInput("no weights, nothing, in --input; give a .npz, .safetensors or .pth file")
     if (folder / "config.json").exists():
         raise BadInput(f"workdir in use, {workdir}, in --workdir; give a new folder")
-    tensors, mesh = torch_import.read_state(source), parallel.make_mesh()
+    tensors, mesh = weight_files.read_state(source), parallel.make_mesh()
     variables, start = _variables(cfg, tensors)
     state = jax.device_put(train_state.create(variables, experiment.make_optimizer(cfg)[0]), parallel.replicated(mesh))
     folder.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ def load_pretrained_vit_r50(tensors: Mapping[str, np.ndarray], variables: dict) 
 def load_pretrained_swin_t(tensors: Mapping[str, np.ndarray], variables: dict) -> dict:
     """Variables of a SwinUNet with encoder and decoder blocks of a Swin-T state_dict (official names).
 
-    tensors: name -> array, as `torch_import.read_state` gives it; convolutions OIHW, linear layers OI.
+    tensors: name -> array, as `weight_files.read_state` gives it; convolutions OIHW, linear layers OI.
     Raises BadInput that names every missing and misshapen tensor.
     """
     deepest = sum(re.fullmatch(r"encoder_\d_block_0", name) is not None for name in variables["params"]) - 1

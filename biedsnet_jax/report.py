@@ -94,7 +94,7 @@ def _facts(dataset, rows):
     budget = {
         "classes": {len({label for run in row.runs for _, _, label in run.images}) for row in rows},
         "test cases": {len(row.scores.cases()) for row in rows},
-        "seeds": {len(set(row.each("seed"))) for row in rows},
+        "number of seeds": {len(set(row.each("seed"))) for row in rows},
         "train steps": {row.field("train_steps") for row in rows},
         "batch": {row.field("batch_size") for row in rows},
         "pixels a side": {row.field("size") for row in rows},
@@ -111,9 +111,9 @@ def _facts(dataset, rows):
 def _standard_table(layout, shown, facts):
     caption = (
         f"{facts} Exact measures, mean over images of an image's score averaged over seeds; 95 % interval of Dice by "
-        "bootstrap of whole cases, undefined for one. Images with empty truth count in accuracy alone; a lesion missed "
-        "altogether counts as Dice 0 and a distance of the image diagonal. HD and HD95 in pixels. The paper's figures "
-        "follow another convention, see the next table."
+        f"bootstrap of whole cases, undefined for one and rough for fewer than {comparison.FEWEST_CASES}. Images with "
+        "empty truth count in accuracy alone; a lesion missed altogether counts as Dice 0 and a distance of the image "
+        "diagonal. HD and HD95 in pixels. The paper's figures follow another convention, see the next table."
     )
     header = ["", "Dice", "95 % interval", "HD", "HD95", "IoU", "Accuracy", "Recall", "Precision"]
 

@@ -23,7 +23,7 @@ from biedsnet_jax.types import Batch, Image, PRNGKey
 Variables = dict
 Probabilities = Float[Array, "n b h w k"]
 Keys = Key[Array, " b"]  # one per image, so that a mask does not depend on what shares its batch
-SIZED = ("swin_unet", "trans_unet")  # networks whose parameters depend on the image size
+SIZED = ("swin_unet", "trans_unet", "medsegdiff")  # networks whose parameters may depend on the image size
 HeadsLoss = Callable[[Sequence, Array], Float[Array, " b"]]
 
 
@@ -181,12 +181,17 @@ class Direct:
         return _denoiser_inputs(self.network, image) if self.denoiser else (image,)
 
 
-def build(config) -> Segmenter:
-    """The segmenter that a checked config asks for."""
+def make_network(config) -> nn.Module:
+    """The network that a config asks for. `make_network(config).check_size((h, w))` refuses what it cannot take."""
     fields = dict(config.networks[config.network])
     if config.network in SIZED:
         fields["image_size"] = config.data.size
-    network = NETWORKS[config.network](classes=config.data.classes, dtype=jnp.dtype(config.dtype), **fields)
+    return NETWORKS[config.network](classes=config.data.classes, dtype=jnp.dtype(config.dtype), **fields)
+
+
+def build(config) -> Segmenter:
+    """The segmenter that a checked config asks for."""
+    network = make_network(config)
     loss, weights = _loss_function(config.loss), config.loss.supervision_weights
     denoiser = config.network == "biedsnet"
 

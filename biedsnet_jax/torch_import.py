@@ -15,12 +15,8 @@ A 1x1 convolution may be a `Dense` here: leading axes of length one are dropped 
 """
 
 import difflib
-import json
 import math
-import pathlib
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.types import BadInput
 
 # For each network, (regex, replacement) applied in order by `re.sub` to the PyTorch module path without its leaf, say
@@ -129,7 +125,17 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
 # Counters and constants that PyTorch stores as buffers and Flax computes.
 IGNORED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
-SAFETENSORS_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "I64": np.int64}
+# The convolution that reads the image: how many channels that has is not in a constructor.
+FIRST = {
+    "unet": "conv0_0.conv1.weight",
+    "unetpp": "conv0_0.conv1.weight",
+    "attention_unet": "Conv1.conv.0.weight",
+    "unext": "encoder1.weight",
+    "swin_unet": "patch_embed.proj.weight",
+    "trans_unet": "transformer.embeddings.hybrid_model.root.conv.weight",
+    "medsegdiff": "hwm.conv_blocks_context.0.blocks.0.conv.weight",
+    "biedsnet": "condition.level_1.conv.0.weight",
+}
 
 
 def load_torch_state(
@@ -137,9 +143,9 @@ def load_torch_state(
 ) -> dict:
     """Flax variables of `NETWORKS[network_name](**constructor)` that hold a PyTorch state.
 
-    state: PyTorch state_dict name -> array, as `read_state` gives it.
-    inputs: the positional inputs of the network's `__call__`, arrays or `jax.ShapeDtypeStruct`; by default one
-        image "1 256 256 1". Only shapes are used, nothing is allocated.
+    state: PyTorch state_dict name -> array, as `weight_files.read_state` gives it.
+    inputs: the positional inputs of the network's `__call__`, arrays or `jax.ShapeDtypeStruct`; by default for one
+        image of `image_size` pixels, or 256, with the channels of `state`. Only shapes are used, nothing is allocated.
     Returns {"params": ..., "batch_stats": ...} in float32.
     Raises BadInput for an unknown network and as `to_variables` does.
     """
@@ -148,10 +154,21 @@ def load_torch_state(
         raise BadInput(f"network, {network_name}, --network; the nearest name is {near}")
     module = NETWORKS[network_name](**constructor)
     if inputs is None:
-        inputs = (jax.ShapeDtypeStruct((1, 256, 256, 1), jnp.float32),)
+        inputs = _inputs(network_name, state, module)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     target = jax.eval_shape(lambda *xs: module.init(rngs, *xs, train=False), *inputs)
     return to_variables(network_name, state, target)
+
+
+def _inputs(network_name: str, state: Mapping[str, np.ndarray], module) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """What the network's `__call__` takes for one image, as shapes."""
+    size, first = getattr(module, "image_size", 256), state.get(FIRST[network_name])
+    channels = 1 if first is None or np.ndim(first) != 4 else np.shape(first)[1]
+    image, x_t, t = (
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in ((1, size, size, channels), (1, size, size, module.classes), (1,))
+    )
+    return (x_t, image, t) if network_name in DENOISERS else (image,)
 
 
 def to_variables(network_name: str, state: Mapping[str, np.ndarray], target: Mapping) -> dict:
@@ -174,11 +191,24 @@ def to_variables(network_name: str, state: Mapping[str, np.ndarray], target: Map
     problems = {"missing": sorted(shapes.keys() - found.keys()), "surplus": surplus, "misshapen": misshapen}
     if any(problems.values()):
         listed = ", ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-        raise BadInput(
-            f"weights for {network_name}, {listed}, state_dict; give the network the widths, classes and image channels"
-            " these weights were trained with"
-        )
+        raise BadInput(f"weights for {network_name}, {listed}, state_dict; {_fix(network_name, state)}")
     return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _fix(network_name: str, state: Mapping[str, np.ndarray]) -> str:
+    """What to set where weights do not fit; for which size or window they were made, where that shows in them."""
+    fix = (
+        "give what they were trained with: data.channels of the image, data.classes, and the widths and parts in "
+        f"networks.{network_name}"
+    )
+    positions = np.shape(state.get("transformer.embeddings.position_embeddings"))
+    if len(positions) == 3:
+        fix += f"; their positions are those of data.size={16 * math.isqrt(positions[1])}"
+    biases = np.shape(state.get("layers.0.blocks.0.attn.relative_position_bias_table"))
+    if len(biases) == 2:
+        window = (math.isqrt(biases[0]) + 1) // 2
+        fix += f"; their windows are networks.{network_name}.window={window}, which fits data.size={32 * window}"
+    return fix
 
 
 def _convert(network_name: str, name: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
@@ -199,71 +229,3 @@ def _drop_leading_ones(value: np.ndarray, ndim: int) -> np.ndarray:
     while value.ndim > max(ndim, 1) and value.shape[0] == 1:
         value = value[0]
     return value
-
-
-def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """A weights file as name -> array: `.npz`, `.safetensors`, or `.pth`/`.pt` where PyTorch is installed.
-
-    No code in the file is run. The wrapping that training scripts add (a "state_dict" or "model" entry, the
-    "module." prefix of DataParallel) is taken off. Raises BadInput for a file that cannot be read.
-    """
-    path = pathlib.Path(path)
-    readers = {".npz": _read_npz, ".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
-    if path.suffix not in readers:
-        raise BadInput(f"weights, {path}, file name; give a file that ends in {', '.join(readers)}")
-    if not path.is_file():
-        raise BadInput(f"weights, {path}, no such file; check the path")
-    state = readers[path.suffix](path)
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
-
-
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f"weights, {path}, not an npz of plain arrays; save it with numpy.savez") from error
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Eight bytes of header length, little endian; a JSON header; the raw tensors."""
-    raw = path.read_bytes()
-    start = 8 + int.from_bytes(raw[:8], "little")
-    try:
-        if start > len(raw):
-            raise ValueError(f"a header of {start - 8} bytes in a file of {len(raw)}")
-        header = json.loads(raw[8:start])
-        header.pop("__metadata__", None)
-        data = memoryview(raw)[start:]
-        return {name: _safetensor(entry, data) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = " ".join(str(error).split())
-        raise BadInput(f"weights, {path}, malformed safetensors ({why}); export the file again") from error
-
-
-def _safetensor(entry: dict, data: memoryview) -> np.ndarray:
-    if entry["dtype"] not in SAFETENSORS_DTYPES:
-        raise ValueError(f"dtype {entry['dtype']}, not one of {', '.join(SAFETENSORS_DTYPES)}")
-    dtype, shape, (begin, end) = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
-    if not 0 <= begin <= end <= len(data) or end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"bytes {begin} to {end} of {len(data)} for {entry['dtype']} {shape}")
-    return np.frombuffer(data[begin:end], dtype).reshape(shape)
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise BadInput(f"weights, {path}, needs PyTorch to be read; pip install torch, or save it as .npz") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, zip and runtime errors of its own
-        raise BadInput(f"weights, {path}, not a plain state_dict; save model.state_dict() alone") from error
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise BadInput(f"weights, {path}, holds more than named tensors; save model.state_dict() alone")
-    return {name: tensor.detach().float().numpy() for name, tensor in state.items()}

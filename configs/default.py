@@ -19,22 +19,33 @@ def get_config() -> ConfigDict:
     c.networks = _networks()  # constructor fields of each
 
     c.data = ConfigDict()
-    c.data.source = "folder"  # "folder": PNG, JPEG, TIFF; "nifti": volumes; "phantom": made on the fly
-    c.data.root = config_dict.placeholder(str)  # folder with images/ and masks/ (nifti: labels/)
+    c.data.source = "folder"  # "folder": PNG, JPEG, TIFF; "nifti": volumes; "tfds"; "phantom": made on the fly
+    c.data.root = config_dict.placeholder(str)  # folder with images/ and masks/ (nifti: labels/; tfds: the archives)
     c.data.name = "folder"  # what results call the data set
     c.data.hint = ""  # where to get the data, said when root is missing
     c.data.size = 256  # pixels, height and width the network sees
     c.data.channels = 1  # of the image
     c.data.context = 0  # nifti: neighbouring slices on each side, as further channels (2.5D)
     c.data.classes = 1  # k, foreground classes
-    c.data.labels = ()  # nifti: label values of each class, ((1,), (2, 3)); (): 1 to k, or all but 0 where k is 1
+    c.data.labels = ()  # nifti, tfds: label values of each class, ((1,), (2, 3)); (): 1 to k, or all but 0 where k is 1
     c.data.min_foreground = 0  # nifti: only slices with so many pixels of any class
     c.data.window = ()  # (low, high) in the file's units, such as Hounsfield's, to [0, 1]; (): none
     c.data.normalise = "percentile"  # per slice: "percentile", "minmax", "zscore", "none"
     c.data.verify = True  # read every file once before training
     c.data.cache = True  # keep decoded slices in memory
-    c.data.cache_dir = "auto"  # folder for slices of volumes; "auto": the user's cache folder
+    c.data.cache_dir = "auto"  # folder for slices of volumes and TFDS sets; "auto": the user's cache folder
     c.data.phantom = ConfigDict(dict(n_cases=40, slices_per_case=12, difficulty=0.2, empty_fraction=0.15, seed=0))
+
+    c.data.tfds = ConfigDict()
+    c.data.tfds.name = ""  # a prepared set, "name", "name/config"; "covid19_ct_seg" is prepared from data.root
+    c.data.tfds.data_dir = ""  # the folder of prepared sets; "": TFDS's own
+    c.data.tfds.split = "all"  # of the set's own splits, such as "train+test"; who is tested is said by `split` below
+    c.data.tfds.image = "image"  # name of the feature, as in the next four
+    c.data.tfds.mask = "mask"  # label map
+    c.data.tfds.case = ""  # whose slices stay on one side; "": each example is a case
+    c.data.tfds.slice = ""  # what results call a slice; "": its number
+    c.data.tfds.spacing = ""  # row, column in mm; "": not known
+    c.data.tfds.units = ()  # (low, high): what 0 and 255 of a uint8 image stand for; (): themselves
 
     c.split = ConfigDict()
     c.split.fractions = (0.8, 0.1, 0.1)  # of cases: train, validation, test
@@ -69,7 +80,7 @@ def get_config() -> ConfigDict:
     c.sampler.spacing = "trailing"  # of the timesteps: "trailing", "linspace", "leading"
     c.sampler.ensemble = 5  # K samples an image
 
-    c.fusion = "mean"  # of the K samples: "mean", "majority", "mean_squared" (MedSegDiff's "staple")
+    c.fusion = "mean"  # of the K samples: "mean", "majority", "staple", "mean_squared" (what MedSegDiff calls staple)
     c.threshold = 0.5  # mask = probability > threshold
 
     c.train = ConfigDict()
@@ -89,6 +100,10 @@ def get_config() -> ConfigDict:
     c.eval.batch_size = 8  # over all devices
     c.eval.val_images = 200  # at most this many validation slices, evenly spaced; 0: all
     c.eval.val_ensemble = 1  # samples an image in validation; the test uses sampler.ensemble
+    c.eval.nsd_tolerance = 2.0  # pixels: NSD is the share of both borders no farther apart
+    c.eval.nsd_tolerance_mm = 2.0  # the same where the spacing is known
+    c.eval.lesions = False  # report lesion by lesion too: found, missed, false, by size, and lesions.csv
+    c.eval.lesion_overlap = 0.0  # share of a lesion's pixels to predict for it to be found; 0: any pixel
 
     c.checkpoint = ConfigDict(dict(every=1000, keep_latest=1, keep_best=1))  # every: steps
     c.log = ConfigDict(dict(every=50, tensorboard=True, images=4))  # every: steps; images: validation panel
@@ -136,11 +151,13 @@ def _networks() -> ConfigDict:
                 "dropout": 0.1,
             },
             "medsegdiff": {
+                "version": "new",
                 "channels": 128,
                 "channel_mult": (1, 1, 2, 2, 4, 4),
                 "num_res_blocks": 2,
                 "attention_downsample": (16,),
                 "num_heads": 1,
+                "groups": 32,
                 "highway_channels": 32,
                 "highway_cap": 480,
                 "highway_dropout": 0.5,

@@ -13,6 +13,7 @@ def get_config(chosen: str | None = None):
     c = default.get_config()
     c.data.source = "nifti"
     c.data.name = "nifti"
+    c.augment.update(hflip=0.0, vflip=0.0)  # labels may tell left from right and front from back
     c.data.cache = False  # slices are memory-mapped from data.cache_dir already
     c.data.hint = "give --config.data.root=DIR, a folder with images/ and labels/, or imagesTr/ and labelsTr/"
     return variants.apply(c, chosen, cpu=folder.cpu)

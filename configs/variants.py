@@ -57,6 +57,13 @@ def _medsegdiff(c: ConfigDict) -> None:
     c.sampler.steps = 20
 
 
+def _medsegdiff_v1(c: ConfigDict) -> None:
+    """Its first version: the denoiser gates the highway network instead of being anchored by it."""
+    _medsegdiff(c)
+    c.row = "medsegdiff_v1"
+    c.networks.medsegdiff.version = "v1"
+
+
 def small(c: ConfigDict) -> None:
     """Every network at 64x64 and about an eighth of its width, for a CPU."""
     c.data.size = 64
@@ -70,8 +77,8 @@ def small(c: ConfigDict) -> None:
         hidden=96, mlp=192, heads=4, layers=4, resnet_units=(2, 2, 2), resnet_width=32, decoder=(64, 32, 32, 16)
     )
     n.medsegdiff.update(
-        channels=32, channel_mult=(1, 1, 2, 2), num_res_blocks=1, attention_downsample=(8,), highway_channels=8,
-        highway_cap=64,
+        channels=32, channel_mult=(1, 1, 2, 2), num_res_blocks=1, attention_downsample=(8,), groups=8,
+        highway_channels=8, highway_cap=64,
     )  # fmt: skip
     if len(c.loss.supervision_weights) == 4 and c.network == "biedsnet":
         c.loss.supervision_weights = (0.7, 0.15, 0.15)
@@ -90,8 +97,8 @@ def toy(c: ConfigDict) -> None:
         hidden=24, mlp=48, heads=2, layers=1, resnet_units=(1, 1, 1), resnet_width=32, decoder=(8, 8, 8, 8)
     )
     n.medsegdiff.update(
-        channels=32, channel_mult=(1, 1), num_res_blocks=1, attention_downsample=(2,), highway_channels=8,
-        highway_cap=32,
+        channels=32, channel_mult=(1, 1), num_res_blocks=1, attention_downsample=(2,), groups=8,
+        highway_channels=8, highway_cap=32,
     )  # fmt: skip
     if c.network == "biedsnet":
         c.loss.supervision_weights = (1.0,)
@@ -112,6 +119,7 @@ VARIANTS = {
     "swin_unet": _network("swin_unet", dice_weight=0.6, bce_weight=0.4),
     "trans_unet": _network("trans_unet", dice_weight=0.5, bce_weight=0.5),
     "medsegdiff": _medsegdiff,
+    "medsegdiff_v1": _medsegdiff_v1,
     "lineage": lineage,
     "direct": direct,
     **{f"row{i}": _row(i) for i in range(1, 6)},

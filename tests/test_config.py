@@ -100,19 +100,43 @@ def test_every_network_has_its_fields():
         ("train.learning_rate", math.nan, ["nan, in train.learning_rate"]),
         ("threshold", 1.5, ["1.5, in threshold", "0 to 1"]),
         ("train.ema", math.nan, ["nan, in train.ema"]),
+        ("eval.nsd_tolerance", -0.5, ["-0.5, in eval.nsd_tolerance", "0 or more"]),
+        ("eval.nsd_tolerance_mm", math.inf, ["inf, in eval.nsd_tolerance_mm"]),
+        ("eval.lesion_overlap", 1.5, ["1.5, in eval.lesion_overlap", "0 to 1"]),
         ("split.fractions", (0.5, "x", 0.5), ["split.fractions", "numbers"]),
         ("sampler.steps", 2000, ["2000, in sampler.steps", "at most 1000"]),
         ("train.accumulate", 3, ["batch of 8", "3 parts", "train.accumulate"]),
+        ("networks.biedsnet.bffm", 1, ["1, in networks.biedsnet.bffm", "like True"]),
         ("networks.biedsnet.channels", (8,), ["too few levels, (8,)"]),
         ("networks.biedsnet.channels", (8, 1), ["(8, 1)", "networks.biedsnet.channels"]),
         ("networks.biedsnet.channels", (8, 16, 32, 64), ["2 weights for 3 heads", "loss.supervision_weights"]),
-        ("networks.biedsnet.channels", (8, 16, 32, 64, 128, 256, 512, 1024), ["data.size", "128, 64", "use 128"]),
-        ("data.size", 62, ["62, in data.size", "60 or 64"]),
-        ("data.size", 3, ["3, in data.size", "use 4"]),
+        ("data.size", 62.5, ["not a whole number, 62.5, in data.size"]),
     ],
 )
 def test_a_value_that_cannot_be(name, value, says):
     refused(lambda: config.check(changed(name, value)), *says)
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "fits"),
+    [
+        ("biedsnet", 250, "240 or 256"),  # five levels: multiples of 16
+        ("biedsnet,cpu", 60, "56 or 64"),  # four
+        ("biedsnet", 3, "16"),
+        ("unet", 40, "32 or 48"),
+        ("unetpp", 40, "32 or 48"),
+        ("attention_unet", 40, "32 or 48"),
+        ("unext", 40, "32 or 64"),
+        ("medsegdiff", 250, "224 or 256"),
+        ("trans_unet", 250, "240 or 256"),
+        ("swin_unet", 224, "128 or 256, or networks.swin_unet.window=7 or 14"),  # 56, 28, 14 and 7 patches
+        ("swin_unet", 100, "64 or 128"),
+    ],
+)
+def test_a_size_that_a_network_cannot_take_is_answered_with_those_it_can(variant, size, fits):
+    c = covid.get_config(variant)
+    c.data.size = size
+    refused(lambda: config.check(c), f", {size}, in data.size; use {fits}")
 
 
 def _fields(c, prefix=""):

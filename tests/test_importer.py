@@ -7,10 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
-from biedsnet_jax import checkpoint, config, evaluate, importer, parallel, pretrained, segmenter, train_state
+from biedsnet_jax import (
+    checkpoint,
+    config,
+    evaluate,
+    importer,
+    parallel,
+    predict_files,
+    pretrained,
+    segmenter,
+    train_state,
+)
 from biedsnet_jax.types import BadInput
-from configs import folder
+from configs import folder, phantom
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "unet_4uiiurz1_w8.npz"
 
@@ -49,6 +60,42 @@ def test_an_imported_workdir_predicts_what_pytorch_did(golden, weights, cfg, tmp
     expected = 1.0 / (1.0 + np.exp(-golden["out:y"].transpose(0, 2, 3, 1)))
     assert step == 0
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluate_and_predict_accept_an_imported_workdir(tmp_path):
+    with np.load(GOLDEN.with_name("unext_s_full_in1.npz")) as file:
+        np.savez(tmp_path / "w.npz", **{name[2:]: file[name] for name in file.files if name.startswith("w:")})
+    c = phantom.get_config("unext")
+    c.networks.unext.channels, c.data.size = (8, 16, 32, 64, 128), 32
+    c.data.phantom.update(n_cases=3, slices_per_case=2)
+    importer.run(c, str(tmp_path / "run"), str(tmp_path / "w.npz"))
+    saved = config.load(tmp_path / "run")
+    assert evaluate.run(saved, str(tmp_path / "run"))["parameters"] == 253_417
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)).save(tmp_path / "slice.png")
+    predicted = tmp_path / "out"
+    assert predict_files.run(saved, str(tmp_path / "run"), str(tmp_path / "slice.png"), str(predicted)) == 0
+    assert [Image.open(path).size for path in predicted.rglob("*mask*.png")] == [(50, 40)]
+
+
+@pytest.mark.parametrize(
+    ("network", "fields", "said"),
+    [
+        (
+            "swin_unet",
+            {"window": 7},
+            "7 patches do not tile, 256, in data.size; use 224 or 448, or ",
+        ),
+        ("trans_unet", {}, "positions are those of data.size=224"),
+    ],
+)
+def test_a_size_that_weights_cannot_have_is_answered_with_that_they_can(tmp_path, network, fields, said):
+    np.savez(tmp_path / "w.npz", **{"transformer.embeddings.position_embeddings": np.zeros((1, 196, 768), np.float32)})
+    c = folder.get_config(network)
+    c.networks[network].update(fields)
+    with pytest.raises(BadInput) as error:
+        importer.run(c, str(tmp_path / "run"), str(tmp_path / "w.npz"))
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_do_not_fit_leave_nothing_behind(weights, cfg, tmp_path):

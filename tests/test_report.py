@@ -197,7 +197,7 @@ def test_costs_and_each_seed_are_shown(tmp_path):
         "Sampling": "ddim, 10 steps x 5",
         "Device": "1 x cpu",
     }
-    assert "seeds 2, train steps 400, batch 8, pixels a side 64." in table.caption
+    assert "number of seeds 2, train steps 400, batch 8, pixels a side 64." in table.caption
 
 
 def test_captions_say_when_rows_are_not_on_equal_terms(tmp_path):

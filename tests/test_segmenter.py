@@ -11,9 +11,10 @@ import pytest
 
 from biedsnet_jax import losses
 from biedsnet_jax.diffusion import process, schedule
+from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.networks.biedsnet import BIEDSNet
 from biedsnet_jax.segmenter import Diffusion, Direct, NoisePrediction, Sampling, Segmenter, build
-from configs import default, variants
+from configs import covid, default, variants
 
 RUNS = []  # entry points of Oracle, in the order in which compiled programs ran them
 
@@ -298,6 +299,29 @@ def test_rows_of_the_ablation_have_the_loss_of_table_2(variant, heads, expected)
     y = jnp.asarray([1.0, 1.0, 0.0, 0.0])[None, None, :, None]
     loss = build(config_of(variant)).heads_loss
     np.testing.assert_allclose(loss([jnp.zeros_like(y)] * heads, y), [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "heads", "dice", "bce"),
+    [
+        ("unet", 1, 1.0, 0.5),
+        ("unetpp", 4, 1.0, 0.5),  # mean over its heads
+        ("attention_unet", 1, 1.0, 0.5),
+        ("unext", 1, 1.0, 0.5),
+        ("swin_unet", 1, 0.6, 0.4),
+        ("trans_unet", 1, 0.5, 0.5),
+    ],
+)
+def test_comparison_networks_have_the_loss_of_their_authors(variant, heads, dice, bce):
+    y = jnp.asarray([1.0, 0.0, 0.0, 0.0])[None, None, :, None]  # Dice of p = 1/2: 1 - 2 (1/2) / (2 + 1)
+    loss = build(config_of(variant)).heads_loss
+    np.testing.assert_allclose(loss([jnp.zeros_like(y)] * heads, y), [dice * 2 / 3 + bce * math.log(2)], rtol=1e-4)
+
+
+def test_every_row_of_table_1_has_the_same_budget_and_data():
+    rows = [covid.get_config(network) for network in NETWORKS]
+    for section in ("train", "augment", "data", "split", "eval", "checkpoint"):
+        assert len({str(row[section]) for row in rows}) == 1, section
 
 
 def test_fields_of_the_config_reach_the_segmenter():

@@ -15,18 +15,22 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("table", ROWS)
-def test_a_table_from_one_command(table, tmp_path):
+@pytest.mark.parametrize(("table", "dtype"), [("table1", "bfloat16"), ("table2", "float32")])
+def test_a_table_from_one_command(table, dtype, tmp_path):
     # The interpreter of the tests, and its quick compilation.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    flags = ["--variant=toy", "--config.train.steps=2", "--config.compile_cache="]
+    flags = ["--variant=toy", "--config.train.steps=2", "--config.compile_cache=", f"--config.dtype={dtype}"]
     command = [ROOT / "launch" / f"{table}.sh", "phantom", tmp_path, *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
 
     results = {row: json.loads((tmp_path / row / "seed0" / "results.json").read_text()) for row in ROWS[table]}
     assert {row: value["row"] for row, value in results.items()} == {row: row for row in ROWS[table]}
     assert len({value["n_images"] for value in results.values()}) == 1  # all judged on the same slices
+    for row in ROWS[table]:  # every step was finite
+        lines = (tmp_path / row / "seed0" / "metrics.jsonl").read_text().splitlines()
+        logged = [line for line in map(json.loads, lines) if "loss" in line]
+        assert logged and all(line["skipped_steps"] == 0 for line in logged), row
     report = (tmp_path / "report.md").read_text()
     for row in ROWS[table]:
         assert f"{results[row]['standard']['dice']['mean']:.4f}" in report

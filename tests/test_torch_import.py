@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from biedsnet_jax.networks import NETWORKS
-from biedsnet_jax.torch_import import load_torch_state, read_state, to_variables
+from biedsnet_jax.torch_import import FIRST, load_torch_state, to_variables
 from biedsnet_jax.types import BadInput
+from biedsnet_jax.weight_files import read_state
 
 TESTS = pathlib.Path(__file__).resolve().parent
 FOLDERS = (TESTS / "golden", TESTS.parent / ".." / "shared" / "golden")
@@ -71,6 +72,47 @@ def test_an_unknown_network_is_answered_with_the_nearest_name():
         load_torch_state("unetplus", {})
 
 
+TOYS = {
+    "unet": WIDTHS,
+    "unetpp": {**WIDTHS, "deep_supervision": True},
+    "attention_unet": WIDTHS,
+    "unext": WIDTHS,
+    "swin_unet": {"image_size": 64, "window": 4, "embed_dim": 24, "repeat_gray": False},
+    "trans_unet": {
+        "image_size": 32,
+        "hidden": 16,
+        "mlp": 32,
+        "heads": 2,
+        "layers": 1,
+        "resnet_units": (1, 1, 1),
+        "repeat_gray": False,
+    },
+    "medsegdiff": {"channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "highway_channels": 8, "classes": 2},
+    "biedsnet": {"channels": (16, 32), "blocks_per_level": 1, "classes": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", TOYS)
+def test_without_inputs_the_image_has_the_channels_of_the_weights(network):
+    for channels in (1, 3):
+        first = {FIRST[network]: np.zeros((8, channels, 7, 5), np.float32)}  # of no kernel's shape
+        needs = rf"misshapen: [\w.]+ \(becomes \(7, 5, {channels}, 8\), needs \(\d, \d, {channels}, \d+\)\)"
+        with pytest.raises(BadInput, match=f"missing: .*{needs}"):
+            load_torch_state(network, first, **TOYS[network])
+
+
+@pytest.mark.parametrize(
+    ("network", "tensor", "shape", "said"),
+    [
+        ("trans_unet", "transformer.embeddings.position_embeddings", (1, 196, 16), "those of data.size=224"),
+        ("swin_unet", "layers.0.blocks.0.attn.relative_position_bias_table", (169, 3), "window=7, .*data.size=224"),
+    ],
+)
+def test_weights_of_another_size_say_which(network, tensor, shape, said):
+    with pytest.raises(BadInput, match=f"misshapen: {tensor}.*{said}"):
+        load_torch_state(network, {tensor: np.zeros(shape, np.float32)}, **TOYS[network])
+
+
 def numbers(*shape):
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
@@ -124,21 +166,28 @@ def entry(dtype, shape, begin, end):
 
 
 def test_safetensors_are_read_bit_for_bit(tmp_path):
-    data = numbers(2, 3).tobytes() + np.float16([1.5, -2]).tobytes() + b"\xc0\x3f\x00\xc1" + np.int64(7).tobytes()
+    data = (
+        numbers(2, 3).tobytes()
+        + np.float16([1.5, -2]).tobytes()
+        + b"\xc0\x3f\x00\xc1"
+        + np.int64(7).tobytes()
+        + b"\x01\x00"
+    )
     header = {
         "__metadata__": {"format": "pt"},
         "half": entry("F16", [2], 24, 28),
         "single": entry("F32", [2, 3], 0, 24),
         "brain": entry("BF16", [2], 28, 32),  # 0x3fc0 = 1.5, 0xc100 = -8
         "count": entry("I64", [], 32, 40),
+        "flags": entry("BOOL", [2], 40, 42),
     }
     (tmp_path / "w.safetensors").write_bytes(safetensors(header, data))
     state = read_state(tmp_path / "w.safetensors")
-    assert sorted(state) == ["brain", "count", "half", "single"]
+    assert sorted(state) == ["brain", "count", "flags", "half", "single"]
     np.testing.assert_array_equal(state["single"], numbers(2, 3))
     assert state["half"].tolist() == [1.5, -2.0]
     assert state["brain"].astype(np.float32).tolist() == [1.5, -8.0]
-    assert state["count"] == 7
+    assert state["count"] == 7 and state["flags"].tolist() == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,15 @@ class AttentionUNet(nn.Module):
     gates: bool = True
     dtype: DTypeLike = jnp.float32
 
+    @nn.nowrap
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise BadInput for an image of (height, width) that it cannot take."""
+        check_size(size, multiple=2 ** (len(self.channels) - 1), network="Attention U-Net")
+
     @nn.compact
     def __call__(self, image: Image, *, train: bool) -> tuple[Logits, dict]:
+        self.check_size(image.shape[1:3])
         depth = len(self.channels) - 1
-        check_size(*image.shape[1:3], multiple=2**depth, network="Attention U-Net")
 
         skips = []
         x = image.astype(self.dtype)

@@ -11,8 +11,16 @@ from jaxtyping import Array, Float
 
 from biedsnet_jax.networks.adrb import ADRB, CGR, Attention
 from biedsnet_jax.networks.bffm import BFFM
-from biedsnet_jax.networks.blocks import Time, TimeEmbedding, conv, max_pool, resize_bilinear, upsample_nearest
-from biedsnet_jax.types import BadInput, Image, Logits, Noisy
+from biedsnet_jax.networks.blocks import (
+    Time,
+    TimeEmbedding,
+    check_size,
+    conv,
+    max_pool,
+    resize_bilinear,
+    upsample_nearest,
+)
+from biedsnet_jax.types import Image, Logits, Noisy
 
 
 class BIEDSNet(nn.Module):
@@ -59,9 +67,14 @@ class BIEDSNet(nn.Module):
             dtype=self.dtype,
         )
 
+    @nn.nowrap
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise BadInput for an image of (height, width) that it cannot take."""
+        check_size(size, multiple=2 ** (len(self.channels) - 1), network="BIEDSNet")
+
     def encode(self, image: Image, *, train: bool = False) -> list[Float[Array, "b _h _w _c"]]:
         """Condition features of levels 1 to L-1, finest first."""
-        _check_size(image.shape[1:3], 2 ** (len(self.channels) - 1))
+        self.check_size(image.shape[1:3])
         return self.condition(image, train=train)
 
     def denoise(self, features: list, x_t: Noisy, image: Image, t: Time, *, train: bool = False) -> tuple[Logits, dict]:
@@ -161,11 +174,3 @@ class Denoiser(nn.Module):
         """Logits of one decoder level at full size; in float32, since losses and the sampler live there."""
         logits = conv(self.classes, 1, use_bias=True, dtype=self.dtype, name=f"head_{level}")(h).astype(jnp.float32)
         return logits if level == 1 else resize_bilinear(logits, size)
-
-
-def _check_size(size: tuple[int, int], multiple: int) -> None:
-    for pixels in size:
-        if pixels % multiple:
-            lower = pixels // multiple * multiple
-            fits = f"{lower} or {lower + multiple}" if lower else f"{multiple}"
-            raise BadInput(f"image size {pixels}, not divisible by {multiple}, in data.size; resize to {fits}")

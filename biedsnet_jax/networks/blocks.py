@@ -32,14 +32,17 @@ def conv(features: int, kernel: int = 3, *, stride: int = 1, use_bias: bool = Fa
     )
 
 
-def check_size(height: int, width: int, *, multiple: int, network: str) -> None:
-    """Raise BadInput, before anything compiles, unless both sides are multiples of `multiple`."""
-    if height % multiple or width % multiple or not height * width:
-        fits = [max(multiple, round(side / multiple) * multiple) for side in (height, width)]
-        raise BadInput(
-            f"image size for {network}, {height}x{width}, data.size; "
-            f"use multiples of {multiple}, such as {fits[0]}x{fits[1]}"
-        )
+def check_size(size: tuple[int, int], *, multiple: int, network: str) -> None:
+    """Raise BadInput, with the next smaller and larger size, unless both sides are multiples of `multiple`."""
+    if all(side and side % multiple == 0 for side in size):
+        return
+    below = [max(multiple, side // multiple * multiple) for side in size]
+    above = [fit if fit >= side else fit + multiple for side, fit in zip(size, below)]
+    sizes = (size, below, above)
+    if size[0] == size[1]:
+        sizes = [sides[:1] for sides in sizes]  # a square is one number, as in the config
+    given, *fits = dict.fromkeys("x".join(map(str, sides)) for sides in sizes)
+    raise BadInput(f"{network} image size not divisible by {multiple}, {given}, in data.size; use {' or '.join(fits)}")
 
 
 class DepthwiseConv(nn.Module):

@@ -1,14 +1,18 @@
-"""MedSegDiff's highway (condition) network, which sees the clean image only, and v1's FF-Parser.
+"""MedSegDiff's highway (condition) network on the clean image, and the gates by which the denoiser acts on it in v1.
 
 The highway network is a plain U-Net in nnU-Net's style, five levels and a bottleneck. It predicts a calibration map of
-its own, and two of its decoder maps, brought to full size, anchor the denoiser:
+its own, and two of its decoder maps, brought to full size, anchor the denoiser of version `new`:
 
     anchor = [a_0, a_0, a_1],   a_0 from 1/2 size (width 0), a_1 from 1/4 size (width 1)
 
-Wu et al., "MedSegDiff: medical image segmentation with diffusion probabilistic model", 2023; the published code's
-`version new`. Version 1 joins this network to the denoiser through the FF-Parser. It is not built here: it also sends
-the bottleneck through a convolution drawn anew in every forward pass, so that two identical calls differ.
+In `v1` the pooled map x of each of the first four levels is gated by the denoiser's map h of the same size:
+
+    g = irfft2(W * rfft2(conv_1x1(h))),   x <- x * conv_1x1(g) * mean_hw(g)       one map times one vector of channels
+
+Wu et al., "MedSegDiff: medical image segmentation with diffusion probabilistic model", 2023, as published in code.
 """
+
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -20,6 +24,7 @@ from biedsnet_jax.networks.blocks import batch_norm, max_pool, resize_bilinear
 from biedsnet_jax.types import Image
 
 LEVELS = 5  # poolings, so that a side must be divisible by 32
+GATES = 4  # at most, in v1: at the first levels, as many as the denoiser has maps for
 
 # He initialisation for a leaky ReLU of slope 0.01, as nnU-Net does.
 _he_normal = nn.initializers.variance_scaling(2.0 / (1.0 + 0.01**2), "fan_in", "normal")
@@ -47,6 +52,7 @@ class HighwayBlock(nn.Module):
 class Highway(nn.Module):
     """The condition network: image -> calibration map and anchor.
 
+    maps: of the denoiser, at 1/2, 1/4, ..., which gate the first levels; none in version `new`.
     Returns `calibration` "b h w k" in [0, 1], its `calibration_logits`, and `anchor` "b h w 2*w_0+w_1".
     """
 
@@ -57,7 +63,7 @@ class Highway(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Image, *, train: bool) -> dict[str, Array]:
+    def __call__(self, image: Image, maps: Sequence[Array] = (), *, train: bool) -> dict[str, Array]:
         def block(x, features, name, dropout=0.0):
             return HighwayBlock(features, dropout, self.dtype, name=name)(x, train=train)
 
@@ -71,6 +77,8 @@ class Highway(nn.Module):
             x = block(x, width, f"down_{i}_1", self.dropout)
             skips.append(x)
             x = max_pool(x)
+            if i < len(maps):
+                x = x * Gate(width, self.dtype, name=f"gate_{i}")(maps[i])
         x = block(x, widths[LEVELS], "bottleneck_0", self.dropout)
         x = block(x, widths[LEVELS - 1], "bottleneck_1", self.dropout)
 
@@ -90,11 +98,25 @@ class Highway(nn.Module):
         return {"calibration": jax.nn.sigmoid(logits), "calibration_logits": logits, "anchor": anchor}
 
 
+class Gate(nn.Module):
+    """What the pooled map of a highway level is multiplied by: a map times a vector of channels, both from g."""
+
+    features: int  # channels of the level
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        g = FFParser(name="ff_parser")(self._conv(self.features, "embed")(h))
+        return self._conv(1, "map")(g) * jnp.mean(g, axis=(1, 2), keepdims=True)
+
+    def _conv(self, features: int, name: str):
+        return nn.Conv(features, (1, 1), kernel_init=_he_normal, dtype=self.dtype, name=name)
+
+
 class FFParser(nn.Module):
     """Multiply the spectrum of a map by a learned complex weight: irfft2(W * rfft2(x)), orthonormal.
 
-    The weight has one entry per frequency and channel, "h w/2+1 c 2" (real, imaginary), so a trained one fits a single
-    image size. It is a part of MedSegDiff v1, kept for whoever looks for it; `MedSegDiff` here does not use it.
+    The weight has one entry per frequency and channel, "h w/2+1 c 2" (real, imaginary), so it fits a single image size.
     """
 
     @nn.compact

@@ -40,10 +40,25 @@ class SwinUNet(nn.Module):
     repeat_gray: bool = True  # one channel in becomes three, as the authors do for ImageNet weights
     dtype: DTypeLike = jnp.float32
 
+    @nn.nowrap
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise BadInput for an image of (height, width) that it cannot take."""
+        side, stages = self.image_size, len(self.depths)
+        if not _tiles(side, self.window, stages):
+            raise BadInput(
+                f"SwinUNet image size that windows of {self.window} patches do not tile, {side}, in data.size; "
+                f"use {_what_tiles(side, self.window, stages)}"
+            )
+        if size != (side, side):
+            raise BadInput(
+                f"SwinUNet image of another size than it was built for, {size[0]}x{size[1]} for {side}, in image_size; "
+                f"resize the images to {side}, or set image_size to a square size of theirs"
+            )
+
     @nn.compact
     def __call__(self, image: Image, *, train: bool) -> tuple[Logits, dict]:
+        self.check_size(image.shape[1:3])
         stages = len(self.depths)
-        _check_size(image.shape[1:3], self.image_size, self.window, stages)
         x = jnp.tile(image, 3) if self.repeat_gray and image.shape[-1] == 1 else image
         x = nn.Conv(self.embed_dim, (PATCH, PATCH), (PATCH, PATCH), dtype=self.dtype, name="embed")(x)
         x = self._norm("embed_norm")(x)
@@ -197,22 +212,17 @@ def _neighbours(size: tuple[int, int], window: int, shift: int) -> Bool[np.ndarr
     return region[:, :, None] == region[:, None, :]
 
 
-def _check_size(size: tuple[int, int], image_size: int, window: int, stages: int) -> None:
-    def tiles(n: int, window: int) -> bool:
-        sides = [n // (PATCH * 2**stage) for stage in range(stages)]
-        return n % (PATCH * 2 ** (stages - 1)) == 0 and all(side <= window or side % window == 0 for side in sides)
+def _tiles(side: int, window: int, stages: int) -> bool:
+    """Whether windows tile every stage of an image `side` pixels wide; a stage no wider than a window is one."""
+    patches = [side // (PATCH * 2**stage) for stage in range(stages)]
+    whole = side > 0 and side % (PATCH * 2 ** (stages - 1)) == 0
+    return whole and window > 0 and all(n <= window or n % window == 0 for n in patches)
 
-    if not tiles(image_size, window):
-        sizes = [n for n in range(PATCH, 2 * image_size + 16 * PATCH * window) if tiles(n, window)]
-        nearest = sorted(sorted(sizes, key=lambda n: abs(n - image_size))[:2])
-        windows = [w for w in range(2, 17) if tiles(image_size, w)]
-        other = f", or set window to {' or '.join(map(str, windows))}" if windows else ""
-        raise BadInput(
-            f"SwinUNet image size {image_size}, which windows of {window} patches do not tile, in image_size; "
-            f"use {' or '.join(map(str, nearest))}{other}"
-        )
-    if size != (image_size, image_size):
-        raise BadInput(
-            f"SwinUNet input {size[0]}x{size[1]}, but built for {image_size}x{image_size}, in image_size; "
-            "resize the images or set image_size to their size"
-        )
+
+def _what_tiles(side: int, window: int, stages: int) -> str:
+    """The two nearest sizes for this window, and the windows for this size."""
+    sizes = [n for n in range(PATCH, 2 * side + 16 * PATCH * window) if _tiles(n, window, stages)]
+    nearest = sorted(sorted(sizes, key=lambda n: abs(n - side))[:2])
+    windows = [w for w in range(2, 17) if _tiles(side, w, stages)]
+    offers = [" or ".join(map(str, nearest)), "networks.swin_unet.window=" + " or ".join(map(str, windows))]
+    return ", or ".join(offer for offer, found in zip(offers, (nearest, windows)) if found)

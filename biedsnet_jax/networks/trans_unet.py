@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from biedsnet_jax.networks.blocks import Features, batch_norm, conv, resize_bilinear
+from biedsnet_jax.networks.blocks import Features, batch_norm, check_size, conv, resize_bilinear
 from biedsnet_jax.types import BadInput, Image, Logits
 
 PATCH = 16  # pixels a side of one token
@@ -42,9 +42,19 @@ class TransUNet(nn.Module):
     repeat_gray: bool = True  # one channel in becomes three, as the authors do for ImageNet weights
     dtype: DTypeLike = jnp.float32
 
+    @nn.nowrap
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise BadInput for an image of (height, width) that it cannot take."""
+        check_size(size, multiple=PATCH, network="TransUNet")
+        if size != (self.image_size, self.image_size):
+            raise BadInput(
+                f"TransUNet image of another size than its positions, {size[0]}x{size[1]} for {self.image_size}, in "
+                f"image_size; resize the images to {self.image_size}, or set image_size to a square size of theirs"
+            )
+
     @nn.compact
     def __call__(self, image: Image, *, train: bool) -> tuple[Logits, dict]:
-        _check_size(image.shape[1:3], self.image_size)
+        self.check_size(image.shape[1:3])
         x = jnp.tile(image, 3) if self.repeat_gray and image.shape[-1] == 1 else image
         x, skips = ResNet(self.resnet_units, self.resnet_width, dtype=self.dtype, name="resnet")(x)
 
@@ -177,16 +187,4 @@ class StandardisedConv(nn.Module):
             window_strides=(self.stride, self.stride),
             padding=((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-
-def _check_size(size: tuple[int, int], image_size: int) -> None:
-    if image_size < PATCH or image_size % PATCH:
-        lower = image_size // PATCH * PATCH
-        fits = f"{lower} or {lower + PATCH}" if lower else f"{PATCH}"
-        raise BadInput(f"TransUNet image size {image_size}, not a multiple of {PATCH}, in image_size; use {fits}")
-    if size != (image_size, image_size):
-        raise BadInput(
-            f"TransUNet input {size[0]}x{size[1]}, but its positions are those of {image_size}x{image_size}, in "
-            "image_size; resize the images or set image_size to their size, any multiple of 16"
         )

@@ -29,10 +29,15 @@ class UNet(nn.Module):
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)  # widths, full size first
     dtype: DTypeLike = jnp.float32
 
+    @nn.nowrap
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise BadInput for an image of (height, width) that it cannot take."""
+        check_size(size, multiple=2 ** (len(self.channels) - 1), network="UNet")
+
     @nn.compact
     def __call__(self, image: Image, *, train: bool) -> tuple[Logits, dict]:
+        self.check_size(image.shape[1:3])
         depth = len(self.channels) - 1
-        check_size(*image.shape[1:3], multiple=2**depth, network="UNet")
 
         skips = []
         x = image.astype(self.dtype)

@@ -42,9 +42,14 @@ class UNeXt(nn.Module):
     drop_path: float = 0.0  # probability that a sample skips a shifted block
     dtype: DTypeLike = jnp.float32
 
+    @nn.nowrap
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise BadInput for an image of (height, width) that it cannot take."""
+        check_size(size, multiple=32, network="UNeXt")
+
     @nn.compact
     def __call__(self, image: Image, *, train: bool) -> tuple[Logits, dict]:
-        check_size(*image.shape[1:3], multiple=32, network="UNeXt")
+        self.check_size(image.shape[1:3])
         c1, c2, c3, c4, c5 = self.channels
         conv3 = functools.partial(_Conv, dtype=self.dtype)
         norm = functools.partial(batch_norm, train, dtype=self.dtype)

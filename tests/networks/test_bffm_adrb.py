@@ -1,41 +1,20 @@
 """BFFM and ADRB: the paper's equations 1 to 5 computed plainly, and the vectors of the PyTorch lineage's blocks."""
 
 import functools
-import math
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import initial, normal, weights
 from scipy import ndimage
 
 from biedsnet_jax.networks.adrb import ADRB, Attention
 from biedsnet_jax.networks.bffm import BFFM, boundary
+from biedsnet_jax.torch_import import to_variables
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
-
-
-def normal(*shape, seed: int = 0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def initial(module, *inputs, **static):
-    """Shapes of the module's variables."""
-    return jax.eval_shape(lambda *xs: module.init(jax.random.key(0), *xs, **static), *inputs)
-
-
-def weights(module, *inputs, **static):
-    """Random variables of the module's own shapes, from numpy: compiling an `init` costs more than the tests."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        if path[-1].key in ("scale", "var"):
-            return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
-        fan_in = math.prod(leaf.shape[:-1]) if path[-1].key == "kernel" else 10
-        return rng.normal(0, fan_in**-0.5, leaf.shape).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, initial(module, *inputs, **static))
 
 
 # ---- The boundary module: equations 1 to 4
@@ -150,50 +129,31 @@ def golden(name: str):
     return w, x, y, entries.get("in:emb")
 
 
-def torch_layer(w, name: str):
-    """Kernel (or scale) and bias of one PyTorch layer, in Flax's layout."""
-    weight = w[f"{name}.weight"]
-    if weight.ndim == 1:
-        return {"scale": weight, "bias": w[f"{name}.bias"]}
-    layer = {"kernel": weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T}
-    return {**layer, "bias": w[f"{name}.bias"]} if f"{name}.bias" in w else layer
+def imported(module, w, *inputs, **static):
+    """The block's variables from PyTorch's, as a whole network's are imported: below the name of its level."""
+    shapes = initial(module, *inputs, **static)
+    target = {collection: {"level": tree} for collection, tree in shapes.items()}
+    variables = to_variables("biedsnet", {f"level.{name}": value for name, value in w.items()}, target)
+    return {collection: tree["level"] for collection, tree in variables.items()}
 
 
 def test_bffm_is_the_lineages():
     w, x, y, _ = golden("bffm_block")
-    names = {"conv_1": "conv.0", "norm_1": "conv.1", "conv_2": "conv.3", "norm_2": "conv.4"}
-    names |= {"squeeze": "PEE.SE.conv1", "excite": "PEE.SE.conv2"}
-    names |= {"reduce": "fuse.0", "depthwise": "fuse.2", "norm_3": "fuse.3", "pointwise": "fuse.4"}
-    stats = {
-        ours: {"mean": w[f"{theirs}.running_mean"], "var": w[f"{theirs}.running_var"]}
-        for ours, theirs in names.items()
-        if "norm" in ours
-    }
-    variables = {"params": {ours: torch_layer(w, theirs) for ours, theirs in names.items()}, "batch_stats": stats}
     module = BFFM(16, count_include_pad=True, dconv="lineage")
-    got = jax.jit(functools.partial(module.apply, train=False))(variables, x)
-    np.testing.assert_allclose(got, y, atol=1e-4)
+    apply = jax.jit(functools.partial(module.apply, train=False))
+    np.testing.assert_allclose(apply(imported(module, w, x, train=False), x), y, atol=1e-4)
 
 
 def test_adrb_is_the_lineages():
     w, x, y, emb = golden("adrb_block")
-    params = {
-        "cgr_1": {"conv": torch_layer(w, "inconv.0"), "norm": torch_layer(w, "inconv.1")},
-        "cgr_2": {"conv": torch_layer(w, "outconv.0"), "norm": torch_layer(w, "outconv.1")},
-        "linear": torch_layer(w, "emb_layers.1"),
-        "conv_skip": torch_layer(w, "skip_connection"),
-    }
-    module = ADRB(32, residual="conv", attention="none")
-    got = jax.jit(functools.partial(module.apply, train=False))({"params": params}, x, jnp.asarray(emb))
-    np.testing.assert_allclose(got, y, atol=1e-4)
+    module, emb = ADRB(32, residual="conv", attention="none"), jnp.asarray(emb)
+    apply = jax.jit(functools.partial(module.apply, train=False))
+    np.testing.assert_allclose(apply(imported(module, w, x, emb, train=False), x, emb), y, atol=1e-4)
 
 
 def test_attention_is_the_lineages():
     w, x, y, _ = golden("sca")
-    params = {"squeeze": torch_layer(w, "cSE.Conv_Squeeze.0"), "excite": torch_layer(w, "cSE.Conv_Excitation.0")}
-    params = {name: {**layer, "kernel": layer["kernel"][0, 0]} for name, layer in params.items()}  # 1x1 to dense
-    params["spatial"] = torch_layer(w, "sSE.Conv1x1.0")
-    np.testing.assert_allclose(jax.jit(Attention().apply)({"params": params}, x), y, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(Attention().apply)(imported(Attention(), w, x), x), y, atol=1e-4)
 
 
 # ---- Plain computations

@@ -1,10 +1,13 @@
 """Pooling, resizing, depthwise convolution, group norm, time embedding against jax, Flax or hand-worked values."""
 
+import pathlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import normal
 
 from biedsnet_jax.networks.blocks import (
     DepthwiseConv,
@@ -17,9 +20,7 @@ from biedsnet_jax.networks.blocks import (
     upsample_nearest,
 )
 
-
-def normal(*shape, seed: int = 0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "medsegdiff_diffusion_math.npz"
 
 
 @pytest.mark.parametrize("window", [2, 3])
@@ -110,6 +111,12 @@ def test_timestep_embedding_by_hand(dtype):
     got = jax.jit(lambda t: timestep_embedding(t, 4))(t)  # frequencies 1 and 10000^(-1/2) = 0.01
     expected = [[1, 1, 0, 0], [np.cos(3), np.cos(0.03), np.sin(3), np.sin(0.03)]]
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_timestep_embedding_is_guided_diffusions():
+    golden = np.load(GOLDEN)
+    t = jnp.asarray(golden["timestep_embedding128:t"], jnp.int32)
+    np.testing.assert_allclose(timestep_embedding(t, 128), golden["timestep_embedding128"], atol=1e-4)
 
 
 def test_time_embedding_is_dense_relu_dense_on_the_sinusoid():

@@ -1,4 +1,4 @@
-"""MedSegDiff against the published code's sizes and golden vectors, and its contract as a denoiser."""
+"""MedSegDiff, version new, against the published code's golden vectors, and its contract as a denoiser."""
 
 import json
 import pathlib
@@ -11,10 +11,13 @@ import pytest
 from flax import traverse_util
 from jax.flatten_util import ravel_pytree
 
+from biedsnet_jax import fusion, losses
 from biedsnet_jax.networks.medsegdiff import MedSegDiff, ResBlock, SelfAttention
 from biedsnet_jax.networks.medsegdiff_highway import FFParser, HighwayBlock
 from biedsnet_jax.torch_import import load_torch_state
 from biedsnet_jax.types import BadInput
+from configs import covid
+from random_weights import normal, weights
 
 HERE = pathlib.Path(__file__).resolve()
 SHARED_GOLDEN = HERE.parents[2] / ".." / "shared" / "golden" / "medsegdiff_new_c32_in1.npz"
@@ -57,17 +60,6 @@ def toy_result(toy):
     return jax.jit(lambda v: net.apply(v, *inputs, train=False))(variables)
 
 
-def count(tree) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
-@pytest.mark.parametrize("channels, total, highway", [(3, 129_400_450, 15_727_232), (1, 129_397_570, 15_726_656)])
-def test_parameter_count_is_the_published_one(channels, total, highway):
-    params = shapes_of(MedSegDiff(), 256, channels)["params"]
-    assert count(params) == total
-    assert count(params["highway"]) == highway
-
-
 @pytest.mark.skipif(not SHARED_GOLDEN.exists(), reason="shared/golden is not beside this checkout")
 def test_forward_matches_the_published_code():
     golden = np.load(SHARED_GOLDEN)
@@ -101,6 +93,15 @@ def test_ff_parser_matches_the_published_code():
     x, expected = (golden[name].transpose(0, 2, 3, 1) for name in ("in:x", "out:y"))
     y = FFParser().apply({"params": {"complex_weight": weight}}, jnp.asarray(x))
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_calibration_loss_and_staple_match_the_published_code():
+    golden = np.load(HERE.parents[1] / "golden" / "medsegdiff_diffusion_math.npz")
+    names = ("loss:cal", "loss:x_start", "staple:in", "staple:out")
+    calibration, inputs, samples, fused = (jnp.moveaxis(jnp.asarray(golden[name]), 1, -1) for name in names)
+    mask = inputs[..., -1:]  # after the image
+    np.testing.assert_allclose(losses.mse(calibration, mask), golden["loss:term_loss_cal"], rtol=1e-5)
+    np.testing.assert_allclose(fusion.mean_squared(samples[:, None]), fused, atol=1e-6)
 
 
 def test_self_attention_matches_a_loop_over_heads_and_pixels():
@@ -223,8 +224,25 @@ def test_a_residual_block_starts_as_the_identity():
     np.testing.assert_array_equal(y, x)
 
 
+@pytest.mark.parametrize("groups, knows_the_time", [(32, False), (8, True)])
+def test_norm_groups_of_one_channel_hide_the_time_from_a_block(groups, knows_the_time):
+    # The time is added as a constant a channel, which an instance norm takes away again.
+    x, emb = normal(1, 4, 4, 32, seed=1), normal(2, 1, 8, seed=2)
+    block = ResBlock(32, groups)
+    variables = weights(block, x, emb[0], train=False)
+    early, late = (block.apply(variables, x, e, train=False) for e in emb)
+    assert (float(jnp.abs(early - late).max()) > 0.1) is knows_the_time
+
+
+@pytest.mark.parametrize("variant", ["cpu", "toy"])
+def test_the_small_variants_have_as_many_channels_in_a_group_as_full_size(variant):
+    full, small = (covid.get_config(name).networks.medsegdiff for name in ("medsegdiff", f"medsegdiff,{variant}"))
+    assert small.channels / small.groups == full.channels / full.groups == 4
+
+
 @pytest.mark.parametrize(
-    "size, named", [((100, 64), "96x64 or 128x64"), ((20, 33), "32x32 or 64x64"), ((250, 255), "224x224 or 256x256")]
+    "size, named",
+    [((100, 64), "96x64 or 128x64"), ((20, 33), "32x32 or 32x64"), ((250, 250), "250, in data.size; use 224 or 256")],
 )
 def test_a_size_that_does_not_fit_names_two_that_do(size, named):
     image = jnp.zeros((1, *size, 1))
@@ -240,6 +258,7 @@ def test_a_size_that_does_not_fit_names_two_that_do(size, named):
         ({"highway_cap": 8}, "anchor of 24 channels for a denoiser of 32"),
         ({"channels": 48, "highway_channels": 12}, "48, channels; use a multiple of 32"),
         ({"num_heads": 3}, "3, num_heads; use a divisor of the level width 32"),
+        ({"version": "v2"}, "unknown MedSegDiff, 'v2', in version; use 'new' or 'v1'"),
     ],
 )
 def test_widths_that_do_not_fit_together_are_refused(fields, named):

@@ -1,6 +1,5 @@
 """SwinUNet: sizes and forward pass as published, windows against a plain reference, training, refused sizes."""
 
-import math
 import pathlib
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from random_weights import squares, weights
 
 from biedsnet_jax.networks.swin_unet import PatchMerging, SwinBlock, SwinUNet, WindowAttention
 from biedsnet_jax.torch_import import load_torch_state
@@ -15,45 +15,6 @@ from biedsnet_jax.types import BadInput
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "swinunet_e24_w4_64_in1.npz"
 TOY = SwinUNet(image_size=32, window=4, embed_dim=12, depths=(2, 1), heads=(2, 4), drop_path=0.1)
-
-
-def weights(module, *inputs):
-    """Random variables of the module's own shapes. Filled by numpy: compiling an `init` costs more than the tests."""
-    shapes = jax.eval_shape(lambda *xs: module.init(jax.random.key(0), *xs, train=False), *inputs)
-    rng = np.random.default_rng(0)
-
-    def value(path, leaf):
-        if path[-1].key in ("scale", "var"):
-            return np.ones(leaf.shape, leaf.dtype)
-        fan_in = math.prod(leaf.shape[:-1]) if path[-1].key == "kernel" else 100
-        return rng.normal(0, fan_in**-0.5, leaf.shape).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(value, shapes)
-
-
-def squares(count: int = 4, size: int = 32):
-    """Noisy images of one bright square each, and its mask."""
-    rng = np.random.default_rng(0)
-    mask = np.zeros((count, size, size, 1), np.float32)
-    for i, (top, left) in enumerate(rng.integers(0, size // 2, (count, 2))):
-        mask[i, top : top + size // 2, left : left + size // 2] = 1
-    return jnp.asarray(mask + rng.normal(0, 0.3, mask.shape), jnp.float32), jnp.asarray(mask)
-
-
-@pytest.mark.parametrize(
-    ("module", "channels", "expected"),
-    [
-        (SwinUNet(image_size=224, window=7), 1, 27_168_132),  # a gray image is repeated
-        (SwinUNet(image_size=224, window=7, repeat_gray=False), 1, 27_165_060),
-        (SwinUNet(image_size=224, window=7, classes=9), 3, 27_168_900),
-        (SwinUNet(image_size=256, window=8), 3, 27_175_524),
-        (SwinUNet(image_size=256, window=8, repeat_gray=False), 1, 27_172_452),
-    ],
-)
-def test_parameter_count_is_the_published_one(module, channels, expected):
-    image = jax.ShapeDtypeStruct((1, module.image_size, module.image_size, channels), jnp.float32)
-    params = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)["params"]
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == expected
 
 
 @pytest.mark.skipif(not GOLDEN.is_file(), reason="needs shared/golden beside the project")
@@ -117,7 +78,7 @@ def test_merging_takes_the_pixels_of_a_square_column_by_column():
 def test_stochastic_depth_drops_a_whole_branch_of_an_example():
     x = jnp.asarray(np.tile(np.random.default_rng(1).normal(size=(4, 4, 6)), (32, 1, 1, 1)), jnp.float32)
     block = SwinBlock(heads=2, window=4, shift=0, drop_path=0.5)
-    variables = weights(block, x)
+    variables = weights(block, x, train=False)
     y = jax.jit(lambda key: block.apply(variables, x, train=True, rngs={"dropout": key}))(jax.random.key(2))
     distinct = np.unique(np.round(np.asarray(y - x).reshape(32, -1), 5), axis=0)
     # Attention on or off, MLP on or off; both off leaves the example as it was.
@@ -140,7 +101,7 @@ def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
         updates, opt_state = optimizer.update(grads, opt_state)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    params = weights(TOY, image)["params"]
+    params = weights(TOY, image, train=False)["params"]
     opt_state, losses = optimizer.init(params), []
     for key in jax.random.split(jax.random.key(1), 12):
         params, opt_state, loss = step(params, opt_state, key)
@@ -152,9 +113,10 @@ def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
 @pytest.mark.parametrize(
     ("module", "size", "message"),
     [
-        (SwinUNet(window=7), 256, "image size 256.*use 224 or 448, or set window to 2 or 4 or 8 or 16"),
-        (SwinUNet(image_size=100, window=8), 100, "image size 100.*use 64 or 128"),
-        (SwinUNet(image_size=224, window=7), 256, "input 256x256, but built for 224x224"),
+        (SwinUNet(window=7), 256, "7 patches.* 256, in data.size; use 224 or 448, or .*window=2 or 4 or 8 or 16"),
+        (SwinUNet(image_size=100), 100, "8 patches.* 100, in data.size; use 64 or 128"),
+        (SwinUNet(image_size=224, window=0), 224, "0 patches.* 224, in data.size; use .*window=7 or 14"),
+        (SwinUNet(image_size=224, window=7), 256, "256x256 for 224, in image_size; resize the images to 224"),
     ],
 )
 def test_a_size_that_windows_do_not_tile_is_refused_with_those_that_fit(module, size, message):

@@ -1,6 +1,5 @@
 """TransUNet: sizes and forward pass as published, standardised weights, training, refused sizes."""
 
-import math
 import pathlib
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from random_weights import squares, weights
 
 from biedsnet_jax.networks.trans_unet import StandardisedConv, TransUNet
 from biedsnet_jax.torch_import import load_torch_state
@@ -17,43 +17,6 @@ GOLDEN = pathlib.Path(__file__).resolve().parents[2] / ".." / "shared" / "golden
 TOY = TransUNet(
     image_size=32, hidden=16, mlp=32, heads=2, layers=1, resnet_units=(1, 1, 1), resnet_width=32, decoder=(8, 8, 8, 8)
 )
-
-
-def weights(module, *inputs):
-    """Random variables of the module's own shapes. Filled by numpy: compiling an `init` costs more than the tests."""
-    shapes = jax.eval_shape(lambda *xs: module.init(jax.random.key(0), *xs, train=False), *inputs)
-    rng = np.random.default_rng(0)
-
-    def value(path, leaf):
-        if path[-1].key in ("scale", "var"):
-            return np.ones(leaf.shape, leaf.dtype)
-        fan_in = math.prod(leaf.shape[:-1]) if path[-1].key == "kernel" else 100
-        return rng.normal(0, fan_in**-0.5, leaf.shape).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(value, shapes)
-
-
-def squares(count: int = 4, size: int = 32):
-    """Noisy images of one bright square each, and its mask."""
-    rng = np.random.default_rng(0)
-    mask = np.zeros((count, size, size, 1), np.float32)
-    for i, (top, left) in enumerate(rng.integers(0, size // 2, (count, 2))):
-        mask[i, top : top + size // 2, left : left + size // 2] = 1
-    return jnp.asarray(mask + rng.normal(0, 0.3, mask.shape), jnp.float32), jnp.asarray(mask)
-
-
-@pytest.mark.parametrize(
-    ("module", "channels", "expected"),
-    [
-        (TransUNet(image_size=224), 3, 105_275_921),
-        (TransUNet(image_size=224, classes=9), 3, 105_277_081),
-        (TransUNet(image_size=256), 1, 105_322_001),  # a gray image is repeated
-    ],
-)
-def test_parameter_count_is_the_published_one(module, channels, expected):
-    image = jax.ShapeDtypeStruct((1, module.image_size, module.image_size, channels), jnp.float32)
-    params = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)["params"]
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == expected
 
 
 @pytest.mark.skipif(not GOLDEN.is_file(), reason="needs shared/golden beside the project")
@@ -116,7 +79,7 @@ def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
         updates, opt_state = optimizer.update(grads, opt_state)
         return optax.apply_updates(params, updates), batch_stats, opt_state, loss
 
-    variables = weights(TOY, image)
+    variables = weights(TOY, image, train=False)
     params, batch_stats = variables["params"], variables["batch_stats"]
     opt_state, losses = optimizer.init(params), []
     keys = jax.random.split(jax.random.key(1), 12)
@@ -132,9 +95,13 @@ def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
 @pytest.mark.parametrize(
     ("module", "size", "message"),
     [
-        (TransUNet(image_size=250), 250, "image size 250, not a multiple of 16.*use 240 or 256"),
-        (TransUNet(image_size=8), 8, "image size 8, not a multiple of 16.*use 16"),
-        (TransUNet(image_size=224), 256, "input 256x256, but its positions are those of 224x224"),
+        (TransUNet(image_size=250), 250, "not divisible by 16, 250, in data.size; use 240 or 256"),
+        (TransUNet(image_size=8), 8, "not divisible by 16, 8, in data.size; use 16"),
+        (
+            TransUNet(image_size=224),
+            256,
+            "256x256 for 224, in image_size; resize the images to 224",
+        ),
     ],
 )
 def test_a_size_it_cannot_take_is_refused_with_those_it_can(module, size, message):

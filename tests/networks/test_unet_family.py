@@ -19,7 +19,6 @@ from biedsnet_jax.networks.unetpp import UNetPlusPlus
 from biedsnet_jax.networks.unext import UNeXt
 from biedsnet_jax.types import BadInput
 
-UNEXT_S = (8, 16, 32, 64, 128)
 TOYS = [
     pytest.param(UNet(channels=(4, 8), dtype=jnp.bfloat16), id="unet"),
     pytest.param(UNetPlusPlus(channels=(4, 8, 8), deep_supervision=True, dtype=jnp.bfloat16), id="unetpp"),
@@ -57,31 +56,6 @@ def dice_bce(logits, mask):
     return 1 - dice + jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask))
 
 
-@pytest.mark.parametrize(
-    ("module", "channels", "expected"),
-    [
-        (UNet(), 3, 7_852_545),
-        (UNet(), 1, 7_851_969),
-        (UNetPlusPlus(), 3, 9_163_329),
-        (UNetPlusPlus(), 1, 9_162_753),
-        (UNetPlusPlus(deep_supervision=True), 3, 9_163_428),
-        (UNetPlusPlus(deep_supervision=True), 1, 9_162_852),
-        (AttentionUNet(gates=False), 3, 34_527_041),
-        (AttentionUNet(gates=False), 1, 34_525_889),
-        (AttentionUNet(), 3, 34_878_573),
-        (AttentionUNet(), 1, 34_877_421),
-        (UNeXt(), 3, 1_471_921),
-        (UNeXt(), 1, 1_471_633),
-        (UNeXt(channels=UNEXT_S), 3, 253_561),
-        (UNeXt(channels=UNEXT_S), 1, 253_417),
-    ],
-)
-def test_parameter_count_is_the_published_one(module, channels, expected):
-    image = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
-    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])) == expected
-
-
 @pytest.mark.parametrize("module", TOYS)
 def test_a_few_bfloat16_adam_steps_lower_the_loss(module):
     image, mask = discs()
@@ -110,14 +84,14 @@ def test_a_few_bfloat16_adam_steps_lower_the_loss(module):
 @pytest.mark.parametrize(
     ("module", "size", "fits"),
     [
-        (UNet(), (100, 64), "96x64"),
-        (UNetPlusPlus(), (64, 40), "64x32"),
+        (UNet(), (100, 64), "96x64 or 112x64"),
+        (UNetPlusPlus(), (64, 40), "64x32 or 64x48"),
         (AttentionUNet(), (4, 16), "16x16"),
-        (UNeXt(), (48, 80), "64x64"),
+        (UNeXt(), (48, 80), "32x64 or 64x96"),
     ],
 )
 def test_a_size_that_does_not_fit_is_refused_with_one_that_does(module, size, fits):
-    with pytest.raises(BadInput, match=f"{size[0]}x{size[1]}.*such as {fits}"):
+    with pytest.raises(BadInput, match=f"{size[0]}x{size[1]}.*use {fits}"):
         jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), jnp.zeros((1, *size, 1)))
 
 

@@ -1,0 +1,88 @@
+"""Weights files as name -> array: `.npz`, `.safetensors`, and `.pth` where PyTorch is installed.
+
+Reading never runs code that a file brings: nothing is unpickled but by PyTorch's own reader of plain tensors.
+"""
+
+import json
+import math
+import pathlib
+import zipfile
+import zlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from biedsnet_jax.types import BadInput
+
+SAFETENSORS_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+
+def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """A weights file as name -> array: `.npz`, `.safetensors`, or `.pth`/`.pt` where PyTorch is installed.
+
+    No code in the file is run. The wrapping that training scripts add (a "state_dict" or "model" entry, the
+    "module." prefix of DataParallel) is taken off. Raises BadInput for a file that cannot be read.
+    """
+    path = pathlib.Path(path)
+    readers = {".npz": _read_npz, ".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
+    if path.suffix not in readers:
+        raise BadInput(f"weights, {path}, file name; give a file that ends in {', '.join(readers)}")
+    if not path.is_file():
+        raise BadInput(f"weights, {path}, no such file; check the path")
+    state = readers[path.suffix](path)
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadInput(f"weights, {path}, not an npz of plain arrays; save it with numpy.savez") from error
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Eight bytes of header length, little endian; a JSON header; the raw tensors."""
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    try:
+        if start > len(raw):
+            raise ValueError(f"a header of {start - 8} bytes in a file of {len(raw)}")
+        header = json.loads(raw[8:start])
+        header.pop("__metadata__", None)
+        data = memoryview(raw)[start:]
+        return {name: _safetensor(entry, data) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise BadInput(f"weights, {path}, malformed safetensors ({why}); export the file again") from error
+
+
+def _safetensor(entry: dict, data: memoryview) -> np.ndarray:
+    if entry["dtype"] not in SAFETENSORS_DTYPES:
+        raise ValueError(f"dtype {entry['dtype']}, not one of {', '.join(SAFETENSORS_DTYPES)}")
+    dtype, shape, (begin, end) = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+    if not 0 <= begin <= end <= len(data) or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"bytes {begin} to {end} of {len(data)} for {entry['dtype']} {shape}")
+    return np.frombuffer(data[begin:end], dtype).reshape(shape)
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise BadInput(f"weights, {path}, needs PyTorch to be read; pip install torch, or save it as .npz") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle, zip and runtime errors of its own
+        raise BadInput(f"weights, {path}, not a plain state_dict; save model.state_dict() alone") from error
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise BadInput(f"weights, {path}, holds more than named tensors; save model.state_dict() alone")
+    return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
