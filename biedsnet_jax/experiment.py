@@ -87,7 +87,29 @@ def _nifti(config):
     return _verified(source, config)
 
 
-_SOURCES = {"phantom": _phantom, "folder": _folder, "nifti": _nifti}
+def _tfds(config):
+    from biedsnet_jax.data import covid19_ct_seg, tfds_source  # here, since TFDS takes as long to import as jax
+
+    data, fields = config.data, config.data.tfds
+    cache = pathlib.Path(data.cache_dir) if data.cache_dir != "auto" else files.user_cache() / "tfds"
+    if fields.name == covid19_ct_seg.NAME and not fields.data_dir:
+        prepared = covid19_ct_seg.prepare(pathlib.Path(_root(config)), cache)
+    else:
+        prepared = tfds_source.find(fields.name, fields.data_dir)
+    source = tfds_source.Tfds(
+        prepared,
+        cache,
+        {role: fields[role] for role in tfds_source.ROLES},
+        split=fields.split,
+        classes=data.classes,
+        channels=data.channels,
+        labels=tuple(data.labels),
+        units=tuple(map(float, fields.units)),
+    )
+    return _verified(source, config)
+
+
+_SOURCES = {"phantom": _phantom, "folder": _folder, "nifti": _nifti, "tfds": _tfds}
 
 
 def _root(config):

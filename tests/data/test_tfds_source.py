@@ -1,0 +1,269 @@
+"""Prepared TFDS sets as a source: features by name, classes and regions, what is kept, and what is refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from biedsnet_jax.data import tfds_source
+from biedsnet_jax.data.sources import Source
+from biedsnet_jax.data.tfds_source import Tfds, find
+from biedsnet_jax.types import BadInput
+
+ROOT = Path(__file__).resolve().parents[2]
+FEATURES = {"image": "scan", "mask": "seg", "case": "patient", "slice": "number", "spacing": "mm"}
+
+
+def examples(count: int = 6, *, seed: int = 0) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "scan": rng.integers(0, 256, (8 + n, 9, 1), np.uint8),
+            "colour": rng.integers(0, 256, (8 + n, 9, 3), np.uint8),
+            "real": rng.normal(size=(8 + n, 9, 1)).astype(np.float32),
+            "seg": rng.integers(0, 3, (8 + n, 9, 1), np.uint8),
+            "flat": rng.integers(0, 2, (8 + n, 9), np.int32) * 300,
+            "patient": f"patient {n // 2}",
+            "number": n,
+            "mm": np.array([0.5, 0.25 * (n + 1)], np.float32),
+        }
+        for n in range(count)
+    ]
+
+
+class Scans(tfds.core.GeneratorBasedBuilder):
+    """The set `scans` that the tests write, as other people's builders do."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    made: list
+
+    def _info(self):
+        def array(channels, dtype=np.uint8):
+            return tfds.features.Tensor(shape=(None, None, *channels), dtype=dtype, encoding="zlib")
+
+        arrays = {"scan": array((1,)), "colour": array((3,)), "real": array((1,), np.float32)}
+        masks = {"seg": array((1,)), "flat": array((), np.int32)}
+        rest = {
+            "patient": tfds.features.Text(),
+            "number": np.int32,
+            "mm": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+        }
+        features = tfds.features.FeaturesDict(arrays | masks | rest)
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(self.made[:4]), "test": self._generate_examples(self.made[4:])}
+
+    def _generate_examples(self, made):
+        yield from enumerate(made)
+
+
+def write(data_dir: Path, made: list[dict]) -> Path:
+    tfds.disable_progress_bar()
+    Scans.made = made
+    Scans(data_dir=data_dir, file_format="array_record").download_and_prepare()
+    return data_dir / "scans" / "1.0.0"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("tfds"), examples())
+
+
+@pytest.fixture
+def opened(prepared, tmp_path):
+    def open_set(folder=prepared, split="all", classes=2, **how):
+        names = FEATURES | {name: how.pop(name) for name in tfds_source.ROLES if name in how}
+        return Tfds(folder, tmp_path, names, split=split, classes=classes, **how)
+
+    return open_set
+
+
+def refused(call, *says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    for part in says:
+        assert part in str(caught.value)
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------
+
+
+def test_examples_come_as_from_any_source(opened):
+    source = opened()
+    assert isinstance(source, Source) and len(source) == 6
+    assert source.cases == ["patient 0", "patient 0", "patient 1", "patient 1", "patient 2", "patient 2"]
+    for n, made in enumerate(examples()):
+        example = source[n]
+        np.testing.assert_array_equal(example["image"], made["scan"])
+        np.testing.assert_array_equal(example["mask"][..., 0], made["seg"][..., 0] == 1)
+        np.testing.assert_array_equal(example["mask"][..., 1], made["seg"][..., 0] == 2)
+        assert example["mask"].dtype == np.uint8 and example["mask"].shape == (8 + n, 9, 2)
+        assert (example["case"], example["slice"]) == (made["patient"], f"{n:03d}")
+        assert example["spacing"] == (0.5, 0.25 * (n + 1)) and example["path"].endswith(f"all[{n}]")
+
+
+@pytest.mark.parametrize(
+    ("split", "numbers"), [("train", range(4)), ("test", range(4, 6)), ("train[2:]+test", range(2, 6))]
+)
+def test_a_split_of_the_set(opened, split, numbers):
+    source = opened(split=split)
+    assert [source[n]["slice"] for n in range(len(source))] == [f"{n:03d}" for n in numbers]
+    assert len(source.cases) == len(source)
+
+
+def test_regions_from_sets_of_labels(opened):
+    mask = opened(labels=((1, 2), (2,)))[3]["mask"]
+    label = examples()[3]["seg"][..., 0]
+    np.testing.assert_array_equal(mask, np.stack([label > 0, label == 2], axis=-1))
+
+
+def test_one_class_takes_whatever_is_not_zero(opened):
+    mask = opened(mask="flat", classes=1)[0]["mask"]
+    np.testing.assert_array_equal(mask[..., 0], examples()[0]["flat"] == 300)
+
+
+@pytest.mark.parametrize(("image", "channels"), [("colour", 3), ("real", 1)])
+def test_other_kinds_of_image(opened, image, channels):
+    np.testing.assert_array_equal(opened(image=image, channels=channels)[1]["image"], examples()[1][image])
+
+
+def test_units_of_an_image_of_bytes(opened):
+    image = opened(units=(-1250.0, 250.0))[0]["image"]
+    np.testing.assert_allclose(image, examples()[0]["scan"] / 255 * 1500 - 1250, rtol=1e-5)
+    refused(lambda: opened(image="real", units=(0.0, 1.0))[0], "units of 0 to 255 for float32", "data.tfds.units to ()")
+
+
+def test_without_a_case_each_example_is_its_own(opened):
+    source = opened(case="", slice="", spacing="")
+    assert source.cases == [f"{n:05d}" for n in range(6)]
+    assert (source[4]["case"], source[4]["slice"], source[4]["spacing"]) == ("00004", "00004", None)
+
+
+def test_what_a_pass_found_is_kept_until_the_set_changes(prepared, tmp_path, opened, monkeypatch):
+    first = opened()
+    cases = first.cases
+    first.verify()
+    again = opened()
+    monkeypatch.setattr(Tfds, "_raw", None)  # reading an example would fail
+    again.verify()
+    assert again.cases == cases
+    refused(opened(classes=1, labels=((1,),)).verify, "label outside the map, 2,", "all[0]")
+    os.utime(prepared / "dataset_info.json")
+    with pytest.raises(TypeError):  # as if prepared anew: read again
+        opened().verify()
+    monkeypatch.undo()
+    assert opened(case="number").cases == [f"{n:03d}" for n in range(6)]
+    assert opened().cases == cases
+    for path in tmp_path.glob("*.json"):
+        path.write_text("[broken")
+    assert opened().cases == cases
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"image": "picture"}, ["no such feature, 'picture' in data.tfds.image", "number, patient, real, scan, seg"]),
+        ({"mask": ""}, ["no such feature, '' in data.tfds.mask"]),
+        ({"case": "who"}, ["no such feature, 'who' in data.tfds.case"]),
+        ({"mask": "colour"}, ["no mask, 'colour' of shape (None, None, 3)"]),
+        ({"image": "number"}, ["no image, 'number' of shape ()"]),
+        ({"spacing": "number"}, ["no spacing, 'number' of shape ()"]),
+        ({"case": "scan"}, ["no case, 'scan' of shape"]),
+        ({"split": "validation"}, ["no such split, 'validation' in data.tfds.split", "there is train, test"]),
+        ({"image": "colour"}, ["image channels, 3", "set data.channels to 3"]),
+        ({"channels": 3}, ["image channels, 1", "set data.channels to 1"]),
+    ],
+)
+def test_names_that_do_not_fit_the_set(opened, how, says):
+    refused(lambda: opened(**how), *says)
+
+
+@pytest.mark.parametrize(
+    ("change", "how", "says"),
+    [
+        ({"seg": np.full((10, 9, 1), 7, np.uint8)}, {}, ["label outside the map, 7,", "all[2]; known are 0, 1, 2"]),
+        ({"seg": np.zeros((7, 9, 1), np.uint8)}, {}, ["image and mask differ in size, 10x9 against 7x9", "all[2]"]),
+        ({"real": np.full((10, 9, 1), np.nan, np.float32)}, {"image": "real"}, ["not numbers", "all[2]"]),
+        ({"flat": np.full((10, 9), -1, np.int32)}, {"mask": "flat"}, ["no label map, int32", "data.tfds.mask"]),
+        ({"real": np.full((10, 9, 1), 0.5, np.float32)}, {"mask": "real"}, ["no label map, float32", "all["]),
+    ],
+)
+def test_an_example_that_does_not_fit(tmp_path, opened, change, how, says):
+    made = examples()
+    made[2] |= change
+    source = opened(folder=write(tmp_path / "made", made), **how)
+    refused(source.verify, *says)
+    if "all[2]" in " ".join(says):
+        refused(lambda: source[2], *says)
+
+
+def test_a_shard_that_is_damaged_or_gone(tmp_path, opened):
+    folder = write(tmp_path / "made", examples())
+    (shard,) = folder.glob("*train*")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    refused(lambda: opened(folder=folder).verify(), str(folder), "prepare the set again")
+    shard.unlink()
+    refused(lambda: opened(folder=folder).verify(), str(folder))
+
+
+def test_a_set_is_found_by_name(prepared, tmp_path):
+    data_dir = prepared.parents[1]
+    assert find("scans", str(data_dir)) == find("scans/1.0.0", str(data_dir)) == find("scans:1.0.0", str(data_dir))
+    assert find("scans", str(data_dir)) == prepared
+    refused(lambda: find("scan", str(data_dir)), "no prepared data set, 'scan' in data.tfds.name", "there is scans:")
+    refused(lambda: find("scans", str(tmp_path)), "there is none", "file_format='array_record'")
+
+
+def test_the_newest_version_and_one_config(tmp_path):
+    for version in ("1.9.0", "1.10.0", "incomplete.X_2.0.0"):
+        (tmp_path / "one" / version).mkdir(parents=True)
+        (tmp_path / "one" / version / "dataset_info.json").write_text("{}")
+    for config in ("big", "small"):
+        (tmp_path / "two" / config / "1.0.0").mkdir(parents=True)
+        (tmp_path / "two" / config / "1.0.0" / "dataset_info.json").write_text("{}")
+    assert find("one", str(tmp_path)).name == "1.10.0"
+    refused(lambda: find("two", str(tmp_path)), "several configs, two/big, two/small, in data.tfds.name")
+    assert find("two/small", str(tmp_path)) == tmp_path / "two" / "small" / "1.0.0"
+
+
+@pytest.mark.parametrize("damage", ["features.json", "dataset_info.json"])
+def test_a_folder_that_is_no_set(prepared, tmp_path, opened, damage):
+    for file in prepared.iterdir():
+        (tmp_path / file.name).write_bytes(b"{" if file.name == damage else file.read_bytes())
+    refused(lambda: opened(folder=tmp_path), "no prepared data set, ", str(tmp_path))
+
+
+def test_a_set_without_random_access(prepared, tmp_path, opened):
+    for file in prepared.iterdir():
+        text = file.read_bytes().replace(b"array_record", b"tfrecord")
+        (tmp_path / file.name.replace("array_record", "tfrecord")).write_bytes(text)
+    refused(lambda: opened(folder=tmp_path), "no random access, prepared as tfrecord", "file_format='array_record'")
+
+
+def test_a_run_on_any_prepared_set_by_its_config(prepared, tmp_path):
+    fields = {"data.tfds.data_dir": prepared.parents[1], "data.tfds.name": "scans", "data.cache_dir": tmp_path}
+    fields |= {f"data.tfds.{role}": name for role, name in FEATURES.items()}
+    code = """
+import sys
+from biedsnet_jax import config, experiment
+from configs import default
+c = default.get_config()
+c.data.source, c.data.classes, c.split.fractions = "tfds", 2, (0.34, 0.33, 0.33)
+c.update_from_flattened_dict(dict(argument.split("=", 1) for argument in sys.argv[1:]))
+config.check(c)
+data = experiment.open_data(c)
+print(sorted(data.cases("train") + data.cases("val") + data.cases("test")), "tensorflow" in sys.modules)
+"""
+    line = [sys.executable, "-c", code, *(f"{name}={value}" for name, value in fields.items())]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "['patient 0', 'patient 1', 'patient 2'] False\n"), done.stderr
