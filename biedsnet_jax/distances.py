@@ -18,16 +18,18 @@ Spacing = Sequence[float] | Float[np.ndarray, " axes"]  # mm, one number an axis
 
 
 def surface_distances(
-    *, pred: Bool[np.ndarray, "*space"], truth: Bool[np.ndarray, "*space"], spacing: Spacing
-) -> tuple[float, float, float]:
-    """HD, HD95 and ASSD between the borders of two masks, in the units of `spacing`.
+    *, pred: Bool[np.ndarray, "*space"], truth: Bool[np.ndarray, "*space"], spacing: Spacing, tolerance: float
+) -> tuple[float, float, float, float]:
+    """HD, HD95, ASSD and NSD between the borders of two masks; `tolerance` and the first three in `spacing`'s units.
 
     A border pixel has a face neighbour (4 in the plane, 6 in a volume) outside the mask or outside the image. From each
     border pixel of one mask to the nearest of the other, in both directions: HD is the largest distance, HD95 the
     larger of the two directed 95th percentiles (linear interpolation), ASSD the mean of the two directed means.
-    Tools that pool both directions before the percentile or the mean (medpy) differ slightly in the last two.
+    Tools that pool both directions before the percentile or the mean (medpy) differ slightly in the last two. NSD, the
+    surface Dice of Nikolov et al. 2018 (arXiv:1809.04430), is the share of all border pixels, of both masks together,
+    that lie no farther than `tolerance` from the other's border; they weigh border elements by size, here all count 1.
 
-    Empty truth gives NaN, an empty prediction the image diagonal (see `standard`).
+    Empty truth gives NaN; an empty prediction the image diagonal, and 0 for NSD (see `standard`).
     """
     scale = np.asarray(spacing, dtype=float)
     if scale.shape != (truth.ndim,) or not np.all(np.isfinite(scale) & (scale > 0)):
@@ -35,16 +37,18 @@ def surface_distances(
             f"spacing, {scale.tolist()}, the image header; give {truth.ndim} positive numbers, mm along each axis"
         )
     if not truth.any():
-        return math.nan, math.nan, math.nan
+        return math.nan, math.nan, math.nan, math.nan
     if not pred.any():
         diagonal = float(np.linalg.norm((np.array(truth.shape) - 1) * scale))
-        return diagonal, diagonal, diagonal
+        return diagonal, diagonal, diagonal, 0.0
     pred_points, truth_points = _border_points(pred) * scale, _border_points(truth) * scale
     there, back = _nearest(pred_points, truth_points), _nearest(truth_points, pred_points)
+    near = tolerance * (1 + 1e-9)  # 3 x 0.1 mm is 0.30000000000000004
     return (
         float(max(there.max(), back.max())),
         float(max(np.percentile(there, 95), np.percentile(back, 95))),
         float((there.mean() + back.mean()) / 2),
+        float((np.count_nonzero(there <= near) + np.count_nonzero(back <= near)) / (len(there) + len(back))),
     )
 
 

@@ -1,10 +1,10 @@
-"""One pass over a split: probabilities, masks, scores; `results.json` and `cases.csv` in the workdir."""
+"""One pass over a split: probabilities, masks, scores; `results.json`, `cases.csv` and, if asked for, `lesions.csv`."""
 
 import csv
 import io
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from biedsnet_jax import (
     config,
     experiment,
     files,
+    lesions,
     macs,
     metrics,
     parallel,
@@ -38,8 +39,7 @@ def run(cfg, workdir: str) -> dict:
     parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
     model = segmenter.build(cfg)
     data = experiment.open_data(cfg)
-    like = jax.eval_shape(lambda: train_state.create(init_variables(model, cfg), optax.identity()))
-    variables, step = checkpoint.restore_variables(workdir, like, mesh)
+    variables, step = restore_best(cfg, workdir, model, mesh)
     return evaluate(cfg, workdir, model, variables, data, mesh, step=step)
 
 
@@ -47,11 +47,12 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     """Score `variables` on the test split and write the files."""
     predict = make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
     clock = _Clock()
-    rows = []
+    rows, lesion_rows = [], []
     bar = progress.Progress("test", len(data.test))
     for probability, batch, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
         for p, y, example in zip(probability, batch["mask"], examples):
-            rows += _slice_rows(p > cfg.threshold, y > 0.5, example)
+            rows += _slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
+            lesion_rows += _lesion_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
         bar.update(len(rows) // cfg.data.classes, {})
     bar.close()
     results = {
@@ -70,15 +71,35 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
         "train_steps": cfg.train.steps,
         "batch_size": cfg.train.batch_size,
         "checkpoint_step": step,
+        "dtype": cfg.dtype,
         "sampler": dict(cfg.sampler) if segmenter.is_diffusion(cfg) else None,
+        "fusion": cfg.fusion if segmenter.is_diffusion(cfg) else None,
         "threshold": cfg.threshold,
+        "nsd_tolerance": cfg.eval.nsd_tolerance,
+        "nsd_tolerance_mm": cfg.eval.nsd_tolerance_mm,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "seconds_per_image": clock.seconds / max(1, clock.images),
         **metrics.summarise(rows, seed=cfg.seed),
     }
-    files.write_text(workdir / "cases.csv", _csv(rows))
+    files.write_text(workdir / "cases.csv", _csv(rows, list(rows[0])))
+    if cfg.eval.lesions:
+        results["lesions"] = {"least_overlap": cfg.eval.lesion_overlap} | lesions.summarise(lesion_rows)
+        files.write_text(workdir / "lesions.csv", _csv(lesion_rows, lesions.COLUMNS))
+    else:
+        (workdir / "lesions.csv").unlink(missing_ok=True)  # of an earlier evaluation
     files.write_json(workdir / "results.json", results)
     return results
+
+
+def restore_best(cfg, workdir: pathlib.Path, model, mesh: Mesh) -> tuple[dict, int]:
+    """EMA variables of the best checkpoint, and its step."""
+    like = jax.eval_shape(lambda: train_state.create(init_variables(model, cfg), optax.identity()))
+    return checkpoint.restore_variables(workdir, like, mesh)
+
+
+def noise_keys(seed: int, number: jax.Array) -> jax.Array:
+    """A key for each image, by its number alone: neither batch size nor devices change its mask."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(number)
 
 
 def make_predict(model, mesh: Mesh, *, ensemble: int, fusion: str, seed: int) -> Predict:
@@ -91,8 +112,7 @@ def make_predict(model, mesh: Mesh, *, ensemble: int, fusion: str, seed: int) ->
     fuse = FUSIONS[fusion]
 
     def predict(variables, image, index):
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
-        return fuse(model.predict(variables, image, keys, ensemble=ensemble))
+        return fuse(model.predict(variables, image, noise_keys(seed, index), ensemble=ensemble))
 
     split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     return jax.jit(predict, in_shardings=(everywhere, split, split), out_shardings=split)
@@ -143,17 +163,27 @@ class _Clock:
         self.seconds, self.images = self.seconds + seconds, self.images + images
 
 
-def _slice_rows(mask, truth, example):
-    """One row of scores a class of one slice."""
+def _slice_rows(mask, truth, example, fields):
+    """One row of scores a class of one slice; `fields` are those of eval, as in the next."""
+    tolerances = {name: fields[name] for name in ("nsd_tolerance", "nsd_tolerance_mm")}
+    return [metrics.slice_row(**one, **tolerances) for one in _classes(mask, truth, example)]
+
+
+def _lesion_rows(mask, truth, example, fields):
+    """One row a lesion of one slice, if asked for."""
+    each = _classes(mask, truth, example) if fields.lesions else []
+    return [row for one in each for row in lesions.slice_rows(**one, least_overlap=fields.lesion_overlap)]
+
+
+def _classes(mask, truth, example):
+    """What scores one class of one slice, class by class."""
     names = {name: example[name] for name in ("case", "slice", "spacing")}
-    return [
-        metrics.slice_row(pred=mask[..., k], truth=truth[..., k], label=k + 1, **names) for k in range(truth.shape[-1])
-    ]
+    return [{"pred": mask[..., k], "truth": truth[..., k], "label": k + 1} | names for k in range(truth.shape[-1])]
 
 
-def _csv(rows: list[dict]) -> str:
+def _csv(rows: list[dict], columns: Sequence[str]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

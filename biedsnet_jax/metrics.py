@@ -22,30 +22,38 @@ from biedsnet_jax.types import BadInput
 
 COUNTS = ("tp", "fp", "fn", "tn")
 OVERLAPS = ("dice", "iou", "accuracy", "recall", "precision")
-DISTANCES = ("hd", "hd95", "assd")
-DISTANCES_MM = ("hd_mm", "hd95_mm", "assd_mm")
+SURFACE = ("hd", "hd95", "assd", "nsd")
+SURFACE_MM = ("hd_mm", "hd95_mm", "assd_mm", "nsd_mm")
 PAPER = ("dice", "hd", "iou", "accuracy", "recall", "precision")
 
 
 def standard(
-    *, pred: Bool[np.ndarray, "*space"], truth: Bool[np.ndarray, "*space"], spacing: Spacing | None = None
+    *,
+    pred: Bool[np.ndarray, "*space"],
+    truth: Bool[np.ndarray, "*space"],
+    spacing: Spacing | None = None,
+    nsd_tolerance: float = 2.0,  # pixels
+    nsd_tolerance_mm: float = 2.0,
 ) -> dict[str, float]:
-    """Exact overlap and surface distances of one class, in two or three dimensions.
+    """Exact overlap and surface measures of one class, in two or three dimensions.
 
-    Returns dice, iou, accuracy, recall, precision in [0, 1]; hd, hd95, assd in pixels; and, where the `spacing` of this
-    very grid is known (mm, one number an axis), hd_mm, hd95_mm, assd_mm.
+    Returns dice, iou, accuracy, recall, precision in [0, 1]; hd, hd95, assd in pixels; nsd in [0, 1], the share of both
+    borders within `nsd_tolerance` of each other; and, where the `spacing` of this very grid is known (mm, one number an
+    axis), hd_mm, hd95_mm, assd_mm, and nsd_mm within `nsd_tolerance_mm`.
 
     Empty truth: NaN for all but accuracy, which is a plain count of right pixels and stays defined.
-    Truth missed altogether (empty prediction): dice, iou, recall are 0, and so is precision, though 0 / 0; every
+    Truth missed altogether (empty prediction): dice, iou, recall, nsd are 0, and so is precision, though 0 / 0; every
     distance is the image diagonal, the largest distance two of its pixels can have. NaN would be left out of the mean
     and so reward a model for predicting nothing.
 
     Raises BadInput for a spacing that is not one positive number an axis.
     """
     values = overlap(**_confusion(pred=pred, truth=truth))
-    values |= dict(zip(DISTANCES, surface_distances(pred=pred, truth=truth, spacing=(1.0,) * truth.ndim)))
+    pixels = surface_distances(pred=pred, truth=truth, spacing=(1.0,) * truth.ndim, tolerance=nsd_tolerance)
+    values |= dict(zip(SURFACE, pixels))
     if spacing is not None:
-        values |= dict(zip(DISTANCES_MM, surface_distances(pred=pred, truth=truth, spacing=spacing)))
+        mm = surface_distances(pred=pred, truth=truth, spacing=spacing, tolerance=nsd_tolerance_mm)
+        values |= dict(zip(SURFACE_MM, mm))
     return values
 
 
@@ -98,15 +106,18 @@ def slice_row(
     slice: str,
     label: int = 1,
     spacing: Spacing | None = None,
+    nsd_tolerance: float = 2.0,
+    nsd_tolerance_mm: float = 2.0,
 ) -> dict[str, str | int | float]:
     """One line of `cases.csv`: case, slice, class (`label`, from 1), pixel counts, `standard`, and `paper` as paper_*.
 
     Undefined values are NaN; the *_mm columns are there only where the spacing is known.
     """
+    tolerances = {"nsd_tolerance": nsd_tolerance, "nsd_tolerance_mm": nsd_tolerance_mm}
     return (
         {"case": case, "slice": slice, "class": label}
         | _confusion(pred=pred, truth=truth)
-        | standard(pred=pred, truth=truth, spacing=spacing)
+        | standard(pred=pred, truth=truth, spacing=spacing, **tolerances)
         | {f"paper_{name}": value for name, value in paper(pred=pred, truth=truth).items()}
     )
 
@@ -121,9 +132,9 @@ def summarise(rows: Sequence[dict], *, seed: int = 0, resamples: int = 2000) -> 
     - mean: over rows, NaN left out; n is how many were left in. Only accuracy keeps rows with empty truth.
     - ci95: 95 % percentile bootstrap of that mean, resampling whole cases, since slices of one patient are no
       independent sample. [None, None] if fewer than two cases have a value.
-    - per_case_mean: overlap of each case's volume (its slices' counts summed), averaged over cases. Distances
-      have no form in counts: the mean over cases of the case's own mean.
-    - pooled: overlap of all counts summed; None for distances.
+    - per_case_mean: overlap of each case's volume (its slices' counts summed), averaged over cases. Surface
+      measures have no form in counts: the mean over cases of the case's own mean.
+    - pooled: overlap of all counts summed; None for surface measures.
 
     "paper" has plain means, over all rows, and "paper_ci95" their intervals.
 
@@ -159,7 +170,7 @@ def _summary(rows: Sequence[dict], *, seed: int, resamples: int) -> dict:
             "n": int(np.count_nonzero(~np.isnan(values))),
         }
 
-    distances = DISTANCES + tuple(name for name in DISTANCES_MM if any(name in row for row in rows))
+    surface = SURFACE + tuple(name for name in SURFACE_MM if any(name in row for row in rows))
     return {
         "n_images": len({(row["case"], row["slice"]) for row in rows}),
         "n_cases": len(names),
@@ -171,7 +182,7 @@ def _summary(rows: Sequence[dict], *, seed: int, resamples: int) -> dict:
             if row["fp"] > 0
         ],
         "standard": {key: entry(key, of_counts=True) for key in OVERLAPS}
-        | {key: entry(key, of_counts=False) for key in distances},
+        | {key: entry(key, of_counts=False) for key in surface},
         "paper": {key: entry(f"paper_{key}", of_counts=False)["mean"] for key in PAPER},
         "paper_ci95": {key: entry(f"paper_{key}", of_counts=False)["ci95"] for key in PAPER},
     }

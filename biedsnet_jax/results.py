@@ -29,7 +29,9 @@ _FIELDS = {
     "standard": dict,
 }
 # Runs of one row are averaged, so these must be the same in all of them.
-_SAME = ("network", "parameters", "split", "size", "train_steps", "batch_size", "sampler", "threshold")
+_SAME = (
+    "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype", "sampler", "fusion", "threshold"
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

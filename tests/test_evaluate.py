@@ -1,5 +1,8 @@
 """One pass over a split with made-up models: whose noise an image gets, what padding does, the mean for validation."""
 
+import csv
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +66,14 @@ def test_samples_are_fused():
     assert set(np.unique(majority)) == {0.0, 0.5, 1.0}
 
 
+def test_staple_is_the_same_on_one_device_and_on_eight():
+    found = []
+    for mesh in (parallel.make_mesh(), parallel.make_mesh(jax.devices()[:1])):
+        found += [probabilities(config(**{"eval.batch_size": 8}), Noise(), mesh, fusion="staple")[0]]
+    np.testing.assert_allclose(*found, atol=1e-5)
+    assert found[0].std() > 0.1
+
+
 @pytest.mark.parametrize("above", [-9.0, 0.0, 9.0])
 def test_mean_dice_is_over_the_slices_with_truth(above):
     mesh, cfg, variables = parallel.make_mesh(), config(**{"eval.batch_size": 8}), {"above": jnp.float32(above)}
@@ -83,3 +94,41 @@ def test_mean_dice_without_any_truth_is_zero():
     data = experiment.open_data(cfg)
     predict = evaluate.make_predict(Bright(), mesh, ensemble=1, fusion="mean", seed=0)
     assert evaluate.mean_dice(cfg, predict, {"above": jnp.float32(0)}, data, data.val, mesh) == 0.0
+
+
+def scored(cfg, workdir, monkeypatch):
+    """What evaluation of a model that knows the bright pixels leaves behind."""
+    monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
+    variables = {"above": jnp.float32(0.7), "params": {}}
+    mesh, data = parallel.make_mesh(), experiment.open_data(cfg)
+    evaluate.evaluate(cfg, workdir, Bright(), variables, data, mesh, step=7)
+    return json.loads((workdir / "results.json").read_text()), read(workdir / "cases.csv")
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_nsd_at_the_configs_tolerances_stands_in_both_files(tmp_path, monkeypatch):
+    strict, lax = {"eval.nsd_tolerance": 1.0, "eval.nsd_tolerance_mm": 0.5}, {"eval.nsd_tolerance": 99.0}
+    results, rows = scored(config(**strict), tmp_path, monkeypatch)
+    known = [float(row["nsd"]) for row in rows if row["nsd"] != "nan"]
+    assert (results["nsd_tolerance"], results["nsd_tolerance_mm"]) == (1.0, 0.5)
+    assert results["standard"]["nsd"]["mean"] == pytest.approx(np.mean(known))
+    assert results["standard"]["nsd"]["n"] == len(known) and 0 < np.mean(known) < 1
+    results, _ = scored(config(**lax), tmp_path, monkeypatch)
+    assert results["standard"]["nsd"]["mean"] == 1.0  # the image is smaller than that
+
+
+def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):
+    results, cases = scored(config(**{"eval.lesions": True, "eval.lesion_overlap": 0.5}), tmp_path, monkeypatch)
+    rows, found = read(tmp_path / "lesions.csv"), results["lesions"]
+    true = [row for row in rows if row["mask"] == "truth"]
+    assert found["least_overlap"] == 0.5 and found["true"] == len(true) > 0
+    assert found["found"] == sum(float(row["overlap"]) >= 0.5 for row in true)
+    for mask, columns in {"truth": ("tp", "fn"), "prediction": ("tp", "fp")}.items():
+        pixels = sum(int(row["pixels"]) for row in rows if row["mask"] == mask)
+        assert pixels == sum(int(case[name]) for case in cases for name in columns)
+    results, _ = scored(config(), tmp_path, monkeypatch)
+    assert "lesions" not in results and not (tmp_path / "lesions.csv").exists()  # none of another evaluation

@@ -14,10 +14,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "biedsnet_jax"
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
     "errors", "types", "files", "parallel",
-    "data", "networks", "diffusion", "losses", "distances", "metrics", "fusion", "macs",
+    "data", "networks", "diffusion", "losses", "distances", "metrics", "lesions", "fusion", "macs",
     "segmenter", "train_state", "train_step", "checkpoint",
     "run_log", "progress", "config", "experiment", "evaluate", "trainer",
-    "torch_import", "pretrained", "importer",
+    "predict", "overlay", "outputs", "predict_files",
+    "torch_import", "pretrained", "weight_files", "importer",
     "results", "comparison", "paper_tables", "tables", "report",
     "saved_config", "main",
 ]  # fmt: skip
@@ -31,6 +32,7 @@ LEAVES = {
     "fusion": (),
     "distances": (),
     "metrics": ("distances",),
+    "lesions": (),
 }
 
 # Outside libraries that only some layers may import.
@@ -40,7 +42,7 @@ ONLY_IN = {
     "absl.app": ("main",),
     "ml_collections.config_flags": ("main",),
     "tensorflow": (),
-    "torch": ("torch_import",),
+    "torch": ("weight_files",),
     "orbax": ("checkpoint",),
     "grain": ("data",),
     "tensorboardX": ("run_log",),

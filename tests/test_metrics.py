@@ -54,11 +54,14 @@ def test_three_by_three_by_hand():
         "hd": 2.0,
         "hd95": 1.9,
         "assd": (1 + 1 / 2) / 2,
+        "nsd": 4 / 5,  # within 1 pixel: all but the prediction's far end
         "hd_mm": 3.0,
         "hd95_mm": 2.85,
         "assd_mm": (0.5 + 1.5) / 2,
+        "nsd_mm": 3 / 5,  # within 0.5 mm
     }
-    assert metrics.standard(pred=PRED, truth=TRUTH, spacing=(3.0, 0.5)) == pytest.approx(expected)
+    values = metrics.standard(pred=PRED, truth=TRUTH, spacing=(3.0, 0.5), nsd_tolerance=1.0, nsd_tolerance_mm=0.5)
+    assert values == pytest.approx(expected)
 
 
 def test_paper_three_by_three_by_hand():
@@ -98,7 +101,42 @@ def test_shifted_discs_lie_their_shift_apart():
 
 def test_concentric_discs_lie_their_radii_apart():
     values = metrics.standard(pred=disc(radius=10, column=60), truth=disc(radius=30, column=60))
-    assert [values[name] for name in metrics.DISTANCES] == pytest.approx([20, 20, 20], abs=1)
+    assert [values[name] for name in ("hd", "hd95", "assd")] == pytest.approx([20, 20, 20], abs=1)
+
+
+def square(column: int) -> np.ndarray:
+    """Four by four pixels, twelve of them border, the left ones in `column`."""
+    mask = np.zeros((8, 14), bool)
+    mask[2:6, column : column + 4] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("shift", "tolerance", "within"),  # border pixels, of twelve, that lie near enough; alike in both directions
+    [
+        (0, 0.0, 12),
+        (1, 0.0, 6),  # top and bottom rows coincide in three pixels each
+        (1, 1.0, 12),
+        (2, 0.0, 4),  # pixels inside the other square are on no border of it
+        (2, 1.0, 8),  # not the outer column
+        (2, 2.0, 12),
+        (3, 0.0, 4),  # all four of the column that both have
+        (3, 1.0, 6),
+        (3, 2.0, 8),
+        (3, 3.0, 12),
+    ],
+)
+def test_nsd_of_shifted_squares(shift, tolerance, within):
+    """The same in mm, where columns are 0.1 mm apart and rows too far to count."""
+    fields = {"nsd_tolerance": tolerance, "nsd_tolerance_mm": tolerance / 10}
+    values = metrics.standard(pred=square(3 + shift), truth=square(3), spacing=(5.0, 0.1), **fields)
+    assert values["nsd_mm"] == pytest.approx(within / 12)
+    assert values["nsd"] == pytest.approx(within / 12)
+
+
+def test_nsd_tolerances_are_two_each_where_nothing_is_said():
+    values = metrics.standard(pred=square(5), truth=square(3), spacing=(1.0, 1.1))
+    assert (values["nsd"], values["nsd_mm"]) == (1.0, pytest.approx(8 / 12))
 
 
 @pytest.mark.parametrize(
@@ -106,11 +144,13 @@ def test_concentric_discs_lie_their_radii_apart():
 )
 def test_distances_equal_plain_loops(shape, spacing):
     pred, truth = blobs(3, shape)
-    ours = metrics.standard(pred=pred, truth=truth, spacing=spacing)
-    assert [ours[name] for name in metrics.DISTANCES_MM] == pytest.approx(slow_distances(pred, truth, spacing))
+    ours = metrics.standard(pred=pred, truth=truth, spacing=spacing, nsd_tolerance_mm=1.3)
+    expected = slow_distances(pred, truth, spacing, tolerance=1.3)
+    assert [ours[name] for name in metrics.SURFACE_MM] == pytest.approx(expected)
+    assert 0 < ours["nsd_mm"] < 1
 
 
-def slow_distances(pred, truth, spacing) -> list[float]:
+def slow_distances(pred, truth, spacing, tolerance) -> list[float]:
     def border(mask):
         for point in np.ndindex(mask.shape):
             if mask[point]:
@@ -128,7 +168,8 @@ def slow_distances(pred, truth, spacing) -> list[float]:
     there = [min(math.dist(a, b) for b in t) for a in p]
     back = [min(math.dist(a, b) for a in p) for b in t]
     hd95 = max(percentile_95(there), percentile_95(back))
-    return [max(there + back), hd95, (sum(there) / len(there) + sum(back) / len(back)) / 2]
+    near = [distance <= tolerance for distance in there + back]
+    return [max(there + back), hd95, (sum(there) / len(there) + sum(back) / len(back)) / 2, sum(near) / len(near)]
 
 
 @pytest.mark.parametrize("seed, spacing", [(0, (1.0, 1.0)), (1, (0.8, 2.0))])
@@ -181,8 +222,9 @@ NAN = math.nan
 def test_standard_on_empty_masks(pred, truth, overlaps, distance, distance_mm):
     values = metrics.standard(pred=pred, truth=truth, spacing=(2.0, 3.0))
     assert [values[name] for name in metrics.OVERLAPS] == pytest.approx(overlaps, nan_ok=True)
-    assert [values[name] for name in metrics.DISTANCES] == pytest.approx([distance] * 3, nan_ok=True)
-    assert [values[name] for name in metrics.DISTANCES_MM] == pytest.approx([distance_mm] * 3, nan_ok=True)
+    nsd = overlaps[0]  # like Dice: 1, 0, and nothing where there is no truth
+    assert [values[name] for name in metrics.SURFACE] == pytest.approx([distance] * 3 + [nsd], nan_ok=True)
+    assert [values[name] for name in metrics.SURFACE_MM] == pytest.approx([distance_mm] * 3 + [nsd], nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -222,12 +264,12 @@ def rows() -> list[dict]:
 
 
 def test_row_is_flat_and_in_reading_order(rows):
-    names = "case slice class tp fp fn tn dice iou accuracy recall precision hd hd95 assd"
+    names = "case slice class tp fp fn tn dice iou accuracy recall precision hd hd95 assd nsd"
     paper_names = "paper_dice paper_hd paper_iou paper_accuracy paper_recall paper_precision"
     assert list(rows[0]) == f"{names} {paper_names}".split()
     assert list(rows[0].values())[:7] == ["a", "0", 1, 1, 0, 1, 2]
     with_mm = row("a", 0, pred="1000", truth="1100", spacing=(1.0, 2.0))
-    assert list(with_mm) == f"{names} hd_mm hd95_mm assd_mm {paper_names}".split()
+    assert list(with_mm) == f"{names} hd_mm hd95_mm assd_mm nsd_mm {paper_names}".split()
 
 
 def test_averages_by_hand(rows):
@@ -242,11 +284,12 @@ def test_averages_by_hand(rows):
         "recall": ((1 / 2 + 1 + 1 + 1 + 0) / 5, (6 / 7 + 1 / 2) / 2, 7 / 9, 5),
         "precision": ((1 + 3 / 4 + 1 + 1 / 2 + 0) / 5, (6 / 7 + 1 / 4) / 2, 7 / 11, 5),
         "hd": ((1 + 1 + 0 + 1 + 3) / 5, (2 / 3 + 4 / 2) / 2, None, 5),
+        "nsd": ((1 + 1 + 1 + 1 + 0) / 5, (1 + 1 / 2) / 2, None, 5),
     }
     for name, values in expected.items():
         entry = summary["standard"][name]
         assert [entry[key] for key in ("mean", "per_case_mean", "pooled", "n")] == pytest.approx(values), name
-    assert list(summary["standard"]) == [*metrics.OVERLAPS, *metrics.DISTANCES]
+    assert list(summary["standard"]) == [*metrics.OVERLAPS, *metrics.SURFACE]
 
 
 def test_paper_average_keeps_empty_truth(rows):
@@ -311,7 +354,7 @@ def test_nothing_to_find_is_none_in_json():
     summary = json.loads(json.dumps(metrics.summarise(rows), allow_nan=False))
     undefined = {"mean": None, "ci95": [None, None], "per_case_mean": None, "pooled": None, "n": 0}
     assert summary["standard"].pop("accuracy")["mean"] == 0.75
-    others = ["dice", "iou", "recall", "precision", *metrics.DISTANCES, *metrics.DISTANCES_MM]
+    others = ["dice", "iou", "recall", "precision", *metrics.SURFACE, *metrics.SURFACE_MM]
     assert summary["standard"] == dict.fromkeys(others, undefined)
     assert (summary["n_empty"], len(summary["false_positive_slices"])) == (2, 2)
 

@@ -1,0 +1,148 @@
+"""Fusion of samples against SimpleITK and a plain float64 EM; uncertainty against numbers worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from biedsnet_jax import fusion
+
+STAPLE = jax.jit(fusion.staple)
+
+
+def raters(seed: int, n: int, shape=(40, 52), noise=0.6) -> np.ndarray:
+    """Masks "n h w" that agree on the middle of some blobs and differ along their borders."""
+    rng = np.random.default_rng(seed)
+
+    def field(sigma):
+        smooth = gaussian_filter(rng.normal(size=shape), sigma)
+        return smooth / smooth.std()
+
+    truth = field(4)
+    return np.stack([truth + noise * field(2) > 0.8 for _ in range(n)])
+
+
+def staple(votes: np.ndarray) -> np.ndarray:
+    """Probability "h w" of votes "n h w", given as samples on either side of one half."""
+    return np.asarray(STAPLE(samples(votes)))[0, :, :, 0]
+
+
+def samples(votes: np.ndarray) -> jax.Array:
+    """Votes "n h w" as samples "n 1 h w 1" on either side of one half."""
+    return jnp.where(votes, 0.8, 0.3)[:, None, :, :, None]
+
+
+def plain_staple(votes: np.ndarray) -> np.ndarray:
+    """Warfield, Zou, Wells 2004, section II, as products of float64 over every pixel; ITK's start, prior and stop."""
+    d = votes.reshape(len(votes), -1)
+    w, prior, last = d.mean(axis=0), d.mean(), np.full((2, len(d), 1), -10.0)
+    for _ in range(1000):
+        p = (d * w).sum(axis=1, keepdims=True) / w.sum()
+        q = (~d * (1 - w)).sum(axis=1, keepdims=True) / (1 - w).sum()
+        a = prior * np.where(d, p, 1 - p).prod(axis=0)
+        b = (1 - prior) * np.where(d, 1 - q, q).prod(axis=0)
+        w = a / (a + b)
+        if (np.abs([p, q] - last) <= 1e-7).all():
+            return w.reshape(votes.shape[1:])
+        last = np.array([p, q])
+    raise AssertionError("not settled; choose votes that agree more")
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 9, 12])  # 2^12 patterns are more than there are pixels
+def test_staple_is_simple_itks(n, seed):
+    sitk = pytest.importorskip("SimpleITK")
+    votes = raters(seed, n)
+    image = sitk.STAPLEImageFilter().Execute([sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in votes])
+    expected, found = sitk.GetArrayFromImage(image), staple(votes)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_array_equal(found > 0.5, expected > 0.5)
+
+
+@pytest.mark.parametrize(("n", "shape"), [(3, (40, 52)), (4, (16, 20)), (7, (16, 20)), (9, (16, 20))])
+def test_staple_is_a_plain_em(n, shape):
+    """By patterns of votes where these are fewer than the pixels, in the last by pixels."""
+    votes = raters(2, n, shape)
+    np.testing.assert_allclose(staple(votes), plain_staple(votes), atol=1e-4)
+
+
+def test_each_image_and_class_is_fused_by_itself():
+    votes = np.stack([raters(seed, 5) for seed in range(6)], axis=-1)  # n h w (b k)
+    together = np.asarray(STAPLE(jnp.moveaxis(jnp.asarray(votes, jnp.float32).reshape(5, 40, 52, 2, 3), 3, 1)))
+    assert together.shape == (2, 40, 52, 3)
+    for i in range(6):
+        np.testing.assert_allclose(together[i // 3, :, :, i % 3], staple(votes[..., i]), atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+@pytest.mark.parametrize("said", ["nothing", "all", "the same"])
+def test_agreeing_samples_come_back(n, said):
+    """ITK itself gives NaN where every vote is 0, or every vote 1."""
+    mask = {"nothing": np.zeros((9, 9), bool), "all": np.ones((9, 9), bool), "the same": raters(0, 1, (9, 9))[0]}[said]
+    np.testing.assert_allclose(staple(np.stack([mask] * n)), mask, atol=1e-6)
+
+
+@pytest.mark.parametrize("odd", ["empty", "full", "opposite"])
+def test_one_useless_sample_of_five_spoils_nothing(odd):
+    votes = raters(1, 5)
+    votes[4] = {"empty": False, "full": True, "opposite": ~votes[0]}[odd]
+    found = staple(votes)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, plain_staple(votes), atol=1e-4)
+
+
+def test_two_good_samples_outvote_three_bad_ones():
+    rng = np.random.default_rng(0)
+    truth = np.hypot(*np.ogrid[-20:20, -20:20]) < 12
+    votes = np.stack([truth, truth, *(rng.random((3, 40, 40)) < 0.5)])
+    majority = np.asarray(fusion.majority(samples(votes)))[0, :, :, 0] > 0.5
+    assert (majority != truth).mean() > 0.1  # all three against: an eighth of the pixels
+    np.testing.assert_array_equal(staple(votes) > 0.5, truth)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("mean", 0.5), ("majority", 2 / 3), ("mean_squared", 0.25), ("staple", 2 / 3)]
+)
+def test_three_samples_of_one_pixel(name, expected):
+    pixel = jnp.array([0.2, 0.6, 0.7]).reshape(3, 1, 1, 1, 1)
+    # staple: w = 2/3 gives p = (0, 1, 1) and q = (1, 0, 0), which explain a true pixel and a false one alike: the
+    # odds are those of the prior, 2 to 1, and then stay.
+    assert float(fusion.FUSIONS[name](pixel)[0, 0, 0, 0]) == pytest.approx(expected, abs=1e-6)
+
+
+# Uncertainty ----------------------------------------------------------------------------------------------------------
+
+THIRD = 0.9182958340544896  # entropy of (1/3, 2/3) in bits
+
+
+@pytest.mark.parametrize(
+    ("samples", "entropy", "mutual_information", "variance"),
+    [
+        ([0.5, 0.5, 0.5], 1.0, 0.0, 0.0),  # every sample unsure: nothing to learn from their disagreement
+        ([0.0, 1.0], 1.0, 1.0, 0.25),  # each sure, of the opposite
+        ([0.0, 0.0, 1.0], THIRD, THIRD, 2 / 9),
+        ([0.25, 0.75], 1.0, 1.0 - 0.8112781244591328, 1 / 16),
+        ([0.0, 0.0], 0.0, 0.0, 0.0),
+        ([1.0, 1.0, 1.0], 0.0, 0.0, 0.0),
+        ([1 / 3], THIRD, 0.0, 0.0),  # one sample
+    ],
+)
+def test_uncertainty_by_hand(samples, entropy, mutual_information, variance):
+    maps = fusion.uncertainty(jnp.array(samples).reshape(-1, 1, 1, 1, 1))
+    assert list(maps) == ["entropy", "mutual_information", "variance"]
+    assert [float(m[0, 0, 0, 0]) for m in maps.values()] == pytest.approx(
+        [entropy, mutual_information, variance], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_uncertainty_keeps_its_bounds(n):
+    samples = np.random.default_rng(n).beta(0.3, 0.3, (n, 2, 16, 16, 3)).astype(np.float32)
+    samples[:, 0, 0] = samples[:, 0, 0].round()
+    maps = {name: np.asarray(m) for name, m in fusion.uncertainty(jnp.asarray(samples)).items()}
+    assert all(m.shape == samples.shape[1:] and np.isfinite(m).all() and (m >= 0).all() for m in maps.values())
+    assert (maps["entropy"] <= 1 + 1e-6).all() and (maps["variance"] <= 0.25).all()
+    assert (maps["mutual_information"] <= maps["entropy"]).all()
+    if n == 1:
+        assert not maps["mutual_information"].any() and not maps["variance"].any()
