@@ -28,8 +28,13 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def append_json_line(path: pathlib.Path, record: dict[str, Any]) -> None:
     """Append one line in one write; a number that is not finite becomes null."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    append_text(path, json.dumps(finite) + "\n")
+
+
+def append_text(path: pathlib.Path, text: str) -> None:
+    """Append in one write, so that a kill leaves all of it or a cut last line."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, (json.dumps(finite) + "\n").encode())
+        os.write(descriptor, text.encode())
     finally:
         os.close(descriptor)

@@ -12,18 +12,30 @@ from ml_collections import config_flags
 from biedsnet_jax.errors import BadInput, Diverged
 
 # Imported when chosen: a report needs no jax.
-MODES = {"train": "trainer.train", "evaluate": "evaluate.run", "import": "importer.run", "report": "report.run"}
+MODES = {
+    "train": "trainer.train",
+    "evaluate": "evaluate.run",
+    "predict": "predict_files.run",
+    "import": "importer.run",
+    "report": "report.run",
+}
 
 _MODE_HELP = (
-    "train ends with the test split; evaluate scores a workdir; import makes one of PyTorch weights; "
+    "train ends with the test split; evaluate scores a workdir; predict segments files with one; "
+    "import makes one of PyTorch weights; "
     "report makes tables of workdirs with results"
 )
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:VARIANT,VARIANT]; fields: --config.train.steps=100")
 _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), _MODE_HELP)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, results; report: several")
-_OUTPUT = flags.DEFINE_string("output", None, "report: the HTML file; the same as Markdown is put beside it")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "predict: the folder of the masks; report: the HTML file, the same as Markdown is put beside it"
+)
 _NETWORK = flags.DEFINE_string("network", None, "import: whose weights they are; needed where --config is not given")
-_INPUT = flags.DEFINE_string("input", None, "import: .npz, .safetensors or .pth file of the weights")
+_INPUT = flags.DEFINE_string(
+    "input", None, "predict: image, volume, or a folder of them; import: .npz, .safetensors or .pth file of the weights"
+)
+_SAMPLES = flags.DEFINE_bool("samples", False, "predict: keep each sample of a diffusion method")
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 _NO_CONFIG = "no config, nothing, in --config; give a file such as --config=configs/phantom.py"
@@ -32,7 +44,8 @@ _NO_CONFIG = "no config, nothing, in --config; give a file such as --config=conf
 def run(argv: list[str]) -> int:
     """Do what a command line asks and return its exit code.
 
-    0: done. 2: a mistake of the user's. 1: training diverged. 130: Ctrl-C. All but the first say so in one line.
+    0: done. 2: a mistake of the user's. 3: some scans of many could not be segmented. 1: training diverged.
+    130: Ctrl-C. All but the first say so on stderr, in one line or, for 3, one a scan.
     """
     try:
         parse_flags(argv)
@@ -47,6 +60,8 @@ def run(argv: list[str]) -> int:
         _from_package("parallel.enable_compile_cache")(_CONFIG.value.compile_cache)
         if _MODE.value == "import":
             mode(_CONFIG.value, _WORKDIR.value, _INPUT.value)
+        elif _MODE.value == "predict":
+            return mode(_CONFIG.value, _WORKDIR.value, _INPUT.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
         else:
             _print_summary(mode(_CONFIG.value, _WORKDIR.value))
         return 0
@@ -56,7 +71,7 @@ def run(argv: list[str]) -> int:
         print(f"biedsnet: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt:
-        print("biedsnet: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("biedsnet: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
 
 

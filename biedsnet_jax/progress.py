@@ -14,7 +14,7 @@ class Progress:
         self.what, self.total, self.start = what, total, start
         self.began, self.updated = time.monotonic(), False
         self.terminal = sys.stderr.isatty()
-        self.shown = 0.0
+        self.shown, self.done = 0.0, start
 
     def update(self, done: int, values: dict[str, float], *, plain: bool = False) -> None:
         """Show `done` units; without a terminal only where `plain` asks for a line."""
@@ -28,6 +28,14 @@ class Progress:
             sys.stderr.flush()
         if not self.updated:
             self.began, self.start, self.updated = now, done, True
+
+    def advance(self, more: int) -> None:
+        """Show `more` units done than before; without a terminal a line every five seconds."""
+        self.done += more
+        due = time.monotonic() - self.shown > 5 or self.done >= self.total
+        self.update(self.done, {}, plain=due)
+        if due:
+            self.shown = time.monotonic()
 
     def note(self, text: str) -> None:
         """A line that stays."""

@@ -139,7 +139,7 @@ def test_debug_shows_the_traceback(command):
     [
         (Diverged("loss not finite"), 1, "biedsnet: loss not finite\n"),
         (BadInput("a, b; c"), 2, "biedsnet: a, b; c\n"),
-        (KeyboardInterrupt(), 130, "biedsnet: interrupted; the same command goes on from the last checkpoint\n"),
+        (KeyboardInterrupt(), 130, "biedsnet: interrupted; the same command goes on where it stopped\n"),
     ],
 )
 def test_how_a_mode_that_stops_ends(command, monkeypatch, error, code, says):
@@ -248,7 +248,7 @@ def test_a_value_that_cannot_be(refused, override, says):
 
 
 def test_a_size_that_only_the_network_can_refuse(refused):
-    refused(PHANTOM + ":swin_unet", "--config.data.size=40", says=["image size 40", "use 16 or 32"])
+    refused(PHANTOM + ":swin_unet", "--config.data.size=40", says=["40, in data.size; use 16 or 32"])
 
 
 def test_weights_that_only_the_loss_can_refuse(refused):

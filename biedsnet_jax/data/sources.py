@@ -22,6 +22,7 @@ Example = dict[str, Any]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 LOSSY = (".jpg", ".jpeg")
+GREY_SPREAD = 32  # of 255: channels of a grey JPEG saved as colour differ by a few
 PLAIN_MODES = ("1", "L", "LA", "I;16", "I", "F", "RGB", "RGBA")  # of Pillow: what an image may stay in
 
 
@@ -66,10 +67,10 @@ class ImageFolder:
     The case is the first folder under `images/`; in a flat folder every file is a case of its own. The extensions of
     an image and its mask may differ. Files are in natural order (slice 2 before 10).
 
-    `channels` 1 or 3: colour becomes grey by the luma 0.299 R + 0.587 G + 0.114 B, grey is repeated, an alpha channel
-    is dropped. Depth is kept (uint8, uint16, else float32), but 16-bit colour arrives as 8 bits, as Pillow reads it.
-    `classes` 1: a mask holds 0 and one other value, whichever; a JPEG mask is cut at half. `classes` k > 1: a mask
-    holds the labels 0 to k, exclusive.
+    `channels` 1 or 3: grey saved as colour becomes grey again by the luma 0.299 R + 0.587 G + 0.114 B, grey is
+    repeated, an alpha channel is dropped; real colour needs 3. Depth is kept (uint8, uint16, else float32), but 16-bit
+    colour arrives as 8 bits, as Pillow reads it. `classes` 1: a mask holds 0 and one other value, whichever; a JPEG
+    mask is cut at half. `classes` k > 1: a mask holds the labels 0 to k, exclusive.
 
     Raises BadInput when made, if files lack their partner, and on `[i]`, if a file does not fit; `verify` finds the
     latter before work starts. Nothing is unpickled.
@@ -96,7 +97,7 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Example:
         name, image_path, mask_path = self._pairs[index]
-        image = _channels(_read_image(image_path), self.channels, image_path)
+        image = read_picture(image_path, self.channels)
         mask = _classes(_read_mask(mask_path), self.classes, mask_path)
         if image.shape[:2] != mask.shape[:2]:
             sizes = " against ".join(f"{h}x{w}" for h, w in (image.shape[:2], mask.shape[:2]))
@@ -119,6 +120,11 @@ class ImageFolder:
 
     def _check(self, index: int) -> None:
         self[index]
+
+
+def read_picture(path: Path, channels: int) -> Shaped[np.ndarray, "h w c"]:
+    """A PNG, JPEG or TIFF with 1 or 3 channels, as `ImageFolder` reads its images."""
+    return _channels(_read_image(path), channels, path)
 
 
 def _pair(root: Path) -> list[tuple[str, Path, Path]]:
@@ -201,6 +207,12 @@ def _channels(pixels: Shaped[np.ndarray, "h w n"], channels: int, path: Path) ->
         return pixels
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
+    spread = np.ptp(pixels.astype(np.float32), axis=-1).max()
+    if spread > GREY_SPREAD:
+        raise BadInput(
+            f"a colour image for 1 channel, its channels differ by up to {spread:.0f} of 255, {path}; save it as grey, "
+            "or train with data.channels=3"
+        )
     grey = pixels @ np.array([0.299, 0.587, 0.114])
     return (grey.round() if pixels.dtype.kind == "u" else grey).astype(pixels.dtype)[..., None]
 

@@ -89,7 +89,7 @@ def test_a_lossy_image_with_a_png_mask_and_a_lossy_mask(tmp_path):
     np.testing.assert_allclose(source[0]["image"][..., 0], smooth, atol=4)
 
 
-def test_colour_to_grey_and_grey_to_colour(tmp_path):
+def test_real_colour_is_refused_for_one_channel_and_kept_for_three(tmp_path):
     colour = np.zeros((2, 3, 3), np.uint8)
     colour[0] = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
     colour[1] = 77
@@ -103,11 +103,20 @@ def test_colour_to_grey_and_grey_to_colour(tmp_path):
     one = ImageFolder(tmp_path)
     three = ImageFolder(tmp_path, channels=3)
     names = one.cases
-    for name in ("rgb", "rgba", "palette"):  # luma by hand: 76.2, 149.7, 29.1
-        np.testing.assert_array_equal(one[names.index(name)]["image"][..., 0], [[76, 150, 29], [77, 77, 77]])
+    for name in ("rgb", "rgba", "palette"):
+        with pytest.raises(BadInput, match=rf"a colour image for 1 channel, .* by up to 255 of 255, .*{name}\.png; "):
+            one[names.index(name)]
         np.testing.assert_array_equal(three[names.index(name)]["image"], colour)
     grey = three[names.index("grey")]["image"]
     np.testing.assert_array_equal(grey, np.stack([RAMP[:2, :3]] * 3, axis=-1))
+
+
+def test_grey_saved_as_colour_becomes_grey_by_luma(tmp_path):
+    nearly = np.zeros((2, 3, 3), np.uint8)
+    nearly[0] = [[100, 110, 120], [32, 0, 0], [5, 5, 5]]  # luma by hand: 108.1, 9.6, 5; spreads 20, 32, 0
+    write(tmp_path / "images" / "a.png", nearly)
+    write(tmp_path / "masks" / "a.png", np.zeros((2, 3), np.uint8))
+    np.testing.assert_array_equal(ImageFolder(tmp_path)[0]["image"][..., 0], [[108, 10, 5], [0, 0, 0]])
 
 
 @pytest.mark.parametrize("value", [1, 2, 128, 255])

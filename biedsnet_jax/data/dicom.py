@@ -1,0 +1,207 @@
+"""DICOM series: the files of one scan found by their headers, and read as a volume. Needs the extra `dicom` (pydicom).
+
+A pixel lies where ImagePositionPatient and ImageOrientationPatient say, whatever the file's name or number:
+
+    [x, y, z] mm = position + column * (mm between columns) * along_row + row * (mm between rows) * along_column
+
+DICOM's x grows to the patient's left and y to the back, a Volume's affine (RAS+) the other way. Voxels are "i j k":
+column, row, and slice along the normal along_row x along_column. The step between slices comes from their positions;
+where it is not along the normal (a tilted gantry), the affine is sheared as the scan was.
+
+Where slices are missing, the grid still keeps all others at their true place, so it has voxels that nobody scanned.
+They repeat the nearest slice, so that a network sees nothing strange, and are told: a mask must be left empty there.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+
+from biedsnet_jax.data import dicom_slice
+from biedsnet_jax.data.dicom_slice import Slice
+from biedsnet_jax.data.volumes import Volume, check_affine
+from biedsnet_jax.types import BadInput
+
+EXTENSIONS = (".dcm", ".dicom")
+BROKEN = ""  # stands for the series of files whose header cannot be read
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_OFF = 0.2  # voxels by which a slice or a step may miss the grid, since positions are rounded
+_MOST_GAPS = 4  # told one by one
+
+
+def is_dicom(path: Path) -> bool:
+    """By the mark DICM after 128 bytes, or by its name; a file that has the name alone is refused when it is read."""
+    try:
+        with path.open("rb") as file:
+            marked = file.read(132)[128:] == b"DICM"
+    except OSError:
+        marked = False
+    return marked or path.suffix.lower() in EXTENSIONS
+
+
+def find_series(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """SeriesInstanceUID -> its files by position, in the order of SeriesNumber; from headers alone.
+
+    Reports, segmentations and the like are passed over. Files that cannot be read are together under BROKEN, for
+    `read_series` to refuse. Raises BadInput without pydicom.
+    """
+    found, numbers = defaultdict(list), {}
+    for path in paths:
+        try:
+            with dicom_slice.opened(path) as header:
+                if not dicom_slice.is_scan(header, path):
+                    continue
+                series = str(header.get("SeriesInstanceUID") or path.parent)
+                number = int(header.get("SeriesNumber") or 0)
+                height = dicom_slice.height(header, path)
+        except dicom_slice.BadFile:
+            series, number, height = BROKEN, 0, 0.0
+        found[series].append((height, path))
+        numbers[series] = number
+    order = sorted(found, key=lambda series: (numbers[series], series))
+    return {series: [path for _, path in sorted(found[series], key=lambda one: one[0])] for series in order}
+
+
+def count_slices(files: Sequence[Path]) -> int:
+    """Slices of a series, as far as headers tell at once."""
+    if len(files) > 1:
+        return len(files)
+    try:
+        with dicom_slice.opened(files[0]) as header:
+            return max(1, int(header.get("NumberOfFrames") or 1))
+    except dicom_slice.BadFile:
+        return 1
+
+
+def read_series(files: Sequence[Path]) -> tuple[Volume, list[int], list[str]]:
+    """The volume of one series, the k of slices that nobody scanned (see above), and warnings.
+
+    Voxels are in the units of RescaleSlope and RescaleIntercept: int16 where all are whole and fit, else float32.
+    MONOCHROME1 is turned round. Raises BadInput for files that are not slices of one even stack, for colour, and for
+    pixels that are cut short or packed in a way that pydicom cannot unpack.
+    """
+    slices = [one for path in files for one in dicom_slice.read(path)]
+    _check_alike(slices)
+    slices = sorted(slices, key=lambda one: one.height)
+    places, affine = _grid(slices)
+    voxels = _read_voxels(slices, places)
+    missing = sorted(set(range(places[-1] + 1)) - set(places.tolist()))
+    for k in missing:
+        voxels[..., k] = voxels[..., places[np.abs(places - k).argmin()]]
+    return Volume(voxels, affine, str(files[0].parent)), missing, _notes(slices, places, affine)
+
+
+def _check_alike(slices: Sequence[Slice]) -> None:
+    """Raises BadInput for the first slice that differs from what most are in size, spacing or direction."""
+    geometry = [np.concatenate([one.size, one.spacing, one.directions.ravel()]) for one in slices]
+    usual = Counter(tuple(one.round(3)) for one in geometry).most_common(1)[0][0]
+    for one, its in zip(slices, geometry):
+        off = np.abs(its - usual)
+        if off.max() > 2e-3:
+            n = int(off.argmax()) if off[:2].max() < 1 else int(off[:2].argmax())
+            what = "size" if n < 2 else "spacing" if n < 4 else "direction"
+            raise BadInput(
+                f"slices of different {what} in one series, {its[n]:.4g} where most have {usual[n]:.4g}, {one.path}; "
+                "put those that belong together in a folder of their own"
+            )
+
+
+def _grid(slices: Sequence[Slice]) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "4 4"]]:
+    """The k of each slice and the affine. Raises BadInput for two slices at one place and for uneven steps."""
+    first, positions = slices[0], np.stack([one.position for one in slices])
+    if len(slices) == 1:
+        places, step = np.zeros(1, int), first.normal * first.thickness
+    else:
+        places = np.concatenate([[0], np.cumsum(_steps(slices))])
+        step = (positions[-1] - positions[0]) / places[-1]
+    affine = np.eye(4)
+    affine[:3, 0] = first.directions[0] * first.spacing[1]
+    affine[:3, 1] = first.directions[1] * first.spacing[0]
+    affine[:3, 2] = step
+    affine[:3, 3] = first.position
+    check_affine(affine, first.path)
+    off = np.linalg.solve(affine[:3, :3], (positions - positions[0] - places[:, None] * step).T)
+    off = np.abs(off).max(axis=0)
+    if off.max() > _OFF:
+        raise BadInput(
+            f"slices not on one even grid, {off.max():.2g} voxels off, {slices[off.argmax()].path}; "
+            "put those that belong together in a folder of their own"
+        )
+    return places, _LPS_TO_RAS @ affine
+
+
+def _steps(slices: Sequence[Slice]) -> Int[np.ndarray, " n"]:
+    """From each slice to the next: 1, or more over a gap, in units of the usual step."""
+    gaps = np.diff([one.height for one in slices])
+    n = int(gaps.argmin())
+    if gaps[n] < 1e-3:
+        raise BadInput(
+            f"two slices at one place, {_place(slices[n])} mm, {slices[n].path} and {slices[n + 1].path}; "
+            "keep one phase, time point or copy in the folder"
+        )
+    usual = np.median(gaps)
+    steps = np.maximum(1, np.rint(gaps / usual).astype(int))
+    off = np.abs(gaps / usual - steps)
+    n = int(off.argmax())
+    if off[n] > _OFF * steps[n]:
+        raise BadInput(
+            f"slices unevenly spaced, {gaps[n]:.4g} mm where most are {usual:.4g}, {slices[n + 1].path}; "
+            "put each even part in a folder of its own"
+        )
+    if steps.sum() > 2 * len(slices):
+        raise BadInput(
+            f"missing slices, {steps.sum() - len(gaps)} of which only {len(slices)} are there, "
+            f"{slices[0].path.parent}; put each part in a folder of its own"
+        )
+    return steps
+
+
+def _place(one: Slice) -> str:
+    """Its first pixel on the patient's axis that slices run along, in DICOM's millimetres."""
+    axis = int(np.abs(one.normal).argmax())
+    return f"{'xyz'[axis]}={one.position[axis]:.1f}"
+
+
+def _notes(slices, places, affine) -> list[str]:
+    """What the user should know of the grid: gaps, and a step that is not along the normal."""
+    notes, folder = [], slices[0].path.parent
+    gaps = [
+        f"{places[n + 1] - places[n] - 1} between {_place(slices[n])} and {_place(slices[n + 1])} mm"
+        for n in np.flatnonzero(np.diff(places) > 1)
+    ]
+    if len(gaps) > _MOST_GAPS:
+        gaps[_MOST_GAPS:] = [f"and in {len(gaps) - _MOST_GAPS} more gaps"]
+    if gaps:
+        notes.append(f"missing slices, {', '.join(gaps)}, {folder}; the masks are empty there, export all slices")
+    along = affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)
+    sideways = np.linalg.norm(affine[:3, 2] @ along)  # mm of a step within the slice
+    if sideways > 0.01 * np.linalg.norm(affine[:3, 2]):
+        notes.append(
+            f"tilted gantry, each slice {sideways:.2g} mm aside of the last, {folder}; the masks' sform keeps it, "
+            "viewers that read the qform alone show them straight"
+        )
+    return notes
+
+
+def _read_voxels(slices: Sequence[Slice], places: Int[np.ndarray, " n"]) -> Num[np.ndarray, "i j k"]:
+    """Every slice at its place; what lies between is not filled yet."""
+    rows, columns = slices[0].size
+    voxels = np.zeros((columns, rows, places[-1] + 1), np.int16, order="F")  # so that a slice lies in one piece
+    for k, values in _values_by_file(slices, places):
+        low, high = values.min(), values.max()
+        if voxels.dtype == np.int16 and (values.dtype.kind == "f" or low < -(2**15) or high >= 2**15):
+            voxels = voxels.astype(np.float32)
+        voxels[..., k] = values.T
+    return voxels
+
+
+def _values_by_file(slices, places) -> Iterator[tuple[int, Num[np.ndarray, "h w"]]]:
+    """(k, values) of every slice; a file of many frames is opened once."""
+    by_file = defaultdict(list)
+    for one, k in zip(slices, places):
+        by_file[one.path].append((one, k))
+    for of_file in by_file.values():
+        values = dicom_slice.values([one for one, _ in of_file])
+        yield from zip([k for _, k in of_file], values)

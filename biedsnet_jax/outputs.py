@@ -1,0 +1,181 @@
+"""What a prediction leaves on disk: masks and maps on the scan's own grid, an overlay, a row a class in summary.csv."""
+
+import csv
+import io
+import json
+import pathlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image
+
+from biedsnet_jax import files
+from biedsnet_jax.data import nifti
+from biedsnet_jax.data.nifti_folder import class_masks
+from biedsnet_jax.data.scans import Item, Scan
+from biedsnet_jax.data.volumes import Volume
+from biedsnet_jax.overlay import overlay
+from biedsnet_jax.predict import UNCERTAINTIES, Prediction
+from biedsnet_jax.types import BadInput
+
+COLUMNS = (
+    "name", "class", "labels", "slices", "height", "width", "pixels", "volume_ml", "largest_area_mm2",
+    "largest_area_pixels", "mean_uncertainty", "seconds", "file",
+)  # fmt: skip
+LIKELY = 0.05  # mean uncertainty is over pixels at least so probable: elsewhere it is 0 and there is a lot of elsewhere
+
+
+class Summary:
+    """`summary.csv`, a row a scan and class; a run that goes on keeps what is there."""
+
+    def __init__(self, folder: pathlib.Path, *, classes: int):
+        self.path = folder / "summary.csv"
+        rows = self._read()
+        names = Counter(row["name"] for row in rows)
+        self.done = {name for name, count in names.items() if count == classes}  # no write was cut short
+        self._rewrite(row for row in rows if row["name"] in self.done)
+
+    def add(self, rows: list[dict]) -> None:
+        """Append the rows of one scan in one write."""
+        name = rows[0]["name"]
+        if name in self.done:  # done before, but a file of it is gone
+            self._rewrite(row for row in self._read() if row["name"] != name)
+        files.append_text(self.path, _csv(rows))
+        self.done.add(name)
+
+    def _rewrite(self, rows):
+        files.write_text(self.path, _csv([dict(zip(COLUMNS, COLUMNS)), *rows]))
+
+    def _read(self):
+        """Whole rows; the last line has no end where a write was cut short."""
+        try:
+            with self.path.open(newline="") as file:
+                whole, _, _ = file.read().rpartition("\n")
+            rows = list(csv.DictReader(io.StringIO(whole)))
+        except FileNotFoundError:
+            return []
+        except (UnicodeDecodeError, csv.Error):
+            raise BadInput(f"damaged summary, no text, {self.path}; remove it, its scans are then done again") from None
+        return [row for row in rows if set(row) == set(COLUMNS) and None not in row.values()]
+
+
+@contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Whatever the system says against writing becomes a BadInput that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(
+            f"cannot write, {error.strerror or error}, {path}; make room or give another --output, what is finished "
+            "stays"
+        ) from error
+
+
+def check_folder(folder: pathlib.Path, made_by: dict) -> None:
+    """Make the folder, or raise BadInput where it holds the masks of another model or setting."""
+    path = folder / "predict.json"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = path.read_text(errors="replace") if path.exists() else json.dumps(made_by)
+    try:
+        there = dict(json.loads(text))
+    except (ValueError, TypeError):
+        raise BadInput(
+            f"damaged record, no fields, {path}; remove it if the masks beside it are from the same model"
+        ) from None
+    for name, value in made_by.items():
+        old = there.get(name)
+        if old != value:
+            raise BadInput(
+                f"masks of another run, {name} was {old!r} and is {value!r}, {folder}; give another --output"
+            )
+    with writing(path):
+        files.write_json(path, made_by)
+
+
+def paths(folder: pathlib.Path, item: Item, *, classes: int, diffusion: bool, samples: int) -> dict[str, pathlib.Path]:
+    """Every file of one scan: "mask", "overlay", and maps by name, of several classes with the class's number."""
+    extension = ".png" if item.kind == "picture" else ".nii.gz"
+    maps = ["probability", *(UNCERTAINTIES if diffusion else ()), *(f"sample_{n + 1}" for n in range(samples))]
+    if classes > 1:
+        maps = [f"{name}_{k + 1}" for name in maps for k in range(classes)]
+    named = {name: folder / f"{item.name}_{name}{extension}" for name in [*maps, "mask"]}
+    return {"overlay": folder / f"{item.name}_overlay.png", **named}
+
+
+def write(scan: Scan, prediction: Prediction, where: dict[str, pathlib.Path]) -> list[dict]:
+    """Write the files of `paths`, each complete under its name, the mask last; returns the rows of the summary.
+
+    Areas and volumes are those of the written mask: what its labels give each class.
+    """
+    where["mask"].parent.mkdir(parents=True, exist_ok=True)
+    labels = scan.only_scanned(prediction.label_map)
+    masks = [class_masks(one, len(prediction.labels), prediction.labels) for one in labels]
+    mask = np.stack(masks).view(bool)
+    _write_picture(where["overlay"], overlay(scan.slices, mask, scan.volume.spacing[1:] if scan.volume else None))
+    for name in prediction.maps:  # one map after another: all of them at full size may not fit in memory
+        _write_maps(where, name, scan.only_scanned(prediction.map(name)), scan.volume)
+    for number in range(0 if prediction.samples_kept is None else len(prediction.samples_kept)):
+        _write_maps(where, f"sample_{number + 1}", scan.only_scanned(prediction.sample(number)), scan.volume)
+    if scan.volume is None and len(prediction.labels) == 1:
+        labels = (labels > 0) * np.uint8(255)  # to be seen
+    _write_grid(where["mask"], labels, scan.volume)
+    return _rows(scan, prediction, mask)
+
+
+def _write_maps(where, name, values, volume):
+    for k in range(values.shape[-1]):
+        path = where[name if values.shape[-1] == 1 else f"{name}_{k + 1}"]
+        _write_grid(path, values[..., k], volume)
+
+
+def _write_grid(path, values, volume: Volume | None):
+    """Canonical slices "d h w" in the grid of the scan; a map of [0, 1] in steps of 1/65535."""
+    if volume is not None:
+        nifti.write(path, volume.restore(values), volume)
+        return
+    picture = values[0]
+    if picture.dtype.kind == "f":
+        picture = np.rint(picture.clip(0, 1) * 65535).astype(np.uint16)
+    _write_picture(path, Image.fromarray(picture))
+
+
+def _write_picture(path, picture):
+    with nifti.whole_file(path) as partial:
+        picture.save(partial)
+
+
+def _rows(scan, prediction, mask) -> list[dict]:
+    entropy = prediction.mean_entropy(LIKELY, scan.scanned) if "entropy" in prediction.maps else None
+    return [
+        {
+            "name": scan.item.name,
+            "class": k + 1,
+            "labels": "+".join(map(str, labels)),
+            **_sizes(mask[..., k], scan.volume),
+            "mean_uncertainty": "" if entropy is None else f"{entropy[k]:.4f}",
+            "seconds": f"{prediction.seconds:.3f}",
+            "file": str(scan.item.files[0]),
+        }
+        for k, labels in enumerate(prediction.labels)
+    ]
+
+
+def _sizes(mask, volume: Volume | None) -> dict:
+    pixels, largest = int(mask.sum()), int(mask.sum(axis=(1, 2)).max())
+    area = volume and volume.spacing[1] * volume.spacing[2]
+    return {
+        **dict(zip(("slices", "height", "width"), mask.shape)),
+        "pixels": pixels,
+        "volume_ml": f"{pixels * volume.voxel_ml:.6g}" if volume else "",
+        "largest_area_mm2": f"{largest * area:.6g}" if volume else "",
+        "largest_area_pixels": largest,
+    }
+
+
+def _csv(rows) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n").writerows(rows)
+    return text.getvalue()

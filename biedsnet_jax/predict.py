@@ -1,0 +1,266 @@
+"""Masks of images in memory: `load(workdir)(array) -> Prediction`.
+
+The network sees every slice as training did (window, resize, normalise). Maps come back at the slice's own size,
+resized bilinearly; the mask is where the resized probability exceeds the threshold.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Integer, Shaped
+
+from biedsnet_jax import config, evaluate, experiment, fusion, parallel, segmenter
+from biedsnet_jax.data import transforms, volumes
+from biedsnet_jax.types import BadInput
+
+UNCERTAINTIES = ("entropy", "mutual_information", "variance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model says of one scan of d slices, each h by w, for k classes.
+
+    The maps are kept as the network gives them, H by W, and resized when asked for: four maps of a whole CT would
+    not fit in memory with their samples.
+    """
+
+    size: tuple[int, int]  # h, w
+    maps: dict[str, Float[np.ndarray, "d H W k"]]  # probability, and of diffusion methods UNCERTAINTIES
+    samples_kept: Float[np.ndarray, "n d H W k"] | None
+    threshold: float
+    labels: tuple[tuple[int, ...], ...]  # label values of each class
+    seconds: float  # for all slices, without compiling
+
+    @property
+    def probability(self) -> Float[np.ndarray, "d h w k"]:
+        """Of each class."""
+        return self.map("probability")
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "d h w k"]:
+        """Where the probability exceeds the threshold; classes may overlap."""
+        return self.probability > self.threshold
+
+    @property
+    def label_map(self) -> Integer[np.ndarray, "d h w"]:
+        """One whole number a voxel, 0 for none; see `label_map`."""
+        slices = self._each_resized(self.maps["probability"])  # one by one, in little memory
+        return np.stack([label_map(one, threshold=self.threshold, labels=self.labels) for one in slices])
+
+    @property
+    def uncertainty(self) -> dict[str, Float[np.ndarray, "d h w k"]]:
+        """entropy (bits) and mutual_information of the samples, and their variance; empty for direct methods."""
+        return {name: self.map(name) for name in UNCERTAINTIES if name in self.maps}
+
+    @property
+    def samples(self) -> list[Float[np.ndarray, "d h w k"]]:
+        """Each sample's probability, where they were asked for."""
+        return [self.sample(n) for n in range(0 if self.samples_kept is None else len(self.samples_kept))]
+
+    def map(self, name: str) -> Float[np.ndarray, "d h w k"]:
+        """One of `maps` at the scan's size."""
+        return self._resized(self.maps[name])
+
+    def sample(self, number: int) -> Float[np.ndarray, "d h w k"]:
+        """One of `samples`."""
+        return self._resized(self.samples_kept[number])
+
+    def mean_entropy(self, likely: float, where: Bool[np.ndarray, "d h w"] | None = None) -> Float[np.ndarray, " k"]:
+        """Of each class, over pixels (of `where`) whose probability is `likely` at least; 0 where none is."""
+        total, count = np.zeros((2, self.maps["probability"].shape[-1]))
+        pairs = zip(*(self._each_resized(self.maps[name]) for name in ("probability", "entropy")))
+        for z, (p, entropy) in enumerate(pairs):
+            chosen = (p >= likely) if where is None else (p >= likely) & where[z, ..., None]
+            total += np.where(chosen, entropy, 0).sum(axis=(0, 1), dtype=np.float64)
+            count += chosen.sum(axis=(0, 1))
+        return total / np.maximum(count, 1)
+
+    def _resized(self, maps):
+        resized = np.empty((len(maps), *self.size, maps.shape[-1]), np.float32)
+        for z, one in enumerate(self._each_resized(maps)):
+            resized[z] = one
+        return resized
+
+    def _each_resized(self, maps):
+        return (transforms.resize_image(one, self.size) for one in maps)
+
+
+def label_map(
+    probability: Float[np.ndarray, "*space k"], *, threshold: float, labels: Sequence[Sequence[int]]
+) -> Integer[np.ndarray, "*space"]:
+    """Classes as one whole number a voxel, in the values that the training labels had.
+
+    Where sets of labels are disjoint, the likeliest class above the threshold. Where they overlap they are regions: the
+    larger sets are painted first, the smaller over them, each with its first label that none painted later has.
+    """
+    values = written_values(labels)
+    kind = np.uint8 if max(values) < 256 else np.uint16
+    above = probability > threshold
+    if exclusive(labels):
+        winner = np.where(above, probability, 0).argmax(axis=-1)
+        return np.where(above.any(axis=-1), np.array(values, kind)[winner], kind(0))
+    painted = np.zeros(probability.shape[:-1], kind)
+    for k in _painting_order(labels):
+        painted[above[..., k]] = values[k]
+    return painted
+
+
+def exclusive(labels: Sequence[Sequence[int]]) -> bool:
+    """Whether no label value belongs to two classes."""
+    return len(set().union(*labels)) == sum(map(len, labels))
+
+
+def written_values(labels: Sequence[Sequence[int]]) -> list[int]:
+    """The number that stands for each class in a label map."""
+    order = _painting_order(labels)
+    values = [0] * len(labels)
+    for place, k in enumerate(order):
+        later = set().union(*(labels[other] for other in order[place + 1 :]))
+        values[k] = next((label for label in labels[k] if label not in later), labels[k][0])
+    return values
+
+
+def _painting_order(labels) -> list[int]:
+    """Classes from the one of most labels to that of fewest: a region lies in the larger ones."""
+    return sorted(range(len(labels)), key=lambda k: -len(labels[k]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained model, ready for arrays. Made by `load`."""
+
+    cfg: object
+    variables: dict
+    step: int  # of the checkpoint
+    mesh: Mesh
+    run_batch: Callable  # jitted (variables, image, number) -> maps and samples
+    programs: dict[int, Callable] = dataclasses.field(default_factory=dict)  # the same compiled, by size of the batch
+
+    def __call__(self, array: Shaped[np.ndarray, "..."], *, keep_samples: bool = False) -> Prediction:
+        """Segment "h w" or "h w c", which is one slice, or "d h w c"; c is the number the model was trained on.
+
+        Values are in the units of the training files. Raises BadInput for another number of axes or channels, an empty
+        array, and values that are not finite numbers.
+        """
+        channels = self.cfg.data.channels
+        array = np.asarray(array)
+        slices = array[None, ..., None] if array.ndim == 2 else array[None] if array.ndim == 3 else array
+        if slices.ndim != 4 or slices.shape[-1] != channels or not slices.size:
+            raise BadInput(
+                f"shape of an array, {array.shape}, the argument; give (h, w), (h, w, {channels}) or (d, h, w, "
+                f"{channels}): this model was trained on {channels} channel{'s' * (channels > 1)}"
+            )
+        if slices.dtype.kind not in "buif" or not np.isfinite(slices).all():
+            raise BadInput(f"values that are not finite numbers, {array.dtype}, the argument; give finite numbers")
+        (prediction,) = self.predict([slices], keep_samples=keep_samples)
+        return prediction
+
+    def predict(
+        self,
+        scans: Sequence[Shaped[np.ndarray, "_d _h _w _c"]],
+        *,
+        keep_samples: bool = False,
+        done: Callable[[int], None] = lambda slices: None,
+    ) -> list[Prediction]:
+        """Several scans in shared batches; `done` hears of the slices as they are finished.
+
+        A slice's noise follows from the seed and its number in the scan, so its mask does not depend on what shares
+        its batch.
+        """
+        prepared = experiment.make_prepare(self.cfg)
+        where = [(n, z) for n, scan in enumerate(scans) for z in range(len(scan))]
+        batch_size, program = self._program(len(where))  # compiled here, so that the clock does not count it
+        maps: list[dict] = [{} for _ in scans]
+        start, waiting = time.perf_counter(), None
+        for first in range(0, len(where), batch_size):
+            chosen = where[first : first + batch_size]
+            images = [prepared.image(volumes.neighbours(scans[n], z, self.cfg.data.context)) for n, z in chosen]
+            running = program(self.variables, *self._inputs(images, [z for _, z in chosen], batch_size))
+            if waiting:  # fetched only now, so that the next batch was prepared while this one ran
+                self._collect(maps, *waiting, keep_samples)
+                done(len(waiting[1]))
+            waiting = running, chosen
+        self._collect(maps, *waiting, keep_samples)
+        done(len(waiting[1]))
+        seconds = (time.perf_counter() - start) / len(where)
+        return [self._prediction(scan, parts, seconds * len(scan)) for scan, parts in zip(scans, maps)]
+
+    def _program(self, slices):
+        """(batch size, program): the smallest compiled that holds all `slices`, else of a power of two slices, at most
+        eval.batch_size."""
+        most, size = self.cfg.eval.batch_size, self.mesh.size
+        while size < min(slices, most):
+            size *= 2
+        size = next((known for known in sorted(self.programs) if known >= slices), min(size, most))
+        if size not in self.programs:
+            self.programs[size] = self._compile(size)
+        return size, self.programs[size]
+
+    def _compile(self, batch_size):
+        image = jax.ShapeDtypeStruct((batch_size, *experiment.image_shape(self.cfg)), np.float32)
+        number = jax.ShapeDtypeStruct((batch_size,), np.int32)
+        return self.run_batch.lower(self.variables, image, number).compile()
+
+    def _inputs(self, images, numbers, batch_size):
+        image = np.zeros((batch_size, *images[0].shape), np.float32)
+        image[: len(images)] = images
+        number = np.zeros(batch_size, np.int32)
+        number[: len(numbers)] = numbers
+        inputs = parallel.put_batch({"image": image, "number": number}, self.mesh)
+        return inputs["image"], inputs["number"]
+
+    def _collect(self, maps, running, chosen, keep_samples):
+        values = {name: np.asarray(value) for name, value in running.items() if name != "samples" or keep_samples}
+        for row, (n, _) in enumerate(chosen):
+            for name, value in values.items():
+                maps[n].setdefault(name, []).append(value[:, row] if name == "samples" else value[row])
+
+    def _prediction(self, scan, parts, seconds):
+        samples = parts.pop("samples", None)
+        return Prediction(
+            size=scan.shape[1:3],
+            maps={name: np.stack(rows) for name, rows in parts.items()},
+            samples_kept=None if samples is None else np.stack(samples, axis=1),
+            threshold=float(self.cfg.threshold),
+            labels=class_labels(self.cfg),
+            seconds=seconds,
+        )
+
+
+def load(workdir: str | pathlib.Path, cfg=None) -> Predictor:
+    """The best checkpoint of `workdir`, ready to segment arrays; `cfg` may sample otherwise than it was trained with.
+
+    Raises BadInput where the workdir holds no run, or not this config's.
+    """
+    workdir = pathlib.Path(workdir)
+    cfg = cfg or config.load(workdir)
+    config.check(cfg)
+    config.check_trained(cfg, workdir)
+    mesh = parallel.make_mesh()
+    parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    model = segmenter.build(cfg)
+    variables, step = evaluate.restore_best(cfg, workdir, model, mesh)
+    return Predictor(cfg, variables, step, mesh, _make_run_batch(cfg, model, mesh))
+
+
+def class_labels(cfg) -> tuple[tuple[int, ...], ...]:
+    """Label values of each class."""
+    return tuple(map(tuple, cfg.data.labels)) or tuple((k,) for k in range(1, cfg.data.classes + 1))
+
+
+def _make_run_batch(cfg, model, mesh):
+    """Jitted `(variables, image, number) -> maps "b h w k", and samples "n b h w k"`."""
+    fuse, diffusion = fusion.FUSIONS[cfg.fusion], segmenter.is_diffusion(cfg)
+
+    def run_batch(variables, image, number):
+        samples = model.predict(variables, image, evaluate.noise_keys(cfg.seed, number), ensemble=cfg.sampler.ensemble)
+        maps = {"probability": fuse(samples), "samples": samples}
+        return maps | fusion.uncertainty(samples) if diffusion else maps
+
+    split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    return jax.jit(run_batch, in_shardings=(everywhere, split, split))

@@ -1,0 +1,132 @@
+"""Mode predict: masks, maps and a summary for every image, volume and DICOM series of a folder.
+
+The next scan is read while one is segmented. What is finished is skipped when the command is given again; a scan that
+cannot be read does not stop the others.
+"""
+
+import contextlib
+import hashlib
+import pathlib
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from biedsnet_jax import config, outputs, predict, progress, segmenter
+from biedsnet_jax.data import scans
+from biedsnet_jax.types import BadInput
+
+FAILED = 3  # exit code where some scans could not be read
+
+
+def run(cfg, workdir: str, source: str | None, output: str | None, *, keep_samples: bool = False) -> int:
+    """Segment `source`, a file or a folder, into the folder `output`; returns 0, or 3 where some scans failed.
+
+    Raises BadInput for a single file that cannot be read, and for whatever stops all: no model, nothing to segment,
+    a folder with masks of another model.
+    """
+    if not source:
+        raise BadInput("no scans, nothing, in --input; give an image, a volume or a folder of them")
+    if not output:
+        raise BadInput("no folder, nothing, in --output; give the folder that the masks go to")
+    config.check(cfg)
+    source, folder = pathlib.Path(source), pathlib.Path(output)
+    items = scans.find(source, channels=cfg.data.channels, leave_out=folder)
+    predictor = predict.load(workdir, cfg)
+    outputs.check_folder(folder, _made_by(predictor, pathlib.Path(workdir)))
+    with outputs.writing(folder):
+        summary = outputs.Summary(folder, classes=cfg.data.classes)
+    diffusion = segmenter.is_diffusion(cfg)
+    kept = cfg.sampler.ensemble if keep_samples and diffusion else 0
+    where = {
+        item: outputs.paths(folder, item, classes=cfg.data.classes, diffusion=diffusion, samples=kept) for item in items
+    }
+    todo = [
+        item for item in items if item.name not in summary.done or not all(p.exists() for p in where[item].values())
+    ]
+    if len(todo) < len(items):
+        print(f"{len(items) - len(todo)} of {len(items)} scans done before, in {folder}", file=sys.stderr)
+    failed = _segment(todo, predictor, where, summary, keep_samples=kept > 0, alone=source.is_file())
+    print(f"{len(items) - len(failed)} of {len(items)} scans segmented, in {folder}; summary.csv has the figures")
+    if failed:
+        print(f"biedsnet: {len(failed)} of {len(items)} scans failed:", file=sys.stderr)
+        for line in failed:
+            print(f"  {line}", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def _segment(todo, predictor, where, summary, *, keep_samples, alone) -> list[str]:
+    """Do every scan; returns what was wrong with those that failed."""
+    failed = []
+    bar = progress.Progress("predict", sum(item.depth for item in todo))
+    with contextlib.closing(bar):
+        for read in _read_ahead(_jobs(todo, predictor.cfg.eval.batch_size), predictor.cfg.data.channels):
+            good = []
+            for item, scan in read:
+                if isinstance(scan, BadInput):
+                    if alone:
+                        raise scan
+                    failed.append(str(scan))
+                    bar.note(f"skipped: {scan}")
+                    bar.advance(item.depth)
+                    continue
+                good.append(scan)
+                for note in scan.notes:
+                    bar.note(f"warning: {note}")
+            if good:
+                slices = [scan.slices for scan in good]
+                predictions = predictor.predict(slices, keep_samples=keep_samples, done=bar.advance)
+                for scan, prediction in zip(good, predictions):
+                    with outputs.writing(where[scan.item]["mask"]):
+                        summary.add(outputs.write(scan, prediction, where[scan.item]))
+    return failed
+
+
+def _jobs(items, batch_size) -> list[list[scans.Item]]:
+    """Pictures in groups that fill a batch; each volume by itself."""
+    jobs, group = [], []
+    for item in items:
+        if item.kind != "picture":
+            jobs.append([item])
+            continue
+        group.append(item)
+        if len(group) == batch_size:
+            jobs.append(group)
+            group = []
+    return jobs + ([group] if group else [])
+
+
+def _read_ahead(jobs, channels) -> Iterator[list[tuple[scans.Item, scans.Scan | BadInput]]]:
+    """The scans of each job, or what is wrong with them, the next job being read meanwhile."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = [pool.submit(_read, job, channels) for job in jobs[:1]]
+        for number, job in enumerate(jobs):
+            read = coming.pop().result()
+            if number + 1 < len(jobs):
+                coming.append(pool.submit(_read, jobs[number + 1], channels))
+            yield list(zip(job, read))
+
+
+def _read(job, channels) -> list[scans.Scan | BadInput]:
+    read = []
+    for item in job:
+        try:
+            read.append(scans.read(item, channels=channels))
+        except BadInput as error:
+            read.append(error)
+        except MemoryError:
+            read.append(BadInput(f"too large for the memory, {item.depth} slices, {item.files[0]}; cut it into parts"))
+    return read
+
+
+def _made_by(predictor, workdir) -> dict:
+    """What must be the same for masks to share a folder."""
+    cfg = predictor.cfg
+    return {
+        "model": cfg.row or cfg.network,
+        "config": hashlib.sha256((workdir / "config.json").read_bytes()).hexdigest()[:16],
+        "checkpoint_step": predictor.step,
+        "seed": cfg.seed,
+        "sampler": dict(cfg.sampler) if segmenter.is_diffusion(cfg) else None,
+        "fusion": cfg.fusion,
+        "threshold": cfg.threshold,
+    }

@@ -1,0 +1,270 @@
+"""DICOM series against SimpleITK (GDCM), which reads the same files on its own, and against values by hand."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from biedsnet_jax.data import dicom, dicom_slice, nifti
+from biedsnet_jax.types import BadInput
+
+pydicom = pytest.importorskip("pydicom")
+sitk = pytest.importorskip("SimpleITK")
+
+from made_dicom import AXIAL, data_set, positions, write_enhanced, write_series, write_slice  # noqa: E402
+from pydicom.uid import JPEGLosslessSV1, RLELossless  # noqa: E402
+
+TURN = np.linalg.qr(np.array([[0.9, 0.2, 0.1], [-0.3, 0.8, 0.2], [0.1, -0.2, 0.95]]))[0]
+ORIENTATIONS = {
+    "axial": AXIAL,
+    "axial, normal to the feet": (1, 0, 0, 0, -1, 0),
+    "lying on the belly": (-1, 0, 0, 0, -1, 0),
+    "sagittal": (0, 1, 0, 0, 0, -1),
+    "coronal": (1, 0, 0, 0, 0, -1),
+    "oblique": tuple(TURN[0]) + tuple(TURN[1]),
+    "oblique, rows swapped": tuple(-TURN[1]) + tuple(TURN[2]),
+}
+STORED = np.random.default_rng(1).integers(0, 3000, (5, 7, 6)).astype(np.int16)  # slices, rows, columns
+
+
+def by_itk(folder):
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return reader.Execute()
+
+
+def grid(image):
+    return np.concatenate([image.GetSize(), image.GetOrigin(), image.GetSpacing(), image.GetDirection()])
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS.values(), ids=ORIENTATIONS)
+def test_voxels_and_their_places_are_those_of_simpleitk_and_a_mask_lies_on_them(tmp_path, orientation):
+    files = write_series(tmp_path / "scan", STORED, orientation=orientation, RescaleIntercept=-1024, RescaleSlope=1)
+    volume, missing, notes = dicom.read_series(files)
+    theirs = by_itk(tmp_path / "scan")
+    assert np.array_equal(volume.voxels.T, sitk.GetArrayFromImage(theirs))
+    assert np.array_equal(volume.voxels.T, STORED - 1024)
+    assert (volume.voxels.dtype, missing, notes) == (np.int16, [], [])
+    for index in ((0, 0, 0), (5, 0, 0), (0, 6, 0), (0, 0, 4), (2, 3, 1)):
+        place = np.array(theirs.TransformIndexToPhysicalPoint(index)) * (-1, -1, 1)  # LPS to RAS
+        assert np.allclose((volume.affine @ [*index, 1])[:3], place, atol=1e-5)
+    assert volume.voxel_ml == pytest.approx(0.8 * 0.6 * 2.5 / 1000)
+
+    mask = (volume.slices > 500).astype(np.uint8)
+    nifti.write(tmp_path / "mask.nii.gz", volume.restore(mask), volume)
+    written = sitk.ReadImage(str(tmp_path / "mask.nii.gz"))
+    assert np.allclose(grid(written), grid(theirs), atol=1e-5)
+    assert np.array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(theirs) > 500)
+
+
+def test_a_tilted_gantry_shears_the_grid_and_the_mask_still_stands_upright_for_others(tmp_path):
+    where = positions(5) + np.arange(5)[:, None] * [0, 0.5, 0]
+    files = [write_slice(tmp_path / f"{n}.dcm", STORED[n], position=where[n]) for n in range(5)]
+    volume, _, notes = dicom.read_series(files)
+    assert np.allclose((volume.affine @ [3, 2, 4, 1])[:3], [-(10 + 3 * 0.6), -(-20 + 2 * 0.8 + 4 * 0.5), 30 + 4 * 2.5])
+    assert notes[0].startswith(f"tilted gantry, each slice 0.5 mm aside of the last, {tmp_path}; ")
+    nifti.write(tmp_path / "mask.nii", (volume.voxels > 0).astype(np.uint8), volume)
+    written = sitk.ReadImage(str(tmp_path / "mask.nii"))
+    assert np.allclose(written.GetDirection(), np.eye(3).ravel(), atol=1e-6)
+    assert np.allclose(written.GetSpacing(), (0.6, 0.8, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "kind"),
+    [
+        (1, -1024, np.int16),
+        (1, 0.5, np.float32),
+        (0.25, -8, np.float32),
+        (1, 32000, np.float32),  # beyond int16
+    ],
+)
+def test_rescaled_values(tmp_path, slope, intercept, kind):
+    volume, _, _ = dicom.read_series(write_series(tmp_path, STORED, RescaleSlope=slope, RescaleIntercept=intercept))
+    assert volume.voxels.dtype == kind
+    assert np.array_equal(volume.voxels.T, STORED * float(slope) + intercept)
+    assert np.allclose(sitk.GetArrayFromImage(by_itk(tmp_path)), volume.voxels.T)
+
+
+def test_each_slice_has_its_own_scale_as_in_pet(tmp_path):
+    files = write_series(tmp_path, STORED, fields=lambda n: {"RescaleSlope": 1 + n / 4, "RescaleIntercept": n})
+    expected = [STORED[n] * (1 + n / 4) + n for n in range(5)]
+    assert np.array_equal(dicom.read_series(files)[0].voxels.T, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "expected"),
+    [(np.uint16, 12, [4095, 95, 0]), (np.int16, 16, [-1, -4001, -4096])],
+)
+def test_monochrome1_is_turned_round(tmp_path, kind, bits, expected):
+    pixels = np.array([[0, 4000, 4095]], kind)
+    fields = {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": bits, "HighBit": bits - 1}
+    volume, _, _ = dicom.read_series([write_slice(tmp_path / "a.dcm", pixels, position=(0, 0, 0), **fields)])
+    assert volume.voxels[:, 0, 0].tolist() == expected
+
+
+def test_positions_rounded_to_a_tenth_of_a_millimetre_are_an_even_grid(tmp_path):
+    where = np.round(positions(20, step=0.625), 1)
+    files = [write_slice(tmp_path / f"{n}.dcm", STORED[0] + n, position=where[n]) for n in range(20)]
+    volume, missing, notes = dicom.read_series(files)
+    assert (volume.shape[2], missing, notes) == (20, [], [])
+    assert volume.spacing[0] == pytest.approx(0.625, abs=0.1 / 19)
+
+
+def test_a_single_slice_is_as_thick_as_it_says(tmp_path):
+    volume, _, _ = dicom.read_series([write_slice(tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), SliceThickness=4)])
+    assert volume.shape == (6, 7, 1)
+    assert volume.spacing == pytest.approx((4, 0.8, 0.6))
+
+
+@pytest.mark.parametrize(("orientation", "axis", "start"), [(AXIAL, "z", 30), (ORIENTATIONS["sagittal"], "x", 10)])
+def test_missing_slices_are_told_and_the_others_keep_their_place(tmp_path, orientation, axis, start):
+    stored = np.concatenate([STORED, STORED + 1])
+    sign = np.cross(orientation[:3], orientation[3:]).sum()
+    files = write_series(tmp_path, stored, orientation=orientation, skip=(2, 5, 6, 7))
+    volume, missing, (note,) = dicom.read_series(files)
+    at = [f"{axis}={start + sign * 2.5 * k:.1f}" for k in range(10)]
+    assert note == (
+        f"missing slices, 1 between {at[1]} and {at[3]} mm, 3 between {at[4]} and {at[8]} mm, {tmp_path}; "
+        "the masks are empty there, export all slices"
+    )
+    assert missing == [2, 5, 6, 7]
+    there = [0, 1, 3, 4, 8, 9]
+    assert np.array_equal(volume.voxels.T[there], stored[there])
+    assert np.array_equal(volume.voxels.T[missing], stored[[1, 4, 4, 8]]), "the nearest, of two the lower"
+    write_series(tmp_path / "whole", stored, orientation=orientation)
+    assert np.allclose(volume.affine, dicom.read_series(sorted((tmp_path / "whole").iterdir()))[0].affine)
+
+
+def test_many_gaps_are_one_short_note(tmp_path):
+    stored = np.repeat(STORED, 6, axis=0)
+    _, missing, (note,) = dicom.read_series(write_series(tmp_path, stored, skip=range(3, 30, 4)))
+    assert len(missing) == 7
+    assert note.count("between") == 4
+    assert ", and in 3 more gaps, " in note
+
+
+def test_enhanced_dicom_has_a_place_and_a_scale_for_each_frame(tmp_path):
+    where = positions(5)[[3, 0, 4, 1, 2]]
+    path = write_enhanced(tmp_path / "all.dcm", STORED[[3, 0, 4, 1, 2]], where=where)
+    volume, missing, notes = dicom.read_series([path])
+    expected = np.concatenate([STORED[:3] - 1024, STORED[3:4] * 2, STORED[4:] - 1024])
+    assert np.array_equal(volume.voxels.T, expected)
+    classic = dicom.read_series(write_series(tmp_path / "classic", STORED))[0]
+    assert np.allclose(volume.affine, classic.affine)
+    assert (missing, notes, dicom.count_slices([path])) == ([], [], 5)
+
+
+def test_compressed_pixels_are_unpacked_where_pydicom_can(tmp_path):
+    files = write_series(tmp_path, STORED)
+    for path in files:
+        data = pydicom.dcmread(path)
+        data.compress(RLELossless)
+        data.save_as(path)
+    assert np.array_equal(dicom.read_series(files)[0].voxels.T, STORED)
+
+
+def write_jpeg(path):
+    data = data_set(path, STORED[0], syntax=JPEGLosslessSV1)
+    data.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+    data["PixelData"].is_undefined_length = True
+    data.ImagePositionPatient, data.ImageOrientationPatient, data.PixelSpacing = [0, 0, 0], list(AXIAL), [1, 1]
+    data.SliceThickness = 1
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_compressed_pixels_that_need_a_plugin_are_named(tmp_path, monkeypatch):
+    write_jpeg(tmp_path / "a.dcm")
+    decoder = pydicom.pixels.get_decoder(JPEGLosslessSV1)
+    monkeypatch.setattr(decoder, "_available", {})  # a machine may have the plugin
+    with pytest.raises(BadInput, match=r"^compressed pixels, JPEG Lossless.*a\.dcm; pip install 'pylibjpeg\[all\]'"):
+        dicom.read_series([tmp_path / "a.dcm"])
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ({"position": (10, -20, 35.0)}, r"two slices at one place, z=35.0 mm, .*\.dcm and .*\.dcm; keep one phase"),
+        ({"position": (10, -20, 43.5)}, r"slices unevenly spaced, 3\.5 mm where most are 2\.5, .*odd\.dcm; put each"),
+        ({"position": (10.3, -20, 42.5)}, r"slices not on one even grid, 0\.4 voxels off, .*\.dcm; put those"),
+        ({"position": (10, -20, 400)}, r"missing slices, 143 of which only 6 are there, .*; put each"),
+        ({"pixels": STORED[0][:5]}, r"slices of different size in one series, 5 where most have 7, .*odd\.dcm; put"),
+        ({"spacing": (0.8, 0.8)}, r"slices of different spacing in one series, 0\.8 where most have 0\.6, .*odd\.dcm"),
+        ({"orientation": (0, 1, 0, 0, 0, -1)}, r"slices of different direction in one series, .*odd\.dcm; put"),
+        ({"PhotometricInterpretation": "RGB"}, r"not one grey value a pixel, RGB, .*odd\.dcm; export the grey"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, r"not one grey value a pixel, PALETTE COLOR, .*odd\.dcm"),
+        ({"ImagePositionPatient": None}, r"no ImagePositionPatient, nothing, .*odd\.dcm; export"),
+        ({"ImageOrientationPatient": ["1", "0", "0"]}, r"no usable ImageOrientationPatient, .*odd\.dcm; export"),
+        ({"orientation": (1, 0, 0, 1, 0, 0)}, r"no usable ImageOrientationPatient, .*odd\.dcm; export"),
+        ({"PixelSpacing": None}, r"no PixelSpacing, nothing, .*odd\.dcm; export"),
+        ({"NumberOfFrames": 3}, r"frames without a place each, 3, .*odd\.dcm; export"),
+        ({"PixelData": STORED[0].tobytes()[:40]}, r"unreadable or truncated file, .*less than expected.*odd\.dcm"),
+        ({"PixelData": None}, r"unreadable or truncated file, .*odd\.dcm; export"),
+    ],
+)  # fmt: skip
+def test_a_slice_that_does_not_fit_is_refused_by_name(tmp_path, odd, message):
+    files = write_series(tmp_path, STORED)
+    odd = {"pixels": STORED[0], "position": (10, -20, 42.5)} | odd
+    files.append(write_slice(tmp_path / "odd.dcm", odd.pop("pixels"), **odd))
+    with pytest.raises(BadInput, match=message):
+        dicom.read_series(files)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_a_file_cut_anywhere_is_refused_by_name(tmp_path):
+    whole = write_slice(tmp_path / "a.dcm", STORED[0], position=(0, 0, 0)).read_bytes()
+    cut = tmp_path / "cut.dcm"
+    for length in range(0, len(whole) - 1, 7):
+        cut.write_bytes(whole[:length])
+        series = dicom.find_series([cut])
+        assert list(series.values()) == [[cut]]
+        with pytest.raises(BadInput, match=r"cut\.dcm"):
+            dicom.read_series([cut])
+
+
+def test_a_file_without_thickness_alone_has_no_volume(tmp_path):
+    files = [write_slice(tmp_path / "a.dcm", STORED[0], position=(0, 0, 0), SliceThickness=None)]
+    with pytest.raises(BadInput, match=r"no usable affine, .*a\.dcm"):
+        dicom.read_series(files)
+
+
+def test_find_series_sorts_by_position_and_passes_over_what_is_no_scan(tmp_path):
+    second = write_series(tmp_path / "a", STORED, series="1.2.3.1", SeriesNumber=7)
+    first = write_series(tmp_path / "b", STORED[:2], series="1.2.3.9", SeriesNumber=3)
+    mask = write_slice(tmp_path / "mask.dcm", STORED[0], position=(0, 0, 0), series="1.2.3.5", Modality="SEG")
+    report = data_set(tmp_path / "report.dcm", STORED[0], kind="1.2.840.10008.5.1.4.1.1.88.11")
+    for name in ("Rows", "Columns", "PixelData"):
+        delattr(report, name)
+    report.save_as(tmp_path / "report.dcm", enforce_file_format=True)
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(b"no DICOM at all")
+    series = dicom.find_series(sorted([*first, *second, mask, tmp_path / "report.dcm", broken]))
+    assert list(series) == [dicom.BROKEN, "1.2.3.9", "1.2.3.1"]
+    assert series[dicom.BROKEN] == [broken]
+    heights = [pydicom.dcmread(path).ImagePositionPatient[2] for path in series["1.2.3.1"]]
+    assert heights == [30, 32.5, 35, 37.5, 40]
+    with pytest.raises(BadInput, match=r"not a DICOM file, no DICM after 128 bytes, .*broken\.dcm; "):
+        dicom.read_series([broken])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("IM0001", b"\0" * 128 + b"DICM", True),
+        ("a.DCM", b"", True),
+        ("a.txt", b"x" * 500, False),
+        ("a.bin", b"DICM", False),
+    ],
+)
+def test_is_dicom_by_mark_or_name(tmp_path, monkeypatch, name, content, expected):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    (tmp_path / name).write_bytes(content)
+    assert dicom.is_dicom(tmp_path / name) == expected
+
+
+def test_without_pydicom_the_fix_is_said(tmp_path, monkeypatch):
+    files = write_series(tmp_path, STORED)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    for use in (dicom.find_series, dicom.read_series):
+        with pytest.raises(BadInput, match=r"^DICOM without pydicom, .*; pip install 'pydicom>=3'") as caught:
+            use(files)
+        assert not isinstance(caught.value, dicom_slice.BadFile)

@@ -1,0 +1,221 @@
+"""What is found in a folder of scans, under which names, and what each kind becomes when it is read."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from biedsnet_jax.data import scans
+from biedsnet_jax.data.volumes import Volume
+from biedsnet_jax.types import BadInput
+
+VOXELS = np.random.default_rng(2).integers(0, 900, (4, 5, 6)).astype(np.int16)
+AFFINE = np.diag([0.7, 1.1, 3.0, 1.0])  # i to the right: reading turns it round
+
+
+def write_nifti(path, voxels=VOXELS, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    return path
+
+
+def write_picture(path, pixels=VOXELS[0]):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+def write_dicom(folder, count=3, **kwargs):
+    pytest.importorskip("pydicom")
+    from made_dicom import write_series
+
+    return write_series(folder, np.arange(count * 20).reshape(count, 4, 5).astype(np.int16), **kwargs)
+
+
+def found(source, *, channels=1, leave_out=None):
+    return {item.name: (item.kind, item.depth) for item in scans.find(source, channels=channels, leave_out=leave_out)}
+
+
+def read(path, *, channels=1):
+    (item,) = scans.find(path, channels=channels)
+    return scans.read(item, channels=channels)
+
+
+def test_a_mixed_folder_is_found_whole_and_in_natural_order(tmp_path):
+    write_nifti(tmp_path / "v10.nii.gz"), write_nifti(tmp_path / "v2.nii")
+    write_nifti(tmp_path / "sub" / "v.NII.GZ", np.swapaxes(VOXELS, 0, 2), AFFINE[[2, 1, 0, 3]])
+    write_picture(tmp_path / "p.png"), write_picture(tmp_path / "sub" / "deep" / "p.jpeg")
+    write_dicom(tmp_path / "patient" / "two", 2, series="1.5", SeriesNumber=4)
+    write_dicom(tmp_path / "patient" / "one" / "again", 3)
+    for path in write_dicom(tmp_path / "more", 4, series="1.2", SeriesNumber=2):
+        path.rename(tmp_path / "patient" / "two" / f"IM{path.stem}")  # a second series, without extensions
+    (tmp_path / "notes.txt").write_text("no scan")
+    write_nifti(tmp_path / ".hidden.nii"), write_picture(tmp_path / ".cache" / "p.png")
+    write_nifti(tmp_path / "masks" / "v2_mask.nii.gz")
+    assert list(found(tmp_path, leave_out=tmp_path / "masks").items()) == [
+        ("p", ("picture", 1)),
+        ("patient/one/again", ("dicom", 3)),
+        ("patient/two_series_1", ("dicom", 4)),
+        ("patient/two_series_2", ("dicom", 2)),
+        ("sub/deep/p", ("picture", 1)),
+        ("sub/v", ("nifti", 6)),
+        ("v2", ("nifti", 6)),
+        ("v10", ("nifti", 6)),
+    ]
+    assert "masks/v2_mask" in found(tmp_path)
+
+
+def test_one_file_or_one_series_is_called_by_itself(tmp_path):
+    assert found(write_nifti(tmp_path / "in" / "v.nii.gz"), leave_out=tmp_path) == {"v": ("nifti", 6)}
+    files = write_dicom(tmp_path / "series")
+    assert found(tmp_path / "series") == {"series": ("dicom", 3)}
+    assert found(files[1]) == {files[1].stem: ("dicom", 1)}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"nothing to segment, .*, in --input; give \.png, .*\.nii\.gz or DICOM"),
+        (["a.nii", "a.nii.gz"], r"two scans of one name, a, .*a\.nii and .*a\.nii\.gz; rename one"),
+        (["a_0000.nii", "a_0000.nii.gz"], r"two scans of one name, a_0000, .*; rename one"),
+        (["sub/a.png", "sub/a.nii"], r"two scans of one name, sub/a, .*a\.png and .*a\.nii; rename one"),
+    ],
+)
+def test_what_cannot_be_done_at_all_is_refused(tmp_path, names, message):
+    for name in names:
+        write_picture(tmp_path / name) if name.endswith(".png") else write_nifti(tmp_path / name)
+    for channels in (1, 2):
+        with pytest.raises(BadInput, match=message):
+            found(tmp_path, channels=channels)
+
+
+def test_where_the_scans_are_must_be_there_and_no_folder_of_masks(tmp_path):
+    with pytest.raises(BadInput, match=r"no such file or folder, .*absent, in --input; "):
+        found(tmp_path / "absent")
+    write_picture(tmp_path / "in" / "p.png")
+    with pytest.raises(BadInput, match=r"scans inside the folder for masks, .*in, in --output; "):
+        found(tmp_path / "in", leave_out=tmp_path)
+
+
+def test_a_volume_is_read_as_slices_that_go_back_to_its_voxels(tmp_path):
+    scan = read(write_nifti(tmp_path / "v.nii.gz"))
+    assert scan.slices.shape == (6, 5, 4, 1)
+    assert scan.slices[2, 0, 0, 0] == VOXELS[3, 4, 2], "first row at the front, first column at the patient's right"
+    assert np.array_equal(scan.volume.restore(scan.slices[..., 0]), VOXELS)
+    assert scan.only_scanned(scan.slices) is scan.slices
+
+
+def test_a_dicom_series_is_read_and_its_gap_left_empty(tmp_path):
+    write_dicom(tmp_path / "s", 6, skip=(2, 3))
+    scan = read(tmp_path / "s")
+    assert scan.slices.shape == (6, 4, 5, 1)
+    assert scan.notes[0].startswith("missing slices, 2 between z=32.5 and z=40.0 mm, ")
+    assert scan.only_scanned(np.ones((6, 4, 5, 2), np.uint8)).mean(axis=(1, 2, 3)).tolist() == [1, 1, 0, 0, 1, 1]
+
+
+def test_a_gap_of_a_sagittal_series_is_in_the_columns_of_its_slices(tmp_path):
+    write_dicom(tmp_path / "s", 6, skip=(1,), orientation=(0, 1, 0, 0, 0, -1))
+    scan = read(tmp_path / "s")
+    there = scan.only_scanned(np.ones((4, 5, 6), np.uint8))
+    assert scan.slices.shape == (4, 5, 6, 1)
+    restored = scan.volume.restore(there)  # columns, rows, slices of the files
+    assert restored.min(axis=(0, 1)).tolist() == restored.max(axis=(0, 1)).tolist() == [1, 0, 1, 1, 1, 1]
+
+
+def test_a_broken_dicom_file_does_not_take_its_neighbours_along(tmp_path):
+    write_dicom(tmp_path / "s")
+    (tmp_path / "s" / "bad.dcm").write_bytes(b"not DICOM")
+    good, bad = sorted(scans.find(tmp_path, channels=1), key=lambda item: -item.depth)
+    assert (good.name, bad.name) == ("s", "s/bad.dcm")
+    assert scans.read(good, channels=1).slices.shape == (3, 4, 5, 1)
+    with pytest.raises(BadInput, match=r"not a DICOM file, .*bad\.dcm; "):
+        scans.read(bad, channels=1)
+
+
+@pytest.mark.parametrize(("pixels", "channels"), [(VOXELS[0], 1), (VOXELS[0], 3), (VOXELS[..., :3], 3)])
+def test_a_picture_is_one_slice_without_a_place(tmp_path, pixels, channels):
+    scan = read(write_picture(tmp_path / "p.png", pixels), channels=channels)
+    assert scan.slices.shape == (1, *pixels.shape[:2], channels)
+    assert np.array_equal(scan.slices[0, ..., -1], pixels.reshape(*pixels.shape[:2], -1)[..., -1].astype(np.uint8))
+    assert scan.volume is None
+
+
+def write_bad(folder, case):
+    """One scan that does not fit a model of one channel."""
+    if case == "truncated gzip":
+        path = write_nifti(folder / "v.nii.gz", np.random.default_rng(0).normal(size=(9, 9, 9)))
+        path.write_bytes(path.read_bytes()[:-900])
+        return path
+    if case == "no gzip":
+        (folder / "v.nii.gz").write_bytes(gzip.compress(b"nothing")[:9])
+        return folder / "v.nii.gz"
+    if case == "colours":
+        return write_picture(folder / "v.png", np.indices((90, 90)).sum(0)[..., None] * [1, 0, 1])
+    voxels = VOXELS.astype(np.float32)
+    if case == "NaN":
+        voxels[1, 2, 3] = np.nan
+    shapes = {"channels": np.stack([voxels] * 3, axis=-1), "empty": voxels[:0], "even": voxels * 0 + 7}
+    return write_nifti(folder / "v.nii.gz", shapes.get(case, voxels))
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("truncated gzip", r"unreadable or truncated file, .*v\.nii\.gz; replace"),
+        ("no gzip", r"not a NIfTI file, .*v\.nii\.gz; replace"),
+        ("NaN", r"voxels that are not numbers, 1 of 120 are NaN or infinite, .*v\.nii\.gz; write finite"),
+        ("empty", r"empty volume, 0x5x6, .*v\.nii\.gz; replace"),
+        ("even", r"empty volume, every voxel is 7\.0, .*v\.nii\.gz; replace"),
+        ("channels", r"image channels, 3, .*v\.nii\.gz; this model was trained on 1, give as many"),
+        ("colours", r"a colour image for 1 channel, .*v\.png; save it as grey"),
+    ],
+)
+def test_a_bad_file_is_found_and_refused_when_it_is_read(tmp_path, case, message):
+    path = write_bad(tmp_path, case)
+    with pytest.raises(BadInput, match=message):
+        read(path)
+
+
+def test_files_of_channels_make_one_scan_of_a_model_with_two(tmp_path):
+    for case, channel in ((case, channel) for case in "ab" for channel in (1, 0)):
+        write_nifti(tmp_path / f"{case}_000{channel}.nii.gz", VOXELS + channel)
+    assert found(tmp_path, channels=2) == {"a": ("nifti", 6), "b": ("nifti", 6)}
+    assert list(found(tmp_path)) == ["a_0000", "a_0001", "b_0000", "b_0001"]
+    scan = scans.read(scans.find(tmp_path, channels=2)[0], channels=2)
+    assert scan.slices.shape == (6, 5, 4, 2)
+    assert np.array_equal(scan.slices[..., 1], scan.slices[..., 0] + 1)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"voxels": VOXELS[:, :, :5]}, r"differ in shape, 4x5x6 against 4x5x5, .*a_0001\.nii; "),
+        ({"affine": AFFINE + np.eye(4, k=3)}, r"differ in affine, 1 mm apart at a corner, .*a_0001\.nii; "),
+        ({"voxels": np.stack([VOXELS, VOXELS], axis=-1)}, r"image channels, 3, .*a_0000\.nii; "),
+        (None, r"image channels, 1, .*a_0000\.nii; this model was trained on 2"),
+    ],
+)
+def test_channels_that_do_not_fit_together_are_refused(tmp_path, second, message):
+    write_nifti(tmp_path / "a_0000.nii")
+    if second is not None:
+        write_nifti(tmp_path / "a_0001.nii", **second)
+    with pytest.raises(BadInput, match=message):
+        read(tmp_path, channels=2)
+
+
+@pytest.mark.parametrize("kind", ["picture", "dicom"])
+def test_a_model_of_two_channels_takes_neither_pictures_nor_dicom(tmp_path, kind):
+    write_picture(tmp_path / "p.png") if kind == "picture" else write_dicom(tmp_path)
+    with pytest.raises(BadInput, match=r"a picture for 2 channels|image channels, 1, .*trained on 2"):
+        read(tmp_path, channels=2)
+
+
+def test_dicom_and_nifti_of_one_scan_are_the_same_slices(tmp_path):
+    write_dicom(tmp_path / "s", 5, orientation=(1, 0, 0, 0, 0, -1))
+    by_dicom = read(tmp_path / "s")
+    volume: Volume = by_dicom.volume
+    by_nifti = read(write_nifti(tmp_path / "v.nii.gz", volume.voxels, volume.affine))
+    assert np.array_equal(by_dicom.slices, by_nifti.slices)
+    assert by_dicom.volume.spacing == pytest.approx(by_nifti.volume.spacing)

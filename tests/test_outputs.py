@@ -1,0 +1,273 @@
+"""What a prediction leaves on disk, from made-up maps: files, figures by hand, and what half a write leaves."""
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from biedsnet_jax import files, outputs
+from biedsnet_jax.data import nifti
+from biedsnet_jax.data.scans import Item, Scan
+from biedsnet_jax.data.volumes import Volume
+from biedsnet_jax.predict import UNCERTAINTIES, Prediction
+from biedsnet_jax.types import BadInput
+
+SHAPE = (3, 4, 5)  # d h w
+AFFINE = np.array(
+    [[0, 0, -2.0, 9], [0.5, 0, 0, 8], [0, 0.8, 0, 7], [0, 0, 0, 1]]
+)  # i to the front, j up, k to the left
+
+
+def volume():
+    """Whose canonical slices are 3 of 4 by 5."""
+    return Volume(np.arange(60, dtype=np.int16).reshape(4, 3, 5), AFFINE, "scan.nii.gz", nib.Nifti1Header())
+
+
+def scan(kind="nifti", scanned=None, name="a"):
+    item = Item(name, kind, (Path(f"{name}.nii.gz"),), 3)
+    if kind == "picture":
+        return Scan(item, np.arange(20, dtype=np.uint8).reshape(1, 4, 5, 1))
+    return Scan(item, volume().slices[..., None], volume(), [], scanned)
+
+
+def prediction(probability, labels=((1,),), entropy=None, samples=None):
+    maps = {"probability": np.asarray(probability, np.float32)}
+    if entropy is not None:
+        maps |= {"entropy": np.asarray(entropy, np.float32)}
+        maps |= {name: np.full_like(maps["probability"], 0.25) for name in UNCERTAINTIES[1:]}
+    return Prediction(SHAPE[1:], maps, samples, threshold=0.5, labels=labels, seconds=1.25)
+
+
+def random_maps(k=1, slices=3, seed=0):
+    return np.random.default_rng(seed).random((slices, *SHAPE[1:], k)).astype(np.float32)
+
+
+def written(tmp_path, scan, prediction):
+    """(rows, paths)"""
+    samples = 0 if prediction.samples_kept is None else len(prediction.samples_kept)
+    where = outputs.paths(
+        tmp_path, scan.item, classes=len(prediction.labels), diffusion="entropy" in prediction.maps, samples=samples
+    )
+    rows = outputs.write(scan, prediction, where)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(where.values())  # all, and no other
+    return rows, where
+
+
+def canonical(path):
+    """A written NIfTI as slices, by the affine above: j is slices, i reversed rows, k columns."""
+    return np.asarray(nib.load(path).dataobj).transpose(1, 0, 2)[:, ::-1]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_maps_and_labels_of_a_volume(tmp_path):
+    p, entropy, samples = random_maps(), random_maps(seed=1), np.stack([random_maps(seed=s) for s in (2, 3)])
+    _, where = written(tmp_path, scan(name="s/a.b"), prediction(p, entropy=entropy, samples=samples))
+    names = ["overlay.png"]
+    names += [f"{n}.nii.gz" for n in ("probability", *UNCERTAINTIES, "sample_1", "sample_2", "mask")]
+    assert [str(path.relative_to(tmp_path)) for path in where.values()] == [f"s/a.b_{name}" for name in names]
+    np.testing.assert_array_equal(canonical(where["mask"]), p[..., 0] > 0.5)
+    maps = {
+        "probability": p,
+        "entropy": entropy,
+        "variance": p * 0 + 0.25,
+        "sample_1": samples[0],
+        "sample_2": samples[1],
+    }
+    for name, expected in maps.items():
+        np.testing.assert_allclose(canonical(where[name]), expected[..., 0], atol=1e-5)
+    for path in where.values():
+        if path.suffix == ".gz":
+            np.testing.assert_allclose(nib.load(path).affine, AFFINE, atol=1e-6)
+
+
+def test_maps_of_several_classes_are_numbered_and_labels_are_those_of_training(tmp_path):
+    p = random_maps(2)
+    rows, where = written(tmp_path, scan(), prediction(p, labels=((4,), (2, 300))))
+    assert list(where) == ["overlay", "probability_1", "probability_2", "mask"]
+    best = np.where(p[..., 1] > p[..., 0], 2, 4) * (p.max(axis=-1) > 0.5)
+    np.testing.assert_array_equal(canonical(where["mask"]), best)
+    np.testing.assert_allclose(canonical(where["probability_2"]), p[..., 1], atol=1e-5)
+    assert [(row["class"], row["labels"]) for row in rows] == [(1, "4"), (2, "2+300")]
+    assert [row["pixels"] for row in rows] == [(best == 4).sum(), (best == 2).sum()]
+
+
+def test_a_picture_gets_a_mask_to_be_seen_and_16_bit_maps(tmp_path):
+    p = random_maps(slices=1)
+    rows, where = written(tmp_path, scan("picture"), prediction(p, labels=((300,),), entropy=p))
+    mask = Image.open(where["mask"])
+    assert mask.mode == "L" and mask.size == (5, 4)
+    np.testing.assert_array_equal(np.asarray(mask), (p[0, ..., 0] > 0.5) * 255)
+    np.testing.assert_allclose(np.asarray(Image.open(where["entropy"])) / 65535, p[0, ..., 0], atol=1e-5)
+    assert (rows[0]["volume_ml"], rows[0]["largest_area_mm2"]) == ("", "")
+
+
+def test_a_picture_of_several_classes_keeps_its_labels(tmp_path):
+    p = random_maps(3, slices=1)
+    _, where = written(tmp_path, scan("picture"), prediction(p, labels=((1,), (2,), (3,))))
+    expected = (p[0].argmax(axis=-1) + 1) * (p[0].max(axis=-1) > 0.5)
+    np.testing.assert_array_equal(np.asarray(Image.open(where["mask"])), expected)
+
+
+def test_nothing_is_said_of_slices_that_nobody_scanned(tmp_path):
+    scanned = np.ones(SHAPE, bool)
+    scanned[1] = False
+    rows, where = written(
+        tmp_path,
+        scan(scanned=scanned),
+        prediction(np.full((*SHAPE, 1), 0.9), entropy=np.arange(60).reshape(*SHAPE, 1) / 60),
+    )
+    for name in ("mask", "probability", "variance"):
+        found = canonical(where[name])
+        assert (found[1] == 0).all() and (found[[0, 2]] > 0.2).all()
+    assert rows[0]["pixels"] == 40
+    assert float(rows[0]["mean_uncertainty"]) == pytest.approx(np.mean([*range(20), *range(40, 60)]) / 60, abs=1e-4)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_row_of_a_scan_by_hand(tmp_path):
+    p = np.zeros((*SHAPE, 1))
+    p[0, :2, :2], p[1, 0, :3], p[2, 0, 0] = 0.9, 0.8, 0.5  # 4, 3 and, not above the threshold, 0 pixels
+    entropy = np.full((*SHAPE, 1), 0.0)
+    entropy[0, 0, 0], entropy[2, 0, 0], entropy[2, 3, 3] = 0.8, 0.4, 1.0  # the last where p is 0
+    (row,), _ = written(tmp_path, scan(), prediction(p, entropy=entropy))
+    assert set(row) == set(outputs.COLUMNS)
+    assert row == {
+        "name": "a",
+        "class": 1,
+        "labels": "1",
+        "slices": 3,
+        "height": 4,
+        "width": 5,
+        "pixels": 7,
+        "volume_ml": "0.0056",  # 7 of 0.5 x 0.8 x 2 mm
+        "largest_area_mm2": "4",  # 4 of 0.5 x 2 mm
+        "largest_area_pixels": 4,
+        "mean_uncertainty": "0.1500",  # 0.8 and 0.4 over 8 likely pixels
+        "seconds": "1.250",
+        "file": "a.nii.gz",
+    }
+
+
+def test_figures_of_regions_are_those_of_the_written_mask(tmp_path):
+    p = np.zeros((*SHAPE, 2))
+    p[0, 0, :3, 0] = 0.9  # the whole: three pixels
+    p[0, 0, 2:4, 1] = 0.9  # the core: one of them, and one outside, which makes the whole larger
+    rows, where = written(tmp_path, scan(), prediction(p, labels=((1, 2), (2,))))
+    assert canonical(where["mask"])[0, 0].tolist() == [1, 1, 2, 2, 0]
+    assert [(row["labels"], row["pixels"]) for row in rows] == [("1+2", 4), ("2", 2)]
+
+
+# --- the summary -----------------------------------------------------------------------------------------------------
+
+
+def row(name, number=1, file="f"):
+    return dict.fromkeys(outputs.COLUMNS, "0") | {"name": name, "class": str(number), "file": file}
+
+
+def rows_of(folder):
+    with (folder / "summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_summary_goes_on_and_a_scan_done_again_has_its_rows_once(tmp_path):
+    first = outputs.Summary(tmp_path, classes=2)
+    assert rows_of(tmp_path) == [] and first.done == set()
+    first.add([row("a, b", 1), row("a, b", 2)])
+    first.add([row("c", 1), row("c", 2)])
+    again = outputs.Summary(tmp_path, classes=2)
+    assert again.done == {"a, b", "c"}
+    again.add([row("a, b", 1, 'new "file"'), row("a, b", 2)])
+    assert [(r["name"], r["class"], r["file"]) for r in rows_of(tmp_path)] == [
+        ("c", "1", "f"), ("c", "2", "f"), ("a, b", "1", 'new "file"'), ("a, b", "2", "f"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", range(1, 45))
+def test_a_summary_cut_short_anywhere_loses_that_scan_alone(tmp_path, kept):
+    summary = outputs.Summary(tmp_path, classes=2)
+    summary.add([row("a", 1), row("a", 2)])
+    whole = summary.path.read_bytes()
+    summary.add([row("b", 1), row("b", 2)])
+    cut = summary.path.read_bytes()[: len(whole) + kept]
+    assert len(cut) < summary.path.stat().st_size
+    summary.path.write_bytes(cut)
+    again = outputs.Summary(tmp_path, classes=2)
+    assert again.done == {"a"}
+    assert [r["name"] for r in rows_of(tmp_path)] == ["a", "a"]
+
+
+@pytest.mark.parametrize("text", ["", "name,old column\na,1\n", "no table at all"])
+def test_a_summary_of_another_kind_starts_afresh(tmp_path, text):
+    (tmp_path / "summary.csv").write_text(text)
+    assert outputs.Summary(tmp_path, classes=1).done == set()
+    assert rows_of(tmp_path) == []
+
+
+def test_a_summary_that_is_no_text(tmp_path):
+    (tmp_path / "summary.csv").write_bytes(b"\xff\xfe\x00\n")
+    with pytest.raises(BadInput, match=r"damaged summary, no text, .*summary\.csv; remove it"):
+        outputs.Summary(tmp_path, classes=1)
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+MADE_BY = {"model": "unet", "sampler": {"steps": 3, "eta": 0.0}, "threshold": 0.5, "fold": None}
+
+
+def test_a_folder_is_one_models(tmp_path):
+    folder = tmp_path / "deep" / "out"
+    for _ in range(2):
+        outputs.check_folder(folder, MADE_BY)
+    assert json.loads((folder / "predict.json").read_text()) == MADE_BY
+    with pytest.raises(BadInput, match=r"masks of another run, threshold was 0\.5 and is 0\.4, .*out; give another"):
+        outputs.check_folder(folder, MADE_BY | {"threshold": 0.4})
+    assert json.loads((folder / "predict.json").read_text()) == MADE_BY
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null"])
+def test_a_damaged_record(tmp_path, text):
+    (tmp_path / "predict.json").write_text(text)
+    with pytest.raises(BadInput, match=r"damaged record, no fields, .*predict\.json; remove it"):
+        outputs.check_folder(tmp_path, MADE_BY)
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(BadInput, match=r"cannot write, File exists, .*out; make room or give another --output"):
+        outputs.check_folder(tmp_path / "out", MADE_BY)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "write_json", refuse)
+    with pytest.raises(BadInput, match="cannot write, Permission denied, "):
+        outputs.check_folder(tmp_path, MADE_BY)
+
+
+@pytest.mark.parametrize("fails", range(6))
+def test_a_disk_that_fills_leaves_whole_files_only_and_the_mask_last(tmp_path, monkeypatch, fails):
+    left, replace = [fails], Path.replace
+
+    def full(self, target):
+        if left[0] == 0:
+            raise OSError(28, "No space left on device")
+        left[0] -= 1
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    where = outputs.paths(tmp_path, scan().item, classes=1, diffusion=True, samples=0)
+    with pytest.raises(OSError, match="No space left"):
+        outputs.write(scan(), prediction(random_maps(), entropy=random_maps()), where)
+    assert sorted(tmp_path.iterdir()) == sorted(list(where.values())[:fails])
+    for path in list(where.values())[1:fails]:
+        nifti.read(path)

@@ -1,0 +1,275 @@
+"""Masks of arrays, against the network, the fusion and the resizing done by hand."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from biedsnet_jax import checkpoint, config, evaluate, parallel, predict, segmenter, train_state
+from biedsnet_jax.types import BadInput
+from configs import folder, nifti, variants
+
+SIZE = 16
+
+
+def toy(module=folder, chosen=None, **fields):
+    c = module.get_config(chosen)
+    variants.toy(c)
+    c.data.size = SIZE
+    c.data.normalise = "minmax"
+    c.eval.batch_size = 8
+    c.sampler.ensemble = 3
+    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return c
+
+
+def untrained(workdir, cfg):
+    """A workdir as training leaves it, but with random weights."""
+    model, rng = segmenter.build(cfg), np.random.default_rng(0)
+
+    def draw(path, x):
+        if path[-1].key == "kernel":
+            return rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype(np.float32)
+        return np.full(x.shape, path[-1].key in ("scale", "var"), np.float32)
+
+    shapes = jax.eval_shape(lambda: evaluate.init_variables(model, cfg))
+    drawn = jax.tree_util.tree_map_with_path(draw, shapes)
+    workdir.mkdir(parents=True)
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        checkpoints.save(train_state.create(drawn, optax.identity()), config=cfg.to_dict())
+    config.save(cfg, workdir / "config.json")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    """{"diffusion": ..., "direct": ..., "2.5D": ...}: folders."""
+    root = tmp_path_factory.mktemp("workdirs")
+    made = {
+        "diffusion": toy(fusion="mean_squared", seed=3, threshold=0.25),
+        "direct": toy(chosen="unet", data__channels=3),
+        "2.5D": toy(nifti, "unet", data__context=1, data__classes=2, data__labels=((1,), (2, 4)), threshold=0.4),
+    }
+    return {name: untrained(root / name, cfg) for name, cfg in made.items()}
+
+
+@pytest.fixture(scope="module")
+def predictors(workdirs):
+    return {name: predict.load(workdir) for name, workdir in workdirs.items()}
+
+
+def image(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0, 300, shape).astype(np.float32)
+
+
+def resized(plane, height, width):
+    return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def prepared(array, size=SIZE):
+    """ "h w c": resized, and each channel brought to [0, 1]."""
+    planes = [resized(array[..., c], size, size) for c in range(array.shape[-1])]
+    return np.stack([(p - p.min()) / (p.max() - p.min()) for p in planes], axis=-1)
+
+
+def samples_by_hand(workdir, images, numbers):
+    """ "n b h w k" of prepared images, by the segmenter itself on one device."""
+    cfg = config.load(workdir)
+    model = segmenter.build(cfg)
+    variables, _ = evaluate.restore_best(cfg, workdir, model, parallel.make_mesh(jax.devices()[:1]))
+    keys = jax.numpy.stack([jax.random.fold_in(jax.random.key(cfg.seed), n) for n in numbers])
+    run = jax.jit(lambda v, x, k: model.predict(v, x, k, ensemble=cfg.sampler.ensemble))
+    return np.asarray(run(variables, np.stack(images), keys))
+
+
+# --- the same as by hand ---------------------------------------------------------------------------------------------
+
+
+def test_a_diffusion_model_by_hand(workdirs, predictors):
+    scan = image(3, 20, 24, 1)
+    found = predictors["diffusion"](scan, keep_samples=True)
+    samples = samples_by_hand(workdirs["diffusion"], [prepared(one) for one in scan], range(3))
+    assert samples.std(axis=0).max() > 1e-3  # they do differ
+    for n in range(3):
+        expected = np.stack([resized(samples[n, z, ..., 0], 20, 24) for z in range(3)])
+        np.testing.assert_allclose(found.samples[n][..., 0], expected, atol=2e-4)
+    squared = samples.mean(axis=0) ** 2
+    probability = np.stack([resized(squared[z, ..., 0], 20, 24) for z in range(3)])
+    np.testing.assert_allclose(found.probability[..., 0], probability, atol=2e-4)
+    np.testing.assert_array_equal(found.mask, found.probability > 0.25)
+    np.testing.assert_array_equal(found.label_map, found.mask[..., 0])
+    assert 0 < found.mask.mean() < 1
+    assert found.label_map.dtype == np.uint8 and found.seconds > 0
+    p = samples.astype(np.float64).clip(1e-12, 1 - 1e-12)
+    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    m = p.mean(axis=0)
+    total = -(m * np.log2(m) + (1 - m) * np.log2(1 - m))
+    maps = {"entropy": total, "mutual_information": total - entropy.mean(axis=0), "variance": p.var(axis=0)}
+    assert set(found.uncertainty) == set(maps)
+    for name, expected in maps.items():
+        np.testing.assert_allclose(found.maps[name], expected, atol=1e-3)
+        assert found.uncertainty[name].shape == (3, 20, 24, 1)
+
+
+def test_a_direct_model_by_hand_has_no_samples_and_no_uncertainty(workdirs, predictors):
+    colour = image(12, 30, 3)
+    found = predictors["direct"](colour, keep_samples=True)
+    expected = samples_by_hand(workdirs["direct"], [prepared(colour)], [0])[0, 0, ..., 0]
+    np.testing.assert_allclose(found.probability, resized(expected, 12, 30)[None, ..., None], atol=1e-5)
+    assert found.uncertainty == {} and set(found.maps) == {"probability"}
+    assert len(found.samples) == 1
+    np.testing.assert_array_equal(found.samples[0], found.probability)
+
+
+def test_neighbouring_slices_and_classes_by_hand(workdirs, predictors):
+    scan = image(4, SIZE, SIZE, 1)
+    found = predictors["2.5D"](scan)
+    around = [np.concatenate([scan[max(z - 1, 0)], scan[z], scan[min(z + 1, 3)]], axis=-1) for z in range(4)]
+    expected = samples_by_hand(workdirs["2.5D"], [prepared(one) for one in around], range(4))[0]
+    np.testing.assert_allclose(found.probability, expected, atol=1e-5)
+    one, two = found.probability[..., 0], found.probability[..., 1]
+    by_hand = np.where(np.maximum(one, two) > 0.4, np.where(two > one, 2, 1), 0)
+    np.testing.assert_array_equal(found.label_map, by_hand)
+    assert found.mask.shape == (4, SIZE, SIZE, 2)
+
+
+def test_the_mean_entropy_is_over_likely_pixels(predictors):
+    found = predictors["diffusion"](image(3, 20, 24, 1))
+    some = np.random.default_rng(0).random((3, 20, 24)) > 0.5
+    for likely, where in ((0.0, None), (0.2, None), (0.2, some), (2.0, None)):
+        counted = (found.probability >= likely) & (True if where is None else some[..., None])
+        chosen = found.uncertainty["entropy"][counted]
+        assert found.mean_entropy(likely, where) == pytest.approx([chosen.mean() if chosen.size else 0.0], rel=1e-5)
+
+
+# --- what is given ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (20, 24, 1), (1, 20, 24, 1)])
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.float64, np.uint8])
+def test_one_slice_in_every_shape_and_type(predictors, shape, dtype):
+    pixels = image(20, 24).clip(0, 255).astype(dtype)
+    found = predictors["diffusion"](pixels.reshape(shape))
+    assert found.probability.shape == found.mask.shape == (1, 20, 24, 1) and found.label_map.shape == (1, 20, 24)
+    expected = predictors["diffusion"](pixels.astype(np.float32))
+    np.testing.assert_allclose(found.probability, expected.probability, atol=1e-6)
+    assert found.samples == [] and found.maps["probability"].shape == (1, SIZE, SIZE, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "says"),
+    [
+        ("diffusion", (9, 9, 3), "(9, 9, 3)"),
+        ("diffusion", (4, 9, 9), "(4, 9, 9)"),  # a volume needs its axis of channels
+        ("diffusion", (4, 9, 9, 1, 1), "(4, 9, 9, 1, 1)"),
+        ("diffusion", (9,), "(9,)"),
+        ("diffusion", (0, 9, 9, 1), "(0, 9, 9, 1)"),
+        ("direct", (9, 9), "(9, 9)"),
+        ("2.5D", (4, 9, 9, 3), "(4, 9, 9, 3)"),  # neighbours are taken from the scan itself
+    ],
+)
+def test_shapes_that_do_not_fit(predictors, model, shape, says):
+    with pytest.raises(BadInput) as caught:
+        predictors[model](np.zeros(shape))
+    channels = predictors[model].cfg.data.channels
+    assert f"shape of an array, {says}, the argument; give (h, w), (h, w, {channels}) or" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [np.full((9, 9), np.nan), np.full((9, 9), np.inf), np.zeros((9, 9), complex),
+                                    np.full((9, 9), "a"), np.full((9, 9), None)])  # fmt: skip
+def test_values_that_are_no_numbers(predictors, values):
+    with pytest.raises(BadInput, match=r"values that are not finite numbers, .*, the argument; "):
+        predictors["diffusion"](values)
+
+
+# --- a slice by itself -----------------------------------------------------------------------------------------------
+
+
+def test_a_slice_does_not_depend_on_what_shares_its_batch(workdirs, predictors):
+    scan, other = image(11, 20, 24, 1), image(3, 9, 30, 1, seed=1)
+    alone = predictors["diffusion"].predict([scan])[0]
+    heard = []
+    shared = predictors["diffusion"].predict([other, scan, other], done=heard.append)
+    assert heard == [8, 8, 1]
+    assert [one.probability.shape for one in shared] == [(3, 9, 30, 1), (11, 20, 24, 1), (3, 9, 30, 1)]
+    cfg = config.load(workdirs["diffusion"])
+    cfg.eval.batch_size = 16
+    larger = predict.load(workdirs["diffusion"], cfg).predict([scan])[0]
+    for found in (shared[1], larger):
+        for name in alone.maps:
+            np.testing.assert_allclose(found.maps[name], alone.maps[name], atol=2e-4)
+    changed = scan.copy()
+    changed[4:] = image(7, 20, 24, 1, seed=2)
+    np.testing.assert_allclose(
+        predictors["diffusion"](changed).maps["entropy"][:4], alone.maps["entropy"][:4], atol=2e-4
+    )
+
+
+@pytest.mark.parametrize(("slices", "sizes"), [([1, 30], [1, 8]), ([3, 1, 4], [4]), ([8, 1], [8]), ([5], [8])])
+def test_few_sizes_of_batch_are_compiled(predictors, monkeypatch, slices, sizes):
+    compiled = []
+    monkeypatch.setattr(predict.Predictor, "_compile", lambda self, size: compiled.append(size) or print)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    predictor = predict.Predictor(predictors["direct"].cfg, {}, step=0, mesh=mesh, run_batch=print)
+    for number in slices:
+        size, _ = predictor._program(number)
+        assert size >= min(number, 8)
+    assert compiled == sizes
+
+
+# --- label maps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "pixels", "expected"),
+    [
+        (((1,),), [[0.5], [0.6], [0.0]], [0, 1, 0]),
+        (((1,), (2,)), [[0.9, 0.8], [0.7, 0.8], [0.4, 0.6], [0.5, 0.5], [0.6, 0.6]], [1, 2, 2, 0, 1]),
+        (((3,), (7, 8)), [[0.9, 0.1], [0.1, 0.9]], [3, 7]),
+        (((300,), (2,)), [[0.9, 0.1], [0.1, 0.9]], [300, 2]),
+        # Regions: whole (1, 2, 3), core (2, 3), centre (3), of which the smallest wins whatever is likelier.
+        (((1, 2, 3), (2, 3), (3,)), [[0.9, 0.2, 0.1], [0.9, 0.6, 0.1], [0.9, 0.8, 0.6], [0.0, 0.0, 0.6]], [1, 2, 3, 3]),
+        (((3,), (2, 3), (1, 2, 3)), [[0.1, 0.2, 0.9], [0.1, 0.6, 0.9], [0.6, 0.8, 0.9], [0.6, 0.0, 0.0]], [1, 2, 3, 3]),
+        (((1, 2), (2, 4)), [[0.9, 0.1], [0.1, 0.9], [0.9, 0.6]], [1, 2, 2]),  # last painted: no label of its own left
+    ],
+)
+def test_label_maps_by_hand(labels, pixels, expected):
+    found = predict.label_map(np.array(pixels), threshold=0.5, labels=labels)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == (np.uint16 if max(expected) > 255 else np.uint8)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_label_map_of_true_regions_is_the_label_map_they_came_from(order):
+    truth = np.random.default_rng(0).integers(0, 4, (5, 6))
+    labels = [((1, 2, 3), (2, 3), (3,))[k] for k in order]
+    probability = np.stack([np.isin(truth, group) for group in labels], axis=-1).astype(np.float32)
+    np.testing.assert_array_equal(predict.label_map(probability, threshold=0.5, labels=labels), truth)
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_load_takes_another_sampling(workdirs):
+    cfg = config.load(workdirs["diffusion"])
+    cfg.sampler.ensemble, cfg.threshold = 2, 0.0
+    found = predict.load(str(workdirs["diffusion"]), cfg)(image(8, 8), keep_samples=True)
+    assert len(found.samples) == 2 and found.threshold == 0.0
+
+
+def test_what_cannot_be_loaded(workdirs, tmp_path):
+    with pytest.raises(BadInput, match=r"no trained run, .*train first"):
+        predict.load(tmp_path)
+    (tmp_path / "config.json").write_text((workdirs["direct"] / "config.json").read_text())
+    with pytest.raises(BadInput, match="no complete checkpoint"):
+        predict.load(tmp_path)
+    cfg = config.load(workdirs["direct"])
+    cfg.data.size = 32
+    with pytest.raises(BadInput, match=r"workdir of another config, data\.size is 16 there and 32 here"):
+        predict.load(workdirs["direct"], cfg)
+    cfg = config.load(workdirs["direct"])
+    cfg.eval.batch_size = 12
+    with pytest.raises(BadInput, match=r"batch of 12 does not divide over 8 devices, in eval\.batch_size"):
+        predict.load(workdirs["direct"], cfg)

@@ -1,0 +1,449 @@
+"""Mode predict on folders: a made-up model that finds what is bright, so that every mask is known.
+
+Runs go through the command line in this process; what is left is read back with SimpleITK.
+"""
+
+import csv
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
+import optax
+import pytest
+from absl import flags
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from PIL import Image
+
+from biedsnet_jax import checkpoint, config, main, parallel, predict_files, segmenter, train_state
+from biedsnet_jax.data import nifti, scans
+from configs import folder, variants
+
+SIZE = 16
+SHAPE = (SIZE, SIZE, 5)  # voxels along x, y, z
+
+
+class Bright:
+    """Certain wherever the normalised image is above a half, but for some noise of each sample."""
+
+    def init(self, key, shape):
+        return {"params": {"above": jnp.float32(0.5)}, "batch_stats": {}}
+
+    def predict(self, variables, image, keys, *, ensemble):
+        found = jnp.where(image > variables["params"]["above"], 0.8, 0.1)
+
+        def sample(number):
+            noise = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, number), image.shape[1:]))(keys)
+            return found + 0.1 * noise
+
+        return jax.vmap(sample)(jnp.arange(ensemble))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A trained run of the made-up model."""
+    cfg = folder.get_config()
+    variants.toy(cfg)
+    cfg.data.size, cfg.data.normalise, cfg.eval.batch_size, cfg.compile_cache = SIZE, "minmax", 8, ""
+    cfg.sampler.ensemble = 2
+    workdir = tmp_path_factory.mktemp("runs") / "bright"
+    state = train_state.create(Bright().init(None, None), optax.identity())
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state, config=cfg.to_dict())
+    config.save(cfg, workdir / "config.json")
+    return workdir
+
+
+@pytest.fixture
+def predict(workdir, tmp_path, monkeypatch, capsys):
+    """`predict(*flags)` -> (exit code, stdout, stderr), from `in` to `out`, in this process."""
+    one = parallel.make_mesh(jax.devices()[:1])  # quicker than eight
+    monkeypatch.setattr(parallel, "make_mesh", lambda: one)
+    monkeypatch.setattr(segmenter, "build", lambda cfg: Bright())
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+
+    def call(*arguments, source=tmp_path / "in", output=tmp_path / "out"):
+        forget_flags()
+        where = ["--mode=predict", f"--workdir={workdir}", f"--input={source}", f"--output={output}"]
+        code = main.run(["biedsnet_jax", *where, *arguments])
+        return code, *capsys.readouterr()
+
+    yield call
+    forget_flags()
+
+
+@pytest.fixture
+def sitk():
+    return pytest.importorskip("SimpleITK")
+
+
+def forget_flags():
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):
+            delattr(flags.FLAGS, name)
+        else:
+            flags.FLAGS[name].unparse()
+    flags.FLAGS.unparse_flags()
+
+
+def anatomy(dtype=np.int16):
+    """(image, where it is bright), in RAS order; every slice has both dark and bright, and none is symmetric."""
+    bright = np.zeros(SHAPE, bool)
+    bright[2:6, 3:10] = True
+    bright[8:12, 2:4, 1::2] = True
+    return np.where(bright, 900, -700).astype(dtype), bright
+
+
+def turned(degrees):
+    a, b = np.radians([degrees, degrees / 2])
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    return about_z @ np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+
+
+SCANS = {  # name: order of the file, spacing in mm, turn in degrees, type, shape of further axes
+    "ras": ("RAS", (1, 1, 1), 0, np.int16, ()),
+    "lps": ("LPS", (0.7, 0.7, 5.0), 0, np.float32, ()),
+    "las": ("LAS", (1.0, 1.5, 3.0), 0, np.int16, (1,)),
+    "sub/psr": ("PSR", (0.5, 0.8, 2.5), 0, np.float64, ()),
+    "sub/oblique": ("RPI", (0.9, 1.1, 4.0), 20, np.int16, ()),
+}
+
+
+def save_scan(path, order="RAS", spacing=(1, 1, 2), degrees=0, dtype=np.int16, further=()):
+    """Writes the anatomy; returns where it is bright, in the file's own order."""
+    image, bright = anatomy(dtype)
+    change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(order))
+    affine = nib.affines.from_matvec(turned(degrees) @ np.diag(spacing), [-12.5, 30.25, 7.0]) @ inv_ornt_aff(
+        change, SHAPE
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = apply_orientation(image, change)
+    nib.Nifti1Image(voxels.reshape(*voxels.shape, *further), affine).to_filename(path)
+    return apply_orientation(bright, change)
+
+
+def save_picture(path, height=SIZE, width=SIZE, channels=0):
+    """A bright block on dark; returns where."""
+    bright = np.zeros((height, width), bool)
+    bright[2 : height // 2, 3 : width // 2] = True
+    pixels = np.where(bright, 200, 20).astype(np.uint8)
+    if channels:
+        pixels = np.stack([pixels, pixels // 2, 255 - pixels], axis=-1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return bright
+
+
+def rows(output):
+    with (output / "summary.csv").open(newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def outputs(output):
+    return {
+        path.relative_to(output).as_posix(): path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()
+    }
+
+
+MAPS = ("probability", "entropy", "mutual_information", "variance")
+RECORDS = {"summary.csv", "predict.json"}
+
+
+def expected(name, extension, maps=MAPS):
+    return {f"{name}_overlay.png"} | {f"{name}_{one}{extension}" for one in (*maps, "mask")}
+
+
+def one_line(error):
+    assert error.startswith("biedsnet: ") and error.count("\n") == 1 and "; " in error, error
+
+
+# --- a folder of everything ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_pictures_volumes_and_one_bad_file(predict, tmp_path, sitk):
+    source, output = tmp_path / "in", tmp_path / "out"
+    bright = {name: save_scan(source / f"{name}.nii.gz", *how) for name, how in SCANS.items()}
+    picture = save_picture(source / "photo.png", 24, 40)
+    (source / "bad.nii.gz").write_bytes(b"not a volume")
+    (source / "notes.txt").write_text("nothing to segment")
+    code, out, err = predict()
+
+    assert code == 3
+    assert "6 of 7 scans segmented" in out
+    listed = err[err.index("biedsnet: 1 of 7 scans failed:") :].splitlines()
+    assert len(listed) == 2 and "not a NIfTI file" in listed[1] and "bad.nii.gz" in listed[1]
+    files = RECORDS | expected("photo", ".png") | set().union(*(expected(name, ".nii.gz") for name in SCANS))
+    assert set(outputs(output)) == files
+
+    found = rows(output)
+    assert list(found) and set(found) == {*SCANS, "photo"}
+    for name, (_, spacing, *_) in SCANS.items():
+        scan, mask = sitk.ReadImage(source / f"{name}.nii.gz"), sitk.ReadImage(output / f"{name}_mask.nii.gz")
+        scan = scan[..., 0] if scan.GetDimension() == 4 else scan
+        assert mask.GetSize() == scan.GetSize() and mask.GetPixelID() == sitk.sitkUInt8
+        for get in ("GetOrigin", "GetSpacing", "GetDirection"):
+            np.testing.assert_allclose(getattr(mask, get)(), getattr(scan, get)(), atol=1e-6)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T, bright[name])
+        ml = bright[name].sum() * np.prod(spacing) / 1000
+        assert float(found[name]["volume_ml"]) == pytest.approx(ml, rel=1e-5)
+        assert int(found[name]["pixels"]) == bright[name].sum()
+        probability = sitk.GetArrayFromImage(sitk.ReadImage(output / f"{name}_probability.nii.gz")).T
+        np.testing.assert_array_equal(probability > 0.5, bright[name])
+    mask = np.asarray(Image.open(output / "photo_mask.png"))
+    assert mask.shape == (24, 40)
+    assert (mask == 255 * picture).mean() > 0.97  # its border is where the resized probability crosses a half
+    assert int(found["photo"]["pixels"]) == (mask == 255).sum() and found["photo"]["volume_ml"] == ""
+
+
+def test_what_is_finished_is_skipped_and_what_lost_a_file_is_done_again(predict, tmp_path):
+    source, output = tmp_path / "in", tmp_path / "out"
+    for name in ("a", "b", "c"):
+        save_scan(source / f"{name}.nii.gz")
+    assert predict()[0] == 0
+    before, figures = outputs(output), rows(output)
+    code, _, err = predict()
+    assert code == 0 and "3 of 3 scans done before" in err
+    assert {name: time for name, time in outputs(output).items() if name not in RECORDS} == {
+        name: time for name, time in before.items() if name not in RECORDS
+    }
+    assert rows(output) == figures
+
+    (output / "b_entropy.nii.gz").unlink()
+    (output / "c_mask.nii.gz").unlink()
+    save_scan(source / "d.nii.gz")
+    code, out, err = predict()
+    assert code == 0 and "1 of 4 scans done before" in err and "4 of 4 scans segmented" in out
+    changed = {name for name, time in outputs(output).items() if before.get(name) != time} - RECORDS
+    assert changed == expected("b", ".nii.gz") | expected("c", ".nii.gz") | expected("d", ".nii.gz")
+    assert sorted(rows(output)) == ["a", "b", "c", "d"]
+    with (output / "summary.csv").open() as file:
+        assert len(file.readlines()) == 5
+
+    (output / "summary.csv").unlink()  # what has no figures is not finished
+    _, _, err = predict()
+    assert "done before" not in err and sorted(rows(output)) == ["a", "b", "c", "d"]
+
+
+def test_outputs_inside_the_input_are_no_input(predict, tmp_path):
+    save_picture(tmp_path / "in" / "a.png")
+    for _ in range(2):
+        code, out, _ = predict(output=tmp_path / "in" / "masks")
+        assert code == 0 and "1 of 1 scans" in out
+
+
+def test_samples_are_kept_where_asked_for(predict, tmp_path):
+    bright = save_scan(tmp_path / "in" / "a.nii.gz")
+    assert predict()[0] == 0
+    assert predict("--samples")[0] == 0  # done again, for their sake
+    assert set(outputs(tmp_path / "out")) == RECORDS | expected("a", ".nii.gz", (*MAPS, "sample_1", "sample_2"))
+
+    def read(name):
+        return nib.load(tmp_path / "out" / f"a_{name}.nii.gz").get_fdata()
+
+    one, two = read("sample_1"), read("sample_2")
+    assert np.abs(one - two).max() > 0.05
+    np.testing.assert_allclose((one + two) / 2, read("probability"), atol=1e-4)
+    np.testing.assert_allclose((one - two) ** 2 / 4, read("variance"), atol=1e-4)
+    np.testing.assert_array_equal(read("mask"), bright)
+
+
+def test_a_method_without_samples_has_no_uncertainty_either(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmenter, "is_diffusion", lambda cfg: False)
+    save_picture(tmp_path / "in" / "a.png")
+    assert predict("--samples")[0] == 0
+    assert set(outputs(tmp_path / "out")) == RECORDS | expected("a", ".png", ("probability",))
+    assert rows(tmp_path / "out")["a"]["mean_uncertainty"] == ""
+
+
+def test_many_pictures_of_several_sizes_share_batches(predict, tmp_path, monkeypatch):
+    bright = {}
+    for number in range(19):
+        name = f"p{number}"
+        bright[name] = save_picture(tmp_path / "in" / f"{name}.png", SIZE + number % 3, SIZE)
+    (tmp_path / "in" / "p4.png").write_bytes(b"broken")
+    jobs = []
+    split = predict_files._jobs
+    monkeypatch.setattr(predict_files, "_jobs", lambda *a: jobs.extend(split(*a)) or jobs)
+    code, out, _ = predict()
+    assert code == 3 and "18 of 19" in out
+    assert [len(job) for job in jobs] == [8, 8, 3]
+    for name in ("p0", "p3", "p18"):
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(tmp_path / "out" / f"{name}_mask.png")) == 255, bright[name]
+        )
+    assert len(rows(tmp_path / "out")) == 18
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_one_file_alone(predict, tmp_path):
+    bright = save_picture(tmp_path / "in" / "a.png")
+    code, out, _ = predict(source=tmp_path / "in" / "a.png")
+    assert code == 0 and "1 of 1" in out
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "a_mask.png")) == 255, bright)
+
+
+@pytest.mark.parametrize("name", ["gone", "gone.nii.gz"])
+def test_an_input_that_is_not_there(predict, tmp_path, name):
+    code, _, err = predict(source=tmp_path / name)
+    assert code == 2 and f"no such file or folder, {tmp_path / name}, in --input" in err
+    one_line(err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_without_scans(predict, tmp_path):
+    (tmp_path / "in").mkdir()
+    code, _, err = predict()
+    assert code == 2 and "nothing to segment" in err
+    one_line(err)
+
+
+@pytest.mark.parametrize("missing", ["input", "output"])
+def test_a_flag_that_is_missing(predict, tmp_path, missing):
+    save_picture(tmp_path / "in" / "a.png")
+    code, _, err = predict(f"--{missing}=")
+    assert code == 2 and f"nothing, in --{missing}; give" in err
+    one_line(err)
+
+
+def test_an_untrained_workdir(predict, tmp_path):
+    save_picture(tmp_path / "in" / "a.png")
+    code, _, err = predict(f"--workdir={tmp_path}")
+    assert code == 2 and "no trained run" in err
+    one_line(err)
+
+
+def test_a_colour_picture_for_a_grey_model(predict, tmp_path):
+    colour = tmp_path / "in" / "colour.png"
+    save_picture(colour, channels=3)
+    save_picture(tmp_path / "in" / "grey.png")
+    code, _, err = predict()
+    assert code == 3 and "a colour image for 1 channel" in err.splitlines()[-1] and str(colour) in err.splitlines()[-1]
+    assert set(rows(tmp_path / "out")) == {"grey"}
+    code, _, err = predict(source=colour)
+    assert code == 2 and "a colour image for 1 channel" in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("biedsnet: ")
+
+
+def test_a_volume_of_two_channels_for_a_grey_model(predict, tmp_path):
+    save_scan(tmp_path / "in" / "a.nii.gz")
+    two = np.stack([anatomy()[0]] * 2, axis=-1)
+    nib.Nifti1Image(two, np.eye(4)).to_filename(tmp_path / "in" / "b.nii.gz")
+    code, _, err = predict()
+    assert code == 3 and "image channels, 2, " in err.splitlines()[-1]
+
+
+def test_a_folder_that_holds_masks_of_another_model(predict, tmp_path):
+    save_picture(tmp_path / "in" / "a.png")
+    assert predict()[0] == 0
+    before = outputs(tmp_path / "out")
+    for change, name in (("--config.threshold=0.4", "threshold"), ("--config.sampler.ensemble=3", "sampler")):
+        code, _, err = predict(change)
+        assert code == 2 and f"masks of another run, {name} was " in err
+        one_line(err)
+    assert outputs(tmp_path / "out") == before
+    assert predict("--config.eval.batch_size=16")[0] == 0  # which changes no mask
+
+
+def test_an_output_that_is_a_file(predict, tmp_path):
+    save_picture(tmp_path / "in" / "a.png")
+    (tmp_path / "out").write_text("a file")
+    code, _, err = predict()
+    assert code == 2 and f"cannot write, File exists, {tmp_path / 'out'}" in err
+    one_line(err)
+
+
+# --- stopped ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_stops_in_one_line_and_the_next_run_goes_on(predict, tmp_path, monkeypatch):
+    source, output = tmp_path / "in", tmp_path / "out"
+    for name in ("a", "b", "c"):
+        bright = save_scan(source / f"{name}.nii.gz")
+    write = nib.Nifti1Image.to_filename
+
+    def full(self, path):
+        if path.name == ".partial_b_variance.nii.gz":
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        write(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nib.Nifti1Image, "to_filename", full)
+        code, _, err = predict()
+    assert code == 2
+    said = err.splitlines()[-1]
+    assert said.startswith(f"biedsnet: cannot write, No space left on device, {output / 'b_mask.nii.gz'}; make room")
+    assert "b_variance.nii.gz" not in outputs(output) and not list(output.rglob(".partial*"))
+    assert set(rows(output)) == {"a"}
+    before = outputs(output)
+    assert predict()[0] == 0
+    assert before["a_mask.nii.gz"] == outputs(output)["a_mask.nii.gz"]
+    np.testing.assert_array_equal(nib.load(output / "b_mask.nii.gz").get_fdata(), bright)
+    assert set(rows(output)) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("where", ["reading", "predicting", "writing"])
+def test_ctrl_c_is_one_line_and_whole_files(predict, tmp_path, monkeypatch, where):
+    source, output = tmp_path / "in", tmp_path / "out"
+    for name in ("a", "b"):
+        save_scan(source / f"{name}.nii.gz")
+    seen = []
+
+    def interrupt(original):
+        def stop(*arguments, **named):
+            seen.append(0)
+            if len(seen) == (2 if where != "writing" else 8):  # of b
+                signal.raise_signal(signal.SIGINT) if where != "reading" else None
+                raise KeyboardInterrupt
+            return original(*arguments, **named)
+
+        return stop
+
+    module, name = {"reading": (scans, "read"), "predicting": (predict_files.predict.Predictor, "predict"),
+                    "writing": (nifti, "write")}[where]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, interrupt(getattr(module, name)))
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            code, _, err = predict()
+        finally:
+            signal.signal(signal.SIGINT, before)
+    assert code == 130
+    assert err.splitlines()[-1] == "biedsnet: interrupted; the same command goes on where it stopped"
+    assert not list(output.rglob(".partial*"))
+    for path in output.glob("*.nii.gz"):
+        nifti.read(path)
+    assert predict()[0] == 0
+    assert set(rows(output)) == {"a", "b"}
+    assert set(outputs(output)) == RECORDS | expected("a", ".nii.gz") | expected("b", ".nii.gz")
+
+
+def test_progress_counts_slices_and_tells_the_time_to_go(predict, tmp_path):
+    for name in ("a", "b"):
+        save_scan(tmp_path / "in" / f"{name}.nii.gz")
+    _, _, err = predict()
+    lines = [line for line in err.splitlines() if line.startswith("predict ")]
+    assert lines[-1].startswith("predict 10/10 ") and "ETA 0:00" in lines[-1]
+
+
+def test_the_next_scan_is_read_while_one_is_segmented(monkeypatch):
+    begun = {name: threading.Event() for name in "abc"}
+
+    def read(item, channels):
+        begun[item.name].set()
+        return scans.Scan(item, np.zeros((1, 2, 2, 1)))
+
+    monkeypatch.setattr(scans, "read", read)
+    items = [scans.Item(name, "nifti", (Path(name),)) for name in "abc"]
+    ahead = predict_files._read_ahead([[item] for item in items], 1)
+    for item, following in zip(items, "bc-"):
+        ((found, scan),) = next(ahead)  # and whoever asked for it now segments it
+        assert found is scan.item is item
+        assert following == "-" or begun[following].wait(60)
+    assert not list(ahead)
