@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import traverse_util
 from jax.flatten_util import ravel_pytree
+from random_weights import normal, weights
 
 from biedsnet_jax import fusion, losses
 from biedsnet_jax.networks.medsegdiff import MedSegDiff, ResBlock, SelfAttention
@@ -17,7 +18,6 @@ from biedsnet_jax.networks.medsegdiff_highway import FFParser, HighwayBlock
 from biedsnet_jax.torch_import import load_torch_state
 from biedsnet_jax.types import BadInput
 from configs import covid
-from random_weights import normal, weights
 
 HERE = pathlib.Path(__file__).resolve()
 SHARED_GOLDEN = HERE.parents[2] / ".." / "shared" / "golden" / "medsegdiff_new_c32_in1.npz"
