@@ -8,5 +8,17 @@ class BadInput(ValueError):
     """
 
 
+def reason(error: Exception, *, most: int = 200) -> str:
+    """What another library says went wrong, fit for one line: the first line, or the type where nothing is said."""
+    text = (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__
+    return shown(text.splitlines()[0], most=most)
+
+
+def shown(value: object, *, most: int = 60) -> str:
+    """A value of a broken file fit for one line."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 class Diverged(RuntimeError):
     """Too many non-finite steps in a row."""

@@ -16,7 +16,7 @@ def user_cache() -> pathlib.Path:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write to a temporary name, then rename over `path`."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -84,13 +84,18 @@ def _from_package(name):
 def _print_summary(results):
     standard = results["standard"]
     low, high = standard["dice"]["ci95"]
+    masks = results["n_images"] * max(1, len(results.get("classes", ())))  # one a slice and class
     print(
-        f"test: {results['n_images']} slices of {results['n_cases']} cases, {results['n_empty']} of them empty\n"
+        f"test: {results['n_images']} slices of {results['n_cases']} cases, "
+        f"{results['n_empty']} of {masks} masks empty\n"
         f"Dice {_number(standard['dice']['mean'])} (95 % by case {_number(low)} to {_number(high)})  "
         f"IoU {_number(standard['iou']['mean'])}  HD95 {_number(standard['hd95']['mean'])} px  "
-        f"{results['seconds_per_image']:.3f} s an image\n"
-        f"{_WORKDIR.value}/results.json has the rest"
+        f"{results['seconds_per_image']:.3f} s an image"
     )
+    if "lesions" in results:
+        count = results["lesions"]
+        print(f"lesions: {count['found']} of {count['true']} found, {count['false']} of {count['predicted']} false")
+    print(f"{_WORKDIR.value}/results.json has the rest")
 
 
 def _number(value):

@@ -3,10 +3,10 @@
 import csv
 import io
 import json
-import pathlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,7 @@ from PIL import Image
 from biedsnet_jax import files
 from biedsnet_jax.data import nifti
 from biedsnet_jax.data.nifti_folder import class_masks
-from biedsnet_jax.data.scans import Item, Scan
+from biedsnet_jax.data.scans import RECORD, Item, Scan
 from biedsnet_jax.data.volumes import Volume
 from biedsnet_jax.overlay import overlay
 from biedsnet_jax.predict import UNCERTAINTIES, Prediction
@@ -30,20 +30,27 @@ LIKELY = 0.05  # mean uncertainty is over pixels at least so probable: elsewhere
 class Summary:
     """`summary.csv`, a row a scan and class; a run that goes on keeps what is there."""
 
-    def __init__(self, folder: pathlib.Path, *, classes: int):
+    def __init__(self, folder: Path, *, classes: int):
         self.path = folder / "summary.csv"
         rows = self._read()
         names = Counter(row["name"] for row in rows)
-        self.done = {name for name, count in names.items() if count == classes}  # no write was cut short
+        # scan -> its file, where no write was cut short
+        self.done = {row["name"]: row["file"] for row in rows if names[row["name"]] == classes}
         self._rewrite(row for row in rows if row["name"] in self.done)
+
+    def has(self, item: Item) -> bool:
+        """Whether this scan is finished; one of its name from another place is not it."""
+        return item.name in self.done and Path(self.done[item.name]).absolute() == item.files[0].absolute()
+
+    def forget(self, item: Item) -> None:
+        """Take out the rows of a scan that is done again, before its files change."""
+        if self.done.pop(item.name, None) is not None:
+            self._rewrite(row for row in self._read() if row["name"] != item.name)
 
     def add(self, rows: list[dict]) -> None:
         """Append the rows of one scan in one write."""
-        name = rows[0]["name"]
-        if name in self.done:  # done before, but a file of it is gone
-            self._rewrite(row for row in self._read() if row["name"] != name)
         files.append_text(self.path, _csv(rows))
-        self.done.add(name)
+        self.done[rows[0]["name"]] = rows[0]["file"]
 
     def _rewrite(self, rows):
         files.write_text(self.path, _csv([dict(zip(COLUMNS, COLUMNS)), *rows]))
@@ -51,7 +58,7 @@ class Summary:
     def _read(self):
         """Whole rows; the last line has no end where a write was cut short."""
         try:
-            with self.path.open(newline="") as file:
+            with self.path.open(newline="", encoding="utf-8") as file:
                 whole, _, _ = file.read().rpartition("\n")
             rows = list(csv.DictReader(io.StringIO(whole)))
         except FileNotFoundError:
@@ -62,7 +69,7 @@ class Summary:
 
 
 @contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Whatever the system says against writing becomes a BadInput that names `path`."""
     try:
         yield
@@ -73,9 +80,9 @@ def writing(path: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def check_folder(folder: pathlib.Path, made_by: dict) -> None:
+def check_folder(folder: Path, made_by: dict) -> None:
     """Make the folder, or raise BadInput where it holds the masks of another model or setting."""
-    path = folder / "predict.json"
+    path = folder / RECORD
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         text = path.read_text(errors="replace") if path.exists() else json.dumps(made_by)
@@ -95,7 +102,7 @@ def check_folder(folder: pathlib.Path, made_by: dict) -> None:
         files.write_json(path, made_by)
 
 
-def paths(folder: pathlib.Path, item: Item, *, classes: int, diffusion: bool, samples: int) -> dict[str, pathlib.Path]:
+def paths(folder: Path, item: Item, *, classes: int, diffusion: bool, samples: int) -> dict[str, Path]:
     """Every file of one scan: "mask", "overlay", and maps by name, of several classes with the class's number."""
     extension = ".png" if item.kind == "picture" else ".nii.gz"
     maps = ["probability", *(UNCERTAINTIES if diffusion else ()), *(f"sample_{n + 1}" for n in range(samples))]
@@ -105,7 +112,7 @@ def paths(folder: pathlib.Path, item: Item, *, classes: int, diffusion: bool, sa
     return {"overlay": folder / f"{item.name}_overlay.png", **named}
 
 
-def write(scan: Scan, prediction: Prediction, where: dict[str, pathlib.Path]) -> list[dict]:
+def write(scan: Scan, prediction: Prediction, where: dict[str, Path]) -> list[dict]:
     """Write the files of `paths`, each complete under its name, the mask last; returns the rows of the summary.
 
     Areas and volumes are those of the written mask: what its labels give each class.

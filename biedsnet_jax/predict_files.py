@@ -40,9 +40,7 @@ def run(cfg, workdir: str, source: str | None, output: str | None, *, keep_sampl
     where = {
         item: outputs.paths(folder, item, classes=cfg.data.classes, diffusion=diffusion, samples=kept) for item in items
     }
-    todo = [
-        item for item in items if item.name not in summary.done or not all(p.exists() for p in where[item].values())
-    ]
+    todo = [item for item in items if not (summary.has(item) and all(p.exists() for p in where[item].values()))]
     if len(todo) < len(items):
         print(f"{len(items) - len(todo)} of {len(items)} scans done before, in {folder}", file=sys.stderr)
     failed = _segment(todo, predictor, where, summary, keep_samples=kept > 0, alone=source.is_file())
@@ -77,6 +75,7 @@ def _segment(todo, predictor, where, summary, *, keep_samples, alone) -> list[st
                 predictions = predictor.predict(slices, keep_samples=keep_samples, done=bar.advance)
                 for scan, prediction in zip(good, predictions):
                     with outputs.writing(where[scan.item]["mask"]):
+                        summary.forget(scan.item)
                         summary.add(outputs.write(scan, prediction, where[scan.item]))
     return failed
 
@@ -126,7 +125,7 @@ def _made_by(predictor, workdir) -> dict:
         "config": hashlib.sha256((workdir / "config.json").read_bytes()).hexdigest()[:16],
         "checkpoint_step": predictor.step,
         "seed": cfg.seed,
-        "sampler": dict(cfg.sampler) if segmenter.is_diffusion(cfg) else None,
         "fusion": cfg.fusion,
         "threshold": cfg.threshold,
+        **({f"sampler.{name}": cfg.sampler[name] for name in cfg.sampler} if segmenter.is_diffusion(cfg) else {}),
     }

@@ -3,7 +3,7 @@
     python -m biedsnet_jax.main --config=configs/nifti.py --config.data.root=DIR --workdir=runs/mine
 
 `DIR` holds `images/` and `labels/`, or Medical Decathlon's or nnU-Net's `imagesTr/` and `labelsTr/`. CT wants a window,
-`--config.data.window=(-1250,250) --config.data.normalise=none`. `:cpu` is a small network at 64x64 for two cores.
+`--config.data.window="(-1250.,250.)" --config.data.normalise=none`. `:cpu` is a small network at 64x64 for two cores.
 """
 
 from configs import default, folder, variants

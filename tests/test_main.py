@@ -102,7 +102,7 @@ def slices(root: Path, names=("a/1", "b/1", "c/1", "d/1"), size=32) -> Path:
         ([PHANTOM, "--config.train.learning_rate=fast"], ["wrong type of value, fast,", "learning_rate", "float"]),
         ([PHANTOM, "--config.data.cache=perhaps"], ["wrong type of value, perhaps,", "--config.data.cache", "bool"]),
         ([PHANTOM, "--config.train=3"], ["one value for many fields, 3,", "--config.train.accumulate"]),
-        ([PHANTOM, "--config.networks.biedsnet.channels=(8, 'x')"], ["no widths, (8, 'x')", "biedsnet.channels"]),
+        ([PHANTOM, "--config.networks.biedsnet.channels=(8, 'x')"], ["kind of value, (8, 'x')", "biedsnet.channels"]),
         ([PHANTOM + ":unett"], ["biedsnet: unknown config variant, unett", "unet"]),
         ([PHANTOM + ":unet,row9"], ["biedsnet: unknown config variant, row9", "row1"]),
         (["--config=configs/phantm.py"], ["no such config, configs/phantm.py", "configs/phantom.py"]),

@@ -179,15 +179,25 @@ def rows_of(folder):
 
 def test_a_summary_goes_on_and_a_scan_done_again_has_its_rows_once(tmp_path):
     first = outputs.Summary(tmp_path, classes=2)
-    assert rows_of(tmp_path) == [] and first.done == set()
+    assert rows_of(tmp_path) == [] and first.done == {}
     first.add([row("a, b", 1), row("a, b", 2)])
     first.add([row("c", 1), row("c", 2)])
     again = outputs.Summary(tmp_path, classes=2)
-    assert again.done == {"a, b", "c"}
+    assert again.done == {"a, b": "f", "c": "f"}
+    again.forget(Item("a, b", "nifti", (Path("f"),)))
+    assert [r["name"] for r in rows_of(tmp_path)] == ["c", "c"] and again.done == {"c": "f"}
     again.add([row("a, b", 1, 'new "file"'), row("a, b", 2)])
     assert [(r["name"], r["class"], r["file"]) for r in rows_of(tmp_path)] == [
         ("c", "1", "f"), ("c", "2", "f"), ("a, b", "1", 'new "file"'), ("a, b", "2", "f"),
     ]  # fmt: skip
+
+
+def test_a_scan_of_the_same_name_from_another_place_is_not_done(tmp_path):
+    summary = outputs.Summary(tmp_path, classes=1)
+    summary.add([row("x", file="first/x.nii")])
+    places = {"first/x.nii": True, Path("first/x.nii").absolute(): True, "second/x.nii": False}
+    assert {at: summary.has(Item("x", "nifti", (Path(at),))) for at in places} == places
+    assert not summary.has(Item("y", "nifti", (Path("first/x.nii"),)))
 
 
 @pytest.mark.parametrize("kept", range(1, 45))
@@ -200,14 +210,14 @@ def test_a_summary_cut_short_anywhere_loses_that_scan_alone(tmp_path, kept):
     assert len(cut) < summary.path.stat().st_size
     summary.path.write_bytes(cut)
     again = outputs.Summary(tmp_path, classes=2)
-    assert again.done == {"a"}
+    assert again.done == {"a": "f"}
     assert [r["name"] for r in rows_of(tmp_path)] == ["a", "a"]
 
 
 @pytest.mark.parametrize("text", ["", "name,old column\na,1\n", "no table at all"])
 def test_a_summary_of_another_kind_starts_afresh(tmp_path, text):
     (tmp_path / "summary.csv").write_text(text)
-    assert outputs.Summary(tmp_path, classes=1).done == set()
+    assert outputs.Summary(tmp_path, classes=1).done == {}
     assert rows_of(tmp_path) == []
 
 

@@ -228,6 +228,17 @@ def test_what_is_finished_is_skipped_and_what_lost_a_file_is_done_again(predict,
     assert "done before" not in err and sorted(rows(output)) == ["a", "b", "c", "d"]
 
 
+def test_a_folder_of_the_same_names_gets_masks_of_its_own(predict, tmp_path):
+    bright, other = save_picture(tmp_path / "in" / "a.png"), tmp_path / "other" / "a.png"
+    other.parent.mkdir()
+    Image.open(tmp_path / "in" / "a.png").rotate(180).save(other)
+    assert predict()[0] == 0
+    _, _, err = predict(source=other.parent)
+    assert "done before" not in err and rows(tmp_path / "out")["a"]["file"] == str(other)
+    mask = np.asarray(Image.open(tmp_path / "out" / "a_mask.png"))
+    np.testing.assert_array_equal(mask == 255, bright[::-1, ::-1])
+
+
 def test_outputs_inside_the_input_are_no_input(predict, tmp_path):
     save_picture(tmp_path / "in" / "a.png")
     for _ in range(2):
@@ -342,7 +353,7 @@ def test_a_folder_that_holds_masks_of_another_model(predict, tmp_path):
     save_picture(tmp_path / "in" / "a.png")
     assert predict()[0] == 0
     before = outputs(tmp_path / "out")
-    for change, name in (("--config.threshold=0.4", "threshold"), ("--config.sampler.ensemble=3", "sampler")):
+    for change, name in (("--config.threshold=0.4", "threshold"), ("--config.sampler.ensemble=3", "sampler.ensemble")):
         code, _, err = predict(change)
         assert code == 2 and f"masks of another run, {name} was " in err
         one_line(err)

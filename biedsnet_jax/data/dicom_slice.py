@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Num
 
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput, reason, shown
 
 _GROUP = {  # where a file of many frames has what a file of one slice has at the top
     "ImagePositionPatient": "PlanePositionSequence",
@@ -67,7 +67,7 @@ def opened(path: Path, *, pixels: bool = False) -> Iterator:
     except pydicom.errors.InvalidDicomError as error:
         raise BadFile(f"not a DICOM file, no DICM after 128 bytes, {path}; export it again or remove it") from error
     except Exception as error:  # a broken file meets pydicom with anything
-        raise BadFile(f"unreadable or truncated file, {_reason(error)}, {path}; export it again") from error
+        raise BadFile(f"unreadable or truncated file, {reason(error)}, {path}; export it again") from error
 
 
 def is_scan(header, path: Path) -> bool:
@@ -99,7 +99,7 @@ def read(path: Path) -> list[Slice]:
         colours = header.get("PhotometricInterpretation")
         if not is_scan(header, path) or colours not in ("MONOCHROME1", "MONOCHROME2"):
             raise BadFile(
-                f"not one grey value a pixel, {_shown(colours)}, {path}; export the grey images or leave it out"
+                f"not one grey value a pixel, {shown(colours)}, {path}; export the grey images or leave it out"
             )
         if header.get("ModalityLUTSequence"):
             raise BadFile(f"values by a table, ModalityLUTSequence, {path}; export it with slope and intercept")
@@ -155,7 +155,7 @@ def _numbers(header, frame, name, count, path, *, missing=None) -> Float[np.ndar
     except (TypeError, ValueError):
         numbers = np.zeros(0)
     if len(numbers) != count or not np.isfinite(numbers).all():
-        what = f"no {name}, nothing" if value is None else f"no usable {name}, {_shown(value)}"
+        what = f"no {name}, nothing" if value is None else f"no usable {name}, {shown(value)}"
         raise BadFile(f"{what}, {path}; export it again with its place and size in mm, or leave it out")
     return numbers
 
@@ -178,7 +178,7 @@ def _decode(data, frames, path) -> Iterator[Num[np.ndarray, "h w"]]:
         except NotImplementedError:
             readable = False
         if not readable:
-            name = _shown(syntax.name)
+            name = shown(syntax.name)
             raise BadFile(f"compressed pixels, {name}, {path}; pip install 'pylibjpeg[all]', or export uncompressed")
     return pydicom.pixels.iter_pixels(data, indices=frames)
 
@@ -190,15 +190,3 @@ def _rescale(pixels: Num[np.ndarray, "h w"], one: Slice) -> Num[np.ndarray, "h w
     if not np.isfinite(scaled).all():
         raise BadFile(f"values that are not numbers, NaN or infinite, {one.path}; export it again or remove it")
     return scaled
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what an error says; its type where it says nothing."""
-    text = (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__
-    return _shown(text.splitlines()[0], most=200)
-
-
-def _shown(value, *, most: int = 60) -> str:
-    """A value of a broken file fit for one line."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
-    return text if len(text) <= most else f"{text[:most]}..."

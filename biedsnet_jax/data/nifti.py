@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from biedsnet_jax.data.volumes import Volume, check_affine
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput, reason
 
 EXTENSIONS = (".nii", ".nii.gz")
 _CHUNK = 2**24  # bytes decompressed at once
@@ -44,7 +44,7 @@ def open_header(path: Path, stream: BufferedIOBase | None = None, packed: int = 
         image = nib.Nifti1Image.from_stream(stream) if stream else nib.load(path)
         shape, kind = image.shape, image.get_data_dtype()
     except Exception as error:  # a broken header meets nibabel with anything from HeaderDataError to OverflowError
-        raise BadInput(f"not a NIfTI file, {_reason(error)}, {path}; replace or remove it") from error
+        raise BadInput(f"not a NIfTI file, {reason(error)}, {path}; replace or remove it") from error
     if not isinstance(image, nib.Nifti1Image):  # Nifti2 is one too; pairs and other formats are not
         raise BadInput(f"not a NIfTI file, {type(image).__name__}, {path}; save it as .nii.gz")
     if kind.fields or kind.kind not in "iuf":
@@ -81,7 +81,7 @@ def read(path: Path, stream: BufferedIOBase | None = None, packed: int = 0) -> V
         stored = _unzipped(path, proxy) if path.suffix.lower() == ".gz" and not stream else proxy.get_unscaled()
         voxels = np.asarray(stored).reshape(shape)
     except (EOFError, OSError, ValueError, zlib.error, MemoryError) as error:
-        raise BadInput(f"unreadable or truncated file, {_reason(error)}, {path}; replace or remove it") from error
+        raise BadInput(f"unreadable or truncated file, {reason(error)}, {path}; replace or remove it") from error
     if (proxy.slope, proxy.inter) != (1, 0):
         voxels = voxels.astype(np.float32)  # nibabel's own scaling takes float64, twice the memory
         voxels *= np.float32(proxy.slope)
@@ -194,9 +194,3 @@ def _unzipped(path: Path, proxy) -> Shaped[np.ndarray, "..."]:
 def _count_not_finite(voxels) -> int:
     """Slice by slice, since a mask of a whole volume is a quarter of it."""
     return sum(int(np.count_nonzero(~np.isfinite(voxels[..., k]))) for k in range(voxels.shape[-1]))
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what an error says; its type where it says nothing."""
-    text = (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__
-    return " ".join(text.splitlines()[0].split())

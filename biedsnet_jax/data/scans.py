@@ -17,6 +17,8 @@ from biedsnet_jax.data.sources import EXTENSIONS, natural, read_picture
 from biedsnet_jax.data.volumes import Volume, check_same_grid
 from biedsnet_jax.types import BadInput
 
+RECORD = "predict.json"  # marks a folder of masks
+
 
 @dataclass(frozen=True)
 class Item:
@@ -48,6 +50,7 @@ class Scan:
 def find(source: Path, *, channels: int, leave_out: Path | None = None) -> list[Item]:
     """Every scan in a file or below a folder, in natural order, but for hidden ones and those below `leave_out`.
 
+    Folders below that hold RECORD have masks, not scans, and are left out too; links to folders are not followed.
     With several `channels`, NIfTI files `_0000`, `_0001`, ... are the channels of one. A DICOM series is a folder's
     files of one SeriesInstanceUID, called by the folder; of several in a folder each has a number, in the order of
     SeriesNumber. Raises BadInput where there is nothing, for two scans whose outputs would have one name, and for
@@ -77,6 +80,10 @@ def find(source: Path, *, channels: int, leave_out: Path | None = None) -> list[
 
 def read(item: Item, *, channels: int) -> Scan:
     """The scan's slices with `channels` channels. Raises BadInput for whatever does not fit."""
+    try:
+        str(item.files[0]).encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"name that is not UTF-8, {str(item.files[0])!a}, in --input; rename it") from None
     if item.kind == "picture":
         if channels not in (1, 3):
             raise BadInput(f"a picture for {channels} channels, 1 or 3, {item.files[0]}; give volumes to this model")
@@ -103,10 +110,12 @@ def _files(source: Path, leave_out: Path | None) -> Iterator[Path]:
     if source.is_file():
         yield source
         return
+    masks = {record.parent.resolve() for record in source.rglob(RECORD)} - {source.resolve()}
+    masks |= {leave_out.resolve()} if leave_out else set()
     for path in source.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
-        inside = leave_out is not None and path.resolve().is_relative_to(leave_out.resolve())
-        if path.is_file() and not hidden and not inside:
+        broken_link = path.is_symlink() and not path.exists()  # told when it is read
+        if (path.is_file() or broken_link) and not hidden and masks.isdisjoint(path.resolve().parents):
             yield path
 
 

@@ -99,6 +99,30 @@ def test_where_the_scans_are_must_be_there_and_no_folder_of_masks(tmp_path):
         found(tmp_path / "in", leave_out=tmp_path)
 
 
+def test_masks_of_earlier_runs_are_no_scans(tmp_path):
+    write_nifti(tmp_path / "v.nii.gz"), write_nifti(tmp_path / "run" / "deep" / "v_mask.nii.gz")
+    (tmp_path / "run" / "predict.json").write_text("{}")
+    assert list(found(tmp_path)) == ["v"]
+    assert list(found(tmp_path / "run")) == ["deep/v_mask"], "where they are what was asked for"
+
+
+@pytest.mark.parametrize("name", ["v.nii.gz", "p.png", "d.dcm"])
+def test_a_link_to_nothing_is_told(tmp_path, name):
+    (tmp_path / name).symlink_to(tmp_path / "absent")
+    with pytest.raises(BadInput, match="No such file"):
+        read(tmp_path)
+
+
+def test_a_name_that_no_table_can_hold(tmp_path):
+    path = write_picture(tmp_path / "p.png")
+    try:
+        path.rename(tmp_path / "p\udce4.png")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    with pytest.raises(BadInput, match=r"name that is not UTF-8, '.*p\\udce4\.png', in --input; rename it"):
+        read(tmp_path)
+
+
 def test_a_volume_is_read_as_slices_that_go_back_to_its_voxels(tmp_path):
     scan = read(write_nifti(tmp_path / "v.nii.gz"))
     assert scan.slices.shape == (6, 5, 4, 1)
