@@ -32,15 +32,9 @@ Predict = Callable[[dict, jax.Array, jax.Array], jax.Array]
 
 def run(cfg, workdir: str) -> dict:
     """Mode evaluate: score the best checkpoint of `workdir` on the test split; returns what results.json holds."""
-    config.check(cfg)
     workdir = pathlib.Path(workdir)
-    config.check_trained(cfg, workdir)
-    mesh = parallel.make_mesh()
-    parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
-    model = segmenter.build(cfg)
-    data = experiment.open_data(cfg)
-    variables, step = restore_best(cfg, workdir, model, mesh)
-    return evaluate(cfg, workdir, model, variables, data, mesh, step=step)
+    model, variables, step, mesh = open_model(cfg, workdir)
+    return evaluate(cfg, workdir, model, variables, experiment.open_data(cfg), mesh, step=step)
 
 
 def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, step: int) -> dict:
@@ -91,10 +85,19 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     return results
 
 
-def restore_best(cfg, workdir: pathlib.Path, model, mesh: Mesh) -> tuple[dict, int]:
-    """EMA variables of the best checkpoint, and its step."""
+def open_model(cfg, workdir: pathlib.Path) -> tuple[segmenter.Segmenter, dict, int, Mesh]:
+    """What `workdir` has learnt: segmenter, EMA variables of the best checkpoint, its step, and the mesh they lie on.
+
+    Raises BadInput where the config cannot be, or the workdir holds no run, or not this config's.
+    """
+    config.check(cfg)
+    config.check_trained(cfg, workdir)
+    mesh = parallel.make_mesh()
+    parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    model = segmenter.build(cfg)
     like = jax.eval_shape(lambda: train_state.create(init_variables(model, cfg), optax.identity()))
-    return checkpoint.restore_variables(workdir, like, mesh)
+    variables, step = checkpoint.restore_variables(workdir, like, mesh)
+    return model, variables, step, mesh
 
 
 def noise_keys(seed: int, number: jax.Array) -> jax.Array:

@@ -239,12 +239,7 @@ def load(workdir: str | pathlib.Path, cfg=None) -> Predictor:
     """
     workdir = pathlib.Path(workdir)
     cfg = cfg or config.load(workdir)
-    config.check(cfg)
-    config.check_trained(cfg, workdir)
-    mesh = parallel.make_mesh()
-    parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
-    model = segmenter.build(cfg)
-    variables, step = evaluate.restore_best(cfg, workdir, model, mesh)
+    model, variables, step, mesh = evaluate.open_model(cfg, workdir)
     return Predictor(cfg, variables, step, mesh, _make_run_batch(cfg, model, mesh))
 
 

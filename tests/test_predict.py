@@ -76,11 +76,10 @@ def prepared(array, size=SIZE):
 def samples_by_hand(workdir, images, numbers):
     """ "n b h w k" of prepared images, by the segmenter itself on one device."""
     cfg = config.load(workdir)
-    model = segmenter.build(cfg)
-    variables, _ = evaluate.restore_best(cfg, workdir, model, parallel.make_mesh(jax.devices()[:1]))
+    model, variables, _, _ = evaluate.open_model(cfg, workdir)
     keys = jax.numpy.stack([jax.random.fold_in(jax.random.key(cfg.seed), n) for n in numbers])
     run = jax.jit(lambda v, x, k: model.predict(v, x, k, ensemble=cfg.sampler.ensemble))
-    return np.asarray(run(variables, np.stack(images), keys))
+    return np.asarray(run(jax.device_get(variables), np.stack(images), keys))
 
 
 # --- the same as by hand ---------------------------------------------------------------------------------------------
