@@ -109,13 +109,15 @@ def _facts(dataset, rows):
 
 
 def _standard_table(layout, shown, facts):
+    tolerances = _list(sorted({row.field("nsd_tolerance") for _, row in shown if row}))
     caption = (
         f"{facts} Exact measures, mean over images of an image's score averaged over seeds; 95 % interval of Dice by "
         f"bootstrap of whole cases, undefined for one and rough for fewer than {comparison.FEWEST_CASES}. Images with "
         "empty truth count in accuracy alone; a lesion missed altogether counts as Dice 0 and a distance of the image "
-        "diagonal. HD and HD95 in pixels. The paper's figures follow another convention, see the next table."
+        "diagonal. HD and HD95 in pixels; NSD is the share of both borders no farther apart than "
+        f"{tolerances} pixels. The paper's figures follow another convention, see the next table."
     )
-    header = ["", "Dice", "95 % interval", "HD", "HD95", "IoU", "Accuracy", "Recall", "Precision"]
+    header = ["", "Dice", "95 % interval", "HD", "HD95", "NSD", "IoU", "Accuracy", "Recall", "Precision"]
 
     def cells(row):
         means = {name: comparison.mean(row.scores.scores[name]) for name in results.STANDARD}

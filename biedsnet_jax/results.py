@@ -13,7 +13,7 @@ from jaxtyping import Float
 from biedsnet_jax.errors import BadInput
 
 # Columns of cases.csv that a report shows, by convention.
-STANDARD = ("dice", "hd", "hd95", "iou", "accuracy", "recall", "precision")
+STANDARD = ("dice", "hd", "hd95", "nsd", "iou", "accuracy", "recall", "precision")
 PAPER = ("paper_dice", "paper_hd", "paper_iou", "paper_accuracy", "paper_recall", "paper_precision")
 
 _FIELDS = {
@@ -26,11 +26,13 @@ _FIELDS = {
     "seconds_per_image": (int, float),
     "n_images": int,
     "n_empty": int,
+    "nsd_tolerance": (int, float),
     "standard": dict,
 }
 # Runs of one row are averaged, so these must be the same in all of them.
 _SAME = (
-    "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype", "sampler", "fusion", "threshold"
+    "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype", "sampler", "fusion", "threshold",
+    "nsd_tolerance",
 )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ def write_run(folder, dice_by_case, *, row="unet", seed=0, hd95=10.0, **fields):
         "checkpoint_step": 200,
         "sampler": None,
         "threshold": 0.5,
+        "nsd_tolerance": 2.0,
         "device": "1 x cpu",
         "standard": {"dice": {"mean": sum(known) / len(known) if known else None}},
     } | fields
