@@ -68,10 +68,9 @@ def write_volumes(folder: Path, count: int, shape: tuple[int, int, int]) -> None
 
 def read(folder: Path) -> dict:
     """Open the source as training does, every volume verified."""
-    cfg = _config(folder)
-    before, start = _peak(), time.perf_counter()
+    cfg, start = _config(folder), time.perf_counter()
     _open(cfg)
-    return {"seconds": time.perf_counter() - start, "peak_gib": _peak(), "peak_before_gib": before}
+    return {"seconds": time.perf_counter() - start, "peak_gib": _peak()}
 
 
 def feed(folder: Path) -> dict:
