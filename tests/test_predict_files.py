@@ -33,6 +33,9 @@ class Bright:
     def init(self, key, shape):
         return {"params": {"above": jnp.float32(0.5)}, "batch_stats": {}}
 
+    def loss(self, variables, batch, key, *, train):
+        raise NotImplementedError
+
     def predict(self, variables, image, keys, *, ensemble):
         found = jnp.where(image > variables["params"]["above"], 0.8, 0.1)
 
