@@ -58,7 +58,7 @@ def _count_equation(eqn, scope: str) -> int:
         return _matrix_product(eqn)
     if name == "mul" and _PRODUCTS in scope:
         return eqn.outvars[0].aval.size
-    inner = [_count(jaxpr, scope) for jaxpr in _inner_jaxprs(eqn)]
+    inner = [_count(jaxpr, scope) for jaxpr in inner_jaxprs(eqn)]
     if name == "cond":
         return max(inner)
     if name == "scan":
@@ -97,7 +97,7 @@ def _variables(atoms) -> set:
     return {atom for atom in atoms if not isinstance(atom, core.Literal)}
 
 
-def _inner_jaxprs(eqn) -> Iterator[core.Jaxpr]:
+def inner_jaxprs(eqn) -> Iterator[core.Jaxpr]:
     """The functions an equation calls: bodies of jit, scan, cond, remat, custom derivatives, shard_map."""
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):

@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import runpy
+import shlex
 import sys
 
 from absl import app, flags
@@ -17,25 +18,31 @@ MODES = {
     "evaluate": "evaluate.run",
     "predict": "predict_files.run",
     "import": "importer.run",
+    "benchmark": "benchmark.run",
     "report": "report.run",
 }
 
 _MODE_HELP = (
     "train ends with the test split; evaluate scores a workdir; predict segments files with one; "
-    "import makes one of PyTorch weights; "
+    "import makes one of PyTorch weights; benchmark times a config on this machine, without data; "
     "report makes tables of workdirs with results"
 )
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:VARIANT,VARIANT]; fields: --config.train.steps=100")
 _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), _MODE_HELP)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, results; report: several")
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "predict: the folder of the masks; report: the HTML file, the same as Markdown is put beside it"
+    "output",
+    None,
+    "predict: the folder of the masks; report: the HTML file, the same as Markdown is put beside it; "
+    "benchmark: the JSON file",
 )
 _NETWORK = flags.DEFINE_string("network", None, "import: whose weights they are; needed where --config is not given")
 _INPUT = flags.DEFINE_string(
     "input", None, "predict: image, volume, or a folder of them; import: .npz, .safetensors or .pth file of the weights"
 )
 _SAMPLES = flags.DEFINE_bool("samples", False, "predict: keep each sample of a diffusion method")
+_COMPARE = flags.DEFINE_string("compare", None, "benchmark: an earlier --output; says what got slower since")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "benchmark: how often each program is timed after warm-up")
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 _NO_CONFIG = "no config, nothing, in --config; give a file such as --config=configs/phantom.py"
@@ -49,7 +56,7 @@ def run(argv: list[str]) -> int:
     """
     try:
         parse_flags(argv)
-        if not _WORKDIR.value:
+        if not _WORKDIR.value and _MODE.value != "benchmark":
             raise BadInput("no workdir, nothing, in --workdir; give the folder where the run is, or is to be, kept")
         mode = _from_package(MODES[_MODE.value])
         if _MODE.value == "report":
@@ -57,6 +64,11 @@ def run(argv: list[str]) -> int:
             return 0
         if _CONFIG.value is None:
             raise BadInput(_NO_CONFIG)
+        if _MODE.value == "benchmark":  # without the compile cache: compiling is timed
+            command = shlex.join(["python", "-m", "biedsnet_jax.main", *argv[1:]])
+            options = {"output": _OUTPUT.value, "baseline": _COMPARE.value, "repeats": _REPEATS.value}
+            mode(_CONFIG.value, command=command, **options)
+            return 0
         _from_package("parallel.enable_compile_cache")(_CONFIG.value.compile_cache)
         if _MODE.value == "import":
             mode(_CONFIG.value, _WORKDIR.value, _INPUT.value)

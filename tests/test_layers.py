@@ -15,10 +15,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "biedsnet_jax"
 ORDER = [
     "errors", "types", "files", "parallel",
     "data", "networks", "diffusion", "losses", "distances", "metrics", "lesions", "fusion", "macs",
+    "timing", "roofline",
     "segmenter", "train_state", "train_step", "checkpoint",
     "run_log", "progress", "config", "experiment", "evaluate", "trainer",
     "predict", "overlay", "outputs", "predict_files",
     "torch_import", "pretrained", "weight_files", "importer",
+    "benchmark_files", "benchmark",
     "results", "comparison", "paper_tables", "tables", "report",
     "saved_config", "main",
 ]  # fmt: skip

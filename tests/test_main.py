@@ -305,6 +305,23 @@ def test_a_workdir_that_cannot_be_made(refused, tmp_path):
     refused(PHANTOM, says=["cannot make the folder", f"{tmp_path}/file/run"], workdir=tmp_path / "file" / "run")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], ["no config", "--config=configs/phantom.py"]),
+        ([PHANTOM, "--repeats=0"], ["too few repeats, 0, in --repeats", "7"]),
+        ([PHANTOM, "--repeats=many"], ["--repeats=many"]),
+        ([PHANTOM, "--config.train.batch_size=12"], ["batch of 12", "8 devices", "train.batch_size"]),
+        ([PHANTOM, f"--output={ROOT}"], ["a folder", "in --output", "bench.json"]),
+        ([PHANTOM, f"--output={ROOT}/gone/bench.json"], ["no such folder", "in --output"]),
+        ([PHANTOM, f"--compare={ROOT}/gone.json"], ["no baseline, No such file", "gone.json", "in --compare"]),
+        ([PHANTOM, f"--compare={ROOT}/README.md"], ["no benchmark's result, or damaged", "README.md"]),
+    ],
+)
+def test_a_benchmark_that_cannot_be_needs_no_workdir_to_say_so(refused, arguments, says):
+    refused("--mode=benchmark", *arguments, says=says, workdir=None)
+
+
 # --- as a process ----------------------------------------------------------------------------------------------------
 
 
