@@ -102,33 +102,13 @@ def feed(folder: Path) -> dict:
 
 
 def train(folder: Path) -> dict:
-    """The update of the same config, on one batch of noise."""
-    import jax
+    """The update of the same config, as mode benchmark times it."""
+    from biedsnet_jax import benchmark, parallel
 
-    from biedsnet_jax import evaluate, experiment, parallel, segmenter, train_state, train_step
-
-    cfg = _config(folder)
     parallel.enable_compile_cache("auto")
-    model, mesh = segmenter.build(cfg), parallel.make_mesh()
-    optimizer, _ = experiment.make_optimizer(cfg)
-    step = train_step.make_train_step(model, optimizer, mesh, ema_decay=cfg.train.ema)
-    fresh = jax.jit(
-        lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer), compiler_options=parallel.RUN_ONCE
-    )
-    state = jax.device_put(fresh(), parallel.replicated(mesh))
-    height, width, channels = experiment.image_shape(cfg)
-    shape, rng = (cfg.train.batch_size, height, width), np.random.default_rng(0)
-    batch = {
-        "image": rng.random((*shape, channels), np.float32),
-        "mask": (rng.random((*shape, cfg.data.classes)) > 0.9).astype(np.float32),
-    }
-    batch, key, times = parallel.put_batch(batch, mesh), jax.random.key(0), []
-    for _ in range(12):
-        start = time.perf_counter()
-        state, metrics = step(state, batch, key)
-        jax.block_until_ready(metrics)
-        times.append(time.perf_counter() - start)
-    return {"steps_per_second": 1 / float(np.median(times[2:]))}
+    _, update = benchmark.programs(_config(folder), parallel.make_mesh())
+    _, fields, _ = benchmark.measure(update, repeats=10)
+    return {"steps_per_second": 1e3 / fields["milliseconds"]["median"]}
 
 
 def _open(cfg):

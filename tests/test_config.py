@@ -4,19 +4,12 @@ import json
 import math
 
 import pytest
+from refusals import refused
 
 from biedsnet_jax import config
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.types import BadInput
 from configs import covid, default, folder, phantom, variants
-
-
-def refused(call, *says: str) -> None:
-    with pytest.raises(BadInput) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for part in says:
-        assert part in str(caught.value)
 
 
 def base():

@@ -7,10 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from refusals import refused
 
 from biedsnet_jax.data import nifti
 from biedsnet_jax.data.nifti_folder import NiftiFolder, class_masks, find_cases, group_channels
-from biedsnet_jax.types import BadInput
 
 SPACING = (0.7, 1.1, 5.0)  # mm along x, y, z
 SHAPE = (6, 5, 4)  # voxels along x, y, z
@@ -52,15 +52,6 @@ def folder(root, **fields):
 
 def examples(source):
     return [source[i] for i in range(len(source))]
-
-
-def refused(make, *parts):
-    with pytest.raises(BadInput) as caught:
-        make()
-    message = str(caught.value)
-    assert "\n" not in message and "; " in message
-    for part in parts:
-        assert str(part) in message, message
 
 
 # --- slices ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from biedsnet_jax.data.sources import Cached, ImageFolder
 from biedsnet_jax.types import BadInput
@@ -149,16 +150,6 @@ def test_several_classes_from_labels_and_from_a_palette(tmp_path):
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
-
-
-def refused(make, *parts: str) -> None:
-    """`make()` raises one line that holds every part."""
-    with pytest.raises(BadInput) as caught:
-        make()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 def test_no_folder_and_no_images(tmp_path):

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from refusals import refused
 
 from biedsnet_jax.data import tfds_source
 from biedsnet_jax.data.sources import Source
 from biedsnet_jax.data.tfds_source import Tfds, find
-from biedsnet_jax.types import BadInput
 
 ROOT = Path(__file__).resolve().parents[2]
 FEATURES = {"image": "scan", "mask": "seg", "case": "patient", "slice": "number", "spacing": "mm"}
@@ -81,14 +81,6 @@ def opened(prepared, tmp_path):
         return Tfds(folder, tmp_path, names, split=split, classes=classes, **how)
 
     return open_set
-
-
-def refused(call, *says: str) -> None:
-    with pytest.raises(BadInput) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for part in says:
-        assert part in str(caught.value)
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------

@@ -1,0 +1,15 @@
+"""What every mistake of a user's must look like."""
+
+import pytest
+
+from biedsnet_jax.types import BadInput
+
+
+def refused(call, *says) -> None:
+    """`call()` raises one line, with a fix behind the semicolon, that holds every part of `says`."""
+    with pytest.raises(BadInput) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message and "; " in message, message
+    for part in says:
+        assert str(part) in message, message
