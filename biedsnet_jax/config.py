@@ -178,6 +178,8 @@ def _check_biedsnet(config):
         raise BadInput(f"no widths, {fields.channels}, in networks.biedsnet.channels; give whole numbers from 2")
     if len(fields.channels) < 2:
         raise BadInput(f"too few levels, {fields.channels}, in networks.biedsnet.channels; give two widths or more")
+    if fields.fold and fields.norm == "batch":
+        raise BadInput("folded maps with batch norm, True, in networks.biedsnet.fold; use norm='group' or fold=False")
     heads = len(fields.channels) - 1
     if fields.supervision and heads > 1 and len(config.loss.supervision_weights) != heads:
         raise BadInput(

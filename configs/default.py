@@ -128,6 +128,7 @@ def _networks() -> ConfigDict:
                 "norm": "group",
                 "second_skip": True,
                 "supervision": True,
+                "fold": False,
             },
             "unet": {"channels": unet},
             "unetpp": {"channels": unet, "deep_supervision": True},

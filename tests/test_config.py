@@ -110,6 +110,13 @@ def test_a_value_that_cannot_be(name, value, says):
     refused(lambda: config.check(changed(name, value)), *says)
 
 
+def test_folded_maps_with_batch_norm_are_refused():
+    c = base()
+    c.networks.biedsnet.update(fold=True, norm="batch")
+    with pytest.raises(BadInput, match=r"networks\.biedsnet\.fold; use norm='group' or fold=False"):
+        config.check(c)
+
+
 @pytest.mark.parametrize(
     ("variant", "size", "fits"),
     [

@@ -14,57 +14,99 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from biedsnet_jax.networks.blocks import Features, GroupNorm, batch_norm, conv
+from biedsnet_jax.networks.blocks import Features, GroupNorm, batch_norm
+from biedsnet_jax.networks.convolutions import Conv, Maps, UpsampledConv
 
 Embedding = Float[Array, "b e"]
+Share = tuple[Float[Array, "b _h _w _c"], Float[Array, "b _h _w _c"]]  # before the first norm, residual branch
 
 
 class CGR(nn.Module):
-    """3x3 convolution without bias, group or batch norm, ReLU."""
+    """3x3 convolution without bias, group or batch norm, ReLU: `activate(conv(x))`."""
 
     features: int  # channels out
+    inputs: int  # channels in
+    upsample: bool = False  # double x by nearest neighbour first
     norm: str = "group"  # "group" or "batch": the symbol in eq 5 says group, the prose says batch
     groups: int = 16
+    folded: bool = False  # maps are `space_to_depth` maps; not with batch norm
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> Float[Array, "b h w c2"]:
-        x = conv(self.features, dtype=self.dtype, name="conv")(x)
+    def setup(self):
+        fields = {"folded": self.folded, "dtype": self.dtype}
+        upsample = self.upsample
+        self.conv = UpsampledConv(self.features, **fields) if upsample else Conv(self.features, self.inputs, **fields)
         if self.norm == "batch":
-            x = batch_norm(train, dtype=self.dtype, name="norm")(x)
+            self.normalise = batch_norm(None, dtype=self.dtype, name="norm")
         else:
             # Narrow networks have widths that 16 does not divide.
             groups = math.gcd(self.groups, self.features)
-            x = GroupNorm(groups, dtype=self.dtype, name="norm")(x)
-        return jax.nn.relu(x)
+            self.normalise = GroupNorm(groups, folded=self.folded, dtype=self.dtype, name="norm")
+
+    def activate(self, x: Features, *, train: bool) -> Features:
+        """Norm and ReLU of what the convolution gave."""
+        mode = {"use_running_average": not train} if self.norm == "batch" else {}
+        return jax.nn.relu(self.normalise(x, **mode))
+
+    def __call__(self, x: Maps, *, train: bool) -> Float[Array, "b _h _w c2"]:
+        return self.activate(self.conv(x), train=train)
 
 
 class ADRB(nn.Module):
-    """Equation 5 with attention behind it: "b h w c_in", "b e" -> "b h w features"."""
+    """Equation 5 with attention behind it: "b h w c_in", "b e" -> "b h w features".
+
+    What reads the input is linear up to the first norms, so channels that are known beforehand need not come with x:
+    `share(c, first)` is their part, which `__call__` adds.
+    """
 
     features: int  # channels out
+    inputs: int  # channels of x and of what comes as a share
     residual: str = "cgr"  # "cgr": eq 5; "conv", as in the lineage: identity, or a 3x3 convolution where widths differ
     attention: str = "parallel"  # "parallel", "sequential" or "none", see Attention
     norm: str = "group"
+    folded: bool = False  # maps are `space_to_depth` maps
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: Features, emb: Embedding, *, train: bool) -> Float[Array, "b h w c2"]:
-        def cgr(name):
-            return CGR(self.features, norm=self.norm, dtype=self.dtype, name=name)
-
-        rl = nn.Dense(self.features, dtype=self.dtype, name="linear")(jax.nn.relu(emb))
-        h = cgr("cgr_1")(x, train=train)
-        h = cgr("cgr_2")(h + rl[:, None, None, :], train=train)
+    def setup(self):
+        fields = {"folded": self.folded, "dtype": self.dtype}
+        self.linear = nn.Dense(self.features, dtype=self.dtype)
+        self.cgr_1 = CGR(self.features, self.inputs, norm=self.norm, **fields)
+        self.cgr_2 = CGR(self.features, self.features, norm=self.norm, **fields)
         if self.residual == "cgr":
-            h = h + cgr("cgr_skip")(x, train=train)
-        elif x.shape[-1] == self.features:
-            h = h + x
+            self.cgr_skip = CGR(self.features, self.inputs, norm=self.norm, **fields)
+        elif self.inputs != self.features:
+            self.conv_skip = Conv(self.features, self.inputs, use_bias=True, **fields)
+        if self.attention != "none":
+            self.attend = Attention(self.features, order=self.attention, **fields, name="attention")
+
+    def share(self, x: Maps, *, first: int = 0) -> Share:
+        """What the input's channels from `first` on, x, give before the first norm and on the residual branch."""
+        if self.residual == "cgr":
+            skip = self.cgr_skip.conv(x, first=first)
+        elif self.inputs != self.features:
+            skip = self.conv_skip(x, first=first)
         else:
-            h = h + conv(self.features, use_bias=True, dtype=self.dtype, name="conv_skip")(x)
-        if self.attention == "none":
-            return h
-        return Attention(order=self.attention, dtype=self.dtype, name="attention")(h)
+            skip = self._in_place(x, first)  # never of several: a tuple is wider than the block
+        return self.cgr_1.conv(x, first=first), skip
+
+    def __call__(self, x: Maps, emb: Embedding, share: Share | None = None, *, train: bool) -> Float[Array, "b h w c2"]:
+        h, skip = self.share(x)
+        if share is not None:
+            h, skip = h + share[0], skip + share[1]
+        rl = self.linear(jax.nn.relu(emb))
+        rl = jnp.tile(rl, (1, 4)) if self.folded else rl
+        h = self.cgr_1.activate(h, train=train)
+        h = self.cgr_2(h + rl[:, None, None, :], train=train)
+        h = h + (self.cgr_skip.activate(skip, train=train) if self.residual == "cgr" else skip)
+        return h if self.attention == "none" else self.attend(h)
+
+    def _in_place(self, x, first):
+        """x at its channels of the input, the others zero."""
+        pixels = 4 if self.folded else 1
+        b, h, w, c = x.shape
+        x = x.reshape(b, h, w, pixels, c // pixels)
+        x = jnp.pad(x, [(0, 0)] * 4 + [(first, self.features - first - x.shape[-1])])
+        return x.reshape(b, h, w, pixels * self.features)
 
 
 class Attention(nn.Module):
@@ -74,21 +116,30 @@ class Attention(nn.Module):
     then spatial on what is left.
     """
 
+    features: int  # channels in and out
     order: str = "parallel"
     reduction: int = 16
+    folded: bool = False  # x is a `space_to_depth` map
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        squeeze = nn.Dense(max(1, x.shape[-1] // self.reduction), dtype=self.dtype, name="squeeze")
-        excite = nn.Dense(x.shape[-1], dtype=self.dtype, name="excite")
-        spatial = conv(1, 1, use_bias=True, dtype=self.dtype, name="spatial")
+        squeeze = nn.Dense(max(1, self.features // self.reduction), dtype=self.dtype, name="squeeze")
+        excite = nn.Dense(self.features, dtype=self.dtype, name="excite")
+        spatial = Conv(1, self.features, 1, use_bias=True, folded=self.folded, dtype=self.dtype, name="spatial")
+        pixels = 4 if self.folded else 1
 
         def mlp(pooled):
             return excite(jax.nn.relu(squeeze(pooled)))
 
-        channel = jax.nn.sigmoid(mlp(jnp.mean(x, axis=(1, 2))) + mlp(jnp.max(x, axis=(1, 2))))[:, None, None, :]
+        def spatially(x):
+            weights = jax.nn.sigmoid(spatial(x))
+            return jnp.repeat(weights, self.features, axis=-1) if self.folded else weights
+
+        mean = jnp.mean(x, axis=(1, 2)).reshape(-1, pixels, self.features).mean(1)
+        highest = jnp.max(x, axis=(1, 2)).reshape(-1, pixels, self.features).max(1)
+        channel = jnp.tile(jax.nn.sigmoid(mlp(mean) + mlp(highest)), (1, pixels))[:, None, None, :]
         if self.order == "parallel":
-            return x * (channel + jax.nn.sigmoid(spatial(x)))
+            return x * (channel + spatially(x))
         x = x * channel
-        return x * jax.nn.sigmoid(spatial(x))
+        return x * spatially(x)

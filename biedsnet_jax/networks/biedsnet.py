@@ -1,7 +1,8 @@
 """BIEDSNet, paper section III.A and figure 1: a condition encoder of BFFMs and a U-shaped denoiser of ADRBs.
 
 The condition encoder sees the image alone, never x_t or t, so a sampler calls `encode` once per image and `denoise` at
-every step. The denoiser predicts the mask: one logit map per foreground class.
+every step. So do the denoiser's convolutions that read its features: conv([h, c]) = conv(h) + conv(c), and conv(c) is
+part of `encode`. The denoiser predicts the mask: one logit map per foreground class.
 """
 
 import flax.linen as nn
@@ -9,25 +10,19 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from biedsnet_jax.networks.adrb import ADRB, CGR, Attention
+from biedsnet_jax.networks.adrb import ADRB, CGR, Attention, Share
 from biedsnet_jax.networks.bffm import BFFM
-from biedsnet_jax.networks.blocks import (
-    Time,
-    TimeEmbedding,
-    check_size,
-    conv,
-    max_pool,
-    resize_bilinear,
-    upsample_nearest,
-)
+from biedsnet_jax.networks.blocks import Time, TimeEmbedding, check_size, max_pool, resize_bilinear
+from biedsnet_jax.networks.convolutions import Conv, depth_to_space, max_pool_folded, space_to_depth
 from biedsnet_jax.types import Image, Logits, Noisy
 
 
 class BIEDSNet(nn.Module):
     """The whole network; the defaults are this project's reading of the paper, `lineage` fields its PyTorch relative.
 
-    `encode(image)` gives the condition features, `denoise(features, x_t, image, t)` the logits of the mask, and
-    `__call__` does both. `out["supervision"]` lists the side heads' logits at full size, level 2 first.
+    `encode(image)` gives what the condition features add to the denoiser's convolutions, `denoise(features, x_t, image,
+    t)` the logits of the mask, and `__call__` does both. `out["supervision"]` lists the side heads' logits at full
+    size, level 2 first.
     """
 
     classes: int = 1  # k, foreground classes
@@ -43,6 +38,7 @@ class BIEDSNet(nn.Module):
     norm: str = "group"  # or "batch"
     second_skip: bool = True  # a decoder level's second block also gets its encoder level's second block
     supervision: bool = True  # side heads on the upper decoder levels; False: ablation rows 1 to 4
+    fold: bool = False  # compute the denoiser's level 1 on `space_to_depth` maps: the same numbers, for a TPU
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
@@ -64,6 +60,7 @@ class BIEDSNet(nn.Module):
             norm=self.norm,
             second_skip=self.second_skip,
             supervision=self.supervision,
+            fold=self.fold,
             dtype=self.dtype,
         )
 
@@ -72,10 +69,10 @@ class BIEDSNet(nn.Module):
         """Raise BadInput for an image of (height, width) that it cannot take."""
         check_size(size, multiple=2 ** (len(self.channels) - 1), network="BIEDSNet")
 
-    def encode(self, image: Image, *, train: bool = False) -> list[Float[Array, "b _h _w _c"]]:
-        """Condition features of levels 1 to L-1, finest first."""
+    def encode(self, image: Image, *, train: bool = False) -> list[dict[str, Share]]:
+        """All that needs the image alone: what its features give to the denoiser, levels 1 to L-1, finest first."""
         self.check_size(image.shape[1:3])
-        return self.condition(image, train=train)
+        return self.denoiser.share(self.condition(image, train=train))
 
     def denoise(self, features: list, x_t: Noisy, image: Image, t: Time, *, train: bool = False) -> tuple[Logits, dict]:
         """Logits of the clean mask from the noisy one."""
@@ -124,53 +121,110 @@ class Denoiser(nn.Module):
     norm: str = "group"
     second_skip: bool = True
     supervision: bool = True
+    fold: bool = False
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, features: list, x_t: Noisy, image: Image, t: Time, *, train: bool) -> tuple[Logits, dict]:
-        emb = TimeEmbedding(self.channels[0], dtype=self.dtype, name="time")(t)
-        h = jnp.concatenate([image, x_t], axis=-1).astype(self.dtype)
-        h = conv(self.channels[0] // 2, use_bias=True, dtype=self.dtype, name="stem")(h)
+    def setup(self):
+        widths = dict(enumerate(self.channels, start=1))
+        upper = range(1, len(widths))
+        self.embed = TimeEmbedding(widths[1], dtype=self.dtype, name="time")
+        self.stem = Conv(widths[1] // 2, use_bias=True, **self._kind(1))
+        # A first block reads the level above and its feature; in the decoder, the level below, its encoder's and that.
+        inputs = {("encoder", i): 2 * widths[i - 1] if i > 1 else widths[1] // 2 for i in widths}
+        inputs |= {("decoder", i): 3 * widths[i] for i in upper}
+        self.blocks = {f"{side}_{i}": self._blocks(side, i, number) for (side, i), number in inputs.items()}
+        if self.attention_per == "level" and self.attention != "none":
+            self.attentions = {
+                f"{side}_{i}": Attention(widths[i], order=self.attention, **self._kind(i), name=f"{side}_{i}_attention")
+                for side, i in inputs
+            }
+        self.up = {
+            i: CGR(widths[i], widths[i + 1], upsample=True, norm=self.norm, **self._kind(i), name=f"up_{i}")
+            for i in upper
+        }
+        self.heads = {
+            i: Conv(self.classes, kernel=1, use_bias=True, **self._kind(i), name=f"head_{i}")
+            for i in upper
+            if i == 1 or self.supervision
+        }
+
+    def share(self, features: list[Float[Array, "b _h _w _c"]]) -> list[dict[str, Share]]:
+        """What each condition feature gives to the two first blocks that read it: below it, and on the way up.
+
+        A convolution is linear, so this part of its result needs neither x_t nor t.
+        """
+        return [
+            {
+                "encoder": self.blocks[f"encoder_{level + 1}"][0].share(max_pool(c), first=c.shape[-1]),
+                "decoder": self.blocks[f"decoder_{level}"][0].share(self._fold(c, level), first=2 * c.shape[-1]),
+            }
+            for level, c in enumerate(features, start=1)
+        ]
+
+    def __call__(self, shares: list, x_t: Noisy, image: Image, t: Time, *, train: bool) -> tuple[Logits, dict]:
+        emb = self.embed(t)
+        h = self.stem(self._fold(jnp.concatenate([image, x_t], axis=-1).astype(self.dtype), 1))
 
         skips = []
-        for level, width in enumerate(self.channels, start=1):
-            h = h if level == 1 else max_pool(h)
-            h, second = self._level(h, None, emb, width, f"encoder_{level}", train)
-            if level < len(self.channels):
-                h = jnp.concatenate([h, features[level - 1]], axis=-1)
-                skips.append((h, second))
+        for level in range(1, len(self.channels) + 1):
+            h = h if level == 1 else self._pool(h, level - 1)
+            share = None if level == 1 else shares[level - 2]["encoder"]
+            h, second = self._level(f"encoder_{level}", h, share, None, emb, train)
+            skips.append((h, second))
 
         heads = []
         for level in range(len(self.channels) - 1, 0, -1):
-            width = self.channels[level - 1]
             skip, second = skips[level - 1]
-            h = CGR(width, norm=self.norm, dtype=self.dtype, name=f"up_{level}")(upsample_nearest(h), train=train)
-            h = jnp.concatenate([h, skip], axis=-1)
-            h, _ = self._level(h, second if self.second_skip else None, emb, width, f"decoder_{level}", train)
+            h = self.up[level](h, train=train)
+            second = second if self.second_skip else None
+            h, _ = self._level(f"decoder_{level}", (h, skip), shares[level - 1]["decoder"], second, emb, train)
             if level == 1 or self.supervision:
                 heads.insert(0, self._head(h, x_t.shape[1:3], level))
         return heads[0], {"supervision": heads[1:]}
 
-    def _level(self, h, second, emb, width, name, train):
-        """ADRBs in a row; gives their result and that of the second block, the one a decoder level may ask for."""
-        after_second = None
-        for i in range(1, self.blocks_per_level + 1):
-            if i == 2 and second is not None:
-                h = jnp.concatenate([h, second], axis=-1)
-            h = ADRB(
+    def _kind(self, level):
+        """Fields of all modules of a level: level 1, the widest, is folded if any is."""
+        return {"folded": self.fold and level == 1, "dtype": self.dtype}
+
+    def _fold(self, x, level):
+        return space_to_depth(x) if self.fold and level == 1 else x
+
+    def _pool(self, x, level):
+        return max_pool_folded(x) if self.fold and level == 1 else max_pool(x)
+
+    def _unfold(self, x, level):
+        return depth_to_space(x) if self.fold and level == 1 else x
+
+    def _blocks(self, side, level, inputs):
+        """The ADRBs of a level; `inputs` counts the channels that the first one reads, its share's included."""
+        width, decoding = self.channels[level - 1], side == "decoder"
+        second = width * (2 if decoding and self.second_skip else 1)
+        return [
+            ADRB(
                 width,
+                {1: inputs, 2: second}.get(i, width),
                 residual=self.residual,
                 attention=self.attention if self.attention_per == "block" else "none",
                 norm=self.norm,
-                dtype=self.dtype,
-                name=f"{name}_block_{i}",
-            )(h, emb, train=train)
+                **self._kind(level),
+                name=f"{side}_{level}_block_{i}",
+            )
+            for i in range(1, self.blocks_per_level + 1)
+        ]
+
+    def _level(self, name, h, share, second, emb, train):
+        """ADRBs in a row; gives their result and that of the second block, the one a decoder level may ask for."""
+        after_second = None
+        for i, block in enumerate(self.blocks[name], start=1):
+            if i == 2 and second is not None:
+                h = (h, second)
+            h = block(h, emb, share if i == 1 else None, train=train)
             after_second = h if i == min(2, self.blocks_per_level) else after_second
         if self.attention_per == "level" and self.attention != "none":
-            h = Attention(order=self.attention, dtype=self.dtype, name=f"{name}_attention")(h)
+            h = self.attentions[name](h)
         return h, after_second
 
     def _head(self, h, size, level):
         """Logits of one decoder level at full size; in float32, since losses and the sampler live there."""
-        logits = conv(self.classes, 1, use_bias=True, dtype=self.dtype, name=f"head_{level}")(h).astype(jnp.float32)
+        logits = self._unfold(self.heads[level](h).astype(jnp.float32), level)
         return logits if level == 1 else resize_bilinear(logits, size)

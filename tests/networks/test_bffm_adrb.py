@@ -77,7 +77,7 @@ def test_bffm_is_equations_1_to_4():
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_adrb_is_equation_5(norm):
     x, emb, c = normal(2, 8, 8, 6), normal(2, 10, seed=1), 32
-    module = ADRB(c, attention="none", norm=norm)
+    module = ADRB(c, 6, attention="none", norm=norm)
     variables = weights(module, x, emb, train=False)
     p, stats = variables["params"], variables.get("batch_stats")
 
@@ -99,7 +99,7 @@ def test_adrb_is_equation_5(norm):
 @pytest.mark.parametrize("order", ["parallel", "sequential"])
 def test_attention_weighs_channels_and_pixels(order):
     x = normal(2, 6, 6, 32)
-    module = Attention(order=order)
+    module = Attention(32, order=order)
     variables = weights(module, x)
     p, x = variables["params"], np.asarray(x)
 
@@ -146,14 +146,15 @@ def test_bffm_is_the_lineages():
 
 def test_adrb_is_the_lineages():
     w, x, y, emb = golden("adrb_block")
-    module, emb = ADRB(32, residual="conv", attention="none"), jnp.asarray(emb)
+    module, emb = ADRB(32, x.shape[-1], residual="conv", attention="none"), jnp.asarray(emb)
     apply = jax.jit(functools.partial(module.apply, train=False))
     np.testing.assert_allclose(apply(imported(module, w, x, emb, train=False), x, emb), y, atol=1e-4)
 
 
 def test_attention_is_the_lineages():
     w, x, y, _ = golden("sca")
-    np.testing.assert_allclose(jax.jit(Attention().apply)(imported(Attention(), w, x), x), y, atol=1e-4)
+    module = Attention(x.shape[-1])
+    np.testing.assert_allclose(jax.jit(module.apply)(imported(module, w, x), x), y, atol=1e-4)
 
 
 # ---- Plain computations

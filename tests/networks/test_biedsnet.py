@@ -3,6 +3,7 @@
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from random_weights import initial, normal, weights
 
 from biedsnet_jax.networks.adrb import ADRB
-from biedsnet_jax.networks.biedsnet import BIEDSNet
+from biedsnet_jax.networks.biedsnet import BIEDSNet, Denoiser
+from biedsnet_jax.networks.blocks import max_pool
 from biedsnet_jax.types import BadInput
 from configs import default, variants
 
@@ -105,7 +107,7 @@ def test_a_condition_feature_joins_its_level_after_the_blocks_and_enters_the_ski
     variables, (x_t, image, t) = toy_variables(), inputs()
     features = encode(variables, image)
     _, _, before = denoise(variables, features, x_t, image, t)
-    features[level - 1] = features[level - 1] + 1.0
+    features[level - 1] = jax.tree.map(lambda share: 2.0 * share, features[level - 1])
     _, _, after = denoise(variables, features, x_t, image, t)
     changed = {name for name in before if np.abs(before[name] - after[name]).max() > 1e-4}
     encoder = {f"encoder_{i}_block_{j}" for i in range(level + 1, 4) for j in (1, 2)}
@@ -113,6 +115,59 @@ def test_a_condition_feature_joins_its_level_after_the_blocks_and_enters_the_ski
     kernel = variables["params"]["denoiser"][f"decoder_{level}_block_1"]["cgr_1"]["conv"]["kernel"]
     width = TOY.channels[level - 1]
     assert kernel.shape[2] == width + (width + width)  # up path, and the skip: encoder level with its feature
+
+
+def concatenating(call, args, kwargs, context):
+    """The figure as drawn: a block reads its condition feature beside the rest of its input, at every step anew."""
+    if context.method_name == "share" and isinstance(context.module, Denoiser):
+        return [{"encoder": (max_pool(c), c), "decoder": (c, c)} for c in args[0]]
+    if context.method_name == "__call__" and isinstance(context.module, ADRB) and args[2] is not None:
+        x, emb, (c, _) = args
+        return call((*(x if isinstance(x, tuple) else (x,)), c), emb, **kwargs)
+    return call(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"attention": "sequential", "norm": "batch"},
+        {"attention_per": "level", "dconv": "lineage", "residual": "conv"},
+        {"attention": "none", "residual": "conv", "norm": "batch"},
+    ],
+    ids=lambda fields: "-".join(fields) or "paper",
+)
+def test_shares_of_the_condition_features_are_convolutions_of_the_concatenation(fields):
+    module = TOY.clone(channels=(8, 8, 12), **fields)  # level 2 reads as many channels as it has: identity or not
+    variables, given = weights(module, *inputs()), inputs()
+    got, _ = jax.jit(module.apply)(variables, *given)
+    with nn.intercept_methods(concatenating):
+        expected, _ = jax.jit(lambda *xs: module.apply(*xs))(variables, *given)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"attention": "sequential"}, {"attention_per": "level", "dconv": "lineage", "residual": "conv"}],
+    ids=lambda fields: "-".join(fields) or "paper",
+)
+def test_on_folded_maps_logits_and_gradient_are_the_same(fields):
+    module, given = TOY.clone(**fields), inputs()
+    variables = weights(module, *given)
+
+    def loss(params, module):
+        logits, out = module.apply({**variables, "params": params}, *given)
+        return jnp.sum(jnp.sin(logits)) + jnp.sum(out["supervision"][0] ** 2), logits
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    expected, logits = gradient(variables["params"], module)
+    got, folded_logits = gradient(variables["params"], module.clone(fold=True))
+    np.testing.assert_allclose(folded_logits, logits, atol=1e-5 * np.abs(logits).max())
+    error, size = (
+        np.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)))
+        for tree in (jax.tree.map(jnp.subtract, got, expected), expected)
+    )
+    assert error < 1e-4 * size
 
 
 def test_the_second_block_of_a_decoder_level_also_gets_its_encoder_levels_second_block():

@@ -1,0 +1,113 @@
+"""Convolutions that do less: of parts known beforehand, of maps that need not be upsampled, of folded maps.
+
+Each gives what the plain convolution gives, with its parameters (names and shapes of `blocks.conv`).
+
+A folded map is a `space_to_depth` map. A TPU keeps channels in rows of 128, so a map of 32 channels fills a quarter of
+the memory that it takes, and its folded form all of it.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from biedsnet_jax.networks.blocks import Features
+
+Maps = Features | tuple[Float[Array, "b h w _c"], ...]  # a tuple stands side by side, as if concatenated
+
+
+class Conv(nn.Module):
+    """Convolution padded to the same size, whose input may come in parts and whose maps may be folded.
+
+    Parts side by side are a tuple; parts at different times are added: conv([x, c]) = conv(x) + conv(c, first=channels
+    of x), where the part at channel 0 brings the bias. Folded: all maps are `space_to_depth` maps. The parameters have
+    the names and shapes of the plain `conv([x, c])`.
+    """
+
+    features: int  # channels out
+    inputs: int | None = None  # channels of all parts; None: x is all
+    kernel: int = 3  # odd
+    use_bias: bool = False
+    folded: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Maps, *, first: int = 0) -> Float[Array, "b h w c2"]:
+        parts, pixels = x if isinstance(x, tuple) else (x,), 4 if self.folded else 1
+        ends = first + np.cumsum([part.shape[-1] // pixels for part in parts])
+        shape = (self.kernel, self.kernel, self.inputs or int(ends[-1]), self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+        kernels = jnp.split(kernel[:, :, first : ends[-1]], ends[:-1] - first, axis=2)
+        kernels = [fold_kernel(kernel) for kernel in kernels] if self.folded else kernels
+        x = convolve(jnp.concatenate(parts, axis=-1).astype(self.dtype), jnp.concatenate(kernels, axis=2))
+        if self.use_bias:
+            bias = jnp.tile(self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype), pixels)
+            x = x if first else x + bias[None, None, None]
+        return x
+
+
+class UpsampledConv(nn.Module):
+    """3x3 convolution, without bias, of the map that `upsample_nearest` would make, in four ninths of the products.
+
+    Each of the 2x2 pixels that came from one sees three rows (columns) of which two are the same: a 2x2 convolution of
+    the small map, with sums of the kernel's taps. Parameters as `conv`'s. With `folded` the result is a
+    `space_to_depth` map.
+    """
+
+    features: int  # channels out
+    folded: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features) -> Float[Array, "b _h _w _c"]:
+        _, h, w, c = x.shape
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, self.features)).astype(self.dtype)
+        rows = jnp.stack([kernel[0], kernel[1] + kernel[2], kernel[0] + kernel[1], kernel[2]])
+        taps = jnp.stack([rows[:, 0], rows[:, 1] + rows[:, 2], rows[:, 0] + rows[:, 1], rows[:, 2]], axis=1)
+        taps = taps.reshape(2, 2, 2, 2, c, self.features)  # row of the block, tap, column of the block, tap
+        taps = taps.transpose(1, 3, 4, 0, 2, 5).reshape(2, 2, c, 4 * self.features)
+        y = convolve(x.astype(self.dtype), taps)  # a row and a column more: upper halves look up, lower ones down
+        n = self.features
+        pixels = [(i, j, slice((2 * i + j) * n, (2 * i + j + 1) * n)) for i in (0, 1) for j in (0, 1)]
+        folded = jnp.concatenate([y[:, i : i + h, j : j + w, pixel] for i, j, pixel in pixels], axis=-1)
+        return folded if self.folded else depth_to_space(folded)
+
+
+def convolve(x: Features, kernel: Float[Array, "k k c c2"]) -> Float[Array, "b _h _w c2"]:
+    """Stride 1, k // 2 zeros on each side: the same size for an odd kernel, one more for an even one."""
+    pad = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def space_to_depth(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
+    """Blocks of 2x2 pixels become channels, (row, column, channel) in this order; height and width must be even."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
+
+
+def depth_to_space(x: Float[Array, "b h w c4"]) -> Float[Array, "b h2 w2 c"]:
+    """The inverse of `space_to_depth`."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
+
+
+def fold_kernel(kernel: Float[Array, "k k c c2"]) -> Float[Array, "_k _k _c4 _c8"]:
+    """The kernel that does to folded maps what `kernel`, 1x1 or 3x3, does to plain ones; many of its entries are 0."""
+    size, _, c_in, c_out = kernel.shape
+    radius = size // 2
+    block, row, out, tap = np.ogrid[-radius : radius + 1, 0:2, 0:2, -radius : radius + 1]
+    # Pixel `out` of a block, moved by `tap`, is pixel `row` of the block at distance `block`.
+    lands = jnp.asarray(2 * block + row == out + tap, kernel.dtype)
+    folded = jnp.einsum("apid,bqje,decn->abpqcijn", lands, lands, kernel)
+    return folded.reshape(size, size, 4 * c_in, 4 * c_out)
+
+
+def max_pool_folded(x: Float[Array, "b h w c4"]) -> Float[Array, "b h w c"]:
+    """`max_pool` of the map that x, a `space_to_depth` map, stands for."""
+    return functools.reduce(jnp.maximum, jnp.split(x, 4, axis=-1))
