@@ -102,8 +102,7 @@ class Trainer:
 
 def sampler_rows(cfg, *, lineage: bool = False) -> list[tuple]:
     """(t, a, b, c, sigma) of each step of the config's sampler, or of the lineage's: DDPM through every time."""
-    fields = cfg.sampler.to_dict()
-    del fields["ensemble"]
+    fields = {name: cfg.sampler[name] for name in ("steps", "method", "eta", "spacing")}
     if lineage:
         fields |= {"steps": cfg.diffusion.timesteps, "method": "ddpm"}
     plan = sampler._plan(schedule.make(cfg.diffusion.schedule, cfg.diffusion.timesteps), **fields)

@@ -56,6 +56,7 @@ def run(cfg, *, output: str | None, baseline: str | None, repeats: int, command:
     anything compiles.
     """
     config.check(cfg)
+    config.check_slices_alone(cfg)
     if repeats < 1:
         raise BadInput(f"too few repeats, {repeats}, in --repeats; use 1 or more, such as 7")
     mesh = parallel.make_mesh()

@@ -11,7 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from biedsnet_jax import files, segmenter
+from biedsnet_jax import files, later_fields, segmenter
+from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.fusion import FUSIONS
 from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.types import BadInput
@@ -44,6 +45,7 @@ _CHOICES = {
     "fusion": tuple(FUSIONS),
     "sampler.method": ("ddpm", "ddim", "dpm_solver"),
     "sampler.spacing": ("trailing", "linspace", "leading"),
+    "sampler.start": ("noise", "direct", "slice"),
     "networks.biedsnet.dconv": ("separable", "lineage"),
     "networks.biedsnet.residual": ("cgr", "conv"),
     "networks.biedsnet.attention": ("parallel", "sequential", "none"),
@@ -53,17 +55,19 @@ _CHOICES = {
 }
 _AT_LEAST = {
     "data.size": 1, "data.channels": 1, "data.classes": 1, "data.context": 0, "data.min_foreground": 0,
-    "diffusion.timesteps": 1, "sampler.steps": 1, "sampler.ensemble": 1,
+    "diffusion.timesteps": 1, "sampler.steps": 1, "sampler.ensemble": 1, "sampler.start_run": 2,
     "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.warmup_steps": 0, "train.max_bad_steps": 1,
     "eval.every": 0, "eval.batch_size": 1, "eval.val_images": 0, "eval.val_ensemble": 1, "checkpoint.every": 1,
     "checkpoint.keep_latest": 1, "checkpoint.keep_best": 0, "log.every": 1, "log.images": 0, "split.folds": 0,
     "networks.biedsnet.blocks_per_level": 1, "networks.biedsnet.reduction": 1, "seed": 0, "split.seed": 0,
 }  # fmt: skip
 _NUMBERS = ("split.fractions", "loss.supervision_weights")
-_POSITIVE = ("diffusion.mask_scale", "loss.smooth_l1_beta", "train.learning_rate", "train.clip_norm")
+_POSITIVE = (
+    "diffusion.mask_scale", "loss.smooth_l1_beta", "sampler.start_fraction", "train.learning_rate", "train.clip_norm",
+)  # fmt: skip
 _UNIT_INTERVAL = (
-    "sampler.eta", "threshold", "train.ema", "train.final_fraction", "augment.hflip", "augment.vflip",
-    "eval.lesion_overlap",
+    "sampler.eta", "sampler.start_fraction", "threshold", "train.ema", "train.final_fraction", "augment.hflip",
+    "augment.vflip", "eval.lesion_overlap",
 )  # fmt: skip
 _DISTANCES = ("eval.nsd_tolerance", "eval.nsd_tolerance_mm")
 
@@ -93,11 +97,7 @@ def check(config: ConfigDict) -> None:
     for name in _NUMBERS:
         if not _are(get_field(config, name), int | float):
             raise BadInput(f"not numbers, {get_field(config, name)}, in {name}; give them like (0.5, 0.3, 0.2)")
-    if config.sampler.steps > config.diffusion.timesteps:
-        raise BadInput(
-            f"more sampling steps than timesteps, {config.sampler.steps}, in sampler.steps; "
-            f"use at most {config.diffusion.timesteps}"
-        )
+    _check_sampler(config)
     if config.method == "diffusion" and config.network not in DENOISERS:
         raise BadInput(f"no diffusion network, {config.network}, in method; use 'auto', or {_alternatives(DENOISERS)}")
     if config.method == "direct" and config.network == "medsegdiff":
@@ -108,6 +108,35 @@ def check(config: ConfigDict) -> None:
     if config.network == "biedsnet":
         _check_biedsnet(config)
     segmenter.make_network(config).check_size((config.data.size, config.data.size))
+
+
+def check_slices_alone(config: ConfigDict) -> None:
+    """Raise BadInput where slices are to start from their neighbours, for modes that take each by itself."""
+    if config.sampler.start == "slice":
+        raise BadInput(
+            "slices that start from their neighbours, 'slice', in sampler.start; use 'direct' or 'noise': only "
+            "--mode=predict takes a volume's slices in order"
+        )
+
+
+def _check_sampler(config):
+    """As many times as steps, and a start that the network can make."""
+    fields, timesteps = config.sampler, config.diffusion.timesteps
+    if fields.steps > timesteps:
+        raise BadInput(f"more sampling steps than timesteps, {fields.steps}, in sampler.steps; use at most {timesteps}")
+    if fields.start == "noise":
+        return
+    if config.network == "medsegdiff" or not segmenter.is_diffusion(config):
+        raise BadInput(
+            f"no mask to start from, {fields.start!r}, in sampler.start; use 'noise': only a diffusion network that "
+            f"predicts masks has one, {config.network} here does not"
+        )
+    below = schedule.times_below(timesteps, fields.start_fraction)
+    if fields.steps > below:
+        raise BadInput(
+            f"more sampling steps than timesteps below the start, {fields.steps}, in sampler.steps; use at most "
+            f"{below}, or a sampler.start_fraction above {fields.start_fraction}"
+        )
 
 
 def _check_data(data):
@@ -194,7 +223,7 @@ def save(config: ConfigDict, path: pathlib.Path) -> None:
 
 
 def load(workdir: str | pathlib.Path) -> ConfigDict:
-    """The config a workdir was trained with. Raises BadInput where there is none."""
+    """The config a workdir was trained with, an earlier version's completed. Raises BadInput where there is none."""
     path = pathlib.Path(workdir) / "config.json"
     try:
         text = path.read_text(errors="replace")
@@ -206,7 +235,7 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
         raise BadInput(f"damaged config, line {error.lineno}, {path}; restore it or use another --workdir") from None
     if not isinstance(config, ConfigDict):
         raise BadInput(f"damaged config, no fields, {path}; restore it or use another --workdir")
-    return config
+    return later_fields.complete(config)
 
 
 def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -224,6 +253,12 @@ def check_trained(config: ConfigDict, workdir: pathlib.Path) -> None:
                 f"workdir of another config, {name} is {old.get(name)!r} there and {new.get(name)!r} here, {workdir}; "
                 "use another --workdir, or the config it was started with"
             )
+
+
+def sampling(config: ConfigDict) -> dict[str, Any]:
+    """What a record says of the sampler: no field that its start does not read, so that older records equal it."""
+    unread = {"noise": ("start", "start_fraction", "start_run"), "direct": ("start_run",), "slice": ()}
+    return {name: value for name, value in config.sampler.items() if name not in unread[config.sampler.start]}
 
 
 def get_field(config: ConfigDict, name: str) -> Any:

@@ -33,6 +33,7 @@ Predict = Callable[[dict, jax.Array, jax.Array], jax.Array]
 def run(cfg, workdir: str) -> dict:
     """Mode evaluate: score the best checkpoint of `workdir` on the test split; returns what results.json holds."""
     workdir = pathlib.Path(workdir)
+    config.check_slices_alone(cfg)
     model, variables, step, mesh = open_model(cfg, workdir)
     return evaluate(cfg, workdir, model, variables, experiment.open_data(cfg), mesh, step=step)
 
@@ -40,12 +41,12 @@ def run(cfg, workdir: str) -> dict:
 def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, step: int) -> dict:
     """Score `variables` on the test split and write the files."""
     predict = make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
-    clock = _Clock()
+    clock = Clock()
     rows, lesion_rows = [], []
     bar = progress.Progress("test", len(data.test))
     for probability, batch, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
         for p, y, example in zip(probability, batch["mask"], examples):
-            rows += _slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
+            rows += slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
             lesion_rows += _lesion_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
         bar.update(len(rows) // cfg.data.classes, {})
     bar.close()
@@ -66,7 +67,7 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
         "batch_size": cfg.train.batch_size,
         "checkpoint_step": step,
         "dtype": cfg.dtype,
-        "sampler": dict(cfg.sampler) if segmenter.is_diffusion(cfg) else None,
+        "sampler": config.sampling(cfg) if segmenter.is_diffusion(cfg) else None,
         "fusion": cfg.fusion if segmenter.is_diffusion(cfg) else None,
         "threshold": cfg.threshold,
         "nsd_tolerance": cfg.eval.nsd_tolerance,
@@ -122,7 +123,7 @@ def make_predict(model, mesh: Mesh, *, ensemble: int, fusion: str, seed: int) ->
 
 
 def predict_split(
-    cfg, predict: Predict, variables: dict, data, indices: list[int], mesh: Mesh, clock: "_Clock | None" = None
+    cfg, predict: Predict, variables: dict, data, indices: list[int], mesh: Mesh, clock: "Clock | None" = None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], list[dict]]]:
     """(probability, image and mask, examples) for each batch of the slices `indices`, padding removed."""
     prepare = experiment.make_prepare(cfg)
@@ -156,7 +157,7 @@ def init_variables(model, cfg) -> dict:
     return model.init(jax.random.key(cfg.seed), experiment.image_shape(cfg))
 
 
-class _Clock:
+class Clock:
     """Seconds spent predicting, and images predicted."""
 
     def __init__(self):
@@ -166,7 +167,7 @@ class _Clock:
         self.seconds, self.images = self.seconds + seconds, self.images + images
 
 
-def _slice_rows(mask, truth, example, fields):
+def slice_rows(mask, truth, example, fields):
     """One row of scores a class of one slice; `fields` are those of eval, as in the next."""
     tolerances = {name: fields[name] for name in ("nsd_tolerance", "nsd_tolerance_mm")}
     return [metrics.slice_row(**one, **tolerances) for one in _classes(mask, truth, example)]

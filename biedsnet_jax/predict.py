@@ -7,7 +7,7 @@ resized bilinearly; the mask is where the resized probability exceeds the thresh
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -138,8 +138,9 @@ class Predictor:
     variables: dict
     step: int  # of the checkpoint
     mesh: Mesh
-    run_batch: Callable  # jitted (variables, image, number) -> maps and samples
-    programs: dict[int, Callable] = dataclasses.field(default_factory=dict)  # the same compiled, by size of the batch
+    run_batch: Callable  # jitted (variables, image, number, previous) -> maps and samples
+    # The same compiled, by size of the batch and whether there is a previous slice.
+    programs: dict[tuple[int, bool], Callable] = dataclasses.field(default_factory=dict)
 
     def __call__(self, array: Shaped[np.ndarray, "..."], *, keep_samples: bool = False) -> Prediction:
         """Segment "h w" or "h w c", which is one slice, or "d h w c"; c is the number the model was trained on.
@@ -170,41 +171,59 @@ class Predictor:
         """Several scans in shared batches; `done` hears of the slices as they are finished.
 
         A slice's noise follows from the seed and its number in the scan, so its mask does not depend on what shares
-        its batch.
+        its batch. With sampler.start "slice" a volume is cut into runs of sampler.start_run slices, and a batch holds
+        the same place of many runs, those before it being done: here too the batch decides nothing.
         """
         prepared = experiment.make_prepare(self.cfg)
-        where = [(n, z) for n, scan in enumerate(scans) for z in range(len(scan))]
-        batch_size, program = self._program(len(where))  # compiled here, so that the clock does not count it
+        run = self.cfg.sampler.start_run if self._follows() else 1
+        places = _places([len(scan) for scan in scans], run)
+        # Compiled here, so that the clock does not count it.
+        batch_size, programs = self._programs(len(places[0]), later=len(places) > 1)
         maps: list[dict] = [{} for _ in scans]
         start, waiting = time.perf_counter(), None
-        for first in range(0, len(where), batch_size):
-            chosen = where[first : first + batch_size]
+        for later, chosen in _batches(places, batch_size):
             images = [prepared.image(volumes.neighbours(scans[n], z, self.cfg.data.context)) for n, z in chosen]
-            running = program(self.variables, *self._inputs(images, [z for _, z in chosen], batch_size))
+            inputs = self._inputs(images, [z for _, z in chosen], batch_size)
+            if waiting and later:  # what this batch starts from may be in there
+                waiting = self._collect(maps, *waiting, keep_samples, done)
+            previous = self._previous(maps, chosen, batch_size) if later else None
+            running = programs[later](self.variables, *inputs, previous)
             if waiting:  # fetched only now, so that the next batch was prepared while this one ran
-                self._collect(maps, *waiting, keep_samples)
-                done(len(waiting[1]))
+                self._collect(maps, *waiting, keep_samples, done)
             waiting = running, chosen
-        self._collect(maps, *waiting, keep_samples)
-        done(len(waiting[1]))
-        seconds = (time.perf_counter() - start) / len(where)
+        self._collect(maps, *waiting, keep_samples, done)
+        seconds = (time.perf_counter() - start) / sum(map(len, places))
         return [self._prediction(scan, parts, seconds * len(scan)) for scan, parts in zip(scans, maps)]
 
-    def _program(self, slices):
-        """(batch size, program): the smallest compiled that holds all `slices`, else of a power of two slices, at most
-        eval.batch_size."""
+    def _follows(self):
+        """Whether a slice starts from the one before it."""
+        return segmenter.is_diffusion(self.cfg) and self.cfg.sampler.start == "slice"
+
+    def _programs(self, slices, *, later):
+        """(batch size, [program, and if `later` that for slices with a previous one]): the smallest compiled that holds
+        all `slices`, else of a power of two slices, at most eval.batch_size."""
         most, size = self.cfg.eval.batch_size, self.mesh.size
         while size < min(slices, most):
             size *= 2
-        size = next((known for known in sorted(self.programs) if known >= slices), min(size, most))
-        if size not in self.programs:
-            self.programs[size] = self._compile(size)
-        return size, self.programs[size]
+        size = next((known for known, _ in sorted(self.programs) if known >= slices), min(size, most))
+        for follows in (False, True)[: 1 + later]:
+            if (size, follows) not in self.programs:
+                self.programs[size, follows] = self._compile(size, follows)
+        return size, [self.programs[size, follows] for follows in (False, True)[: 1 + later]]
 
-    def _compile(self, batch_size):
-        image = jax.ShapeDtypeStruct((batch_size, *experiment.image_shape(self.cfg)), np.float32)
+    def _compile(self, batch_size, follows):
+        height, width, channels = experiment.image_shape(self.cfg)
+        image = jax.ShapeDtypeStruct((batch_size, height, width, channels), np.float32)
         number = jax.ShapeDtypeStruct((batch_size,), np.int32)
-        return self.run_batch.lower(self.variables, image, number).compile()
+        previous = jax.ShapeDtypeStruct((batch_size, height, width, self.cfg.data.classes), np.float32)
+        return self.run_batch.lower(self.variables, image, number, previous if follows else None).compile()
+
+    def _previous(self, maps, chosen, batch_size):
+        """The probability of the slice before each."""
+        known = [maps[n]["probability"][z - 1] for n, z in chosen]
+        padded = np.zeros((batch_size, *known[0].shape), np.float32)
+        padded[: len(known)] = known
+        return parallel.put_batch({"previous": padded}, self.mesh)["previous"]
 
     def _inputs(self, images, numbers, batch_size):
         image = np.zeros((batch_size, *images[0].shape), np.float32)
@@ -214,13 +233,15 @@ class Predictor:
         inputs = parallel.put_batch({"image": image, "number": number}, self.mesh)
         return inputs["image"], inputs["number"]
 
-    def _collect(self, maps, running, chosen, keep_samples):
+    def _collect(self, maps, running, chosen, keep_samples, done):
         values = {name: np.asarray(value) for name, value in running.items() if name != "samples" or keep_samples}
-        for row, (n, _) in enumerate(chosen):
+        for row, (n, z) in enumerate(chosen):
             for name, value in values.items():
-                maps[n].setdefault(name, []).append(value[:, row] if name == "samples" else value[row])
+                maps[n].setdefault(name, {})[z] = value[:, row] if name == "samples" else value[row]
+        done(len(chosen))
 
     def _prediction(self, scan, parts, seconds):
+        parts = {name: [rows[z] for z in range(len(scan))] for name, rows in parts.items()}
         samples = parts.pop("samples", None)
         return Prediction(
             size=scan.shape[1:3],
@@ -249,13 +270,31 @@ def class_labels(cfg) -> tuple[tuple[int, ...], ...]:
 
 
 def _make_run_batch(cfg, model, mesh):
-    """Jitted `(variables, image, number) -> maps "b h w k", and samples "n b h w k"`."""
+    """Jitted `(variables, image, number, previous) -> maps "b h w k", and samples "n b h w k"`.
+
+    `previous` is None but for slices that start from another's probability.
+    """
     fuse, diffusion = fusion.FUSIONS[cfg.fusion], segmenter.is_diffusion(cfg)
 
-    def run_batch(variables, image, number):
-        samples = model.predict(variables, image, evaluate.noise_keys(cfg.seed, number), ensemble=cfg.sampler.ensemble)
+    def run_batch(variables, image, number, previous):
+        keys, start = evaluate.noise_keys(cfg.seed, number), {} if previous is None else {"previous": previous}
+        samples = model.predict(variables, image, keys, ensemble=cfg.sampler.ensemble, **start)
         maps = {"probability": fuse(samples), "samples": samples}
         return maps | fusion.uncertainty(samples) if diffusion else maps
 
     split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-    return jax.jit(run_batch, in_shardings=(everywhere, split, split))
+    return jax.jit(run_batch, in_shardings=(everywhere, split, split, split))
+
+
+def _places(depths: Sequence[int], run: int) -> list[list[tuple[int, int]]]:
+    """(scan, slice) of all slices by their place in runs of `run` slices; places that no run is long enough for are
+    left out."""
+    places = [[(n, z) for n, depth in enumerate(depths) for z in range(place, depth, run)] for place in range(run)]
+    return [slices for slices in places if slices]
+
+
+def _batches(places, size) -> Iterator[tuple[bool, list[tuple[int, int]]]]:
+    """Whether they have a previous slice in their run, and (scan, slice) of each; every batch from one place."""
+    for place, slices in enumerate(places):
+        for first in range(0, len(slices), size):
+            yield place > 0, slices[first : first + size]

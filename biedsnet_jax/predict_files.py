@@ -127,5 +127,5 @@ def _made_by(predictor, workdir) -> dict:
         "seed": cfg.seed,
         "fusion": cfg.fusion,
         "threshold": cfg.threshold,
-        **({f"sampler.{name}": cfg.sampler[name] for name in cfg.sampler} if segmenter.is_diffusion(cfg) else {}),
+        **({f"sampler.{k}": v for k, v in config.sampling(cfg).items()} if segmenter.is_diffusion(cfg) else {}),
     }

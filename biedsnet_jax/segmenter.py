@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 from biedsnet_jax import losses
 from biedsnet_jax.diffusion import process, sampler, schedule, vlb
 from biedsnet_jax.networks import DENOISERS, NETWORKS
-from biedsnet_jax.types import Batch, Image, PRNGKey
+from biedsnet_jax.types import Batch, Image, Mask, PRNGKey
 
 Variables = dict
 Probabilities = Float[Array, "n b h w k"]
@@ -43,12 +43,35 @@ class Segmenter(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a diffusion method samples; fields as in `sampler.sample`."""
+    """How a diffusion method samples; the first four as in `sampler.sample`.
+
+    `start` "noise" begins with pure noise. "direct" begins at `start_fraction` of T with a noised first guess: the mask
+    that the network gives at the last time, where x_T holds nothing of the mask, for x_T at its mean, 0. One guess, one
+    evaluation, serves all samples of an image. "slice" takes the caller's guess, as "direct" where there is none.
+    """
 
     method: str = "ddim"
     steps: int = 10
     eta: float = 0.0
     spacing: str = "trailing"
+    start: str = "noise"
+    start_fraction: float = 0.5
+
+    @property
+    def fields(self) -> dict:
+        """Those of `sampler.sample`."""
+        fraction = 1.0 if self.start == "noise" else self.start_fraction
+        return {
+            "method": self.method, "steps": self.steps, "eta": self.eta, "spacing": self.spacing,
+            "start_fraction": fraction,
+        }  # fmt: skip
+
+    def begin(self, x_0: Array | None, noise: Array, noise_schedule: schedule.Schedule) -> Array:
+        """What the first step sees: the guess `x_0` noised, or noise alone where there is none."""
+        if x_0 is None:
+            return noise
+        where = {"steps": self.steps, "spacing": self.spacing, "start_fraction": self.start_fraction}
+        return sampler.warm_start(x_0, noise, noise_schedule, **where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +98,13 @@ class Diffusion:
         x_t = process.q_sample(self.schedule, self._encode(y), t, noise)
         return _loss(self.network, self.heads_loss, variables, (x_t, batch["image"], t), y, key_dropout, train)
 
-    def predict(self, variables: Variables, image: Image, keys: Keys, *, ensemble: int) -> Probabilities:
-        """See Segmenter. The image is encoded once, whatever the steps and samples."""
+    def predict(
+        self, variables: Variables, image: Image, keys: Keys, *, ensemble: int, previous: Mask | None = None
+    ) -> Probabilities:
+        """See Segmenter. The image is encoded once, whatever the steps and samples.
+
+        `previous`, for start "slice", holds each image's neighbour as predicted, in [0, 1].
+        """
         network = self.network
         features = network.apply(variables, image, train=False, method=network.encode)
 
@@ -84,11 +112,18 @@ class Diffusion:
             logits, _ = network.apply(variables, features, x_t, image, t, train=False, method=network.denoise)
             return self._encode(jax.nn.sigmoid(logits))
 
-        def one_sample(x_T, keys):
-            x_0 = sampler.sample(denoise, x_T, keys, self.schedule, **dataclasses.asdict(self.sampling))
+        def one_sample(noise, keys):
+            x_T = self.sampling.begin(guess, noise, self.schedule)
+            x_0 = sampler.sample(denoise, x_T, keys, self.schedule, **self.sampling.fields)
             return process.decode_mask(x_0, mask_range=self.mask_range, mask_scale=self.mask_scale)
 
-        return _samples(one_sample, keys, (*image.shape[1:3], network.classes), ensemble)
+        shape = (*image.shape[1:3], network.classes)
+        guess = None
+        if self.sampling.start == "slice" and previous is not None:
+            guess = self._encode(previous)
+        elif self.sampling.start != "noise":
+            guess = denoise(jnp.zeros((len(image), *shape)), jnp.full(len(image), self.schedule.timesteps - 1))
+        return _samples(one_sample, keys, shape, ensemble)
 
     def _encode(self, y):
         return process.encode_mask(y, mask_range=self.mask_range, mask_scale=self.mask_scale)
@@ -147,9 +182,7 @@ class NoisePrediction:
                     denoise, x_T, keys, self.schedule, steps=sampling.steps, spacing=sampling.spacing
                 )
             else:
-                x_0 = sampler.sample(
-                    lambda x_t, t: denoise(x_t, t)[0], x_T, keys, self.schedule, **dataclasses.asdict(sampling)
-                )
+                x_0 = sampler.sample(lambda x_t, t: denoise(x_t, t)[0], x_T, keys, self.schedule, **sampling.fields)
             return jnp.clip(x_0, 0.0, 1.0)
 
         return _samples(one_sample, keys, (*image.shape[1:3], network.classes), ensemble)
@@ -201,7 +234,7 @@ def build(config) -> Segmenter:
     if not is_diffusion(config):
         return Direct(network, heads_loss, denoiser)
     noise_schedule = schedule.make(config.diffusion.schedule, config.diffusion.timesteps)
-    sampling = Sampling(config.sampler.method, config.sampler.steps, config.sampler.eta, config.sampler.spacing)
+    sampling = Sampling(**{field.name: config.sampler[field.name] for field in dataclasses.fields(Sampling)})
     if config.network == "medsegdiff":
         return NoisePrediction(network, noise_schedule, sampling)
     mask_range, mask_scale = config.diffusion.mask_range, config.diffusion.mask_scale

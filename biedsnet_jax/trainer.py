@@ -30,6 +30,7 @@ def train(cfg, workdir: str) -> dict:
     """Train as `cfg` says, going on where `workdir` stands, then score the test split; returns its results."""
     # Data: everything that can be wrong with it is said here, before anything is written or compiled.
     config.check(cfg)
+    config.check_slices_alone(cfg)
     workdir = pathlib.Path(workdir)
     config.check_same_run(cfg, workdir)
     mesh = parallel.make_mesh()

@@ -17,7 +17,7 @@ ORDER = [
     "data", "networks", "diffusion", "losses", "distances", "metrics", "lesions", "fusion", "macs",
     "timing", "roofline",
     "segmenter", "train_state", "train_step", "checkpoint",
-    "run_log", "progress", "config", "experiment", "evaluate", "trainer",
+    "run_log", "progress", "later_fields", "config", "experiment", "evaluate", "trainer",
     "predict", "overlay", "outputs", "predict_files",
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
 from biedsnet_jax.diffusion import process
-from biedsnet_jax.diffusion.schedule import Schedule, respace, select_timesteps
+from biedsnet_jax.diffusion.schedule import Schedule, respace, select_timesteps, times_below
 from biedsnet_jax.types import BadInput, Noisy
 
 Keys = Key[Array, " b"]
@@ -36,18 +36,38 @@ def sample(
     method: str,
     eta: float = 0.0,
     spacing: str = "trailing",
+    start_fraction: float = 1.0,
 ) -> Noisy:
     """x_0 after `steps` calls of `denoise`, in float32 whatever the network computes in.
 
     `method` is "ddpm" (ancestral), "ddim" or "dpm_solver" (DPM-Solver++(2M)); `eta` in [0, 1] is DDIM's share of noise,
     which the others ignore. `keys` holds one key per example, so that a mask does not depend on what shares its batch;
-    none may be a key that x_T was drawn with. Raises BadInput on another method, or on steps, spacing or eta out of
-    range.
+    none may be a key that x_T was drawn with. With a `start_fraction` below 1, x_T is x_t at the first of `visited`
+    instead, such as `warm_start` gives. Raises BadInput on another method, or on steps, spacing, eta or start_fraction
+    out of range.
     """
-    plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing)
+    plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing, start_fraction=start_fraction)
     step = _step_function(denoise, keys, plan)
     (x_0, _), _ = jax.lax.scan(lambda carry, row: (step(carry, row)[0], None), _start(x_T), plan)
     return x_0
+
+
+def visited(
+    schedule: Schedule, *, steps: int, spacing: str = "trailing", start_fraction: float = 1.0
+) -> Integer[np.ndarray, " steps"]:
+    """The times of the schedule that `sample` calls `denoise` at, descending, all below `start_fraction` of T."""
+    return select_timesteps(times_below(schedule.timesteps, start_fraction), steps, spacing)
+
+
+def warm_start(
+    x_0: Noisy, noise: Noisy, schedule: Schedule, *, steps: int, spacing: str = "trailing", start_fraction: float
+) -> Noisy:
+    """Where `sample` begins from a first guess x_0: a draw of q(x_t | x_0) at the first of `visited`.
+
+    Source: SDEdit (Meng et al. 2022, arXiv:2108.01073).
+    """
+    t = visited(schedule, steps=steps, spacing=spacing, start_fraction=start_fraction)[0]
+    return process.q_sample(schedule, x_0, jnp.full(len(x_0), t), noise)
 
 
 def sample_trajectory(
@@ -132,8 +152,10 @@ def _noise(keys: Keys, index, shape) -> Noisy:
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape[1:]))(keys)
 
 
-def _plan(schedule: Schedule, *, steps: int, method: str, eta: float, spacing: str) -> _Plan:
-    times = select_timesteps(schedule.timesteps, steps, spacing)
+def _plan(
+    schedule: Schedule, *, steps: int, method: str, eta: float, spacing: str, start_fraction: float = 1.0
+) -> _Plan:
+    times = visited(schedule, steps=steps, spacing=spacing, start_fraction=start_fraction)
     chain = respace(schedule, times)
     if method == "ddpm":
         coefficients = _ddpm(chain)

@@ -1,0 +1,26 @@
+"""Config fields that came after the first version, so that workdirs of earlier ones stay usable.
+
+Whoever adds a field to configs/default.py adds it here too, with the value that stands for what was done before it;
+tests/test_later_fields.py notices where that is forgotten.
+"""
+
+from ml_collections import ConfigDict
+
+ADDED = {
+    "sampler.start": "noise",
+    "sampler.start_fraction": 0.5,  # which "noise" does not read, nor the next
+    "sampler.start_run": 8,
+    "networks.biedsnet.fold": False,
+}
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """The config with those of ADDED that it lacks, in place; a section that is not there is not made up."""
+    for name, value in ADDED.items():
+        *sections, field = name.split(".")
+        section = config
+        for part in sections:
+            section = section.get(part) if isinstance(section, ConfigDict) else None
+        if isinstance(section, ConfigDict) and field not in section:
+            section[field] = value
+    return config

@@ -1,0 +1,73 @@
+"""The benchmark of steps: its choice on tables made by hand; the script itself at toy size, stopped and resumed."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "quality_vs_steps.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("quality_vs_steps", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def scored(script, steps, dice, start="noise", ensemble=5):
+    return script.row("ddim", steps, start=start) | {"dice": dice, "ensemble": ensemble}
+
+
+@pytest.mark.parametrize(
+    ("table", "chosen"),
+    [
+        ([(1, 0.7), (2, 0.796), (5, 0.797), (50, 0.8)], 2),  # 0.797 is within 0.003 of 0.8, 0.796 is not
+        ([(1, 0.9), (50, 0.8)], 0),
+        ([(2, 0.798), (2, 0.799), (50, 0.8)], 1),  # the better of two as quick
+        ([(2, 0.8, "direct"), (2, 0.799), (1, 0.7)], 1),  # the first guess is an evaluation more
+        ([(2, 0.8, "noise", 10), (3, 0.8, "noise", 5)], 1),  # 20 evaluations against 15
+    ],
+)
+def test_the_fewest_evaluations_within_the_margin(script, table, chosen):
+    rows = [scored(script, *entry) for entry in table]
+    assert script.choose(rows) is rows[chosen]
+
+
+def test_the_sweep_has_every_sampler_and_all_of_t_and_no_row_twice(script):
+    rows = script.sweep(1000)
+    assert len({tuple(row.items()) for row in rows}) == len(rows)
+    assert {row["steps"] for row in rows if row["method"] == "ddim"} == set(script.STEPS)
+    assert [row["method"] for row in rows if row["steps"] == 1000] == ["ddpm"]
+    assert max(row["steps"] for row in script.sweep(30)) == 30
+
+
+def test_the_script_trains_scores_and_goes_on(script, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "run"
+    rows = [script.row("ddim", 1), script.row("ddpm", 2)]
+    monkeypatch.setattr(script, "sweep", lambda timesteps: rows[:asked])
+    monkeypatch.setattr(script, "SAMPLES", (1,))
+    line = ["x", f"--workdir={workdir}", "--samples=1", "--images=2"]
+    first = [f"--config={FILE.parents[1] / 'configs' / 'phantom.py'}:toy", "--config.train.batch_size=8"]
+    first += ["--config.eval.batch_size=8", "--config.compile_cache=", "--config.log.tensorboard=False"]
+    asked = 1
+    monkeypatch.setattr(sys, "argv", [*line, *first])
+    assert script.main() == 0
+    (kept,) = json.loads((workdir / "quality_vs_steps.json").read_text())
+    assert (kept["method"], kept["steps"], kept["images"], kept["checkpoint_step"]) == ("ddim", 1, 2, 4)
+    assert 0 <= kept["dice"] <= 1 and kept["seconds_per_image"] > 0
+
+    asked, done = 2, json.dumps(kept | {"dice": 0.125})
+    (workdir / "quality_vs_steps.json").write_text(f"[{done}]")  # were it measured again, it would not be 0.125
+    monkeypatch.setattr(sys, "argv", line)  # config and weights are the workdir's
+    capsys.readouterr()
+    assert script.main() == 0
+    found = json.loads((workdir / "quality_vs_steps.json").read_text())
+    assert [(row["method"], row["steps"]) for row in found] == [("ddim", 1), ("ddpm", 2)]
+    printed = capsys.readouterr().out
+    assert f"| ddim | 1 | trailing | noise | 1 | 0.1250 | {kept['hd95']:.2f} |" in printed
+    assert f"| ddpm | 2 | trailing | noise | 1 | {found[1]['dice']:.4f} |" in printed
+    assert f"best: {'ddim 1' if found[1]['dice'] < 0.125 else 'ddpm 2'} trailing noise 1, Dice" in printed
