@@ -70,6 +70,13 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
 
+def best_step(workdir: str | pathlib.Path) -> int:
+    """The step that `restore_variables` reads. Raises BadInput when the workdir has no complete checkpoint."""
+    folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    with _reader(folder) as manager:
+        return _some_best_step(manager, folder)
+
+
 def restore_variables(workdir: str | pathlib.Path, like: TrainState, mesh: Mesh) -> tuple[dict[str, Any], int]:
     """EMA parameters and batch statistics of the best checkpoint, and its step; nothing else is read.
 
@@ -79,13 +86,21 @@ def restore_variables(workdir: str | pathlib.Path, like: TrainState, mesh: Mesh)
     abstract = _abstract({"ema_params": like.ema_params, "batch_stats": like.batch_stats}, mesh)
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
-    reading = ocp.CheckpointManagerOptions(create=False)
-    with ocp.CheckpointManager(folder, options=reading, item_names=_ITEMS) as manager:
-        step = _best_step(manager)
-        if step is None:
-            raise BadInput(f"no complete checkpoint, in {folder}; train first, with --mode=train and this --workdir")
+    with _reader(folder) as manager:
+        step = _some_best_step(manager, folder)
         state = manager.restore(step, args=ocp.args.Composite(state=args)).state
     return {"params": state["ema_params"], "batch_stats": state["batch_stats"]}, step
+
+
+def _reader(folder):
+    return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False), item_names=_ITEMS)
+
+
+def _some_best_step(manager, folder):
+    step = _best_step(manager)
+    if step is None:
+        raise BadInput(f"no complete checkpoint, in {folder}; train first, with --mode=train and this --workdir")
+    return step
 
 
 def _best_step(manager):

@@ -33,6 +33,8 @@ FREE = (
     "fusion",
     "threshold",
 )
+# Fields that a student has from its teacher.
+SHARED = ("network", "method", "diffusion.", "data.channels", "data.context", "data.classes")  # "networks." too
 
 _CHOICES = {
     "method": ("auto", "diffusion", "direct"),
@@ -107,6 +109,8 @@ def check(config: ConfigDict) -> None:
     _check_network_fields(config)
     if config.network == "biedsnet":
         _check_biedsnet(config)
+    if "distill" in config:
+        _check_distill(config)
     segmenter.make_network(config).check_size((config.data.size, config.data.size))
 
 
@@ -137,6 +141,24 @@ def _check_sampler(config):
             f"more sampling steps than timesteps below the start, {fields.steps}, in sampler.steps; use at most "
             f"{below}, or a sampler.start_fraction above {fields.start_fraction}"
         )
+
+
+def _check_distill(config):
+    """Fields that a student's config has, and what its teacher may be."""
+    if not segmenter.is_diffusion(config):
+        raise BadInput(
+            f"teacher in one pass, {config.network}, in network; distill a BIEDSNet trained by diffusion, "
+            "this one is as fast as it can be"
+        )
+    if config.network != "biedsnet":
+        raise BadInput(
+            f"teacher that predicts noise, {config.network}, in network; distill a BIEDSNet, which predicts masks"
+        )
+    grid = _number(config, "distill.grid")
+    if not isinstance(grid, int) or not 2 <= grid <= config.diffusion.timesteps:
+        raise BadInput(f"no grid of times, {grid}, in distill.grid; use 2 to {config.diffusion.timesteps}")
+    if not 0 <= _number(config, "distill.truth_weight") < math.inf:
+        raise BadInput(f"no weight, {config.distill.truth_weight}, in distill.truth_weight; use 0 or more")
 
 
 def _check_data(data):
@@ -246,11 +268,10 @@ def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def check_trained(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Raise BadInput when `workdir` holds no run, or not this config's."""
-    old, new = _flat(load(workdir)), _flat(_thaw(json.loads(config.to_json_best_effort())))
-    for name in sorted(old.keys() | new.keys()):
-        if not name.startswith(FREE) and old.get(name) != new.get(name):
+    for name, there, here in _differences(workdir, config):
+        if not name.startswith(FREE):
             raise BadInput(
-                f"workdir of another config, {name} is {old.get(name)!r} there and {new.get(name)!r} here, {workdir}; "
+                f"workdir of another config, {name} is {there!r} there and {here!r} here, {workdir}; "
                 "use another --workdir, or the config it was started with"
             )
 
@@ -259,6 +280,24 @@ def sampling(config: ConfigDict) -> dict[str, Any]:
     """What a record says of the sampler: no field that its start does not read, so that older records equal it."""
     unread = {"noise": ("start", "start_fraction", "start_run"), "direct": ("start_run",), "slice": ()}
     return {name: value for name, value in config.sampler.items() if name not in unread[config.sampler.start]}
+
+
+def check_teacher(config: ConfigDict) -> None:
+    """Raise BadInput when a student's teacher is gone, or has another network or diffusion than its student."""
+    workdir = pathlib.Path(config.distill.teacher)
+    if not (workdir / "config.json").exists():
+        raise BadInput(f"teacher gone, {workdir}, in distill.teacher; put its workdir back there to go on")
+    for name, there, here in _differences(workdir, config):
+        if name.startswith(SHARED):
+            raise BadInput(f"student unlike its teacher, {here!r} for {there!r}, in {name}; leave it as in {workdir}")
+
+
+def _differences(workdir, config):
+    """(field, value in `workdir`, value in `config`) where they differ."""
+    old, new = _flat(load(workdir)), _flat(_thaw(json.loads(config.to_json_best_effort())))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
 
 
 def get_field(config: ConfigDict, name: str) -> Any:

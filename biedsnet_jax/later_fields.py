@@ -11,6 +11,7 @@ ADDED = {
     "sampler.start_fraction": 0.5,  # which "noise" does not read, nor the next
     "sampler.start_run": 8,
     "networks.biedsnet.fold": False,
+    "networks.biedsnet.remat": False,
 }
 
 

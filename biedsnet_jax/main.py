@@ -15,6 +15,7 @@ from biedsnet_jax.errors import BadInput, Diverged
 # Imported when chosen: a report needs no jax.
 MODES = {
     "train": "trainer.train",
+    "distill": "distill.run",
     "evaluate": "evaluate.run",
     "predict": "predict_files.run",
     "import": "importer.run",
@@ -24,7 +25,8 @@ MODES = {
 
 _MODE_HELP = (
     "train ends with the test split; evaluate scores a workdir; predict segments files with one; "
-    "import makes one of PyTorch weights; benchmark times a config on this machine, without data; "
+    "import makes one of PyTorch weights; distill makes one that needs fewer steps of one that is trained; "
+    "benchmark times a config on this machine, without data; "
     "report makes tables of workdirs with results"
 )
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:VARIANT,VARIANT]; fields: --config.train.steps=100")
@@ -34,7 +36,7 @@ _OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "predict: the folder of the masks; report: the HTML file, the same as Markdown is put beside it; "
-    "benchmark: the JSON file",
+    "benchmark: the JSON file; distill: the student's workdir",
 )
 _NETWORK = flags.DEFINE_string("network", None, "import: whose weights they are; needed where --config is not given")
 _INPUT = flags.DEFINE_string(
@@ -74,8 +76,10 @@ def run(argv: list[str]) -> int:
             mode(_CONFIG.value, _WORKDIR.value, _INPUT.value)
         elif _MODE.value == "predict":
             return mode(_CONFIG.value, _WORKDIR.value, _INPUT.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
+        elif _MODE.value == "distill":
+            _print_summary(mode(_CONFIG.value, _WORKDIR.value, _OUTPUT.value), _OUTPUT.value)
         else:
-            _print_summary(mode(_CONFIG.value, _WORKDIR.value))
+            _print_summary(mode(_CONFIG.value, _WORKDIR.value), _WORKDIR.value)
         return 0
     except (BadInput, Diverged) as error:
         if "--debug" in argv:
@@ -93,7 +97,7 @@ def _from_package(name):
     return getattr(importlib.import_module(f"biedsnet_jax.{module}"), function)
 
 
-def _print_summary(results):
+def _print_summary(results, workdir):
     standard = results["standard"]
     low, high = standard["dice"]["ci95"]
     masks = results["n_images"] * max(1, len(results.get("classes", ())))  # one a slice and class
@@ -107,7 +111,7 @@ def _print_summary(results):
     if "lesions" in results:
         count = results["lesions"]
         print(f"lesions: {count['found']} of {count['true']} found, {count['false']} of {count['predicted']} false")
-    print(f"{_WORKDIR.value}/results.json has the rest")
+    print(f"{workdir}/results.json has the rest")
 
 
 def _number(value):
@@ -136,14 +140,18 @@ def parse_flags(argv: list[str]) -> None:
 
 
 def _with_saved_config(argv):
-    """Put `--config=saved_config.py:WORKDIR` first where a trained workdir stands, or must, and no config is named."""
+    """Put `--config=saved_config.py:WORKDIR` first where a trained workdir stands, or must, and no config is named.
+
+    In mode distill `student_config.py:WORKDIR`.
+    """
     workdir = _flag_value(argv, "workdir")
     if _flag_value(argv, "config") or not workdir or _flag_value(argv, "mode") == "report":
         return argv
     trained = os.path.exists(os.path.join(workdir, "config.json"))
     if not trained and _flag_value(argv, "mode") in (None, "train"):
         return argv
-    loader = os.path.join(os.path.dirname(os.path.abspath(__file__)), "saved_config.py")
+    file = "student_config.py" if _flag_value(argv, "mode") == "distill" else "saved_config.py"
+    loader = os.path.join(os.path.dirname(os.path.abspath(__file__)), file)
     return [argv[0], f"--config={loader}:{workdir}", *argv[1:]]
 
 

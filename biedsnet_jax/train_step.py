@@ -35,13 +35,22 @@ def make_optimizer(
 
 
 def make_train_step(
-    segmenter: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema_decay: float, accumulate: int = 1
-) -> Callable[[TrainState, Batch, PRNGKey], tuple[TrainState, Metrics]]:
-    """`step(state, batch, key) -> (state, metrics)`; `key` is the run's, the step number is folded in here."""
+    segmenter: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema_decay: float,
+    accumulate: int = 1,
+    fixed: bool = False,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`step(state, batch, key) -> (state, metrics)`; `key` is the run's, the step number is folded in here.
 
-    def step(state: TrainState, batch: Batch, key: PRNGKey) -> tuple[TrainState, Metrics]:
+    With `fixed` a fourth input: variables, by collection, that the loss reads beside its own and no step changes.
+    """
+
+    def step(state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
-        grads, batch_stats, metrics = _gradients(segmenter, state, batch, key, accumulate)
+        grads, batch_stats, metrics = _gradients(segmenter, state, batch, key, accumulate, others or {})
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.global_norm(grads)
@@ -72,20 +81,20 @@ def make_train_step(
     everywhere = replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(everywhere, batch_sharding(mesh), everywhere),
+        in_shardings=(everywhere, batch_sharding(mesh), everywhere) + (everywhere,) * fixed,
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
     )
 
 
-def _gradients(segmenter, state, batch, key, accumulate):
+def _gradients(segmenter, state, batch, key, accumulate, others):
     """Mean gradient and metrics over `accumulate` equal parts of the batch, one after another."""
 
     def part(batch_stats, part_and_key):
         part, key = part_and_key
 
         def loss(params):
-            return segmenter.loss({"params": params, "batch_stats": batch_stats}, part, key, train=True)
+            return segmenter.loss({"params": params, "batch_stats": batch_stats, **others}, part, key, train=True)
 
         (value, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         return batch_stats, (grads, {"loss": value, **metrics})

@@ -12,12 +12,12 @@ import numpy as np
 from biedsnet_jax import (
     checkpoint,
     config,
+    distillation,
     evaluate,
     experiment,
     parallel,
     progress,
     run_log,
-    segmenter,
     train_state,
     train_step,
 )
@@ -41,26 +41,28 @@ def train(cfg, workdir: str) -> dict:
     data = experiment.open_data(cfg)
 
     # Segmenter and update.
-    model = segmenter.build(cfg)
+    model = distillation.build(cfg)
     optimizer, schedule = experiment.make_optimizer(cfg)
-    update = train_step.make_train_step(
-        model, optimizer, mesh, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate
-    )
+    fields = {"ema_decay": cfg.train.ema, "accumulate": cfg.train.accumulate}
+    update = train_step.make_train_step(model, optimizer, mesh, **fields, fixed="distill" in cfg)
 
     # State: fresh, or the last complete checkpoint's. Traced before anything is written.
     fresh = _trace_fresh(cfg, model, optimizer, mesh)
+    teacher = _restore_teacher(cfg, fresh.out_info, mesh)
     _make_folder(workdir)
     config.save(cfg, workdir / "config.json")
     with checkpoint.Checkpoints(
         workdir, keep_latest=cfg.checkpoint.keep_latest, keep_best=cfg.checkpoint.keep_best
     ) as checkpoints:
-        state = _start(fresh, checkpoints, mesh)
+        state = _start(fresh, checkpoints, mesh, teacher)
         start = int(state.step)
         _announce(data, state, start, mesh)
 
         # Loop.
         with run_log.RunLog(workdir, step=start, tensorboard=cfg.log.tensorboard) as log:
-            loop = _Loop(cfg, data, mesh, update, schedule, checkpoints, log, _Validation(cfg, model, data, mesh))
+            validation = _Validation(cfg, model, data, mesh)
+            others = () if teacher is None else ({"teacher": teacher},)
+            loop = _Loop(cfg, data, mesh, update, schedule, checkpoints, log, validation, others)
             state = loop.run(state, start)
 
         # Test: the best checkpoint, as any later evaluation would read it.
@@ -80,7 +82,8 @@ def _trace_fresh(cfg, model, optimizer, mesh):
     def loss(variables, key):
         height, width, channels = experiment.image_shape(cfg)
         image, mask = (jnp.zeros((1, height, width, n)) for n in (channels, cfg.data.classes))
-        return model.loss(variables, {"image": image, "mask": mask}, key, train=True)
+        others = {"teacher": variables} if "distill" in cfg else {}
+        return model.loss({**variables, **others}, {"image": image, "mask": mask}, key, train=True)
 
     traced = jax.jit(fresh, out_shardings=parallel.replicated(mesh)).trace()
     jax.eval_shape(loss, traced.out_info.ema_variables, jax.random.key(0))
@@ -94,11 +97,37 @@ def _make_folder(workdir):
         raise BadInput(f"cannot make the folder, {error.strerror}, {workdir}; give another --workdir") from error
 
 
-def _start(fresh, checkpoints, mesh):
+def _restore_teacher(cfg, like, mesh):
+    """The variables of a student's teacher; None of a run that has none."""
+    if "distill" not in cfg:
+        return None
+    config.check_teacher(cfg)
+    variables, step = checkpoint.restore_variables(cfg.distill.teacher, like, mesh)
+    if step != cfg.distill.step:
+        raise BadInput(
+            f"teacher has changed, best step {step} and not {cfg.distill.step}, {cfg.distill.teacher}; "
+            "distill it into a new --output"
+        )
+    return variables
+
+
+def _start(fresh, checkpoints, mesh, teacher):
     step = checkpoints.latest_step()
     if step is not None:
         return checkpoints.restore(step, fresh.out_info, mesh)
-    return fresh.lower().compile(compiler_options=parallel.RUN_ONCE)()
+    state = fresh.lower().compile(compiler_options=parallel.RUN_ONCE)()
+    return state if teacher is None else _with_weights(state, teacher)
+
+
+def _with_weights(state, variables):
+    """A fresh state with these weights, in copies where its own lie: a state is donated."""
+
+    def copies(variables):
+        return jax.tree.map(jnp.copy, (variables["params"], variables["params"], variables["batch_stats"]))
+
+    places = jax.tree.map(lambda x: x.sharding, (state.params, state.ema_params, state.batch_stats))
+    params, ema_params, batch_stats = jax.jit(copies, out_shardings=places)(variables)
+    return dataclasses.replace(state, params=params, ema_params=ema_params, batch_stats=batch_stats)
 
 
 def _announce(data, state, start, mesh):
@@ -121,6 +150,7 @@ class _Loop:
     checkpoints: checkpoint.Checkpoints
     log: run_log.RunLog
     validation: "_Validation"
+    others: tuple = ()  # what the update takes beside
 
     def run(self, state, start):
         cfg, key = self.cfg, jax.random.key(self.cfg.seed)
@@ -130,7 +160,7 @@ class _Loop:
             batches = stack.enter_context(contextlib.closing(self._batches(start)))
             for step in range(start + 1, cfg.train.steps + 1):
                 batch = parallel.put_batch(next(batches), self.mesh)
-                state, metrics = self.update(state, batch, key)
+                state, metrics = self.update(state, batch, key, *self.others)
                 pending.append(metrics)
                 last = step == cfg.train.steps
                 if step % cfg.log.every == 0 or last:

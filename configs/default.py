@@ -132,6 +132,7 @@ def _networks() -> ConfigDict:
                 "second_skip": True,
                 "supervision": True,
                 "fold": False,
+                "remat": False,
             },
             "unet": {"channels": unet},
             "unetpp": {"channels": unet, "deep_supervision": True},

@@ -16,13 +16,13 @@ ORDER = [
     "errors", "types", "files", "parallel",
     "data", "networks", "diffusion", "losses", "distances", "metrics", "lesions", "fusion", "macs",
     "timing", "roofline",
-    "segmenter", "train_state", "train_step", "checkpoint",
-    "run_log", "progress", "later_fields", "config", "experiment", "evaluate", "trainer",
+    "segmenter", "distillation", "train_state", "train_step", "checkpoint",
+    "run_log", "progress", "later_fields", "config", "experiment", "evaluate", "trainer", "distill",
     "predict", "overlay", "outputs", "predict_files",
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",
     "results", "comparison", "paper_tables", "tables", "report",
-    "saved_config", "main",
+    "saved_config", "student_config", "main",
 ]  # fmt: skip
 
 # Leaves, and what of the package they may know beside errors, types and themselves.

@@ -89,7 +89,9 @@ class ADRB(nn.Module):
             skip = self._in_place(x, first)  # never of several: a tuple is wider than the block
         return self.cgr_1.conv(x, first=first), skip
 
-    def __call__(self, x: Maps, emb: Embedding, share: Share | None = None, *, train: bool) -> Float[Array, "b h w c2"]:
+    def __call__(
+        self, x: Maps, emb: Embedding, share: Share | None = None, train: bool = False
+    ) -> Float[Array, "b h w c2"]:
         h, skip = self.share(x)
         if share is not None:
             h, skip = h + share[0], skip + share[1]

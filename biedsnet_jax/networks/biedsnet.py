@@ -39,6 +39,7 @@ class BIEDSNet(nn.Module):
     second_skip: bool = True  # a decoder level's second block also gets its encoder level's second block
     supervision: bool = True  # side heads on the upper decoder levels; False: ablation rows 1 to 4
     fold: bool = False  # compute the denoiser's level 1 on `space_to_depth` maps: the same numbers, for a TPU
+    remat: bool = False  # compute each ADRB again in the backward pass: less memory, more time
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
@@ -61,6 +62,7 @@ class BIEDSNet(nn.Module):
             second_skip=self.second_skip,
             supervision=self.supervision,
             fold=self.fold,
+            remat=self.remat,
             dtype=self.dtype,
         )
 
@@ -122,6 +124,7 @@ class Denoiser(nn.Module):
     second_skip: bool = True
     supervision: bool = True
     fold: bool = False
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
@@ -199,8 +202,9 @@ class Denoiser(nn.Module):
         """The ADRBs of a level; `inputs` counts the channels that the first one reads, its share's included."""
         width, decoding = self.channels[level - 1], side == "decoder"
         second = width * (2 if decoding and self.second_skip else 1)
+        block = nn.remat(ADRB, static_argnums=(4,)) if self.remat else ADRB  # 4: train
         return [
-            ADRB(
+            block(
                 width,
                 {1: inputs, 2: second}.get(i, width),
                 residual=self.residual,
@@ -218,7 +222,7 @@ class Denoiser(nn.Module):
         for i, block in enumerate(self.blocks[name], start=1):
             if i == 2 and second is not None:
                 h = (h, second)
-            h = block(h, emb, share if i == 1 else None, train=train)
+            h = block(h, emb, share if i == 1 else None, train)
             after_second = h if i == min(2, self.blocks_per_level) else after_second
         if self.attention_per == "level" and self.attention != "none":
             h = self.attentions[name](h)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from random_weights import initial, normal, weights
 
+from biedsnet_jax.macs import count_macs
 from biedsnet_jax.networks.adrb import ADRB
 from biedsnet_jax.networks.biedsnet import BIEDSNet, Denoiser
 from biedsnet_jax.networks.blocks import max_pool
@@ -122,8 +123,8 @@ def concatenating(call, args, kwargs, context):
     if context.method_name == "share" and isinstance(context.module, Denoiser):
         return [{"encoder": (max_pool(c), c), "decoder": (c, c)} for c in args[0]]
     if context.method_name == "__call__" and isinstance(context.module, ADRB) and args[2] is not None:
-        x, emb, (c, _) = args
-        return call((*(x if isinstance(x, tuple) else (x,)), c), emb, **kwargs)
+        x, emb, (c, _), train = args
+        return call((*(x if isinstance(x, tuple) else (x,)), c), emb, None, train)
     return call(*args, **kwargs)
 
 
@@ -146,28 +147,45 @@ def test_shares_of_the_condition_features_are_convolutions_of_the_concatenation(
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+def gradient(module, variables, given):
+    """(gradient, logits) of a loss that reads every head."""
+
+    def loss(params):
+        logits, out = module.apply({**variables, "params": params}, *given)
+        return jnp.sum(jnp.sin(logits)) + jnp.sum(out["supervision"][0] ** 2), logits
+
+    return jax.grad(loss, has_aux=True)(variables["params"])
+
+
+def assert_same(module, other):
+    """Logits and gradient, but for rounding."""
+    given = inputs()
+    variables = weights(module, *given)
+    (expected, logits), (got, other_logits) = (
+        jax.jit(functools.partial(gradient, m))(variables, given) for m in (module, other)
+    )
+    np.testing.assert_allclose(other_logits, logits, atol=1e-5 * np.abs(logits).max())
+    error, size = (
+        np.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)))
+        for tree in (jax.tree.map(jnp.subtract, got, expected), expected)
+    )
+    assert error < 1e-4 * size
+
+
 @pytest.mark.parametrize(
     "fields",
     [{}, {"attention": "sequential"}, {"attention_per": "level", "dconv": "lineage", "residual": "conv"}],
     ids=lambda fields: "-".join(fields) or "paper",
 )
 def test_on_folded_maps_logits_and_gradient_are_the_same(fields):
-    module, given = TOY.clone(**fields), inputs()
-    variables = weights(module, *given)
+    assert_same(TOY.clone(**fields), TOY.clone(**fields, fold=True))
 
-    def loss(params, module):
-        logits, out = module.apply({**variables, "params": params}, *given)
-        return jnp.sum(jnp.sin(logits)) + jnp.sum(out["supervision"][0] ** 2), logits
 
-    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
-    expected, logits = gradient(variables["params"], module)
-    got, folded_logits = gradient(variables["params"], module.clone(fold=True))
-    np.testing.assert_allclose(folded_logits, logits, atol=1e-5 * np.abs(logits).max())
-    error, size = (
-        np.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)))
-        for tree in (jax.tree.map(jnp.subtract, got, expected), expected)
-    )
-    assert error < 1e-4 * size
+def test_remat_computes_the_blocks_again_for_the_same_gradient():
+    again, variables = TOY.clone(remat=True), initial(TOY, *inputs())
+    assert_same(TOY, again)
+    once, twice = (count_macs(functools.partial(gradient, m), variables, inputs()) for m in (TOY, again))
+    assert twice > 1.2 * once  # a forward pass is a third of a gradient, and most of it is blocks
 
 
 def test_the_second_block_of_a_decoder_level_also_gets_its_encoder_levels_second_block():

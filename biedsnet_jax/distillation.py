@@ -1,0 +1,83 @@
+"""Consistency distillation: a student that answers x_0 from any x_t as its teacher's sampler would after many steps.
+
+On a grid of N times t_1 < ... < t_N, with x_t = q_sample(x_0, t_n) and f the mask that a network predicts,
+
+    x_s = DDIM step of the teacher from x_t at t_n to t_{n-1};   target = student f(x_s, t_{n-1}), gradient stopped
+    target = teacher f(x_t, t_1) at n = 1, where the DDIM step goes to alpha_bar = 1
+
+and the student's f(x_t, t_n) must equal it. Source: Song et al. 2023, algorithm 2; the target network is the student
+itself, without an average of its past (Song & Dhariwal 2024, section 3.2).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from biedsnet_jax import losses, segmenter
+from biedsnet_jax.diffusion import process, schedule
+from biedsnet_jax.types import Batch, Image, Mask, Noisy, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency:
+    """A segmenter whose loss reads its teacher's variables, fixed, as `variables["teacher"]`; else as `student`."""
+
+    student: segmenter.Diffusion
+    grid: int = 10  # N
+    truth_weight: float = 0.0  # of the student's own loss against the true mask
+
+    def init(self, key: PRNGKey, shape: tuple[int, int, int]) -> segmenter.Variables:
+        """See Segmenter."""
+        return self.student.init(key, shape)
+
+    def predict(
+        self, variables: segmenter.Variables, image: Image, keys: segmenter.Keys, *, ensemble: int
+    ) -> segmenter.Probabilities:
+        """See Segmenter."""
+        return self.student.predict(variables, image, keys, ensemble=ensemble)
+
+    def loss(
+        self, variables: segmenter.Variables, batch: Batch, key: PRNGKey, *, train: bool
+    ) -> tuple[Array, tuple[dict, dict]]:
+        """See Segmenter."""
+        key_n, key_noise, key_dropout = jax.random.split(key, 3)
+        own = {name: value for name, value in variables.items() if name != "teacher"}
+        image, y, noises = batch["image"], batch["mask"], self.student.schedule
+        times = jnp.asarray(schedule.select_timesteps(noises.timesteps, self.grid)[::-1])
+        n = jax.random.randint(key_n, (len(y),), 0, self.grid)
+        t, s = times[n], times[jnp.maximum(n - 1, 0)]
+        x_t = process.q_sample(noises, self._encode(y), t, jax.random.normal(key_noise, y.shape))
+
+        p_teacher = self._denoised(variables["teacher"], x_t, image, t)
+        x_0 = self._encode(p_teacher)
+        x_s = process.q_sample(noises, x_0, s, process.eps_from_x_0(noises, x_t=x_t, x_0=x_0, t=t))  # DDIM
+        p_student = self._denoised(own, x_s, image, s)
+        target = jax.lax.stop_gradient(jnp.where((n == 0)[:, None, None, None], p_teacher, p_student))
+
+        (logits, out), updated = self.student.network.apply(
+            own, x_t, image, t, train=train, rngs={"dropout": key_dropout}, mutable=["batch_stats"] if train else []
+        )
+        heads = [logits, *out.get("supervision", [])]
+        consistency, truth = (jnp.mean(self.student.heads_loss(heads, mask)) for mask in (target, y))
+        hard = (logits > 0).astype(jnp.float32)
+        metrics = {"consistency": consistency, "truth": truth, "train_dice": 1.0 - jnp.mean(losses.dice(hard, y))}
+        batch_stats = updated.get("batch_stats", own.get("batch_stats", {}))
+        return consistency + self.truth_weight * truth, (metrics, batch_stats)
+
+    def _denoised(self, variables, x_t: Noisy, image: Image, t: process.Times) -> Mask:
+        """The probability of the mask, as predicted in use."""
+        logits, _ = self.student.network.apply(variables, x_t, image, t, train=False)
+        return jax.nn.sigmoid(logits)
+
+    def _encode(self, p):
+        return process.encode_mask(p, mask_range=self.student.mask_range, mask_scale=self.student.mask_scale)
+
+
+def build(config) -> segmenter.Segmenter:
+    """The segmenter that a checked config trains: with a teacher's loss where it has a section `distill`."""
+    model = segmenter.build(config)
+    if "distill" not in config:
+        return model
+    return Consistency(model, config.distill.grid, config.distill.truth_weight)

@@ -1,0 +1,28 @@
+"""The config file that stands for a student of a workdir: `--config=student_config.py:WORKDIR`, for mode distill.
+
+It is the teacher's with these fields changed, and a section `distill`, which no other config has.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from biedsnet_jax import config
+
+
+def get_config(workdir: str) -> ConfigDict:
+    """What a student of the run in `workdir` trains with, before overrides."""
+    c = config.load(workdir)
+    c.distill = ConfigDict()
+    c.distill.teacher = os.path.abspath(workdir)
+    c.distill.step = 0  # of the teacher's checkpoint; set by mode distill
+    c.distill.grid = min(10, c.diffusion.timesteps)  # N, times that the student is made consistent over
+    c.distill.truth_weight = 1.0  # of the loss against the true mask, beside 1 for that against the teacher's
+
+    c.row = f"{c.row or c.network}_distilled"
+    c.sampler.update(method="ddim", steps=1, eta=0.0, spacing="trailing")
+    # It starts as the teacher, so a part of the teacher's training is enough.
+    c.train.steps = max(1, c.train.steps // 4)
+    c.train.warmup_steps = min(c.train.warmup_steps, c.train.steps // 10)
+    c.train.learning_rate = c.train.learning_rate / 4
+    return c
