@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Num
 
+from biedsnet_jax.packing import Packing
 from biedsnet_jax.parallel import batch_sharding, replicated
 from biedsnet_jax.train_state import TrainState
 from biedsnet_jax.types import Batch, PRNGKey
@@ -51,10 +52,16 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         grads, batch_stats, metrics = _gradients(segmenter, state, batch, key, accumulate, others or {})
+        packing = Packing(state.params)
+        new_state, grad_norm = update(packing.pack(state), packing.pack(grads), batch_stats, metrics["loss"])
+        counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
+        return packing.unpack(new_state), {**metrics, "grad_norm": grad_norm, **counters}
+
+    def update(state, grads, batch_stats, loss):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.global_norm(grads)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         good = TrainState(
             step=state.step,
             params=params,
@@ -75,8 +82,7 @@ def make_train_step(
             bad_steps=(state.bad_steps + 1) * bad,
             skipped_steps=state.skipped_steps + bad,
         )
-        counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
-        return new_state, {**metrics, "grad_norm": grad_norm, **counters}
+        return new_state, grad_norm
 
     everywhere = replicated(mesh)
     return jax.jit(
