@@ -59,7 +59,7 @@ def run(cfg, *, output: str | None, baseline: str | None, repeats: int, command:
     config.check_slices_alone(cfg)
     if repeats < 1:
         raise BadInput(f"too few repeats, {repeats}, in --repeats; use 1 or more, such as 7")
-    mesh = parallel.make_mesh()
+    mesh = parallel.make_mesh(fsdp=cfg.parallel.fsdp)
     parallel.check_divisible(
         cfg.train.batch_size, mesh.size * cfg.train.accumulate, field="train.batch_size", what="devices and parts"
     )
@@ -94,13 +94,19 @@ def programs(cfg, mesh) -> list[Program]:
         return train_state.create(evaluate.init_variables(model, cfg), optimizer)
 
     state_shape = jax.eval_shape(fresh)
-    state = jax.jit(fresh, out_shardings=parallel.replicated(mesh)).lower().compile(parallel.RUN_ONCE)()
+    sharding = parallel.state_sharding(state_shape, mesh)
+    state = jax.jit(fresh, out_shardings=sharding).lower().compile(parallel.RUN_ONCE)()
     # A copy: the train step donates the state.
     variables = jax.tree.map(lambda x: x.copy(), state.ema_variables)
 
     def update(mesh):
         return train_step.make_train_step(
-            model, optimizer, mesh, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate
+            model,
+            optimizer,
+            mesh,
+            ema_decay=cfg.train.ema,
+            accumulate=cfg.train.accumulate,
+            state_sharding=parallel.state_sharding(state_shape, mesh),
         )
 
     def predict(mesh):

@@ -22,3 +22,7 @@ def shown(value: object, *, most: int = 60) -> str:
 
 class Diverged(RuntimeError):
     """Too many non-finite steps in a row."""
+
+
+class Preempted(BaseException):
+    """SIGTERM came; the message says how to go on. As KeyboardInterrupt, no `except Exception` takes it for a fault."""

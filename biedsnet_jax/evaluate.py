@@ -20,6 +20,7 @@ from biedsnet_jax import (
     macs,
     metrics,
     parallel,
+    processes,
     progress,
     segmenter,
     train_state,
@@ -30,26 +31,37 @@ from biedsnet_jax.fusion import FUSIONS
 Predict = Callable[[dict, jax.Array, jax.Array], jax.Array]
 
 
-def run(cfg, workdir: str) -> dict:
+def run(cfg, workdir: str) -> dict | None:
     """Mode evaluate: score the best checkpoint of `workdir` on the test split; returns what results.json holds."""
     workdir = pathlib.Path(workdir)
     config.check_slices_alone(cfg)
     model, variables, step, mesh = open_model(cfg, workdir)
-    return evaluate(cfg, workdir, model, variables, experiment.open_data(cfg), mesh, step=step)
+    with processes.first_alone("data"):
+        data = experiment.open_data(cfg)
+    return evaluate(cfg, workdir, model, variables, data, mesh, step=step)
 
 
-def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, step: int) -> dict:
-    """Score `variables` on the test split and write the files."""
+def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, step: int) -> dict | None:
+    """Score `variables` on the test split and write the files.
+
+    Of several processes all predict; the first scores and writes, the others wait and return None.
+    """
     predict = make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
     clock = Clock()
     rows, lesion_rows = [], []
-    bar = progress.Progress("test", len(data.test))
+    first = processes.is_first()
+    bar = progress.Progress("test", len(data.test), quiet=not first)
     for probability, batch, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
+        if not first:
+            continue
         for p, y, example in zip(probability, batch["mask"], examples):
             rows += slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
             lesion_rows += _lesion_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
         bar.update(len(rows) // cfg.data.classes, {})
     bar.close()
+    if not first:
+        processes.barrier("evaluated")
+        return None
     results = {
         "row": cfg.row or cfg.network,
         "network": cfg.network,
@@ -83,6 +95,7 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     else:
         (workdir / "lesions.csv").unlink(missing_ok=True)  # of an earlier evaluation
     files.write_json(workdir / "results.json", results)
+    processes.barrier("evaluated")
     return results
 
 
@@ -93,7 +106,7 @@ def open_model(cfg, workdir: pathlib.Path) -> tuple[segmenter.Segmenter, dict, i
     """
     config.check(cfg)
     config.check_trained(cfg, workdir)
-    mesh = parallel.make_mesh()
+    mesh = parallel.make_mesh(fsdp=cfg.parallel.fsdp)
     parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
     model = segmenter.build(cfg)
     like = jax.eval_shape(lambda: train_state.create(init_variables(model, cfg), optax.identity()))
@@ -118,20 +131,25 @@ def make_predict(model, mesh: Mesh, *, ensemble: int, fusion: str, seed: int) ->
     def predict(variables, image, index):
         return fuse(model.predict(variables, image, noise_keys(seed, index), ensemble=ensemble))
 
-    split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-    return jax.jit(predict, in_shardings=(everywhere, split, split), out_shardings=split)
+    split = parallel.batch_sharding(mesh)
+    # Every process gets all of the result. The variables stay as they are, whole or cut over "fsdp".
+    result = split if jax.process_count() == 1 else parallel.replicated(mesh)
+    return jax.jit(predict, in_shardings=(None, split, split), out_shardings=result)
 
 
 def predict_split(
     cfg, predict: Predict, variables: dict, data, indices: list[int], mesh: Mesh, clock: "Clock | None" = None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], list[dict]]]:
-    """(probability, image and mask, examples) for each batch of the slices `indices`, padding removed."""
+    """(probability, image and mask, examples) for each batch of the slices `indices`, padding removed.
+
+    On every process the same: each reads the whole batch, and its devices predict their rows.
+    """
     prepare = experiment.make_prepare(cfg)
     batches = pipeline.eval_batches(data.source, indices, prepare=prepare, batch_size=cfg.eval.batch_size)
     for batch, examples in batches:
         number = np.zeros(cfg.eval.batch_size, np.int32)
         number[: len(examples)] = [example["index"] for example in examples]
-        inputs = parallel.put_batch({"image": batch["image"], "index": number}, mesh)
+        inputs = parallel.put_whole_batch({"image": batch["image"], "index": number}, mesh)
         if clock and not clock.images:
             jax.block_until_ready(predict(variables, inputs["image"], inputs["index"]))  # compiles, outside the clock
         start = time.perf_counter()

@@ -1,5 +1,6 @@
 """Files that a reader, or a kill, never sees half written."""
 
+import errno
 import json
 import math
 import os
@@ -38,3 +39,23 @@ def append_text(path: pathlib.Path, text: str) -> None:
         os.write(descriptor, text.encode())
     finally:
         os.close(descriptor)
+
+
+def identity(folder: pathlib.Path) -> int | None:
+    """The same as long as a folder is the same; None where it is gone."""
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
+
+
+_FULL = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that the disk or a quota is full; libraries give that as text."""
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or any(text in str(error) for text in _FULL.values()):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -10,7 +10,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from biedsnet_jax.errors import BadInput, Diverged
+from biedsnet_jax.errors import BadInput, Diverged, Preempted
 
 # Imported when chosen: a report needs no jax.
 MODES = {
@@ -45,6 +45,11 @@ _INPUT = flags.DEFINE_string(
 _SAMPLES = flags.DEFINE_bool("samples", False, "predict: keep each sample of a diffusion method")
 _COMPARE = flags.DEFINE_string("compare", None, "benchmark: an earlier --output; says what got slower since")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "benchmark: how often each program is timed after warm-up")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "of many processes: HOST:PORT of the first, the same for all; left out on SLURM and TPU pods"
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of many processes: how many")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "of many processes: which one this is, from 0")
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 _NO_CONFIG = "no config, nothing, in --config; give a file such as --config=configs/phantom.py"
@@ -53,8 +58,9 @@ _NO_CONFIG = "no config, nothing, in --config; give a file such as --config=conf
 def run(argv: list[str]) -> int:
     """Do what a command line asks and return its exit code.
 
-    0: done. 2: a mistake of the user's. 3: some scans of many could not be segmented. 1: training diverged.
-    130: Ctrl-C. All but the first say so on stderr, in one line or, for 3, one a scan.
+    0: done, or SIGTERM and a checkpoint written. 2: a mistake of the user's. 3: some scans of many could not be
+    segmented. 1: training diverged, or another process of the run is gone. 130: Ctrl-C. All but the first say so on
+    stderr, in one line or, for 3, one a scan.
     """
     try:
         parse_flags(argv)
@@ -66,6 +72,7 @@ def run(argv: list[str]) -> int:
             return 0
         if _CONFIG.value is None:
             raise BadInput(_NO_CONFIG)
+        _from_package("processes.start")(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         if _MODE.value == "benchmark":  # without the compile cache: compiling is timed
             command = shlex.join(["python", "-m", "biedsnet_jax.main", *argv[1:]])
             options = {"output": _OUTPUT.value, "baseline": _COMPARE.value, "repeats": _REPEATS.value}
@@ -76,19 +83,33 @@ def run(argv: list[str]) -> int:
             mode(_CONFIG.value, _WORKDIR.value, _INPUT.value)
         elif _MODE.value == "predict":
             return mode(_CONFIG.value, _WORKDIR.value, _INPUT.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
-        elif _MODE.value == "distill":
-            _print_summary(mode(_CONFIG.value, _WORKDIR.value, _OUTPUT.value), _OUTPUT.value)
         else:
-            _print_summary(mode(_CONFIG.value, _WORKDIR.value), _WORKDIR.value)
+            distilled = (_OUTPUT.value,) if _MODE.value == "distill" else ()
+            results = mode(_CONFIG.value, _WORKDIR.value, *distilled)
+            if results:  # the first of several processes has them
+                _print_summary(results, *(distilled or (_WORKDIR.value,)))
         return 0
     except (BadInput, Diverged) as error:
         if "--debug" in argv:
             raise
-        print(f"biedsnet: {error}", file=sys.stderr)
-        return 2 if isinstance(error, BadInput) else 1
+        return _failed(str(error), 2 if isinstance(error, BadInput) else 1)
     except KeyboardInterrupt:
-        print("biedsnet: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+        return _failed("interrupted; the same command goes on where it stopped", 130)
+    except Preempted as stop:
+        return _failed(str(stop), 0)
+    except Exception as error:
+        if "--debug" in argv or not _from_package("processes.several")():
+            raise
+        return _failed(_from_package("processes.told")(error), 1)
+
+
+def _failed(text, code):
+    """Say it on stderr; returns the exit code."""
+    if "biedsnet_jax.processes" not in sys.modules:  # before jax was needed
+        print(f"biedsnet: {text}", file=sys.stderr)
+        return code
+    _from_package("processes.say")(text)
+    return _from_package("processes.leave")(code)
 
 
 def _from_package(name):

@@ -28,15 +28,20 @@ LIKELY = 0.05  # mean uncertainty is over pixels at least so probable: elsewhere
 
 
 class Summary:
-    """`summary.csv`, a row a scan and class; a run that goes on keeps what is there."""
+    """`summary.csv`, a row a scan and class; a run that goes on keeps what is there.
 
-    def __init__(self, folder: Path, *, classes: int):
-        self.path = folder / "summary.csv"
+    Of several processes each writes a `part` of its own, `summary.part_0.csv`; `merge_parts` puts them together.
+    """
+
+    def __init__(self, folder: Path, *, classes: int, part: int | None = None):
+        self.path = folder / ("summary.csv" if part is None else f"summary.part_{part}.csv")
         rows = self._read()
         names = Counter(row["name"] for row in rows)
         # scan -> its file, where no write was cut short
         self.done = {row["name"]: row["file"] for row in rows if names[row["name"]] == classes}
-        self._rewrite(row for row in rows if row["name"] in self.done)
+        text = _csv([dict(zip(COLUMNS, COLUMNS)), *(row for row in rows if row["name"] in self.done)])
+        if not self.path.exists() or self.path.read_bytes() != text.encode():
+            files.write_text(self.path, text)
 
     def has(self, item: Item) -> bool:
         """Whether this scan is finished; one of its name from another place is not it."""
@@ -51,6 +56,16 @@ class Summary:
         """Append the rows of one scan in one write."""
         files.append_text(self.path, _csv(rows))
         self.done[rows[0]["name"]] = rows[0]["file"]
+
+    def merge_parts(self, classes: int) -> None:
+        """Take over the finished scans of the parts, and remove these."""
+        for path in sorted(self.path.parent.glob("summary.part_*.csv")):
+            part = Summary(self.path.parent, classes=classes, part=int(path.stem.rpartition("_")[2]))
+            rows = [row for row in part._read() if row["name"] not in self.done]
+            if rows:
+                files.append_text(self.path, _csv(rows))
+                self.done |= {row["name"]: row["file"] for row in rows}
+            path.unlink()
 
     def _rewrite(self, rows):
         files.write_text(self.path, _csv([dict(zip(COLUMNS, COLUMNS)), *rows]))

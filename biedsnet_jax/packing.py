@@ -21,13 +21,16 @@ class Packed(NamedTuple):
 
 
 class Packing:
-    """Packs trees that look like `like`, wherever they stand in a larger tree, such as an optimizer's moments."""
+    """Packs trees that look like `like`, wherever they stand in a larger tree, such as an optimizer's moments.
 
-    def __init__(self, like: Any):
+    An array of `small` elements or fewer is small.
+    """
+
+    def __init__(self, like: Any, *, small: int = SMALL):
         leaves, self._structure = jax.tree.flatten(like)
         self._shapes = [leaf.shape for leaf in leaves]
         # Of another type they could not share an array.
-        self._is_small = [leaf.size <= SMALL and leaf.dtype == jnp.float32 for leaf in leaves]
+        self._is_small = [leaf.size <= small and leaf.dtype == jnp.float32 for leaf in leaves]
 
     def pack(self, tree: Any) -> Any:
         """`tree` with `Packed` for every part of it that has `like`'s structure."""

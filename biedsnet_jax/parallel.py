@@ -1,10 +1,16 @@
-"""Devices: one mesh over all of them, the shardings of batch and state, and the compile cache.
+"""Devices: one mesh over those of all processes, the shardings of batch and state, and the compile cache.
 
-Networks never mention a mesh. A batch is split over the axis "data"; the state is on every device.
+Networks never mention a mesh. It has the axes "data" and "fsdp"; a batch is split over both. The devices along "fsdp"
+share one copy of the state, its large arrays cut into parts (fully sharded data parallel, as ZeRO stage 3); with one
+device along it the state is whole on every device.
 """
+
+import math
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -16,16 +22,26 @@ from biedsnet_jax.types import BadInput
 RUN_ONCE = {"xla_backend_optimization_level": 0}
 
 
-def make_mesh(devices: list | None = None) -> Mesh:
-    """One axis, "data", over `devices` (all by default)."""
+SHARDED_FROM = 2**12  # elements: gathering an array smaller than that costs more than keeping it whole
+
+
+def make_mesh(devices: list | None = None, *, fsdp: int = 1) -> Mesh:
+    """Axes "data" and "fsdp", the second of size `fsdp`, over `devices` (of all processes by default).
+
+    Raises BadInput where `fsdp` does not divide their number.
+    """
     devices = devices or jax.devices()
+    count = len(devices)
+    if fsdp < 1 or count % fsdp:
+        fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise BadInput(f"parts that do not divide {count} devices, {fsdp}, in parallel.fsdp; use one of {fits}")
     # Auto: under Explicit, the default of make_mesh, concatenating with noise and splitting into windows are errors.
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis over the devices."""
-    return NamedSharding(mesh, P("data"))
+    """The first axis over all devices."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -33,10 +49,45 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def state_sharding(tree: Any, mesh: Mesh) -> Any:
+    """For each array (or shape) of `tree`: cut over "fsdp" along its largest axis that divides, the last of equals.
+
+    Whole on every device are those that have none and those of fewer than SHARDED_FROM elements.
+    """
+    return jax.tree.map(lambda x: NamedSharding(mesh, _cut(x.shape, mesh.shape["fsdp"])), tree)
+
+
+def _cut(shape, parts):
+    fits = [axis for axis, length in enumerate(shape) if length % parts == 0]
+    if parts == 1 or not fits or math.prod(shape) < SHARDED_FROM:
+        return P()
+    chosen = max(fits, key=lambda axis: (shape[axis], axis))
+    return P(*(None,) * chosen, "fsdp")
+
+
+def my_rows(batch_size: int, mesh: Mesh) -> list[int]:
+    """The rows of a batch that lie on this process's devices."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (rows,) in places for row in range(batch_size)[rows]})
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a batch onto its devices, as one global array each."""
+    """This process's rows of a batch onto its devices, as one global array each."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+
+
+def put_whole_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The same from the whole batch, which every process has."""
+    rows = my_rows(len(next(iter(batch.values()))), mesh)
+    return put_batch({name: x[rows] for name, x in batch.items()}, mesh)
+
+
+def on_this_process(tree: Any) -> tuple[Any, Mesh]:
+    """(`tree` whole on each of this process's own devices, their mesh)."""
+    whole = multihost_utils.process_allgather(tree, tiled=True)
+    mesh = make_mesh(jax.local_devices())
+    return jax.device_put(whole, replicated(mesh)), mesh
 
 
 def check_divisible(batch_size: int, parts: int, *, field: str, what: str) -> None:

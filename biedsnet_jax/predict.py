@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Integer, Shaped
 
-from biedsnet_jax import config, evaluate, experiment, fusion, parallel, segmenter
+from biedsnet_jax import config, evaluate, experiment, fusion, parallel, processes, segmenter
 from biedsnet_jax.data import transforms, volumes
 from biedsnet_jax.types import BadInput
 
@@ -256,11 +256,14 @@ class Predictor:
 def load(workdir: str | pathlib.Path, cfg=None) -> Predictor:
     """The best checkpoint of `workdir`, ready to segment arrays; `cfg` may sample otherwise than it was trained with.
 
+    Each of several processes has it on its own devices, and calls it without the others.
     Raises BadInput where the workdir holds no run, or not this config's.
     """
     workdir = pathlib.Path(workdir)
     cfg = cfg or config.load(workdir)
     model, variables, step, mesh = evaluate.open_model(cfg, workdir)
+    if processes.several():
+        variables, mesh = parallel.on_this_process(variables)
     return Predictor(cfg, variables, step, mesh, _make_run_batch(cfg, model, mesh))
 
 

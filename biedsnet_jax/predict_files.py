@@ -1,7 +1,8 @@
 """Mode predict: masks, maps and a summary for every image, volume and DICOM series of a folder.
 
 The next scan is read while one is segmented. What is finished is skipped when the command is given again; a scan that
-cannot be read does not stop the others.
+cannot be read does not stop the others. Of several processes each takes a share of the scans, on its own devices; they
+wait for each other at the start and at the end alone.
 """
 
 import contextlib
@@ -11,7 +12,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from biedsnet_jax import config, outputs, predict, progress, segmenter
+import jax
+
+from biedsnet_jax import config, outputs, predict, processes, progress, segmenter
 from biedsnet_jax.data import scans
 from biedsnet_jax.types import BadInput
 
@@ -32,18 +35,23 @@ def run(cfg, workdir: str, source: str | None, output: str | None, *, keep_sampl
     source, folder = pathlib.Path(source), pathlib.Path(output)
     items = scans.find(source, channels=cfg.data.channels, leave_out=folder)
     predictor = predict.load(workdir, cfg)
-    outputs.check_folder(folder, _made_by(predictor, pathlib.Path(workdir)))
-    with outputs.writing(folder):
-        summary = outputs.Summary(folder, classes=cfg.data.classes)
+    with processes.first_alone("output folder"):
+        outputs.check_folder(folder, _made_by(predictor, pathlib.Path(workdir)))
+        with outputs.writing(folder):
+            summary = outputs.Summary(folder, classes=cfg.data.classes)
+            if processes.is_first():
+                summary.merge_parts(cfg.data.classes)  # of a run that was killed
     diffusion = segmenter.is_diffusion(cfg)
     kept = cfg.sampler.ensemble if keep_samples and diffusion else 0
     where = {
         item: outputs.paths(folder, item, classes=cfg.data.classes, diffusion=diffusion, samples=kept) for item in items
     }
     todo = [item for item in items if not (summary.has(item) and all(p.exists() for p in where[item].values()))]
-    if len(todo) < len(items):
+    if len(todo) < len(items) and processes.is_first():
         print(f"{len(items) - len(todo)} of {len(items)} scans done before, in {folder}", file=sys.stderr)
-    failed = _segment(todo, predictor, where, summary, keep_samples=kept > 0, alone=source.is_file())
+    failed = _share(todo, predictor, where, summary, keep_samples=kept > 0, alone=source.is_file())
+    if not processes.is_first():
+        return FAILED if failed else 0
     print(f"{len(items) - len(failed)} of {len(items)} scans segmented, in {folder}; summary.csv has the figures")
     if failed:
         print(f"biedsnet: {len(failed)} of {len(items)} scans failed:", file=sys.stderr)
@@ -52,10 +60,30 @@ def run(cfg, workdir: str, source: str | None, output: str | None, *, keep_sampl
     return FAILED if failed else 0
 
 
+def _share(todo, predictor, where, summary, **options) -> list[str]:
+    """Segment `todo`, each process its scans; returns what was wrong with those that failed, of all processes."""
+    if not processes.several():
+        return _segment(todo, predictor, where, summary, **options)
+    folder, classes = summary.path.parent, predictor.cfg.data.classes
+    processes.barrier("scans chosen")  # by what is finished, which changes from here on
+    with outputs.writing(folder):
+        if processes.is_first():
+            for item in todo:
+                summary.forget(item)
+        part = outputs.Summary(folder, classes=classes, part=jax.process_index())
+    mine = todo[jax.process_index() :: jax.process_count()]
+    failed = processes.gather(_segment(mine, predictor, where, part, **options))
+    if processes.is_first():
+        with outputs.writing(folder):
+            summary.merge_parts(classes)
+    processes.barrier("merged")
+    return [line for lines in failed for line in lines]
+
+
 def _segment(todo, predictor, where, summary, *, keep_samples, alone) -> list[str]:
     """Do every scan; returns what was wrong with those that failed."""
     failed = []
-    bar = progress.Progress("predict", sum(item.depth for item in todo))
+    bar = progress.Progress("predict", sum(item.depth for item in todo), quiet=not processes.is_first())
     with contextlib.closing(bar):
         for read in _read_ahead(_jobs(todo, predictor.cfg.eval.batch_size), predictor.cfg.data.channels):
             good = []

@@ -7,13 +7,13 @@ import time
 class Progress:
     """Rate and time to go of `total` units, of which `start` were done before.
 
-    Both count from the first update on, since what comes before it is mostly compilation.
+    Both count from the first update on, since what comes before it is mostly compilation. A quiet one only has notes.
     """
 
-    def __init__(self, what: str, total: int, *, start: int = 0):
+    def __init__(self, what: str, total: int, *, start: int = 0, quiet: bool = False):
         self.what, self.total, self.start = what, total, start
         self.began, self.updated = time.monotonic(), False
-        self.terminal = sys.stderr.isatty()
+        self.quiet, self.terminal = quiet, sys.stderr.isatty() and not quiet
         self.shown, self.done = 0.0, start
 
     def update(self, done: int, values: dict[str, float], *, plain: bool = False) -> None:
@@ -23,7 +23,7 @@ class Progress:
             self.shown = now
             sys.stderr.write("\r\x1b[2K" + self._line(done, values))
             sys.stderr.flush()
-        elif plain and not self.terminal:
+        elif plain and not self.terminal and not self.quiet:
             sys.stderr.write(self._line(done, values) + "\n")  # at once: Ctrl-C may come between two writes
             sys.stderr.flush()
         if not self.updated:

@@ -1,5 +1,9 @@
-"""What a run writes as it goes: `metrics.jsonl`, one line a log step, and TensorBoard scalars and pictures."""
+"""What a run writes as it goes: `metrics.jsonl`, one line a log step, and TensorBoard scalars and pictures.
 
+Only the first of several processes writes. A full disk costs lines, not the run.
+"""
+
+import contextlib
 import json
 import pathlib
 import time
@@ -7,35 +11,56 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
-from biedsnet_jax import files
+from biedsnet_jax import files, processes
+from biedsnet_jax.errors import reason
+from biedsnet_jax.types import BadInput
+
+_BRING_BACK = "bring it back, the same command goes on from its last checkpoint"
 
 
 class RunLog:
     """The logs of one workdir. A run that goes on from `step` first drops the lines its forerunner wrote after it."""
 
     def __init__(self, workdir: pathlib.Path, *, step: int, tensorboard: bool):
-        self._lines = workdir / "metrics.jsonl"
+        self._lines, self._board, self._warned = workdir / "metrics.jsonl", None, False
+        self._folder_is = files.identity(workdir)
+        if not processes.is_first():
+            return
         _drop_after(self._lines, step)
-        self._board = None
-        if tensorboard:  # a suffix, since a file is named by the second and a second one would replace it
-            options = {"purge_step": step + 1, "filename_suffix": f".from_{step}", "flush_secs": 10}
-            self._board = SummaryWriter(str(workdir / "tensorboard"), **options)
+        if tensorboard:
+            self._board = _Board(workdir / "tensorboard", step)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         if self._board:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Scalars after `step` updates."""
-        files.append_json_line(self._lines, {"step": step, "time": round(time.time(), 3), **scalars})
-        if self._board:
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
+        """Scalars after `step` updates. Raises BadInput where the file cannot be written, the disk not being full."""
+        if not processes.is_first():
+            return
+        if files.identity(self._lines.parent) != self._folder_is:
+            raise BadInput(f"folder gone, at step {step}, {self._lines.parent}; {_BRING_BACK}")
+        try:
+            files.append_json_line(self._lines, {"step": step, "time": round(time.time(), 3), **scalars})
+            if self._board:
+                self._board.add(step, [summary.scalar(name, value) for name, value in scalars.items()])
+        except OSError as error:
+            self._lost(step, error)
+
+    def _lost(self, step, error):
+        if not files.is_full(error):
+            raise BadInput(f"cannot write, {reason(error)}, {self._lines}; {_BRING_BACK}") from error
+        if not self._warned:
+            processes.say(f"warning: disk full, logs of step {step} lost, {self._lines.parent}; training goes on")
+        self._warned, self._board = True, None  # what follows a cut record could not be read
 
     def panel(
         self,
@@ -46,7 +71,30 @@ class RunLog:
     ) -> None:
         """Image, truth and probability side by side, a row a slice and class."""
         if self._board:
-            self._board.add_image("validation", _panel(image, truth, probability), step, dataformats="HW")
+            picture = summary.image("validation", _panel(image, truth, probability), dataformats="HW")
+            try:
+                self._board.add(step, [picture])
+            except OSError as error:
+                self._lost(step, error)
+
+
+class _Board:
+    """One TensorBoard file. Not tensorboardX's own writer: its thread dies of a full disk, and then all wait for it."""
+
+    def __init__(self, folder, step):
+        folder.mkdir(exist_ok=True)
+        # A suffix, since a file is named by the second and a second one would replace it.
+        self._file = EventsWriter(str(folder / "events"), f".from_{step}")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # later steps of earlier files no longer count
+        self._file.write_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def add(self, step, summaries):
+        for one in summaries:
+            self._file.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=one))
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
 
 
 def _panel(image, truth, probability):

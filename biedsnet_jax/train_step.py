@@ -12,8 +12,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Num
 
-from biedsnet_jax.packing import Packing
-from biedsnet_jax.parallel import batch_sharding, replicated
+from biedsnet_jax.packing import SMALL, Packing
+from biedsnet_jax.parallel import SHARDED_FROM, batch_sharding, replicated
 from biedsnet_jax.train_state import TrainState
 from biedsnet_jax.types import Batch, PRNGKey
 
@@ -42,17 +42,23 @@ def make_train_step(
     *,
     ema_decay: float,
     accumulate: int = 1,
+    state_sharding: Any = None,
     fixed: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """`step(state, batch, key) -> (state, metrics)`; `key` is the run's, the step number is folded in here.
 
+    `state_sharding` is that of each array of the state; None is whole on every device.
+
     With `fixed` a fourth input: variables, by collection, that the loss reads beside its own and no step changes.
     """
+
+    # What is cut over "fsdp" would have to be gathered to lie in one array with others.
+    small = min(SMALL, SHARDED_FROM - 1) if mesh.shape["fsdp"] > 1 else SMALL
 
     def step(state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         grads, batch_stats, metrics = _gradients(segmenter, state, batch, key, accumulate, others or {})
-        packing = Packing(state.params)
+        packing = Packing(state.params, small=small)
         new_state, grad_norm = update(packing.pack(state), packing.pack(grads), batch_stats, metrics["loss"])
         counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
         return packing.unpack(new_state), {**metrics, "grad_norm": grad_norm, **counters}
@@ -87,8 +93,9 @@ def make_train_step(
     everywhere = replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(everywhere, batch_sharding(mesh), everywhere) + (everywhere,) * fixed,
-        out_shardings=(everywhere, everywhere),
+        # What is fixed stays as it is.
+        in_shardings=(state_sharding or everywhere, batch_sharding(mesh), everywhere) + (None,) * fixed,
+        out_shardings=(state_sharding or everywhere, everywhere),
         donate_argnums=0,
     )
 

@@ -16,57 +16,65 @@ from biedsnet_jax import (
     evaluate,
     experiment,
     parallel,
+    preemption,
+    processes,
     progress,
     run_log,
     train_state,
     train_step,
 )
 from biedsnet_jax.data import pipeline
-from biedsnet_jax.errors import Diverged
+from biedsnet_jax.errors import Diverged, Preempted
 from biedsnet_jax.types import BadInput
 
 
-def train(cfg, workdir: str) -> dict:
-    """Train as `cfg` says, going on where `workdir` stands, then score the test split; returns its results."""
+def train(cfg, workdir: str) -> dict | None:
+    """Train as `cfg` says, going on where `workdir` stands, then score the test split; returns its results.
+
+    Of several processes the first returns them. Raises Preempted where SIGTERM ended it.
+    """
     # Data: everything that can be wrong with it is said here, before anything is written or compiled.
     config.check(cfg)
     config.check_slices_alone(cfg)
     workdir = pathlib.Path(workdir)
     config.check_same_run(cfg, workdir)
-    mesh = parallel.make_mesh()
+    mesh = parallel.make_mesh(fsdp=cfg.parallel.fsdp)
     parallel.check_divisible(
         cfg.train.batch_size, mesh.size * cfg.train.accumulate, field="train.batch_size", what="devices and parts"
     )
     parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
-    data = experiment.open_data(cfg)
+    with processes.first_alone("data"):
+        data = experiment.open_data(cfg)
 
     # Segmenter and update.
     model = distillation.build(cfg)
     optimizer, schedule = experiment.make_optimizer(cfg)
-    fields = {"ema_decay": cfg.train.ema, "accumulate": cfg.train.accumulate}
-    update = train_step.make_train_step(model, optimizer, mesh, **fields, fixed="distill" in cfg)
+    fresh = _trace_fresh(cfg, model, optimizer, mesh)
+    fields = {"ema_decay": cfg.train.ema, "accumulate": cfg.train.accumulate, "fixed": "distill" in cfg}
+    fields["state_sharding"] = parallel.state_sharding(fresh.out_info, mesh)
+    update = train_step.make_train_step(model, optimizer, mesh, **fields)
 
     # State: fresh, or the last complete checkpoint's. Traced before anything is written.
-    fresh = _trace_fresh(cfg, model, optimizer, mesh)
     teacher = _restore_teacher(cfg, fresh.out_info, mesh)
-    _make_folder(workdir)
-    config.save(cfg, workdir / "config.json")
-    with checkpoint.Checkpoints(
-        workdir, keep_latest=cfg.checkpoint.keep_latest, keep_best=cfg.checkpoint.keep_best
-    ) as checkpoints:
+    if processes.is_first():
+        _make_folder(workdir)
+        config.save(cfg, workdir / "config.json")
+    options = {"keep_latest": cfg.checkpoint.keep_latest, "keep_best": cfg.checkpoint.keep_best}
+    with preemption.Watch() as watch, checkpoint.Checkpoints(workdir, **options) as checkpoints:
         state = _start(fresh, checkpoints, mesh, teacher)
         start = int(state.step)
-        _announce(data, state, start, mesh)
+        if processes.is_first():
+            _announce(data, state, start, mesh)
 
         # Loop.
         with run_log.RunLog(workdir, step=start, tensorboard=cfg.log.tensorboard) as log:
             validation = _Validation(cfg, model, data, mesh)
             others = () if teacher is None else ({"teacher": teacher},)
-            loop = _Loop(cfg, data, mesh, update, schedule, checkpoints, log, validation, others)
+            loop = _Loop(cfg, data, mesh, update, schedule, checkpoints, log, validation, watch, others)
             state = loop.run(state, start)
 
         # Test: the best checkpoint, as any later evaluation would read it.
-        checkpoints.wait()
+        checkpoints.wait(saved=int(state.step))
         best = checkpoints.best_step()
         if best != int(state.step):
             state = checkpoints.restore(best, state, mesh)
@@ -85,7 +93,8 @@ def _trace_fresh(cfg, model, optimizer, mesh):
         others = {"teacher": variables} if "distill" in cfg else {}
         return model.loss({**variables, **others}, {"image": image, "mask": mask}, key, train=True)
 
-    traced = jax.jit(fresh, out_shardings=parallel.replicated(mesh)).trace()
+    sharding = parallel.state_sharding(jax.eval_shape(fresh), mesh)
+    traced = jax.jit(fresh, out_shardings=sharding).trace()
     jax.eval_shape(loss, traced.out_info.ema_variables, jax.random.key(0))
     return traced
 
@@ -112,9 +121,9 @@ def _restore_teacher(cfg, like, mesh):
 
 
 def _start(fresh, checkpoints, mesh, teacher):
-    step = checkpoints.latest_step()
-    if step is not None:
-        return checkpoints.restore(step, fresh.out_info, mesh)
+    state = checkpoints.restore_latest(fresh.out_info, mesh)
+    if state is not None:
+        return state
     state = fresh.lower().compile(compiler_options=parallel.RUN_ONCE)()
     return state if teacher is None else _with_weights(state, teacher)
 
@@ -133,7 +142,9 @@ def _with_weights(state, variables):
 def _announce(data, state, start, mesh):
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     counts = ", ".join(f"{s} {len(getattr(data, s))} slices of {len(data.cases(s))} cases" for s in experiment.SPLITS)
-    print(f"{parameters:,} parameters, {mesh.size} x {mesh.devices.flat[0].device_kind}; {counts}", flush=True)
+    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    hosts += f", fsdp {mesh.shape['fsdp']}" if mesh.shape["fsdp"] > 1 else ""
+    print(f"{parameters:,} parameters, {mesh.size} x {mesh.devices.flat[0].device_kind}{hosts}; {counts}", flush=True)
     if start:
         print(f"going on from step {start}", flush=True)
 
@@ -150,13 +161,16 @@ class _Loop:
     checkpoints: checkpoint.Checkpoints
     log: run_log.RunLog
     validation: "_Validation"
+    watch: preemption.Watch
     others: tuple = ()  # what the update takes beside
 
     def run(self, state, start):
-        cfg, key = self.cfg, jax.random.key(self.cfg.seed)
+        cfg, key, quiet = self.cfg, jax.random.key(self.cfg.seed), not processes.is_first()
         pending, since = [], time.monotonic()
         with contextlib.ExitStack() as stack:
-            bar = stack.enter_context(contextlib.closing(progress.Progress("train", cfg.train.steps, start=start)))
+            stack.enter_context(self.watch.loop())
+            bar = progress.Progress("train", cfg.train.steps, start=start, quiet=quiet)
+            stack.enter_context(contextlib.closing(bar))
             batches = stack.enter_context(contextlib.closing(self._batches(start)))
             for step in range(start + 1, cfg.train.steps + 1):
                 batch = parallel.put_batch(next(batches), self.mesh)
@@ -173,10 +187,15 @@ class _Loop:
                 val_dice = None
                 if cfg.eval.every and (step % cfg.eval.every == 0 or last):
                     val_dice = self.validation.run(step, state, self.log)
-                    bar.note(f"step {step}  validation Dice {val_dice:.4f}")
+                    if not quiet:
+                        bar.note(f"step {step}  validation Dice {val_dice:.4f}")
                     since = time.monotonic()
-                if val_dice is not None or step % cfg.checkpoint.every == 0 or last:
+                stop = self.watch.reached(step)
+                if val_dice is not None or step % cfg.checkpoint.every == 0 or last or stop:
                     self.checkpoints.save(state, config=cfg.to_dict(), val_dice=val_dice)
+                if stop:
+                    self.checkpoints.wait(saved=step)
+                    raise Preempted(f"{preemption.STOPPED}, the checkpoint of step {step} is written")
         return state
 
     def _batches(self, start):
@@ -189,6 +208,7 @@ class _Loop:
             batch_size=cfg.train.batch_size,
             seed=cfg.seed,
             start_step=start,
+            rows=parallel.my_rows(cfg.train.batch_size, self.mesh),
         )
 
     def _summary(self, step, values, seconds):

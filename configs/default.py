@@ -108,7 +108,8 @@ def get_config() -> ConfigDict:
     c.eval.lesions = False  # report lesion by lesion too: found, missed, false, by size, and lesions.csv
     c.eval.lesion_overlap = 0.0  # share of a lesion's pixels to predict for it to be found; 0: any pixel
 
-    c.checkpoint = ConfigDict(dict(every=1000, keep_latest=1, keep_best=1))  # every: steps
+    c.checkpoint = ConfigDict(dict(every=1000, keep_latest=2, keep_best=1))  # every: steps; 2: one to fall back on
+    c.parallel = ConfigDict(dict(fsdp=1))  # devices that share one copy of parameters, optimizer and EMA (FSDP)
     c.log = ConfigDict(dict(every=50, tensorboard=True, images=4))  # every: steps; images: validation panel
     return c
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import resource
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from refusals import refused
 
 from biedsnet_jax import checkpoint, parallel, train_state
 from biedsnet_jax.types import BadInput
@@ -149,6 +151,109 @@ def test_what_a_kill_left_of_a_save_is_neither_seen_nor_kept(tmp_path, mesh):
         assert checkpoints.latest_step() == 4
         checkpoints.save(state(8, mesh), config=CONFIG)
     assert steps(tmp_path) == [8]
+
+
+# --- bad disks -------------------------------------------------------------------------------------------------------
+
+
+def spoil(folder, how: str) -> None:
+    """Damage a step as a bad disk, a full one or a user does."""
+    for path in (folder / "state").glob("**/d/*"):  # arrays and their index
+        data = bytearray(path.read_bytes())
+        if how == "bit":
+            data[len(data) // 2] ^= 16
+            path.write_bytes(data)
+        elif how == "cut":
+            path.write_bytes(data[: len(data) // 2])
+        elif how == "gone":
+            path.unlink()
+    if how == "metrics":
+        (folder / "metrics" / "metrics").write_text("{")
+
+
+def restored(workdir, mesh) -> tuple[train_state.TrainState | None, list[str]]:
+    """The latest state, and the warnings."""
+    said = []
+    with checkpoint.Checkpoints(workdir, keep_latest=2, warn=said.append) as checkpoints:
+        return checkpoints.restore_latest(state(0, mesh), mesh), said
+
+
+@pytest.mark.parametrize(
+    ("how", "sums"),
+    # without sums as a kill before they were written leaves it
+    [("bit", True), ("cut", True), ("cut", False), ("gone", True), ("gone", False), ("metrics", False)],
+)
+def test_of_a_damaged_latest_the_one_before_is_used_and_training_goes_on(tmp_path, mesh, how, sums):
+    save_all(tmp_path, mesh, {4: None, 8: None}, keep_latest=2)
+    spoil(tmp_path / "checkpoints" / "8", how)
+    if not sums:
+        (tmp_path / "checkpoints" / "8" / "checksums.json").unlink()
+    found, said = restored(tmp_path, mesh)
+    assert bits(found) == bits(state(4, mesh))
+    (line,) = said
+    assert "damaged checkpoint of step 8" in line and "now step 4" in line and str(tmp_path) in line
+    assert steps(tmp_path) == [4] and [p.name for p in (tmp_path / "damaged_checkpoints").iterdir()] == ["8"]
+    save_all(tmp_path, mesh, {6: None, 8: None}, keep_latest=2)
+    assert restored(tmp_path, mesh)[1] == [] and steps(tmp_path) == [6, 8]
+
+
+def test_where_none_can_be_read_nothing_is_moved_and_the_error_says_why(tmp_path, mesh):
+    save_all(tmp_path, mesh, {4: None})
+    spoil(tmp_path / "checkpoints" / "4", "cut")
+    (tmp_path / "checkpoints" / "4" / "checksums.json").unlink()
+    refused(lambda: restored(tmp_path, mesh), "no checkpoint can be read, step 4", str(tmp_path))
+    assert steps(tmp_path) == [4]
+
+
+def test_evaluation_passes_over_a_damaged_best_and_changes_nothing(tmp_path, mesh, capsys):
+    save_all(tmp_path, mesh, {2: 0.5, 4: 0.9, 6: 0.1}, keep_latest=3)
+    spoil(tmp_path / "checkpoints" / "4", "bit")
+    variables, step = checkpoint.restore_variables(tmp_path, state(0, mesh), mesh)
+    assert step == 2 and bits(variables) == bits(state(2, mesh).ema_variables)
+    said = capsys.readouterr().err
+    assert "damaged checkpoint of step 4" in said and "step 2 is used" in said
+    assert steps(tmp_path) == [2, 4, 6]
+
+
+@pytest.fixture
+def small_disk():
+    """`small_disk(True)`: no file may grow beyond a few hundred bytes, which libraries meet as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(on: bool) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300 if on else soft, hard))
+
+    yield limit
+    limit(False)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path, mesh, small_disk):
+    said = []
+    with checkpoint.Checkpoints(tmp_path, keep_latest=2, warn=said.append) as checkpoints:
+        checkpoints.save(state(2, mesh), config=CONFIG)
+        checkpoints.wait(saved=2)
+        small_disk(True)
+        checkpoints.save(state(4, mesh), config=CONFIG)
+        refused(lambda: checkpoints.wait(saved=4), "checkpoint of step 4 not saved", "the last is of step 2")
+        small_disk(False)
+        checkpoints.save(state(6, mesh), config=CONFIG)
+        checkpoints.wait(saved=6)
+    assert steps(tmp_path) == [2, 6]  # nothing of the broken one takes room
+    (line,) = said
+    assert "disk full, step 4 not saved" in line and "step 2 is intact, training goes on" in line
+    assert bits(restored(tmp_path, mesh)[0]) == bits(state(6, mesh))
+
+
+def test_a_folder_that_vanishes_is_an_error_and_is_not_made_anew(tmp_path, mesh):
+    def vanish():
+        with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+            checkpoints.save(state(2, mesh), config=CONFIG)
+            checkpoints.wait()
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+            checkpoints.save(state(4, mesh), config=CONFIG)
+
+    refused(vanish, "folder gone, step 4 not saved", str(tmp_path / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
 # --- for evaluation --------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from biedsnet_jax import config, evaluate, trainer
-from biedsnet_jax.errors import BadInput, Diverged
+from biedsnet_jax import config, evaluate, run_log, trainer
+from biedsnet_jax.errors import BadInput, Diverged, Preempted
 from configs import folder, phantom
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -304,6 +304,22 @@ def test_divergence_stops_names_step_and_rate_and_leaves_a_good_checkpoint(tmp_p
     assert (int(state["bad_steps"]), int(state["skipped_steps"])) == (3, 3)
     (line,) = metrics(tmp_path / "run")
     assert line["step"] == 6 and line["loss"] is None and line["bad_steps"] == 5
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_sigterm_in_the_loop_writes_a_checkpoint_of_the_step_it_came_in(tmp_path, monkeypatch):
+    fields = {"train__steps": 8, "eval__every": 0, "checkpoint__every": 4, "log__every": 1, "log__tensorboard": False}
+    write = run_log.RunLog.write
+
+    def write_then_terminate(self, step, scalars):
+        write(self, step, scalars)
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run_log.RunLog, "write", write_then_terminate)
+    with pytest.raises(Preempted, match=r"the same command goes on .* the checkpoint of step 5 is written"):
+        trainer.train(toy(phantom.get_config(), data__phantom__n_cases=3, **fields), str(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name == "5"]
     assert not (tmp_path / "run" / "results.json").exists()
 
 

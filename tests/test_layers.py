@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "biedsnet_jax"
 
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
-    "errors", "types", "files", "parallel",
+    "errors", "types", "files", "checksums", "processes", "preemption", "parallel",
     "data", "networks", "diffusion", "losses", "distances", "metrics", "lesions", "fusion", "macs",
     "timing", "roofline",
     "segmenter", "distillation", "packing", "train_state", "train_step", "checkpoint",
@@ -45,7 +45,7 @@ ONLY_IN = {
     "ml_collections.config_flags": ("main",),
     "tensorflow": (),
     "torch": ("weight_files",),
-    "orbax": ("checkpoint",),
+    "orbax": ("checkpoint", "processes"),
     "grain": ("data",),
     "tensorboardX": ("run_log",),
 }

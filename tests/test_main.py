@@ -11,7 +11,7 @@ from absl import flags
 from PIL import Image
 
 from biedsnet_jax import config, main, trainer
-from biedsnet_jax.errors import BadInput, Diverged
+from biedsnet_jax.errors import BadInput, Diverged, Preempted
 
 ROOT = Path(__file__).resolve().parents[1]
 PHANTOM, FOLDER, COVID = (f"--config={ROOT}/configs/{name}.py" for name in ("phantom", "folder", "covid"))
@@ -140,6 +140,7 @@ def test_debug_shows_the_traceback(command):
         (Diverged("loss not finite"), 1, "biedsnet: loss not finite\n"),
         (BadInput("a, b; c"), 2, "biedsnet: a, b; c\n"),
         (KeyboardInterrupt(), 130, "biedsnet: interrupted; the same command goes on where it stopped\n"),
+        (Preempted("stopped by SIGTERM; go on"), 0, "biedsnet: stopped by SIGTERM; go on\n"),
     ],
 )
 def test_how_a_mode_that_stops_ends(command, monkeypatch, error, code, says):

@@ -65,7 +65,7 @@ def workdir(tmp_path_factory):
 def predict(workdir, tmp_path, monkeypatch, capsys):
     """`predict(*flags)` -> (exit code, stdout, stderr), from `in` to `out`, in this process."""
     one = parallel.make_mesh(jax.devices()[:1])  # quicker than eight
-    monkeypatch.setattr(parallel, "make_mesh", lambda: one)
+    monkeypatch.setattr(parallel, "make_mesh", lambda **fields: one)
     monkeypatch.setattr(segmenter, "build", lambda cfg: Bright())
     monkeypatch.setattr(sys, "argv", list(sys.argv))
 

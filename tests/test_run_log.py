@@ -3,11 +3,13 @@
 import io
 import json
 import math
+import resource
 import struct
 
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto import event_pb2
 
@@ -93,6 +95,35 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(path, {"a": math.nan})
     assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_costs_lines_and_is_said_once(tmp_path, capsys):
+    """No file may grow beyond its size of now, which is what a full disk is to who writes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunLog(tmp_path, step=0, tensorboard=True) as log:
+        log.write(1, {"loss": 1.0})
+        size = (tmp_path / "metrics.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            log.write(2, {"loss": 1.0})
+            log.write(3, {"loss": 1.0})
+            log.panel(3, *[np.zeros((1, 2, 2, 1), np.float32)] * 3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        log.write(4, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 4]
+    assert capsys.readouterr().err.count("warning: disk full, logs of step 2 lost") == 1
+
+
+def test_a_folder_that_vanishes_is_an_error(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with RunLog(folder, step=0, tensorboard=True) as log:
+        log.write(1, {"loss": 1.0})
+        folder.rename(tmp_path / "elsewhere")
+        refused(lambda: log.write(2, {"loss": 1.0}), "folder gone, at step 2", str(folder))
+        folder.mkdir()  # another one in its place
+        refused(lambda: log.write(3, {"loss": 1.0}), "folder gone, at step 3", str(folder))
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------------------------

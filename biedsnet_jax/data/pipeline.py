@@ -46,26 +46,22 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches from `start_step` on: image float32 "b h w c" and mask float32 "b h w k".
 
-    `augment` holds keywords of `transforms.augment`. Of `batch_size`, over all processes, this process gets its
-    consecutive share: the processes' rows put together are the batch that one process alone would read. Close the
-    iterator (`contextlib.closing`) to stop its threads. Raises BadInput if there is nothing to read or to share.
+    `augment` holds keywords of `transforms.augment`. Of the `batch_size` rows, over all processes, this process reads
+    `rows`, all by default: put together they are the batch that one process alone would read. Close the iterator
+    (`contextlib.closing`) to stop its threads. Raises BadInput if there is nothing to read.
     """
     if not len(indices):
         raise BadInput("no training slices, 0, data.split; give the training split at least one case")
-    if batch_size < 1 or batch_size % process_count:
-        raise BadInput(f"batch size, {batch_size}, train.batch_size; give a positive multiple of {process_count}")
     examples = grain.MapDataset.source(_Prepared(source, indices, prepare)).seed(seed).shuffle().repeat()
     examples = examples.random_map(lambda example, rng: transforms.augment(example, rng, **augment))
-    share = batch_size // process_count
-    rows = range(process_index * share, (process_index + 1) * share)
+    mine = range(batch_size) if rows is None else rows
 
     def batch(step: int) -> dict[str, np.ndarray]:
-        return _stack([examples[step * batch_size + row] for row in rows], share)
+        return _stack([examples[step * batch_size + row] for row in mine], len(mine))
 
     steps = grain.MapDataset.range(sys.maxsize // batch_size)
     return _read(steps[start_step:].map(batch))

@@ -1,0 +1,251 @@
+"""Real processes over loopback: each layout of four devices trains, resumes, scores and predicts as one device does."""
+
+import csv
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from many_processes import CUT, STEPS, recording, restored, toy
+from PIL import Image
+from refusals import refused
+
+from biedsnet_jax import parallel, predict_files, processes, trainer
+from biedsnet_jax.data import pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+FSDP = {"1x1": 1, "1x4": 2, "2x2": 4, "4x1": 1}  # of processes x devices
+LAYOUTS = tuple(FSDP)
+
+
+def alone(monkeypatch, devices: int, workdir: Path, **fields) -> None:
+    """Train in this process."""
+    make, seen = parallel.make_mesh, []
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "make_mesh", lambda fsdp=1: make(jax.devices()[:devices], fsdp=fsdp))
+        patch.setattr(pipeline, "train_batches", recording(pipeline.train_batches, seen))
+        trainer.train(toy(**fields), str(workdir))
+    (workdir / "rows_0.json").write_text(json.dumps(seen))
+
+
+def together(count: int, devices: int, folder: Path, jobs: list[dict]) -> list[str]:
+    """Run jobs in `count` processes of `devices` each; the output of every process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    spec = folder / f"{count}.json"
+    spec.write_text(json.dumps({"port": port, "processes": count, "devices": devices, "jobs": jobs}))
+    cache = {"TEST_COMPILE_CACHE": str(folder / "cache")}
+    env = os.environ | cache | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, str(ROOT / "tests" / "many_processes.py"), str(spec)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    started = [subprocess.Popen([*line, str(i)], cwd=ROOT, env=env, **pipes) for i in range(count)]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * count, "\n".join(said)
+    return said
+
+
+def halfway(workdir: Path, copy: Path) -> Path:
+    """A copy that stands at step CUT."""
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "checkpoints" / str(STEPS))
+    (copy / "results.json").unlink()
+    return copy
+
+
+def job(workdir: Path, **fields) -> dict:
+    return {"mode": "train", "workdir": str(workdir), "fields": fields}
+
+
+def write_pictures(folder: Path) -> None:
+    folder.mkdir()
+    for number in range(5):
+        pixels = np.random.default_rng(number).integers(0, 255, (16, 20), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (folder / "bad.png").write_bytes(b"no picture")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Workdirs: each layout from scratch, and each from a checkpoint of others, `1x1 to 2x2`."""
+    root = tmp_path_factory.mktemp("layouts")
+    monkeypatch = pytest.MonkeyPatch()
+    write_pictures(root / "pictures")
+
+    def scored(by):
+        shutil.copytree(root / "1x1", root / f"1x1 scored by {by}")
+        (root / f"1x1 scored by {by}" / "results.json").unlink()
+        return {"mode": "evaluate", "workdir": str(root / f"1x1 scored by {by}")}
+
+    def restore(source, target):
+        output = str(root / f"{source} on {target}.json")
+        return {"mode": "restore", "workdir": str(root / source), "fsdp": FSDP[target], "output": output}
+
+    alone(monkeypatch, 1, root / "1x1")
+    alone(monkeypatch, 4, root / "1x4", parallel__fsdp=2)
+    predict = {"mode": "predict", "workdir": str(root / "1x1"), "input": str(root / "pictures"), "code": 3}
+    stopped = job(root / "stopped", parallel__fsdp=4, train__steps=400) | {"terminate_at": 2}
+    jobs = [scored("2x2"), job(root / "2x2", parallel__fsdp=4), restore("1x1", "2x2"), restore("1x4", "2x2")]
+    said = together(2, 2, root, [*jobs, predict | {"output": str(root / "masks")}, stopped])
+    (root / "said.json").write_text(json.dumps(said))
+    restores = [restore(source, "4x1") for source in ("1x1", "1x4", "2x2")]
+    going_on = job(halfway(root / "2x2", root / "2x2 to 4x1"), parallel__fsdp=2, eval__every=STEPS, eval__val_images=5)
+    together(4, 1, root, [scored("4x1"), job(root / "4x1"), *restores, going_on])
+    with monkeypatch.context() as patch:
+        make = parallel.make_mesh
+        patch.setattr(parallel, "make_mesh", lambda fsdp=1: make(jax.devices()[:1], fsdp=fsdp))
+        predict_files.run(toy(), str(root / "1x1"), str(root / "pictures"), str(root / "masks of one"))
+    return root
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def rows(workdir: Path) -> list[list[int]]:
+    """Checksums of the rows of each step's batch, the processes' put together."""
+    parts = [json.loads(path.read_text()) for path in sorted(workdir.glob("rows_*.json"))]
+    return [[row for part in step for row in part] for step in zip(*parts)][:STEPS]
+
+
+def scores(workdir: Path) -> dict:
+    results = json.loads((workdir / "results.json").read_text())
+    return {name: value for name, value in results.items() if name not in ("device", "seconds_per_image")}
+
+
+def assert_close(a, b):
+    """The same but for rounding."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert_close(a[name], b[name])
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, abs=1e-5)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_layouts_train_to_the_same_losses_on_the_same_samples(root, layout):
+    expected = losses(root / "1x1")
+    assert list(expected) == list(range(1, STEPS + 1)) and len(set(expected.values())) == STEPS
+    assert losses(root / layout) == pytest.approx(expected, abs=1e-5)
+    assert rows(root / layout) == rows(root / "1x1")
+    assert scores(root / layout)["n_images"] == 7
+
+
+@pytest.mark.parametrize("layout", ["2x2", "4x1"])
+def test_seven_images_score_the_same_over_any_processes(root, layout):
+    assert scores(root / "1x1")["n_images"] == 7
+    assert_close(scores(root / f"1x1 scored by {layout}"), scores(root / "1x1"))
+    cases = [(root / name / "cases.csv").read_text() for name in ("1x1", f"1x1 scored by {layout}")]
+    assert cases[0] == cases[1] and cases[0].count("\n") == 8
+
+
+def test_a_run_goes_on_in_another_layout_as_it_would_have(root):
+    """From step CUT on, with FSDP over both processes before and over pairs of four after: samples and losses."""
+    assert losses(root / "2x2 to 4x1") == pytest.approx(losses(root / "1x1"), abs=1e-5)
+    assert rows(root / "2x2 to 4x1") == rows(root / "1x1")[CUT:]
+
+
+def plain(workdir: Path) -> list[np.ndarray]:
+    """The arrays of step CUT as they lie on disk."""
+    folder = workdir / "checkpoints" / str(CUT) / "state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        there = checkpointer.metadata(folder).item_metadata.tree
+        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), there)
+        return jax.tree.leaves(checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=arrays)))
+
+
+@pytest.mark.parametrize("target", LAYOUTS)
+def test_a_checkpoint_of_any_layout_restores_bit_for_bit_in_another(root, target):
+    for source in LAYOUTS[: LAYOUTS.index(target)] if target in ("2x2", "4x1") else LAYOUTS:
+        expected = sorted(zlib.crc32(leaf.tobytes()) for leaf in plain(root / source))
+        if target in ("2x2", "4x1"):
+            found = json.loads((root / f"{source} on {target}.json").read_text())
+        else:
+            count = int(target[-1])
+            found = restored(root / source, parallel.make_mesh(jax.devices()[:count], fsdp=FSDP[target]))
+        assert sorted(found.values()) == expected and len(expected) > 50
+
+
+def test_only_the_first_process_writes(root):
+    assert {path.name for path in (root / "2x2").iterdir()} == {
+        "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "results.json", "rows_0.json", "rows_1.json"
+    }  # fmt: skip
+    said = json.loads((root / "said.json").read_text())
+    assert "4 x cpu of 2 processes, fsdp 4; train 14 slices" in said[0] and "slices" not in said[1]
+
+
+def test_sigterm_on_one_stops_all_at_one_step_with_its_checkpoint(root):
+    said = json.loads((root / "said.json").read_text())
+    (first,), (second,) = [[line for line in text.splitlines() if line.startswith("PREEMPTED")] for text in said]
+    assert first == second and "the same command goes on" in first
+    step = max(int(path.name) for path in (root / "stopped" / "checkpoints").iterdir())
+    assert f"the checkpoint of step {step} is written" in first and 2 <= step < 400
+
+
+def test_processes_share_scans_and_leave_what_one_leaves(root):
+    """`seconds` aside; the last of the six is no picture."""
+
+    def left(folder):
+        with (folder / "summary.csv").open() as file:
+            table = sorted([row | {"seconds": ""} for row in csv.DictReader(file)], key=lambda row: row["name"])
+        masks = {path.name: path.read_bytes() for path in folder.iterdir() if path.name.endswith("_mask.png")}
+        return table, masks, {path.name for path in folder.iterdir()}
+
+    assert left(root / "masks") == left(root / "masks of one")
+    assert len(left(root / "masks")[1]) == 5
+
+
+# --- in this process -------------------------------------------------------------------------------------------------
+
+
+def test_large_arrays_are_cut_along_their_largest_axis_that_divides():
+    mesh = parallel.make_mesh(fsdp=4)
+    shapes = {"kernel": (3, 3, 64, 128), "turned": (128, 64), "odd": (4097,), "small": (63, 64), "square": (64, 64)}
+    tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    found = {name: tuple(sharding.spec) for name, sharding in parallel.state_sharding(tree, mesh).items()}
+    kernel = (None, None, None, "fsdp")
+    assert found == {"kernel": kernel, "turned": ("fsdp",), "odd": (), "small": (), "square": (None, "fsdp")}
+    whole = parallel.state_sharding(tree, parallel.make_mesh())
+    assert all(sharding.is_fully_replicated for sharding in whole.values())
+
+
+def test_a_mesh_that_does_not_divide_is_refused():
+    refused(lambda: parallel.make_mesh(fsdp=3), "parts that do not divide 8 devices, 3, in parallel.fsdp", "1, 2, 4, 8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("localhost:1", None, 0), "--num_processes"),
+        ((None, 2, None), "--coordinator, --process_id"),
+        (("localhost", 2, 0), "no address, localhost, in --coordinator"),
+        (("localhost:1", 2, 2), "no such process, 2 of 2, in --process_id"),
+    ],
+)
+def test_flags_of_many_processes_come_together_and_fit(flags, says):
+    refused(lambda: processes.start(*flags), says)
+    assert not jax.distributed.is_initialized()
+
+
+def test_without_flags_or_cluster_a_process_is_alone(monkeypatch):
+    for name in ("SLURM_STEP_NODELIST", "KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    processes.start()
+    assert processes.is_first() and not processes.several() and processes.gather({"a": 1}) == [{"a": 1}]
