@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_dict
 
 from biedsnet_jax import files, later_fields, segmenter
 from biedsnet_jax.diffusion import schedule
+from biedsnet_jax.errors import reason, shown
 from biedsnet_jax.fusion import FUSIONS
 from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.types import BadInput
@@ -57,6 +58,7 @@ _CHOICES = {
     "networks.medsegdiff.version": ("new", "v1"),
 }
 _AT_LEAST = {
+    "data.phantom.n_cases": 1, "data.phantom.slices_per_case": 1, "data.phantom.seed": 0, "split.fold": 0,
     "data.size": 1, "data.channels": 1, "data.classes": 1, "data.context": 0, "data.min_foreground": 0,
     "diffusion.timesteps": 1, "sampler.steps": 1, "sampler.ensemble": 1, "sampler.start_run": 2,
     "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.warmup_steps": 0, "train.max_bad_steps": 1,
@@ -65,42 +67,60 @@ _AT_LEAST = {
     "networks.biedsnet.blocks_per_level": 1, "networks.biedsnet.reduction": 1, "parallel.fsdp": 1, "seed": 0,
     "split.seed": 0,
 }  # fmt: skip
+_MOST = 2**31 - 1  # of all these: counters and seeds are int32
 _NUMBERS = ("split.fractions", "loss.supervision_weights")
 _POSITIVE = (
     "diffusion.mask_scale", "loss.smooth_l1_beta", "sampler.start_fraction", "train.learning_rate", "train.clip_norm",
 )  # fmt: skip
 _UNIT_INTERVAL = (
     "sampler.eta", "sampler.start_fraction", "threshold", "train.ema", "train.final_fraction", "augment.hflip",
-    "augment.vflip", "eval.lesion_overlap",
+    "augment.vflip", "eval.lesion_overlap", "data.phantom.difficulty", "data.phantom.empty_fraction",
 )  # fmt: skip
 _DISTANCES = ("eval.nsd_tolerance", "eval.nsd_tolerance_mm")
+_NOT_NEGATIVE = (
+    "train.weight_decay", "loss.dice_smooth", "loss.dice_weight", "loss.bce_weight", "augment.rotate_degrees",
+    "augment.scale", "augment.intensity",
+)  # fmt: skip
+_YES_OR_NO = ("data.verify", "data.cache", "eval.lesions", "log.tensorboard")
+_TEXTS = ("row", "data.name", "data.hint", "data.cache_dir", "compile_cache")
+_MAY_BE_EMPTY = ("attention_downsample",)  # of the tuples of networks
+_NAMES = ("split.train", "split.val", "split.test")
 
 
 def check(config: ConfigDict) -> None:
     """Raise BadInput at the first field that cannot be."""
-    if config.network not in NETWORKS:
-        raise BadInput(f"unknown network, {config.network!r}, in network; use one of {', '.join(sorted(NETWORKS))}")
+    network = _leaf(config, "network")
+    if not isinstance(network, str) or network not in NETWORKS:
+        raise BadInput(f"unknown network, {network!r}, in network; use one of {', '.join(sorted(NETWORKS))}")
     for name, allowed in _CHOICES.items():
-        if get_field(config, name) not in allowed:
-            raise BadInput(f"unknown choice, {get_field(config, name)!r}, in {name}; use {_alternatives(allowed)}")
+        if _leaf(config, name) not in allowed:
+            raise BadInput(f"unknown choice, {_leaf(config, name)!r}, in {name}; use {_alternatives(allowed)}")
     for name, least in _AT_LEAST.items():
         value = _number(config, name)
         if not isinstance(value, int):
             raise BadInput(f"not a whole number, {value}, in {name}; use one from {least}")
         if value < least:
             raise BadInput(f"value too small, {value}, in {name}; use {least} or more")
+        if value > _MOST:
+            raise BadInput(f"value too large, {min(value, 10**99):.3g}, in {name}; use {_MOST} or less")
     for name in _POSITIVE:
         if not _number(config, name) > 0:
-            raise BadInput(f"value not positive, {get_field(config, name)}, in {name}; use a number above 0")
+            raise BadInput(f"value not positive, {_leaf(config, name)}, in {name}; use a number above 0")
     for name in _UNIT_INTERVAL:
         if not 0 <= _number(config, name) <= 1:
-            raise BadInput(f"value outside 0 to 1, {get_field(config, name)}, in {name}; use a number from 0 to 1")
+            raise BadInput(f"value outside 0 to 1, {_leaf(config, name)}, in {name}; use a number from 0 to 1")
     for name in _DISTANCES:
         if not 0 <= _number(config, name) < math.inf:
-            raise BadInput(f"no distance, {get_field(config, name)}, in {name}; use 0 or more, such as 2.0")
+            raise BadInput(f"no distance, {_leaf(config, name)}, in {name}; use 0 or more, such as 2.0")
+    for name in _NOT_NEGATIVE:
+        if not 0 <= _number(config, name) < math.inf:
+            raise BadInput(f"negative or not finite, {_leaf(config, name)}, in {name}; use a number from 0")
     for name in _NUMBERS:
-        if not _are(get_field(config, name), int | float):
-            raise BadInput(f"not numbers, {get_field(config, name)}, in {name}; give them like (0.5, 0.3, 0.2)")
+        if not _are_finite(_leaf(config, name)):
+            raise BadInput(f"not numbers, {shown(_leaf(config, name))}, in {name}; give them like (0.5, 0.3, 0.2)")
+    _check_kinds(config)
+    if len(config.split.fractions) != 3:
+        raise BadInput(f"{len(config.split.fractions)} fractions, in split.fractions; give three, as (0.8, 0.1, 0.1)")
     _check_sampler(config)
     if config.method == "diffusion" and config.network not in DENOISERS:
         raise BadInput(f"no diffusion network, {config.network}, in method; use 'auto', or {_alternatives(DENOISERS)}")
@@ -114,6 +134,21 @@ def check(config: ConfigDict) -> None:
     if "distill" in config:
         _check_distill(config)
     segmenter.make_network(config).check_size((config.data.size, config.data.size))
+
+
+def _check_kinds(config):
+    """Flags are of the right kind by themselves; Python and a workdir's config.json may hold anything."""
+    for names, right, usual in (
+        (_YES_OR_NO, lambda value: isinstance(value, bool), "True or False"),
+        (_TEXTS, lambda value: isinstance(value, str), "a text"),
+        (_NAMES, lambda value: _are(value, str | int), "names of cases, such as ('a', 'b')"),
+        (("data.window", "data.labels", "data.tfds.units"), lambda value: isinstance(value, tuple | list), "a tuple"),
+        (("data.root",), lambda value: value is None or isinstance(value, str), "a folder"),
+    ):
+        for name in names:
+            value = _leaf(config, name)
+            if not right(value):
+                raise BadInput(f"wrong kind of value, {shown(repr(value))}, in {name}; give {usual}")
 
 
 def check_slices_alone(config: ConfigDict) -> None:
@@ -165,10 +200,8 @@ def _check_distill(config):
 
 def _check_data(data):
     """Fields that only some sources have, and those that must fit each other."""
-    if data.window and not (
-        _are(data.window, int | float) and len(data.window) == 2 and data.window[0] < data.window[1]
-    ):
-        raise BadInput(f"no window, {data.window}, in data.window; give (low, high), such as (-1250, 250)")
+    if not _is_range(data.window):
+        raise BadInput(f"no window, {shown(data.window)}, in data.window; give (low, high), such as (-1250, 250)")
     for name, usual in (("context", 0), ("min_foreground", 0), ("labels", ())):
         if data[name] != usual and data.source != "nifti" and (name, data.source) != ("labels", "tfds"):
             raise BadInput(f"source without volumes, {data.source!r}, for data.{name}; use data.source='nifti'")
@@ -176,9 +209,9 @@ def _check_data(data):
         _check_tfds(data.tfds)
     if data.source != "nifti" and data.channels not in (1, 3):
         raise BadInput(f"channels of a picture, {data.channels}, in data.channels; use 1 (grey) or 3 (colour)")
-    if data.labels and not all(_are(group, int) and group for group in data.labels):
+    if not _are(data.labels, tuple | list) or not all(_are(group, int) and group for group in data.labels):
         raise BadInput(
-            f"no label values, {data.labels}, in data.labels; give a tuple for each class, as ((1,), (2, 3))"
+            f"no label values, {shown(data.labels)}, in data.labels; give a tuple for each class, as ((1,), (2, 3))"
         )
     if data.labels and len(data.labels) != data.classes:
         raise BadInput(
@@ -190,13 +223,17 @@ def _check_tfds(fields):
     """Names of a TFDS set's features; whether it has them is seen when it is opened."""
     for name in fields:
         if name != "units" and not isinstance(fields[name], str):
-            raise BadInput(f"no name, {fields[name]!r}, in data.tfds.{name}; give a text")
+            raise BadInput(f"no name, {shown(repr(fields[name]))}, in data.tfds.{name}; give a text")
     for name in ("name", "split", "image", "mask"):
         if not fields[name]:
             raise BadInput(f"no name, nothing, in data.tfds.{name}; give one")
-    units = fields.units
-    if units and not (_are(units, int | float) and len(units) == 2 and units[0] < units[1]):
-        raise BadInput(f"no units, {units}, in data.tfds.units; give (low, high), such as (-1250, 250)")
+    if not _is_range(fields.units):
+        raise BadInput(f"no units, {shown(fields.units)}, in data.tfds.units; give (low, high), such as (-1250, 250)")
+
+
+def _is_range(value) -> bool:
+    """(low, high), or nothing."""
+    return not value or (_are_finite(value) and len(value) == 2 and value[0] < value[1])
 
 
 def _check_batch(config):
@@ -209,12 +246,12 @@ def _check_batch(config):
 
 def _check_network_fields(config):
     """Each is of the kind that the network has there by default; tuples hold whole numbers."""
-    for name, value in config.networks[config.network].items():
+    for name, value in get_field(config, f"networks.{config.network}").items():
         usual = getattr(NETWORKS[config.network], name, None)
-        if not _alike(value, usual):
-            raise BadInput(
-                f"wrong kind of value, {value!r}, in networks.{config.network}.{name}; give one like {usual!r}"
-            )
+        empty = value == () and name not in _MAY_BE_EMPTY
+        if empty or not _alike(value, usual):
+            where = shown(f"networks.{config.network}.{name}")
+            raise BadInput(f"wrong kind of value, {shown(repr(value))}, in {where}; give one like {usual!r}")
 
 
 def _alike(value, usual) -> bool:
@@ -228,7 +265,7 @@ def _alike(value, usual) -> bool:
 def _check_biedsnet(config):
     fields = config.networks.biedsnet
     if not _are(fields.channels, int) or min(fields.channels, default=2) < 2:
-        raise BadInput(f"no widths, {fields.channels}, in networks.biedsnet.channels; give whole numbers from 2")
+        raise BadInput(f"no widths, {shown(fields.channels)}, in networks.biedsnet.channels; give whole numbers from 2")
     if len(fields.channels) < 2:
         raise BadInput(f"too few levels, {fields.channels}, in networks.biedsnet.channels; give two widths or more")
     if fields.fold and fields.norm == "batch":
@@ -255,8 +292,9 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
         raise BadInput(f"no trained run, {workdir}, in --workdir; it has no config.json, train first") from None
     try:
         config = _thaw(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise BadInput(f"damaged config, line {error.lineno}, {path}; restore it or use another --workdir") from None
+    except (ValueError, RecursionError) as error:  # of JSON; a dot in the name of a field
+        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else reason(error)
+        raise BadInput(f"damaged config, {where}, {path}; restore it or use another --workdir") from None
     if not isinstance(config, ConfigDict):
         raise BadInput(f"damaged config, no fields, {path}; restore it or use another --workdir")
     return later_fields.complete(config)
@@ -273,7 +311,7 @@ def check_trained(config: ConfigDict, workdir: pathlib.Path) -> None:
     for name, there, here in _differences(workdir, config):
         if not name.startswith(FREE):
             raise BadInput(
-                f"workdir of another config, {name} is {there!r} there and {here!r} here, {workdir}; "
+                f"workdir of another config, {shown(name)} is {there!r} there and {here!r} here, {workdir}; "
                 "use another --workdir, or the config it was started with"
             )
 
@@ -308,7 +346,7 @@ def get_field(config: ConfigDict, name: str) -> Any:
     for part in name.split("."):
         if not isinstance(value, ConfigDict) or part not in value:
             near = _nearest(name, config)
-            raise BadInput(f"unknown config field, {name}, in --config; the nearest is --config.{near}")
+            raise BadInput(f"unknown config field, {name}, in --config; the nearest is --config.{shown(near)}")
         value = value[part]
     return value
 
@@ -325,10 +363,22 @@ def _are(values, kind) -> bool:
     return isinstance(values, tuple | list) and all(isinstance(value, kind) for value in values)
 
 
-def _number(config, name):
+def _are_finite(values) -> bool:
+    return _are(values, int | float) and all(abs(value) < math.inf for value in values)
+
+
+def _leaf(config, name):
+    """The one value of a field."""
     value = get_field(config, name)
+    if isinstance(value, ConfigDict):
+        raise BadInput(f"many values where one belongs, {shown(value)}, in {name}; give one")
+    return value
+
+
+def _number(config, name):
+    value = _leaf(config, name)
     if not isinstance(value, int | float):
-        raise BadInput(f"not a number, {value!r}, in {name}; give one")
+        raise BadInput(f"not a number, {shown(repr(value))}, in {name}; give one")
     return value
 
 

@@ -26,7 +26,9 @@ from biedsnet_jax import (
     train_state,
 )
 from biedsnet_jax.data import pipeline
+from biedsnet_jax.errors import reason
 from biedsnet_jax.fusion import FUSIONS
+from biedsnet_jax.types import BadInput
 
 Predict = Callable[[dict, jax.Array, jax.Array], jax.Array]
 
@@ -171,8 +173,15 @@ def mean_dice(cfg, predict: Predict, variables: dict, data, indices: list[int], 
 
 
 def init_variables(model, cfg) -> dict:
-    """Fresh variables, the same for the same seed."""
-    return model.init(jax.random.key(cfg.seed), experiment.image_shape(cfg))
+    """Fresh variables, the same for the same seed. Raises BadInput where the fields of the network do not fit."""
+    try:
+        return model.init(jax.random.key(cfg.seed), experiment.image_shape(cfg))
+    except BadInput:
+        raise
+    except Exception as error:  # layers refuse widths, heads and depths with anything
+        raise BadInput(
+            f"network that cannot be, {reason(error)}, in networks.{cfg.network}; see configs/default.py"
+        ) from error
 
 
 class Clock:

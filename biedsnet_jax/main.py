@@ -10,7 +10,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from biedsnet_jax.errors import BadInput, Diverged, Preempted
+from biedsnet_jax.errors import BadInput, Diverged, Preempted, shown
 
 # Imported when chosen: a report needs no jax.
 MODES = {
@@ -157,7 +157,7 @@ def parse_flags(argv: list[str]) -> None:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(_reworded(error, defaults)) from error
     if stray:
-        raise BadInput(f"not a flag, {stray[0]}, on the command line; flags look like --name=value")
+        raise BadInput(f"not a flag, {shown(stray[0])}, on the command line; flags look like --name=value")
 
 
 def _with_saved_config(argv):
@@ -223,9 +223,10 @@ def _reworded(error, defaults):
         usual = _from_package("config.get_field")(defaults, name)
         if hasattr(usual, "keys"):
             one = f"--config.{name}.{next(iter(usual))}"
-            return f"one value for many fields, {value}, in --config.{name}; set each, such as {one}"
-        return f"wrong type of value, {value}, in --config.{name}; give one like {usual!r}, of {type(usual).__name__}"
-    return f"bad flag, {text}; --help lists them"
+            return f"one value for many fields, {shown(value)}, in --config.{name}; set each, such as {one}"
+        like = f"{usual!r}, of {type(usual).__name__}"
+        return f"wrong type of value, {shown(value)}, in --config.{name}; give one like {like}"
+    return f"bad flag, {shown(text, most=200)}; --help lists them"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 
 import jax
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Unoptimised programs compile several times faster, and tests run them once. XLA before jax 0.11 can also leave out its
@@ -16,3 +17,8 @@ install_import_hook("biedsnet_jax", "beartype.beartype")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Fuzz tests; the other profile is chosen by --hypothesis-profile=thorough.
+settings.register_profile("quick", max_examples=12, derandomize=True, deadline=None, database=None)
+settings.register_profile("thorough", max_examples=200, deadline=None, database=None)
+settings.load_profile("quick")

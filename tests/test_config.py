@@ -142,6 +142,16 @@ def test_every_network_has_its_fields():
         ("networks.biedsnet.channels", (8, 1), ["(8, 1)", "networks.biedsnet.channels"]),
         ("networks.biedsnet.channels", (8, 16, 32, 64), ["2 weights for 3 heads", "loss.supervision_weights"]),
         ("data.size", 62.5, ["not a whole number, 62.5, in data.size"]),
+        ("train.steps", 2**31, ["value too large, 2.15e+09, in train.steps"]),
+        ("data.phantom.n_cases", 2.5, ["not a whole number, 2.5, in data.phantom.n_cases"]),
+        ("train.weight_decay", -1.0, ["negative or not finite, -1.0, in train.weight_decay"]),
+        ("data.window", (-math.inf, math.inf), ["no window, (-inf, inf), in data.window"]),
+        ("split.fractions", (0.5, 0.5), ["2 fractions, in split.fractions", "three"]),
+        ("split.fractions", (math.nan, 0.5, 0.5), ["nan", "in split.fractions"]),
+        ("split.train", "abc", ["wrong kind of value, 'abc', in split.train", "names of cases"]),
+        ("data.verify", "no", ["wrong kind of value, 'no', in data.verify", "True or False"]),
+        ("data.name", {"a": 1}, ["many values where one belongs, a: 1, in data.name"]),
+        ("networks.biedsnet.channels", (), ["(), in networks.biedsnet.channels"]),
     ],
 )
 def test_a_value_that_cannot_be(name, value, says):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import absl_flags
 import numpy as np
 import pytest
 from absl import flags
@@ -27,22 +28,13 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", list(sys.argv))
 
     def call(*arguments: str, workdir: Path | None = tmp_path / "run"):
-        _forget_flags()
+        absl_flags.forget()
         where = [f"--workdir={workdir}"] if workdir else []
         code = main.run(["biedsnet_jax", *arguments, *where])
         return code, capsys.readouterr().err
 
     yield call
-    _forget_flags()
-
-
-def _forget_flags():
-    for name in list(flags.FLAGS):
-        if name.startswith("config."):  # config_flags defines one for each override that it sees
-            delattr(flags.FLAGS, name)
-        else:
-            flags.FLAGS[name].unparse()
-    flags.FLAGS.unparse_flags()
+    absl_flags.forget()
 
 
 @pytest.fixture
@@ -258,7 +250,7 @@ def test_weights_that_only_the_loss_can_refuse(refused):
 
 
 def phantom_config():
-    _forget_flags()
+    absl_flags.forget()
     flags.FLAGS(["test", PHANTOM])
     return flags.FLAGS.config
 

@@ -23,6 +23,7 @@ Example = dict[str, Any]
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 LOSSY = (".jpg", ".jpeg")
 GREY_SPREAD = 32  # of 255: channels of a grey JPEG saved as colour differ by a few
+JPEG_MOST = 1000  # pixels a byte: a bit a block of 64 gives 512; what a damaged file lacks libjpeg would paint grey
 PLAIN_MODES = ("1", "L", "LA", "I;16", "I", "F", "RGB", "RGBA")  # of Pillow: what an image may stay in
 
 
@@ -184,7 +185,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """The file, decoded; whatever goes wrong is a BadInput that names it."""
     try:
         with Image.open(path) as file:
-            pages = getattr(file, "n_frames", 1)
+            pages, size = getattr(file, "n_frames", 1), path.stat().st_size
+            if file.format == "JPEG" and file.width * file.height > JPEG_MOST * size:
+                raise ValueError(f"{file.width}x{file.height} pixels in {size} bytes")
             yield file
     except Exception as error:  # a decoder meets a broken file with anything from SyntaxError to OverflowError
         said = "not an image" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None)

@@ -22,7 +22,7 @@ def by_case(cases: Sequence[str], fractions: tuple[float, float, float] = (0.8, 
 
     Raises BadInput if there are fewer than three cases or a fraction is not positive.
     """
-    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or not (min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-6):
         raise BadInput(f"split fractions, {tuple(fractions)}, train, val, test; give three positive ones that sum to 1")
     sides = _deal(_shuffled(cases, seed), Counter(cases), fractions)
     return named(cases, **dict(zip(SIDES, sides)))

@@ -89,9 +89,14 @@ def neighbours(slices: Slices, index: int, context: int) -> Shaped[np.ndarray, "
 
 def check_affine(affine: Shaped[np.ndarray, "4 4"], path: object) -> None:
     """Raises BadInput for an affine that gives voxels no place: not finite, or with an axis of no length."""
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9 or _has_lost_axis(affine):
         rows = [[round(float(x), 3) for x in row] for row in affine[:3, :3]]
         raise BadInput(f"no usable affine, {rows}, {path}; write the scan again with its spacing and direction")
+
+
+def _has_lost_axis(affine) -> bool:
+    """Whether an axis has, but for rounding, the direction of another."""
+    return bool(np.isnan(io_orientation(affine)).any())
 
 
 def check_same_grid(

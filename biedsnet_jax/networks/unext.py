@@ -38,7 +38,7 @@ class UNeXt(nn.Module):
     """
 
     classes: int = 1
-    channels: tuple[int, int, int, int, int] = (16, 32, 128, 160, 256)  # widths, half size first
+    channels: tuple[int, ...] = (16, 32, 128, 160, 256)  # five widths, half size first
     drop_path: float = 0.0  # probability that a sample skips a shifted block
     dtype: DTypeLike = jnp.float32
 

@@ -193,6 +193,16 @@ def test_a_truncated_file_is_named(tmp_path, options, kept):
     refused(ImageFolder(tmp_path).verify, "unreadable or truncated", str(broken))
 
 
+def test_a_jpeg_that_states_more_pixels_than_its_bytes_can_hold(tmp_path):
+    path = write(tmp_path / "images" / "a.jpg", RAMP)
+    write(tmp_path / "masks" / "a.png", RAMP)
+    data = bytearray(path.read_bytes())
+    frame = data.index(b"\xff\xc0")  # then two bytes of length, one of depth, two each of height and width
+    data[frame + 5 : frame + 9] = b"\x20\x00\x20\x00"
+    path.write_bytes(data)
+    refused(ImageFolder(tmp_path).verify, f"8192x8192 pixels in {len(data)} bytes", path)
+
+
 def test_verify_reports_the_first_in_file_order(tmp_path):
     names = [f"a/{i}" for i in range(12)]
     folder(tmp_path, names)

@@ -56,6 +56,8 @@ def test_three_cases_are_enough_and_two_are_not():
         by_case(["a", "b", "b"])
     with pytest.raises(BadInput, match=r"split fractions, \(0.9, 0.1, 0.0\)"):
         by_case(["a", "b", "c"], (0.9, 0.1, 0.0))
+    with pytest.raises(BadInput, match=r"split fractions, \(nan, 0.5, 0.5\)"):
+        by_case(["a", "b", "c"], (float("nan"), 0.5, 0.5))
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -71,7 +71,15 @@ def test_voxel_volume_by_hand():
     assert made((2, 1, 0), (1, -1, 1), turn=20.0).voxel_ml == pytest.approx(0.7 * 1.1 * 5.0 / 1000)
 
 
-@pytest.mark.parametrize("broken", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.diag([1.0, 1.0, 0.0, 1.0])])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        np.zeros((4, 4)),
+        np.full((4, 4), np.nan),
+        np.diag([1.0, 1.0, 0.0, 1.0]),
+        np.array([[1e30, 1e20, 0, 0], [0, 1e-5, 0, 0], [0, 0, 1e-5, 0], [0, 0, 0, 1]]),  # i and j are one direction
+    ],
+)
 def test_an_affine_that_places_nothing_is_refused(broken):
     with pytest.raises(BadInput, match=r"no usable affine, .*scan\.nii; write"):
         check_affine(broken, "scan.nii")

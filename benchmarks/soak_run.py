@@ -1,0 +1,180 @@
+"""For soak.py: one toy training as a process, started, watched, killed, and read afterwards."""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+FIELDS = {
+    "data.size": 16, "networks.biedsnet.channels": (8, 16), "networks.biedsnet.blocks_per_level": 1,
+    "networks.biedsnet.reduction": 4, "loss.supervision_weights": (1.0,), "split.fractions": (0.5, 0.17, 0.33),
+    "train.batch_size": 4, "train.warmup_steps": 10, "eval.batch_size": 4, "eval.every": 100, "sampler.steps": 2,
+    "sampler.ensemble": 1, "checkpoint.every": 20, "checkpoint.keep_latest": 2, "log.every": 2,
+    "log.tensorboard": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a start ended."""
+
+    code: int
+    signal: str | None  # what we sent before it ended by itself
+    finished: bool
+    before: int | None  # the last step that was logged before this start
+    from_step: int | None  # the step it went on from, 0 if from nothing; None where it did not get so far
+    err: str
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to send a signal: `seconds` after the start, or after so many steps more than before the start."""
+
+    seconds: float
+    new_steps: int = 0
+
+
+def write_pictures(data: Path) -> None:
+    """Six cases of three slices, noise with a bright square; written once."""
+    rng = np.random.default_rng(0)
+    for case in "abcdef":
+        for slice_ in range(3):
+            mask = np.zeros((16, 16), np.uint8)
+            top, left = rng.integers(1, 8, 2)
+            mask[top : top + 6, left : left + 6] = 255
+            image = rng.integers(0, 120, mask.shape).astype(np.uint8) + mask // 2
+            for kind, pixels in (("images", image), ("masks", mask)):
+                path = data / kind / case / f"{slice_}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+
+
+class Run:
+    """A training that can be started again and again; every start has the same command but for its workdir."""
+
+    def __init__(self, folder: Path, *, steps: int, more: dict | None = None):
+        self.folder, self.data, self.steps = folder, folder / "data", steps
+        self.fields = FIELDS | (more or {}) | {
+            "data.root": self.data, "train.steps": steps, "compile_cache": folder / "compiled"
+        }  # fmt: skip
+        self.expected: dict[str, bytes] = {}
+
+    def unbroken(self) -> float:
+        """Train twice without being disturbed, for the bits; the seconds to the first step, once all is compiled."""
+        for name in ("unbroken", "again"):
+            started, start = self.start(self.folder / name), time.monotonic()
+            started.wait_for(Moment(0, new_steps=1))
+            seconds = time.monotonic() - start
+            ended = started.end(None, None)
+            if not ended.finished:
+                raise SystemExit(f"the unbroken run failed, exit code {ended.code}:\n{ended.err}")
+        self.expected = self.final_bits(self.folder / "unbroken")
+        if self.final_bits(self.folder / "again") != self.expected:
+            raise SystemExit("two unbroken runs differ: nothing could be compared with them")
+        return seconds
+
+    def start(self, workdir: Path, *, file_limit: int | None = None) -> "Started":
+        """A process; `file_limit` is the most bytes a file of it may have."""
+        line = [sys.executable, "-m", "biedsnet_jax.main", "--config=configs/folder.py", f"--workdir={workdir}"]
+        line += [f"--config.{name}={value}" for name, value in self.fields.items()]
+        return Started(line, workdir, self.folder, file_limit)
+
+    def final_bits(self, workdir: Path) -> dict[str, bytes]:
+        """Every array of the last checkpoint: parameters, their means, the optimizer's state."""
+        import jax
+        import orbax.checkpoint as ocp
+
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore((workdir / "checkpoints" / str(self.steps) / "state").absolute())
+        return {jax.tree_util.keystr(p): np.asarray(x).tobytes() for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+    def watch_memory(self, workdir: Path) -> list[tuple[int, float]]:
+        """(step, resident MB) of an undisturbed run, at each step that it logs."""
+        started, points = self.start(workdir), []
+        while started.process.poll() is None:
+            step, memory = last_step(workdir), started.resident()
+            if step is not None and memory and (not points or step > points[-1][0]):
+                points.append((step, memory))
+            time.sleep(0.01)
+        ended = started.end(None, None)
+        if not ended.finished:
+            raise SystemExit(f"the run failed, exit code {ended.code}:\n{ended.err}")
+        return points
+
+
+class Started:
+    """A process under way."""
+
+    def __init__(self, line: list[str], workdir: Path, logs: Path, file_limit: int | None):
+        self.workdir, self.before = workdir, last_step(workdir)
+        self.logs = logs / "stdout", logs / "stderr"  # pipes would fill
+        with self.logs[0].open("w") as out, self.logs[1].open("w") as err:
+            environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # the same bits are promised of one kind of device
+            self.process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=out, stderr=err)
+        if file_limit:
+            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+    def end(self, moment: Moment | None, how: str | None) -> Ended:
+        """Send the signal `how` at `moment`, or let it come to its own end, within half an hour."""
+        sent = None
+        try:
+            if moment is None:
+                self.process.wait(1800)
+            elif not self.wait_for(moment):
+                sent = how
+                self.process.send_signal(signal.Signals[how])
+                self.process.wait(120)
+        except subprocess.TimeoutExpired:  # a SIGTERM that is not heard, a hang: failures by their exit code
+            pass
+        finally:
+            self.process.kill()
+            self.process.wait()
+        out, err = (path.read_text() for path in self.logs)
+        code = self.process.returncode
+        finished = code == 0 and (self.workdir / "results.json").exists()
+        return Ended(code, None if finished else sent, finished, self.before, went_from(out), err)
+
+    def wait_for(self, moment: Moment) -> bool:
+        """Until then, a quarter of an hour at most; whether the process ended before."""
+        goal, given_up = (self.before or 0) + moment.new_steps, time.monotonic() + 900
+        while moment.new_steps and self.process.poll() is None and time.monotonic() < given_up:
+            if (last_step(self.workdir) or 0) >= goal:
+                break
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(moment.seconds)
+        return self.process.poll() is not None
+
+    def resident(self) -> float:
+        """MB now; 0 where the system does not say or the process is gone."""
+        try:
+            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            return 0.0
+        return pages * resource.getpagesize() / 2**20
+
+
+def went_from(out: str) -> int | None:
+    """The step a start went on from, by what training prints; None where it did not get so far."""
+    if match := re.search(r"^going on from step (\d+)", out, re.M):
+        return int(match.group(1))
+    return 0 if re.search(r"^[\d,]+ parameters, ", out, re.M) else None
+
+
+def last_step(workdir: Path) -> int | None:
+    """The last step in metrics.jsonl, None where there is none."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    steps = [json.loads(line)["step"] for line in lines[-3:] if line.endswith("\n") and line.startswith("{")]
+    return max(steps, default=None)

@@ -1,0 +1,13 @@
+"""absl keeps flags for the life of a process; a test wants them as they were."""
+
+from absl import flags
+
+
+def forget() -> None:
+    """As before any parsing."""
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):  # config_flags defines one for each override that it sees
+            delattr(flags.FLAGS, name)
+        else:
+            flags.FLAGS[name].unparse()
+    flags.FLAGS.unparse_flags()

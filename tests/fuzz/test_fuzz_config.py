@@ -1,0 +1,141 @@
+"""Any value of any field, as a flag, in Python or in a workdir's config.json: refused in one line, or it can be run.
+
+It can be run: its config survives its workdir, and segmenter, optimizer and data are made of it.
+"""
+
+import sys
+from pathlib import Path
+
+import absl_flags
+import jax
+import pytest
+from damage import damaged, tried
+from hypothesis import given
+from hypothesis import strategies as st
+
+from biedsnet_jax import config, evaluate, experiment, main, segmenter
+from biedsnet_jax.data import splits
+from biedsnet_jax.networks import NETWORKS
+from configs import phantom
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = phantom.get_config()
+FIELDS = sorted(config._flat(BASE))
+SAVED = BASE.to_json_best_effort().encode()
+# Paths are the user's to choose, and "tfds" would look for real sets.
+CHOSEN = [name for name in FIELDS if not name.startswith(("compile_cache", "data.cache_dir", "data.tfds", "data.root"))]
+
+NUMBERS = (
+    st.integers(-2, 20) | st.sampled_from([2**31, 2**63, 10**30, 0.5, 1e-300, 1e300]) | st.floats() | st.booleans()
+)
+TEXTS = st.text(max_size=8) | st.sampled_from(["", "none", "auto", "(1,", "1e3", "True", "medsegdiff", "unet", "tfds"])
+VALUES = NUMBERS | TEXTS | st.none() | st.lists(NUMBERS | TEXTS, max_size=5).map(tuple) | st.just({"a": 1})
+
+
+@pytest.fixture
+def _absl(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))  # config files import one another
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.chdir(ROOT)
+    yield
+    absl_flags.forget()
+
+
+def run_of(cfg):
+    """What a mode makes of a config before it compiles."""
+    config.check(cfg)
+    segmenter.build(cfg)
+    experiment.make_optimizer(cfg)
+    experiment.make_prepare(cfg)
+    if cfg.data.source == "phantom" and cfg.data.phantom.n_cases < 1000:
+        experiment.open_data(cfg)
+    return cfg
+
+
+@pytest.mark.usefixtures("_absl")
+def test_flags(place):
+    @given(
+        name=st.sampled_from(CHOSEN) | st.text(max_size=10),
+        value=VALUES.map(str) | st.text(max_size=10),
+        more=st.sampled_from([[], [], ["--mode=predict"], ["--repeats=x"], ["-"], ["--config"], ["--noconfig.seed"]]),
+    )
+    def check(name, value, more):
+        absl_flags.forget()
+        argv = [
+            "biedsnet_jax",
+            "--config=configs/phantom.py",
+            f"--config.{name}={value}",
+            *more,
+            f"--workdir={place}/run",
+        ]
+        tried(lambda: (main.parse_flags(argv), run_of(main._CONFIG.value)), inside=place)
+
+    check()
+
+
+def test_values(place):
+    @given(st.dictionaries(st.sampled_from(CHOSEN), VALUES, min_size=1, max_size=3))
+    def check(changes):
+        cfg = phantom.get_config()
+        for name, value in changes.items():
+            above, _, last = name.rpartition(".")
+            section = config.get_field(cfg, above) if above else cfg
+            with section.ignore_type():
+                section[last] = value
+        if tried(lambda: run_of(cfg), inside=place):
+            config.save(cfg, place / "config.json")
+            config.check_trained(config.load(place), place)
+            (place / "config.json").unlink()
+
+    check()
+
+
+def test_fields_of_networks(place):
+    sizes = st.integers(-1, 24)
+    values = sizes | st.booleans() | st.sampled_from([0.0, 0.5, 1.5]) | st.lists(sizes, max_size=5).map(tuple)
+
+    @given(data=st.data(), network=st.sampled_from(sorted(NETWORKS)))
+    def check(data, network):
+        cfg = phantom.get_config(network)
+        cfg.data.size = 32
+        fields = cfg.networks[network]
+        with fields.ignore_type():
+            fields.update(data.draw(st.dictionaries(st.sampled_from(sorted(fields)), values, min_size=1, max_size=2)))
+        make = lambda: evaluate.init_variables(segmenter.build(run_of(cfg)), cfg)  # noqa: E731
+        tried(lambda: jax.eval_shape(make), inside=place)
+
+    check()
+
+
+def test_a_damaged_config_of_a_workdir(place):
+    @given(damaged(SAVED))
+    def check(text):
+        (place / "config.json").write_bytes(text)
+        tried(lambda: run_of(config.load(place)), inside=place)
+
+    check()
+
+
+def test_splits(place):
+    names = st.lists(st.sampled_from("abcde"), max_size=3)
+
+    @given(
+        cases=st.lists(st.sampled_from("abcdef"), max_size=12),
+        fractions=st.tuples(*[st.floats() | st.sampled_from([0.5, 0.25])] * 3),
+        folds=st.integers(-1, 7),
+        fold=st.integers(-2, 7),
+        sides=st.tuples(names, names, names),
+    )
+    def check(cases, fractions, folds, fold, sides):
+        train, val, test = sides
+        for make in (
+            lambda: splits.by_case(cases, fractions=fractions),
+            lambda: splits.k_fold(cases, folds, fold),
+            lambda: splits.named(cases, train=train, val=val, test=test),
+        ):
+            made = tried(make, inside=place)
+            if made is not None:
+                assert all(made.values())
+                splits.check_disjoint(cases, made)
+
+    check()

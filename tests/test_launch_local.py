@@ -1,0 +1,136 @@
+"""`launch/local.sh` with a stand-in for `python`; the other launchers, which need what is not here, are parsed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+
+# Writes its flags to CALLS/<number of its kind>; the first EXITS words are its exit codes, "wait" waits for SIGTERM.
+STAND_IN = f"""#!{sys.executable}
+import os, pathlib, signal, sys, time
+if sys.argv[1] == "-c":
+    sys.exit(print(4321))
+flags = dict(argument.split("=", 1) for argument in sys.argv[3:])
+process, calls = flags.get("--process_id", "0"), pathlib.Path(os.environ["CALLS"])
+attempt = len(list(calls.glob(f"{{process}}.*")))
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(calls, f"stopped.{{process}}").touch(), os._exit(0)))
+pathlib.Path(calls, f"{{process}}.{{attempt}}").write_text(" ".join(sys.argv[1:]))
+while len(list(calls.glob(f"*.{{attempt}}"))) < int(flags.get("--num_processes", 1)):
+    time.sleep(0.01)
+code = os.environ.get(f"EXITS_{{process}}", "0 0 0 0").split()[attempt]
+if code == "wait":
+    time.sleep(60)
+elif int(code) > 128:
+    os.kill(os.getpid(), int(code) - 128)
+sys.exit(int(code))
+"""
+
+
+@pytest.fixture
+def local(tmp_path):
+    """`local(*arguments, EXITS_0="137 0")` -> the process; calls are in tmp_path/calls."""
+    stand_in = tmp_path / "bin" / "python"
+    stand_in.parent.mkdir()
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+    (tmp_path / "calls").mkdir()
+    path = f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}"
+
+    def call(*arguments, **exits):
+        environment = {**os.environ, "PATH": path, "CALLS": str(tmp_path / "calls"), **exits}
+        line = [LAUNCH / "local.sh", *arguments]
+        return subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+
+    return call
+
+
+def calls(tmp_path) -> dict[str, str]:
+    """process.attempt -> its arguments."""
+    return {path.name: path.read_text() for path in sorted((tmp_path / "calls").iterdir())}
+
+
+@pytest.mark.parametrize("arguments", [["c.py", "run", "--seed=1"], ["--config=c.py", "--workdir=run", "--seed=1"]])
+@pytest.mark.parametrize("n", [[], ["1"], ["3"]])
+def test_every_process_has_the_flags_and_its_number(local, tmp_path, n, arguments):
+    assert local(*n, *arguments).wait(300) == 0
+    flags = "-m biedsnet_jax.main --config=c.py --workdir=run --seed=1"
+    together = [f" --coordinator=localhost:4321 --num_processes=3 --process_id={i}" for i in range(3)]
+    several = n == ["3"]
+    assert calls(tmp_path) == {f"{i}.0": flags + (together[i] if several else "") for i in range(3 if several else 1)}
+
+
+@pytest.mark.parametrize(
+    ("exits", "code", "attempts"),
+    [
+        ("137 139 0", 0, 3),  # killed, crashed
+        ("137 137 137 0", 137, 3),
+        ("2", 2, 1),  # a mistake would only be made again
+        ("1", 1, 1),
+    ],
+)
+def test_what_is_killed_starts_again(local, tmp_path, exits, code, attempts):
+    run = local("c.py", "run", EXITS_0=exits)
+    assert run.wait(300) == code
+    assert len(calls(tmp_path)) == attempts
+
+
+def test_one_that_is_killed_takes_the_others_with_it_and_all_start_again(local, tmp_path):
+    assert local("2", "c.py", "run", EXITS_0="wait 0", EXITS_1="137 0").wait(300) == 0
+    assert sorted(calls(tmp_path)) == ["0.0", "0.1", "1.0", "1.1"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_all_and_nothing_starts_again(local, tmp_path, how):
+    run = local("2", "c.py", "run", EXITS_0="wait", EXITS_1="wait")
+    while len(calls(tmp_path)) < 2:
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(how)
+    assert run.wait(300) == 0
+    assert sorted(calls(tmp_path)) == ["0.0", "1.0", "stopped.0", "stopped.1"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["2"], ["c.py"]])
+def test_usage(local, tmp_path, arguments):
+    run = local(*arguments)
+    assert run.wait(300) == 2 and not calls(tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse(script):
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", script], capture_output=True).stderr == b""
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if checker:  # the extra `test` brings it
+        done = subprocess.run([checker, script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gpu_vm.sh", "slurm.sbatch"])
+def test_launchers_without_arguments_say_how(script):
+    done = subprocess.run([LAUNCH / script], capture_output=True, text=True)
+    assert done.returncode != 0 and ("launch/" in done.stdout or "config" in done.stderr)
+
+
+def test_the_jobset_is_whole():
+    jobset = yaml.safe_load((LAUNCH / "k8s-jobset.yaml").read_text())
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert spec["completionMode"] == "Indexed" and spec["parallelism"] == spec["completions"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    assert rows * columns == spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+    shell = subprocess.run(["bash", "-n", "-c", container["command"][2]], capture_output=True)
+    assert shell.stderr == b"" and all(flag.startswith("--") for flag in container["args"])

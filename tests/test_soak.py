@@ -1,0 +1,139 @@
+"""The soak's own parts, and one kill of a toy run."""
+
+import random
+import signal
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import soak  # noqa: E402
+import soak_damage  # noqa: E402
+import soak_run  # noqa: E402
+
+PARAMETERS = "1,234 parameters, 1 x cpu; train 9 slices of 3 cases"
+
+
+def ended(**fields) -> soak_run.Ended:
+    usual = {"code": -9, "signal": "SIGKILL", "finished": False, "before": None, "from_step": 0, "err": ""}
+    return soak_run.Ended(**(usual | fields))
+
+
+def test_the_signals_are_as_many_as_asked_and_the_same_for_a_seed():
+    first, second = (soak.shuffled(random.Random(3), kills=40, terms=10) for _ in range(2))
+    assert first == second and sorted(first) == ["SIGKILL"] * 40 + ["SIGTERM"] * 10 and first != sorted(first)
+
+
+@pytest.mark.parametrize(("gradient", "noise"), [(0.0, 0.0), (0.25, 0.0), (-3.0, 0.0), (0.01, 1.0)])
+def test_slope_is_that_of_the_line(gradient, noise):
+    # Noise of alternating sign, symmetric about the middle, has no slope of its own.
+    points = [(x, 7 + gradient * x + noise * (-1) ** x) for x in range(101)]
+    assert soak.slope(points) == pytest.approx(gradient)
+
+
+@pytest.mark.parametrize(
+    ("out", "step"),
+    [("", None), (f"{PARAMETERS}\n", 0), (f"{PARAMETERS}\ngoing on from step 40\n", 40), ("parameters, ", None)],
+)
+def test_where_a_start_went_on_from(out, step):
+    assert soak_run.went_from(out) == step
+
+
+def test_the_last_step_is_of_a_whole_line(tmp_path):
+    assert soak_run.last_step(tmp_path) is None
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "loss": 1.0}\n{"step": 6, "lo')
+    assert soak_run.last_step(tmp_path) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({}, "went on"),
+        ({"from_step": None}, "killed early"),
+        ({"err": "biedsnet: warning: damaged checkpoint\n"}, "went on, with a warning"),
+        ({"code": 2, "signal": None, "err": "biedsnet: unreadable file\n"}, "refused"),
+        ({"code": 2, "signal": None, "err": "biedsnet: warning: full\nbiedsnet: unreadable\n"}, "refused"),
+        ({"code": 2, "signal": None, "err": "what?\n"}, "refused in 0 lines"),
+        ({"code": 1, "signal": None, "err": "Traceback (most recent call last)\n"}, "traceback"),
+        ({"code": -11, "signal": None}, "exit code -11"),
+        ({"code": 0, "signal": None, "finished": True}, "went on"),
+        ({"code": 0, "signal": None}, "exit code 0"),  # ended well without results, and nobody asked it to
+        ({"code": 0, "signal": "SIGTERM"}, "went on"),
+        ({"code": -9, "signal": "SIGTERM"}, "exit code -9 after SIGTERM"),  # it had to be killed in the end
+    ],
+)
+def test_outcomes(fields, word):
+    assert soak.outcome(ended(**fields)) == word
+
+
+def test_a_kill_is_survived_once_a_later_start_goes_on(tmp_path):
+    run = types.SimpleNamespace(data=tmp_path, final_bits=lambda workdir: {"a": b"1"}, expected={"a": b"1"})
+    killed = soak.Soak(run, random.Random(0), soak_damage.Disk(tmp_path, False, "none"), 1.0)
+    told = [ended(before=None), ended(from_step=None), ended(before=12, from_step=8), ended(from_step=None)]
+    for one in told:
+        killed._judge(one, soak_damage.NONE)
+        killed.waiting += 1
+    assert killed.survived == 2 and killed.waiting == 2 and killed.lost == [0, 4]
+    killed._judge(ended(code=0, signal=None, finished=True, before=14, from_step=12), soak_damage.NONE)
+    assert killed.survived == 4 and killed.same == [True] and not killed.failures
+    run.final_bits = lambda workdir: {"a": b"2"}
+    killed._judge(ended(code=0, signal=None, finished=True), soak_damage.NONE)
+    assert killed.same == [True, False]
+
+
+def test_a_refusal_is_a_failure_unless_something_of_the_users_is_broken(tmp_path):
+    killed = soak.Soak(None, random.Random(0), soak_damage.Disk(tmp_path, False, "none"), 1.0)
+    refusal = ended(code=2, signal=None, from_step=None, err="biedsnet: what, value, file; fix\n")
+    killed._judge(refusal, soak_damage.Damage("picture cut", temporary=True))
+    assert not killed.failures and soak.tally(killed.damages) == {"picture cut": {"refused": 1}}
+    killed._judge(refusal, soak_damage.Damage("file of the latest checkpoint cut"))
+    assert len(killed.failures) == 1 and killed.round == 1  # from nothing, since it would be refused for ever
+
+
+def test_spoilt_files_differ_and_pictures_are_mended(tmp_path):
+    rng, ways = random.Random(0), set()
+    for _ in range(20):
+        path = tmp_path / "file"
+        path.write_bytes(b"0123456789")
+        ways.add(how := soak_damage.spoil(rng, path))
+        assert not path.exists() if how == "gone" else path.read_bytes() != b"0123456789"
+    assert ways == {"cut", "changed", "gone"}
+    soak_run.write_pictures(tmp_path / "data")
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "data").rglob("*.png"))}
+    assert len(before) == 36
+    damage = soak_damage.data_file(rng, tmp_path, tmp_path / "data", None)
+    after = {path: path.exists() and path.read_bytes() for path in before}
+    assert sum(before[path] != after[path] for path in before) == 1
+    damage.mend()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_only_the_latest_of_several_checkpoints_is_spoilt(tmp_path):
+    for step in ("9", "10"):
+        assert soak_damage.checkpoint_file(random.Random(0), tmp_path, None, None) is soak_damage.NONE
+        folder = tmp_path / "checkpoints" / step / "state"
+        folder.mkdir(parents=True)
+        (folder / "data").write_bytes(b"0123456789")
+    (tmp_path / "checkpoints" / "11.orbax-checkpoint-tmp").mkdir()
+    damage = soak_damage.checkpoint_file(random.Random(0), tmp_path, None, None)
+    assert damage.what.startswith("file of the latest checkpoint")
+    kept, spoilt = (tmp_path / "checkpoints" / step / "state" / "data" for step in ("9", "10"))
+    assert kept.read_bytes() == b"0123456789" and not (spoilt.exists() and spoilt.read_bytes() == b"0123456789")
+
+
+def test_a_toy_run_that_is_killed_ends_in_the_same_bits(tmp_path):
+    run = soak_run.Run(tmp_path, steps=20, more={"eval.every": 10, "checkpoint.every": 4})
+    soak_run.write_pictures(run.data)
+    assert run.start(tmp_path / "whole").end(None, None).finished
+    started = run.start(tmp_path / "run")
+    while not (soak_run.last_step(tmp_path / "run") or 0) >= 6:
+        assert started.process.poll() is None
+    started.process.send_signal(signal.SIGKILL)
+    assert started.end(None, None).code == -9
+    again = run.start(tmp_path / "run").end(None, None)
+    assert again.finished and again.before >= 6 and again.from_step >= 0
+    assert run.final_bits(tmp_path / "run") == run.final_bits(tmp_path / "whole")
