@@ -1,22 +1,24 @@
-"""Check a config before anything compiles, and store it with its run.
+"""The config of a run: checked before anything compiles, and stored with its workdir.
 
 Every mistake raises BadInput with the field, its value and the fix. `configs/default.py` says what the fields mean.
 """
 
-import difflib
 import json
-import math
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from biedsnet_jax import files, later_fields, segmenter
-from biedsnet_jax.diffusion import schedule
+from biedsnet_jax import files, later_fields
+from biedsnet_jax.config_check import check, check_slices_alone
+from biedsnet_jax.config_fields import flat, get_field
 from biedsnet_jax.errors import reason, shown
-from biedsnet_jax.fusion import FUSIONS
-from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.types import BadInput
+
+__all__ = [
+    "check", "check_same_run", "check_slices_alone", "check_teacher", "check_trained", "flat", "get_field", "load",
+    "sampling", "save",
+]  # fmt: skip
 
 # Fields that may differ between a workdir and the command that goes on with it: they change no update.
 FREE = (
@@ -37,245 +39,6 @@ FREE = (
 )
 # Fields that a student has from its teacher.
 SHARED = ("network", "method", "diffusion.", "data.channels", "data.context", "data.classes")  # "networks." too
-
-_CHOICES = {
-    "method": ("auto", "diffusion", "direct"),
-    "dtype": ("float32", "bfloat16"),
-    "data.source": ("folder", "nifti", "phantom", "tfds"),
-    "data.normalise": ("percentile", "minmax", "zscore", "none"),
-    "diffusion.schedule": ("linear", "cosine"),
-    "diffusion.mask_range": ("plus_minus", "zero_one"),
-    "loss.name": ("joint", "mse", "dice_bce"),
-    "fusion": tuple(FUSIONS),
-    "sampler.method": ("ddpm", "ddim", "dpm_solver"),
-    "sampler.spacing": ("trailing", "linspace", "leading"),
-    "sampler.start": ("noise", "direct", "slice"),
-    "networks.biedsnet.dconv": ("separable", "lineage"),
-    "networks.biedsnet.residual": ("cgr", "conv"),
-    "networks.biedsnet.attention": ("parallel", "sequential", "none"),
-    "networks.biedsnet.attention_per": ("block", "level"),
-    "networks.biedsnet.norm": ("group", "batch"),
-    "networks.medsegdiff.version": ("new", "v1"),
-}
-_AT_LEAST = {
-    "data.phantom.n_cases": 1, "data.phantom.slices_per_case": 1, "data.phantom.seed": 0, "split.fold": 0,
-    "data.size": 1, "data.channels": 1, "data.classes": 1, "data.context": 0, "data.min_foreground": 0,
-    "diffusion.timesteps": 1, "sampler.steps": 1, "sampler.ensemble": 1, "sampler.start_run": 2,
-    "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.warmup_steps": 0, "train.max_bad_steps": 1,
-    "eval.every": 0, "eval.batch_size": 1, "eval.val_images": 0, "eval.val_ensemble": 1, "checkpoint.every": 1,
-    "checkpoint.keep_latest": 1, "checkpoint.keep_best": 0, "log.every": 1, "log.images": 0, "split.folds": 0,
-    "networks.biedsnet.blocks_per_level": 1, "networks.biedsnet.reduction": 1, "parallel.fsdp": 1, "seed": 0,
-    "split.seed": 0,
-}  # fmt: skip
-_MOST = 2**31 - 1  # of all these: counters and seeds are int32
-_NUMBERS = ("split.fractions", "loss.supervision_weights")
-_POSITIVE = (
-    "diffusion.mask_scale", "loss.smooth_l1_beta", "sampler.start_fraction", "train.learning_rate", "train.clip_norm",
-)  # fmt: skip
-_UNIT_INTERVAL = (
-    "sampler.eta", "sampler.start_fraction", "threshold", "train.ema", "train.final_fraction", "augment.hflip",
-    "augment.vflip", "eval.lesion_overlap", "data.phantom.difficulty", "data.phantom.empty_fraction",
-)  # fmt: skip
-_DISTANCES = ("eval.nsd_tolerance", "eval.nsd_tolerance_mm")
-_NOT_NEGATIVE = (
-    "train.weight_decay", "loss.dice_smooth", "loss.dice_weight", "loss.bce_weight", "augment.rotate_degrees",
-    "augment.scale", "augment.intensity",
-)  # fmt: skip
-_YES_OR_NO = ("data.verify", "data.cache", "eval.lesions", "log.tensorboard")
-_TEXTS = ("row", "data.name", "data.hint", "data.cache_dir", "compile_cache")
-_MAY_BE_EMPTY = ("attention_downsample",)  # of the tuples of networks
-_NAMES = ("split.train", "split.val", "split.test")
-
-
-def check(config: ConfigDict) -> None:
-    """Raise BadInput at the first field that cannot be."""
-    network = _leaf(config, "network")
-    if not isinstance(network, str) or network not in NETWORKS:
-        raise BadInput(f"unknown network, {network!r}, in network; use one of {', '.join(sorted(NETWORKS))}")
-    for name, allowed in _CHOICES.items():
-        if _leaf(config, name) not in allowed:
-            raise BadInput(f"unknown choice, {_leaf(config, name)!r}, in {name}; use {_alternatives(allowed)}")
-    for name, least in _AT_LEAST.items():
-        value = _number(config, name)
-        if not isinstance(value, int):
-            raise BadInput(f"not a whole number, {value}, in {name}; use one from {least}")
-        if value < least:
-            raise BadInput(f"value too small, {value}, in {name}; use {least} or more")
-        if value > _MOST:
-            raise BadInput(f"value too large, {min(value, 10**99):.3g}, in {name}; use {_MOST} or less")
-    for name in _POSITIVE:
-        if not _number(config, name) > 0:
-            raise BadInput(f"value not positive, {_leaf(config, name)}, in {name}; use a number above 0")
-    for name in _UNIT_INTERVAL:
-        if not 0 <= _number(config, name) <= 1:
-            raise BadInput(f"value outside 0 to 1, {_leaf(config, name)}, in {name}; use a number from 0 to 1")
-    for name in _DISTANCES:
-        if not 0 <= _number(config, name) < math.inf:
-            raise BadInput(f"no distance, {_leaf(config, name)}, in {name}; use 0 or more, such as 2.0")
-    for name in _NOT_NEGATIVE:
-        if not 0 <= _number(config, name) < math.inf:
-            raise BadInput(f"negative or not finite, {_leaf(config, name)}, in {name}; use a number from 0")
-    for name in _NUMBERS:
-        if not _are_finite(_leaf(config, name)):
-            raise BadInput(f"not numbers, {shown(_leaf(config, name))}, in {name}; give them like (0.5, 0.3, 0.2)")
-    _check_kinds(config)
-    if len(config.split.fractions) != 3:
-        raise BadInput(f"{len(config.split.fractions)} fractions, in split.fractions; give three, as (0.8, 0.1, 0.1)")
-    _check_sampler(config)
-    if config.method == "diffusion" and config.network not in DENOISERS:
-        raise BadInput(f"no diffusion network, {config.network}, in method; use 'auto', or {_alternatives(DENOISERS)}")
-    if config.method == "direct" and config.network == "medsegdiff":
-        raise BadInput("no direct form, medsegdiff, in method; use 'auto': its network predicts noise, not masks")
-    _check_data(config.data)
-    _check_batch(config)
-    _check_network_fields(config)
-    if config.network == "biedsnet":
-        _check_biedsnet(config)
-    if "distill" in config:
-        _check_distill(config)
-    segmenter.make_network(config).check_size((config.data.size, config.data.size))
-
-
-def _check_kinds(config):
-    """Flags are of the right kind by themselves; Python and a workdir's config.json may hold anything."""
-    for names, right, usual in (
-        (_YES_OR_NO, lambda value: isinstance(value, bool), "True or False"),
-        (_TEXTS, lambda value: isinstance(value, str), "a text"),
-        (_NAMES, lambda value: _are(value, str | int), "names of cases, such as ('a', 'b')"),
-        (("data.window", "data.labels", "data.tfds.units"), lambda value: isinstance(value, tuple | list), "a tuple"),
-        (("data.root",), lambda value: value is None or isinstance(value, str), "a folder"),
-    ):
-        for name in names:
-            value = _leaf(config, name)
-            if not right(value):
-                raise BadInput(f"wrong kind of value, {shown(repr(value))}, in {name}; give {usual}")
-
-
-def check_slices_alone(config: ConfigDict) -> None:
-    """Raise BadInput where slices are to start from their neighbours, for modes that take each by itself."""
-    if config.sampler.start == "slice":
-        raise BadInput(
-            "slices that start from their neighbours, 'slice', in sampler.start; use 'direct' or 'noise': only "
-            "--mode=predict takes a volume's slices in order"
-        )
-
-
-def _check_sampler(config):
-    """As many times as steps, and a start that the network can make."""
-    fields, timesteps = config.sampler, config.diffusion.timesteps
-    if fields.steps > timesteps:
-        raise BadInput(f"more sampling steps than timesteps, {fields.steps}, in sampler.steps; use at most {timesteps}")
-    if fields.start == "noise":
-        return
-    if config.network == "medsegdiff" or not segmenter.is_diffusion(config):
-        raise BadInput(
-            f"no mask to start from, {fields.start!r}, in sampler.start; use 'noise': only a diffusion network that "
-            f"predicts masks has one, {config.network} here does not"
-        )
-    below = schedule.times_below(timesteps, fields.start_fraction)
-    if fields.steps > below:
-        raise BadInput(
-            f"more sampling steps than timesteps below the start, {fields.steps}, in sampler.steps; use at most "
-            f"{below}, or a sampler.start_fraction above {fields.start_fraction}"
-        )
-
-
-def _check_distill(config):
-    """Fields that a student's config has, and what its teacher may be."""
-    if not segmenter.is_diffusion(config):
-        raise BadInput(
-            f"teacher in one pass, {config.network}, in network; distill a BIEDSNet trained by diffusion, "
-            "this one is as fast as it can be"
-        )
-    if config.network != "biedsnet":
-        raise BadInput(
-            f"teacher that predicts noise, {config.network}, in network; distill a BIEDSNet, which predicts masks"
-        )
-    grid = _number(config, "distill.grid")
-    if not isinstance(grid, int) or not 2 <= grid <= config.diffusion.timesteps:
-        raise BadInput(f"no grid of times, {grid}, in distill.grid; use 2 to {config.diffusion.timesteps}")
-    if not 0 <= _number(config, "distill.truth_weight") < math.inf:
-        raise BadInput(f"no weight, {config.distill.truth_weight}, in distill.truth_weight; use 0 or more")
-
-
-def _check_data(data):
-    """Fields that only some sources have, and those that must fit each other."""
-    if not _is_range(data.window):
-        raise BadInput(f"no window, {shown(data.window)}, in data.window; give (low, high), such as (-1250, 250)")
-    for name, usual in (("context", 0), ("min_foreground", 0), ("labels", ())):
-        if data[name] != usual and data.source != "nifti" and (name, data.source) != ("labels", "tfds"):
-            raise BadInput(f"source without volumes, {data.source!r}, for data.{name}; use data.source='nifti'")
-    if data.source == "tfds":
-        _check_tfds(data.tfds)
-    if data.source != "nifti" and data.channels not in (1, 3):
-        raise BadInput(f"channels of a picture, {data.channels}, in data.channels; use 1 (grey) or 3 (colour)")
-    if not _are(data.labels, tuple | list) or not all(_are(group, int) and group for group in data.labels):
-        raise BadInput(
-            f"no label values, {shown(data.labels)}, in data.labels; give a tuple for each class, as ((1,), (2, 3))"
-        )
-    if data.labels and len(data.labels) != data.classes:
-        raise BadInput(
-            f"{len(data.labels)} sets of labels for {data.classes} classes, in data.labels; give one for each class"
-        )
-
-
-def _check_tfds(fields):
-    """Names of a TFDS set's features; whether it has them is seen when it is opened."""
-    for name in fields:
-        if name != "units" and not isinstance(fields[name], str):
-            raise BadInput(f"no name, {shown(repr(fields[name]))}, in data.tfds.{name}; give a text")
-    for name in ("name", "split", "image", "mask"):
-        if not fields[name]:
-            raise BadInput(f"no name, nothing, in data.tfds.{name}; give one")
-    if not _is_range(fields.units):
-        raise BadInput(f"no units, {shown(fields.units)}, in data.tfds.units; give (low, high), such as (-1250, 250)")
-
-
-def _is_range(value) -> bool:
-    """(low, high), or nothing."""
-    return not value or (_are_finite(value) and len(value) == 2 and value[0] < value[1])
-
-
-def _check_batch(config):
-    if config.train.batch_size % config.train.accumulate:
-        raise BadInput(
-            f"batch of {config.train.batch_size} does not divide into {config.train.accumulate} parts, in "
-            "train.accumulate; use a divisor of train.batch_size"
-        )
-
-
-def _check_network_fields(config):
-    """Each is of the kind that the network has there by default; tuples hold whole numbers."""
-    for name, value in get_field(config, f"networks.{config.network}").items():
-        usual = getattr(NETWORKS[config.network], name, None)
-        empty = value == () and name not in _MAY_BE_EMPTY
-        if empty or not _alike(value, usual):
-            where = shown(f"networks.{config.network}.{name}")
-            raise BadInput(f"wrong kind of value, {shown(repr(value))}, in {where}; give one like {usual!r}")
-
-
-def _alike(value, usual) -> bool:
-    if isinstance(usual, tuple):
-        return _are(value, int)
-    if isinstance(usual, float):
-        return isinstance(value, int | float)
-    return type(value) is type(usual)
-
-
-def _check_biedsnet(config):
-    fields = config.networks.biedsnet
-    if not _are(fields.channels, int) or min(fields.channels, default=2) < 2:
-        raise BadInput(f"no widths, {shown(fields.channels)}, in networks.biedsnet.channels; give whole numbers from 2")
-    if len(fields.channels) < 2:
-        raise BadInput(f"too few levels, {fields.channels}, in networks.biedsnet.channels; give two widths or more")
-    if fields.fold and fields.norm == "batch":
-        raise BadInput("folded maps with batch norm, True, in networks.biedsnet.fold; use norm='group' or fold=False")
-    heads = len(fields.channels) - 1
-    if fields.supervision and heads > 1 and len(config.loss.supervision_weights) != heads:
-        raise BadInput(
-            f"{len(config.loss.supervision_weights)} weights for {heads} heads, in loss.supervision_weights; "
-            "give one for the final head and one for each side head"
-        )
 
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:
@@ -334,64 +97,10 @@ def check_teacher(config: ConfigDict) -> None:
 
 def _differences(workdir, config):
     """(field, value in `workdir`, value in `config`) where they differ."""
-    old, new = _flat(load(workdir)), _flat(_thaw(json.loads(config.to_json_best_effort())))
+    old, new = flat(load(workdir)), flat(_thaw(json.loads(config.to_json_best_effort())))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield name, old.get(name), new.get(name)
-
-
-def get_field(config: ConfigDict, name: str) -> Any:
-    """The value at a dotted name. Raises BadInput, with the nearest name, where there is none."""
-    value = config
-    for part in name.split("."):
-        if not isinstance(value, ConfigDict) or part not in value:
-            near = _nearest(name, config)
-            raise BadInput(f"unknown config field, {name}, in --config; the nearest is --config.{shown(near)}")
-        value = value[part]
-    return value
-
-
-def _nearest(name, config):
-    """The field whose name is most like `name`, of those with the same last part if there are any."""
-    fields, last = list(_flat(config)), name.rsplit(".", 1)[-1]
-    same_last = [field for field in fields if field.rsplit(".", 1)[-1] == last]
-    near = difflib.get_close_matches(name, same_last or fields, n=1, cutoff=0.0)
-    return near[0] if near else "none"
-
-
-def _are(values, kind) -> bool:
-    return isinstance(values, tuple | list) and all(isinstance(value, kind) for value in values)
-
-
-def _are_finite(values) -> bool:
-    return _are(values, int | float) and all(abs(value) < math.inf for value in values)
-
-
-def _leaf(config, name):
-    """The one value of a field."""
-    value = get_field(config, name)
-    if isinstance(value, ConfigDict):
-        raise BadInput(f"many values where one belongs, {shown(value)}, in {name}; give one")
-    return value
-
-
-def _number(config, name):
-    value = _leaf(config, name)
-    if not isinstance(value, int | float):
-        raise BadInput(f"not a number, {shown(repr(value))}, in {name}; give one")
-    return value
-
-
-def _flat(config, prefix: str = "") -> dict[str, Any]:
-    """{"data.size": 256, ...}"""
-    flat = {}
-    for name in config:
-        value = config[name]
-        if isinstance(value, ConfigDict):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _thaw(value):
@@ -401,7 +110,3 @@ def _thaw(value):
     if isinstance(value, list):
         return tuple(_thaw(item) for item in value)
     return config_dict.placeholder(str) if value is None else value
-
-
-def _alternatives(values) -> str:
-    return " or ".join(repr(v) for v in values)

@@ -94,7 +94,8 @@ def run(argv: list[str]) -> int:
             raise
         return _failed(str(error), 2 if isinstance(error, BadInput) else 1)
     except KeyboardInterrupt:
-        return _failed("interrupted; the same command goes on where it stopped", 130)
+        goes_on = "" if _MODE.value in ("benchmark", "report") else "; the same command goes on where it stopped"
+        return _failed(f"interrupted{goes_on}", 130)
     except Preempted as stop:
         return _failed(str(stop), 0)
     except Exception as error:

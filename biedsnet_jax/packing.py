@@ -51,7 +51,9 @@ class Packing:
 
     def _unpack(self, packed):
         sizes = [int(np.prod(shape)) for shape, is_small in zip(self._shapes, self._is_small) if is_small]
-        small, large = iter(jnp.split(packed.small, np.cumsum(sizes)[:-1])), iter(packed.large)
+        # A barrier: else the compiler makes each array by a program of its own again, from what the whole came from.
+        whole = jax.lax.optimization_barrier(packed.small)
+        small, large = iter(jnp.split(whole, np.cumsum(sizes)[:-1])), iter(packed.large)
         leaves = [next(small if is_small else large) for is_small in self._is_small]
         leaves = [leaf.reshape(shape) for leaf, shape in zip(leaves, self._shapes)]
         return jax.tree.unflatten(self._structure, leaves)

@@ -43,10 +43,12 @@ def make_train_step(
     ema_decay: float,
     accumulate: int = 1,
     state_sharding: Any = None,
+    pack: bool = True,
     fixed: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """`step(state, batch, key) -> (state, metrics)`; `key` is the run's, the step number is folded in here.
 
+    With `pack` the update works on small arrays as one, see `packing`: the same numbers, sooner.
     `state_sharding` is that of each array of the state; None is whole on every device.
 
     With `fixed` a fourth input: variables, by collection, that the loss reads beside its own and no step changes.
@@ -54,6 +56,7 @@ def make_train_step(
 
     # What is cut over "fsdp" would have to be gathered to lie in one array with others.
     small = min(SMALL, SHARDED_FROM - 1) if mesh.shape["fsdp"] > 1 else SMALL
+    small = small if pack else -1
 
     def step(state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)

@@ -20,7 +20,7 @@ from configs import phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = phantom.get_config()
-FIELDS = sorted(config._flat(BASE))
+FIELDS = sorted(config.flat(BASE))
 SAVED = BASE.to_json_best_effort().encode()
 # Paths are the user's to choose, and "tfds" would look for real sets.
 CHOSEN = [name for name in FIELDS if not name.startswith(("compile_cache", "data.cache_dir", "data.tfds", "data.root"))]
