@@ -62,6 +62,8 @@ def main() -> int:
     device = _device(cfg)
     parallel.enable_compile_cache(cfg.compile_cache)
     fields = cfg.networks.biedsnet.to_dict()
+    for name in ("fold", "remat"):  # how it is computed here, not what
+        del fields[name]
     network = BIEDSNet(image_channels=experiment.image_shape(cfg)[2], classes=cfg.data.classes, **fields)
     variables = random_variables(cfg)
     load_variables(network, variables)
