@@ -40,14 +40,20 @@ class Conv(nn.Module):
         parts, pixels = x if isinstance(x, tuple) else (x,), 4 if self.folded else 1
         ends = first + np.cumsum([part.shape[-1] // pixels for part in parts])
         shape = (self.kernel, self.kernel, self.inputs or int(ends[-1]), self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-        kernels = jnp.split(kernel[:, :, first : ends[-1]], ends[:-1] - first, axis=2)
-        kernels = [fold_kernel(kernel) for kernel in kernels] if self.folded else kernels
-        x = convolve(jnp.concatenate(parts, axis=-1).astype(self.dtype), jnp.concatenate(kernels, axis=2))
+        kernel = jnp.asarray(self.param("kernel", nn.initializers.lecun_normal(), shape), self.dtype)
+        kernel = kernel[:, :, first : ends[-1]]
+        if self.folded:  # part by part, as the maps lie
+            kernels = jnp.split(kernel, ends[:-1] - first, axis=2)
+            kernel = jnp.concatenate([fold_kernel(each) for each in kernels], axis=2)
+        x = convolve(jnp.concatenate(parts, axis=-1).astype(self.dtype), kernel)
         if self.use_bias:
             bias = jnp.tile(self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype), pixels)
             x = x if first else x + bias[None, None, None]
         return x
+
+
+# (pixel of a block, tap of a 2x2 kernel) -> taps of the 3x3 kernel, along one axis, that see the same small pixel
+_SEEN = {(0, 0): (0,), (0, 1): (1, 2), (1, 0): (0, 1), (1, 1): (2,)}
 
 
 class UpsampledConv(nn.Module):
@@ -66,14 +72,15 @@ class UpsampledConv(nn.Module):
     def __call__(self, x: Features) -> Float[Array, "b _h _w _c"]:
         _, h, w, c = x.shape
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, self.features)).astype(self.dtype)
-        rows = jnp.stack([kernel[0], kernel[1] + kernel[2], kernel[0] + kernel[1], kernel[2]])
-        taps = jnp.stack([rows[:, 0], rows[:, 1] + rows[:, 2], rows[:, 0] + rows[:, 1], rows[:, 2]], axis=1)
-        taps = taps.reshape(2, 2, 2, 2, c, self.features)  # row of the block, tap, column of the block, tap
-        taps = taps.transpose(1, 3, 4, 0, 2, 5).reshape(2, 2, c, 4 * self.features)
+        both = [(i, j) for i in (0, 1) for j in (0, 1)]
+        taps = [  # by tap (t, u) of the 2x2 kernel; beside each other the four pixels (i, j) of a block
+            jnp.concatenate([sum(kernel[r, s] for r in _SEEN[i, t] for s in _SEEN[j, u]) for i, j in both], axis=-1)
+            for t, u in both
+        ]
+        taps = jnp.stack(taps).reshape(2, 2, c, 4 * self.features)
         y = convolve(x.astype(self.dtype), taps)  # a row and a column more: upper halves look up, lower ones down
-        n = self.features
-        pixels = [(i, j, slice((2 * i + j) * n, (2 * i + j + 1) * n)) for i in (0, 1) for j in (0, 1)]
-        folded = jnp.concatenate([y[:, i : i + h, j : j + w, pixel] for i, j, pixel in pixels], axis=-1)
+        pixels = zip(both, jnp.split(y, 4, axis=-1))
+        folded = jnp.concatenate([pixel[:, i : i + h, j : j + w] for (i, j), pixel in pixels], axis=-1)
         return folded if self.folded else depth_to_space(folded)
 
 
