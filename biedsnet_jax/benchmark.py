@@ -47,7 +47,6 @@ class Program:
     alone: Callable  # the same on a mesh of one device,
     alone_inputs: tuple  # and shapes of one device's part
     carries: bool  # the first result is the next first input, which is donated
-    counted: Callable | None = None  # what FLOP and bytes are counted in; None: `jitted`
 
 
 def run(cfg, *, output: str | None, baseline: str | None, repeats: int, command: str) -> dict:
@@ -100,7 +99,7 @@ def programs(cfg, mesh) -> list[Program]:
     # A copy: the train step donates the state.
     variables = jax.tree.map(lambda x: x.copy(), state.ema_variables)
 
-    def update(mesh, pack=True):
+    def update(mesh):
         return train_step.make_train_step(
             model,
             optimizer,
@@ -108,7 +107,6 @@ def programs(cfg, mesh) -> list[Program]:
             ema_decay=cfg.train.ema,
             accumulate=cfg.train.accumulate,
             state_sharding=parallel.state_sharding(state_shape, mesh),
-            pack=pack,
         )
 
     def predict(mesh):
@@ -117,8 +115,6 @@ def programs(cfg, mesh) -> list[Program]:
     batch, part = _inputs(cfg, cfg.train.batch_size, mesh)
     key = jax.device_put(jax.random.key(cfg.seed), parallel.replicated(mesh))
     trained = {"inputs": (state, _only(batch, "image", "mask"), key)}
-    # Where a part of the packed parameters is computed, the CPU's compiler counts as if all of them were.
-    trained["counted"] = update(mesh, pack=False) if mesh.devices.flat[0].platform == "cpu" else None
     trained["alone_inputs"] = (state_shape, _only(part, "image", "mask"), key)
     batch, part = _inputs(cfg, cfg.eval.batch_size, mesh)
     asked = {"inputs": (variables, batch["image"], batch["index"])}
@@ -131,7 +127,6 @@ def programs(cfg, mesh) -> list[Program]:
 
 def measure(program: Program, repeats: int) -> tuple[str, dict, roofline.Cost]:
     """(name, everything but what needs the ceilings, cost) of one program."""
-    counted = program.counted and program.counted.lower(*program.inputs).compile()
     start = time.perf_counter()
     lowered = program.jitted.lower(*program.inputs)
     middle = time.perf_counter()
@@ -139,8 +134,7 @@ def measure(program: Program, repeats: int) -> tuple[str, dict, roofline.Cost]:
     end = time.perf_counter()
     timed = timing.measure(_caller(program, compiled), repeats=repeats)
     peak, source = memory()
-    counted = counted or compiled
-    cost = roofline.program_cost(counted, program.alone, *program.alone_inputs)
+    cost = roofline.program_cost(compiled, program.alone, *program.alone_inputs)
     return program.name, timing.summary(timed, program.batch) | {
         "batch": program.batch,
         "lower_seconds": middle - start,
@@ -150,7 +144,7 @@ def measure(program: Program, repeats: int) -> tuple[str, dict, roofline.Cost]:
         "peak_bytes_of": source,
         "flop": cost.flop,
         "bytes": cost.bytes,
-        "flop_loops_once": roofline.reported_cost(counted).flop,
+        "flop_loops_once": roofline.reported_cost(compiled).flop,
         "flop_products": _products(program.alone, *program.alone_inputs),
     }, cost  # fmt: skip
 

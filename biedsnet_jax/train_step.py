@@ -12,8 +12,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Num
 
-from biedsnet_jax.packing import SMALL, Packing
-from biedsnet_jax.parallel import SHARDED_FROM, batch_sharding, replicated
+from biedsnet_jax.parallel import batch_sharding, replicated
 from biedsnet_jax.train_state import TrainState
 from biedsnet_jax.types import Batch, PRNGKey
 
@@ -43,28 +42,21 @@ def make_train_step(
     ema_decay: float,
     accumulate: int = 1,
     state_sharding: Any = None,
-    pack: bool = True,
     fixed: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """`step(state, batch, key) -> (state, metrics)`; `key` is the run's, the step number is folded in here.
 
-    With `pack` the update works on small arrays as one, see `packing`: the same numbers, sooner.
     `state_sharding` is that of each array of the state; None is whole on every device.
 
     With `fixed` a fourth input: variables, by collection, that the loss reads beside its own and no step changes.
     """
 
-    # What is cut over "fsdp" would have to be gathered to lie in one array with others.
-    small = min(SMALL, SHARDED_FROM - 1) if mesh.shape["fsdp"] > 1 else SMALL
-    small = small if pack else -1
-
     def step(state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         grads, batch_stats, metrics = _gradients(segmenter, state, batch, key, accumulate, others or {})
-        packing = Packing(state.params, small=small)
-        new_state, grad_norm = update(packing.pack(state), packing.pack(grads), batch_stats, metrics["loss"])
+        new_state, grad_norm = update(state, grads, batch_stats, metrics["loss"])
         counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
-        return packing.unpack(new_state), {**metrics, "grad_norm": grad_norm, **counters}
+        return new_state, {**metrics, "grad_norm": grad_norm, **counters}
 
     def update(state, grads, batch_stats, loss):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

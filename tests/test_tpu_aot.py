@@ -192,4 +192,5 @@ def test_the_programs_compile_for_eight_chips(program, tmp_path):
         assert result["flop"] == result["flop_loops_once"]
     else:
         assert result["collectives"] == 0
-        assert result["flop"] == pytest.approx(3 * 2 * result["flop_loops_once"], rel=0.2)  # K x steps
+        # K x steps, but for what is computed once an image: encoding, and its shares of the convolutions.
+        assert result["flop"] == pytest.approx(3 * 2 * result["flop_loops_once"], rel=0.3)
