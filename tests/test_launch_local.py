@@ -48,7 +48,15 @@ def local(tmp_path):
     def call(*arguments, **exits):
         environment = {**os.environ, "PATH": path, "CALLS": str(tmp_path / "calls"), **exits}
         line = [LAUNCH / "local.sh", *arguments]
-        return subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        # A shell that inherits an ignored SIGINT, as in the background, cannot trap it.
+        return subprocess.Popen(
+            line,
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     return call
 
