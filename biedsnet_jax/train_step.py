@@ -47,22 +47,16 @@ def make_train_step(
     """`step(state, batch, key) -> (state, metrics)`; `key` is the run's, the step number is folded in here.
 
     `state_sharding` is that of each array of the state; None is whole on every device.
-
     With `fixed` a fourth input: variables, by collection, that the loss reads beside its own and no step changes.
     """
 
     def step(state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         grads, batch_stats, metrics = _gradients(segmenter, state, batch, key, accumulate, others or {})
-        new_state, grad_norm = update(state, grads, batch_stats, metrics["loss"])
-        counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
-        return new_state, {**metrics, "grad_norm": grad_norm, **counters}
-
-    def update(state, grads, batch_stats, loss):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
         good = TrainState(
             step=state.step,
             params=params,
@@ -83,7 +77,8 @@ def make_train_step(
             bad_steps=(state.bad_steps + 1) * bad,
             skipped_steps=state.skipped_steps + bad,
         )
-        return new_state, grad_norm
+        counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
+        return new_state, {**metrics, "grad_norm": grad_norm, **counters}
 
     everywhere = replicated(mesh)
     return jax.jit(
