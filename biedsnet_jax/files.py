@@ -33,10 +33,14 @@ def append_json_line(path: pathlib.Path, record: dict[str, Any]) -> None:
 
 
 def append_text(path: pathlib.Path, text: str) -> None:
-    """Append in one write, so that a kill leaves all of it or a cut last line."""
+    """Append in one write. A disk that fills up in the middle of it raises OSError and leaves the file as it was."""
+    data = text.encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, text.encode())
+        before = os.fstat(descriptor).st_size
+        if os.write(descriptor, data) < len(data):  # the next line would go on in the middle of this one
+            os.ftruncate(descriptor, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 

@@ -97,12 +97,13 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_costs_lines_and_is_said_once(tmp_path, capsys):
-    """No file may grow beyond its size of now, which is what a full disk is to who writes."""
+@pytest.mark.parametrize("room", [0, 5])
+def test_a_full_disk_costs_lines_and_is_said_once(tmp_path, capsys, room):
+    """No file may grow by more than `room` bytes, which is what a full disk is to who writes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with RunLog(tmp_path, step=0, tensorboard=True) as log:
         log.write(1, {"loss": 1.0})
-        size = (tmp_path / "metrics.jsonl").stat().st_size
+        size = (tmp_path / "metrics.jsonl").stat().st_size + room
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
             log.write(2, {"loss": 1.0})
