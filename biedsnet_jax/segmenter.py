@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from biedsnet_jax import losses
 from biedsnet_jax.diffusion import process, sampler, schedule, vlb
-from biedsnet_jax.networks import DENOISERS, NETWORKS
+from biedsnet_jax.networks import DENOISERS, NETWORKS, winograd
 from biedsnet_jax.types import Batch, Image, Mask, PRNGKey
 
 Variables = dict
@@ -106,6 +106,7 @@ class Diffusion:
         `previous`, for start "slice", holds each image's neighbour as predicted, in [0, 1].
         """
         network = self.network
+        variables = winograd.prepare(variables, uses=ensemble * self.sampling.steps)
         features = network.apply(variables, image, train=False, method=network.encode)
 
         def denoise(x_t, t):

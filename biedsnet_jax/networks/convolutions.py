@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from biedsnet_jax.networks import winograd
 from biedsnet_jax.networks.blocks import Features, pointwise
 
 Maps = Features | tuple[Float[Array, "b h w _c"], ...]  # a tuple stands side by side, as if concatenated
@@ -45,11 +46,28 @@ class Conv(nn.Module):
         if self.folded:  # part by part, as the maps lie
             kernels = jnp.split(kernel, ends[:-1] - first, axis=2)
             kernel = jnp.concatenate([fold_kernel(each) for each in kernels], axis=2)
-        x = convolve(jnp.concatenate(parts, axis=-1).astype(self.dtype), kernel)
+        x = jnp.concatenate(parts, axis=-1).astype(self.dtype)
+        if self.has_variable(winograd.COLLECTION, "kernel") and self._may_transform(x):
+            transformed = self.get_variable(winograd.COLLECTION, "kernel")[:, first : ends[-1]]
+            x = jax.lax.platform_dependent(x, kernel, transformed, cpu=_by_winograd, default=_plainly)
+        else:
+            x = convolve(x, kernel)
         if self.use_bias:
             bias = jnp.tile(self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype), pixels)
             x = x if first else x + bias[None, None, None]
         return x
+
+    def _may_transform(self, x):
+        """Sums of several inputs cost bfloat16 digits."""
+        return not self.folded and self.dtype == jnp.float32 and x.shape[1] % 2 == x.shape[2] % 2 == 0
+
+
+def _by_winograd(x, kernel, transformed):
+    return winograd.convolve(x, transformed)
+
+
+def _plainly(x, kernel, transformed):
+    return convolve(x, kernel)
 
 
 # (pixel of a block, tap of a 2x2 kernel) -> taps of the 3x3 kernel, along one axis, that see the same small pixel
