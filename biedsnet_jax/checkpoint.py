@@ -6,9 +6,7 @@ before; a save that a full disk stops is said and cleared away. Any layout of de
 """
 
 import contextlib
-import json
 import logging
-import math
 import pathlib
 import shutil
 import sys
@@ -21,15 +19,13 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
-from biedsnet_jax import checksums, files, processes
+from biedsnet_jax import checkpoint_folder, checksums, files, processes
 from biedsnet_jax.errors import reason
 from biedsnet_jax.parallel import state_sharding
 from biedsnet_jax.train_state import TrainState
 from biedsnet_jax.types import BadInput
 
-DAMAGED = "damaged_checkpoints"  # in the workdir
 _ITEMS = ("state", "meta")
-_SCORE = "val_dice"
 _PATIENCE = 300  # seconds that processes wait for one another in a save
 
 
@@ -53,11 +49,11 @@ class Checkpoints:
         self._saving: int | None = None  # the step of the save under way
         self._summing = threading.Thread()
         if processes.is_first():
-            with _writing(self.folder):
+            with checkpoint_folder.writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            for step in _steps(self.folder):
-                if what := _damage(self.folder / str(step)):
-                    self._set_aside(step, what)
+            for step in checkpoint_folder.steps(self.folder):
+                if what := checkpoint_folder.damage(self.folder / str(step)):
+                    warn(checkpoint_folder.set_aside(self.folder, step, what))
         processes.barrier("checkpoint folder")
         _hush()
         self._folder_is = files.identity(self.folder)
@@ -91,7 +87,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
-                metrics={} if val_dice is None else {_SCORE: val_dice},
+                metrics={} if val_dice is None else {checkpoint_folder.SCORE: val_dice},
             )
         if self._saving is not None and processes.is_first():
             self._summing = threading.Thread(target=self._write_sums, args=(self._manager, step))
@@ -103,7 +99,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step of the highest validation Dice (the later one of equals); the latest where none was validated."""
-        return _best_step(self.folder, self._manager.all_steps())
+        return checkpoint_folder.best_step(self.folder, self._manager.all_steps())
 
     def restore(self, step: int, like: TrainState, mesh: Mesh) -> TrainState:
         """The state of `step`, onto the devices of `mesh`; `like` gives structure and shapes, arrays or not."""
@@ -127,7 +123,7 @@ class Checkpoints:
                 self._manager.close()
                 if processes.is_first():
                     for each, what in damaged:
-                        self._set_aside(each, what)
+                        self._warn(checkpoint_folder.set_aside(self.folder, each, what))
                 processes.barrier("damaged checkpoints")
                 self._manager = self._open()
             return state
@@ -150,11 +146,12 @@ class Checkpoints:
 
     def _open(self):
         latest, best = self._keep
-        keep = [policies.LatestN(n=latest), policies.BestN(n=best, get_metric_fn=_score)]
+        keep = [policies.LatestN(n=latest), policies.BestN(n=best, get_metric_fn=checkpoint_folder.score)]
         several = jax.process_count() > 1
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            best_fn=_score,  # the policy decides, but without this Orbax writes no metrics for a later process to read
+            # The policy decides, but without this Orbax writes no metrics for a later process to read.
+            best_fn=checkpoint_folder.score,
             create=False,
             cleanup_tmp_directories=True,  # what a kill left of a save
             enable_async_checkpointing=True,
@@ -186,7 +183,7 @@ class Checkpoints:
             self._saving = None
             if self._summing.ident:
                 self._summing.join()
-            last = max(_steps(self.folder), default=None)
+            last = max(checkpoint_folder.steps(self.folder), default=None)
             kept = "no checkpoint is complete" if last is None else f"the checkpoint of step {last} is intact"
             if not files.is_full(error):
                 raise BadInput(
@@ -208,17 +205,6 @@ class Checkpoints:
         with contextlib.suppress(Exception):  # said where it is waited for; sums are no necessity
             manager.wait_until_finished()
             checksums.write(self.folder / str(step))
-
-    def _set_aside(self, step, what):
-        """Move a damaged step out of the way, and name it and the one that stands now."""
-        place = self.folder.parent / DAMAGED / str(step)
-        left = [other for other in _steps(self.folder) if other != step]
-        now = f"the latest is now step {max(left)}" if left else "there is no other, training starts anew"
-        with _writing(place):
-            place.parent.mkdir(exist_ok=True)
-            number = sum(path.name.split(".")[0] == str(step) for path in place.parent.iterdir())
-            (self.folder / str(step)).rename(place.with_name(f"{step}.{number}" if number else str(step)))
-        self._warn(f"warning: damaged checkpoint of step {step}, {what}, moved to {place.parent}; {now}")
 
 
 def best_step(workdir: str | pathlib.Path) -> int:
@@ -248,62 +234,13 @@ def restore_variables(workdir: str | pathlib.Path, like: TrainState, mesh: Mesh)
 
 
 def _some_best_step(folder):
-    step, damaged = _best_undamaged(folder)
+    step, damaged = checkpoint_folder.best_undamaged(folder)
     if step is None:
         what = "no checkpoint undamaged" if damaged else "no complete checkpoint"
         raise BadInput(f"{what}, in {folder}; train first, with --mode=train and this --workdir")
     for other, what in damaged.items():
         processes.say(f"warning: damaged checkpoint of step {other}, {what}, {folder}; step {step} is used")
     return step
-
-
-def _steps(folder):
-    """The complete steps; what is being written has a longer name."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def _best_undamaged(folder):
-    """(step, what is wrong with better ones); no more of them are looked through than must be."""
-    steps = _steps(folder)
-    damaged = {step: "metrics unreadable" for step in steps if not _has_metrics(folder / str(step))}
-    while left := [step for step in steps if step not in damaged]:
-        step = _best_step(folder, left)
-        if what := _damage(folder / str(step)):
-            damaged[step] = what
-        else:
-            return step, damaged
-    return None, damaged
-
-
-def _damage(folder):
-    """What is wrong with a step's files, as far as their sums and the score tell; None where nothing is."""
-    if not _has_metrics(folder):
-        return "metrics unreadable"
-    try:
-        return checksums.damage(folder)
-    except OSError as error:
-        return reason(error)
-
-
-def _has_metrics(folder):
-    try:
-        return math.isfinite(_score(_metrics(folder)))
-    except (OSError, ValueError, TypeError, AttributeError):
-        return False
-
-
-def _metrics(folder):
-    return json.loads((folder / "metrics" / "metrics").read_text())
-
-
-def _best_step(folder, steps):
-    return max(steps, key=lambda step: (_score(_metrics(folder / str(step))), step), default=None)
-
-
-def _score(metrics):
-    """Validation Dice; below any where there was no validation."""
-    return float((metrics or {}).get(_SCORE, -1.0))
 
 
 def _abstract(tree, mesh):
@@ -323,11 +260,3 @@ def _hush():
 def _unraisable(what):
     if str(what.exc_value) != "Event loop is closed":  # of writes that outlive a failed save
         sys.__unraisablehook__(what)
-
-
-@contextlib.contextmanager
-def _writing(path):
-    try:
-        yield
-    except OSError as error:
-        raise BadInput(f"cannot write, {reason(error)}, {path}; make room, or give another --workdir") from error

@@ -16,7 +16,7 @@ ORDER = [
     "errors", "types", "files", "checksums", "processes", "preemption", "parallel",
     "data", "networks", "diffusion", "losses", "distances", "metrics", "lesions", "fusion", "macs",
     "timing", "roofline",
-    "segmenter", "distillation", "train_state", "train_step", "checkpoint",
+    "segmenter", "distillation", "train_state", "train_step", "checkpoint_folder", "checkpoint",
     "run_log", "progress", "later_fields", "config_fields", "config_check", "config", "experiment",
     "evaluate", "trainer", "distill",
     "predict", "overlay", "outputs", "predict_files",
