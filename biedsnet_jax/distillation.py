@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from biedsnet_jax import losses, segmenter
-from biedsnet_jax.diffusion import process, schedule
+from biedsnet_jax.diffusion import process, sampler, schedule
 from biedsnet_jax.types import Batch, Image, Mask, Noisy, PRNGKey
 
 
@@ -37,6 +37,10 @@ class Consistency:
     ) -> segmenter.Probabilities:
         """See Segmenter."""
         return self.student.predict(variables, image, keys, ensemble=ensemble)
+
+    def trajectory(self, variables: segmenter.Variables, image: Image, keys: segmenter.Keys) -> sampler.Trajectory:
+        """See Segmenter."""
+        return self.student.trajectory(variables, image, keys)
 
     def loss(
         self, variables: segmenter.Variables, batch: Batch, key: PRNGKey, *, train: bool

@@ -1,6 +1,10 @@
-"""One pass over a split: probabilities, masks, scores; `results.json`, `cases.csv` and, if asked for, `lesions.csv`."""
+"""One pass over a split: probabilities, masks, scores; `results.json`, `cases.csv` and, if asked for, `lesions.csv`.
+
+After it the pictures of a few slices, and the report of all that.
+"""
 
 import csv
+import functools
 import io
 import pathlib
 import time
@@ -22,6 +26,9 @@ from biedsnet_jax import (
     parallel,
     processes,
     progress,
+    recording,
+    report,
+    report_data,
     segmenter,
     train_state,
 )
@@ -50,17 +57,22 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     """
     predict = make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
     clock = Clock()
-    rows, lesion_rows = [], []
+    rows, lesion_rows, tally = [], [], report_data.Tally(cfg.data.classes, cfg.threshold)
     first = processes.is_first()
     bar = progress.Progress("test", len(data.test), quiet=not first)
     for probability, batch, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
         if not first:
             continue
         for p, y, example in zip(probability, batch["mask"], examples):
-            rows += slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
+            scored = slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
+            rows += scored
+            tally.add(p, y > 0.5, [row["dice"] for row in scored])
             lesion_rows += _lesion_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
         bar.update(len(rows) // cfg.data.classes, {})
     bar.close()
+    show = functools.partial(predict_split, cfg, predict, variables, data, mesh=mesh)
+    keys_of = functools.partial(noise_keys, cfg.seed)
+    recorded = recording.record(cfg, model, variables, data, mesh, tally, show, keys_of)
     if not first:
         processes.barrier("evaluated")
         return None
@@ -90,15 +102,23 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
         "seconds_per_image": clock.seconds / max(1, clock.images),
         **metrics.summarise(rows, seed=cfg.seed),
     }
-    files.write_text(workdir / "cases.csv", _csv(rows, list(rows[0])))
     if cfg.eval.lesions:
         results["lesions"] = {"least_overlap": cfg.eval.lesion_overlap} | lesions.summarise(lesion_rows)
+    _write(workdir, results, rows, lesion_rows, recorded)
+    processes.barrier("evaluated")
+    return results
+
+
+def _write(workdir, results, rows, lesion_rows, recorded):
+    """The files of an evaluation, and the report of them."""
+    files.write_text(workdir / "cases.csv", _csv(rows, list(rows[0])))
+    if "lesions" in results:
         files.write_text(workdir / "lesions.csv", _csv(lesion_rows, lesions.COLUMNS))
     else:
         (workdir / "lesions.csv").unlink(missing_ok=True)  # of an earlier evaluation
+    report_data.save(workdir, recorded)
     files.write_json(workdir / "results.json", results)
-    processes.barrier("evaluated")
-    return results
+    report.write(workdir)
 
 
 def open_model(cfg, workdir: pathlib.Path) -> tuple[segmenter.Segmenter, dict, int, Mesh]:
@@ -133,10 +153,7 @@ def make_predict(model, mesh: Mesh, *, ensemble: int, fusion: str, seed: int) ->
     def predict(variables, image, index):
         return fuse(model.predict(variables, image, noise_keys(seed, index), ensemble=ensemble))
 
-    split = parallel.batch_sharding(mesh)
-    # Every process gets all of the result. The variables stay as they are, whole or cut over "fsdp".
-    result = split if jax.process_count() == 1 else parallel.replicated(mesh)
-    return jax.jit(predict, in_shardings=(None, split, split), out_shardings=result)
+    return parallel.jit_batches(predict, mesh)
 
 
 def predict_split(

@@ -16,8 +16,13 @@ def user_cache() -> pathlib.Path:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write to a temporary name, then rename over `path`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """As `write_text`."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
 
 

@@ -6,6 +6,7 @@ device along it the state is whole on every device.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -81,6 +82,16 @@ def put_whole_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     """The same from the whole batch, which every process has."""
     rows = my_rows(len(next(iter(batch.values()))), mesh)
     return put_batch({name: x[rows] for name, x in batch.items()}, mesh)
+
+
+def jit_batches(function: Callable, mesh: Mesh) -> Callable:
+    """Jitted `(variables, image, index) -> arrays`, rows split over all devices; every process gets all of the result.
+
+    The variables stay as they are, whole or cut over "fsdp".
+    """
+    split = batch_sharding(mesh)
+    result = split if jax.process_count() == 1 else replicated(mesh)
+    return jax.jit(function, in_shardings=(None, split, split), out_shardings=result)
 
 
 def on_this_process(tree: Any) -> tuple[Any, Mesh]:

@@ -1,4 +1,6 @@
-"""Mode report: results of many workdirs beside the paper's Tables 1 and 2, as HTML and Markdown. Imports no jax.
+"""Mode report: results of many workdirs beside the paper's Tables 1 and 2, and pictures. Imports no jax.
+
+The tables go into a page, with all that `report_page` adds, and into a Markdown file beside it.
 
 For each data set and each of the two tables: scores in the `standard` convention; scores in the `paper` convention,
 with the paper's figures; a paired comparison with the BIEDSNet row; and what each row cost. Rows without results are
@@ -10,9 +12,10 @@ import math
 import pathlib
 from collections import defaultdict
 
-from biedsnet_jax import comparison, files, paper_tables, results
+from biedsnet_jax import comparison, files, paper_tables, report_facts, results
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.tables import Table, markdown, page
+from biedsnet_jax.report_page import page
+from biedsnet_jax.tables import Table, markdown
 
 NOT_MEASURED = "not measured"
 _NONE = "-"
@@ -49,18 +52,28 @@ def run(workdirs: str, output: str | None) -> None:
     """Write the HTML page `output` and, beside it, the same as Markdown; `workdirs` as in `results.find`."""
     finished, begun = results.find(workdirs)
     path = _output_path(output, finished)
-    tables = make_tables([results.load(workdir) for workdir in finished])
+    _write(path, [results.load(workdir) for workdir in finished], begun)
+    print(f"{path} and {path.with_suffix('.md').name}: {len(finished)} runs, {len(begun)} not finished")
+
+
+def write(workdir: pathlib.Path) -> None:
+    """The report of one evaluated workdir, into it."""
+    _write(workdir / "report.html", [results.load(workdir)], [])
+
+
+def _write(path, runs, begun):
+    tables = make_tables(runs)
     if begun:
         names = [[str(workdir), "no results yet; the command that began it goes on"] for workdir in begun]
         tables.append(Table("Runs not finished", "Left out of every table above.", ["Workdir", "State"], names))
     title = "BIEDSNet: measured, and as published"
+    text = page(title, tables, report_facts.evaluated(runs))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path.with_suffix(".md"), markdown(title, tables))
-        files.write_text(path, page(title, tables))
+        files.write_text(path, text)
     except OSError as error:
         raise BadInput(f"cannot write, {error.strerror}, {path}; give another --output") from None
-    print(f"{path} and {path.with_suffix('.md').name}: {len(finished)} runs, {len(begun)} not finished")
 
 
 def make_tables(runs: list[results.Run]) -> list[Table]:
@@ -115,7 +128,7 @@ def _standard_table(layout, shown, facts):
         f"bootstrap of whole cases, undefined for one and rough for fewer than {comparison.FEWEST_CASES}. Images with "
         "empty truth count in accuracy alone; a lesion missed altogether counts as Dice 0 and a distance of the image "
         "diagonal. HD and HD95 in pixels; NSD is the share of both borders no farther apart than "
-        f"{tolerances} pixels. The paper's figures follow another convention, see the next table."
+        f"{tolerances} pixels. The paper's figures follow another convention and stand in its table."
     )
     header = ["", "Dice", "95 % interval", "HD", "HD95", "NSD", "IoU", "Accuracy", "Recall", "Precision"]
 
@@ -124,7 +137,7 @@ def _standard_table(layout, shown, facts):
         dice = [_number(means.pop("dice"), 4), _interval(*comparison.interval(row.scores, "dice"))]
         return dice + [_number(value, 2 if name.startswith("hd") else 4) for name, value in means.items()]
 
-    return Table(f"{layout.title}, standard convention", caption, header, _body(shown, header, cells))
+    return Table(f"{layout.title}, standard convention", caption, header, _body(shown, header, cells), "standard")
 
 
 def _paper_table(layout, shown, facts):
@@ -148,7 +161,7 @@ def _paper_table(layout, shown, facts):
         cells = [cell for pair in zip(ours, published) for cell in pair]
         cells.insert(1, interval)
         rows.append([_label(name), *cells])
-    return Table(f"{layout.title}, paper convention", caption, header, rows)
+    return Table(f"{layout.title}, paper convention", caption, header, rows, "paper")
 
 
 def _difference_table(layout, shown, facts):
@@ -169,7 +182,7 @@ def _difference_table(layout, shown, facts):
         return [str(dice.n), *_difference_cells(dice, 4), *_difference_cells(hd95, 2)]
 
     title = f"{layout.title}, difference from {_label(layout.reference)}"
-    return Table(title, caption, header, _body(shown, header, cells))
+    return Table(title, caption, header, _body(shown, header, cells), "standard")
 
 
 def _difference_cells(delta, digits):
@@ -206,7 +219,7 @@ def _cost_table(layout, shown, facts):
             _list(row.each("device")),
         ]
 
-    return Table(f"{layout.title}, cost and budget", caption, header, _body(shown, header, cells))
+    return Table(f"{layout.title}, cost and budget", caption, header, _body(shown, header, cells), "cost")
 
 
 _TABLES = (_standard_table, _paper_table, _difference_table, _cost_table)

@@ -40,6 +40,9 @@ class Segmenter(Protocol):
     def predict(self, variables: Variables, image: Image, keys: Keys, *, ensemble: int) -> Probabilities:
         """`ensemble` samples an image; one where a method is deterministic."""
 
+    def trajectory(self, variables: Variables, image: Image, keys: Keys) -> sampler.Trajectory | None:
+        """How the first of the samples of `predict` came about, x_t and x_0 as probabilities; None without steps."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -105,26 +108,40 @@ class Diffusion:
 
         `previous`, for start "slice", holds each image's neighbour as predicted, in [0, 1].
         """
+        denoise, start = self._process(variables, image, previous, ensemble)
+
+        def one_sample(noise, keys):
+            return self._decode(sampler.sample(denoise, start(noise), keys, self.schedule, **self.sampling.fields))
+
+        return _samples(one_sample, keys, (*image.shape[1:3], self.network.classes), ensemble)
+
+    def trajectory(self, variables: Variables, image: Image, keys: Keys) -> sampler.Trajectory:
+        """See Segmenter."""
+        denoise, start = self._process(variables, image, None, 1)
+        noise, keys = _draw(keys, (*image.shape[1:3], self.network.classes), 0)
+        steps = sampler.sample_trajectory(denoise, start(noise), keys, self.schedule, **self.sampling.fields)
+        return sampler.Trajectory(*map(self._decode, steps))
+
+    def _process(self, variables, image, previous, samples):
+        """(`denoise(x_t, t) -> x_0`, `start(noise) -> x_T`) for these images, of which so many samples are drawn."""
         network = self.network
-        variables = winograd.prepare(variables, uses=ensemble * self.sampling.steps)
+        variables = winograd.prepare(variables, uses=samples * self.sampling.steps)
         features = network.apply(variables, image, train=False, method=network.encode)
 
         def denoise(x_t, t):
             logits, _ = network.apply(variables, features, x_t, image, t, train=False, method=network.denoise)
             return self._encode(jax.nn.sigmoid(logits))
 
-        def one_sample(noise, keys):
-            x_T = self.sampling.begin(guess, noise, self.schedule)
-            x_0 = sampler.sample(denoise, x_T, keys, self.schedule, **self.sampling.fields)
-            return process.decode_mask(x_0, mask_range=self.mask_range, mask_scale=self.mask_scale)
-
-        shape = (*image.shape[1:3], network.classes)
         guess = None
         if self.sampling.start == "slice" and previous is not None:
             guess = self._encode(previous)
         elif self.sampling.start != "noise":
-            guess = denoise(jnp.zeros((len(image), *shape)), jnp.full(len(image), self.schedule.timesteps - 1))
-        return _samples(one_sample, keys, shape, ensemble)
+            shape = (*image.shape[:3], network.classes)
+            guess = denoise(jnp.zeros(shape), jnp.full(len(image), self.schedule.timesteps - 1))
+        return denoise, lambda noise: self.sampling.begin(guess, noise, self.schedule)
+
+    def _decode(self, x_0):
+        return process.decode_mask(x_0, mask_range=self.mask_range, mask_scale=self.mask_scale)
 
     def _encode(self, y):
         return process.encode_mask(y, mask_range=self.mask_range, mask_scale=self.mask_scale)
@@ -169,7 +186,35 @@ class NoisePrediction:
 
     def predict(self, variables: Variables, image: Image, keys: Keys, *, ensemble: int) -> Probabilities:
         """See Segmenter. "ddpm" draws with the learned variance; the other methods need none."""
-        network, sampling = self.network, self.sampling
+        denoise, sampling = self._denoiser(variables, image), self.sampling
+
+        def one_sample(x_T, keys):
+            if sampling.method == "ddpm":
+                x_0 = sampler.ancestral_learned(denoise, x_T, keys, self.schedule, **self._learned)
+            else:
+                x_0 = sampler.sample(lambda x_t, t: denoise(x_t, t)[0], x_T, keys, self.schedule, **sampling.fields)
+            return jnp.clip(x_0, 0.0, 1.0)
+
+        return _samples(one_sample, keys, (*image.shape[1:3], self.network.classes), ensemble)
+
+    def trajectory(self, variables: Variables, image: Image, keys: Keys) -> sampler.Trajectory:
+        """See Segmenter."""
+        denoise, sampling = self._denoiser(variables, image), self.sampling
+        x_T, keys = _draw(keys, (*image.shape[1:3], self.network.classes), 0)
+        if sampling.method == "ddpm":
+            steps = sampler.ancestral_learned_trajectory(denoise, x_T, keys, self.schedule, **self._learned)
+        else:
+            fields = sampling.fields
+            steps = sampler.sample_trajectory(lambda x_t, t: denoise(x_t, t)[0], x_T, keys, self.schedule, **fields)
+        return sampler.Trajectory(*(jnp.clip(x, 0.0, 1.0) for x in steps))
+
+    @property
+    def _learned(self):
+        return {"steps": self.sampling.steps, "spacing": self.sampling.spacing}
+
+    def _denoiser(self, variables, image):
+        """`denoise(x_t, t) -> (x_0, v)` for these images."""
+        network = self.network
         features = network.apply(variables, image, train=False, method=network.encode)
 
         def denoise(x_t, t):
@@ -177,16 +222,7 @@ class NoisePrediction:
             eps, v = jnp.split(output, 2, axis=-1)
             return jnp.clip(process.x_0_from_eps(self.schedule, x_t=x_t, eps=eps, t=t), -1.0, 1.0), v
 
-        def one_sample(x_T, keys):
-            if sampling.method == "ddpm":
-                x_0 = sampler.ancestral_learned(
-                    denoise, x_T, keys, self.schedule, steps=sampling.steps, spacing=sampling.spacing
-                )
-            else:
-                x_0 = sampler.sample(lambda x_t, t: denoise(x_t, t)[0], x_T, keys, self.schedule, **sampling.fields)
-            return jnp.clip(x_0, 0.0, 1.0)
-
-        return _samples(one_sample, keys, (*image.shape[1:3], network.classes), ensemble)
+        return denoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +246,9 @@ class Direct:
         """See Segmenter; always one sample."""
         logits, _ = self.network.apply(variables, *self._inputs(image), train=False)
         return jax.nn.sigmoid(logits)[None]
+
+    def trajectory(self, variables: Variables, image: Image, keys: Keys) -> None:
+        """See Segmenter: there are no steps."""
 
     def _inputs(self, image):
         return _denoiser_inputs(self.network, image) if self.denoiser else (image,)
@@ -275,11 +314,13 @@ def _apply(network, variables, inputs, key_dropout, train):
 def _samples(one_sample, keys, shape, ensemble):
     """`one_sample(x_T, keys)` for each of `ensemble` draws of noise, one after another: "n b h w k"."""
 
-    def draw(number):
-        mine = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
-        return one_sample(jax.vmap(lambda key: jax.random.normal(key, shape))(mine[:, 0]), mine[:, 1])
+    return jax.lax.map(lambda number: one_sample(*_draw(keys, shape, number)), jnp.arange(ensemble))
 
-    return jax.lax.map(draw, jnp.arange(ensemble))
+
+def _draw(keys, shape, number):
+    """(x_T, keys of the steps) of sample `number` of each image."""
+    mine = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(mine[:, 0]), mine[:, 1]
 
 
 def _denoiser_inputs(network, image):

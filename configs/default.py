@@ -105,6 +105,7 @@ def get_config() -> ConfigDict:
     c.eval.val_ensemble = 1  # samples an image in validation; the test uses sampler.ensemble
     c.eval.nsd_tolerance = 2.0  # pixels: NSD is the share of both borders no farther apart
     c.eval.nsd_tolerance_mm = 2.0  # the same where the spacing is known
+    c.eval.pictures = 32  # at most this many test slices are kept for the report's pictures; 0: none
     c.eval.lesions = False  # report lesion by lesion too: found, missed, false, by size, and lesions.csv
     c.eval.lesion_overlap = 0.0  # share of a lesion's pixels to predict for it to be found; 0: any pixel
 

@@ -175,12 +175,14 @@ def test_nothing_of_the_broken_saves_is_left(broken, unbroken):
     names = {path.name for path in (broken["workdir"] / "checkpoints").iterdir()}
     assert names == {path.name for path in (unbroken[0] / "checkpoints").iterdir()} and str(STEPS) in names
     assert {path.name for path in broken["workdir"].iterdir()} == {
-        "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "results.json", "tensorboard"
+        "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
+        "results.json", "tensorboard",
     }  # fmt: skip
 
 
 def test_both_runs_tested_the_same(unbroken, broken):
-    assert (broken["workdir"] / "cases.csv").read_text() == (unbroken[0] / "cases.csv").read_text()
+    for name in ("cases.csv", "report_data.npz"):
+        assert (broken["workdir"] / name).read_bytes() == (unbroken[0] / name).read_bytes()
     assert scores(broken["workdir"]) == scores(unbroken[0])
 
 
@@ -257,7 +259,7 @@ def test_tensorboard_was_written(unbroken):
 def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     workdir = tmp_path / "copy"
     shutil.copytree(unbroken[0], workdir)
-    for name in ("results.json", "cases.csv"):
+    for name in ("results.json", "cases.csv", "report_data.npz", "report.html", "report.md"):
         (workdir / name).unlink()
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     line = [sys.executable, "-m", "biedsnet_jax.main", "--mode=evaluate", f"--workdir={workdir}"]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biedsnet_jax import evaluate, experiment, parallel
+from biedsnet_jax import evaluate, experiment, fusion, parallel, report_data
+from biedsnet_jax.diffusion.sampler import Trajectory
 from configs import phantom
 
 
@@ -21,12 +22,21 @@ class Noise:
 
         return jax.vmap(lambda number: jax.vmap(lambda key: one(key, number))(keys))(jnp.arange(ensemble))
 
+    def trajectory(self, variables, image, keys):
+        """Two steps: the first sample's noise, and half of it."""
+        (sample,) = self.predict(variables, image, keys, ensemble=1)
+        return Trajectory(jnp.stack([image, image / 2]), jnp.stack([sample / 2, sample]))
+
 
 class Bright:
     """Certain wherever the normalised image is above a value."""
 
     def predict(self, variables, image, keys, *, ensemble):
         return (image > variables["above"]).astype(jnp.float32)[None]
+
+    def trajectory(self, variables, image, keys):
+        (mask,) = self.predict(variables, image, keys, ensemble=1)
+        return Trajectory(*[jnp.stack([mask, mask])] * 2)
 
 
 def config(**fields):
@@ -96,12 +106,13 @@ def test_mean_dice_without_any_truth_is_zero():
     assert evaluate.mean_dice(cfg, predict, {"above": jnp.float32(0)}, data, data.val, mesh) == 0.0
 
 
-def scored(cfg, workdir, monkeypatch):
-    """What evaluation of a model that knows the bright pixels leaves behind."""
+def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
+    """What evaluation of a model, or of one that knows the bright pixels, leaves behind."""
     monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
     variables = {"above": jnp.float32(0.7), "params": {}}
-    mesh, data = parallel.make_mesh(), experiment.open_data(cfg)
-    evaluate.evaluate(cfg, workdir, Bright(), variables, data, mesh, step=7)
+    workdir.mkdir(exist_ok=True)
+    mesh, data = mesh or parallel.make_mesh(), experiment.open_data(cfg)
+    evaluate.evaluate(cfg, workdir, model or Bright(), variables, data, mesh, step=7)
     return json.loads((workdir / "results.json").read_text()), read(workdir / "cases.csv")
 
 
@@ -132,3 +143,66 @@ def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):
         assert pixels == sum(int(case[name]) for case in cases for name in columns)
     results, _ = scored(config(), tmp_path, monkeypatch)
     assert "lesions" not in results and not (tmp_path / "lesions.csv").exists()  # none of another evaluation
+
+
+# ---- What is kept for the report
+
+
+def kept(cfg, workdir, monkeypatch, **fields):
+    _, rows = scored(cfg, workdir, monkeypatch, **fields)
+    found = report_data.load(workdir, np.array([float(row["dice"]) for row in rows]))
+    assert isinstance(found, report_data.ReportData), found
+    return found, rows
+
+
+def test_pictures_are_those_of_the_masks_that_were_scored(tmp_path, monkeypatch):
+    cfg = config(**{"eval.pictures": 4, "sampler.ensemble": 3, "threshold": 0.6, "sampler.steps": 2})
+    found, rows = kept(cfg, tmp_path / "run", monkeypatch, model=Noise())
+    assert len(rows) == 6 and len(found.slices) == len(found.images) == len(set(found.slices.tolist())) == 4
+    for i, number in enumerate(found.slices):
+        mask, truth = found.probability[i] > round(0.6 * 200), found.truth[i] > 0
+        assert (mask & truth).sum() == int(rows[number]["tp"]) and (mask & ~truth).sum() == int(rows[number]["fp"])
+    # The samples again, from the keys that evaluation gives them.
+    data = experiment.open_data(cfg)
+    indices = jnp.array([data.test[number] for number in found.slices])
+    keys = evaluate.noise_keys(cfg.seed, indices)
+    samples = Noise().predict({}, jnp.zeros((4, 16, 16, 1)), keys, ensemble=3)
+    mutual = fusion.uncertainty(samples)["mutual_information"]
+    np.testing.assert_allclose(found.mutual_information, 255 * np.asarray(mutual), atol=0.51)
+    assert found.x_0.shape == (3, 2, 16, 16, 1) and found.times.tolist() == [999, 499]
+    expected = report_data.levels(np.asarray(samples[0, :3]), 0.6)
+    np.testing.assert_array_equal(found.x_0[:, 1], expected)
+
+
+def test_the_histogram_counts_every_pixel_of_the_test_split(tmp_path, monkeypatch):
+    found, rows = kept(config(), tmp_path / "run", monkeypatch, model=Noise())
+    cells = {"tp": (1, 1), "fp": (0, 1), "fn": (1, 0), "tn": (0, 0)}
+    for name, (truth, mask) in cells.items():
+        assert found.histogram[0, :, truth, mask].sum() == sum(int(row[name]) for row in rows)
+    assert found.facts["splits"]["test"] == {rows[0]["case"]: 6}
+    assert {"jax", "python"} <= set(found.facts["versions"])
+
+
+def test_what_is_kept_depends_on_neither_devices_nor_batch(tmp_path, monkeypatch):
+    one = parallel.make_mesh(jax.devices()[:1])
+    kept(config(**{"eval.batch_size": 8}), tmp_path / "8", monkeypatch, model=Noise())
+    kept(config(**{"eval.batch_size": 4}), tmp_path / "1", monkeypatch, model=Noise(), mesh=one)
+    contents = [(tmp_path / name / report_data.NAME).read_bytes() for name in "81"]
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "absent"),
+    [
+        ({"eval.pictures": 0}, ("slices", "mutual_information", "x_0")),
+        ({"sampler.ensemble": 1}, ("mutual_information",)),
+        ({"method": "direct"}, ("mutual_information", "x_0")),
+        ({"sampler.steps": 101}, ("x_0",)),
+    ],
+)
+def test_what_a_method_has_not_is_left_out(tmp_path, monkeypatch, fields, absent):
+    found, _ = kept(config(**fields), tmp_path / "run", monkeypatch)
+    for name in ("slices", "mutual_information", "x_0"):
+        value = getattr(found, name)
+        assert (value is None or not len(value)) == (name in absent), name
+    assert (tmp_path / "run" / "report.html").exists()

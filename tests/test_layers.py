@@ -18,11 +18,12 @@ ORDER = [
     "timing", "roofline",
     "segmenter", "distillation", "train_state", "train_step", "checkpoint_folder", "checkpoint",
     "run_log", "progress", "later_fields", "config_fields", "config_check", "config", "experiment",
-    "evaluate", "trainer", "distill",
+    "results", "comparison", "paper_tables", "tables", "charts",
+    "report_data", "report_charts", "report_facts", "report_pictures", "report_page", "report",
+    "recording", "evaluate", "trainer", "distill",
     "predict", "overlay", "outputs", "predict_files",
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",
-    "results", "comparison", "paper_tables", "tables", "report",
     "saved_config", "student_config", "main",
 ]  # fmt: skip
 

@@ -279,6 +279,40 @@ def test_the_variational_bound_joins_the_loss_of_noise_but_trains_the_variance_a
     assert terms["calibration"] == pytest.approx(10 * 0.25)
 
 
+# ---- How a sample came about
+
+
+def traced(segmenter, image, variables):
+    """(first of the samples, its trajectory), compiled."""
+    sample = jax.jit(functools.partial(segmenter.predict, variables, ensemble=2))(image, keys())[0]
+    return sample, jax.jit(functools.partial(segmenter.trajectory, variables))(image, keys())
+
+
+@pytest.mark.parametrize("start", ["noise", "direct"])
+@pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm_solver"])
+def test_a_trajectory_ends_in_the_first_sample(method, start):
+    segmenter = diffusion(Probe(), mask_scale=0.7, sampling=Sampling(method, steps=3, start=start))
+    sample, steps = traced(segmenter, masks(), {})
+    assert steps.x_t.shape == steps.x_0.shape == (3, *sample.shape)
+    np.testing.assert_allclose(steps.x_0[-1], sample, atol=1e-5)
+    assert np.abs(steps.x_0[0] - sample).max() > 1e-3
+    x_t = 0.7 * (2 * steps.x_t - 1)  # as probabilities they are returned; the network's own answer to each
+    np.testing.assert_allclose(steps.x_0, jax.nn.sigmoid(x_t + masks()[None]), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+def test_a_trajectory_of_predicted_noise_ends_in_the_first_sample(method):
+    noise = schedule.linear(100)
+    segmenter = NoisePrediction(NoiseOracle(noise), noise, Sampling(method, steps=4))
+    sample, steps = traced(segmenter, masks(), {"params": {"off": 0.3}})
+    np.testing.assert_allclose(steps.x_0[-1], sample, atol=1e-5)
+    assert steps.x_t.shape == (4, *sample.shape) and steps.x_t.min() >= 0 and steps.x_t.max() <= 1
+
+
+def test_a_network_that_needs_one_pass_has_no_trajectory():
+    assert Direct(Normed(), lambda heads, y: y).trajectory({}, masks(), keys()) is None
+
+
 # ---- Direct
 
 

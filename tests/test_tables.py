@@ -15,11 +15,12 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize(("table", "dtype"), [("table1", "bfloat16"), ("table2", "float32")])
-def test_a_table_from_one_command(table, dtype, tmp_path):
+@pytest.mark.parametrize(("table", "dtype", "pictures"), [("table1", "bfloat16", 3), ("table2", "float32", 0)])
+def test_a_table_from_one_command(table, dtype, pictures, tmp_path):
     # The interpreter of the tests, and its quick compilation.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     flags = ["--variant=toy", "--config.train.steps=2", "--config.compile_cache=", f"--config.dtype={dtype}"]
+    flags += [f"--config.eval.pictures={pictures}"]
     command = [ROOT / "launch" / f"{table}.sh", "phantom", tmp_path, *flags]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -26,6 +26,13 @@ Denoise = Callable[[Noisy, process.Times], Noisy]
 DenoiseWithVariance = Callable[[Noisy, process.Times], tuple[Noisy, Noisy]]
 
 
+class Trajectory(NamedTuple):
+    """A step a row, first to last."""
+
+    x_t: Float[Array, "t b h w k"]  # what the network saw
+    x_0: Float[Array, "t b h w k"]  # what it said
+
+
 def sample(
     denoise: Denoise,
     x_T: Noisy,
@@ -80,10 +87,17 @@ def sample_trajectory(
     method: str,
     eta: float = 0.0,
     spacing: str = "trailing",
-) -> Float[Array, "t b h w k"]:
-    """The prediction of x_0 at every step, first to last, for figures; the last one is what `sample` returns."""
-    plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing)
-    return jax.lax.scan(_step_function(denoise, keys, plan), _start(x_T), plan)[1]
+    start_fraction: float = 1.0,
+) -> Trajectory:
+    """What `denoise` sees and says at every step of `sample`, for figures; the last x_0 is what `sample` returns."""
+    plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing, start_fraction=start_fraction)
+    step = _step_function(denoise, keys, plan)
+
+    def seen(carry, row):
+        after, x_0 = step(carry, row)
+        return after, Trajectory(carry[0], x_0)
+
+    return jax.lax.scan(seen, _start(x_T), plan)[1]
 
 
 def ancestral_learned(
@@ -99,6 +113,31 @@ def ancestral_learned(
 
     x_0 is clipped to [-1, 1] at every step. Source: Nichol & Dhariwal 2021, section 3.1; guided-diffusion.
     """
+    step, rows = _learned_steps(denoise, keys, schedule, steps, spacing)
+    return jax.lax.scan(lambda x_t, row: (step(x_t, row)[0], None), x_T.astype(jnp.float32), rows)[0]
+
+
+def ancestral_learned_trajectory(
+    denoise: DenoiseWithVariance,
+    x_T: Noisy,
+    keys: Keys,
+    schedule: Schedule,
+    *,
+    steps: int,
+    spacing: str = "trailing",
+) -> Trajectory:
+    """What `denoise` sees and says at every step of `ancestral_learned`; the last x_0 is what that returns."""
+    step, rows = _learned_steps(denoise, keys, schedule, steps, spacing)
+
+    def seen(x_t, row):
+        after, x_0 = step(x_t, row)
+        return after, Trajectory(x_t, x_0)
+
+    return jax.lax.scan(seen, x_T.astype(jnp.float32), rows)[1]
+
+
+def _learned_steps(denoise, keys, schedule, steps, spacing):
+    """`(x_t, row) -> (x_next, x_0)`, and its rows."""
     times = select_timesteps(schedule.timesteps, steps, spacing)
     chain = respace(schedule, times)
 
@@ -107,13 +146,13 @@ def ancestral_learned(
         t = jnp.full(x_t.shape[0], t)
         i = jnp.full(x_t.shape[0], steps - 1 - index)  # the same time, counted in the short chain
         x_0, v = (prediction.astype(jnp.float32) for prediction in denoise(x_t, t))
-        mean, _, _ = process.posterior(chain, x_0=jnp.clip(x_0, -1.0, 1.0), x_t=x_t, t=i)
+        x_0 = jnp.clip(x_0, -1.0, 1.0)
+        mean, _, _ = process.posterior(chain, x_0=x_0, x_t=x_t, t=i)
         deviation = jnp.exp(0.5 * process.learned_range_log_variance(chain, v=v, t=i))
         noise = _noise(keys, index, x_t.shape)
-        return mean + jnp.where(index < steps - 1, deviation, 0.0) * noise, None
+        return mean + jnp.where(index < steps - 1, deviation, 0.0) * noise, x_0
 
-    rows = (np.arange(steps, dtype=np.int32), times.astype(np.int32))
-    return jax.lax.scan(step, x_T.astype(jnp.float32), rows)[0]
+    return step, (np.arange(steps, dtype=np.int32), times.astype(np.int32))
 
 
 class _Plan(NamedTuple):

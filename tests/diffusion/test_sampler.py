@@ -255,9 +255,11 @@ def test_state_stays_float32_for_a_bfloat16_network(method):
 def test_trajectory_holds_each_prediction_and_ends_in_the_sample(method):
     arguments = {"steps": 5, "method": method, "spacing": "trailing"}
     trajectory = sampler.sample_trajectory(curved, X_T, KEYS, LINEAR, **arguments)
-    assert trajectory.shape == (5, *SHAPE)
-    close(trajectory[0], curved(X_T, jnp.array([999])), 1e-6)
-    close(trajectory[-1], sampler.sample(curved, X_T, KEYS, LINEAR, **arguments), 1e-6)
+    assert trajectory.x_t.shape == trajectory.x_0.shape == (5, *SHAPE)
+    close(trajectory.x_t[0], X_T, 1e-6)
+    for x_t, x_0, t in zip(*trajectory, sampler.visited(LINEAR, steps=5)):
+        close(x_0, curved(x_t, jnp.array([t])), 1e-5)
+    close(trajectory.x_0[-1], sampler.sample(curved, X_T, KEYS, LINEAR, **arguments), 1e-6)
 
 
 # --- learned variance ---
@@ -292,6 +294,17 @@ def test_learned_variance_equals_the_textbook_loop(spacing):
         return 3 * curved(x_t, t), jnp.full_like(x_t, v)
 
     close(sampler.ancestral_learned(with_variance, X_T, KEYS, LINEAR, steps=6, spacing=spacing), expected)
+
+
+def test_the_trajectory_of_learned_variance_ends_in_its_sample():
+    def with_variance(x_t, t):
+        return 3 * curved(x_t, t), jnp.full_like(x_t, 0.4)
+
+    x_t, x_0 = sampler.ancestral_learned_trajectory(with_variance, X_T, KEYS, LINEAR, steps=6)
+    close(x_t[0], X_T, 1e-6)
+    for i, t in enumerate(sampler.visited(LINEAR, steps=6)):
+        close(x_0[i], np.clip(3 * curved(x_t[i], jnp.array([t])), -1, 1), 1e-5)
+    close(x_0[-1], sampler.ancestral_learned(with_variance, X_T, KEYS, LINEAR, steps=6), 1e-5)
 
 
 def test_learned_variance_runs_in_one_step():

@@ -1,0 +1,125 @@
+"""The pictures that evaluation keeps for a report: chosen test slices with what the samples disagree about, and the
+denoising of the first few, step by step. Every process computes; see `report_data` for the file.
+"""
+
+import platform
+from collections.abc import Callable, Iterator
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from biedsnet_jax import experiment, fusion, parallel, processes, report_data, segmenter
+from biedsnet_jax.diffusion import sampler, schedule
+
+TRAJECTORIES = 3  # slices whose steps are kept: the worst, the median and the best
+MOST_SAMPLING_STEPS = 100  # with more, the steps are left out: all of them are on the device at once
+
+Explain = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
+Show = Callable[[list[int]], Iterator[tuple[np.ndarray, dict[str, np.ndarray], list[dict]]]]
+Keys = Callable[[jax.Array], jax.Array]
+
+
+def record(
+    cfg, model, variables: dict, data: experiment.Data, mesh: Mesh, tally: report_data.Tally, show: Show, keys_of: Keys
+) -> report_data.ReportData | None:
+    """What a report needs of a test split that was scored; None on all processes but the first, which has the tally.
+
+    `show(indices)` predicts slices of the source; `keys_of(indices)` are the keys of their noise.
+    """
+    chosen = processes.gather(tally.choose(cfg.eval.pictures))[0]
+    explain = make_explain(cfg, model, variables, keys_of, mesh)
+    kept = {name: [] for name in ("images", "probability", "truth", "mutual_information", "x_t", "x_0")}
+    for probability, batch, examples in show([data.test[number] for number, _ in chosen]):
+        kept["images"] += [report_data.jpeg(_own_channels(cfg, image)) for image in batch["image"]]
+        kept["probability"] += list(report_data.levels(probability, cfg.threshold))
+        kept["truth"] += list((batch["mask"] > 0.5).astype(np.uint8))
+        if explain:
+            _explain(kept, cfg, explain, batch["image"], [example["index"] for example in examples], mesh)
+    return _report_data(cfg, data, tally, chosen, kept) if processes.is_first() else None
+
+
+def _report_data(cfg, data, tally, chosen, kept):
+    maps = np.zeros((0, cfg.data.size, cfg.data.size, cfg.data.classes), np.uint8)
+    steps = maps[None][:0]
+    without = {"probability": maps, "truth": maps, "mutual_information": None, "x_t": steps, "x_0": steps}
+    numbers, groups = np.array(chosen, np.int32).reshape(-1, 2).T
+    return report_data.ReportData(
+        facts={"versions": _versions(), "splits": {split: _counts(data, split) for split in experiment.SPLITS}},
+        dice=np.array(tally.dice),
+        entropy=np.array(tally.entropy),
+        histogram=tally.histogram,
+        slices=numbers,
+        groups=groups,
+        images=kept["images"],
+        times=_times(cfg) if kept["x_0"] else np.zeros(0, np.int32),
+        **{name: np.stack(kept[name]) if kept[name] else value for name, value in without.items()},
+    )
+
+
+def make_explain(cfg, model, variables: dict, keys_of: Keys, mesh: Mesh) -> Explain | None:
+    """`(image, number) -> mutual_information "b h w k", x_t and x_0 "b t h w k"`, jitted, as far as they are defined.
+
+    None for a method without samples and steps. See `record` for `keys_of`.
+    """
+    ensemble, with_steps = cfg.sampler.ensemble, cfg.sampler.steps <= MOST_SAMPLING_STEPS
+    if not segmenter.is_diffusion(cfg) or not (ensemble > 1 or with_steps):
+        return None
+
+    def explain(variables, image, number):
+        keys, found = keys_of(number), {}
+        if ensemble > 1:
+            samples = model.predict(variables, image, keys, ensemble=ensemble)
+            found["mutual_information"] = fusion.uncertainty(samples)["mutual_information"]
+        if with_steps:
+            steps = model.trajectory(variables, image, keys)._asdict()
+            found |= {name: jnp.moveaxis(value, 0, 1) for name, value in steps.items()}
+        return found
+
+    program = parallel.jit_batches(explain, mesh)
+    return lambda image, number: program(variables, image, number)
+
+
+def _explain(kept, cfg, explain, images, numbers, mesh):
+    """Add the maps of some slices to `kept`, a few at a time: the steps of many would not fit."""
+    rows = mesh.size * -(-TRAJECTORIES // mesh.size)
+    for first in range(0, len(images), rows):
+        count = len(images[first : first + rows])
+        image = np.zeros((rows, *images.shape[1:]), np.float32)
+        number = np.zeros(rows, np.int32)
+        image[:count], number[:count] = images[first : first + rows], numbers[first : first + rows]
+        inputs = parallel.put_whole_batch({"image": image, "number": number}, mesh)
+        found = {name: np.asarray(x)[:count] for name, x in explain(inputs["image"], inputs["number"]).items()}
+        if "mutual_information" in found:
+            bits = np.clip(found["mutual_information"], 0, 1)
+            kept["mutual_information"] += list((bits * 255).round().astype(np.uint8))
+        if "x_0" in found and len(kept["x_0"]) < TRAJECTORIES:
+            some = report_data.evenly(cfg.sampler.steps)
+            kept["x_t"] += list(report_data.thinned(found["x_t"][:, some]))
+            kept["x_0"] += list(report_data.levels(found["x_0"][:, some], cfg.threshold))
+            kept["x_t"], kept["x_0"] = kept["x_t"][:TRAJECTORIES], kept["x_0"][:TRAJECTORIES]
+
+
+def _times(cfg):
+    """The times of the steps that are kept."""
+    fields, noises = cfg.sampler, schedule.make(cfg.diffusion.schedule, cfg.diffusion.timesteps)
+    fraction = 1.0 if fields.start == "noise" else fields.start_fraction
+    times = sampler.visited(noises, steps=fields.steps, spacing=fields.spacing, start_fraction=fraction)
+    return times[report_data.evenly(fields.steps)].astype(np.int32)
+
+
+def _own_channels(cfg, image):
+    """Those of the slice itself, where its neighbours are channels too."""
+    first = cfg.data.context * cfg.data.channels
+    return image[..., first : first + cfg.data.channels]
+
+
+def _counts(data, split):
+    names, counts = np.unique([data.source.cases[i] for i in getattr(data, split)], return_counts=True)
+    return {str(name): int(count) for name, count in zip(names, counts)}
+
+
+def _versions():
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in ("jax", "flax", "numpy")}

@@ -1,0 +1,87 @@
+"""The pictures of a report as JSON for its script, as many as fit: maps as base64 of deflated bytes. Imports no jax."""
+
+import base64
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from biedsnet_jax.report_data import GREYS, GROUPS, LEVELS, Evaluated
+
+MOST_BYTES = 4_300_000  # of all runs together; a report is to stay below 5 MB
+_TURN = 3  # slices of each run come before the denoising steps of one, as many more before those of the next
+
+
+def payload(shown: Sequence[Evaluated]) -> dict:
+    """Runs, their slices from the worst to the best Dice, and of some the denoising steps.
+
+    Where not all fit, every run keeps as many, the first of its list being the most telling.
+    """
+    room, parts = MOST_BYTES, []
+    for number, one in enumerate(shown):
+        if one.data is not None:
+            parts += [(i, number, i, _slice) for i in range(len(one.data.slices))]
+            parts += [((i + 1) * _TURN, number, i, _steps) for i in range(len(one.data.x_0))]
+    slices = {}
+    for _, number, i, make in sorted(parts, key=lambda part: part[:2]):
+        found = make(shown[number], i)
+        cost = sum(map(len, _texts(found)))
+        if cost > room:
+            break
+        slices.setdefault((number, i), {}).update(found)
+        room -= cost
+    runs = [_run(one, [found for (n, _), found in slices.items() if n == number]) for number, one in enumerate(shown)]
+    return {"levels": LEVELS, "greys": GREYS, "runs": [run for run in runs if run["slices"]]}
+
+
+def _run(one, slices):
+    fields, data = one.run.fields, one.data
+    threshold = float(fields.get("threshold", 0.5))
+    return {
+        "name": one.name,
+        "threshold": threshold,
+        "level": round(threshold * LEVELS),
+        "times": [] if data is None else data.times.tolist(),
+        "slices": sorted(slices, key=lambda one: (one["mean"] is None, one["mean"], one["label"])),
+    }
+
+
+def _slice(one, i):
+    data, run = one.data, one.run
+    _, height, width, classes = data.probability.shape
+    row = int(data.slices[i]) * classes
+    case, number, _ = run.images[row]
+    dice = [None if math.isnan(x) else x for x in data.dice[row : row + classes].tolist()]
+    known = [x for x in dice if x is not None]
+    return {
+        "label": f"{case}, slice {number}",
+        "group": GROUPS[data.groups[i]],
+        "dice": dice,
+        "mean": sum(known) / len(known) if known else None,
+        "height": height,
+        "width": width,
+        "image": base64.b64encode(data.images[i]).decode(),
+        "level": _packed(data.probability[i]),
+        "truth": _packed(data.truth[i]),
+        "mutual": None if data.mutual_information is None else _packed(data.mutual_information[i]),
+    }
+
+
+def _steps(one, i):
+    _, _, height, width, _ = one.data.x_t.shape
+    steps = {"x_t": _packed(one.data.x_t[i]), "x_0": _packed(one.data.x_0[i])}
+    return {"steps": {"height": height, "width": width} | steps}
+
+
+def _packed(maps):
+    """Class by class, each by rows, after one another."""
+    return base64.b64encode(zlib.compress(np.moveaxis(maps, -1, 0).tobytes())).decode()
+
+
+def _texts(value):
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value

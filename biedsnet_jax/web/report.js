@@ -1,0 +1,301 @@
+"use strict";
+// The report's pictures. Maps come as base64 of deflated bytes, class by class: probabilities p as ceil(200 p), so that
+// "level > 200 t" is "p > t"; all that is drawn and counted here follows from them.
+
+const data = JSON.parse(document.getElementById("pictures").textContent);
+const by = (id) => document.getElementById(id);
+const TRUTH = [86, 180, 233], PREDICTION = [230, 159, 0], WRONG = [213, 94, 0];
+const RAMP = [[0, 0, 0], [106, 27, 154], [230, 81, 0], [255, 241, 118]];
+const state = { run: 0, slice: 0, klass: 0, level: 100, opacity: 0.4, map: "entropy", traced: 0, step: 0 };
+
+// ---- Numbers
+
+async function inflate(text) {
+  const packed = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+function above(levels, border) {
+  return Uint8Array.from(levels, (level) => level > border);
+}
+
+function count(mask, truth) {
+  let tp = 0, fp = 0, fn = 0;
+  for (let i = 0; i < mask.length; i++) {
+    tp += mask[i] & truth[i];
+    fp += mask[i] & ~truth[i];
+    fn += truth[i] & ~mask[i];
+  }
+  return { tp, fp, fn, dice: tp + fn ? (2 * tp) / (2 * tp + fp + fn) : NaN };
+}
+
+function outline(mask, width, height) {
+  return mask.map((inside, i) => {
+    const x = i % width, y = (i - x) / width;
+    const hidden = x > 0 && mask[i - 1] && x < width - 1 && mask[i + 1] && y > 0 && mask[i - width] &&
+      y < height - 1 && mask[i + width];
+    return inside && !hidden ? 1 : 0;
+  });
+}
+
+function entropy(level) {
+  const p = level / data.levels, term = (x) => (x > 0 ? -x * Math.log2(x) : 0);
+  return term(p) + term(1 - p);
+}
+
+function heat(value) {
+  const at = Math.min(0.9999, Math.max(0, value)) * (RAMP.length - 1), i = Math.floor(at), share = at - i;
+  return RAMP[i].map((from, c) => from + (RAMP[i + 1][c] - from) * share);
+}
+
+const shown = (dice) => (dice === null || Number.isNaN(dice) ? "undefined, no truth" : dice.toFixed(4));
+const said = (level) => (level / data.levels).toFixed(3);
+
+// ---- Pictures
+
+async function greys(slice) {
+  const picture = new Image();
+  picture.src = "data:image/jpeg;base64," + slice.image;
+  await picture.decode();
+  const canvas = Object.assign(document.createElement("canvas"), { width: slice.width, height: slice.height });
+  const context = canvas.getContext("2d");
+  context.drawImage(picture, 0, 0);
+  return context.getImageData(0, 0, slice.width, slice.height).data.filter((_, i) => i % 4 === 0);
+}
+
+async function unpack(slice) {
+  const [image, level, truth, mutual] = await Promise.all([
+    greys(slice), inflate(slice.level), inflate(slice.truth), slice.mutual ? inflate(slice.mutual) : null,
+  ]);
+  return { image, level, truth, mutual };
+}
+
+const ready = new Map();
+function load(slice) { // once each
+  if (!ready.has(slice)) ready.set(slice, unpack(slice));
+  return ready.get(slice);
+}
+
+function ofClass(maps, slice, klass) {
+  const size = slice.width * slice.height;
+  return maps.subarray(klass * size, (klass + 1) * size);
+}
+
+// Paint `image`, with each layer's colour where its mask is set, blended by its strength.
+function paint(canvas, width, height, image, layers) {
+  const pixels = new ImageData(width, height);
+  for (let i = 0; i < width * height; i++) {
+    let colour = [image[i], image[i], image[i]];
+    for (const { mask, tint, strength } of layers) {
+      if (!mask[i]) continue;
+      const own = typeof tint === "function" ? tint(i) : tint;
+      colour = colour.map((value, c) => value + (own[c] - value) * strength);
+    }
+    pixels.data.set([...colour, 255], i * 4);
+  }
+  Object.assign(canvas, { width, height });
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+}
+
+// ---- Slices
+
+const run = () => data.runs[state.run];
+const slice = () => run().slices[state.slice];
+let drawing = 0;
+
+async function draw() {
+  const mine = ++drawing, one = slice(), maps = await load(one);
+  if (mine !== drawing) return; // another was asked for meanwhile
+  const { width, height } = one, size = width * height, every = new Uint8Array(size).fill(1);
+  const level = ofClass(maps.level, one, state.klass), truth = ofClass(maps.truth, one, state.klass);
+  const mask = above(level, state.level), found = count(mask, truth), strength = state.opacity;
+  const lines = { mask: outline(mask, width, height), truth: outline(truth, width, height) };
+  const mutual = state.map === "mutual" && maps.mutual ? ofClass(maps.mutual, one, state.klass) : null;
+  const unsure = (i) => heat(mutual ? mutual[i] / 255 : entropy(level[i]));
+  const missed = truth.map((t, i) => t & ~mask[i]), wrong = mask.map((p, i) => p & ~truth[i]);
+  const panel = (id, layers, text) => {
+    paint(by(id), width, height, maps.image, layers);
+    by(id).setAttribute("aria-label", `${text}, ${one.label}`);
+  };
+  panel("image", [], "image");
+  panel("truth", [{ mask: truth, tint: TRUTH, strength }, { mask: lines.truth, tint: TRUTH, strength: 1 }],
+    `truth, ${found.tp + found.fn} pixels`);
+  panel("prediction", [{ mask, tint: PREDICTION, strength }, { mask: lines.mask, tint: PREDICTION, strength: 1 }],
+    `prediction, ${found.tp + found.fp} pixels`);
+  panel("uncertainty", [{ mask: every, tint: unsure, strength: Math.min(1, 2 * strength) }], "uncertainty");
+  panel("difference", [
+    { mask: missed, tint: TRUTH, strength }, { mask: wrong, tint: WRONG, strength },
+    { mask: lines.truth, tint: TRUTH, strength: 1 }, { mask: lines.mask, tint: PREDICTION, strength: 1 },
+  ], `difference, ${found.fn} pixels missed, ${found.fp} false`);
+  tell(one, found);
+}
+
+function tell(one, found) {
+  const group = one.group === "other" ? "" : `, one of the ${one.group === "median" ? "middle" : one.group}`;
+  by("slice-text").textContent = `${state.slice + 1} of ${run().slices.length}`;
+  by("slice").setAttribute("aria-valuetext", one.label);
+  by("threshold-text").textContent = said(state.level);
+  by("threshold").setAttribute("aria-valuetext", said(state.level));
+  by("opacity-text").textContent = `${Math.round(100 * state.opacity)} %`;
+  const score = by("score");
+  score.textContent = `${one.label}${group}: Dice ${shown(found.dice)} at threshold ${said(state.level)}; ` +
+    `${found.tp} pixels right, ${found.fp} false, ${found.fn} missed. ` +
+    `The evaluation had Dice ${shown(one.dice[state.klass])} at ${run().threshold}.`;
+  Object.assign(score.dataset, { dice: found.dice, level: state.level });
+  [...by("strip").querySelectorAll("button")].forEach((button, i) => {
+    button.setAttribute("aria-pressed", i === state.slice);
+  });
+}
+
+async function fillStrip() {
+  const of = run();
+  by("strip").replaceChildren(...of.slices.map((one, i) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", title: `Dice, ${one.label}` });
+    const canvas = document.createElement("canvas");
+    canvas.setAttribute("aria-hidden", "true");
+    const dice = one.mean === null ? "no truth" : one.mean.toFixed(3);
+    button.append(canvas, one.group === "other" ? dice : `${one.group} ${dice}`);
+    button.onclick = () => choose({ slice: i });
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
+  }));
+  const canvases = by("strip").querySelectorAll("canvas");
+  for (const [i, one] of of.slices.entries()) {
+    const maps = await load(one), { width, height } = one, mask = above(ofClass(maps.level, one, 0), of.level);
+    const truth = outline(ofClass(maps.truth, one, 0), width, height);
+    paint(canvases[i], width, height, maps.image, [
+      { mask: truth, tint: TRUTH, strength: 1 },
+      { mask: outline(mask, width, height), tint: PREDICTION, strength: 1 },
+    ]);
+  }
+}
+
+// ---- Denoising
+
+const tracedSlices = () => run().slices.filter((one) => one.steps);
+
+async function drawSteps() {
+  const one = tracedSlices()[state.traced];
+  by("steps").hidden = !one;
+  by("no-steps").hidden = Boolean(one);
+  if (!one) return;
+  if (!one.trace) one.trace = Promise.all([inflate(one.steps.x_t), inflate(one.steps.x_0), load(one)]);
+  const asked = [state.run, state.traced, state.step].join();
+  const [x_t, x_0, maps] = await one.trace;
+  if (asked !== [state.run, state.traced, state.step].join()) return;
+  const times = run().times, frame = (map, size) => {
+    const first = (state.klass * times.length + state.step) * size;
+    return map.subarray(first, first + size);
+  };
+  const { width, height } = one, small = one.steps;
+  const noisy = frame(x_t, small.width * small.height), level = frame(x_0, width * height);
+  const mask = above(level, state.level), truth = ofClass(maps.truth, one, state.klass);
+  paint(by("x_t"), small.width, small.height, noisy.map((v) => (255 * v) / data.greys), []);
+  paint(by("x_0"), width, height, level.map((v) => Math.min(255, (255 * v) / data.levels)), []);
+  paint(by("outlines"), width, height, maps.image, [
+    { mask: outline(truth, width, height), tint: TRUTH, strength: 1 },
+    { mask: outline(mask, width, height), tint: PREDICTION, strength: 1 },
+  ]);
+  const found = count(mask, truth), place = `${state.step + 1} of ${times.length}`;
+  by("step-text").textContent = place;
+  by("step").setAttribute("aria-valuetext", `${place}, t ${times[state.step]}`);
+  by("step-score").textContent = `Step ${place}, t = ${times[state.step]}: Dice of its answer ${shown(found.dice)}, ` +
+    `${found.tp + found.fp} pixels.`;
+  by("step-score").dataset.dice = found.dice;
+}
+
+let playing = null;
+function play() {
+  if (playing) return stop();
+  by("play").textContent = "Stop";
+  choose({ step: 0 });
+  playing = setInterval(() => {
+    if (state.step + 1 >= run().times.length) stop();
+    else choose({ step: state.step + 1 });
+  }, 500);
+}
+
+function stop() {
+  clearInterval(playing);
+  playing = null;
+  by("play").textContent = "Play";
+}
+
+// ---- Controls
+
+const within = (value, most) => Math.max(0, Math.min(most, value));
+
+// Change the state, then what is shown.
+function choose(change) {
+  Object.assign(state, change);
+  if ("run" in change) openRun();
+  state.slice = within(state.slice, run().slices.length - 1);
+  state.level = within(state.level, data.levels);
+  state.step = within(state.step, run().times.length - 1);
+  for (const [id, value] of [["slice", state.slice], ["threshold", state.level], ["step", state.step]]) by(id).value = value;
+  draw();
+  drawSteps();
+}
+
+function options(select, names) {
+  select.replaceChildren(...names.map((name, i) => new Option(name, i)));
+  select.parentElement.hidden = names.length < 2;
+}
+
+function openRun() {
+  stop();
+  const of = run(), mutual = of.slices.some((one) => one.mutual);
+  Object.assign(state, { level: of.level, klass: 0, traced: 0, step: of.times.length - 1 });
+  state.slice = within(state.slice, of.slices.length - 1);
+  if (!mutual) state.map = by("map").value = "entropy";
+  by("map").parentElement.hidden = !mutual;
+  by("slice").max = of.slices.length - 1;
+  by("threshold").max = data.levels;
+  by("step").max = Math.max(0, of.times.length - 1);
+  options(by("class"), of.slices[0].dice.map((_, k) => `${k + 1}`));
+  options(by("traced"), tracedSlices().map((one) => `${one.label} (${one.group})`));
+  fillStrip();
+}
+
+// Arrow keys in a section, but for those that its controls take themselves.
+function keys(section, moves) {
+  section.addEventListener("keydown", (event) => {
+    const move = moves[event.key];
+    if (!move || event.target.matches("input, select") || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    choose(move());
+  });
+}
+
+function start() {
+  options(by("which"), data.runs.map((one) => one.name));
+  const number = (id, name, scale = 1) =>
+    by(id).addEventListener("input", (event) => choose({ [name]: Number(event.target.value) * scale }));
+  for (const [id, name] of [["which", "run"], ["class", "klass"], ["slice", "slice"], ["threshold", "level"],
+    ["traced", "traced"], ["step", "step"]]) number(id, name);
+  number("opacity", "opacity", 0.01);
+  by("map").addEventListener("input", (event) => choose({ map: event.target.value }));
+  by("reset").onclick = () => choose({ level: run().level });
+  by("play").onclick = play;
+  keys(by("viewer"), {
+    ArrowLeft: () => ({ slice: state.slice - 1 }), ArrowRight: () => ({ slice: state.slice + 1 }),
+    ArrowUp: () => ({ level: state.level + 1 }), ArrowDown: () => ({ level: state.level - 1 }),
+  });
+  keys(by("steps"), { ArrowLeft: () => ({ step: state.step - 1 }), ArrowRight: () => ({ step: state.step + 1 }) });
+  choose({ run: 0 });
+}
+
+function theme() {
+  const button = by("theme"), root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
+  const name = () => { button.textContent = isDark() ? "Light" : "Dark"; };
+  button.hidden = false;
+  button.onclick = () => { root.dataset.theme = isDark() ? "light" : "dark"; name(); };
+  dark.addEventListener("change", name);
+  name();
+}
+
+theme();
+if (data.runs.length) start();

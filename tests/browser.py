@@ -1,0 +1,77 @@
+"""A real headless Chromium for tests of pages. A test module takes the fixtures by name:
+
+    import browser
+
+    browser_page, page_log = browser.browser_page, browser.page_log
+
+Tests skip where Playwright (`pip install playwright`) or Chromium (`apt-get install chromium`, or its path in the
+environment variable CHROMIUM) is missing.
+"""
+
+import functools
+import os
+import shutil
+import time
+
+import pytest
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_FLAGS = ("--no-sandbox", "--disable-dev-shm-usage")  # tests may run as root, and in a container
+_OWN = ("file:", "data:", "blob:", "about:")
+
+
+def find_chromium() -> str | None:
+    """Path of the browser, of CHROMIUM first."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+
+
+@functools.cache
+def _browser():
+    """One for all tests; it ends with the process."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    if find_chromium() is None:
+        pytest.skip("no Chromium: apt-get install chromium, or give its path in CHROMIUM")
+    return sync_api.sync_playwright().start().chromium.launch(executable_path=find_chromium(), args=_FLAGS)
+
+
+@pytest.fixture
+def page_log():
+    """(kind, text) of all that `browser_page` requested, wrote to its console and raised."""
+    return []
+
+
+@pytest.fixture
+def browser_page(page_log):
+    """A Playwright page of a fresh profile, 1280 by 800."""
+    context = _browser().new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    page.on("request", lambda request: page_log.append(("request", request.url)))
+    page.on("console", lambda message: page_log.append((message.type, message.text)))
+    page.on("pageerror", lambda error: page_log.append(("error", str(error))))
+    yield page
+    context.close()
+
+
+def until(page, script: str, argument=None) -> None:
+    """Wait until a script is true; `page.wait_for_function` needs eval, which a page's policy may forbid."""
+    deadline = time.monotonic() + 30
+    while not page.evaluate(script, argument):
+        assert time.monotonic() < deadline, f"never came true: {script}"
+        page.wait_for_timeout(20)
+
+
+def assert_quiet(page_log, allowed: str = "file:") -> None:
+    """No error or warning, and no request but those that begin with `allowed`, such as "http://127.0.0.1:8000/"."""
+    loud = [(kind, text) for kind, text in page_log if kind in ("error", "warning")]
+    outside = [text for kind, text in page_log if kind == "request" and not text.startswith((allowed, *_OWN))]
+    assert loud == [] and outside == [], (loud, outside)
+
+
+def assert_accessible(page) -> None:
+    """axe-core finds nothing serious. Skips without it (`pip install axe-playwright-python`)."""
+    why = "no axe: pip install axe-playwright-python"
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=why)
+    found = axe.Axe().run(page).response["violations"]
+    bad = [one for one in found if one["impact"] in ("serious", "critical")]
+    assert not bad, [(one["id"], [node["html"] for node in one["nodes"]][:3]) for one in bad]

@@ -1,0 +1,68 @@
+"""Workdirs as evaluation leaves them, made of blobs without a network: for tests of the report."""
+
+import csv
+import json
+
+import numpy as np
+from scipy import ndimage
+
+from biedsnet_jax import metrics, report_data
+
+
+def blobs(rng, count, size, classes):
+    """(image, probability, truth) of made-up slices; the last has no truth."""
+    noise = ndimage.gaussian_filter(rng.normal(size=(count, size, size, classes)), (0, size / 12, size / 12, 0))
+    noise /= noise.std()
+    truth = noise > 1.2
+    truth[-1] = False
+    unsure = ndimage.gaussian_filter(rng.normal(size=noise.shape), (0, 1.5, 1.5, 0)) * 2
+    probability = 1 / (1 + np.exp(-12 * (noise - 1.2) - 2 * unsure))
+    image = noise.mean(-1, keepdims=True) + 0.3 * rng.normal(size=(count, size, size, 1))
+    return image, probability.astype(np.float32), truth
+
+
+def write(folder, *, seed=0, size=32, classes=1, count=8, threshold=0.5, steps=4, pictures=6, samples=2, **fields):
+    """A workdir with results.json, cases.csv, metrics.jsonl and report_data.npz; returns its (probability, truth)."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    image, probability, truth = blobs(rng, count, size, classes)
+    tally, rows = report_data.Tally(classes, threshold), []
+    for i in range(count):
+        of_slice = [
+            metrics.slice_row(pred=probability[i, ..., k] > threshold, truth=truth[i, ..., k], case=f"case {i // 3}",
+                              slice=f"{i:03d}", label=k + 1)
+            for k in range(classes)
+        ]  # fmt: skip
+        rows += of_slice
+        tally.add(probability[i], truth[i], [row["dice"] for row in of_slice])
+    with (folder / "cases.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    chosen = tally.choose(pictures)
+    numbers, groups = np.array(chosen, np.int32).reshape(-1, 2).T
+    traced = numbers[: 3 if steps else 0]
+    share = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None, None, None]
+    noise = rng.normal(size=(len(traced), steps, size, size, classes))
+    data = report_data.ReportData(
+        facts={"versions": {"jax": "0.1"}, "splits": {"train": {"case 7": 3}, "val": {}, "test": {"case 0": 3}}},
+        dice=np.array(tally.dice), entropy=np.array(tally.entropy), histogram=tally.histogram, slices=numbers,
+        groups=groups, images=[report_data.jpeg(image[i]) for i in numbers],
+        probability=report_data.levels(probability[numbers], threshold), truth=truth[numbers].astype(np.uint8),
+        mutual_information=(probability[numbers] * 99).astype(np.uint8) if samples > 1 else None,
+        times=np.linspace(999, 99, steps).astype(np.int32) if steps else np.zeros(0, np.int32),
+        x_t=report_data.thinned(probability[traced][:, None] * share + noise * (1 - share)),
+        x_0=report_data.levels(probability[traced][:, None] * (0.5 + 0.5 * share), threshold),
+    )  # fmt: skip
+    report_data.save(folder, data)
+    results = {
+        "row": "biedsnet", "network": "biedsnet", "seed": seed, "dataset": "blobs", "split": "test", "parameters": 1000,
+        "gmacs_per_image": 1.5, "seconds_per_image": 0.25, "size": size, "train_steps": 40, "batch_size": 8,
+        "checkpoint_step": 40, "sampler": {"method": "ddim", "steps": steps, "ensemble": samples}, "fusion": "mean",
+        "threshold": threshold, "nsd_tolerance": 2.0, "device": "1 x cpu",
+    } | metrics.summarise(rows, resamples=100) | fields  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "config.json").write_text(json.dumps({"seed": seed, "train": {"steps": 40, "note": "</script>"}}))
+    lines = [{"step": s, "time": 1.7e9 + s, "loss": 1 / s, "val_dice": s / 50} for s in range(1, 41)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return probability, truth

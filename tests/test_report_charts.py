@@ -1,0 +1,95 @@
+"""Numbers of the report's charts against slow loops, and the charts read back as XML."""
+
+import math
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from biedsnet_jax import charts, report_charts
+from biedsnet_jax.charts import Axis, Figure, Series
+
+
+def pixels(count=3000):
+    """(probability at the middle of a bin, truth, mask, histogram) of made-up pixels."""
+    rng = np.random.default_rng(0)
+    bins = rng.integers(0, 1000, count)
+    p = (bins + 0.5) / 1000
+    truth, mask = rng.random(count) < p**1.5, p > 0.4
+    histogram = np.zeros((1, 1000, 2, 2), int)
+    np.add.at(histogram, (0, bins, truth.astype(int), mask.astype(int)), 1)
+    return p, truth, mask, histogram
+
+
+def test_calibration_is_that_of_pixels_binned_one_by_one():
+    p, truth, _, histogram = pixels()
+    predicted, observed, count = report_charts.calibration(histogram)
+    error = 0.0
+    for b in range(20):
+        inside = (p >= b / 20) & (p < (b + 1) / 20)
+        assert count[b] == inside.sum()
+        assert predicted[b] == pytest.approx(p[inside].mean()) and observed[b] == pytest.approx(truth[inside].mean())
+        error += inside.mean() * abs(p[inside].mean() - truth[inside].mean())
+    assert report_charts.expected_calibration_error(histogram) == pytest.approx(error)
+
+
+def test_pixel_risk_coverage_keeps_the_surest_first():
+    p, truth, mask, histogram = pixels()
+    coverage, risk = report_charts.pixel_risk_coverage(histogram)
+    assert len(coverage) == 500  # pairs of bins of the same entropy
+    for at in (0, 10, 250, 499):
+        kept = np.abs(p - 0.5) >= 0.4995 - at / 1000 - 1e-9
+        assert coverage[at] == pytest.approx(kept.mean())
+        assert risk[at] == pytest.approx((truth != mask)[kept].mean())
+    assert coverage[-1] == 1.0
+
+
+def test_slice_risk_coverage_worked_by_hand():
+    dice, entropy = np.array([0.5, math.nan, 0.9, 0.7]), np.array([0.8, 0.0, 0.1, 0.3])
+    coverage, risk = report_charts.slice_risk_coverage(dice, entropy)
+    assert coverage == pytest.approx([1 / 3, 2 / 3, 1])
+    assert risk == pytest.approx([0.1, 0.2, 0.3])
+    assert report_charts.slice_risk_coverage(np.array([math.nan]), np.array([0.0])) == ([], [])
+
+
+def parse(figure):
+    return ET.fromstring(f"<div>{charts.svg(figure)}</div>")
+
+
+def test_a_chart_puts_points_where_its_axes_say_and_leaves_out_what_cannot_be():
+    series = [
+        Series("a <b>", [0, 5, math.nan, 10], [0, 0.5, 0.5, 1], dots=True, tips=["1", "2", "3", "<4>"]),
+        Series("line", [0, 10], [1, 0], 3, dashed=True),
+    ]
+    root = parse(Figure("T & t", "c", Axis("x", 0, 10), Axis("y", 0, 1), series))
+    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("circle")]
+    assert len(dots) == 3
+    (x0, y0), (x1, y1), (x2, y2) = dots
+    assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1) and y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
+    assert x2 > x0 and y2 < y0  # upwards
+    (line,) = root.iter("polyline")
+    assert line.get("points") == f"{x0:.1f},{y2:.1f} {x2:.1f},{y0:.1f}" and line.get("class") == "c3 dashed"
+    assert [title.text for title in root.iter("title")] == ["1", "2", "<4>"]
+    assert ["".join(li.itertext()) for li in root.iter("li")] == ["a <b>", "line"]
+
+
+def test_a_logarithmic_axis_spaces_powers_evenly_and_drops_zeros():
+    series = Series("", [0, 1, 10, 100], [1, 1, 2, 3], dots=True)
+    root = parse(Figure("t", "c", Axis("x", log=True), Axis("y"), [series]))
+    at = [float(c.get("cx")) for c in root.iter("circle")]
+    assert len(at) == 3 and at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.11)
+    assert {"1", "10", "100"} <= {text.text for text in root.iter("text")}
+
+
+@pytest.mark.parametrize("values", [[], [0.25], [3, 3], [-2, 5], [1e-7, 2e-7], [0, 123456]])
+def test_any_values_make_a_chart_with_few_ticks(values):
+    root = parse(Figure("t", "c", Axis("x"), Axis("y"), [Series("s", values, values)]))
+    assert 4 <= len([g for g in root.iter("line")]) <= 16
+    assert "nan" not in ET.tostring(root, encoding="unicode")
+
+
+def test_damaged_lines_of_metrics_are_left_out(tmp_path):
+    lines = ['{"step": 1, "loss": 2.0}', "[]", '{"step": "x"}', '{"step": 2, "loss": null}', '{"st']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert report_charts.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2}]
+    assert report_charts.read_metrics(tmp_path / "gone") == []

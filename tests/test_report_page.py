@@ -1,0 +1,275 @@
+"""The report in a real browser: what sliders and keys change, live Dice against the package's, escaping, size."""
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import browser
+import evaluated_workdir
+import numpy as np
+import pytest
+
+from biedsnet_jax import metrics, report, report_data
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTILE = "<img src=x onerror=hacked=1></script><script>hacked=1</script>&amp;"
+browser_page, page_log = browser.browser_page, browser.page_log
+
+PANELS = ("image", "truth", "prediction", "uncertainty", "difference")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The report of two runs: a diffusion model, and a direct one of two classes; and what they predicted."""
+    root = tmp_path_factory.mktemp("runs")
+    truths = [
+        evaluated_workdir.write(root / "a", pictures=6),
+        evaluated_workdir.write(
+            root / "b", seed=1, classes=2, steps=0, samples=1, threshold=0.3337, row=HOSTILE, network=HOSTILE
+        ),
+    ]
+    report.run(str(root), str(root / "report.html"))
+    return root / "report.html", truths
+
+
+@pytest.fixture
+def page(browser_page, written):
+    browser_page.goto(written[0].as_uri())
+    browser.until(browser_page, "document.getElementById('score').textContent")
+    return browser_page
+
+
+def pixels(page, *names):
+    """A number for what each canvas shows."""
+    script = """names => names.map(name => {
+      const canvas = document.getElementById(name);
+      const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+      return data.reduce((sum, value) => (sum * 31 + value) % 1000000007, canvas.width);
+    })"""
+    return dict(zip(names, page.evaluate(script, list(names))))
+
+
+def changed(page, action, *names):
+    """Those of the canvases that look otherwise after `action`."""
+    before = pixels(page, *names)
+    action()
+    page.wait_for_timeout(150)
+    after = pixels(page, *names)
+    return {name for name in names if before[name] != after[name]}
+
+
+def slide(page, name, value):
+    page.locator(f"#{name}").evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", value)
+
+
+def live_dice(page, level):
+    slide(page, "threshold", level)
+    browser.until(page, f"document.getElementById('score').dataset.level === '{level}'")
+    return float(page.locator("#score").get_attribute("data-dice"))
+
+
+def test_all_is_drawn_and_nothing_is_loaded_or_wrong(page, page_log):
+    browser.assert_quiet(page_log)  # before pixels are read back, which Chromium remarks on
+    assert [text[:5] for kind, text in page_log if kind == "request" and not text.startswith("data:")] == ["file:"]
+    for panel in PANELS:
+        shades = page.locator(f"#{panel}").evaluate(
+            "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+        )
+        assert shades > 20, panel
+    assert page.locator("#strip button").count() == 6
+    assert page.locator("svg").count() == 7
+    assert len(set(pixels(page, *PANELS).values())) == 5
+
+
+@pytest.mark.parametrize(("run", "klass"), [(0, 0), (1, 0), (1, 1)])
+def test_live_dice_is_the_packages_at_every_threshold(page, written, run, klass):
+    probability, truth = written[1][run]
+    page.select_option("#which", index=run)
+    if run:
+        page.select_option("#class", index=klass)
+    slices = page.evaluate("run => data.runs[run].slices.map(one => one.label)", run)
+    assert len(slices) == 6
+    for place in (0, 2, 5):
+        slide(page, "slice", place)
+        browser.until(page, "label => document.getElementById('score').textContent.startsWith(label)", slices[place])
+        i = int(re.search(r"slice (\d+)", slices[place]).group(1))
+        own = 0.5 if run == 0 else 0.3337  # which is level 67 exactly
+        for level, threshold in ((1, 1 / 200), (40, 0.2), (round(200 * own), own), (150, 0.75), (200, 1.0)):
+            found = live_dice(page, level)
+            pred = probability[i, ..., klass] > np.float32(threshold)
+            expected = metrics.standard(pred=pred, truth=truth[i, ..., klass])["dice"]
+            assert found == pytest.approx(expected, abs=1e-12, nan_ok=True), (slices[place], level)
+            shown = page.locator("#score").inner_text()
+            said = "undefined" if math.isnan(expected) else f"Dice {expected:.4f} at threshold {level / 200:.3f}"
+            assert said in shown
+
+
+def test_at_the_runs_threshold_it_is_the_evaluations(page):
+    text = page.locator("#score").inner_text()
+    live, recorded = re.search(
+        r"Dice ([\d.]+) at threshold 0.500.*The evaluation had Dice ([\d.]+) at 0.5", text
+    ).groups()
+    assert live == recorded
+    slide(page, "threshold", 190)
+    page.click("#reset")
+    browser.until(page, "document.getElementById('score').dataset.level === '100'")
+
+
+def test_sliders_change_what_is_drawn_and_nothing_else(page):
+    assert changed(page, lambda: slide(page, "threshold", 30), *PANELS) == {"prediction", "difference"}
+    assert changed(page, lambda: slide(page, "opacity", 90), *PANELS) >= {"truth", "prediction", "uncertainty"}
+    assert changed(page, lambda: page.select_option("#map", value="mutual"), *PANELS) == {"uncertainty"}
+    assert changed(page, lambda: slide(page, "slice", 3), *PANELS) == set(PANELS)
+    assert changed(page, lambda: page.click("#strip li:nth-child(1) button"), *PANELS) == set(PANELS)
+    assert changed(page, lambda: page.select_option("#which", index=1), *PANELS) == set(PANELS)
+
+
+def test_the_map_is_drawn_as_told(page):
+    """Prediction at full opacity: the tint where the probability exceeds the threshold, the image elsewhere."""
+    slide(page, "opacity", 100)
+    page.wait_for_timeout(150)
+    tinted = page.evaluate("""async () => {
+      const one = slice(), maps = await load(one);
+      const drawn = by('prediction').getContext('2d').getImageData(0, 0, one.width, one.height).data;
+      return [...maps.level].every((level, i) => (level > 100) === (drawn[i * 4] === 230 && drawn[i * 4 + 2] === 0));
+    }""")
+    assert tinted
+
+
+def test_denoising_goes_step_by_step_and_plays(page):
+    steps = ("x_t", "x_0", "outlines")
+    assert page.locator("#step-score").inner_text().startswith("Step 4 of 4, t = 99: Dice")
+    assert changed(page, lambda: slide(page, "step", 0), *steps) >= {"x_t", "x_0"}
+    assert "t = 999" in page.locator("#step-score").inner_text()
+    assert changed(page, lambda: page.select_option("#traced", index=1), *steps) == set(steps)
+    page.click("#play")
+    browser.until(page, "document.getElementById('step-text').textContent === '4 of 4'")
+    page.select_option("#which", index=1)
+    browser.until(page, "document.getElementById('steps').hidden")
+    assert page.locator("#no-steps").is_visible()
+
+
+def test_the_last_step_is_the_mask_that_it_led_to(page):
+    dice = page.evaluate("Number(document.getElementById('step-score').dataset.dice)")
+    label = page.locator("#traced option").first.inner_text().split(" (")[0]
+    place = page.evaluate("label => data.runs[0].slices.findIndex(one => one.label === label)", label)
+    slide(page, "slice", place)
+    assert live_dice(page, 100) == pytest.approx(dice, abs=1e-12)
+
+
+def test_keys_move_through_slices_thresholds_and_steps(page):
+    def press(key, shows, selector="#slice-text"):
+        page.keyboard.press(key)
+        browser.until(page, "([s, t]) => document.querySelector(s).textContent === t", [selector, shows])
+
+    page.locator("#viewer").focus()
+    press("ArrowRight", "2 of 6")
+    press("ArrowLeft", "1 of 6")
+    press("ArrowLeft", "1 of 6")  # the end
+    press("ArrowUp", "0.505", "#threshold-text")
+    press("ArrowDown", "0.500", "#threshold-text")
+    page.locator("#slice").focus()
+    press("End", "6 of 6")  # a slider's own keys
+    page.locator("#steps").focus()
+    press("ArrowLeft", "3 of 4", "#step-text")
+    page.locator("#theme").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_every_control_is_reached_by_tab(page):
+    wanted = {
+        "theme",
+        "standard",
+        "viewer",
+        "which",
+        "map",
+        "slice",
+        "threshold",
+        "opacity",
+        "reset",
+        "steps",
+        "step",
+        "play",
+    }
+    seen = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.id"))
+    assert wanted <= seen
+
+
+def test_light_and_dark_follow_the_system_until_told_otherwise(page):
+    def paper():
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    page.emulate_media(color_scheme="dark")
+    assert paper() == "rgb(13, 17, 23)"
+    page.click("#theme")
+    assert paper() == "rgb(255, 255, 255)"
+    page.emulate_media(color_scheme="light", media="print")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    assert paper() == "rgb(255, 255, 255)"
+    assert not page.locator("#theme").is_visible() and page.locator("#prediction").is_visible()
+
+
+def test_one_convention_is_shown_at_a_time(page):
+    def shown():
+        return set(page.locator("main section:visible h3").all_inner_texts())
+
+    for name in ("standard", "paper", "cost"):
+        page.check(f"#{name}")
+        titles = [title for title in shown() if title.startswith("Table")]
+        words = {"standard": r"standard|difference", "paper": "paper", "cost": "cost"}[name]
+        assert titles and all(re.search(words, title) for title in titles), titles
+
+
+def test_a_phone_has_room_for_it(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.locator("#prediction").bounding_box()["width"] > 120
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    for summary in page.locator("summary").all():
+        summary.click()
+    browser.assert_accessible(page)
+
+
+def test_hostile_text_is_only_text(page, page_log):
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert HOSTILE in page.locator("#which").inner_text()
+    assert HOSTILE in page.locator("main").inner_text()
+    assert page.locator("img").count() == 0
+    browser.assert_quiet(page_log)
+
+
+def test_an_earlier_workdir_has_a_report_that_says_how_to_get_pictures(tmp_path, browser_page, page_log):
+    evaluated_workdir.write(tmp_path / "run", steps=0)
+    (tmp_path / "run" / "report_data.npz").unlink()
+    report.run(str(tmp_path / "run"), None)
+    browser_page.goto((tmp_path / "run" / "report.html").as_uri())
+    assert f"--mode=evaluate --workdir={tmp_path / 'run'}" in browser_page.locator("main").inner_text()
+    assert not browser_page.locator("#viewer").is_visible()
+    assert browser_page.locator("svg").count() == 4
+    browser.assert_quiet(page_log)
+    browser.assert_accessible(browser_page)
+
+
+def test_eight_full_size_runs_stay_below_five_megabytes_and_need_no_jax(tmp_path):
+    for n in range(8):
+        evaluated_workdir.write(tmp_path / "x" / f"seed{n}", seed=n, size=256, count=12, pictures=12, steps=6)
+    code = "import sys; from biedsnet_jax import report; report.run(*sys.argv[1:]); sys.exit('jax' in sys.modules)"
+    line = [sys.executable, "-c", code, str(tmp_path / "x"), str(tmp_path / "r.html")]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "r.html").read_text()
+    assert 200_000 < len(text.encode()) < 5_000_000
+    assert len(re.findall(r'"label":', text)) >= 8 * 3  # of each run, the worst, the median and the best
+    assert len(re.findall(r'"x_0":', text)) >= 8
+    assert report_data.NAME in {path.name for path in (tmp_path / "x" / "seed0").iterdir()}
