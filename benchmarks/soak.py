@@ -139,7 +139,8 @@ class Soak:
         if spoilt.what:
             self.damages.append({"what": spoilt.what, "outcome": word})
         if word not in GOOD or (word == "refused" and not spoilt.temporary):
-            self.failures.append(f"{word}, {spoilt.what or 'nothing spoilt'}: {ended.err[-600:]}")
+            said = ended.err[max(0, ended.err.find("Traceback") - 300) :][:3000] if word == "traceback" else ended.err
+            self.failures.append(f"{word}, {spoilt.what or 'nothing spoilt'}: {said[-3000:]}")
             if not ended.signal and ended.code == 2 and not spoilt.temporary:
                 self._begin_another()  # it would be refused for ever
         if ended.finished:
@@ -196,7 +197,8 @@ def tally(damages: list[dict]) -> dict[str, dict[str, int]]:
 
 def memory(folder: Path, steps: int) -> dict:
     """Resident memory against steps, of one undisturbed run."""
-    run = soak_run.Run(folder, steps=steps, more={"eval.every": 20, "checkpoint.every": 10, "log.every": 5})
+    # Ten times as often as by default.
+    run = soak_run.Run(folder, steps=steps, more={"eval.every": 100, "checkpoint.every": 100, "log.every": 5})
     soak_run.write_pictures(run.data)
     points = run.watch_memory(folder / "memory")
     late = [point for point in points if point[0] > steps / 4]
