@@ -197,8 +197,8 @@ def tally(damages: list[dict]) -> dict[str, dict[str, int]]:
 
 def memory(folder: Path, steps: int) -> dict:
     """Resident memory against steps, of one undisturbed run."""
-    # Ten times as often as by default.
-    run = soak_run.Run(folder, steps=steps, more={"eval.every": 100, "checkpoint.every": 100, "log.every": 5})
+    # Five times as often as by default.
+    run = soak_run.Run(folder, steps=steps, more={"eval.every": 200, "checkpoint.every": 200, "log.every": 5})
     soak_run.write_pictures(run.data)
     points = run.watch_memory(folder / "memory")
     late = [point for point in points if point[0] > steps / 4]

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
 from biedsnet_jax import checkpoint_folder, checksums, files, processes
-from biedsnet_jax.errors import reason
+from biedsnet_jax.errors import Preempted, reason
 from biedsnet_jax.parallel import state_sharding
 from biedsnet_jax.train_state import TrainState
 from biedsnet_jax.types import BadInput
@@ -258,5 +258,7 @@ def _hush():
 
 
 def _unraisable(what):
+    if isinstance(what.exc_value, Preempted):  # SIGTERM came in a callback: the next step hears of it
+        return
     if str(what.exc_value) != "Event loop is closed":  # of writes that outlive a failed save
         sys.__unraisablehook__(what)
