@@ -136,7 +136,7 @@ def open_model(cfg, workdir: pathlib.Path) -> tuple[segmenter.Segmenter, dict, i
     return model, variables, step, mesh
 
 
-def noise_keys(seed: int, number: jax.Array) -> jax.Array:
+def noise_keys(seed: int | jax.Array, number: jax.Array) -> jax.Array:
     """A key for each image, by its number alone: neither batch size nor devices change its mask."""
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(number)
 

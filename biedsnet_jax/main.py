@@ -19,6 +19,7 @@ MODES = {
     "evaluate": "evaluate.run",
     "predict": "predict_files.run",
     "import": "importer.run",
+    "export": "export.run",
     "benchmark": "benchmark.run",
     "report": "report.run",
 }
@@ -26,6 +27,7 @@ MODES = {
 _MODE_HELP = (
     "train ends with the test split; evaluate scores a workdir; predict segments files with one; "
     "import makes one of PyTorch weights; distill makes one that needs fewer steps of one that is trained; "
+    "export makes a program of one that runs without this package; "
     "benchmark times a config on this machine, without data; "
     "report makes tables of workdirs with results"
 )
@@ -36,13 +38,13 @@ _OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "predict: the folder of the masks; report: the HTML file, the same as Markdown is put beside it; "
-    "benchmark: the JSON file; distill: the student's workdir",
+    "benchmark: the JSON file; distill: the student's workdir; export: the folder of the program",
 )
 _NETWORK = flags.DEFINE_string("network", None, "import: whose weights they are; needed where --config is not given")
 _INPUT = flags.DEFINE_string(
     "input", None, "predict: image, volume, or a folder of them; import: .npz, .safetensors or .pth file of the weights"
 )
-_SAMPLES = flags.DEFINE_bool("samples", False, "predict: keep each sample of a diffusion method")
+_SAMPLES = flags.DEFINE_bool("samples", False, "predict, export: keep each sample of a diffusion method")
 _COMPARE = flags.DEFINE_string("compare", None, "benchmark: an earlier --output; says what got slower since")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "benchmark: how often each program is timed after warm-up")
 _COORDINATOR = flags.DEFINE_string(
@@ -81,6 +83,8 @@ def run(argv: list[str]) -> int:
         _from_package("parallel.enable_compile_cache")(_CONFIG.value.compile_cache)
         if _MODE.value == "import":
             mode(_CONFIG.value, _WORKDIR.value, _INPUT.value)
+        elif _MODE.value == "export":
+            mode(_CONFIG.value, _WORKDIR.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
         elif _MODE.value == "predict":
             return mode(_CONFIG.value, _WORKDIR.value, _INPUT.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
         else:

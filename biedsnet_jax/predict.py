@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Integer, Shaped
 
 from biedsnet_jax import config, evaluate, experiment, fusion, parallel, processes, segmenter
 from biedsnet_jax.data import transforms, volumes
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.types import BadInput, Image
 
 UNCERTAINTIES = ("entropy", "mutual_information", "variance")
 
@@ -272,18 +272,22 @@ def class_labels(cfg) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, cfg.data.labels)) or tuple((k,) for k in range(1, cfg.data.classes + 1))
 
 
+def maps(cfg, model, variables: dict, image: Image, keys: segmenter.Keys, **start) -> dict[str, jax.Array]:
+    """What `cfg` asks for of prepared images: maps "b h w k", UNCERTAINTIES of diffusion methods only, and samples."""
+    samples = model.predict(variables, image, keys, ensemble=cfg.sampler.ensemble, **start)
+    found = {"probability": fusion.FUSIONS[cfg.fusion](samples), "samples": samples}
+    return found | (fusion.uncertainty(samples) if segmenter.is_diffusion(cfg) else {})
+
+
 def _make_run_batch(cfg, model, mesh):
     """Jitted `(variables, image, number, previous) -> maps "b h w k", and samples "n b h w k"`.
 
     `previous` is None but for slices that start from another's probability.
     """
-    fuse, diffusion = fusion.FUSIONS[cfg.fusion], segmenter.is_diffusion(cfg)
 
     def run_batch(variables, image, number, previous):
         keys, start = evaluate.noise_keys(cfg.seed, number), {} if previous is None else {"previous": previous}
-        samples = model.predict(variables, image, keys, ensemble=cfg.sampler.ensemble, **start)
-        maps = {"probability": fuse(samples), "samples": samples}
-        return maps | fusion.uncertainty(samples) if diffusion else maps
+        return maps(cfg, model, variables, image, keys, **start)
 
     split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     return jax.jit(run_batch, in_shardings=(everywhere, split, split, split))

@@ -137,7 +137,7 @@ class Diffusion:
             guess = self._encode(previous)
         elif self.sampling.start != "noise":
             shape = (*image.shape[:3], network.classes)
-            guess = denoise(jnp.zeros(shape), jnp.full(len(image), self.schedule.timesteps - 1))
+            guess = denoise(jnp.zeros(shape), jnp.full(image.shape[0], self.schedule.timesteps - 1))
         return denoise, lambda noise: self.sampling.begin(guess, noise, self.schedule)
 
     def _decode(self, x_0):

@@ -24,6 +24,7 @@ ORDER = [
     "predict", "overlay", "outputs", "predict_files",
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",
+    "export_program", "export_loader", "model_card", "export",
     "saved_config", "student_config", "main",
 ]  # fmt: skip
 

@@ -74,7 +74,7 @@ def warm_start(
     Source: SDEdit (Meng et al. 2022, arXiv:2108.01073).
     """
     t = visited(schedule, steps=steps, spacing=spacing, start_fraction=start_fraction)[0]
-    return process.q_sample(schedule, x_0, jnp.full(len(x_0), t), noise)
+    return process.q_sample(schedule, x_0, jnp.full(x_0.shape[0], t), noise)
 
 
 def sample_trajectory(

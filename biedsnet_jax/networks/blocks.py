@@ -142,7 +142,7 @@ class GroupNorm(nn.Module):
         return (x * factor + shift).astype(self.dtype)
 
     def _over_group(self, per_channel: Float[Array, "b c4"], channels: int) -> Float[Array, "b c"]:
-        b = len(per_channel)
+        b = per_channel.shape[0]  # not len: it may be symbolic, see export
         mean = jnp.mean(per_channel.reshape(b, -1, self.groups, channels // self.groups), axis=(1, 3))
         return jnp.repeat(mean, channels // self.groups, axis=1)
 
