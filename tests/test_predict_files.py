@@ -36,6 +36,9 @@ class Bright:
     def loss(self, variables, batch, key, *, train):
         raise NotImplementedError
 
+    def trajectory(self, *_):
+        """No steps."""
+
     def predict(self, variables, image, keys, *, ensemble):
         found = jnp.where(image > variables["params"]["above"], 0.8, 0.1)
 
