@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from biedsnet_jax.networks import winograd
-from biedsnet_jax.networks.blocks import Features, pointwise
+from biedsnet_jax.networks.blocks import Features
 
 Maps = Features | tuple[Float[Array, "b h w _c"], ...]  # a tuple stands side by side, as if concatenated
 
@@ -104,8 +104,6 @@ class UpsampledConv(nn.Module):
 
 def convolve(x: Features, kernel: Float[Array, "k k c c2"]) -> Float[Array, "b _h _w c2"]:
     """Stride 1, k // 2 zeros on each side: the same size for an odd kernel, one more for an even one."""
-    if kernel.shape[0] == 1:
-        return pointwise(x, kernel)
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")
