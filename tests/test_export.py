@@ -118,6 +118,7 @@ def test_the_artefact_is_for_three_platforms_and_any_batch(exported):
 COMPILE = """
 import os, sys
 os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside a process that has it
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 import jax
 from jax.experimental import topologies
