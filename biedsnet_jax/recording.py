@@ -2,6 +2,7 @@
 denoising of the first few, step by step. Every process computes; see `report_data` for the file.
 """
 
+import functools
 import platform
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -12,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from biedsnet_jax import experiment, fusion, parallel, processes, report_data, segmenter
-from biedsnet_jax.diffusion import sampler, schedule
 
 TRAJECTORIES = 3  # slices whose steps are kept: the worst, the median and the best
 MOST_SAMPLING_STEPS = 100  # with more, the steps are left out: all of them are on the device at once
@@ -36,8 +36,7 @@ def record(
         kept["images"] += [report_data.jpeg(_own_channels(cfg, image)) for image in batch["image"]]
         kept["probability"] += list(report_data.levels(probability, cfg.threshold))
         kept["truth"] += list((batch["mask"] > 0.5).astype(np.uint8))
-        if explain:
-            _explain(kept, cfg, explain, batch["image"], [example["index"] for example in examples], mesh)
+        _explain(kept, cfg, explain, batch["image"], [example["index"] for example in examples], mesh)
     return _report_data(cfg, data, tally, chosen, kept) if processes.is_first() else None
 
 
@@ -59,27 +58,27 @@ def _report_data(cfg, data, tally, chosen, kept):
     )
 
 
-def make_explain(cfg, model, variables: dict, keys_of: Keys, mesh: Mesh) -> Explain | None:
-    """`(image, number) -> mutual_information "b h w k", x_t and x_0 "b t h w k"`, jitted, as far as they are defined.
+def make_explain(cfg, model, variables: dict, keys_of: Keys, mesh: Mesh) -> dict[str, Explain]:
+    """What there is to tell of a diffusion method, by name, each `(image, number) -> arrays`, jitted.
 
-    None for a method without samples and steps. See `record` for `keys_of`.
+    "disagreement": mutual_information "b h w k", with several samples. "steps": x_t and x_0 "b t h w k", where they are
+    not too many. See `record` for `keys_of`.
     """
-    ensemble, with_steps = cfg.sampler.ensemble, cfg.sampler.steps <= MOST_SAMPLING_STEPS
-    if not segmenter.is_diffusion(cfg) or not (ensemble > 1 or with_steps):
-        return None
 
-    def explain(variables, image, number):
-        keys, found = keys_of(number), {}
-        if ensemble > 1:
-            samples = model.predict(variables, image, keys, ensemble=ensemble)
-            found["mutual_information"] = fusion.uncertainty(samples)["mutual_information"]
-        if with_steps:
-            steps = model.trajectory(variables, image, keys)._asdict()
-            found |= {name: jnp.moveaxis(value, 0, 1) for name, value in steps.items()}
-        return found
+    def disagreement(variables, image, number):
+        samples = model.predict(variables, image, keys_of(number), ensemble=cfg.sampler.ensemble)
+        return {"mutual_information": fusion.uncertainty(samples)["mutual_information"]}
 
-    program = parallel.jit_batches(explain, mesh)
-    return lambda image, number: program(variables, image, number)
+    def steps(variables, image, number):
+        trajectory = model.trajectory(variables, image, keys_of(number))._asdict()
+        return {name: jnp.moveaxis(value, 0, 1) for name, value in trajectory.items()}
+
+    told, diffusion = {}, segmenter.is_diffusion(cfg)
+    if diffusion and cfg.sampler.ensemble > 1:
+        told["disagreement"] = disagreement
+    if diffusion and cfg.sampler.steps <= MOST_SAMPLING_STEPS:
+        told["steps"] = steps
+    return {name: functools.partial(parallel.jit_batches(one, mesh), variables) for name, one in told.items()}
 
 
 def _explain(kept, cfg, explain, images, numbers, mesh):
@@ -91,23 +90,23 @@ def _explain(kept, cfg, explain, images, numbers, mesh):
         number = np.zeros(rows, np.int32)
         image[:count], number[:count] = images[first : first + rows], numbers[first : first + rows]
         inputs = parallel.put_whole_batch({"image": image, "number": number}, mesh)
-        found = {name: np.asarray(x)[:count] for name, x in explain(inputs["image"], inputs["number"]).items()}
-        if "mutual_information" in found:
-            bits = np.clip(found["mutual_information"], 0, 1)
+        if "disagreement" in explain:
+            found = explain["disagreement"](inputs["image"], inputs["number"])
+            bits = np.clip(np.asarray(found["mutual_information"])[:count], 0, 1)
             kept["mutual_information"] += list((bits * 255).round().astype(np.uint8))
-        if "x_0" in found and len(kept["x_0"]) < TRAJECTORIES:
+        room = TRAJECTORIES - len(kept["x_0"])
+        if "steps" in explain and room > 0:
+            found = explain["steps"](inputs["image"], inputs["number"])
             some = report_data.evenly(cfg.sampler.steps)
-            kept["x_t"] += list(report_data.thinned(found["x_t"][:, some]))
-            kept["x_0"] += list(report_data.levels(found["x_0"][:, some], cfg.threshold))
-            kept["x_t"], kept["x_0"] = kept["x_t"][:TRAJECTORIES], kept["x_0"][:TRAJECTORIES]
+            x_t, x_0 = (np.asarray(found[name])[: min(count, room), some] for name in ("x_t", "x_0"))
+            kept["x_t"] += list(report_data.thinned(x_t))
+            kept["x_0"] += list(report_data.levels(x_0, cfg.threshold))
 
 
 def _times(cfg):
     """The times of the steps that are kept."""
-    fields, noises = cfg.sampler, schedule.make(cfg.diffusion.schedule, cfg.diffusion.timesteps)
-    fraction = 1.0 if fields.start == "noise" else fields.start_fraction
-    times = sampler.visited(noises, steps=fields.steps, spacing=fields.spacing, start_fraction=fraction)
-    return times[report_data.evenly(fields.steps)].astype(np.int32)
+    times = segmenter.make_sampling(cfg).visited(segmenter.make_schedule(cfg))
+    return times[report_data.evenly(len(times))].astype(np.int32)
 
 
 def _own_channels(cfg, image):

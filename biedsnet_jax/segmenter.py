@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from biedsnet_jax import losses
@@ -68,6 +69,11 @@ class Sampling:
             "method": self.method, "steps": self.steps, "eta": self.eta, "spacing": self.spacing,
             "start_fraction": fraction,
         }  # fmt: skip
+
+    def visited(self, noise_schedule: schedule.Schedule) -> np.ndarray:
+        """The times of its steps, as `sampler.visited`."""
+        where = {name: self.fields[name] for name in ("steps", "spacing", "start_fraction")}
+        return sampler.visited(noise_schedule, **where)
 
     def begin(self, x_0: Array | None, noise: Array, noise_schedule: schedule.Schedule) -> Array:
         """What the first step sees: the guess `x_0` noised, or noise alone where there is none."""
@@ -273,12 +279,21 @@ def build(config) -> Segmenter:
 
     if not is_diffusion(config):
         return Direct(network, heads_loss, denoiser)
-    noise_schedule = schedule.make(config.diffusion.schedule, config.diffusion.timesteps)
-    sampling = Sampling(**{field.name: config.sampler[field.name] for field in dataclasses.fields(Sampling)})
+    noise_schedule, sampling = make_schedule(config), make_sampling(config)
     if config.network == "medsegdiff":
         return NoisePrediction(network, noise_schedule, sampling)
     mask_range, mask_scale = config.diffusion.mask_range, config.diffusion.mask_scale
     return Diffusion(network, noise_schedule, heads_loss, mask_range, mask_scale, sampling)
+
+
+def make_schedule(config) -> schedule.Schedule:
+    """The noise schedule of a diffusion method."""
+    return schedule.make(config.diffusion.schedule, config.diffusion.timesteps)
+
+
+def make_sampling(config) -> Sampling:
+    """How a diffusion method samples."""
+    return Sampling(**{field.name: config.sampler[field.name] for field in dataclasses.fields(Sampling)})
 
 
 def is_diffusion(config) -> bool:
