@@ -139,8 +139,8 @@ class Soak:
         if spoilt.what:
             self.damages.append({"what": spoilt.what, "outcome": word})
         if word not in GOOD or (word == "refused" and not spoilt.temporary):
-            said = ended.err[max(0, ended.err.find("Traceback") - 300) :][:3000] if word == "traceback" else ended.err
-            self.failures.append(f"{word}, {spoilt.what or 'nothing spoilt'}: {said[-3000:]}")
+            begin = max(0, ended.err.find("Traceback") - 300) if word == "traceback" else -3000
+            self.failures.append(f"{word}, {spoilt.what or 'nothing spoilt'}: {ended.err[begin:][:3000]}")
             if not ended.signal and ended.code == 2 and not spoilt.temporary:
                 self._begin_another()  # it would be refused for ever
         if ended.finished:

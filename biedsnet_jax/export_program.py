@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax import export
 from jaxtyping import Array, Float
 
@@ -68,19 +69,12 @@ def make(cfg, model, *, keep_samples: bool) -> Callable[..., dict[str, Array]]:
 
 def flatten(variables: dict) -> Weights:
     """Nested variables by path."""
-    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    return traverse_util.flatten_dict(variables, sep="/")
 
 
 def unflatten(weights: Weights) -> dict:
     """The inverse; a network without batch statistics has them empty."""
-    variables = {"params": {}, "batch_stats": {}}
-    for path, leaf in weights.items():
-        *parents, name = path.split("/")
-        place = variables
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = leaf
-    return variables
+    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(weights, sep="/")
 
 
 def window(image: Image, low: float, high: float) -> Image:

@@ -17,14 +17,14 @@ from biedsnet_jax.data.nifti_folder import class_masks
 from biedsnet_jax.data.scans import RECORD, Item, Scan
 from biedsnet_jax.data.volumes import Volume
 from biedsnet_jax.overlay import overlay
-from biedsnet_jax.predict import UNCERTAINTIES, Prediction
+from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
+from biedsnet_jax.report_data import LIKELY
 from biedsnet_jax.types import BadInput
 
 COLUMNS = (
     "name", "class", "labels", "slices", "height", "width", "pixels", "volume_ml", "largest_area_mm2",
     "largest_area_pixels", "mean_uncertainty", "seconds", "file",
 )  # fmt: skip
-LIKELY = 0.05  # mean uncertainty is over pixels at least so probable: elsewhere it is 0 and there is a lot of elsewhere
 
 
 class Summary:

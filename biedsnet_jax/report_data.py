@@ -23,7 +23,7 @@ from biedsnet_jax import files, results
 NAME = "report_data.npz"
 LEVELS = 200
 BINS = 1000  # of the histogram, over probabilities 0 to 1
-LIKELY = 0.05  # pixels of at least this probability count in a slice's mean entropy
+LIKELY = 0.05  # mean entropy is over pixels at least so probable: elsewhere it is 0 and there is a lot of elsewhere
 GROUPS = ("worst", "median", "best", "other")
 MOST_STEPS, MOST_SIDE, GREYS = 20, 128, 15  # of a recorded trajectory: steps, pixels a side of x_t, levels of x_t
 _JPEG = 85  # quality

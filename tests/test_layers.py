@@ -21,7 +21,7 @@ ORDER = [
     "results", "comparison", "paper_tables", "tables", "charts",
     "report_data", "report_charts", "report_facts", "report_pictures", "report_page", "report",
     "recording", "evaluate", "trainer", "distill",
-    "predict", "overlay", "outputs", "predict_files",
+    "prediction", "predict", "overlay", "outputs", "predict_files",
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",
     "export_program", "export_loader", "model_card", "export",

@@ -13,7 +13,7 @@ from biedsnet_jax import files, outputs
 from biedsnet_jax.data import nifti
 from biedsnet_jax.data.scans import Item, Scan
 from biedsnet_jax.data.volumes import Volume
-from biedsnet_jax.predict import UNCERTAINTIES, Prediction
+from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
 from biedsnet_jax.types import BadInput
 
 SHAPE = (3, 4, 5)  # d h w

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from biedsnet_jax import checkpoint, config, evaluate, parallel, predict, segmenter, train_state
+from biedsnet_jax.prediction import label_map
 from biedsnet_jax.types import BadInput
 from configs import folder, nifti, variants
 
@@ -235,7 +236,7 @@ def test_few_sizes_of_batch_are_compiled(predictors, monkeypatch, slices, sizes)
     ],
 )
 def test_label_maps_by_hand(labels, pixels, expected):
-    found = predict.label_map(np.array(pixels), threshold=0.5, labels=labels)
+    found = label_map(np.array(pixels), threshold=0.5, labels=labels)
     np.testing.assert_array_equal(found, expected)
     assert found.dtype == (np.uint16 if max(expected) > 255 else np.uint8)
 
@@ -245,7 +246,7 @@ def test_the_label_map_of_true_regions_is_the_label_map_they_came_from(order):
     truth = np.random.default_rng(0).integers(0, 4, (5, 6))
     labels = [((1, 2, 3), (2, 3), (3,))[k] for k in order]
     probability = np.stack([np.isin(truth, group) for group in labels], axis=-1).astype(np.float32)
-    np.testing.assert_array_equal(predict.label_map(probability, threshold=0.5, labels=labels), truth)
+    np.testing.assert_array_equal(label_map(probability, threshold=0.5, labels=labels), truth)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

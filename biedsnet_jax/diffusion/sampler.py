@@ -54,8 +54,7 @@ def sample(
     out of range.
     """
     plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing, start_fraction=start_fraction)
-    step = _step_function(denoise, keys, plan)
-    (x_0, _), _ = jax.lax.scan(lambda carry, row: (step(carry, row)[0], None), _start(x_T), plan)
+    x_0, _ = _run(_step_function(denoise, keys, plan), _start(x_T), plan)
     return x_0
 
 
@@ -91,13 +90,7 @@ def sample_trajectory(
 ) -> Trajectory:
     """What `denoise` sees and says at every step of `sample`, for figures; the last x_0 is what `sample` returns."""
     plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing, start_fraction=start_fraction)
-    step = _step_function(denoise, keys, plan)
-
-    def seen(carry, row):
-        after, x_0 = step(carry, row)
-        return after, Trajectory(carry[0], x_0)
-
-    return jax.lax.scan(seen, _start(x_T), plan)[1]
+    return _follow(_step_function(denoise, keys, plan), _start(x_T), plan, lambda carry: carry[0])
 
 
 def ancestral_learned(
@@ -114,7 +107,7 @@ def ancestral_learned(
     x_0 is clipped to [-1, 1] at every step. Source: Nichol & Dhariwal 2021, section 3.1; guided-diffusion.
     """
     step, rows = _learned_steps(denoise, keys, schedule, steps, spacing)
-    return jax.lax.scan(lambda x_t, row: (step(x_t, row)[0], None), x_T.astype(jnp.float32), rows)[0]
+    return _run(step, x_T.astype(jnp.float32), rows)
 
 
 def ancestral_learned_trajectory(
@@ -128,12 +121,22 @@ def ancestral_learned_trajectory(
 ) -> Trajectory:
     """What `denoise` sees and says at every step of `ancestral_learned`; the last x_0 is what that returns."""
     step, rows = _learned_steps(denoise, keys, schedule, steps, spacing)
+    return _follow(step, x_T.astype(jnp.float32), rows, lambda x_t: x_t)
 
-    def seen(x_t, row):
-        after, x_0 = step(x_t, row)
-        return after, Trajectory(x_t, x_0)
 
-    return jax.lax.scan(seen, x_T.astype(jnp.float32), rows)[1]
+def _run(step, carry, rows):
+    """The carry after all steps `(carry, row) -> (carry, x_0)`."""
+    return jax.lax.scan(lambda carry, row: (step(carry, row)[0], None), carry, rows)[0]
+
+
+def _follow(step, carry, rows, x_t):
+    """What each of those steps saw, `x_t(carry)`, and said."""
+
+    def seen(carry, row):
+        after, x_0 = step(carry, row)
+        return after, Trajectory(x_t(carry), x_0)
+
+    return jax.lax.scan(seen, carry, rows)[1]
 
 
 def _learned_steps(denoise, keys, schedule, steps, spacing):
