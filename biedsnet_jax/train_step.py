@@ -3,6 +3,7 @@
 A step whose loss or gradient is not finite changes nothing but the counters, so that one bad batch cannot spoil a run.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Num
 
+from biedsnet_jax.packing import Packing
 from biedsnet_jax.parallel import batch_sharding, replicated
 from biedsnet_jax.train_state import TrainState
 from biedsnet_jax.types import Batch, PRNGKey
@@ -53,32 +55,26 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         grads, batch_stats, metrics = _gradients(segmenter, state, batch, key, accumulate, others or {})
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        grad_norm = optax.global_norm(grads)
+        packing = Packing(state.params, state_sharding and state_sharding.params)
+        grad_norm = optax.global_norm(packing.pack(grads))
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-        good = TrainState(
-            step=state.step,
-            params=params,
-            batch_stats=batch_stats,
-            ema_params=_moving_average(state.ema_params, params, ema_decay, state.step),
-            opt_state=opt_state,
-            bad_steps=jnp.zeros_like(state.bad_steps),
-            skipped_steps=state.skipped_steps,
-        )
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), good, state)
-        bad = (~finite).astype(jnp.int32)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=kept.params,
-            batch_stats=kept.batch_stats,
-            ema_params=kept.ema_params,
-            opt_state=kept.opt_state,
-            bad_steps=(state.bad_steps + 1) * bad,
-            skipped_steps=state.skipped_steps + bad,
-        )
+
+        def update(state, grads, batch_stats):
+            grads = packing.pack(grads)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = _moving_average(state.ema_params, params, ema_decay, state.step)
+            new = {"params": params, "batch_stats": batch_stats, "ema_params": ema_params, "opt_state": opt_state}
+            return dataclasses.replace(state, **new, bad_steps=jnp.zeros_like(state.bad_steps))
+
+        def skip(state, grads, batch_stats):
+            return dataclasses.replace(state, bad_steps=state.bad_steps + 1, skipped_steps=state.skipped_steps + 1)
+
+        # XLA fuses nothing across a branch. Else each small array's gradient would be computed anew, and rounded anew,
+        # inside the packed one, and the whole update inside each array that is cut out of it.
+        new_state = packing.unpack(jax.lax.cond(finite, update, skip, packing.pack(state), grads, batch_stats))
         counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
-        return new_state, {**metrics, "grad_norm": grad_norm, **counters}
+        return dataclasses.replace(new_state, step=state.step + 1), {**metrics, "grad_norm": grad_norm, **counters}
 
     everywhere = replicated(mesh)
     return jax.jit(

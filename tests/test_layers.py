@@ -16,7 +16,7 @@ ORDER = [
     "errors", "types", "files", "checksums", "processes", "preemption", "parallel",
     "data", "networks", "diffusion", "losses", "distances", "metrics", "lesions", "fusion", "macs",
     "timing", "roofline",
-    "segmenter", "distillation", "train_state", "train_step", "checkpoint_folder", "checkpoint",
+    "segmenter", "distillation", "packing", "train_state", "train_step", "checkpoint_folder", "checkpoint",
     "run_log", "progress", "later_fields", "config_fields", "config_check", "config", "experiment",
     "results", "comparison", "paper_tables", "tables", "charts",
     "report_data", "report_charts", "report_facts", "report_pictures", "report_page", "report",
