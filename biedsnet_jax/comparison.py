@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from biedsnet_jax.results import Run
 
@@ -101,6 +100,8 @@ def _percentiles(sums, sizes):
 def _signed_rank(deltas):
     if np.count_nonzero(deltas) < FEWEST_CASES:
         return math.nan
+    from scipy import stats  # half a second that not every start needs to wait
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ties and zeros: scipy says that it takes the normal approximation
         return float(stats.wilcoxon(deltas).pvalue)

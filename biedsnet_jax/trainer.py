@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def train(cfg, workdir: str) -> dict | None:
     fresh = _trace_fresh(cfg, model, optimizer, mesh)
     fields = {"ema_decay": cfg.train.ema, "accumulate": cfg.train.accumulate, "fixed": "distill" in cfg}
     fields["state_sharding"] = parallel.state_sharding(fresh.out_info, mesh)
-    update = train_step.make_train_step(model, optimizer, mesh, **fields)
+    update = _trace_update(cfg, train_step.make_train_step(model, optimizer, mesh, **fields), fresh.out_info)
 
     # State: fresh, or the last complete checkpoint's. Traced before anything is written.
     teacher = _restore_teacher(cfg, fresh.out_info, mesh)
@@ -60,7 +61,12 @@ def train(cfg, workdir: str) -> dict | None:
         _make_folder(workdir)
         config.save(cfg, workdir / "config.json")
     options = {"keep_latest": cfg.checkpoint.keep_latest, "keep_best": cfg.checkpoint.keep_best}
-    with preemption.Watch() as watch, checkpoint.Checkpoints(workdir, **options) as checkpoints:
+    with (
+        preemption.Watch() as watch,
+        checkpoint.Checkpoints(workdir, **options) as checkpoints,
+        futures.ThreadPoolExecutor(1) as beside,
+    ):
+        compiling = beside.submit(lambda: update.lower().compile())  # while the state is made or read
         state = _start(fresh, checkpoints, mesh, teacher)
         start = int(state.step)
         if processes.is_first():
@@ -70,7 +76,8 @@ def train(cfg, workdir: str) -> dict | None:
         with run_log.RunLog(workdir, step=start, tensorboard=cfg.log.tensorboard) as log:
             validation = _Validation(cfg, model, data, mesh)
             others = () if teacher is None else ({"teacher": teacher},)
-            loop = _Loop(cfg, data, mesh, update, schedule, checkpoints, log, validation, watch, others)
+            compiled = compiling.result()
+            loop = _Loop(cfg, data, mesh, compiled, schedule, checkpoints, log, validation, watch, others)
             state = loop.run(state, start)
 
         # Test: the best checkpoint, as any later evaluation would read it.
@@ -82,21 +89,23 @@ def train(cfg, workdir: str) -> dict | None:
 
 
 def _trace_fresh(cfg, model, optimizer, mesh):
-    """The program that makes a fresh state, uncompiled; a network or a loss that refuses the config does so here."""
+    """The program that makes a fresh state, uncompiled."""
 
     def fresh():
         return train_state.create(evaluate.init_variables(model, cfg), optimizer)
 
-    def loss(variables, key):
-        height, width, channels = experiment.image_shape(cfg)
-        image, mask = (jnp.zeros((1, height, width, n)) for n in (channels, cfg.data.classes))
-        others = {"teacher": variables} if "distill" in cfg else {}
-        return model.loss({**variables, **others}, {"image": image, "mask": mask}, key, train=True)
-
     sharding = parallel.state_sharding(jax.eval_shape(fresh), mesh)
-    traced = jax.jit(fresh, out_shardings=sharding).trace()
-    jax.eval_shape(loss, traced.out_info.ema_variables, jax.random.key(0))
-    return traced
+    return jax.jit(fresh, out_shardings=sharding).trace()
+
+
+def _trace_update(cfg, update, state):
+    """The update for such a state, uncompiled; a network or a loss that refuses the config does so here."""
+    *size, channels = experiment.image_shape(cfg)
+    image, mask = (
+        jax.ShapeDtypeStruct((cfg.train.batch_size, *size, n), jnp.float32) for n in (channels, cfg.data.classes)
+    )
+    others = ({"teacher": state.ema_variables},) if "distill" in cfg else ()
+    return update.trace(state, {"image": image, "mask": mask}, jax.eval_shape(jax.random.key, 0), *others)
 
 
 def _make_folder(workdir):

@@ -14,26 +14,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from many_processes import CUT, STEPS, recording, restored, toy
+from many_processes import CUT, STEPS, restored
 from PIL import Image
 from refusals import refused
 
-from biedsnet_jax import parallel, predict_files, processes, trainer
-from biedsnet_jax.data import pipeline
+from biedsnet_jax import parallel, processes
 
 ROOT = Path(__file__).resolve().parents[1]
 FSDP = {"1x1": 1, "1x4": 2, "2x2": 4, "4x1": 1}  # of processes x devices
 LAYOUTS = tuple(FSDP)
-
-
-def alone(monkeypatch, devices: int, workdir: Path, **fields) -> None:
-    """Train in this process."""
-    make, seen = parallel.make_mesh, []
-    with monkeypatch.context() as patch:
-        patch.setattr(parallel, "make_mesh", lambda fsdp=1: make(jax.devices()[:devices], fsdp=fsdp))
-        patch.setattr(pipeline, "train_batches", recording(pipeline.train_batches, seen))
-        trainer.train(toy(**fields), str(workdir))
-    (workdir / "rows_0.json").write_text(json.dumps(seen))
 
 
 def together(count: int, devices: int, folder: Path, jobs: list[dict]) -> list[str]:
@@ -44,7 +33,10 @@ def together(count: int, devices: int, folder: Path, jobs: list[dict]) -> list[s
     spec = folder / f"{count}.json"
     spec.write_text(json.dumps({"port": port, "processes": count, "devices": devices, "jobs": jobs}))
     cache = {"TEST_COMPILE_CACHE": str(folder / "cache")}
-    env = os.environ | cache | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    # As users' programs are compiled, not as conftest.py asks: without fusion emitters sums round so coarsely that the
+    # same step, fused otherwise, comes to gradients a thousandth apart.
+    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = os.environ | cache | flags | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     line = [sys.executable, str(ROOT / "tests" / "many_processes.py"), str(spec)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     started = [subprocess.Popen([*line, str(i)], cwd=ROOT, env=env, **pipes) for i in range(count)]
@@ -81,7 +73,6 @@ def write_pictures(folder: Path) -> None:
 def root(tmp_path_factory):
     """Workdirs: each layout from scratch, and each from a checkpoint of others, `1x1 to 2x2`."""
     root = tmp_path_factory.mktemp("layouts")
-    monkeypatch = pytest.MonkeyPatch()
     write_pictures(root / "pictures")
 
     def scored(by):
@@ -93,9 +84,9 @@ def root(tmp_path_factory):
         output = str(root / f"{source} on {target}.json")
         return {"mode": "restore", "workdir": str(root / source), "fsdp": FSDP[target], "output": output}
 
-    alone(monkeypatch, 1, root / "1x1")
-    alone(monkeypatch, 4, root / "1x4", parallel__fsdp=2)
     predict = {"mode": "predict", "workdir": str(root / "1x1"), "input": str(root / "pictures"), "code": 3}
+    together(1, 1, root, [job(root / "1x1"), predict | {"output": str(root / "masks of one")}])
+    together(1, 4, root, [job(root / "1x4", parallel__fsdp=2)])
     stopped = job(root / "stopped", parallel__fsdp=4, train__steps=400) | {"terminate_at": 2}
     jobs = [scored("2x2"), job(root / "2x2", parallel__fsdp=4), restore("1x1", "2x2"), restore("1x4", "2x2")]
     said = together(2, 2, root, [*jobs, predict | {"output": str(root / "masks")}, stopped])
@@ -103,10 +94,6 @@ def root(tmp_path_factory):
     restores = [restore(source, "4x1") for source in ("1x1", "1x4", "2x2")]
     going_on = job(halfway(root / "2x2", root / "2x2 to 4x1"), parallel__fsdp=2, eval__every=STEPS, eval__val_images=5)
     together(4, 1, root, [scored("4x1"), job(root / "4x1"), *restores, going_on])
-    with monkeypatch.context() as patch:
-        make = parallel.make_mesh
-        patch.setattr(parallel, "make_mesh", lambda fsdp=1: make(jax.devices()[:1], fsdp=fsdp))
-        predict_files.run(toy(), str(root / "1x1"), str(root / "pictures"), str(root / "masks of one"))
     return root
 
 
