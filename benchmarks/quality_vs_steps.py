@@ -1,7 +1,7 @@
 """Which sampler, how many steps, how many samples? Dice, HD95 and seconds an image, on the validation cases.
 
     python benchmarks/quality_vs_steps.py --workdir=DIR [--config=configs/covid.py:cpu --config.data.root=...]
-        [--images=N] [--samples=K] [--most-steps=100]
+        [--images=N] [--samples=K] [--most-steps=100] [--methods=ddim,ddpm]
 
 Trains the config (configs/phantom.py where none is given) into `--workdir`, or goes on there; a trained workdir needs
 no --config. Then it scores a row for each sampler, number of steps, spacing and start, and for the chosen ones each
@@ -30,6 +30,7 @@ MARGIN = 0.003  # of Dice
 STEPS = (1, 2, 3, 4, 5, 8, 10, 20, 50)
 FEW = (1, 2, 3, 4, 5)
 SAMPLES = (1, 2, 5, 10)
+METHODS = ("ddim", "dpm_solver", "ddpm")
 FILE = "quality_vs_steps.json"
 
 
@@ -73,7 +74,7 @@ def main() -> int:
     bench = Bench(cfg, workdir, arguments.images)
     samples = arguments.samples or cfg.sampler.ensemble
     rows = [r | {"ensemble": samples} for r in sweep(cfg.diffusion.timesteps)]
-    rows = bench.measure([r for r in rows if r["steps"] <= (arguments.most_steps or r["steps"])])
+    rows = bench.measure([r for r in rows if _asked(r, arguments)])
     chosen, best = choose(rows), max(rows, key=lambda r: r["dice"])
     same = {name: chosen[name] for name in row("", 0)}
     by_samples = bench.measure([same | {"ensemble": k} for k in sorted({*SAMPLES, samples})])
@@ -82,6 +83,13 @@ def main() -> int:
     for name, r in (("best", best), ("default", chosen), ("samples at the default", choose(by_samples))):
         print(f"{name}: {' '.join(_cells(r)[:5])}, Dice {r['dice']:.4f}")
     return 0
+
+
+def _asked(r, arguments):
+    """Whether the flags leave this row in; --methods leaves the plain ones of these samplers."""
+    plain = r["spacing"] == "trailing" and r["start"] == "noise"
+    named = not arguments.methods or (r["method"] in arguments.methods and plain)
+    return named and r["steps"] <= (arguments.most_steps or r["steps"])
 
 
 class Bench:
@@ -156,6 +164,14 @@ def _cells(r):
     return [*names, f"{r['dice']:.4f}", f"{r['hd95']:.2f}", f"{r['seconds_per_image']:.3f}"]
 
 
+def _methods(text):
+    """Names of samplers; DDIM's first row, of one step, stands for all."""
+    names = tuple(text.split(","))
+    if not set(names) <= set(METHODS):
+        raise argparse.ArgumentTypeError(f"{text}; give some of {', '.join(METHODS)}")
+    return names
+
+
 def _arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -164,6 +180,7 @@ def _arguments():
     parser.add_argument("--images", type=int, default=0, help="validation slices, evenly spaced; 0: all")
     parser.add_argument("--samples", type=int, default=0, help="K while steps are compared; 0: the config's")
     parser.add_argument("--most-steps", type=int, default=0, help="leave out rows of more; 0: none")
+    parser.add_argument("--methods", type=_methods, default=(), help="plain rows of these samplers alone; none: all")
     arguments, rest = parser.parse_known_args()
     if min(arguments.images, arguments.samples, arguments.most_steps) < 0:
         parser.error("--images, --samples and --most-steps start at 0")

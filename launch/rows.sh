@@ -4,13 +4,15 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: launch/table1.sh ROOT OUT [--variant=NAME] [--seeds=0,1,2] [flags of biedsnet_jax.main ...]
+usage: launch/table1.sh ROOT OUT [--variant=NAME] [--seeds=0,1,2] [--folds=K] [flags of biedsnet_jax.main ...]
        launch/table2.sh ROOT OUT ...
 
 ROOT     data folder of configs/covid.py, or the word "phantom" for made-up data
 OUT      gets OUT/<row>/seed<k>, a workdir each, and at the end OUT/report.html and OUT/report.md
+         (with --folds OUT/<row>/seed<k>/fold<f>)
 --variant=NAME   a further config variant for all rows, such as cpu (small and short)
 --seeds=0,1,2    seeds of each row; 0 alone if not given
+--folds=K        cross-validation by case: each row K times, so that every case is tested once
 
 Every other flag goes to each run, for example --config.train.steps=2000.
 
@@ -34,12 +36,13 @@ absolute() {
 
 read -ra rows <<<"${1:?rows, as table1.sh and table2.sh give them}"
 shift
-root='' out='' variant='' seeds=0 flags=()
+root='' out='' variant='' seeds=0 folds=0 flags=()
 for argument in "$@"; do
   case $argument in
     -h | --help) usage && exit ;;
     --variant=*) variant=${argument#*=} ;;
     --seeds=*) seeds=${argument#*=} ;;
+    --folds=*) folds=${argument#*=} ;;
     -*) flags+=("$argument") ;;
     *)
       if [[ -z $root ]]; then
@@ -55,6 +58,7 @@ done
 [[ -n $root && -n $out ]] || { usage >&2 && exit 2; }
 [[ $seeds =~ ^[0-9]+(,[0-9]+)*$ ]] || refuse "seeds that are no numbers, $seeds, in --seeds; give such as --seeds=0,1,2"
 IFS=, read -ra seeds <<<"$seeds"
+[[ $folds =~ ^[0-9]+$ && $folds != 1 ]] || refuse "no number of folds, $folds, in --folds; give 2 or more"
 
 out=$(absolute "$out")
 if [[ $root == phantom ]]; then
@@ -68,27 +72,36 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 trap 'echo "launch: interrupted; the same command goes on" >&2; exit 130' INT
 
 finished=0 failed=()
-for row in "${rows[@]}"; do
+
+# One run, unless it was done before: row, seed, fold or nothing.
+run() {
+  local name="$1, seed $2${3:+, fold $3}" workdir=$out/$1/seed$2${3:+/fold$3} code=0
+  if [[ -s $workdir/results.json ]]; then
+    echo "== $name: done before, $workdir/results.json"
+    finished=1
+    return
+  fi
+  echo "== $name"
+  python -m biedsnet_jax.main "--config=$config:$1${variant:+,$variant}" ${data[@]+"${data[@]}"} \
+    "--config.seed=$2" ${3:+"--config.split.folds=$folds" "--config.split.fold=$3"} \
+    "--workdir=$workdir" ${flags[@]+"${flags[@]}"} || code=$?
+  if ((code == 130)); then
+    exit 130
+  elif ((code != 0)); then
+    failed+=("$name: exit code $code")
+  elif [[ ! -s $workdir/results.json ]]; then
+    failed+=("$name: left no $workdir/results.json")
+  else
+    finished=1
+  fi
+}
+
+# Folds outermost: what is done when time is over compares whole rows.
+for fold in $( ((folds)) && seq 0 $((folds - 1)) || echo none); do
   for seed in "${seeds[@]}"; do
-    workdir=$out/$row/seed$seed
-    if [[ -s $workdir/results.json ]]; then
-      echo "== $row, seed $seed: done before, $workdir/results.json"
-      finished=1
-      continue
-    fi
-    echo "== $row, seed $seed"
-    code=0
-    python -m biedsnet_jax.main "--config=$config:$row${variant:+,$variant}" ${data[@]+"${data[@]}"} \
-      "--config.seed=$seed" "--workdir=$workdir" ${flags[@]+"${flags[@]}"} || code=$?
-    if ((code == 130)); then
-      exit 130
-    elif ((code != 0)); then
-      failed+=("$row, seed $seed: exit code $code")
-    elif [[ ! -s $workdir/results.json ]]; then
-      failed+=("$row, seed $seed: left no $workdir/results.json")
-    else
-      finished=1
-    fi
+    for row in "${rows[@]}"; do
+      run "$row" "$seed" "${fold#none}"
+    done
   done
 done
 

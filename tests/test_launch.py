@@ -76,8 +76,8 @@ def test_seeds_variant_flags_and_names_with_spaces_reach_every_run(launch, tmp_p
     flags = ["--variant=cpu", "--config.train.steps=20", "--config.split.test=('a b',)"]
     done, calls = launch("table2.sh", "my data", "my out, new", "--seeds=3,11", *flags)
     assert done.returncode == 0, done.stderr
-    assert configs(calls) == [f"configs/covid.py:{row},cpu" for row in TABLE_2 for _ in range(2)] + ["report"]
-    assert calls[1]["flags"] == {
+    assert configs(calls) == [f"configs/covid.py:{row},cpu" for _ in range(2) for row in TABLE_2] + ["report"]
+    assert calls[5]["flags"] == {
         "--config": "configs/covid.py:row1,cpu",
         "--config.data.root": str(tmp_path / "my data"),
         "--config.seed": "11",
@@ -86,6 +86,18 @@ def test_seeds_variant_flags_and_names_with_spaces_reach_every_run(launch, tmp_p
         "--config.split.test": "('a b',)",
     }
     assert calls[-1]["flags"]["--workdir"] == str(tmp_path / "my out, new")
+
+
+def test_folds_are_runs_of_their_own_and_each_is_done_by_all_rows_before_the_next(launch, tmp_path):
+    done, calls = launch("table2.sh", "phantom", "out", "--folds=2")
+    assert done.returncode == 0, done.stderr
+    workdirs = [f"{tmp_path}/out/{row}/seed0/fold{fold}" for fold in (0, 1) for row in TABLE_2]
+    assert [call["flags"]["--workdir"] for call in calls[:-1]] == workdirs
+    assert {call["flags"]["--config.split.folds"] for call in calls[:-1]} == {"2"}
+    assert [call["flags"]["--config.split.fold"] for call in calls[:-1]] == ["0"] * 5 + ["1"] * 5
+    assert "== row5, seed 0, fold 1" in done.stdout
+    again, calls = launch("table2.sh", "phantom", "out", "--folds=2")
+    assert again.returncode == 0 and configs(calls) == ["report"]
 
 
 def test_a_failing_row_is_listed_and_the_same_command_tries_it_again_alone(launch):
@@ -128,6 +140,7 @@ def test_an_interrupt_stops_all_rows(launch):
         (["phantom"], "usage: launch/table1.sh ROOT OUT"),
         (["nowhere", "out"], "no such data folder, .*nowhere, in ROOT"),
         (["phantom", "out", "--seeds=a"], "seeds that are no numbers, a, in --seeds"),
+        (["phantom", "out", "--folds=1"], "no number of folds, 1, in --folds"),
         (["phantom", "out", "20"], "one argument too many, 20"),
     ],
 )

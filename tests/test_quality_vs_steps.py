@@ -1,5 +1,6 @@
 """The benchmark of steps: its choice on tables made by hand; the script itself at toy size, stopped and resumed."""
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -43,6 +44,16 @@ def test_the_sweep_has_every_sampler_and_all_of_t_and_no_row_twice(script):
     assert {row["steps"] for row in rows if row["method"] == "ddim"} == set(script.STEPS)
     assert [row["method"] for row in rows if row["steps"] == 1000] == ["ddpm"]
     assert max(row["steps"] for row in script.sweep(30)) == 30
+
+
+def test_methods_leave_their_plain_rows_and_a_name_that_is_none_is_refused(script, monkeypatch, capsys):
+    arguments = argparse.Namespace(methods=("ddpm",), most_steps=10)
+    left = [row for row in script.sweep(1000) if script._asked(row, arguments)]
+    assert left == [script.row("ddpm", steps) for steps in script.STEPS if 1 < steps <= 10]
+    monkeypatch.setattr(sys, "argv", ["x", "--workdir=w", "--methods=ddpm,euler"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "euler; give some of ddim, dpm_solver, ddpm" in capsys.readouterr().err
 
 
 def test_the_script_trains_scores_and_goes_on(script, tmp_path, monkeypatch, capsys):
