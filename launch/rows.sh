@@ -82,9 +82,9 @@ run() {
     return
   fi
   echo "== $name"
-  python -m biedsnet_jax.main "--config=$config:$1${variant:+,$variant}" ${data[@]+"${data[@]}"} \
-    "--config.seed=$2" ${3:+"--config.split.folds=$folds" "--config.split.fold=$3"} \
-    "--workdir=$workdir" ${flags[@]+"${flags[@]}"} || code=$?
+  local chosen=("--config=$config:$1${variant:+,$variant}" "--config.seed=$2")
+  chosen+=(${3:+"--config.split.folds=$folds" "--config.split.fold=$3"} ${flags[@]+"${flags[@]}"})
+  python -m biedsnet_jax.main "${chosen[@]}" ${data[@]+"${data[@]}"} "--workdir=$workdir" || code=$?
   if ((code == 130)); then
     exit 130
   elif ((code != 0)); then
@@ -93,6 +93,9 @@ run() {
     failed+=("$name: left no $workdir/results.json")
   else
     finished=1
+    # how to have this run again, but for where data and workdir lie
+    printf 'python -m biedsnet_jax.main%s%s --workdir=WORKDIR\n' "$(printf ' %q' "${chosen[@]}")" \
+      "${data[0]:+ --config.data.root=DIR}" >"$workdir/command.txt"
   fi
 }
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -86,6 +87,11 @@ def test_seeds_variant_flags_and_names_with_spaces_reach_every_run(launch, tmp_p
         "--config.split.test": "('a b',)",
     }
     assert calls[-1]["flags"]["--workdir"] == str(tmp_path / "my out, new")
+    command = (tmp_path / "my out, new" / "row1" / "seed11" / "command.txt").read_text()
+    assert shlex.split(command)[3:] == [
+        "--config=configs/covid.py:row1,cpu", "--config.seed=11", *flags[1:], "--config.data.root=DIR",
+        "--workdir=WORKDIR",
+    ]  # fmt: skip
 
 
 def test_folds_are_runs_of_their_own_and_each_is_done_by_all_rows_before_the_next(launch, tmp_path):
@@ -96,6 +102,9 @@ def test_folds_are_runs_of_their_own_and_each_is_done_by_all_rows_before_the_nex
     assert {call["flags"]["--config.split.folds"] for call in calls[:-1]} == {"2"}
     assert [call["flags"]["--config.split.fold"] for call in calls[:-1]] == ["0"] * 5 + ["1"] * 5
     assert "== row5, seed 0, fold 1" in done.stdout
+    folds = "--config.split.folds=2 --config.split.fold=1"
+    line = f"python -m biedsnet_jax.main --config=configs/phantom.py:row5 --config.seed=0 {folds} --workdir=WORKDIR\n"
+    assert (tmp_path / "out" / "row5" / "seed0" / "fold1" / "command.txt").read_text() == line
     again, calls = launch("table2.sh", "phantom", "out", "--folds=2")
     assert again.returncode == 0 and configs(calls) == ["report"]
 

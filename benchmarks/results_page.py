@@ -1,0 +1,92 @@
+"""Keep the scores of finished runs under results/, and write their tables into RESULTS.md.
+
+    python benchmarks/results_page.py --keep=runs/table1 --name=covid19_ct_64
+    python benchmarks/results_page.py
+
+`--keep` copies what runs under that folder leave of numbers (results.json, cases.csv, and command.txt of the launch
+scripts) to results/NAME, in the same order of folders; neither images nor weights. Runs that are not finished are left.
+Without it, what stands in RESULTS.md between `<!-- results/NAME -->` and `<!-- end -->` is written anew from
+results/NAME: the report's tables, and the command of each row. Rows without a run say "not measured".
+"""
+
+import argparse
+import re
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from biedsnet_jax import files, report, results, tables
+from biedsnet_jax.errors import BadInput
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ("results.json", "cases.csv", "command.txt")
+BLOCK = re.compile(r"(<!-- results/(?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> int:
+    arguments = _arguments()
+    if arguments.keep:
+        kept = keep(arguments.keep, ROOT / "results" / arguments.name)
+        print(f"results/{arguments.name}: {kept} runs kept")
+        return 0
+    page = ROOT / "RESULTS.md"
+    files.write_text(page, filled(page.read_text(), ROOT / "results"))
+    return 0
+
+
+def keep(folder: str, target: Path) -> int:
+    """Copy the numbers of every finished run under `folder`; how many there are."""
+    finished, _ = results.find(folder)
+    for workdir in finished:
+        results.load(workdir)  # whole, and of one evaluation
+        there = target / workdir.relative_to(folder)
+        there.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            if (workdir / name).exists():
+                shutil.copyfile(workdir / name, there / name)
+    return len(finished)
+
+
+def filled(page: str, folder: Path) -> str:
+    """The page with the tables of each block's folder."""
+    if not BLOCK.search(page):
+        raise BadInput("no place for tables, no <!-- results/NAME --> and <!-- end -->, in the page; add both lines")
+    return BLOCK.sub(lambda found: f"{found[1]}\n{_tables(folder / found['name'])}\n{found[3]}", page)
+
+
+def _tables(folder):
+    finished, _ = results.find(str(folder))
+    runs = [results.load(workdir) for workdir in finished]
+    text = tables.markdown("", [*report.make_tables(runs), _commands(runs)])
+    # Below the page's own headings.
+    return text.partition("\n\n")[2].replace("## ", "### ")
+
+
+def _commands(runs):
+    caption = "The first run of each row; --config.split.fold and --config.seed give the others."
+    first = {run.fields["row"]: run for run in reversed(runs)}
+    lines = {name: first[name].workdir / "command.txt" for name in reversed(first)}
+    rows = [[name, f"`{path.read_text().strip()}`"] for name, path in lines.items() if path.exists()]
+    return tables.Table("How to have a row again", caption, ["row", "command"], rows)
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--keep", help="a folder of workdirs, such as OUT of launch/table1.sh")
+    parser.add_argument("--name", help="of the folder under results/ that gets them")
+    arguments = parser.parse_args()
+    if bool(arguments.keep) != bool(arguments.name):
+        parser.error("--keep and --name go together")
+    return arguments
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BadInput as error:
+        print(f"biedsnet: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,60 @@
+"""Results kept in the project: what is copied, and the page that is made of them."""
+
+import importlib.util
+from pathlib import Path
+
+import evaluated_workdir
+import pytest
+from refusals import refused
+
+FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "results_page.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("results_page", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def kept(tmp_path, script):
+    """results/ of two rows, of two folds and one, and a run that is not finished."""
+    for seed, (row, fold) in enumerate([("unet", 0), ("unet", 1), ("biedsnet", 0)]):
+        workdir = tmp_path / "out" / row / "seed0" / f"fold{fold}"
+        evaluated_workdir.write(workdir, seed=seed, row=row, network=row, dataset="toy", fold=fold)
+        (workdir / "command.txt").write_text(f"python -m biedsnet_jax.main --config=c.py:{row} --fold={fold}\n")
+    (tmp_path / "out" / "unext").mkdir()
+    (tmp_path / "out" / "unext" / "config.json").write_text("{}")
+    assert script.keep(str(tmp_path / "out"), tmp_path / "results" / "toy_set") == 3
+    return tmp_path / "results"
+
+
+def test_numbers_are_kept_and_nothing_else(kept):
+    assert {path.name for path in kept.rglob("*") if path.is_file()} == {"results.json", "cases.csv", "command.txt"}
+    assert not (kept / "toy_set" / "unext").exists()
+    source = kept.parent / "out" / "unet" / "seed0" / "fold1" / "cases.csv"
+    assert (kept / "toy_set" / "unet" / "seed0" / "fold1" / "cases.csv").read_bytes() == source.read_bytes()
+
+
+def test_each_place_gets_the_tables_of_its_folder_and_the_rest_stays(kept, script):
+    page = "# Results\nBefore.\n<!-- results/toy_set -->\nearlier tables\n<!-- end -->\nAfter.\n"
+    made = script.filled(page, kept)
+    assert made.startswith("# Results\nBefore.\n<!-- results/toy_set -->\n") and made.endswith("<!-- end -->\nAfter.\n")
+    assert (
+        "earlier tables" not in made
+        and "### Table 1, standard convention" in made
+        and "### Table 1, paper convention" in made
+    )
+    assert "| SwinUNet | not measured |" in made
+    commands = [line for line in made.splitlines() if "python -m" in line]
+    assert commands == [
+        f"| {row} | `python -m biedsnet_jax.main --config=c.py:{row} --fold=0` |" for row in ("biedsnet", "unet")
+    ]
+    assert script.filled(made, kept) == made
+
+
+def test_a_page_without_a_place_or_with_one_of_no_results_is_refused(kept, script):
+    refused(lambda: script.filled("# Results\n", kept), "no place for tables", "<!-- results/NAME -->")
+    refused(lambda: script.filled("<!-- results/other -->\n<!-- end -->\n", kept), "no such folder", "other")
