@@ -3,7 +3,7 @@
     F_residual = CGR(F_input) + CGR(RL(Emb) + CGR(F_input))                        (5)
 
 CGR is a 3x3 convolution, a norm and ReLU; RL is ReLU and a linear layer on the time embedding. Channel and spatial
-attention follow; the paper promises both and gives no equation, see README for the two readings.
+attention follow; the paper promises both and gives no equation, see docs/paper.md for the two readings.
 """
 
 import math

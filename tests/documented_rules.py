@@ -1,0 +1,189 @@
+"""How each command of the pages is tried: run at toy size, or checked as far as can be where what it needs is not here.
+
+The first rule whose pattern matches a command whole, its words joined by spaces, is its rule. A new kind of command
+wants a rule; a rule that no command uses has to go.
+"""
+
+import importlib.metadata
+import importlib.util
+import re
+import tomllib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import yaml
+from documented import ROOT
+from documented_workshop import Workshop, check_script_flag, script_flags
+from hypothesis import settings
+from packaging.requirements import Requirement
+
+MAIN = r"python -m biedsnet_jax\.main"
+
+
+class Rule(NamedTuple):
+    what: str
+    pattern: str
+    try_it: Callable[[list[str], Workshop, str], None]  # words, where, the page's text
+    not_run: str = ""  # why it is only checked
+
+
+def rule_of(words: list[str]) -> Rule | None:
+    return next((rule for rule in RULES if re.fullmatch(rule.pattern, " ".join(words))), None)
+
+
+# --- installing ------------------------------------------------------------------------------------------------------
+
+
+def _requirements(words, workshop, page):
+    lines = [line for line in (ROOT / words[3]).read_text().splitlines() if line and not line.startswith("#")]
+    assert lines
+    for requirement in map(Requirement, lines):
+        version = importlib.metadata.version(requirement.name)
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement}, but {version} is installed"
+
+
+def _packages(words, workshop, page):
+    """Known to pyproject.toml or requirements.txt, or torch, which one benchmark needs; extras as jax names them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for group in project["optional-dependencies"].values() for line in group]
+    lines += [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    known = {Requirement(line).name for line in lines} | {"torch"}
+    for requirement in map(Requirement, words[2:]):
+        assert requirement.name in known, f"{requirement.name} is no requirement of this project"
+        if requirement.extras:
+            there = importlib.metadata.metadata(requirement.name).get_all("Provides-Extra")
+            assert requirement.extras <= set(there), f"{requirement}, but {requirement.name} has {there}"
+
+
+def _system_package(words, workshop, page):
+    assert words[2] in (ROOT / ".ci" / "run").read_text()
+
+
+def _tests(words, workshop, page):
+    """This very run is of `python -m pytest`; what it is given must be there."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert options["testpaths"] == ["tests"]
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "python -m pytest"
+    for word in words[3:]:
+        if word.startswith("--"):
+            settings.get_profile(word.removeprefix("--hypothesis-profile="))
+        else:
+            assert (ROOT / word).exists(), f"no {word}"
+
+
+# --- the package -----------------------------------------------------------------------------------------------------
+
+
+def _flags(words, workshop, page):
+    """Flags of the package, or else of one of the scripts that the page names."""
+    words = [word for word in words if word != "..."]
+    scripts = set(re.findall(r"benchmarks/\w+\.py", page))
+    of_scripts = [word for word in words if any(word.split("=")[0] in script_flags(script) for script in scripts)]
+    of_main = [word for word in words if word not in of_scripts or word.startswith(("--config", "--workdir"))]
+    workshop.parse(of_main)
+    for word in set(of_scripts) - set(of_main):
+        assert any(not _refusal(script, word) for script in scripts), f"{word} suits none of {scripts}"
+
+
+def _processes(words, workshop, page):
+    workshop.parse(words[3:])
+
+
+# --- scripts ---------------------------------------------------------------------------------------------------------
+
+
+def _file(words, workshop, page):
+    assert words[1] == "model/load.py" and "--output=model" in page
+
+
+def _script_flags(words, workshop, page):
+    """As far as its flags; those it does not know are the package's."""
+    known = script_flags(words[1])
+    own = [word for word in words[2:] if word.split("=")[0] in known]
+    for word in own:
+        check_script_flag(words[1], word)
+    rest = [word for word in words[2:] if word not in own]
+    takes_config = "parse_known_args" in (ROOT / words[1]).read_text()
+    assert takes_config or not rest, f"no flag {rest} in {words[1]}; it has {' '.join(known)}"
+    workshop.parse(rest)
+
+
+def _table(words, workshop, page):
+    """Of the predictions that this project keeps."""
+    folder = workshop.folder / _value(words, "table")
+    if not folder.exists():
+        folder.symlink_to(ROOT / "results" / "tpu")
+    assert "v5e:16x16" in workshop.script(words[1], words[2:])
+
+
+def _rows(words, workshop, page):
+    data = workshop.folder / "slices"
+    calls = workshop.launch([words[0], str(data), *words[2:]])
+    assert len([call for call in calls if call[0] == "python"]) > 5
+
+
+def _launch(words, workshop, page):
+    given = {"[N]": "2", "CONFIG": "configs/phantom.py", "WORKDIR": "runs/new", "[flags]": "--config.train.steps=3"}
+    given |= {"--config=...": "--config=configs/phantom.py", "--workdir=...": "--workdir=runs/new"}
+    calls = workshop.launch([given.get(word, word) for word in words])
+    assert calls
+
+
+def _batch(words, workshop, page):
+    """The script as SLURM would start it; what sbatch is told must be among what the script sets."""
+    script = next(word for word in words if word.startswith("launch/"))
+    own = re.findall(r"^#SBATCH (--[\w-]+)", (ROOT / script).read_text(), flags=re.MULTILINE)
+    first = words.index(script)
+    assert {word.split("=")[0] for word in words[1:first]} <= set(own)
+    _launch(["bash", *words[first:]], workshop, page)
+
+
+def _kubernetes(words, workshop, page):
+    assert yaml.safe_load((ROOT / words[-1]).read_text())["kind"] == "JobSet"
+
+
+def _refusal(script, word):
+    try:
+        check_script_flag(script, word)
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def _value(words, flag):
+    values = [word.split("=", 1)[1] for word in words if word.startswith(f"--{flag}=")]
+    if not values:
+        pytest.fail(f"no --{flag} in {' '.join(words)}")
+    return values[-1]
+
+
+RULES = [
+    Rule("requirements", r"pip install -r \S+", _requirements, "the tests run in what it makes"),
+    Rule("packages", r"pip install .*", _packages, "hundreds of megabytes"),
+    Rule("a package of the system", r"apt-get install .*", _system_package, "needs root"),
+    Rule("tests", r"python -m pytest.*", _tests, "it is what runs this"),
+    Rule("processes", rf"{MAIN} .*--coordinator.*", _processes, "tests/test_processes.py has several processes"),
+    Rule("train", rf"{MAIN} (?!.*--mode).*", _processes, "its flags are checked"),
+    Rule("evaluate", rf"{MAIN} --mode=evaluate .*", _processes, "its flags are checked"),
+    Rule("predict", rf"{MAIN} --mode=predict .*", _processes, "its flags are checked"),
+    Rule("report", rf"{MAIN} --mode=report .*", _processes, "its flags are checked"),
+    Rule("import", rf"{MAIN} --mode=import .*", _processes, "its flags are checked"),
+    Rule("export", rf"{MAIN} --mode=export .*", _processes, "its flags are checked"),
+    Rule("distill", rf"{MAIN} --mode=distill .*", _processes, "its flags are checked"),
+    Rule("benchmark", rf"{MAIN} --mode=benchmark .*", _processes, "its flags are checked"),
+    Rule("an exported program", r"python model/load\.py .*", _file, "--mode=export makes it"),
+    Rule("flags", r"--.*", _flags, "no whole command"),
+    Rule("quality against steps", r"python benchmarks/quality_vs_steps\.py .*", _script_flags, "its flags are checked"),
+    Rule("threshold baseline", r"python benchmarks/threshold_baseline\.py .*", _script_flags, "its flags are checked"),
+    Rule("table of predictions", r"python benchmarks/tpu_aot\.py --table=\S+", _table),
+    Rule("compile for a TPU", r"python benchmarks/tpu_aot\.py .*", _script_flags, "half an hour of compiling"),
+    Rule("beside PyTorch", r"python benchmarks/torch_biedsnet\.py .*", _script_flags, "needs PyTorch"),
+    Rule("soak", r"python benchmarks/soak\.py .*", _script_flags, "50 kills; tests/test_soak.py has one"),
+    Rule("input pipeline", r"python benchmarks/input_pipeline\.py.*", _script_flags, "gigabytes of volumes"),
+    Rule("overfit", r"python benchmarks/overfit\.py.*", _script_flags, "trains nine networks"),
+    Rule("tables of the paper", r"launch/table[12]\.sh .*", _rows, "the runs themselves: their flags are checked"),
+    Rule("launch", r"launch/(local|tpu_vm|gpu_vm)\.sh .*", _launch, "the machines: stand-ins take the calls"),
+    Rule("SLURM", r"sbatch .*", _batch, "a cluster: a stand-in takes the call"),
+    Rule("Kubernetes", r"kubectl apply -f \S+", _kubernetes, "a cluster; tests/test_launch_local.py reads the rest"),
+]

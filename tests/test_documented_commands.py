@@ -1,0 +1,51 @@
+"""Every command of the pages: run at toy size, or checked, as documented_rules says."""
+
+import shlex
+import sys
+
+import absl_flags
+import documented
+import documented_rules
+import jax
+import pytest
+from documented import ROOT
+from documented_workshop import Workshop
+
+from biedsnet_jax import parallel
+
+COMMANDS = [command for page in documented.pages() for command in documented.commands(page)]
+FIRST = [said for i, said in enumerate(COMMANDS) if said.text not in [other.text for other in COMMANDS[:i]]]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture
+def workshop(shared, monkeypatch, capsys):
+    one = parallel.make_mesh(jax.devices()[:1])  # quicker than eight
+    monkeypatch.setattr(parallel, "make_mesh", lambda **fields: one)
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.syspath_prepend(str(ROOT))  # config files import one another
+    monkeypatch.chdir(shared.folder)
+    shared.printed = capsys.readouterr
+    yield shared
+    absl_flags.forget()
+
+
+def test_every_command_has_a_rule():
+    without = [f"{place}: {text}" for place, text in COMMANDS if not documented_rules.rule_of(shlex.split(text))]
+    assert not without, "write a rule in tests/documented_rules.py for\n" + "\n".join(without)
+
+
+def test_every_rule_has_a_command():
+    used = {documented_rules.rule_of(shlex.split(said.text)) for said in COMMANDS}
+    assert [rule.what for rule in documented_rules.RULES if rule not in used] == []
+
+
+@pytest.mark.parametrize("said", FIRST, ids=[said.place for said in FIRST])
+def test_command(said, workshop):
+    words = shlex.split(said.text)
+    page = (ROOT / said.place.split(":")[0]).read_text()
+    documented_rules.rule_of(words).try_it(words, workshop, page)
