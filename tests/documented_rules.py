@@ -7,10 +7,13 @@ wants a rule; a rule that no command uses has to go.
 import importlib.metadata
 import importlib.util
 import re
+import runpy
+import sys
 import tomllib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import yaml
 from documented import ROOT
@@ -75,6 +78,73 @@ def _tests(words, workshop, page):
 # --- the package -----------------------------------------------------------------------------------------------------
 
 
+def _train(words, workshop, page):
+    workshop.main(words[3:])
+    assert (workshop.folder / _value(words, "workdir") / "results.json").exists()
+
+
+def _evaluate(words, workshop, page):
+    workshop.trained(_value(words, "workdir"))
+    assert "Dice" in workshop.main(words[3:])
+
+
+def _predict(words, workshop, page):
+    workshop.trained(_value(words, "workdir"))
+    workshop.main(words[3:])
+    assert {"picture_mask.png", "volume_mask.nii.gz", "summary.csv"} <= _names(workshop.folder / "masks")
+
+
+def _report(words, workshop, page):
+    for workdir in _value(words, "workdir").split(","):
+        workshop.trained(workdir)
+    workshop.main(words[3:])
+    assert {"report.html", "report.md"} <= _names(workshop.folder)
+
+
+def _import(words, workshop, page):
+    golden = ROOT / "tests" / "golden" / "unext_s_full_in1.npz"  # its published widths, an image of one channel
+    with np.load(golden) as file:
+        weights = {name[2:]: file[name] for name in file.files if name.startswith("w:")}
+    np.savez(workshop.folder / _value(words, "input"), **weights)
+    width = "--config.networks.unext.channels=(8,16,32,64,128)"
+    workshop.main([*words[3:], width, "--config.data.size=32", "--config.compile_cache="])
+    assert {"config.json", "checkpoints"} <= _names(workshop.folder / _value(words, "workdir"))
+
+
+def _export(words, workshop, page):
+    workshop.trained(_value(words, "workdir"))
+    workshop.main(words[3:])
+    assert {"predict.stablehlo", "weights.npz", "export.json", "load.py", "MODEL_CARD.md"} <= _names(
+        workshop.folder / _value(words, "output")
+    )
+
+
+def _exported(words, workshop, page):
+    if not (workshop.folder / words[1]).exists():
+        _export(re.search(rf"{MAIN} --mode=export.*", page).group().split(), workshop, page)
+    np.save(workshop.folder / "SLICES.npy", np.zeros((2, 32, 32, 1), np.float32))
+    before = list(sys.argv)
+    try:
+        sys.argv[:] = words[1:]
+        runpy.run_path(words[1], run_name="__main__")
+    finally:
+        sys.argv[:] = before
+    with np.load(workshop.folder / "MASKS.npz") as masks:
+        assert masks["mask"].shape == (2, 32, 32, 1)
+
+
+def _distill(words, workshop, page):
+    workshop.trained(_value(words, "workdir"))
+    workshop.main(words[3:])
+    assert "results.json" in _names(workshop.folder / _value(words, "output"))
+
+
+def _benchmark(words, workshop, page):
+    if "--compare" in " ".join(words) and not (workshop.folder / _value(words, "compare")).exists():
+        workshop.main([*words[3:-1], f"--output={_value(words, 'compare')}", "--repeats=1"])
+    assert "predict" in workshop.main([*words[3:], "--repeats=1"])
+
+
 def _flags(words, workshop, page):
     """Flags of the package, or else of one of the scripts that the page names."""
     words = [word for word in words if word != "..."]
@@ -93,10 +163,6 @@ def _processes(words, workshop, page):
 # --- scripts ---------------------------------------------------------------------------------------------------------
 
 
-def _file(words, workshop, page):
-    assert words[1] == "model/load.py" and "--output=model" in page
-
-
 def _script_flags(words, workshop, page):
     """As far as its flags; those it does not know are the package's."""
     known = script_flags(words[1])
@@ -107,6 +173,26 @@ def _script_flags(words, workshop, page):
     takes_config = "parse_known_args" in (ROOT / words[1]).read_text()
     assert takes_config or not rest, f"no flag {rest} in {words[1]}; it has {' '.join(known)}"
     workshop.parse(rest)
+
+
+def _sampling(words, workshop, page):
+    """One row of its table; its training, where it trains, is that of another command."""
+    _script_flags(words, workshop, page)
+    workshop.trained(_value(words, "workdir"))
+    script = _module(words[1])
+    script.sweep = lambda timesteps: [script.row("ddim", 1)]
+    script.SAMPLES = (1,)
+    before = list(sys.argv)
+    try:
+        sys.argv[:] = [words[1], *(word for word in words[2:] if not word.startswith("--config"))]
+        assert script.main() == 0
+    finally:
+        sys.argv[:] = before
+    assert "quality_vs_steps.json" in _names(workshop.folder / _value(words, "workdir"))
+
+
+def _threshold(words, workshop, page):
+    assert "best band" in workshop.script(words[1], words[2:])
 
 
 def _table(words, workshop, page):
@@ -143,12 +229,23 @@ def _kubernetes(words, workshop, page):
     assert yaml.safe_load((ROOT / words[-1]).read_text())["kind"] == "JobSet"
 
 
+def _module(file):
+    spec = importlib.util.spec_from_file_location(file.replace("/", "_").removesuffix(".py"), ROOT / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _refusal(script, word):
     try:
         check_script_flag(script, word)
     except AssertionError as error:
         return str(error)
     return ""
+
+
+def _names(folder):
+    return {path.name for path in folder.iterdir()}
 
 
 def _value(words, flag):
@@ -164,18 +261,18 @@ RULES = [
     Rule("a package of the system", r"apt-get install .*", _system_package, "needs root"),
     Rule("tests", r"python -m pytest.*", _tests, "it is what runs this"),
     Rule("processes", rf"{MAIN} .*--coordinator.*", _processes, "tests/test_processes.py has several processes"),
-    Rule("train", rf"{MAIN} (?!.*--mode).*", _processes, "its flags are checked"),
-    Rule("evaluate", rf"{MAIN} --mode=evaluate .*", _processes, "its flags are checked"),
-    Rule("predict", rf"{MAIN} --mode=predict .*", _processes, "its flags are checked"),
-    Rule("report", rf"{MAIN} --mode=report .*", _processes, "its flags are checked"),
-    Rule("import", rf"{MAIN} --mode=import .*", _processes, "its flags are checked"),
-    Rule("export", rf"{MAIN} --mode=export .*", _processes, "its flags are checked"),
-    Rule("distill", rf"{MAIN} --mode=distill .*", _processes, "its flags are checked"),
-    Rule("benchmark", rf"{MAIN} --mode=benchmark .*", _processes, "its flags are checked"),
-    Rule("an exported program", r"python model/load\.py .*", _file, "--mode=export makes it"),
+    Rule("train", rf"{MAIN} (?!.*--mode).*", _train),
+    Rule("evaluate", rf"{MAIN} --mode=evaluate .*", _evaluate),
+    Rule("predict", rf"{MAIN} --mode=predict .*", _predict),
+    Rule("report", rf"{MAIN} --mode=report .*", _report),
+    Rule("import", rf"{MAIN} --mode=import .*", _import),
+    Rule("export", rf"{MAIN} --mode=export .*", _export),
+    Rule("distill", rf"{MAIN} --mode=distill .*", _distill),
+    Rule("benchmark", rf"{MAIN} --mode=benchmark .*", _benchmark),
+    Rule("an exported program", r"python model/load\.py .*", _exported),
     Rule("flags", r"--.*", _flags, "no whole command"),
-    Rule("quality against steps", r"python benchmarks/quality_vs_steps\.py .*", _script_flags, "its flags are checked"),
-    Rule("threshold baseline", r"python benchmarks/threshold_baseline\.py .*", _script_flags, "its flags are checked"),
+    Rule("quality against steps", r"python benchmarks/quality_vs_steps\.py .*", _sampling),
+    Rule("threshold baseline", r"python benchmarks/threshold_baseline\.py .*", _threshold),
     Rule("table of predictions", r"python benchmarks/tpu_aot\.py --table=\S+", _table),
     Rule("compile for a TPU", r"python benchmarks/tpu_aot\.py .*", _script_flags, "half an hour of compiling"),
     Rule("beside PyTorch", r"python benchmarks/torch_biedsnet\.py .*", _script_flags, "needs PyTorch"),

@@ -1,4 +1,4 @@
-"""Every command of the pages: run at toy size, or checked, as documented_rules says."""
+"""Every command and Python example of the pages: run at toy size, or checked, as documented_rules says."""
 
 import shlex
 import sys
@@ -7,6 +7,7 @@ import absl_flags
 import documented
 import documented_rules
 import jax
+import numpy as np
 import pytest
 from documented import ROOT
 from documented_workshop import Workshop
@@ -49,3 +50,12 @@ def test_command(said, workshop):
     words = shlex.split(said.text)
     page = (ROOT / said.place.split(":")[0]).read_text()
     documented_rules.rule_of(words).try_it(words, workshop, page)
+
+
+@pytest.mark.parametrize("page", [p for p in documented.pages() if documented.examples(p)], ids=lambda page: page.name)
+def test_python_examples(page, workshop):
+    workshop.trained("runs/mine")
+    names = {"array": np.random.default_rng(0).normal(size=(2, 40, 30, 1))}
+    for example in documented.examples(page):
+        exec(compile(example.text, example.place, "exec"), names)
+    assert names["prediction"].label_map.shape == (3, 32, 32) and names["labels"].shape == (32, 32, 3)
