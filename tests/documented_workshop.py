@@ -54,10 +54,13 @@ class Workshop:
     """`printed()` is what was printed since it was last called, (stdout, stderr)."""
 
     def __init__(self, folder: Path):
-        self.folder, self.done = folder, {}
+        self.folder, self.done, self.copies = folder, {}, 0
         self.printed = lambda: ("", "")
+        self.launched = folder / "launched"  # what stand-ins leave is no workdir for the others
+        self.launched.mkdir()
         for name in LINKED:
             (folder / name).symlink_to(ROOT / name)
+            (self.launched / name).symlink_to(ROOT / name)
         _slices(folder / "slices")
         _volumes(folder / "volumes")
         _files(folder / "scans")
@@ -97,13 +100,17 @@ class Workshop:
         config.check(flags.FLAGS.config)
 
     def trained(self, name: str) -> Path:
-        """A workdir, trained now if no command has made it yet."""
-        workdir = self.folder / name
-        if not (workdir / "results.json").exists():
-            first = self.folder / "runs" / "phantom"
+        """A workdir, trained now if no command has made it yet: the user's own, or one like that of the phantom."""
+        workdir, first = self.folder / name, self.folder / "runs" / "phantom"
+        if name == "runs/mine":
+            self.main(["--config=configs/folder.py", "--config.data.root=DIR", "--workdir=runs/mine"])
+        elif not (workdir / "results.json").exists():
             self.main(["--config=configs/phantom.py", "--workdir=runs/phantom"])
             if workdir != first:
                 shutil.copytree(first, workdir, dirs_exist_ok=True)
+                results = json.loads((workdir / "results.json").read_text())
+                self.copies += 1
+                (workdir / "results.json").write_text(json.dumps(results | {"seed": self.copies}))  # no run twice
         return workdir
 
     def _toy(self, word, words):
@@ -138,7 +145,7 @@ class Workshop:
             (programs / name).write_text(STAND_IN)
             (programs / name).chmod(0o755)
         environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "CALLS": str(calls)}
-        done = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, cwd=self.launched, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         made = [json.loads(line) for line in calls.read_text().splitlines()]
         for call in made:

@@ -26,7 +26,7 @@ def shared(tmp_path_factory):
 @pytest.fixture
 def workshop(shared, monkeypatch, capsys):
     one = parallel.make_mesh(jax.devices()[:1])  # quicker than eight
-    monkeypatch.setattr(parallel, "make_mesh", lambda **fields: one)
+    monkeypatch.setattr(parallel, "make_mesh", lambda *devices, **fields: one)
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.syspath_prepend(str(ROOT))  # config files import one another
     monkeypatch.chdir(shared.folder)
