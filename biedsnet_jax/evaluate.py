@@ -3,9 +3,11 @@
 After it the pictures of a few slices, and the report of all that.
 """
 
+import contextlib
 import csv
 import functools
 import io
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,17 +61,16 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     clock = Clock()
     rows, lesion_rows, tally = [], [], report_data.Tally(cfg.data.classes, cfg.threshold)
     first = processes.is_first()
-    bar = progress.Progress("test", len(data.test), quiet=not first)
-    for probability, batch, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
-        if not first:
-            continue
-        for p, y, example in zip(probability, batch["mask"], examples):
-            scored = slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
-            rows += scored
-            tally.add(p, y > 0.5, [row["dice"] for row in scored])
-            lesion_rows += _lesion_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
-        bar.update(len(rows) // cfg.data.classes, {})
-    bar.close()
+    with contextlib.closing(progress.Progress("test", len(data.test), quiet=not first)) as bar:
+        for probability, batch, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
+            if not first:
+                continue
+            for p, y, example in zip(probability, batch["mask"], examples):
+                scored = slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
+                rows += scored
+                tally.add(p, y > 0.5, [row["dice"] for row in scored])
+                lesion_rows += _lesion_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
+            bar.update(len(rows) // cfg.data.classes, _dice_so_far(tally.dice))
     show = functools.partial(predict_split, cfg, predict, variables, data, mesh=mesh)
     keys_of = functools.partial(noise_keys, cfg.seed)
     recorded = recording.record(cfg, model, variables, data, mesh, tally, show, keys_of)
@@ -107,6 +108,11 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     _write(workdir, results, rows, lesion_rows, recorded)
     processes.barrier("evaluated")
     return results
+
+
+def _dice_so_far(dice):
+    known = [one for one in dice if not math.isnan(one)]
+    return {"Dice": sum(known) / len(known)} if known else {}
 
 
 def _write(workdir, results, rows, lesion_rows, recorded):

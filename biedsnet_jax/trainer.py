@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import sys
 import time
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from biedsnet_jax import (
     checkpoint,
     config,
+    console,
     distillation,
     evaluate,
     experiment,
@@ -144,9 +146,10 @@ def _announce(data, state, start, mesh):
     counts = ", ".join(f"{s} {len(getattr(data, s))} slices of {len(data.cases(s))} cases" for s in experiment.SPLITS)
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     hosts += f", fsdp {mesh.shape['fsdp']}" if mesh.shape["fsdp"] > 1 else ""
-    print(f"{parameters:,} parameters, {mesh.size} x {mesh.devices.flat[0].device_kind}{hosts}; {counts}", flush=True)
+    device = mesh.devices.flat[0].device_kind
+    console.tell(f"{parameters:,} parameters, {mesh.size} x {device}{hosts}; {counts}", sys.stdout)
     if start:
-        print(f"going on from step {start}", flush=True)
+        console.tell(f"going on from step {start}", sys.stdout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +191,7 @@ class _Loop:
                 if cfg.eval.every and (step % cfg.eval.every == 0 or last):
                     val_dice = self.validation.run(step, state, self.log)
                     if not quiet:
-                        bar.note(f"step {step}  validation Dice {val_dice:.4f}")
+                        bar.note(f"step {step}  validation Dice {val_dice:.4f}", {"Dice": val_dice})
                     since = time.monotonic()
                 stop = self.watch.reached(step)
                 if val_dice is not None or step % cfg.checkpoint.every == 0 or last or stop:

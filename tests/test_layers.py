@@ -17,7 +17,8 @@ ORDER = [
     "data", "networks", "diffusion", "losses", "distances", "metrics", "lesions", "fusion", "macs",
     "timing", "roofline",
     "segmenter", "distillation", "train_state", "train_step", "checkpoint_folder", "checkpoint",
-    "run_log", "progress", "later_fields", "config_fields", "config_check", "config", "experiment",
+    "run_log", "console", "live", "progress", "closing",
+    "later_fields", "config_fields", "config_check", "config", "experiment",
     "results", "comparison", "paper_tables", "tables", "charts",
     "report_data", "report_charts", "report_facts", "report_pictures", "report_page", "report",
     "recording", "evaluate", "trainer", "distill",
@@ -51,6 +52,7 @@ ONLY_IN = {
     "orbax": ("checkpoint", "processes"),
     "grain": ("data",),
     "tensorboardX": ("run_log",),
+    "rich": ("live",),
 }
 
 
