@@ -22,10 +22,12 @@ from biedsnet_jax import (
     config,
     experiment,
     files,
+    hyperparameters,
     lesions,
     macs,
     metrics,
     parallel,
+    pr_curve,
     processes,
     progress,
     recording,
@@ -106,6 +108,8 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     if cfg.eval.lesions:
         results["lesions"] = {"least_overlap": cfg.eval.lesion_overlap} | lesions.summarise(lesion_rows)
     _write(workdir, results, rows, lesion_rows, recorded)
+    if cfg.log.tensorboard:
+        hyperparameters.record(cfg, workdir, results)
     processes.barrier("evaluated")
     return results
 
@@ -184,13 +188,27 @@ def predict_split(
         yield probability[: len(examples)], {k: batch[k][: len(examples)] for k in ("image", "mask")}, examples
 
 
-def mean_dice(cfg, predict: Predict, variables: dict, data, indices: list[int], mesh: Mesh) -> float:
-    """Mean Dice per image and class over slices with truth, for validation; 0 where no slice has any."""
+def mean_dice(
+    cfg,
+    predict: Predict,
+    variables: dict,
+    data,
+    indices: list[int],
+    mesh: Mesh,
+    *,
+    counts: pr_curve.Counts | None = None,
+) -> float:
+    """Mean Dice per image and class over slices with truth, for validation; 0 where no slice has any.
+
+    All slices are added to `counts`.
+    """
     scores = []
     for probability, batch, _ in predict_split(cfg, predict, variables, data, indices, mesh):
         mask, truth = probability > cfg.threshold, batch["mask"] > 0.5
         overlap, total = (mask & truth).sum((1, 2)), mask.sum((1, 2)) + truth.sum((1, 2))
         present = truth.any((1, 2))
+        if counts:
+            counts.add(probability, truth)
         scores += list(2.0 * overlap[present] / total[present])
     return float(np.mean(scores)) if scores else 0.0
 
