@@ -24,6 +24,11 @@ def best_step(folder: pathlib.Path, among: list[int]) -> int | None:
     return max(among, key=lambda step: (score(_metrics(folder / str(step))), step), default=None)
 
 
+def val_dice(folder: pathlib.Path, step: int) -> float | None:
+    """Of a step; None where it was not validated, or is not there."""
+    return _metrics(folder / str(step)).get(SCORE) if step in steps(folder) else None
+
+
 def score(metrics: dict | None) -> float:
     """Validation Dice; below any where there was no validation."""
     return float((metrics or {}).get(SCORE, -1.0))

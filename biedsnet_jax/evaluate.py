@@ -3,9 +3,11 @@
 After it the pictures of a few slices, and the report of all that.
 """
 
+import contextlib
 import csv
 import functools
 import io
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +22,12 @@ from biedsnet_jax import (
     config,
     experiment,
     files,
+    hyperparameters,
     lesions,
     macs,
     metrics,
     parallel,
+    pr_curve,
     processes,
     progress,
     recording,
@@ -59,17 +63,16 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     clock = Clock()
     rows, lesion_rows, tally = [], [], report_data.Tally(cfg.data.classes, cfg.threshold)
     first = processes.is_first()
-    bar = progress.Progress("test", len(data.test), quiet=not first)
-    for probability, batch, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
-        if not first:
-            continue
-        for p, y, example in zip(probability, batch["mask"], examples):
-            scored = slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
-            rows += scored
-            tally.add(p, y > 0.5, [row["dice"] for row in scored])
-            lesion_rows += _lesion_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
-        bar.update(len(rows) // cfg.data.classes, {})
-    bar.close()
+    with contextlib.closing(progress.Progress("test", len(data.test), quiet=not first)) as bar:
+        for probability, batch, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
+            if not first:
+                continue
+            for p, y, example in zip(probability, batch["mask"], examples):
+                scored = slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
+                rows += scored
+                tally.add(p, y > 0.5, [row["dice"] for row in scored])
+                lesion_rows += _lesion_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
+            bar.update(len(rows) // cfg.data.classes, _dice_so_far(tally.dice))
     show = functools.partial(predict_split, cfg, predict, variables, data, mesh=mesh)
     keys_of = functools.partial(noise_keys, cfg.seed)
     recorded = recording.record(cfg, model, variables, data, mesh, tally, show, keys_of)
@@ -105,8 +108,15 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     if cfg.eval.lesions:
         results["lesions"] = {"least_overlap": cfg.eval.lesion_overlap} | lesions.summarise(lesion_rows)
     _write(workdir, results, rows, lesion_rows, recorded)
+    if cfg.log.tensorboard:
+        hyperparameters.record(cfg, workdir, results)
     processes.barrier("evaluated")
     return results
+
+
+def _dice_so_far(dice):
+    known = [one for one in dice if not math.isnan(one)]
+    return {"Dice": sum(known) / len(known)} if known else {}
 
 
 def _write(workdir, results, rows, lesion_rows, recorded):
@@ -178,13 +188,27 @@ def predict_split(
         yield probability[: len(examples)], {k: batch[k][: len(examples)] for k in ("image", "mask")}, examples
 
 
-def mean_dice(cfg, predict: Predict, variables: dict, data, indices: list[int], mesh: Mesh) -> float:
-    """Mean Dice per image and class over slices with truth, for validation; 0 where no slice has any."""
+def mean_dice(
+    cfg,
+    predict: Predict,
+    variables: dict,
+    data,
+    indices: list[int],
+    mesh: Mesh,
+    *,
+    counts: pr_curve.Counts | None = None,
+) -> float:
+    """Mean Dice per image and class over slices with truth, for validation; 0 where no slice has any.
+
+    All slices are added to `counts`.
+    """
     scores = []
     for probability, batch, _ in predict_split(cfg, predict, variables, data, indices, mesh):
         mask, truth = probability > cfg.threshold, batch["mask"] > 0.5
         overlap, total = (mask & truth).sum((1, 2)), mask.sum((1, 2)) + truth.sum((1, 2))
         present = truth.any((1, 2))
+        if counts:
+            counts.add(probability, truth)
         scores += list(2.0 * overlap[present] / total[present])
     return float(np.mean(scores)) if scores else 0.0
 

@@ -5,7 +5,7 @@ import pathlib
 
 import optax
 
-from biedsnet_jax import files, train_step
+from biedsnet_jax import console, files, train_step
 from biedsnet_jax.data import sources, splits, transforms
 from biedsnet_jax.data.nifti_folder import NiftiFolder
 from biedsnet_jax.data.phantom import Phantom
@@ -93,7 +93,7 @@ def _tfds(config):
     data, fields = config.data, config.data.tfds
     cache = pathlib.Path(data.cache_dir) if data.cache_dir != "auto" else files.user_cache() / "tfds"
     if fields.name == covid19_ct_seg.NAME and not fields.data_dir:
-        prepared = covid19_ct_seg.prepare(pathlib.Path(_root(config)), cache)
+        prepared = covid19_ct_seg.prepare(pathlib.Path(_root(config)), cache, quiet=console.is_quiet())
     else:
         prepared = tfds_source.find(fields.name, fields.data_dir)
     source = tfds_source.Tfds(

@@ -6,10 +6,12 @@ import re
 import runpy
 import shlex
 import sys
+import time
 
 from absl import app, flags
 from ml_collections import config_flags
 
+from biedsnet_jax import console
 from biedsnet_jax.errors import BadInput, Diverged, Preempted, shown
 
 # Imported when chosen: a report needs no jax.
@@ -52,6 +54,7 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of many processes: how many")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "of many processes: which one this is, from 0")
+_QUIET = flags.DEFINE_bool("quiet", False, "show nothing but errors, warnings and the closing word")
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 _NO_CONFIG = "no config, nothing, in --config; give a file such as --config=configs/phantom.py"
@@ -64,8 +67,10 @@ def run(argv: list[str]) -> int:
     segmented. 1: training diverged, or another process of the run is gone. 130: Ctrl-C. All but the first say so on
     stderr, in one line or, for 3, one a scan.
     """
+    began = time.monotonic()
     try:
         parse_flags(argv)
+        console.set_quiet(_QUIET.value)
         if not _WORKDIR.value and _MODE.value != "benchmark":
             raise BadInput("no workdir, nothing, in --workdir; give the folder where the run is, or is to be, kept")
         mode = _from_package(MODES[_MODE.value])
@@ -91,7 +96,8 @@ def run(argv: list[str]) -> int:
             distilled = (_OUTPUT.value,) if _MODE.value == "distill" else ()
             results = mode(_CONFIG.value, _WORKDIR.value, *distilled)
             if results:  # the first of several processes has them
-                _print_summary(results, *(distilled or (_WORKDIR.value,)))
+                folder = distilled[0] if distilled else _WORKDIR.value
+                _from_package("closing.tested")(results, folder, seconds=time.monotonic() - began)
         return 0
     except (BadInput, Diverged) as error:
         if "--debug" in argv:
@@ -121,27 +127,6 @@ def _from_package(name):
     """A function by "module.function"."""
     module, function = name.split(".")
     return getattr(importlib.import_module(f"biedsnet_jax.{module}"), function)
-
-
-def _print_summary(results, workdir):
-    standard = results["standard"]
-    low, high = standard["dice"]["ci95"]
-    masks = results["n_images"] * max(1, len(results.get("classes", ())))  # one a slice and class
-    print(
-        f"test: {results['n_images']} slices of {results['n_cases']} cases, "
-        f"{results['n_empty']} of {masks} masks empty\n"
-        f"Dice {_number(standard['dice']['mean'])} (95 % by case {_number(low)} to {_number(high)})  "
-        f"IoU {_number(standard['iou']['mean'])}  HD95 {_number(standard['hd95']['mean'])} px  "
-        f"{results['seconds_per_image']:.3f} s an image"
-    )
-    if "lesions" in results:
-        count = results["lesions"]
-        print(f"lesions: {count['found']} of {count['true']} found, {count['false']} of {count['predicted']} false")
-    print(f"{workdir}/results.json has the rest")
-
-
-def _number(value):
-    return "none" if value is None else f"{value:.4f}"
 
 
 def parse_flags(argv: list[str]) -> None:

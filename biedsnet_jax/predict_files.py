@@ -9,12 +9,13 @@ import contextlib
 import hashlib
 import pathlib
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from biedsnet_jax import config, outputs, predict, processes, progress, segmenter
+from biedsnet_jax import closing, config, console, outputs, predict, processes, progress, segmenter
 from biedsnet_jax.data import scans
 from biedsnet_jax.types import BadInput
 
@@ -27,6 +28,7 @@ def run(cfg, workdir: str, source: str | None, output: str | None, *, keep_sampl
     Raises BadInput for a single file that cannot be read, and for whatever stops all: no model, nothing to segment,
     a folder with masks of another model.
     """
+    began = time.monotonic()
     if not source:
         raise BadInput("no scans, nothing, in --input; give an image, a volume or a folder of them")
     if not output:
@@ -48,11 +50,12 @@ def run(cfg, workdir: str, source: str | None, output: str | None, *, keep_sampl
     }
     todo = [item for item in items if not (summary.has(item) and all(p.exists() for p in where[item].values()))]
     if len(todo) < len(items) and processes.is_first():
-        print(f"{len(items) - len(todo)} of {len(items)} scans done before, in {folder}", file=sys.stderr)
+        console.tell(f"{len(items) - len(todo)} of {len(items)} scans done before, in {folder}", sys.stderr)
     failed = _share(todo, predictor, where, summary, keep_samples=kept > 0, alone=source.is_file())
     if not processes.is_first():
         return FAILED if failed else 0
-    print(f"{len(items) - len(failed)} of {len(items)} scans segmented, in {folder}; summary.csv has the figures")
+    counts = {"done": len(todo) - len(failed), "skipped": len(items) - len(todo), "failed": len(failed)}
+    closing.segmented(folder, **counts, seconds=time.monotonic() - began)
     if failed:
         print(f"biedsnet: {len(failed)} of {len(items)} scans failed:", file=sys.stderr)
         for line in failed:
@@ -92,12 +95,12 @@ def _segment(todo, predictor, where, summary, *, keep_samples, alone) -> list[st
                     if alone:
                         raise scan
                     failed.append(str(scan))
-                    bar.note(f"skipped: {scan}")
+                    bar.warn(f"skipped: {scan}")
                     bar.advance(item.depth)
                     continue
                 good.append(scan)
                 for note in scan.notes:
-                    bar.note(f"warning: {note}")
+                    bar.warn(f"warning: {note}")
             if good:
                 slices = [scan.slices for scan in good]
                 predictions = predictor.predict(slices, keep_samples=keep_samples, done=bar.advance)

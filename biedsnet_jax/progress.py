@@ -1,30 +1,35 @@
-"""How far a loop is: one line that renews itself on a terminal, plain lines elsewhere."""
+"""How far a loop is: a bar that renews itself on a terminal, plain lines elsewhere."""
 
 import sys
 import time
+from collections.abc import Mapping
+
+from biedsnet_jax import console
 
 
 class Progress:
     """Rate and time to go of `total` units, of which `start` were done before.
 
-    Both count from the first update on, since what comes before it is mostly compilation. A quiet one only has notes.
+    Both count from the first update on, since what comes before it is mostly compilation. A quiet one only has notes;
+    with --quiet all are, and have only warnings. To be closed, whatever happens.
     """
 
     def __init__(self, what: str, total: int, *, start: int = 0, quiet: bool = False):
         self.what, self.total, self.start = what, total, start
         self.began, self.updated = time.monotonic(), False
-        self.quiet, self.terminal = quiet, sys.stderr.isatty() and not quiet
-        self.shown, self.done = 0.0, start
+        self.quiet = quiet or console.is_quiet()
+        self.shown, self.done, self.values = 0.0, start, {}
+        self.bar = _bar(what, total, start) if console.is_terminal(sys.stderr) and not self.quiet else None
 
-    def update(self, done: int, values: dict[str, float], *, plain: bool = False) -> None:
+    def update(self, done: int, values: Mapping[str, float], *, plain: bool = False) -> None:
         """Show `done` units; without a terminal only where `plain` asks for a line."""
         now = time.monotonic()
-        if self.terminal and (now - self.shown > 0.1 or done == self.total):
-            self.shown = now
-            sys.stderr.write("\r\x1b[2K" + self._line(done, values))
-            sys.stderr.flush()
-        elif plain and not self.terminal and not self.quiet:
-            sys.stderr.write(self._line(done, values) + "\n")  # at once: Ctrl-C may come between two writes
+        self.done = done
+        if self.bar:
+            self.values |= values
+            self.bar.show(done, self._numbers(done, self.values))
+        elif plain and not self.quiet:
+            sys.stderr.write(f"{self.what} {self._numbers(done, values)}\n")  # at once: Ctrl-C may come in between
             sys.stderr.flush()
         if not self.updated:
             self.began, self.start, self.updated = now, done, True
@@ -37,19 +42,35 @@ class Progress:
         if due:
             self.shown = time.monotonic()
 
-    def note(self, text: str) -> None:
-        """A line that stays."""
-        sys.stderr.write(("\r\x1b[2K" if self.terminal else "") + text + "\n")
+    def note(self, text: str, values: Mapping[str, float] | None = None) -> None:
+        """A line that stays; a terminal shows `values` beside the bar from here on."""
+        if self.bar and values:
+            self.update(self.done, values)
+        if not console.is_quiet():
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """A line that stays, with --quiet too."""
+        if self.bar:
+            self.bar.note(text)
+            return
+        sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
     def close(self) -> None:
-        """End the line."""
-        if self.terminal and self.shown:
-            sys.stderr.write("\n")
+        """End the bar."""
+        if self.bar:
+            self.bar.close()
 
-    def _line(self, done, values):
+    def _numbers(self, done, values):
         rate = (done - self.start) / max(time.monotonic() - self.began, 1e-9)
         togo = (self.total - done) / rate if rate > 0 else float("inf")
         numbers = "".join(f"  {name} {value:.4g}" for name, value in values.items())
         eta = "?" if togo == float("inf") else f"{int(togo) // 60}:{int(togo) % 60:02d}"
-        return f"{self.what} {done}/{self.total}  {rate:.3g}/s  ETA {eta}{numbers}"
+        return f"{done}/{self.total}  {rate:.3g}/s  ETA {eta}{numbers}"
+
+
+def _bar(what, total, start):
+    from biedsnet_jax import live  # here: rich is of use to terminals alone
+
+    return live.Bar(what, total, start)

@@ -1,4 +1,4 @@
-"""What a run writes as it goes: `metrics.jsonl`, one line a log step, and TensorBoard scalars and pictures.
+"""What a run writes as it goes: `metrics.jsonl`, one line a log step, and what TensorBoard shows.
 
 Only the first of several processes writes. A full disk costs lines, not the run.
 """
@@ -7,15 +7,13 @@ import contextlib
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 
-from biedsnet_jax import files, processes
+from biedsnet_jax import board, files, pr_curve, processes
 from biedsnet_jax.errors import reason
 from biedsnet_jax.types import BadInput
 
@@ -32,7 +30,7 @@ class RunLog:
             return
         _drop_after(self._lines, step)
         if tensorboard:
-            self._board = _Board(workdir / "tensorboard", step)
+            self._board = board.Board(workdir / board.FOLDER, f".from_{step}", after=step)
 
     def __enter__(self):
         return self
@@ -50,17 +48,22 @@ class RunLog:
             raise BadInput(f"folder gone, at step {step}, {self._lines.parent}; {_BRING_BACK}")
         try:
             files.append_json_line(self._lines, {"step": step, "time": round(time.time(), 3), **scalars})
-            if self._board:
-                self._board.add(step, [summary.scalar(name, value) for name, value in scalars.items()])
         except OSError as error:
             self._lost(step, error)
+        if self._board:
+            self._show(step, board.scalars(scalars))
 
-    def _lost(self, step, error):
-        if not files.is_full(error):
-            raise BadInput(f"cannot write, {reason(error)}, {self._lines}; {_BRING_BACK}") from error
-        if not self._warned:
-            processes.say(f"warning: disk full, logs of step {step} lost, {self._lines.parent}; training goes on")
-        self._warned, self._board = True, None  # what follows a cut record could not be read
+    def config(self, step: int, fields: Mapping[str, Any]) -> None:
+        """What a run starts with, or goes on with from `step`, as a text; for TensorBoard alone, as are the next."""
+        if self._board:
+            self._show(step, [board.table("config", fields)])
+
+    def curves(self, step: int, counts: pr_curve.Counts) -> None:
+        """Precision by recall, a curve a class."""
+        if self._board:
+            curves = counts.curves()
+            names = ["pr_curve"] if len(curves) == 1 else [f"pr_curve/class_{k + 1}" for k in range(len(curves))]
+            self._show(step, [board.pr_curve(name, curve) for name, curve in zip(names, curves)])
 
     def panel(
         self,
@@ -71,30 +74,20 @@ class RunLog:
     ) -> None:
         """Image, truth and probability side by side, a row a slice and class."""
         if self._board:
-            picture = summary.image("validation", _panel(image, truth, probability), dataformats="HW")
-            try:
-                self._board.add(step, [picture])
-            except OSError as error:
-                self._lost(step, error)
+            self._show(step, [board.picture("validation", _panel(image, truth, probability))])
 
+    def _show(self, step: int, summaries: Iterable[board.Summary]) -> None:
+        try:
+            self._board.add(step, summaries)
+        except OSError as error:
+            self._lost(step, error)
 
-class _Board:
-    """One TensorBoard file. Not tensorboardX's own writer: its thread dies of a full disk, and then all wait for it."""
-
-    def __init__(self, folder, step):
-        folder.mkdir(exist_ok=True)
-        # A suffix, since a file is named by the second and a second one would replace it.
-        self._file = EventsWriter(str(folder / "events"), f".from_{step}")
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # later steps of earlier files no longer count
-        self._file.write_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
-
-    def add(self, step, summaries):
-        for one in summaries:
-            self._file.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=one))
-        self._file.flush()
-
-    def close(self):
-        self._file.close()
+    def _lost(self, step, error):
+        if not files.is_full(error):
+            raise BadInput(f"cannot write, {reason(error)}, {self._lines}; {_BRING_BACK}") from error
+        if not self._warned:
+            processes.say(f"warning: disk full, logs of step {step} lost, {self._lines.parent}; training goes on")
+        self._warned, self._board = True, None  # what follows a cut record could not be read
 
 
 def _panel(image, truth, probability):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import sys
 import time
 from concurrent import futures
 
@@ -13,6 +14,7 @@ import numpy as np
 from biedsnet_jax import (
     checkpoint,
     config,
+    console,
     distillation,
     evaluate,
     experiment,
@@ -23,6 +25,7 @@ from biedsnet_jax import (
     run_log,
     train_state,
     train_step,
+    validation,
 )
 from biedsnet_jax.data import pipeline
 from biedsnet_jax.errors import Diverged, Preempted
@@ -74,10 +77,11 @@ def train(cfg, workdir: str) -> dict | None:
 
         # Loop.
         with run_log.RunLog(workdir, step=start, tensorboard=cfg.log.tensorboard) as log:
-            validation = _Validation(cfg, model, data, mesh)
+            log.config(start, config.flat(cfg))
+            validated = validation.Validation(cfg, model, data, mesh)
             others = () if teacher is None else ({"teacher": teacher},)
             compiled = compiling.result()
-            loop = _Loop(cfg, data, mesh, compiled, schedule, checkpoints, log, validation, watch, others)
+            loop = _Loop(cfg, data, mesh, compiled, schedule, checkpoints, log, validated, watch, others)
             state = loop.run(state, start)
 
         # Test: the best checkpoint, as any later evaluation would read it.
@@ -153,9 +157,10 @@ def _announce(data, state, start, mesh):
     counts = ", ".join(f"{s} {len(getattr(data, s))} slices of {len(data.cases(s))} cases" for s in experiment.SPLITS)
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     hosts += f", fsdp {mesh.shape['fsdp']}" if mesh.shape["fsdp"] > 1 else ""
-    print(f"{parameters:,} parameters, {mesh.size} x {mesh.devices.flat[0].device_kind}{hosts}; {counts}", flush=True)
+    device = mesh.devices.flat[0].device_kind
+    console.tell(f"{parameters:,} parameters, {mesh.size} x {device}{hosts}; {counts}", sys.stdout)
     if start:
-        print(f"going on from step {start}", flush=True)
+        console.tell(f"going on from step {start}", sys.stdout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +174,7 @@ class _Loop:
     schedule: object
     checkpoints: checkpoint.Checkpoints
     log: run_log.RunLog
-    validation: "_Validation"
+    validation: validation.Validation
     watch: preemption.Watch
     others: tuple = ()  # what the update takes beside
 
@@ -197,7 +202,7 @@ class _Loop:
                 if cfg.eval.every and (step % cfg.eval.every == 0 or last):
                     val_dice = self.validation.run(step, state, self.log)
                     if not quiet:
-                        bar.note(f"step {step}  validation Dice {val_dice:.4f}")
+                        bar.note(f"step {step}  validation Dice {val_dice:.4f}", {"Dice": val_dice})
                     since = time.monotonic()
                 stop = self.watch.reached(step)
                 if val_dice is not None or step % cfg.checkpoint.every == 0 or last or stop:
@@ -244,35 +249,3 @@ class _Loop:
                     "train.clip_norm in a new --workdir, "
                     + ("no checkpoint was due" if saved is None else f"the checkpoint of step {saved} is intact")
                 )
-
-
-class _Validation:
-    """Validation Dice of the EMA weights, and a panel of the same few slices each time."""
-
-    def __init__(self, cfg, model, data, mesh):
-        self.cfg, self.data, self.mesh = cfg, data, mesh
-        self.indices = _evenly(data.val, cfg.eval.val_images)
-        self.predict = evaluate.make_predict(
-            model, mesh, ensemble=cfg.eval.val_ensemble, fusion=cfg.fusion, seed=cfg.seed
-        )
-
-    def run(self, step, state, log):
-        cfg, variables = self.cfg, state.ema_variables
-        dice = evaluate.mean_dice(cfg, self.predict, variables, self.data, self.indices, self.mesh)
-        log.write(step, {"val_dice": dice})
-        if cfg.log.tensorboard and cfg.log.images:
-            log.panel(step, *self._panel(variables))
-        return dice
-
-    def _panel(self, variables):
-        chosen = _evenly(self.indices, self.cfg.log.images)
-        batches = evaluate.predict_split(self.cfg, self.predict, variables, self.data, chosen, self.mesh)
-        parts = [(batch["image"], batch["mask"], probability) for probability, batch, _ in batches]
-        return [np.concatenate(part) for part in zip(*parts)]
-
-
-def _evenly(indices, most):
-    """At most `most` of `indices`, evenly spaced; all where `most` is 0."""
-    if not most or most >= len(indices):
-        return indices
-    return [indices[i] for i in np.linspace(0, len(indices) - 1, most).astype(int)]

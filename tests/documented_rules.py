@@ -160,6 +160,12 @@ def _processes(words, workshop, page):
     workshop.parse(words[3:])
 
 
+def _tensorboard(words, workshop, page):
+    """The folder has what it shows; tests/test_tensorboard.py reads it as TensorBoard does."""
+    workshop.trained("runs/phantom")
+    assert list((workshop.folder / _value(words, "logdir")).rglob("*tfevents*"))
+
+
 # --- scripts ---------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +282,7 @@ RULES = [
     Rule("table of predictions", r"python benchmarks/tpu_aot\.py --table=\S+", _table),
     Rule("compile for a TPU", r"python benchmarks/tpu_aot\.py .*", _script_flags, "half an hour of compiling"),
     Rule("beside PyTorch", r"python benchmarks/torch_biedsnet\.py .*", _script_flags, "needs PyTorch"),
+    Rule("TensorBoard", r"tensorboard --logdir=\S+", _tensorboard, "it serves until it is stopped"),
     Rule("soak", r"python benchmarks/soak\.py .*", _script_flags, "50 kills; tests/test_soak.py has one"),
     Rule("input pipeline", r"python benchmarks/input_pipeline\.py.*", _script_flags, "gigabytes of volumes"),
     Rule("overfit", r"python benchmarks/overfit\.py.*", _script_flags, "trains nine networks"),

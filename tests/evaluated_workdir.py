@@ -21,6 +21,18 @@ def blobs(rng, count, size, classes):
     return image, probability.astype(np.float32), truth
 
 
+def closing_lines(results, workdir) -> str:
+    """What a pipe gets at the end of an evaluation with these results."""
+    s, (low, high) = results["standard"], results["standard"]["dice"]["ci95"]
+    return (
+        f"test: {results['n_images']} slices of {results['n_cases']} cases, "
+        f"{results['n_empty']} of {results['n_images']} masks empty\n"
+        f"Dice {s['dice']['mean']:.4f} (95 % by case {low:.4f} to {high:.4f})  IoU {s['iou']['mean']:.4f}  "
+        f"HD95 {s['hd95']['mean']:.4f} px  {results['seconds_per_image']:.3f} s an image\n"
+        f"{workdir}/results.json has the rest\n"
+    )
+
+
 def write(folder, *, seed=0, size=32, classes=1, count=8, threshold=0.5, steps=4, pictures=6, samples=2, **fields):
     """A workdir with results.json, cases.csv, metrics.jsonl and report_data.npz; returns its (probability, truth)."""
     folder.mkdir(parents=True)

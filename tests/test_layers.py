@@ -14,13 +14,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "biedsnet_jax"
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
     "errors", "types", "files", "checksums", "processes", "preemption", "parallel",
-    "data", "networks", "diffusion", "losses", "distances", "metrics", "lesions", "fusion", "macs",
+    "data", "networks", "diffusion", "losses", "distances", "metrics", "pr_curve", "lesions", "fusion", "macs",
     "timing", "roofline",
     "segmenter", "distillation", "packing", "train_state", "train_step", "checkpoint_folder", "checkpoint",
-    "run_log", "progress", "later_fields", "config_fields", "config_check", "config", "experiment",
+    "board", "run_log", "console", "live", "progress", "closing",
+    "later_fields", "config_fields", "config_check", "config", "experiment", "hyperparameters",
     "results", "comparison", "paper_tables", "tables", "charts",
     "report_data", "report_charts", "report_facts", "report_pictures", "report_page", "report",
-    "recording", "evaluate", "trainer", "distill",
+    "recording", "evaluate", "validation", "trainer", "distill",
     "prediction", "predict", "overlay", "outputs", "predict_files",
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",
@@ -50,7 +51,8 @@ ONLY_IN = {
     "torch": ("weight_files",),
     "orbax": ("checkpoint", "processes"),
     "grain": ("data",),
-    "tensorboardX": ("run_log",),
+    "tensorboardX": ("board",),
+    "rich": ("live",),
 }
 
 

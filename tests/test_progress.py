@@ -3,8 +3,9 @@
 import io
 
 import pytest
+from terminals import screen
 
-from biedsnet_jax import progress
+from biedsnet_jax import console, progress
 
 
 class Terminal(io.StringIO):
@@ -18,6 +19,12 @@ def clock(monkeypatch):
     seconds = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: seconds[0])
     return seconds
+
+
+@pytest.fixture(autouse=True)
+def loud():
+    yield
+    console.set_quiet(False)
 
 
 def test_a_line_where_asked_with_a_rate_that_leaves_out_the_compilation(monkeypatch, clock):
@@ -35,16 +42,44 @@ def test_a_line_where_asked_with_a_rate_that_leaves_out_the_compilation(monkeypa
     ]
 
 
-def test_one_line_that_renews_itself_on_a_terminal(monkeypatch, clock):
+def test_a_bar_with_the_last_of_each_value_on_a_terminal(monkeypatch, clock):
     monkeypatch.setattr(progress.sys, "stderr", Terminal())
-    bar = progress.Progress("test", 4)
-    for now, done in ((1.0, 1), (1.05, 2), (2.0, 3), (2.01, 4)):  # the second comes too soon, the last never does
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    bar = progress.Progress("train", 100, start=10)
+    for now, done in ((50.0, 20), (51.0, 21), (55.0, 40)):
         clock[0] = now
-        bar.update(done, {}, plain=True)
+        bar.update(done, {"loss": 0.123456}, plain=True)
+    bar.note("a note", {"Dice": 0.75})
     bar.close()
-    clear, *lines = progress.sys.stderr.getvalue().split("\r\x1b[2K")
-    assert clear == "" and [line.split("  ")[0] for line in lines] == ["test 1/4", "test 3/4", "test 4/4"]
-    assert lines[-1].endswith("\n") and "\n" not in "".join(lines[:-1])
+    written = progress.sys.stderr.getvalue()
+    *above, last = screen(written).rstrip().splitlines()
+    assert above[-1] == "a note"
+    assert "40/100  4/s  ETA 0:15  loss 0.1235  Dice 0.75" in last and last.startswith("train ━")
+    assert written.endswith("\n\x1b[?25h")  # a new line, and the cursor
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_renew_a_line_gets_plain_ones(monkeypatch, clock, term):
+    monkeypatch.setattr(progress.sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", term)
+    bar = progress.Progress("train", 9)
+    bar.update(3, {}, plain=True)
+    bar.close()
+    assert progress.sys.stderr.getvalue() == "train 3/9  inf/s  ETA 0:00\n".replace("inf", "3e+09")
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_quiet_leaves_warnings(monkeypatch, clock, stream):
+    monkeypatch.setattr(progress.sys, "stderr", stream())
+    console.set_quiet(True)
+    bar = progress.Progress("train", 9)
+    bar.update(3, {"loss": 1.0}, plain=True)
+    bar.advance(3)
+    bar.note("a note", {"Dice": 0.5})
+    bar.warn("warning: a scan")
+    bar.close()
+    assert progress.sys.stderr.getvalue() == "warning: a scan\n"
 
 
 def test_nothing_done_has_no_time_to_go(monkeypatch, clock):

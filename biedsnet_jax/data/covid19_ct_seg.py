@@ -79,7 +79,7 @@ class Covid19CtSeg(tfds.core.GeneratorBasedBuilder):
             yield z, arrays | names | {"slice": z, "spacing": np.array(spacing, np.float32)}
 
 
-def prepare(root: Path, cache_folder: Path) -> Path:
+def prepare(root: Path, cache_folder: Path, *, quiet: bool = False) -> Path:
     """The folder of the prepared set, made below `cache_folder` unless it is there.
 
     It belongs to the archives in `root` with their present size and time: changed archives are read anew, others only
@@ -97,7 +97,7 @@ def prepare(root: Path, cache_folder: Path) -> Path:
             if not prepared.exists():
                 for name in ("downloads", NAME):
                     rmtree(data_dir / name, ignore_errors=True)
-                _build(root, data_dir)
+                _build(root, data_dir, quiet)
     except OSError as error:
         raise BadInput(
             f"cannot write the data set, {error.strerror or error}, {cache_folder}; make room, or set data.cache_dir"
@@ -105,10 +105,11 @@ def prepare(root: Path, cache_folder: Path) -> Path:
     return prepared
 
 
-def _build(root, data_dir):
-    if not sys.stderr.isatty():
+def _build(root, data_dir, quiet):
+    if quiet or not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    print(f"preparing {NAME}, once, in {data_dir}", file=sys.stderr)
+    if not quiet:
+        print(f"preparing {NAME}, once, in {data_dir}", file=sys.stderr)
     builder = Covid19CtSeg(data_dir=data_dir, file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=root, try_download_gcs=False)
     with redirect_stdout(io.StringIO()):  # TFDS says that it downloads, which it does not

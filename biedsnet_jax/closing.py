@@ -1,0 +1,95 @@
+"""The closing word of a mode, on stdout: a table on a terminal, lines elsewhere and with --quiet."""
+
+import pathlib
+import sys
+
+from biedsnet_jax import console
+
+# Of `standard` in results.json, with what they are called.
+SCORES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "nsd": "NSD",
+    "hd95": "HD95, px",
+    "assd": "ASSD, px",
+    "recall": "recall",
+    "precision": "precision",
+}
+
+
+def tested(results: dict, workdir: str, *, seconds: float) -> None:
+    """The scores of a test split, as results.json has them, after `seconds` of the whole command."""
+    if not _on_terminal():
+        _print_tested(results, workdir)
+        return
+    from biedsnet_jax import live
+
+    rows = [_row(name, results["standard"][key]) for key, name in SCORES.items() if key in results["standard"]]
+    for label, of_class in results.get("classes", {}).items():
+        rows.append(_row(f"Dice, class {label}", of_class["standard"]["dice"]))
+    live.print_table(_what(results), ["", "mean", "95 % by case", "mean of cases"], rows)
+    facts = {"lesions": _lesions(results)} if "lesions" in results else {}
+    facts |= {"time": f"{_clock(seconds)}, {results['seconds_per_image']:.3f} s an image to predict"}
+    facts |= {"scores": f"{workdir}/results.json, slice by slice in cases.csv"}
+    facts |= {"report": f"{workdir}/report.html"}
+    if (pathlib.Path(workdir) / "tensorboard").is_dir():
+        facts |= {"curves": f"tensorboard --logdir={workdir}"}
+    live.print_facts(facts)
+
+
+def segmented(folder: pathlib.Path, *, done: int, skipped: int, failed: int, seconds: float) -> None:
+    """How many scans were done by this command, had been done before, and could not be, and where the masks are."""
+    if not _on_terminal():
+        total = done + skipped + failed
+        print(f"{done + skipped} of {total} scans segmented, in {folder}; summary.csv has the figures")
+        return
+    from biedsnet_jax import live
+
+    counts = {"done": done, "skipped, done before": skipped, "failed": failed}
+    live.print_table("predict", ["scans", ""], [(name, str(count)) for name, count in counts.items()])
+    live.print_facts({"time": _clock(seconds), "masks": str(folder), "figures": f"{folder}/summary.csv"})
+
+
+def _on_terminal():
+    return console.is_terminal(sys.stdout) and not console.is_quiet()
+
+
+def _print_tested(results, workdir):
+    standard = results["standard"]
+    low, high = standard["dice"]["ci95"]
+    print(
+        f"{_what(results)}\n"
+        f"Dice {_number(standard['dice']['mean'])} (95 % by case {_number(low)} to {_number(high)})  "
+        f"IoU {_number(standard['iou']['mean'])}  HD95 {_number(standard['hd95']['mean'])} px  "
+        f"{results['seconds_per_image']:.3f} s an image"
+    )
+    if "lesions" in results:
+        print(f"lesions: {_lesions(results)}")
+    print(f"{workdir}/results.json has the rest")
+
+
+def _what(results):
+    masks = results["n_images"] * max(1, len(results.get("classes", ())))  # one a slice and class
+    return (
+        f"test: {results['n_images']} slices of {results['n_cases']} cases, {results['n_empty']} of {masks} masks empty"
+    )
+
+
+def _lesions(results):
+    count = results["lesions"]
+    return f"{count['found']} of {count['true']} found, {count['false']} of {count['predicted']} false"
+
+
+def _row(name, entry):
+    low, high = entry["ci95"]
+    between = "none" if low is None else f"{low:.4f} to {high:.4f}"
+    return name, _number(entry["mean"]), between, _number(entry["per_case_mean"])
+
+
+def _number(value):
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _clock(seconds):
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,28 @@
+"""Who is shown what: whether --quiet was given, and whether a stream is a terminal that somebody looks at."""
+
+import os
+from typing import Any
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Of the whole process: nothing but errors, warnings and the closing word from here on."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Whether only errors, warnings and the closing word are wanted."""
+    return _quiet
+
+
+def tell(text: str, stream: Any) -> None:
+    """A line about what goes on, unless --quiet was given; at once, so that Ctrl-C does not come between."""
+    if not _quiet:
+        print(text, file=stream, flush=True)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal that can renew a line."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")

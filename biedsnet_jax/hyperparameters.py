@@ -1,0 +1,48 @@
+"""A run's line on TensorBoard's page HPARAMS: what it was set to and how it scored, to compare runs by.
+
+A file of its own that each evaluation replaces, so that scores and the sampling they were made with belong together.
+It comes after training: TensorBoard reads on in the file of the latest name.
+"""
+
+import pathlib
+from typing import Any
+
+from biedsnet_jax import board, checkpoint_folder, config, segmenter
+
+SUFFIX = ".test"
+FIELDS = ("network", "data.name", "data.size", "train.learning_rate", "train.steps", "train.batch_size", "seed")
+SCORES = ("dice", "iou", "nsd", "hd95", "assd", "recall", "precision")  # of `standard` in results.json
+VAL_DICE = "best_val_dice"  # of the checkpoint that was tested
+
+
+def record(cfg, workdir: pathlib.Path, results: dict) -> None:
+    """Write the line of a workdir that was evaluated, with `results`."""
+    folder, step = workdir / board.FOLDER, results["checkpoint_step"]
+    fields, present = _fields(cfg)
+    file = board.Board(folder, SUFFIX)
+    file.add(step, board.hparams(fields, present, [VAL_DICE, *map(_tag, SCORES)]))
+    file.add(step, board.scalars(_scores(workdir, results)))
+    file.close()
+    *earlier, _ = sorted(board.files_of(folder, SUFFIX))  # by the second
+    for path in earlier:
+        path.unlink()
+
+
+def _fields(cfg) -> tuple[dict[str, Any], list[str]]:
+    """(every field that any run has, the names of those that this one reads)."""
+    diffusion = segmenter.is_diffusion(cfg)
+    fields = {"row": cfg.row or cfg.network, "method": "diffusion" if diffusion else "direct"}
+    fields |= {name: config.get_field(cfg, name) for name in FIELDS}
+    sampler = {f"sampler.{name}": value for name, value in cfg.sampler.items()} | {"fusion": cfg.fusion}
+    read = [f"sampler.{name}" for name in config.sampling(cfg)] + ["fusion"] if diffusion else []
+    return fields | sampler, [*fields, *read]
+
+
+def _scores(workdir, results):
+    means = {_tag(name): results["standard"][name]["mean"] for name in SCORES}
+    means |= {VAL_DICE: checkpoint_folder.val_dice(workdir / "checkpoints", results["checkpoint_step"])}
+    return {name: value for name, value in means.items() if value is not None}
+
+
+def _tag(name):
+    return f"test/{name}"
