@@ -24,6 +24,5 @@ def get_config(chosen: str | None = None):
     c.eval.val_ensemble = 2
     c.checkpoint.every = 40
     c.log.every = 20
-    c.sampler.steps = 2
     c.sampler.ensemble = 2
     return variants.apply(c, chosen)

@@ -111,7 +111,7 @@ def test_a_run_that_was_tested_has_a_line_of_fields_and_scores(tmp_path):
     assert values == {
         "row": "biedsnet", "network": "biedsnet", "method": "diffusion", "data.name": "phantom", "data.size": 64.0,
         "train.learning_rate": 2e-3, "train.steps": 210.0, "train.batch_size": 8.0, "seed": 0.0, "fusion": "mean",
-        "sampler.method": "ddim", "sampler.steps": 2.0, "sampler.eta": 0.0, "sampler.spacing": "trailing",
+        "sampler.method": "ddim", "sampler.steps": 1.0, "sampler.eta": 0.0, "sampler.spacing": "trailing",
         "sampler.ensemble": 2.0,
     }  # fmt: skip
     assert set(values) < set(columns) and "sampler.start" in columns  # which not every run reads
