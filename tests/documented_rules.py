@@ -20,6 +20,7 @@ from documented import ROOT
 from documented_workshop import Workshop, check_script_flag, script_flags
 from hypothesis import settings
 from packaging.requirements import Requirement
+from PIL import Image
 
 MAIN = r"python -m biedsnet_jax\.main"
 
@@ -209,6 +210,17 @@ def _table(words, workshop, page):
     assert "v5e:16x16" in workshop.script(words[1], words[2:])
 
 
+def _picture(words, workshop, page):
+    workshop.trained(_value(words, "workdir"))
+    (workshop.folder / "docs").mkdir(exist_ok=True)
+    workshop.script(words[1], words[2:])
+    with (
+        Image.open(workshop.folder / _value(words, "output")) as made,
+        Image.open(ROOT / "docs/prediction.png") as kept,
+    ):
+        assert made.size == kept.size and len(made.getcolors()) > 50
+
+
 def _rows(words, workshop, page):
     data = workshop.folder / "slices"
     calls = workshop.launch([words[0], str(data), *words[2:]])
@@ -279,6 +291,7 @@ RULES = [
     Rule("flags", r"--.*", _flags, "no whole command"),
     Rule("quality against steps", r"python benchmarks/quality_vs_steps\.py .*", _sampling),
     Rule("threshold baseline", r"python benchmarks/threshold_baseline\.py .*", _threshold),
+    Rule("front page's picture", r"python benchmarks/readme_picture\.py .*", _picture),
     Rule("table of predictions", r"python benchmarks/tpu_aot\.py --table=\S+", _table),
     Rule("compile for a TPU", r"python benchmarks/tpu_aot\.py .*", _script_flags, "half an hour of compiling"),
     Rule("beside PyTorch", r"python benchmarks/torch_biedsnet\.py .*", _script_flags, "needs PyTorch"),
