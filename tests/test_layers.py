@@ -22,6 +22,7 @@ ORDER = [
     "report_data", "report_charts", "report_facts", "report_pictures", "report_page", "report",
     "recording", "evaluate", "trainer", "distill",
     "prediction", "predict", "overlay", "outputs", "predict_files",
+    "serve_upload", "serve_scan", "serve_jobs", "serve_guard", "serve_app", "serve",
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",
     "export_program", "export_loader", "model_card", "export",
@@ -51,6 +52,8 @@ ONLY_IN = {
     "orbax": ("checkpoint", "processes"),
     "grain": ("data",),
     "tensorboardX": ("run_log",),
+    "starlette": ("serve_guard", "serve_app", "serve"),
+    "uvicorn": ("serve",),
 }
 
 
