@@ -229,7 +229,7 @@ def test_a_deflated_dicom_file_is_not_unpacked(read, tmp_path):
     [
         ("bad, 3, FOLDER/scan.png; fix", "bad, 3, scan.png; fix"),
         ("bad, FOLDER; fix", "bad, the upload; fix"),
-        ("bad, \"/home/someone/cut sh...\", x; fix", "bad, \"the upload sh...\", x; fix"),
+        ('bad, "/home/someone/cut sh...", x; fix', 'bad, "the upload sh...", x; fix'),
         ("steps of 1/65535 or a/b, 1/2; fix", "steps of 1/65535 or a/b, 1/2; fix"),
     ],
 )

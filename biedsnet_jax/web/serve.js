@@ -117,8 +117,8 @@ async function fetchPlanes(z) {
   const { facts } = state, size = facts.height * facts.width;
   const packed = await fetch(`jobs/${state.job}/slices/${z}`);
   if (!packed.ok) throw new Error((await packed.json()).text);
-  const bytes = new Uint8Array(await new Response(
-    packed.body.pipeThrough(new DecompressionStream("deflate"))).arrayBuffer());
+  const stream = (await packed.blob()).stream().pipeThrough(new DecompressionStream("deflate"));
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
   let next = 0;
   const take = (count) => Array.from({ length: count }, () => bytes.subarray(next * size, ++next * size));
   const groups = (count) => Array.from({ length: count }, () => take(facts.classes));
