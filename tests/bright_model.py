@@ -1,10 +1,14 @@
-"""A made-up model that finds what is bright, so that every mask is known, and a workdir where it was trained."""
+"""A made-up model that finds what is bright, so that every mask is known; a workdir where it was trained, a server."""
+
+import contextlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
-from biedsnet_jax import checkpoint, config, train_state
+from biedsnet_jax import checkpoint, config, parallel, predict, segmenter, train_state
 from configs import folder, variants
 
 SIZE = 16
@@ -43,3 +47,24 @@ def write_workdir(workdir):
         checkpoints.save(state, config=cfg.to_dict())
     config.save(cfg, workdir / "config.json")
     return workdir
+
+
+@contextlib.contextmanager
+def in_place():
+    """Workdirs are the made-up model's, on one device, which is quicker than eight."""
+    one = parallel.make_mesh(jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "make_mesh", lambda **fields: one)
+        patch.setattr(segmenter, "build", lambda cfg: Bright())
+        yield
+
+
+@contextlib.contextmanager
+def served(workdir, folder, limits, token=None):
+    """The address of a server in this process, whose temporary files are in `folder`."""
+    from biedsnet_jax import serve
+
+    with pytest.MonkeyPatch.context() as patch, serve._listening("127.0.0.1", 0) as listener:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        with serve.serving(predict.load(workdir), listener, limits, token=token) as url:
+            yield url
