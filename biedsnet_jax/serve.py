@@ -67,8 +67,8 @@ def serving(
         server = uvicorn.Server(
             uvicorn.Config(
                 app, log_config=None, log_level=logging.CRITICAL, access_log=False, server_header=False, ws="none",
-                lifespan="off", limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_LAST_WORDS,
-                proxy_headers=False,
+                lifespan="off", loop="asyncio", http="h11", proxy_headers=False, limit_concurrency=_CONNECTIONS,
+                timeout_graceful_shutdown=_LAST_WORDS,
             )
         )  # fmt: skip
 

@@ -60,6 +60,8 @@ def _upload(jobs: Jobs, limits: Limits):
     """The body is the file. `?like=.png` says what it may be taken for where its bytes do not tell."""
     too_large = f"too large, more than {limits.upload / 2**20:g} MiB, the upload; cut it into parts"
 
+    full = "the server cannot write, its disk may be full; try again later"
+
     async def endpoint(request: Request) -> Response:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limits.upload:
@@ -69,6 +71,8 @@ def _upload(jobs: Jobs, limits: Limits):
             job = jobs.new(like if like in KINDS else "")
         except Full:
             return _refused("too many uploads are waiting; try again in a minute", 503, Connection="close")
+        except OSError:
+            return _refused(full, 507, Connection="close")
         try:
             async with asyncio.timeout(limits.upload_seconds):
                 complete = await _receive(request, job.folder / UPLOAD, limits.upload)
@@ -79,7 +83,7 @@ def _upload(jobs: Jobs, limits: Limits):
         except TimeoutError:
             return _refused(f"too slow, not here after {limits.upload_seconds} s", 408, Connection="close")
         except OSError:
-            return _refused("the server cannot write, its disk may be full; try again later", 507, Connection="close")
+            return _refused(full, 507, Connection="close")
         except ClientDisconnect:
             return Response(status_code=400)
         finally:

@@ -64,14 +64,15 @@ class Jobs:
         self._thread.start()
 
     def new(self, like: str) -> Job:
-        """A job to upload into. Raises Full."""
+        """A job to upload into. Raises Full, and OSError where the disk is."""
         with self._changed:
             self._expire()
             if sum(job.state in ("uploading", "waiting") for job in self._jobs.values()) >= self._limits.waiting:
                 raise Full
             name = secrets.token_urlsafe(24)
-            job = self._jobs[name] = Job(name, self._root / name, like, self._clock())
+            job = Job(name, self._root / name, like, self._clock())
             job.folder.mkdir(mode=0o700)
+            self._jobs[name] = job
             return job
 
     def submit(self, job: Job) -> None:

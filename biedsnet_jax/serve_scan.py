@@ -63,6 +63,7 @@ class Worker:
             rows = [row | _NEUTRAL for row in outputs.write_mask(scan, prediction, mask)]
             files.write_text(folder / SUMMARY, outputs.csv_text(rows))
             _write_slices(folder, scan, prediction, self.predictor.cfg.data.window)
+        serve_upload.forget(folder)
         return _facts(scan, prediction, mask, rows)
 
     def _predict(self, slices, advance) -> Prediction:

@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import math
 import re
+import shutil
 import stat
 import zipfile
 import zlib
@@ -23,6 +24,7 @@ from biedsnet_jax.data.volumes import Volume
 from biedsnet_jax.types import BadInput
 
 UPLOAD = "upload"
+_SERIES = "series"
 # What a file may be taken for where its bytes say nothing, so that it is refused as mode predict refuses it.
 KINDS = (*EXTENSIONS, ".nii", ".nii.gz", ".dcm", ".zip")
 _HEAD = 1024  # bytes that tell what a file is
@@ -70,6 +72,13 @@ def read(folder: Path, *, like: str, channels: int, limits: Limits) -> scans.Sca
     return scan
 
 
+def forget(folder: Path) -> None:
+    """Remove what was sent, once it is segmented."""
+    shutil.rmtree(folder / _SERIES, ignore_errors=True)
+    for path in folder.glob("scan*"):
+        path.unlink()
+
+
 def without_paths(text: str, folder: Path) -> str:
     """A message with the names of files below `folder`, and no path of this machine."""
     inner = text.replace(f"{folder}/", "").replace(str(folder), "the upload")
@@ -92,7 +101,7 @@ def _named(upload: Path, like: str, limits: Limits) -> Path:
         head = file.read(_HEAD)
     its = kind(head) or (like if like in KINDS else "")
     if its == ".zip":
-        return _unzipped(upload, upload.with_name("series"), limits)
+        return _unzipped(upload, upload.with_name(_SERIES), limits)
     path = upload.rename(upload.with_name(f"scan{its}"))
     if its == ".nii.gz":
         _check_unpacked(path, limits)
