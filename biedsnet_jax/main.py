@@ -24,6 +24,7 @@ MODES = {
     "export": "export.run",
     "benchmark": "benchmark.run",
     "report": "report.run",
+    "serve": "serve.run",
 }
 
 _MODE_HELP = (
@@ -31,7 +32,8 @@ _MODE_HELP = (
     "import makes one of PyTorch weights; distill makes one that needs fewer steps of one that is trained; "
     "export makes a program of one that runs without this package; "
     "benchmark times a config on this machine, without data; "
-    "report makes tables of workdirs with results"
+    "report makes tables of workdirs with results; "
+    "serve opens a page that segments what is dropped on it"
 )
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:VARIANT,VARIANT]; fields: --config.train.steps=100")
 _MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), _MODE_HELP)
@@ -49,6 +51,13 @@ _INPUT = flags.DEFINE_string(
 _SAMPLES = flags.DEFINE_bool("samples", False, "predict, export: keep each sample of a diffusion method")
 _COMPARE = flags.DEFINE_string("compare", None, "benchmark: an earlier --output; says what got slower since")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "benchmark: how often each program is timed after warm-up")
+_HOST = flags.DEFINE_string(
+    "host", "127.0.0.1", "serve: the address to listen at; any but this machine's own needs a token"
+)
+_PORT = flags.DEFINE_integer("port", 8000, "serve: 0 for any that is free")
+_UPLOAD_MB = flags.DEFINE_integer("upload_mb", 256, "serve: the largest upload, in MiB", lower_bound=1)
+_WAITING = flags.DEFINE_integer("waiting", 16, "serve: uploads that may wait, and results that are kept", lower_bound=1)
+_SCAN_SECONDS = flags.DEFINE_integer("scan_seconds", 600, "serve: how long a scan may take", lower_bound=1)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "of many processes: HOST:PORT of the first, the same for all; left out on SLURM and TPU pods"
 )
@@ -92,6 +101,8 @@ def run(argv: list[str]) -> int:
             mode(_CONFIG.value, _WORKDIR.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
         elif _MODE.value == "predict":
             return mode(_CONFIG.value, _WORKDIR.value, _INPUT.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
+        elif _MODE.value == "serve":
+            mode(_CONFIG.value, _WORKDIR.value, _HOST.value, _PORT.value, _limits())
         else:
             distilled = (_OUTPUT.value,) if _MODE.value == "distill" else ()
             results = mode(_CONFIG.value, _WORKDIR.value, *distilled)
@@ -104,7 +115,9 @@ def run(argv: list[str]) -> int:
             raise
         return _failed(str(error), 2 if isinstance(error, BadInput) else 1)
     except KeyboardInterrupt:
-        goes_on = "" if _MODE.value in ("benchmark", "report") else "; the same command goes on where it stopped"
+        goes_on = (
+            "" if _MODE.value in ("benchmark", "report", "serve") else "; the same command goes on where it stopped"
+        )
         return _failed(f"interrupted{goes_on}", 130)
     except Preempted as stop:
         return _failed(str(stop), 0)
@@ -127,6 +140,12 @@ def _from_package(name):
     """A function by "module.function"."""
     module, function = name.split(".")
     return getattr(importlib.import_module(f"biedsnet_jax.{module}"), function)
+
+
+def _limits():
+    waiting = {"waiting": _WAITING.value, "kept": _WAITING.value}
+    chosen = {"upload": _UPLOAD_MB.value * 2**20, "job_seconds": _SCAN_SECONDS.value, **waiting}
+    return _from_package("serve_upload.Limits")(**chosen)
 
 
 def parse_flags(argv: list[str]) -> None:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Summary:
         names = Counter(row["name"] for row in rows)
         # scan -> its file, where no write was cut short
         self.done = {row["name"]: row["file"] for row in rows if names[row["name"]] == classes}
-        text = _csv([dict(zip(COLUMNS, COLUMNS)), *(row for row in rows if row["name"] in self.done)])
+        text = csv_text(row for row in rows if row["name"] in self.done)
         if not self.path.exists() or self.path.read_bytes() != text.encode():
             files.write_text(self.path, text)
 
@@ -68,7 +68,7 @@ class Summary:
             path.unlink()
 
     def _rewrite(self, rows):
-        files.write_text(self.path, _csv([dict(zip(COLUMNS, COLUMNS)), *rows]))
+        files.write_text(self.path, csv_text(rows))
 
     def _read(self):
         """Whole rows; the last line has no end where a write was cut short."""
@@ -133,18 +133,39 @@ def write(scan: Scan, prediction: Prediction, where: dict[str, Path]) -> list[di
     Areas and volumes are those of the written mask: what its labels give each class.
     """
     where["mask"].parent.mkdir(parents=True, exist_ok=True)
-    labels = scan.only_scanned(prediction.label_map)
-    masks = [class_masks(one, len(prediction.labels), prediction.labels) for one in labels]
-    mask = np.stack(masks).view(bool)
+    labels, mask = _masks(scan, prediction)
     _write_picture(where["overlay"], overlay(scan.slices, mask, scan.volume.spacing[1:] if scan.volume else None))
     for name in prediction.maps:  # one map after another: all of them at full size may not fit in memory
         _write_maps(where, name, scan.only_scanned(prediction.map(name)), scan.volume)
     for number in range(0 if prediction.samples_kept is None else len(prediction.samples_kept)):
         _write_maps(where, f"sample_{number + 1}", scan.only_scanned(prediction.sample(number)), scan.volume)
+    _write_mask(where["mask"], labels, scan, prediction)
+    return _rows(scan, prediction, mask)
+
+
+def write_mask(scan: Scan, prediction: Prediction, path: Path) -> list[dict]:
+    """The mask of `write` alone, and the same rows."""
+    labels, mask = _masks(scan, prediction)
+    _write_mask(path, labels, scan, prediction)
+    return _rows(scan, prediction, mask)
+
+
+def csv_text(rows: Iterable[dict]) -> str:
+    """A whole summary."""
+    return _csv([dict(zip(COLUMNS, COLUMNS)), *rows])
+
+
+def _masks(scan, prediction):
+    """(label map "d h w", mask of each class "d h w k"), empty where nothing was scanned."""
+    labels = scan.only_scanned(prediction.label_map)
+    masks = [class_masks(one, len(prediction.labels), prediction.labels) for one in labels]
+    return labels, np.stack(masks).view(bool)
+
+
+def _write_mask(path, labels, scan, prediction):
     if scan.volume is None and len(prediction.labels) == 1:
         labels = (labels > 0) * np.uint8(255)  # to be seen
-    _write_grid(where["mask"], labels, scan.volume)
-    return _rows(scan, prediction, mask)
+    _write_grid(path, labels, scan.volume)
 
 
 def _write_maps(where, name, values, volume):

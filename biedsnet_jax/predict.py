@@ -64,8 +64,7 @@ class Predictor:
         the same place of many runs, those before it being done: here too the batch decides nothing.
         """
         prepared = experiment.make_prepare(self.cfg)
-        run = self.cfg.sampler.start_run if self._follows() else 1
-        places = _places([len(scan) for scan in scans], run)
+        places = _places([len(scan) for scan in scans], self._run())
         # Compiled here, so that the clock does not count it.
         batch_size, programs = self._programs(len(places[0]), later=len(places) > 1)
         maps: list[dict] = [{} for _ in scans]
@@ -88,13 +87,25 @@ class Predictor:
         """Whether a slice starts from the one before it."""
         return segmenter.is_diffusion(self.cfg) and self.cfg.sampler.start == "slice"
 
-    def _programs(self, slices, *, later):
-        """(batch size, [program, and if `later` that for slices with a previous one]): the smallest compiled that holds
-        all `slices`, else of a power of two slices, at most eval.batch_size."""
+    def first_batch(self, slices: int) -> int:
+        """The batch size of a scan of so many slices where nothing is compiled yet."""
+        return self._new_batch(len(range(0, slices, self._run())))
+
+    def _run(self):
+        """Slices that follow one another."""
+        return self.cfg.sampler.start_run if self._follows() else 1
+
+    def _new_batch(self, slices):
+        """The least power of two that holds `slices`, but at most eval.batch_size."""
         most, size = self.cfg.eval.batch_size, self.mesh.size
         while size < min(slices, most):
             size *= 2
-        size = next((known for known, _ in sorted(self.programs) if known >= slices), min(size, most))
+        return min(size, most)
+
+    def _programs(self, slices, *, later):
+        """(batch size, [program, and if `later` that for slices with a previous one]): the smallest compiled that holds
+        all `slices`, else one of `_new_batch`."""
+        size = next((known for known, _ in sorted(self.programs) if known >= slices), self._new_batch(slices))
         for follows in (False, True)[: 1 + later]:
             if (size, follows) not in self.programs:
                 self.programs[size, follows] = self._compile(size, follows)

@@ -10,7 +10,7 @@ import hashlib
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -88,9 +88,9 @@ def _segment(todo, predictor, where, summary, *, keep_samples, alone) -> list[st
     failed = []
     bar = progress.Progress("predict", sum(item.depth for item in todo), quiet=not processes.is_first())
     with contextlib.closing(bar):
-        for read in _read_ahead(_jobs(todo, predictor.cfg.eval.batch_size), predictor.cfg.data.channels):
+        for job in _read_ahead(_jobs(todo, predictor.cfg.eval.batch_size), predictor.cfg.data.channels):
             good = []
-            for item, scan in read:
+            for item, scan in job:
                 if isinstance(scan, BadInput):
                     if alone:
                         raise scan
@@ -125,27 +125,28 @@ def _jobs(items, batch_size) -> list[list[scans.Item]]:
     return jobs + ([group] if group else [])
 
 
+def read(items: Sequence[scans.Item], channels: int) -> list[scans.Scan | BadInput]:
+    """Each scan, or what is wrong with it."""
+    found = []
+    for item in items:
+        try:
+            found.append(scans.read(item, channels=channels))
+        except BadInput as error:
+            found.append(error)
+        except MemoryError:
+            found.append(BadInput(f"too large for the memory, {item.depth} slices, {item.files[0]}; cut it into parts"))
+    return found
+
+
 def _read_ahead(jobs, channels) -> Iterator[list[tuple[scans.Item, scans.Scan | BadInput]]]:
     """The scans of each job, or what is wrong with them, the next job being read meanwhile."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = [pool.submit(_read, job, channels) for job in jobs[:1]]
+        coming = [pool.submit(read, job, channels) for job in jobs[:1]]
         for number, job in enumerate(jobs):
-            read = coming.pop().result()
+            found = coming.pop().result()
             if number + 1 < len(jobs):
-                coming.append(pool.submit(_read, jobs[number + 1], channels))
-            yield list(zip(job, read))
-
-
-def _read(job, channels) -> list[scans.Scan | BadInput]:
-    read = []
-    for item in job:
-        try:
-            read.append(scans.read(item, channels=channels))
-        except BadInput as error:
-            read.append(error)
-        except MemoryError:
-            read.append(BadInput(f"too large for the memory, {item.depth} slices, {item.files[0]}; cut it into parts"))
-    return read
+                coming.append(pool.submit(read, jobs[number + 1], channels))
+            yield list(zip(job, found))
 
 
 def _made_by(predictor, workdir) -> dict:

@@ -64,6 +64,12 @@ class Prediction:
         """One of `samples`."""
         return self._resized(self.samples_kept[number])
 
+    def at(self, z: int) -> tuple[dict[str, Float[np.ndarray, "h w k"]], list[Float[np.ndarray, "h w k"]]]:
+        """Maps by name and the samples kept, of one slice, at the scan's size."""
+        maps = {name: transforms.resize_image(values[z], self.size) for name, values in self.maps.items()}
+        samples = () if self.samples_kept is None else self.samples_kept[:, z]
+        return maps, [transforms.resize_image(one, self.size) for one in samples]
+
     def mean_entropy(self, likely: float, where: Bool[np.ndarray, "d h w"] | None = None) -> Float[np.ndarray, " k"]:
         """Of each class, over pixels (of `where`) whose probability is `likely` at least; 0 where none is."""
         total, count = np.zeros((2, self.maps["probability"].shape[-1]))

@@ -161,6 +161,11 @@ def _processes(words, workshop, page):
     workshop.parse(words[3:])
 
 
+def _serve(words, workshop, page):
+    workshop.trained(_value(words, "workdir"))
+    workshop.parse(words[3:])
+
+
 def _tensorboard(words, workshop, page):
     """The folder has what it shows; tests/test_tensorboard.py reads it as TensorBoard does."""
     workshop.trained("runs/phantom")
@@ -283,6 +288,7 @@ RULES = [
     Rule("evaluate", rf"{MAIN} --mode=evaluate .*", _evaluate),
     Rule("predict", rf"{MAIN} --mode=predict .*", _predict),
     Rule("report", rf"{MAIN} --mode=report .*", _report),
+    Rule("serve", rf"{MAIN} --mode=serve .*", _serve, "it serves until it is stopped; tests/test_serve.py asks it"),
     Rule("import", rf"{MAIN} --mode=import .*", _import),
     Rule("export", rf"{MAIN} --mode=export .*", _export),
     Rule("distill", rf"{MAIN} --mode=distill .*", _distill),
@@ -296,6 +302,9 @@ RULES = [
     Rule("compile for a TPU", r"python benchmarks/tpu_aot\.py .*", _script_flags, "half an hour of compiling"),
     Rule("beside PyTorch", r"python benchmarks/torch_biedsnet\.py .*", _script_flags, "needs PyTorch"),
     Rule("TensorBoard", r"tensorboard --logdir=\S+", _tensorboard, "it serves until it is stopped"),
+    Rule(
+        "load of the server", r"python benchmarks/serve_load\.py .*", _script_flags, "50 uploads; tests/test_serve.py"
+    ),
     Rule("soak", r"python benchmarks/soak\.py .*", _script_flags, "50 kills; tests/test_soak.py has one"),
     Rule("input pipeline", r"python benchmarks/input_pipeline\.py.*", _script_flags, "gigabytes of volumes"),
     Rule("overfit", r"python benchmarks/overfit\.py.*", _script_flags, "trains nine networks"),

@@ -23,6 +23,7 @@ ORDER = [
     "report_data", "report_charts", "report_facts", "report_pictures", "report_page", "report",
     "recording", "evaluate", "validation", "trainer", "distill",
     "prediction", "predict", "overlay", "outputs", "predict_files",
+    "serve_upload", "serve_scan", "serve_jobs", "serve_guard", "serve_app", "serve",
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",
     "export_program", "export_loader", "model_card", "export",
@@ -53,6 +54,8 @@ ONLY_IN = {
     "grain": ("data",),
     "tensorboardX": ("board",),
     "rich": ("live",),
+    "starlette": ("serve_guard", "serve_app", "serve"),
+    "uvicorn": ("serve",),
 }
 
 

@@ -10,58 +10,24 @@ import threading
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
-import optax
 import pytest
 from absl import flags
+from bright_model import SIZE, Bright, write_workdir
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from PIL import Image
 
-from biedsnet_jax import checkpoint, config, main, parallel, predict_files, segmenter, train_state
+from biedsnet_jax import main, parallel, predict_files, segmenter
 from biedsnet_jax.data import nifti, scans
-from configs import folder, variants
 
-SIZE = 16
 SHAPE = (SIZE, SIZE, 5)  # voxels along x, y, z
-
-
-class Bright:
-    """Certain wherever the normalised image is above a half, but for some noise of each sample."""
-
-    def init(self, key, shape):
-        return {"params": {"above": jnp.float32(0.5)}, "batch_stats": {}}
-
-    def loss(self, variables, batch, key, *, train):
-        raise NotImplementedError
-
-    def trajectory(self, *_):
-        """No steps."""
-
-    def predict(self, variables, image, keys, *, ensemble):
-        found = jnp.where(image > variables["params"]["above"], 0.8, 0.1)
-
-        def sample(number):
-            noise = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, number), image.shape[1:]))(keys)
-            return found + 0.1 * noise
-
-        return jax.vmap(sample)(jnp.arange(ensemble))
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A trained run of the made-up model."""
-    cfg = folder.get_config()
-    variants.toy(cfg)
-    cfg.data.size, cfg.data.normalise, cfg.eval.batch_size, cfg.compile_cache = SIZE, "minmax", 8, ""
-    cfg.sampler.ensemble = 2
-    workdir = tmp_path_factory.mktemp("runs") / "bright"
-    state = train_state.create(Bright().init(None, None), optax.identity())
-    with checkpoint.Checkpoints(workdir) as checkpoints:
-        checkpoints.save(state, config=cfg.to_dict())
-    config.save(cfg, workdir / "config.json")
-    return workdir
+    return write_workdir(tmp_path_factory.mktemp("runs") / "bright")
 
 
 @pytest.fixture

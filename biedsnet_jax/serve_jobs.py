@@ -1,0 +1,176 @@
+"""The queue of a server: uploads wait, one at a time is segmented, results are kept for a while. Imports no jax.
+
+A job is known by its id alone, which cannot be guessed; nothing lists jobs. Each has a folder of its own, which goes
+with it.
+"""
+
+import collections
+import dataclasses
+import secrets
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from biedsnet_jax import serve_upload
+from biedsnet_jax.serve_upload import Limits
+from biedsnet_jax.types import BadInput
+
+ENDED = ("done", "refused", "failed")
+_LOOK = 5  # seconds between looks at what is too old
+
+
+@dataclasses.dataclass
+class Job:
+    """One upload; `state` goes from "uploading" over "waiting" and "running" to one of ENDED."""
+
+    id: str
+    folder: Path
+    like: str  # see serve_upload.read
+    touched: float  # when it was last asked for
+    state: str = "uploading"
+    text: str = ""  # why it ended, where it is not done
+    progress: tuple[int, int] = (0, 0)  # slices: done, all
+    facts: dict = dataclasses.field(default_factory=dict)
+    removed: bool = False
+
+
+class Full(Exception):
+    """As many uploads wait as may."""
+
+
+class _Removed(Exception):
+    """Nobody wants the running job any more."""
+
+
+class Jobs:
+    """All jobs, and the thread that does them with `work(folder, like, tell) -> facts`; its folder is `root`.
+
+    Every method may be called from any thread.
+    """
+
+    def __init__(
+        self, root: Path, work: Callable[..., dict], limits: Limits, clock: Callable[[], float] = time.monotonic
+    ):
+        self._root, self._work, self._limits, self._clock = root.resolve(), work, limits, clock
+        self._jobs: dict[str, Job] = {}
+        self._waiting: collections.deque[Job] = collections.deque()
+        self._changed = threading.Condition(threading.RLock())
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="segment", daemon=True)
+        self._thread.start()
+
+    def new(self, like: str) -> Job:
+        """A job to upload into. Raises Full, and OSError where the disk is."""
+        with self._changed:
+            self._expire()
+            if sum(job.state in ("uploading", "waiting") for job in self._jobs.values()) >= self._limits.waiting:
+                raise Full
+            name = secrets.token_urlsafe(24)
+            job = Job(name, self._root / name, like, self._clock())
+            job.folder.mkdir(mode=0o700)
+            self._jobs[name] = job
+            return job
+
+    def submit(self, job: Job) -> None:
+        """Its upload is complete."""
+        with self._changed:
+            job.state, job.touched = "waiting", self._clock()
+            self._waiting.append(job)
+            self._changed.notify_all()
+
+    def get(self, name: str) -> Job | None:
+        """None for one that never was or is gone."""
+        with self._changed:
+            self._expire()
+            job = self._jobs.get(name)
+            if job:
+                job.touched = self._clock()
+            return job
+
+    def place(self, job: Job) -> int:
+        """How many come before it: those that wait longer, and the one that is being done."""
+        with self._changed:
+            running = sum(one.state == "running" for one in self._jobs.values())
+            return running + self._waiting.index(job) if job in self._waiting else 0
+
+    def remove(self, job: Job) -> None:
+        """Forget it and its files; one that is being done, at its next batch."""
+        with self._changed:
+            job.removed = True
+            self._jobs.pop(job.id, None)
+            if job in self._waiting:
+                self._waiting.remove(job)
+            if job.state != "running":
+                shutil.rmtree(job.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Forget all, and wait for the thread."""
+        with self._changed:
+            self._closed = True
+            for job in list(self._jobs.values()):
+                self.remove(job)
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _loop(self):
+        while job := self._next():
+            self._do(job)
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            while not self._closed:
+                self._expire()
+                if self._waiting:
+                    job = self._waiting.popleft()
+                    job.state = "running"
+                    return job
+                self._changed.wait(_LOOK)
+
+    def _do(self, job):
+        state, text = "done", ""
+        try:
+            job.facts = self._work(job.folder, job.like, lambda *progress: self._tell(job, progress))
+            job.facts["notes"] = [serve_upload.without_paths(note, job.folder) for note in job.facts["notes"]]
+        except BadInput as error:
+            state, text = "refused", serve_upload.without_paths(str(error), job.folder)
+        except _Removed:
+            pass
+        except Exception as error:
+            state, text = "failed", f"an error of the program, {type(error).__name__}; try another file"
+            print(f"biedsnet: an upload failed, {type(error).__name__}, {_where(error)}", file=sys.stderr, flush=True)
+        with self._changed:
+            job.state, job.text, job.touched = state, text, self._clock()
+            if state != "done":
+                shutil.rmtree(job.folder, ignore_errors=True)
+            if job.removed:
+                self.remove(job)
+            self._expire()
+
+    def _tell(self, job, progress):
+        job.progress = progress
+        with self._changed:
+            self._expire()
+        if job.removed:
+            raise _Removed
+
+    def _expire(self):
+        """Remove what nobody has asked for, and of more results than are kept the ones that were so the longest."""
+        now = self._clock()
+        ended = sorted((job for job in self._jobs.values() if job.state in ENDED), key=lambda job: job.touched)
+        old = [job for job in self._jobs.values() if now - job.touched > self._limits.keep_seconds]
+        old = [job for job in old if job.state != "uploading"]  # which has a limit of its own
+        for job in dict.fromkeys([job.id for job in [*old, *ended[: max(0, len(ended) - self._limits.kept)]]]):
+            self.remove(self._jobs[job])
+
+
+def _where(error) -> str:
+    """The line of this package where it happened; what the error says may quote the upload."""
+    inner = [
+        one for one in traceback.extract_tb(error.__traceback__) if Path(__file__).parent.as_posix() in one.filename
+    ]
+    last = inner[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"

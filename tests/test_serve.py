@@ -1,0 +1,263 @@
+"""Mode serve with a real server: what is downloaded is what mode predict writes, queue, limits, load, signals.
+
+The model is made up (bright_model.py), so that masks are known without training.
+"""
+
+import csv
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bright_model import SIZE, in_place, served, write_workdir
+from PIL import Image
+from refusals import refused
+
+pytest.importorskip("starlette", reason="no starlette: pip install starlette uvicorn")
+pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
+
+from biedsnet_jax import config, predict, predict_files, serve
+from biedsnet_jax.serve_upload import Limits
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import serve_load  # noqa: E402
+import serve_uploads  # noqa: E402
+
+LIMITS = Limits(upload=2**21, unpacked=2**24)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A trained run of the made-up model."""
+    with in_place():
+        yield write_workdir(tmp_path_factory.mktemp("runs") / "bright")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The folder of the server's temporary files."""
+    return tmp_path_factory.mktemp("tmp")
+
+
+@pytest.fixture(scope="module")
+def url(workdir, kept):
+    """A server's address."""
+    with served(workdir, kept, LIMITS) as url:
+        yield url
+    assert list(kept.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory):
+    """(scans, the folder with each as a file)."""
+    folder = tmp_path_factory.mktemp("scans")
+    return serve_uploads.scans(folder), folder
+
+
+@pytest.fixture(scope="module")
+def known(workdir, uploads, tmp_path_factory):
+    """What mode predict writes for each scan."""
+    return serve_load.expected(str(workdir), uploads[1], tmp_path_factory.mktemp("masks"))
+
+
+def ended(url, content, like=""):
+    """(path of the job, what the server says of it) once it ended."""
+    status, answer = serve_load._request(url, "POST", f"/jobs?like={like}", content)
+    assert status == 202, answer
+    path = f"/jobs/{json.loads(answer)['id']}"
+    while (now := json.loads(serve_load._get(url, path)))["state"] in ("waiting", "running"):
+        pass
+    return path, now
+
+
+def test_downloads_are_what_mode_predict_writes(url, uploads, known):
+    for upload in uploads[0]:
+        job, now = ended(url, upload.content)
+        assert now["state"] == "done", now["text"]
+        mask, rows = known[upload.name]
+        assert serve_load._get(url, f"{job}/mask") == mask and len(mask) > 50
+        served = list(csv.DictReader(io.StringIO(serve_load._get(url, f"{job}/summary").decode())))
+        free = {"name", "file", "seconds"}
+        assert [row.keys() for row in served] == [row.keys() for row in rows]
+        assert [{k: row[k] for k in row.keys() - free} for row in served] == [
+            {k: row[k] for k in row.keys() - free} for row in rows
+        ]
+        assert {(row["name"], row["file"]) for row in served} == {("scan", "")}
+        serve_load._request(url, "DELETE", job)
+
+
+def test_the_size_of_a_batch_is_that_of_mode_predict_alone(workdir):
+    model = predict.load(workdir)
+    assert [model.first_batch(slices) for slices in (1, 2, 3, 8, 9, 100)] == [1, 2, 4, 8, 8, 8]
+
+
+def test_a_slice_has_the_planes_that_the_page_draws(url):
+    pixels = np.zeros((SIZE, SIZE), np.uint8)  # as the network sees it, so that maps are not resized
+    pixels[4:12, 6:14] = 200
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    job, now = ended(url, out.getvalue())
+    facts = now["facts"]
+    assert (facts["slices"], facts["height"], facts["width"], facts["classes"], facts["samples"]) == (
+        1,
+        SIZE,
+        SIZE,
+        1,
+        2,
+    )
+    assert facts["maps"] == ["entropy", "mutual_information", "variance"] and facts["aspect"] == 1
+    planes = np.frombuffer(zlib.decompress(serve_load._get(url, f"{job}/slices/0")), np.uint8).reshape(7, SIZE, SIZE)
+    np.testing.assert_array_equal(planes[0], np.where(pixels, 255, 0))
+    written = np.asarray(Image.open(io.BytesIO(serve_load._get(url, f"{job}/mask"))))
+    np.testing.assert_array_equal(planes[1] > facts["level"], written == 255)
+    assert (planes[5:].mean(axis=0) - planes[1] < 2).all()  # the mean of the samples, in steps of 1/200
+    p = planes[1] / facts["levels"]
+    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    np.testing.assert_allclose(planes[2] / 255, entropy, atol=0.05)
+    np.testing.assert_allclose(planes[4] / 255 * 0.25, ((planes[5] - p * 200.0) / 200) ** 2, atol=0.002)
+    serve_load._request(url, "DELETE", job)
+
+
+def test_fifty_like_uploads_in_small(url, uploads, known, kept, capfd):
+    every = serve_load.chosen([*uploads[0], *serve_uploads.others(LIMITS.upload, LIMITS.unpacked)], 40)
+    found = serve_load.report(url, every, known, clients=3, pid=os.getpid())
+    assert found["unexpected"] == [] and found["mixed"] == 0
+    assert sum(found["outcomes"].values()) == 40 and set(found["outcomes"]) == {
+        "done",
+        "refused",
+        "too large",
+        "cut off",
+    }
+    assert serve_load.count_files(kept) == 0
+    out, err = capfd.readouterr()
+    assert serve_uploads.SECRET not in out + err
+
+
+def test_the_load_test_sees_a_mixed_result(url, uploads, known):
+    first, second = uploads[0][:2]
+    assert serve_load.send(url, first, known[first.name]) == ("done", False)
+    assert serve_load.send(url, first, known[second.name]) == ("done", True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mixed": 1}, {"unexpected": ["x"]}, {"exit_code": 1}, {"mib_after": 60.0}, {"words_told": 1}]
+)
+def test_the_load_test_fails_where_something_is_wrong(wrong):
+    good = {"unexpected": [], "mixed": 0, "exit_code": 0, "mib_before": 20.0, "mib_after": 25.0}
+    assert serve_load.is_good(good) and not serve_load.is_good(good | wrong)
+
+
+def test_refusals_have_the_words_of_mode_predict(url, workdir, tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError) as error:
+        predict_files.run(config.load(workdir), str(workdir), str(path), str(tmp_path / "out"))
+    _, now = ended(url, path.read_bytes(), like=".nii.gz")
+    assert now["state"] == "refused" and now["text"] == str(error.value).replace(f"{tmp_path}/", "")
+
+
+@pytest.mark.parametrize("path", ["/jobs/x", "/jobs/x/mask", "/jobs/..%2f..%2fetc/mask", "/serve.html", "/nothing"])
+def test_what_is_not_there(url, path):
+    assert serve_load._request(url, "GET", path)[0] == 404
+
+
+def test_an_upload_of_another_site_is_refused(url):
+    connection = http.client.HTTPConnection(url.split("/")[2])
+    connection.request("POST", "/jobs", b"x", {"Origin": "https://evil.example"})
+    assert connection.getresponse().status == 403
+    connection.close()
+
+
+# --- from the command line -------------------------------------------------------------------------------------------
+
+_START = (
+    "import sys; sys.path[:0] = sys.argv[1:3]; import bright_model; from biedsnet_jax import main, segmenter; "
+    "segmenter.build = lambda cfg: bright_model.Bright(); sys.exit(main.run(['main', *sys.argv[3:]]))"
+)
+
+
+@pytest.fixture
+def started(workdir, tmp_path):
+    """`started(*flags)` -> (process, what it says until it serves)."""
+    processes = []
+
+    def start(*flags):
+        (tmp_path / "tmp").mkdir()
+        line = [sys.executable, "-c", _START, str(ROOT), str(ROOT / "tests"), "--mode=serve", f"--workdir={workdir}"]
+        env = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "JAX_PLATFORMS": "cpu"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen([*line, "--port=0", *flags], cwd=tmp_path, env=env, **pipes))
+        said = ""
+        while "Ctrl-C stops" not in said:
+            text = processes[-1].stdout.readline()
+            assert text, said
+            said += text
+        return processes[-1], said
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_sigterm_ends_it_with_0_and_leaves_nothing_and_elsewhere_a_token_is_needed(started, tmp_path):
+    process, said = started("--host=0.0.0.0", "--upload_mb=3", "--waiting=5")
+    assert "at most 3 MiB an upload, 5 waiting, 600 s a scan" in said and "nothing is encrypted" in said
+    port, token = re.search(r":(\d+)/\?token=(\S+)", said).groups()
+    url = f"http://127.0.0.1:{port}"
+    for path in ("/", "/serve.js", "/jobs/x", "/?token=wrong"):
+        assert serve_load._request(url, "GET", path)[0] == 401
+    assert serve_load._request(url, "POST", "/jobs", b"x")[0] == 401
+    assert serve_load._request(url, "GET", f"/?token={token}")[0] == 303
+    assert len(list((tmp_path / "tmp").rglob("biedsnet_serve_*"))) == 1
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and rest == "stopped; no upload or result is left\n"
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_ctrl_c_ends_it_while_it_segments(started, tmp_path):
+    process, said = started()
+    url = re.search(r"is served at (\S+)", said).group(1)
+    assert url.startswith("http://127.0.0.1:") and "token" not in said
+    (tmp_path / "scans").mkdir()
+    (one, *_) = serve_uploads.scans(tmp_path / "scans")
+    assert serve_load._request(url, "POST", "/jobs", one.content)[0] == 202
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in rest
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "says"),
+    [
+        ("127.0.0.1", 99999, "cannot listen, "),
+        ("no.such.host.invalid", 0, "cannot listen, "),
+        ("127.0.0.1", -1, "cannot listen, "),
+    ],
+)
+def test_an_address_that_cannot_be_had(workdir, host, port, says):
+    refused(lambda: serve.run(config.load(workdir), str(workdir), host, port, LIMITS), says, "--host or --port")
+
+
+def test_a_port_that_is_taken(workdir):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(lambda: serve.run(config.load(workdir), str(workdir), "127.0.0.1", port, LIMITS), "cannot listen", port)
+
+
+def test_without_the_libraries(workdir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    refused(lambda: serve.run(None, "", "", 0, LIMITS), "a library is missing, starlette", "pip install 'starlette")

@@ -1,0 +1,188 @@
+"""The queue: one at a time, in order, within limits; what is old or unwanted goes, with its files."""
+
+import dataclasses
+import threading
+import time
+
+import pytest
+
+from biedsnet_jax import serve_jobs
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.serve_upload import Limits
+
+LIMITS = Limits(waiting=3, kept=2, keep_seconds=60)
+
+
+class Clock:
+    """Stands still."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Work:
+    """Does a job when told to: `begun` and `go` are released once for each."""
+
+    def __init__(self):
+        self.begun, self.go, self.at_once, self.most_at_once = threading.Semaphore(0), threading.Semaphore(0), 0, 0
+        self.done, self.error = [], None
+
+    def __call__(self, folder, like, tell):
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            self.begun.release()
+            assert self.go.acquire(timeout=60)
+            tell(1, 2)
+            (folder / "result").write_text(like)
+            self.done.append(like)
+            if self.error:
+                raise self.error
+            return {"notes": [f"of {folder}/scan.png"], "like": like}
+        finally:
+            self.at_once -= 1
+
+
+@pytest.fixture
+def work():
+    return Work()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def jobs(tmp_path, work, clock):
+    jobs = serve_jobs.Jobs(tmp_path, work, LIMITS, clock)
+    yield jobs
+    for _ in range(10):
+        work.go.release()
+    jobs.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def submitted(jobs, like):
+    job = jobs.new(like)
+    jobs.submit(job)
+    return job
+
+
+def until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_one_at_a_time_in_order_and_each_knows_its_place(jobs, work):
+    first = submitted(jobs, "a")
+    assert work.begun.acquire(timeout=60)
+    others = [submitted(jobs, like) for like in "bc"]
+    assert [jobs.place(job) for job in (first, *others)] == [0, 1, 2]
+    assert [job.state for job in (first, *others)] == ["running", "waiting", "waiting"]
+    for _ in range(3):
+        work.go.release()
+    until(lambda: others[-1].state == "done")
+    assert work.done == ["a", "b", "c"] and work.most_at_once == 1
+    assert others[-1].facts == {"notes": ["of scan.png"], "like": "c"} and others[-1].progress == (1, 2)
+
+
+def test_ids_are_long_and_different_and_nobody_finds_another(jobs):
+    names = {jobs.new(like).id for like in "abc"}
+    assert len(names) == 3 and all(len(name) >= 32 for name in names)
+    assert jobs.get("") is None and jobs.get("../x") is None
+
+
+def test_more_than_may_wait_are_turned_away(jobs, work):
+    submitted(jobs, "a")
+    assert work.begun.acquire(timeout=60)  # it waits no longer
+    kept = [submitted(jobs, "b"), submitted(jobs, "c"), jobs.new("d")]
+    with pytest.raises(serve_jobs.Full):
+        jobs.new("e")
+    jobs.remove(kept[-1])
+    jobs.new("e")
+
+
+def test_results_go_when_nobody_looks(jobs, work, clock):
+    job = submitted(jobs, "a")
+    work.go.release()
+    until(lambda: job.state == "done")
+    for clock.now in (50.0, 100.0):
+        assert jobs.get(job.id) is job and (job.folder / "result").exists()
+    clock.now = 161.0
+    assert jobs.get(job.id) is None and not job.folder.exists()
+
+
+def test_of_more_results_than_are_kept_the_one_looked_at_longest_ago_goes(jobs, work, clock):
+    done = []
+    for like in "ab":
+        clock.now += 1
+        done.append(submitted(jobs, like))
+        work.go.release()
+        until(lambda: done[-1].state == "done")
+    clock.now += 1
+    assert jobs.get(done[0].id) is done[0]
+    third = submitted(jobs, "c")
+    work.go.release()
+    until(lambda: third.state == "done")
+    assert [job.folder.exists() for job in (*done, third)] == [True, False, True]
+
+
+def test_one_that_nobody_waits_for_is_not_done(jobs, work, clock):
+    submitted(jobs, "a")
+    assert work.begun.acquire(timeout=60)
+    left = submitted(jobs, "b")
+    clock.now = 61.0
+    last = submitted(jobs, "c")
+    work.go.release(2)
+    until(lambda: last.state == "done")
+    assert work.done == ["c"] and not left.folder.exists()  # "a" was stopped at its next batch, too
+
+
+def test_one_that_is_removed_while_it_runs_stops(jobs, work):
+    job = submitted(jobs, "a")
+    assert work.begun.acquire(timeout=60)
+    jobs.remove(job)
+    work.go.release()
+    until(lambda: not job.folder.exists())
+    assert jobs.get(job.id) is None and work.done == []
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "text"),
+    [
+        (BadInput("bad, 3, FOLDER/scan.png; fix it"), "refused", "bad, 3, scan.png; fix it"),
+        (ValueError("secret words of the file"), "failed", "an error of the program, ValueError; try another file"),
+    ],
+)
+def test_what_goes_wrong_stops_one_job_and_tells_nothing_of_it(jobs, work, capsys, error, state, text):
+    job = jobs.new("a")
+    work.error = type(error)(str(error).replace("FOLDER", str(job.folder)))
+    jobs.submit(job)
+    work.go.release()
+    until(lambda: job.state == state)
+    assert job.text == text and not job.folder.exists()
+    err = capsys.readouterr().err
+    assert "secret" not in err and str(job.folder) not in err and job.id not in err
+    assert ("ValueError, serve_jobs.py:" in err) == (state == "failed")
+    work.error = None
+    following = submitted(jobs, "b")
+    work.go.release()
+    until(lambda: following.state == "done")
+
+
+def test_closing_forgets_what_waits_and_what_runs(tmp_path, work):
+    jobs = serve_jobs.Jobs(tmp_path, work, dataclasses.replace(LIMITS, waiting=9))
+    for like in "abc":
+        submitted(jobs, like)
+    assert work.begun.acquire(timeout=60)
+    closing = threading.Thread(target=jobs.close)
+    closing.start()
+    work.go.release()
+    closing.join(60)
+    assert not closing.is_alive() and list(tmp_path.iterdir()) == [] and work.done == []

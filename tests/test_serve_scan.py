@@ -1,0 +1,41 @@
+"""What the page draws of a slice: the order of the planes, and nothing where nobody scanned."""
+
+import numpy as np
+
+from biedsnet_jax import serve_scan
+from biedsnet_jax.prediction import Prediction
+
+
+def prediction(samples=None):
+    """Two slices of 2 by 3 pixels, two classes; value 0.01 (10 z + row + 3 column), and more for each class and map."""
+    z, row, column, k = np.meshgrid(range(2), range(2), range(3), range(2), indexing="ij")
+    base = (0.01 * (10 * z + row + 3 * column) + 0.25 * k).astype(np.float32)
+    maps = {"variance": base / 8, "probability": base + np.float32(0.5), "entropy": base}
+    return Prediction((2, 3), maps, samples, threshold=0.5, labels=((1,), (2,)), seconds=0.0), base
+
+
+def test_planes_come_class_by_class_map_by_map_sample_by_sample():
+    one, base = prediction()
+    samples = np.stack([one.maps["probability"] * np.float32(factor) for factor in (0.2, 0.6)])
+    one, _ = prediction(samples)
+    image = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    planes = serve_scan.planes(image, np.ones((2, 3), bool), one, 1)
+    assert len(planes) == 3 + 2 + 2 * 2 + 2 * 2
+    for c in range(3):
+        np.testing.assert_array_equal(planes[c], image[..., c])
+    for k in range(2):
+        p = base[1, ..., k].astype(float) + 0.5
+        assert np.abs(planes[3 + k] / 200 - p).max() < 0.006
+        assert np.abs(planes[5 + k] / 255 - base[1, ..., k]).max() < 0.003  # entropy
+        assert np.abs(planes[7 + k] / 255 * 0.25 - base[1, ..., k] / 8).max() < 0.001  # variance, up to 0.25
+        assert np.abs(planes[9 + k] / 200 - 0.2 * p).max() < 0.006
+        assert np.abs(planes[11 + k] / 200 - 0.6 * p).max() < 0.006
+
+
+def test_where_nobody_scanned_only_the_image_is_left():
+    scanned = np.array([[True, False, True], [False, True, True]])
+    image = np.full((2, 3, 1), 9, np.uint8)
+    planes = serve_scan.planes(image, scanned, prediction()[0], 0)
+    assert (planes[0] == 9).all() and len(planes) == 1 + 2 + 2 * 2
+    np.testing.assert_allclose(planes[1][scanned], [100, 112, 108, 114], atol=1)
+    assert all((plane[~scanned] == 0).all() for plane in planes[1:])
