@@ -23,8 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from biedsnet_jax import config, evaluate, experiment, files, metrics, parallel, progress, segmenter, tables, trainer
 from biedsnet_jax import main as command_line
-from biedsnet_jax.errors import Diverged
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput, exit_code
 
 MARGIN = 0.003  # of Dice
 STEPS = (1, 2, 3, 4, 5, 8, 10, 20, 50)
@@ -195,8 +194,4 @@ def _arguments():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (BadInput, Diverged) as error:
-        print(f"biedsnet: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, BadInput) else 1)
+    sys.exit(exit_code(main))

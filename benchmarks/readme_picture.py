@@ -22,7 +22,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from biedsnet_jax import files, overlay, report_data, results
-from biedsnet_jax.errors import BadInput
+from biedsnet_jax.errors import BadInput, exit_code
 
 TILE, GAP, TITLE, MARGIN = 208, 10, 40, 20  # pixels
 GROUND, INK = (13, 17, 23), (230, 237, 243)
@@ -115,8 +115,4 @@ def _arguments():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as error:
-        print(f"biedsnet: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main))

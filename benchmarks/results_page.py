@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from biedsnet_jax import files, report, results, tables
-from biedsnet_jax.errors import BadInput
+from biedsnet_jax.errors import BadInput, exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ("results.json", "cases.csv", "command.txt")
@@ -85,8 +85,4 @@ def _arguments():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BadInput as error:
-        print(f"biedsnet: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main))

@@ -41,7 +41,7 @@ from absl import flags
 
 from biedsnet_jax import config, experiment, parallel, segmenter, train_state, train_step
 from biedsnet_jax import main as command_line
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput, exit_code
 
 try:
     import torch
@@ -283,8 +283,4 @@ def _arguments():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BadInput as error:
-        print(f"biedsnet: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main))

@@ -54,7 +54,7 @@ from biedsnet_jax import (
     train_step,
 )
 from biedsnet_jax import main as command_line
-from biedsnet_jax.errors import BadInput, reason, shown
+from biedsnet_jax.errors import BadInput, exit_code, reason, shown
 
 PROGRAMS = ("train", "sampler")
 
@@ -247,8 +247,4 @@ def _arguments():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BadInput as error:
-        print(f"biedsnet: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main))

@@ -1,5 +1,8 @@
 """What `main` turns into one line and an exit code; by itself, so that modes without jax can raise it too."""
 
+import sys
+from collections.abc import Callable
+
 
 class BadInput(ValueError):
     """A mistake in the user's input: one line that names the file or field, the value and the fix.
@@ -26,3 +29,12 @@ class Diverged(RuntimeError):
 
 class Preempted(BaseException):
     """SIGTERM came; the message says how to go on. As KeyboardInterrupt, no `except Exception` takes it for a fault."""
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """What `main` of a script returns, 0 for nothing; after one line 2 for a mistake, 1 for a diverged training."""
+    try:
+        return main() or 0
+    except (BadInput, Diverged) as error:
+        print(f"biedsnet: {error}", file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
