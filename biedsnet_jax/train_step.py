@@ -52,6 +52,8 @@ def make_train_step(
     With `fixed` a fourth input: variables, by collection, that the loss reads beside its own and no step changes.
     """
 
+    either = one_or_other(mesh.devices.flat[0].platform)
+
     def step(state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         grads, batch_stats, metrics = _gradients(segmenter, state, batch, key, accumulate, others or {})
@@ -70,9 +72,7 @@ def make_train_step(
         def skip(state, grads, batch_stats):
             return dataclasses.replace(state, bad_steps=state.bad_steps + 1, skipped_steps=state.skipped_steps + 1)
 
-        # XLA fuses nothing across a branch. Else each small array's gradient would be computed anew, and rounded anew,
-        # inside the packed one, and the whole update inside each array that is cut out of it.
-        new_state = packing.unpack(jax.lax.cond(finite, update, skip, packing.pack(state), grads, batch_stats))
+        new_state = packing.unpack(either(finite, update, skip, packing.pack(state), grads, batch_stats))
         counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
         return dataclasses.replace(new_state, step=state.step + 1), {**metrics, "grad_norm": grad_norm, **counters}
 
@@ -84,6 +84,20 @@ def make_train_step(
         out_shardings=(state_sharding or everywhere, everywhere),
         donate_argnums=0,
     )
+
+
+def one_or_other(platform: str) -> Callable[..., Any]:
+    """`either(true, f, g, *operands)`: f's result where `true`, g's elsewhere.
+
+    A branch, since XLA fuses nothing across one: else each small array's gradient would be computed anew, and rounded
+    anew, inside the packed one, and the whole update inside each array that is cut out of it. But on a GPU the host
+    would wait for the device to know which branch to launch.
+    """
+
+    def select(true, f, g, *operands):
+        return jax.tree.map(lambda x, y: jnp.where(true, x, y), f(*operands), g(*operands))
+
+    return select if platform == "gpu" else jax.lax.cond
 
 
 def _gradients(segmenter, state, batch, key, accumulate, others):

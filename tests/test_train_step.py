@@ -13,7 +13,7 @@ from biedsnet_jax import losses, parallel, train_state
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.networks.biedsnet import BIEDSNet
 from biedsnet_jax.segmenter import Diffusion, Direct
-from biedsnet_jax.train_step import make_optimizer, make_train_step
+from biedsnet_jax.train_step import make_optimizer, make_train_step, one_or_other
 
 
 class Pull:
@@ -237,3 +237,18 @@ def test_eight_devices_make_the_update_of_one_and_steps_lower_the_loss():
     # Batch norm included: its statistics are the whole batch's, not a device's.
     assert_equal(eight, one, atol=1e-5)
     assert np.mean(seen[-4:]) < 0.8 * np.mean(seen[:4]), seen
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_what_is_not_chosen_leaves_no_trace_on_any_platform(platform):
+    either = jax.jit(lambda true, x: one_or_other(platform)(true, lambda x: {"a": 1 / x}, lambda x: {"a": x}, x))
+    x = jnp.array([0.0, 2.0])
+    np.testing.assert_array_equal(either(False, x)["a"], [0.0, 2.0])
+    np.testing.assert_array_equal(either(True, x)["a"], [np.inf, 0.5])
+
+
+def test_a_gpu_has_no_branch_to_wait_for_and_others_keep_what_is_packed_apart():
+    def made(platform):
+        return str(jax.make_jaxpr(one_or_other(platform), static_argnums=(1, 2))(True, jnp.sin, jnp.cos, 0.5))
+
+    assert "cond[" not in made("gpu") and "cond[" in made("cpu") and "cond[" in made("tpu")
