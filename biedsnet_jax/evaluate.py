@@ -107,9 +107,14 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     }
     if cfg.eval.lesions:
         results["lesions"] = {"least_overlap": cfg.eval.lesion_overlap} | lesions.summarise(lesion_rows)
-    _write(workdir, results, rows, lesion_rows, recorded)
-    if cfg.log.tensorboard:
-        hyperparameters.record(cfg, workdir, results)
+    try:
+        _write(workdir, results, rows, lesion_rows, recorded)
+        if cfg.log.tensorboard:
+            hyperparameters.record(cfg, workdir, results)
+    except OSError as error:
+        raise BadInput(
+            f"cannot write, {reason(error)}, {workdir}; make room or let it be written, --mode=evaluate scores again"
+        ) from error
     processes.barrier("evaluated")
     return results
 

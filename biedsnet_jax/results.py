@@ -96,7 +96,7 @@ def check_same_row(runs: Sequence[Run]) -> None:
         if twin is not run:
             raise BadInput(
                 f"same row and seed twice, {run.fields['row']} seed {run.fields['seed']}, {twin.workdir} and "
-                f"{run.workdir}; give one of them"
+                f"{run.workdir}; give one of them, or set --config.row to tell them apart"
             )
 
 

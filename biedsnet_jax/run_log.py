@@ -30,7 +30,7 @@ class RunLog:
             return
         _drop_after(self._lines, step)
         if tensorboard:
-            self._board = board.Board(workdir / board.FOLDER, f".from_{step}", after=step)
+            self._board = self._open_board(workdir / board.FOLDER, step)
 
     def __enter__(self):
         return self
@@ -75,6 +75,17 @@ class RunLog:
         """Image, truth and probability side by side, a row a slice and class."""
         if self._board:
             self._show(step, [board.picture("validation", _panel(image, truth, probability))])
+
+    def _open_board(self, folder, step):
+        try:
+            return board.Board(folder, f".from_{step}", after=step)
+        except OSError as error:
+            if not files.is_full(error):
+                raise BadInput(
+                    f"cannot write, {reason(error)}, {folder}; make it a folder that can be written, or take it away"
+                ) from error
+            self._lost(step, error)
+            return None
 
     def _show(self, step: int, summaries: Iterable[board.Summary]) -> None:
         try:

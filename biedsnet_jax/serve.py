@@ -73,9 +73,11 @@ def serving(
         )  # fmt: skip
 
         def listen():
-            server.run(sockets=[listener])
-            if ended:
-                ended.set()
+            try:
+                server.run(sockets=[listener])
+            finally:
+                if ended:
+                    ended.set()
 
         thread = threading.Thread(target=listen, name="serve", daemon=True)
         thread.start()

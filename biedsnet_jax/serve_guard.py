@@ -60,7 +60,7 @@ class Guard:
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         if self._token is None and not is_local(_name(host)):
             return PlainTextResponse("open this page as localhost or 127.0.0.1\n", 403)
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _place(origin) != host:
             return PlainTextResponse("requests of other sites are not answered\n", 403)
         if self._token is None:
             return None
@@ -83,3 +83,11 @@ def _name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def _place(origin: str) -> str | None:
+    """The Origin header as a Host header has it; None of one that is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-"""The queue of a server: uploads wait, one at a time is segmented, results are kept for a while. Imports no jax.
+"""The queue of a server: uploads wait, one at a time is segmented, results are kept for a while.
 
 A job is known by its id alone, which cannot be guessed; nothing lists jobs. Each has a folder of its own, which goes
 with it.

@@ -7,7 +7,7 @@ usage() {
 usage: launch/table1.sh ROOT OUT [--variant=NAME] [--seeds=0,1,2] [--folds=K] [flags of biedsnet_jax.main ...]
        launch/table2.sh ROOT OUT ...
 
-ROOT     data folder of configs/covid.py, or the word "phantom" for made-up data
+ROOT     data folder of configs/covid.py, or the word "phantom" for made-up data (small without --variant)
 OUT      gets OUT/<row>/seed<k>, a workdir each, and at the end OUT/report.html and OUT/report.md
          (with --folds OUT/<row>/seed<k>/fold<f>)
 --variant=NAME   a further config variant for all rows, such as cpu (small and short)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import refused
 
 from biedsnet_jax import evaluate, experiment, fusion, parallel, report_data
 from biedsnet_jax.diffusion.sampler import Trajectory
@@ -130,6 +131,15 @@ def test_nsd_at_the_configs_tolerances_stands_in_both_files(tmp_path, monkeypatc
     assert results["standard"]["nsd"]["n"] == len(known) and 0 < np.mean(known) < 1
     results, _ = scored(config(**lax), tmp_path, monkeypatch)
     assert results["standard"]["nsd"]["mean"] == 1.0  # the image is smaller than that
+
+
+@pytest.mark.parametrize("name", ["results.json", "tensorboard"])
+def test_a_workdir_that_refuses_to_be_written_is_one_line(tmp_path, monkeypatch, name):
+    if name == "tensorboard":
+        (tmp_path / name).write_text("")
+    else:
+        (tmp_path / name).mkdir()
+    refused(lambda: scored(config(), tmp_path, monkeypatch), "cannot write", tmp_path)
 
 
 def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """What a run writes as it goes: `metrics.jsonl` through kills and restarts, TensorBoard files read record by record."""
 
+import errno
 import io
 import json
 import math
+import os
 import resource
 import struct
 
@@ -13,7 +15,7 @@ from refusals import refused
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto import event_pb2
 
-from biedsnet_jax import files
+from biedsnet_jax import board, files
 from biedsnet_jax.run_log import RunLog
 
 
@@ -166,3 +168,18 @@ def test_without_tensorboard_a_panel_is_nothing(tmp_path):
     with RunLog(tmp_path, step=0, tensorboard=False) as log:
         log.panel(1, *[np.zeros((1, 2, 2, 1), np.float32)] * 3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_the_folder_of_curves_would_be_is_refused(tmp_path):
+    (tmp_path / "tensorboard").write_text("")
+    refused(lambda: write(tmp_path, [1], tensorboard=True), tmp_path / "tensorboard", "cannot write, File exists")
+
+
+def test_a_disk_that_is_full_at_the_start_costs_the_curves_and_not_the_run(tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(board, "Board", full)
+    write(tmp_path, [1], tensorboard=True)
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    assert "disk full, logs of step 0 lost" in capsys.readouterr().err
