@@ -80,7 +80,7 @@ def train(cfg, workdir: str) -> dict | None:
             log.config(start, config.flat(cfg))
             validated = validation.Validation(cfg, model, data, mesh)
             others = () if teacher is None else ({"teacher": teacher},)
-            compiled = compiling.result()
+            compiled = _result(compiling)
             loop = _Loop(cfg, data, mesh, compiled, schedule, checkpoints, log, validated, watch, others)
             state = loop.run(state, start)
 
@@ -150,6 +150,13 @@ def _with_weights(state, variables):
     places = jax.tree.map(lambda x: x.sharding, (state.params, state.ema_params, state.batch_stats))
     params, ema_params, batch_stats = jax.jit(copies, out_shardings=places)(variables)
     return dataclasses.replace(state, params=params, ema_params=ema_params, batch_stats=batch_stats)
+
+
+def _result(compiling):
+    """The compiled step; a terminal is told where it takes longer than the state did."""
+    if not compiling.done() and processes.is_first() and console.is_terminal(sys.stderr):
+        console.tell("compiling the training step", sys.stderr)
+    return compiling.result()
 
 
 def _announce(data, state, start, mesh):

@@ -5,13 +5,15 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from concurrent import futures
 from pathlib import Path
 
 import pytest
 import terminals
 from evaluated_workdir import closing_lines
 
-from biedsnet_jax import closing
+from biedsnet_jax import closing, console, trainer
 
 TOY = {
     "data.size": 16,
@@ -129,6 +131,8 @@ def test_quiet_training_has_only_its_closing_lines(trained):
 def test_without_a_terminal_rich_is_not_imported():
     code = """
 import sys
+import threading
+from concurrent import futures
 from biedsnet_jax import closing, progress
 bar = progress.Progress("train", 2)
 bar.update(2, {}, plain=True)
@@ -181,3 +185,13 @@ def test_scores_that_are_undefined_classes_and_lesions(shown):
     assert "2 of 6 masks empty" in found and "1 of 2 found, 3 of 4 false" in found and "tensorboard" not in found
     rows = [line.split() for line in found.splitlines()]
     assert ["Dice", "0.5000", "none", "none"] in rows and ["Dice,", "class", "2", "0.2500", "none", "none"] in rows
+
+
+@pytest.mark.parametrize(("terminal", "says"), [(True, "compiling the training step\n"), (False, "")])
+def test_a_terminal_hears_of_a_step_that_is_still_compiled(monkeypatch, capsys, terminal, says):
+    monkeypatch.setattr(console, "is_terminal", lambda stream: terminal)
+    ready, late = futures.Future(), futures.Future()
+    ready.set_result("a program")
+    assert trainer._result(ready) == "a program" and capsys.readouterr().err == ""
+    threading.Timer(0.05, late.set_result, ["another"]).start()
+    assert trainer._result(late) == "another" and capsys.readouterr().err == says
