@@ -262,6 +262,8 @@ def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     shutil.copytree(unbroken[0], workdir)
     for name in ("results.json", "cases.csv", "report_data.npz", "report.html", "report.md"):
         (workdir / name).unlink()
+    (line_of_hparams,) = (workdir / "tensorboard").glob("*.test")
+    line_of_hparams.unlink()
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     line = [sys.executable, "-m", "biedsnet_jax.main", "--mode=evaluate", f"--workdir={workdir}"]
     again = finish(line)
@@ -278,6 +280,7 @@ def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     assert r["standard"]["dice"]["mean"] == r["standard"]["recall"]["pooled"] == 0.0
     assert r["standard"]["hd"]["mean"] == pytest.approx(15 * 2**0.5)  # the diagonal, as far as two pixels lie apart
     assert {path: path.read_bytes() for path in before} == before  # it reads a run, and changes only results
+    assert len(list((workdir / "tensorboard").glob("*.test"))) == 1
 
 
 # --- in this process, on eight devices -------------------------------------------------------------------------------
