@@ -147,8 +147,9 @@ def _benchmark(words, workshop, page):
 
 
 def _flags(words, workshop, page):
-    """Flags of the package, or else of one of the scripts that the page names."""
-    words = [word for word in words if word != "..."]
+    """Flags of the package, or else of one of the scripts that the page names, launch scripts among them."""
+    of_tables = re.findall(r"^ +(--\w+)=\*\)", (ROOT / "launch" / "rows.sh").read_text(), flags=re.MULTILINE)
+    words = [word for word in words if word != "..." and word.split("=")[0] not in of_tables]
     scripts = set(re.findall(r"benchmarks/\w+\.py", page))
     of_scripts = [word for word in words if any(word.split("=")[0] in script_flags(script) for script in scripts)]
     of_main = [word for word in words if word not in of_scripts or word.startswith(("--config", "--workdir"))]

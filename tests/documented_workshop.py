@@ -114,8 +114,10 @@ class Workshop:
         return workdir
 
     def _toy(self, word, words):
-        """The word with a toy variant, or what it leaves to the reader filled in."""
+        """The word with a toy variant, a few steps, or what it leaves to the reader filled in."""
         name, _, value = word.partition("=")
+        if name in ("--config.train.steps", "--config.eval.every"):
+            return f"{name}={min(int(value), 4)}"
         if name == "--config":
             return f"{word}{',' if ':' in value else ':'}toy"
         if name == "--config.data.root":
