@@ -1,6 +1,7 @@
 """Who may ask: names of the machine, other sites, tokens; and the headers on each answer. No server is started."""
 
 import asyncio
+from concurrent import futures
 
 import pytest
 
@@ -26,7 +27,9 @@ def ask(token=None, *, path="/", query="", method="GET", **headers):
     headers = {"host": "127.0.0.1:8000"} | headers
     scope = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
     scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
-    asyncio.run(serve_guard.Guard(PlainTextResponse("in"), token=token, port=8000)(scope, receive, send))
+    guard = serve_guard.Guard(PlainTextResponse("in"), token=token, port=8000)
+    with futures.ThreadPoolExecutor(1) as thread:  # in this one the tests of pages leave Playwright's loop running
+        thread.submit(asyncio.run, guard(scope, receive, send)).result()
     return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
 
 
