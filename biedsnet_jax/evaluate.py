@@ -107,6 +107,18 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     }
     if cfg.eval.lesions:
         results["lesions"] = {"least_overlap": cfg.eval.lesion_overlap} | lesions.summarise(lesion_rows)
+    _save(cfg, workdir, results, rows, lesion_rows, recorded)
+    processes.barrier("evaluated")
+    return results
+
+
+def _dice_so_far(dice):
+    known = [one for one in dice if not math.isnan(one)]
+    return {"Dice": sum(known) / len(known)} if known else {}
+
+
+def _save(cfg, workdir, results, rows, lesion_rows, recorded):
+    """All that an evaluation leaves. Raises BadInput where it cannot be written."""
     try:
         _write(workdir, results, rows, lesion_rows, recorded)
         if cfg.log.tensorboard:
@@ -115,13 +127,6 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
         raise BadInput(
             f"cannot write, {reason(error)}, {workdir}; make room or let it be written, --mode=evaluate scores again"
         ) from error
-    processes.barrier("evaluated")
-    return results
-
-
-def _dice_so_far(dice):
-    known = [one for one in dice if not math.isnan(one)]
-    return {"Dice": sum(known) / len(known)} if known else {}
 
 
 def _write(workdir, results, rows, lesion_rows, recorded):
