@@ -17,7 +17,8 @@ _WEB = pathlib.Path(__file__).parent / "web"
 
 def page(title: str, tables: Sequence[Table], shown: Sequence[Evaluated]) -> str:
     """The whole file; `tables` are of scores and costs."""
-    style, script = ((_WEB / name).read_text() for name in ("report.css", "report.js"))
+    style, theme, own = ((_WEB / name).read_text() for name in ("report.css", "theme.js", "report.js"))
+    script = theme + own
     pictures = report_pictures.payload(shown)
     template = string.Template((_WEB / "report.html").read_text())
     return template.substitute(

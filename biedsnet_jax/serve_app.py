@@ -17,7 +17,8 @@ from biedsnet_jax.serve_jobs import Full, Job, Jobs
 from biedsnet_jax.serve_upload import KINDS, UPLOAD, Limits
 
 _WEB = pathlib.Path(__file__).parent / "web"
-_FILES = {"report.css": "text/css", "serve.css": "text/css", "serve.js": "text/javascript"}
+_FILES = {name: "text/css" for name in ("report.css", "serve.css")}
+_FILES |= {name: "text/javascript" for name in ("theme.js", "serve.js")}
 
 
 def make(jobs: Jobs, limits: Limits, *, model: str, token: str | None, port: int) -> ASGIApp:

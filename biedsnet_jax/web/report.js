@@ -287,15 +287,5 @@ function start() {
   choose({ run: 0 });
 }
 
-function theme() {
-  const button = by("theme"), root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
-  const name = () => { button.textContent = isDark() ? "Light" : "Dark"; };
-  button.hidden = false;
-  button.onclick = () => { root.dataset.theme = isDark() ? "light" : "dark"; name(); };
-  dark.addEventListener("change", name);
-  name();
-}
-
-theme();
+theme(by("theme"));
 if (data.runs.length) start();
