@@ -29,6 +29,7 @@ _CHOICES = {
     "networks.biedsnet.attention": ("parallel", "sequential", "none"),
     "networks.biedsnet.attention_per": ("block", "level"),
     "networks.biedsnet.norm": ("group", "batch"),
+    "networks.biedsnet.condition_joins": ("after", "before"),
     "networks.medsegdiff.version": ("new", "v1"),
 }
 _AT_LEAST = {
@@ -55,7 +56,7 @@ _NOT_NEGATIVE = (
     "train.weight_decay", "loss.dice_smooth", "loss.dice_weight", "loss.bce_weight", "augment.rotate_degrees",
     "augment.scale", "augment.intensity",
 )  # fmt: skip
-_YES_OR_NO = ("data.verify", "data.cache", "eval.lesions", "log.tensorboard")
+_YES_OR_NO = ("data.verify", "data.cache", "diffusion.self_condition", "eval.lesions", "log.tensorboard")
 _TEXTS = ("row", "data.name", "data.hint", "data.cache_dir", "compile_cache")
 _MAY_BE_EMPTY = ("attention_downsample",)  # of the tuples of networks
 _NAMES = ("split.train", "split.val", "split.test")
@@ -105,6 +106,8 @@ def check(config: ConfigDict) -> None:
     _check_network_fields(config)
     if config.network == "biedsnet":
         _check_biedsnet(config)
+    elif config.diffusion.self_condition:
+        raise BadInput(f"no network for it, {config.network}, in diffusion.self_condition; use biedsnet, or False")
     if "distill" in config:
         _check_distill(config)
     segmenter.make_network(config).check_size((config.data.size, config.data.size))
@@ -165,6 +168,8 @@ def _check_distill(config):
         raise BadInput(
             f"teacher that predicts noise, {config.network}, in network; distill a BIEDSNet, which predicts masks"
         )
+    if config.diffusion.self_condition:
+        raise BadInput("teacher that sees its last answer, True, in diffusion.self_condition; distill one without")
     grid = _number(config, "distill.grid")
     if not isinstance(grid, int) or not 2 <= grid <= config.diffusion.timesteps:
         raise BadInput(f"no grid of times, {grid}, in distill.grid; use 2 to {config.diffusion.timesteps}")

@@ -10,8 +10,10 @@ ADDED = {
     "sampler.start": "noise",
     "sampler.start_fraction": 0.5,  # which "noise" does not read, nor the next
     "sampler.start_run": 8,
+    "diffusion.self_condition": False,
     "networks.biedsnet.fold": False,
     "networks.biedsnet.remat": False,
+    "networks.biedsnet.condition_joins": "after",
     "eval.pictures": 32,  # which changes no score
     "parallel": ConfigDict({"fsdp": 1}),
 }

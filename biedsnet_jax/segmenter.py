@@ -85,18 +85,24 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-    """A denoiser that predicts the mask, trained at random times, sampled from noise (paper section III.A)."""
+    """A denoiser that predicts the mask, trained at random times, sampled from noise (paper section III.A).
+
+    With `self_condition` it sees its last prediction of x_0 beside x_t, as further channels, 0 where there is none:
+    in training its own of the same x_t in every second batch, by chance (Chen et al. 2023, arXiv:2208.04202).
+    """
 
     network: nn.Module
     schedule: schedule.Schedule
     heads_loss: HeadsLoss  # (logits of final and side heads, mask) -> "b"
     mask_range: str = "plus_minus"
     mask_scale: float = 1.0
+    self_condition: bool = False
     sampling: Sampling = Sampling()
 
     def init(self, key: PRNGKey, shape: tuple[int, int, int]) -> Variables:
         """See Segmenter."""
-        return self.network.init(key, *_denoiser_inputs(self.network, jnp.zeros((1, *shape))), train=False)
+        x_t, image, t = _denoiser_inputs(self.network, jnp.zeros((1, *shape)))
+        return self.network.init(key, self._beside(x_t), image, t, train=False)
 
     def loss(self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool) -> tuple[Array, tuple[dict, dict]]:
         """See Segmenter: x_t from q(x_t | x_0) at a uniform t, the mask from x_t."""
@@ -104,8 +110,10 @@ class Diffusion:
         y = batch["mask"]
         t = jax.random.randint(key_t, (len(y),), 0, self.schedule.timesteps)
         noise = jax.random.normal(key_noise, y.shape)
-        x_t = process.q_sample(self.schedule, self._encode(y), t, noise)
-        return _loss(self.network, self.heads_loss, variables, (x_t, batch["image"], t), y, key_dropout, train)
+        inputs = process.q_sample(self.schedule, self._encode(y), t, noise), batch["image"], t
+        if self.self_condition:
+            inputs = self._guessed(variables, *inputs, key_dropout, train)
+        return _loss(self.network, self.heads_loss, variables, inputs, y, key_dropout, train)
 
     def predict(
         self, variables: Variables, image: Image, keys: Keys, *, ensemble: int, previous: Mask | None = None
@@ -117,7 +125,7 @@ class Diffusion:
         denoise, start = self._process(variables, image, previous, ensemble)
 
         def one_sample(noise, keys):
-            return self._decode(sampler.sample(denoise, start(noise), keys, self.schedule, **self.sampling.fields))
+            return self._decode(sampler.sample(denoise, start(noise), keys, self.schedule, **self._sampling))
 
         return _samples(one_sample, keys, (*image.shape[1:3], self.network.classes), ensemble)
 
@@ -125,8 +133,26 @@ class Diffusion:
         """See Segmenter."""
         denoise, start = self._process(variables, image, None, 1)
         noise, keys = _draw(keys, (*image.shape[1:3], self.network.classes), 0)
-        steps = sampler.sample_trajectory(denoise, start(noise), keys, self.schedule, **self.sampling.fields)
+        steps = sampler.sample_trajectory(denoise, start(noise), keys, self.schedule, **self._sampling)
         return sampler.Trajectory(*map(self._decode, steps))
+
+    @property
+    def _sampling(self):
+        return {**self.sampling.fields, "self_condition": self.self_condition}
+
+    def _beside(self, x_t, x_0=None):
+        """What the network sees of the mask."""
+        return jnp.concatenate([x_t, jnp.zeros_like(x_t) if x_0 is None else x_0], -1) if self.self_condition else x_t
+
+    def _guessed(self, variables, x_t, image, t, key, train):
+        """Inputs of the network, with its own x_0 of them beside x_t or without."""
+
+        def guess():
+            (logits, _), _ = _apply(self.network, variables, (self._beside(x_t), image, t), key, train)
+            return jax.lax.stop_gradient(self._encode(jax.nn.sigmoid(logits)))
+
+        chosen = jax.random.bernoulli(jax.random.fold_in(key, 1))
+        return self._beside(x_t, jax.lax.cond(chosen, guess, lambda: jnp.zeros_like(x_t))), image, t
 
     def _process(self, variables, image, previous, samples):
         """(`denoise(x_t, t) -> x_0`, `start(noise) -> x_T`) for these images, of which so many samples are drawn."""
@@ -143,7 +169,7 @@ class Diffusion:
             guess = self._encode(previous)
         elif self.sampling.start != "noise":
             shape = (*image.shape[:3], network.classes)
-            guess = denoise(jnp.zeros(shape), jnp.full(image.shape[0], self.schedule.timesteps - 1))
+            guess = denoise(self._beside(jnp.zeros(shape)), jnp.full(image.shape[0], self.schedule.timesteps - 1))
         return denoise, lambda noise: self.sampling.begin(guess, noise, self.schedule)
 
     def _decode(self, x_0):
@@ -282,8 +308,8 @@ def build(config) -> Segmenter:
     noise_schedule, sampling = make_schedule(config), make_sampling(config)
     if config.network == "medsegdiff":
         return NoisePrediction(network, noise_schedule, sampling)
-    mask_range, mask_scale = config.diffusion.mask_range, config.diffusion.mask_scale
-    return Diffusion(network, noise_schedule, heads_loss, mask_range, mask_scale, sampling)
+    fields = {name: config.diffusion[name] for name in ("mask_range", "mask_scale", "self_condition")}
+    return Diffusion(network, noise_schedule, heads_loss, **fields, sampling=sampling)
 
 
 def make_schedule(config) -> schedule.Schedule:

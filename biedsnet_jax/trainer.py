@@ -1,4 +1,4 @@
-"""Mode train: `train(config, workdir)`, in five paragraphs: data, segmenter, state, resume, loop."""
+"""Mode train: `train(config, workdir)` is `fit`, in paragraphs of data, segmenter, state and loop, then the test."""
 
 import contextlib
 import dataclasses
@@ -23,6 +23,7 @@ from biedsnet_jax import (
     processes,
     progress,
     run_log,
+    segmenter,
     train_state,
     train_step,
     validation,
@@ -37,6 +38,25 @@ def train(cfg, workdir: str) -> dict | None:
 
     Of several processes the first returns them. Raises Preempted where SIGTERM ended it.
     """
+    fitted = fit(cfg, workdir)
+    variables = fitted.state.ema_variables
+    return evaluate.evaluate(cfg, fitted.workdir, fitted.model, variables, fitted.data, fitted.mesh, step=fitted.step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A trained model: the state of the best checkpoint by validation, as any later evaluation would read it."""
+
+    workdir: pathlib.Path
+    model: segmenter.Segmenter
+    data: experiment.Data
+    mesh: jax.sharding.Mesh
+    state: train_state.TrainState
+    step: int
+
+
+def fit(cfg, workdir: str) -> Fitted:
+    """`train` without the test, which no search for settings should see."""
     # Data: everything that can be wrong with it is said here, before anything is written or compiled.
     config.check(cfg)
     config.check_slices_alone(cfg)
@@ -84,12 +104,11 @@ def train(cfg, workdir: str) -> dict | None:
             loop = _Loop(cfg, data, mesh, compiled, schedule, checkpoints, log, validated, watch, others)
             state = loop.run(state, start)
 
-        # Test: the best checkpoint, as any later evaluation would read it.
         checkpoints.wait(saved=int(state.step))
         best = checkpoints.best_step()
         if best != int(state.step):
             state = checkpoints.restore(best, state, mesh)
-    return evaluate.evaluate(cfg, workdir, model, state.ema_variables, data, mesh, step=best)
+    return Fitted(workdir, model, data, mesh, state, best)
 
 
 def _trace_fresh(cfg, model, optimizer, mesh):

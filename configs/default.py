@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
     c.diffusion.schedule = "linear"  # or "cosine"
     c.diffusion.mask_range = "plus_minus"  # x_0 = s (2 y - 1); "zero_one": x_0 = y, as in the lineage
     c.diffusion.mask_scale = 1.0  # s
+    c.diffusion.self_condition = False  # the denoiser also sees its last prediction of x_0
 
     c.loss = ConfigDict()
     c.loss.name = "joint"  # "joint": SmoothL1 + Dice + 0.5 BCE; "mse"; "dice_bce"
@@ -132,6 +133,7 @@ def _networks() -> ConfigDict:
                 "attention_per": "block",
                 "norm": "group",
                 "second_skip": True,
+                "condition_joins": "after",
                 "supervision": True,
                 "fold": False,
                 "remat": False,

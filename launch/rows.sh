@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: launch/table1.sh ROOT OUT [--variant=NAME] [--seeds=0,1,2] [--folds=K] [flags of biedsnet_jax.main ...]
+usage: launch/table1.sh ROOT OUT [--variant=NAME] [--seeds=0,1,2] [--folds=K] [--settings=FILE] [flags ...]
        launch/table2.sh ROOT OUT ...
 
 ROOT     data folder of configs/covid.py, or the word "phantom" for made-up data (small without --variant)
@@ -13,8 +13,10 @@ OUT      gets OUT/<row>/seed<k>, a workdir each, and at the end OUT/report.html 
 --variant=NAME   a further config variant for all rows, such as cpu (small and short)
 --seeds=0,1,2    seeds of each row; 0 alone if not given
 --folds=K        cross-validation by case: each row K times, so that every case is tested once
+--settings=FILE  with --folds, further flags of each row and fold, as benchmarks/search.py finds them: lines of
+                 "row fold flag flag ...", one for every run
 
-Every other flag goes to each run, for example --config.train.steps=2000.
+Every other flag goes to each run of biedsnet_jax.main, for example --config.train.steps=2000.
 
 The same command goes on where it stopped: a row with results.json is skipped, an unfinished one continues. A row that
 fails does not stop the others; it is listed at the end.
@@ -36,13 +38,14 @@ absolute() {
 
 read -ra rows <<<"${1:?rows, as table1.sh and table2.sh give them}"
 shift
-root='' out='' variant='' seeds=0 folds=0 flags=()
+root='' out='' variant='' seeds=0 folds=0 settings='' flags=()
 for argument in "$@"; do
   case $argument in
     -h | --help) usage && exit ;;
     --variant=*) variant=${argument#*=} ;;
     --seeds=*) seeds=${argument#*=} ;;
     --folds=*) folds=${argument#*=} ;;
+    --settings=*) settings=${argument#*=} ;;
     -*) flags+=("$argument") ;;
     *)
       if [[ -z $root ]]; then
@@ -59,6 +62,11 @@ done
 [[ $seeds =~ ^[0-9]+(,[0-9]+)*$ ]] || refuse "seeds that are no numbers, $seeds, in --seeds; give such as --seeds=0,1,2"
 IFS=, read -ra seeds <<<"$seeds"
 [[ $folds =~ ^[0-9]+$ && $folds != 1 ]] || refuse "no number of folds, $folds, in --folds; give 2 or more"
+if [[ -n $settings ]]; then
+  [[ -f $settings ]] || refuse "no such file, $settings, in --settings; give what benchmarks/search.py wrote"
+  ((folds)) || refuse "settings are those of folds, $settings, in --settings; give --folds=K too"
+  settings=$(absolute "$settings")
+fi
 
 out=$(absolute "$out")
 if [[ $root == phantom ]]; then
@@ -73,6 +81,18 @@ trap 'echo "launch: interrupted; the same command goes on" >&2; exit 130' INT
 
 finished=0 failed=()
 
+# The line of a row and fold in the file of settings, without these two words; fails where there is none.
+own_flags() {
+  local row fold rest
+  while read -r row fold rest; do
+    if [[ $row == "$1" && $fold == "$2" ]]; then
+      echo "$rest"
+      return
+    fi
+  done <"$settings"
+  return 1
+}
+
 # One run, unless it was done before: row, seed, fold or nothing.
 run() {
   local name="$1, seed $2${3:+, fold $3}" workdir=$out/$1/seed$2${3:+/fold$3} code=0
@@ -82,8 +102,14 @@ run() {
     return
   fi
   echo "== $name"
-  local chosen=("--config=$config:$1${variant:+,$variant}" "--config.seed=$2")
-  chosen+=(${3:+"--config.split.folds=$folds" "--config.split.fold=$3"} ${flags[@]+"${flags[@]}"})
+  local chosen=("--config=$config:$1${variant:+,$variant}" "--config.seed=$2") own=() line=''
+  if [[ -n $settings ]] && ! line=$(own_flags "$1" "$3"); then
+    failed+=("$name: no line of it in $settings")
+    return
+  fi
+  read -ra own <<<"$line"
+  chosen+=(${3:+"--config.split.folds=$folds" "--config.split.fold=$3"})
+  chosen+=(${own[@]+"${own[@]}"} ${flags[@]+"${flags[@]}"})
   python -m biedsnet_jax.main "${chosen[@]}" ${data[@]+"${data[@]}"} "--workdir=$workdir" || code=$?
   if ((code == 130)); then
     exit 130

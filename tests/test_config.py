@@ -158,6 +158,13 @@ def test_a_value_that_cannot_be(name, value, says):
     refused(lambda: config.check(changed(name, value)), *says)
 
 
+@pytest.mark.parametrize("chosen", ["unet", "medsegdiff"])
+def test_a_network_that_cannot_see_its_last_prediction_is_not_asked_to(chosen):
+    c = phantom.get_config(chosen)
+    c.diffusion.self_condition = True
+    refused(lambda: config.check(c), f"no network for it, {chosen}, in diffusion.self_condition", "use biedsnet")
+
+
 def test_folded_maps_with_batch_norm_are_refused():
     c = base()
     c.networks.biedsnet.update(fold=True, norm="batch")

@@ -278,6 +278,9 @@ def test_a_teacher_that_is_none(tmp_path):
                          ("toy,medsegdiff", "teacher that predicts noise, medsegdiff")]:  # fmt: skip
         config.save(teacher_config(chosen), tmp_path / "config.json")
         refused(lambda: distill.run(student_of(tmp_path), str(tmp_path), str(tmp_path / "new")), says, "in network")
+    config.save(teacher_config(diffusion__self_condition=True), tmp_path / "config.json")
+    said = "in diffusion.self_condition"
+    refused(lambda: distill.run(student_of(tmp_path), str(tmp_path), str(tmp_path / "new")), said)
     config.save(teacher_config(), tmp_path / "config.json")
     refused(lambda: distill.run(student_of(tmp_path), str(tmp_path), str(tmp_path / "new")), "no complete checkpoint")
     refused(lambda: distill.run(teacher_config(), str(tmp_path), str(tmp_path / "new")), "no student", "--config")

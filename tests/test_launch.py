@@ -109,6 +109,35 @@ def test_folds_are_runs_of_their_own_and_each_is_done_by_all_rows_before_the_nex
     assert again.returncode == 0 and configs(calls) == ["report"]
 
 
+def test_settings_reach_the_run_of_their_row_and_fold(launch, tmp_path):
+    lines = [
+        f"{row} {fold} --config.train.learning_rate=0.0{i}{fold}" for i, row in enumerate(TABLE_2) for fold in (0, 1)
+    ]
+    lines[3] += " --config.augment.scale=0.25"  # of row2, fold 1
+    (tmp_path / "settings.txt").write_text("\n".join(lines) + "\nrow22 1 --config.seed=7\n")
+    done, calls = launch(
+        "table2.sh", "phantom", "out", "--folds=2", "--settings=settings.txt", "--config.train.steps=9"
+    )
+    assert done.returncode == 0, done.stderr
+    rates = [call["flags"]["--config.train.learning_rate"] for call in calls[:-1]]
+    assert rates == [f"0.0{i}{fold}" for fold in (0, 1) for i in range(5)]
+    scaled = [call["flags"] for call in calls[:-1] if "--config.augment.scale" in call["flags"]]
+    assert [flags["--workdir"] for flags in scaled] == [f"{tmp_path}/out/row2/seed0/fold1"]
+    command = (tmp_path / "out" / "row2" / "seed0" / "fold1" / "command.txt").read_text()
+    given = "--config.train.learning_rate=0.011 --config.augment.scale=0.25 --config.train.steps=9"
+    assert f"--config.split.fold=1 {given} --workdir" in command
+
+
+def test_a_row_without_settings_is_listed_and_not_run_at_others(launch, tmp_path):
+    (tmp_path / "settings.txt").write_text("".join(f"{row} 0\n{row} 1\n" for row in TABLE_2 if row != "row3"))
+    done, calls = launch("table2.sh", "phantom", "out", "--folds=2", "--settings=settings.txt")
+    assert done.returncode == 3 and "configs/phantom.py:row3" not in configs(calls)
+    where = tmp_path / "settings.txt"
+    assert done.stderr.splitlines()[-2:] == [
+        f"  row3, seed 0, fold {fold}: no line of it in {where}" for fold in (0, 1)
+    ]
+
+
 def test_a_failing_row_is_listed_and_the_same_command_tries_it_again_alone(launch):
     done, calls = launch("table1.sh", "phantom", "out", FAIL_unetpp="1", FAIL_swin_unet="2")
     assert done.returncode == 3
@@ -150,6 +179,8 @@ def test_an_interrupt_stops_all_rows(launch):
         (["nowhere", "out"], "no such data folder, .*nowhere, in ROOT"),
         (["phantom", "out", "--seeds=a"], "seeds that are no numbers, a, in --seeds"),
         (["phantom", "out", "--folds=1"], "no number of folds, 1, in --folds"),
+        (["phantom", "out", "--folds=2", "--settings=none.txt"], "no such file, none.txt, in --settings"),
+        (["phantom", "out", "--settings=calls"], "settings are those of folds, calls, in --settings; give --folds=K"),
         (["phantom", "out", "20"], "one argument too many, 20"),
     ],
 )

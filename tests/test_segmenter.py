@@ -52,6 +52,25 @@ class Probe(nn.Module):
         return self.denoise([image], x_t, image, t, train=train)
 
 
+class Echo(nn.Module):
+    """A self-conditioned network: logits x_t times a parameter, the side head what it saw beside x_t."""
+
+    classes: int = 1
+
+    def setup(self):
+        self.slope = self.param("slope", nn.initializers.ones, ())
+
+    def encode(self, image, *, train):
+        return [image]
+
+    def denoise(self, features, seen, image, t, *, train):
+        x_t, beside = jnp.split(seen, 2, axis=-1)
+        return self.slope * x_t, {"supervision": [beside]}
+
+    def __call__(self, x_t, image, t, *, train):
+        return self.denoise([image], x_t, image, t, train=train)
+
+
 class NoiseOracle(nn.Module):
     """Predicts the noise on a mask, which the image is, but for a parameter; its calibration is the image."""
 
@@ -224,6 +243,45 @@ def test_the_network_is_trained_on_the_noised_mask_in_its_range(mask_range, mask
     halfway = schedule.Schedule(np.array([0.5]))  # x_t = sqrt(1/2) x_0 + sqrt(1/2) eps
     variance = loss(halfway, lambda x_t: jnp.square(x_t - 0.5**0.5 * x_0).mean((1, 2, 3)))
     assert variance == pytest.approx(0.5, abs=0.05)  # of 4096 pixels: standard error 0.011
+
+
+def test_half_the_batches_of_a_self_conditioned_network_see_its_guess_which_is_not_trained():
+    y, noise = masks(), schedule.linear(100)
+    variables = diffusion(Echo(), self_condition=True).init(jax.random.key(0), (8, 8, 1))
+
+    @jax.jit
+    def seen(key):
+        """(is it 0, is it the guess of x_0 from the same x_t, the gradient through it)"""
+
+        def loss(params, of):
+            model = Diffusion(Echo(), noise, lambda heads, _: of(*heads), self_condition=True, mask_scale=0.5)
+            return model.loss({"params": params}, {"image": y, "mask": y}, key, train=True)[0]
+
+        def off(logits, beside):
+            return jnp.abs(beside - 0.5 * (2.0 * jax.nn.sigmoid(logits) - 1.0)).max((1, 2, 3))
+
+        size = loss(variables["params"], lambda _, beside: jnp.abs(beside).max((1, 2, 3)))
+        gradient = jax.grad(loss)(variables["params"], lambda _, beside: jnp.square(beside).mean((1, 2, 3)))
+        return size == 0.0, loss(variables["params"], off) < 1e-6, gradient["slope"]
+
+    blank, guess, gradient = jax.lax.map(seen, jax.random.split(jax.random.key(0), 60))
+    assert (blank ^ guess).all()
+    assert 18 <= guess.sum() <= 42  # of 60: standard deviation 3.9
+    assert not gradient.any()
+
+
+def test_prediction_of_a_self_conditioned_network_hands_it_its_last_answer():
+    def predict(steps, **fields):
+        model = diffusion(Echo(), self_condition=True, sampling=Sampling(steps=steps, **fields))
+        variables = {"params": {"slope": jnp.ones(())}}
+        return model.predict(variables, masks(), keys(), ensemble=1), model.trajectory(variables, masks(), keys())
+
+    one, _ = predict(1)
+    noise = jax.vmap(lambda key: jax.random.normal(jax.random.split(jax.random.fold_in(key, 0))[0], (8, 8, 1)))(keys())
+    np.testing.assert_allclose(one[0], jax.nn.sigmoid(noise), atol=1e-6)
+    for start in ("noise", "direct"):
+        many, trajectory = predict(3, start=start)
+        np.testing.assert_allclose(trajectory.x_0[-1], many[0], atol=1e-6)
 
 
 def test_training_times_are_uniform_and_each_examples_own():

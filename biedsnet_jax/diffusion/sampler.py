@@ -44,17 +44,19 @@ def sample(
     eta: float = 0.0,
     spacing: str = "trailing",
     start_fraction: float = 1.0,
+    self_condition: bool = False,
 ) -> Noisy:
     """x_0 after `steps` calls of `denoise`, in float32 whatever the network computes in.
 
     `method` is "ddpm" (ancestral), "ddim" or "dpm_solver" (DPM-Solver++(2M)); `eta` in [0, 1] is DDIM's share of noise,
     which the others ignore. `keys` holds one key per example, so that a mask does not depend on what shares its batch;
     none may be a key that x_T was drawn with. With a `start_fraction` below 1, x_T is x_t at the first of `visited`
-    instead, such as `warm_start` gives. Raises BadInput on another method, or on steps, spacing, eta or start_fraction
-    out of range.
+    instead, such as `warm_start` gives. With `self_condition`, `denoise` sees x_t beside its last prediction, 0 at
+    first, as further channels (Chen et al. 2023, arXiv:2208.04202). Raises BadInput on another method, or on steps,
+    spacing, eta or start_fraction out of range.
     """
     plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing, start_fraction=start_fraction)
-    x_0, _ = _run(_step_function(denoise, keys, plan), _start(x_T), plan)
+    x_0, _ = _run(_step_function(denoise, keys, plan, self_condition), _start(x_T), plan)
     return x_0
 
 
@@ -87,10 +89,12 @@ def sample_trajectory(
     eta: float = 0.0,
     spacing: str = "trailing",
     start_fraction: float = 1.0,
+    self_condition: bool = False,
 ) -> Trajectory:
     """What `denoise` sees and says at every step of `sample`, for figures; the last x_0 is what `sample` returns."""
     plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing, start_fraction=start_fraction)
-    return _follow(_step_function(denoise, keys, plan), _start(x_T), plan, lambda carry: carry[0])
+    step = _step_function(denoise, keys, plan, self_condition)
+    return _follow(step, _start(x_T), plan, lambda carry: carry[0])
 
 
 def ancestral_learned(
@@ -175,12 +179,13 @@ def _start(x_T: Noisy) -> tuple[Noisy, Noisy]:
     return x_T, jnp.zeros_like(x_T)
 
 
-def _step_function(denoise: Denoise, keys: Keys, plan: _Plan):
+def _step_function(denoise: Denoise, keys: Keys, plan: _Plan, self_condition: bool):
     noisy = bool(plan.sigma.any())
 
     def step(carry, row):
         x_t, x_0_prev = carry
-        x_0 = denoise(x_t, jnp.full(x_t.shape[0], row.t)).astype(jnp.float32)
+        seen = jnp.concatenate([x_t, x_0_prev], axis=-1) if self_condition else x_t
+        x_0 = denoise(seen, jnp.full(x_t.shape[0], row.t)).astype(jnp.float32)
         x_next = row.a * x_t + row.b * x_0 + row.c * x_0_prev
         if noisy:
             x_next += row.sigma * _noise(keys, row.index, x_t.shape)

@@ -37,6 +37,7 @@ class BIEDSNet(nn.Module):
     attention_per: str = "block"  # or "level" (lineage: once, after a level's blocks)
     norm: str = "group"  # or "batch"
     second_skip: bool = True  # a decoder level's second block also gets its encoder level's second block
+    condition_joins: str = "after"  # condition feature i joins level i after its blocks (lineage), or "before" them
     supervision: bool = True  # side heads on the upper decoder levels; False: ablation rows 1 to 4
     fold: bool = False  # compute the denoiser's level 1 on `space_to_depth` maps: the same numbers, for a TPU
     remat: bool = False  # compute each ADRB again in the backward pass: less memory, more time
@@ -60,6 +61,7 @@ class BIEDSNet(nn.Module):
             attention_per=self.attention_per,
             norm=self.norm,
             second_skip=self.second_skip,
+            condition_joins=self.condition_joins,
             supervision=self.supervision,
             fold=self.fold,
             remat=self.remat,
@@ -71,12 +73,12 @@ class BIEDSNet(nn.Module):
         """Raise BadInput for an image of (height, width) that it cannot take."""
         check_size(size, multiple=2 ** (len(self.channels) - 1), network="BIEDSNet")
 
-    def encode(self, image: Image, *, train: bool = False) -> list[dict[str, Share]]:
-        """All that needs the image alone: what its features give to the denoiser, levels 1 to L-1, finest first."""
+    def encode(self, image: Image, *, train: bool = False) -> dict[str, Share]:
+        """All that needs the image alone: what its features give to the denoiser, by level."""
         self.check_size(image.shape[1:3])
         return self.denoiser.share(self.condition(image, train=train))
 
-    def denoise(self, features: list, x_t: Noisy, image: Image, t: Time, *, train: bool = False) -> tuple[Logits, dict]:
+    def denoise(self, features: dict, x_t: Noisy, image: Image, t: Time, *, train: bool = False) -> tuple[Logits, dict]:
         """Logits of the clean mask from the noisy one."""
         return self.denoiser(features, x_t, image, t, train=train)
 
@@ -112,7 +114,10 @@ class ConditionEncoder(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """The U of ADRBs. Condition feature i joins level i after its blocks, so the next level and the skip carry it."""
+    """The U of ADRBs. Condition feature i joins level i after its blocks, so the next level and the skip carry it.
+
+    Or before them: the blocks mix it into what the next level and the skip carry.
+    """
 
     classes: int
     channels: tuple[int, ...]
@@ -122,6 +127,7 @@ class Denoiser(nn.Module):
     attention_per: str = "block"
     norm: str = "group"
     second_skip: bool = True
+    condition_joins: str = "after"
     supervision: bool = True
     fold: bool = False
     remat: bool = False
@@ -132,9 +138,13 @@ class Denoiser(nn.Module):
         upper = range(1, len(widths))
         self.embed = TimeEmbedding(widths[1], dtype=self.dtype, name="time")
         self.stem = Conv(widths[1] // 2, use_bias=True, **self._kind(1))
-        # A first block reads the level above and its feature; in the decoder, the level below, its encoder's and that.
-        inputs = {("encoder", i): 2 * widths[i - 1] if i > 1 else widths[1] // 2 for i in widths}
-        inputs |= {("decoder", i): 3 * widths[i] for i in upper}
+        # A first block reads the level above, in the decoder the level below and its encoder's; and a feature.
+        inputs = {("encoder", i): widths[i - 1] if i > 1 else widths[1] // 2 for i in widths}
+        inputs |= {("decoder", i): 2 * widths[i] for i in upper}
+        self.first = {f"{side}_{i}": number for (side, i), number in inputs.items()}  # channel of a feature
+        for i in upper:
+            joined = [("encoder", i + 1), ("decoder", i)] if self.condition_joins == "after" else [("encoder", i)]
+            inputs |= {block: inputs[block] + widths[i] for block in joined}
         self.blocks = {f"{side}_{i}": self._blocks(side, i, number) for (side, i), number in inputs.items()}
         if self.attention_per == "level" and self.attention != "none":
             self.attentions = {
@@ -151,28 +161,27 @@ class Denoiser(nn.Module):
             if i == 1 or self.supervision
         }
 
-    def share(self, features: list[Float[Array, "b _h _w _c"]]) -> list[dict[str, Share]]:
-        """What each condition feature gives to the two first blocks that read it: below it, and on the way up.
+    def share(self, features: list[Float[Array, "b _h _w _c"]]) -> dict[str, Share]:
+        """What each condition feature gives to the first blocks that read it: below it and on the way up, or beside it.
 
         A convolution is linear, so this part of its result needs neither x_t nor t.
         """
-        return [
-            {
-                "encoder": self.blocks[f"encoder_{level + 1}"][0].share(max_pool(c), first=c.shape[-1]),
-                "decoder": self.blocks[f"decoder_{level}"][0].share(self._fold(c, level), first=2 * c.shape[-1]),
-            }
-            for level, c in enumerate(features, start=1)
-        ]
+        read = {}
+        for level, c in enumerate(features, start=1):
+            if self.condition_joins == "after":
+                read |= {f"encoder_{level + 1}": max_pool(c), f"decoder_{level}": self._fold(c, level)}
+            else:
+                read[f"encoder_{level}"] = self._fold(c, level)
+        return {name: self.blocks[name][0].share(c, first=self.first[name]) for name, c in read.items()}
 
-    def __call__(self, shares: list, x_t: Noisy, image: Image, t: Time, *, train: bool) -> tuple[Logits, dict]:
+    def __call__(self, shares: dict, x_t: Noisy, image: Image, t: Time, *, train: bool) -> tuple[Logits, dict]:
         emb = self.embed(t)
         h = self.stem(self._fold(jnp.concatenate([image, x_t], axis=-1).astype(self.dtype), 1))
 
         skips = []
         for level in range(1, len(self.channels) + 1):
             h = h if level == 1 else self._pool(h, level - 1)
-            share = None if level == 1 else shares[level - 2]["encoder"]
-            h, second = self._level(f"encoder_{level}", h, share, None, emb, train)
+            h, second = self._level(f"encoder_{level}", h, shares, None, emb, train)
             skips.append((h, second))
 
         heads = []
@@ -180,7 +189,7 @@ class Denoiser(nn.Module):
             skip, second = skips[level - 1]
             h = self.up[level](h, train=train)
             second = second if self.second_skip else None
-            h, _ = self._level(f"decoder_{level}", (h, skip), shares[level - 1]["decoder"], second, emb, train)
+            h, _ = self._level(f"decoder_{level}", (h, skip), shares, second, emb, train)
             if level == 1 or self.supervision:
                 heads.insert(0, self._head(h, x_t.shape[1:3], level))
         return heads[0], {"supervision": heads[1:]}
@@ -216,13 +225,13 @@ class Denoiser(nn.Module):
             for i in range(1, self.blocks_per_level + 1)
         ]
 
-    def _level(self, name, h, share, second, emb, train):
+    def _level(self, name, h, shares, second, emb, train):
         """ADRBs in a row; gives their result and that of the second block, the one a decoder level may ask for."""
         after_second = None
         for i, block in enumerate(self.blocks[name], start=1):
             if i == 2 and second is not None:
                 h = (h, second)
-            h = block(h, emb, share if i == 1 else None, train)
+            h = block(h, emb, shares.get(name) if i == 1 else None, train)
             after_second = h if i == min(2, self.blocks_per_level) else after_second
         if self.attention_per == "level" and self.attention != "none":
             h = self.attentions[name](h)

@@ -98,6 +98,26 @@ def test_equals_the_textbook_loop(method, eta, noise_schedule, steps, spacing):
     close(got, expected)
 
 
+def test_a_self_conditioned_network_sees_its_last_prediction_beside_x_t_and_0_at_first():
+    def mixed(x_t, x_0, t, xp=jnp):
+        return curved(x_t + 0.7 * x_0 - 0.3, t, xp)
+
+    times = schedule.select_timesteps(LINEAR.timesteps, 4, "trailing")
+    x, x_0, said = np.asarray(X_T, np.float64), np.zeros(SHAPE), []
+    for i, t in enumerate(times):
+        x_0 = mixed(x, x_0, np.full(1, t), np)
+        said.append(x_0)
+        if i + 1 < len(times):
+            x = ddim_step(x, [x_0], 0.0, [LINEAR.alpha_bar[s] for s in times[i : i + 2]], eta=0.0)
+
+    def denoise(seen, t):
+        return mixed(*jnp.split(seen, 2, axis=-1), t)
+
+    fields = {"steps": 4, "method": "ddim", "self_condition": True}
+    close(sampler.sample(denoise, X_T, KEYS, LINEAR, **fields), x_0)
+    close(sampler.sample_trajectory(denoise, X_T, KEYS, LINEAR, **fields).x_0, np.stack(said))
+
+
 def test_leading_spacing_reaches_the_sampler():
     expected = slow_loop(SLOW_STEPS["ddim", 0.0], [800, 600, 400, 200, 0], LINEAR.alpha_bar)
     close(sampler.sample(curved, X_T, KEYS, LINEAR, steps=5, method="ddim", spacing="leading"), expected)

@@ -106,9 +106,13 @@ def test_features_of_one_encode_serve_every_x_t_and_t():
 @pytest.mark.parametrize("level", [1, 2])
 def test_a_condition_feature_joins_its_level_after_the_blocks_and_enters_the_skip(level):
     variables, (x_t, image, t) = toy_variables(), inputs()
-    features = encode(variables, image)
+    features, read = encode(variables, image), (f"encoder_{level + 1}", f"decoder_{level}")
+    assert set(features) == {"encoder_2", "encoder_3", "decoder_1", "decoder_2"}
     _, _, before = denoise(variables, features, x_t, image, t)
-    features[level - 1] = jax.tree.map(lambda share: 2.0 * share, features[level - 1])
+    features = {
+        name: jax.tree.map(lambda share, n=2.0 if name in read else 1.0: n * share, given)
+        for name, given in features.items()
+    }
     _, _, after = denoise(variables, features, x_t, image, t)
     changed = {name for name in before if np.abs(before[name] - after[name]).max() > 1e-4}
     encoder = {f"encoder_{i}_block_{j}" for i in range(level + 1, 4) for j in (1, 2)}
@@ -118,10 +122,24 @@ def test_a_condition_feature_joins_its_level_after_the_blocks_and_enters_the_ski
     assert kernel.shape[2] == width + (width + width)  # up path, and the skip: encoder level with its feature
 
 
+def test_a_condition_feature_that_joins_before_the_blocks_is_read_by_its_own_level_and_no_other():
+    module = TOY.clone(condition_joins="before")
+    blocks = initial(module, *inputs())["params"]["denoiser"]
+    kernels = {name: block["cgr_1"]["conv"]["kernel"].shape[2] for name, block in blocks.items() if "block_1" in name}
+    # The level above (2 of the stem, 4, 8) and the feature (4, 8, none); in the decoder the level below and the skip.
+    assert kernels == {
+        "encoder_1_block_1": 2 + 4, "encoder_2_block_1": 4 + 8, "encoder_3_block_1": 8,
+        "decoder_2_block_1": 8 + 8, "decoder_1_block_1": 4 + 4,
+    }  # fmt: skip
+
+
 def concatenating(call, args, kwargs, context):
     """The figure as drawn: a block reads its condition feature beside the rest of its input, at every step anew."""
     if context.method_name == "share" and isinstance(context.module, Denoiser):
-        return [{"encoder": (max_pool(c), c), "decoder": (c, c)} for c in args[0]]
+        if context.module.condition_joins == "before":
+            return {f"encoder_{i}": (c, c) for i, c in enumerate(args[0], start=1)}
+        below = {f"encoder_{i + 1}": (max_pool(c), c) for i, c in enumerate(args[0], start=1)}
+        return below | {f"decoder_{i}": (c, c) for i, c in enumerate(args[0], start=1)}
     if context.method_name == "__call__" and isinstance(context.module, ADRB) and args[2] is not None:
         x, emb, (c, _), train = args
         return call((*(x if isinstance(x, tuple) else (x,)), c), emb, None, train)
@@ -135,6 +153,7 @@ def concatenating(call, args, kwargs, context):
         {"attention": "sequential", "norm": "batch"},
         {"attention_per": "level", "dconv": "lineage", "residual": "conv"},
         {"attention": "none", "residual": "conv", "norm": "batch"},
+        {"condition_joins": "before"},
     ],
     ids=lambda fields: "-".join(fields) or "paper",
 )
@@ -174,7 +193,12 @@ def assert_same(module, other):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"attention": "sequential"}, {"attention_per": "level", "dconv": "lineage", "residual": "conv"}],
+    [
+        {},
+        {"attention": "sequential"},
+        {"attention_per": "level", "dconv": "lineage", "residual": "conv"},
+        {"condition_joins": "before"},
+    ],
     ids=lambda fields: "-".join(fields) or "paper",
 )
 def test_on_folded_maps_logits_and_gradient_are_the_same(fields):
