@@ -20,7 +20,7 @@ ORDER = [
     "board", "run_log", "console", "live", "progress", "closing",
     "later_fields", "config_fields", "config_check", "config", "experiment", "hyperparameters",
     "results", "comparison", "paper_tables", "tables", "charts",
-    "report_data", "report_charts", "report_facts", "report_pictures", "report_page", "report",
+    "report_data", "report_tables", "report_charts", "report_facts", "report_pictures", "report_page", "report",
     "recording", "evaluate", "validation", "trainer", "distill",
     "prediction", "predict", "overlay", "outputs", "predict_files",
     "serve_upload", "serve_scan", "serve_jobs", "serve_guard", "serve_app", "serve",
