@@ -19,7 +19,10 @@ _RESAMPLES = 2000
 
 
 class Pooled(NamedTuple):
-    """The images of one row, each with its case, and their scores by column; NaN where undefined."""
+    """The images of one row, each with its case, and their scores by column; NaN where undefined.
+
+    Beside the scores: the columns truth_pixels and entropy.
+    """
 
     case: np.ndarray
     scores: dict[str, Float[np.ndarray, " images"]]
@@ -44,7 +47,8 @@ def pool(runs: Sequence[Run]) -> Pooled:
     number = {image: i for i, image in enumerate(dict.fromkeys(image for run in runs for image in run.images))}
     where = np.array([number[image] for run in runs for image in run.images])
     case = np.array([image[0] for image in number])
-    columns = {name: np.concatenate([run.scores[name] for run in runs]) for name in runs[0].scores}
+    every = [run.scores | {"truth_pixels": run.truth_pixels, "entropy": run.entropy} for run in runs]
+    columns = {name: np.concatenate([columns[name] for columns in every]) for name in every[0]}
     return Pooled(case, {name: _group_means(values, where, len(number)) for name, values in columns.items()})
 
 
@@ -77,6 +81,15 @@ def case_means(pooled: Pooled, column: str) -> dict[str, float]:
     names, case = np.unique(pooled.case, return_inverse=True)
     means = _group_means(pooled.scores[column], case, len(names))
     return {str(name): float(value) for name, value in zip(names, means) if not np.isnan(value)}
+
+
+def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    """Spearman's; NaN where a value is, or where all of x or of y are equal."""
+    if len(x) < 2 or np.isnan(x).any() or np.isnan(y).any() or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    from scipy import stats
+
+    return float(stats.spearmanr(x, y).statistic)
 
 
 def _group_means(values, group, groups):

@@ -32,6 +32,7 @@ from biedsnet_jax import (
     progress,
     recording,
     report,
+    report_charts,
     report_data,
     segmenter,
     train_state,
@@ -73,6 +74,7 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
                 tally.add(p, y > 0.5, [row["dice"] for row in scored])
                 lesion_rows += _lesion_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
             bar.update(len(rows) // cfg.data.classes, _dice_so_far(tally.dice))
+    rows = [row | {"entropy": bits} for row, bits in zip(rows, tally.entropy)]
     show = functools.partial(predict_split, cfg, predict, variables, data, mesh=mesh)
     keys_of = functools.partial(noise_keys, cfg.seed)
     recorded = recording.record(cfg, model, variables, data, mesh, tally, show, keys_of)
@@ -102,6 +104,7 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
         "nsd_tolerance": cfg.eval.nsd_tolerance,
         "nsd_tolerance_mm": cfg.eval.nsd_tolerance_mm,
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "calibration_error": report_charts.expected_calibration_error(tally.histogram),
         "seconds_per_image": clock.seconds / max(1, clock.images),
         **metrics.summarise(rows, seed=cfg.seed),
     }

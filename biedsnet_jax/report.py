@@ -3,8 +3,8 @@
 The tables go into a page, with all that `report_page` adds, and into a Markdown file beside it.
 
 For each data set and each of the two tables: scores in the `standard` convention; scores in the `paper` convention,
-with the paper's figures; a paired comparison with the BIEDSNet row; and what each row cost. Rows without results are
-"not measured".
+with the paper's figures; a paired comparison with the BIEDSNet row; small lesions and uncertainty apart; and what each
+row cost. Rows without results are "not measured".
 """
 
 import pathlib

@@ -3,11 +3,14 @@
 import dataclasses
 import math
 
+import numpy as np
+
 from biedsnet_jax import comparison, paper_tables, results
 from biedsnet_jax.tables import Table
 
 NOT_MEASURED = "not measured"
 _NONE = "-"
+_SMALL = 100  # pixels at 256x256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +147,35 @@ def _difference_cells(delta, digits):
     return [sign + _number(delta.mean, digits), _interval(delta.low, delta.high, digits), p]
 
 
+def _details_table(layout, shown, facts):
+    caption = (
+        f"{facts} Standard convention. Small: slices whose true mask has fewer than {_SMALL} pixels at 256x256, or as "
+        "large a share of a smaller image; large: all others with truth. ECE: mean distance between the probability "
+        "and the share that is true, over pixels. Entropy: mean over a slice's likely pixels, in bits; its rank "
+        "correlation with 1 - Dice says whether a slice's uncertainty tells its error (Spearman; 1 is best, 0 is "
+        "chance), as does the mean Dice of the half of the slices with the least."
+    )
+    header = ["", "Slices, small", "Dice", "HD95", "NSD", "Slices, large", "Dice", "HD95", "NSD", "ECE"]
+    header += ["Entropy against error", "Dice of the surest half"]
+
+    def cells(row):
+        columns, found = row.scores.scores, []
+        known, small = ~np.isnan(columns["dice"]), columns["truth_pixels"] < _SMALL * (row.field("size") / 256) ** 2
+        recorded = not np.isnan(columns["truth_pixels"]).all()
+        for some in (known & small, known & ~small & recorded):
+            means = [comparison.mean(columns[name][some]) for name in ("dice", "hd95", "nsd")]
+            found += [str(some.sum()), *(_number(mean, digits) for mean, digits in zip(means, (4, 2, 4)))]
+        ece = [value for value in row.each("calibration_error") if value is not None]
+        dice, entropy = columns["dice"][known], columns["entropy"][known]
+        surest = dice[np.argsort(entropy, kind="stable")[: (len(dice) + 1) // 2]]
+        rest = [sum(ece) / len(ece) if ece else math.nan, comparison.rank_correlation(entropy, 1.0 - dice)]
+        rest.append(math.nan if np.isnan(entropy).any() else comparison.mean(surest))
+        return found + [_number(value, digits) for value, digits in zip(rest, (4, 2, 4))]
+
+    title = f"{layout.title}, small lesions and uncertainty"
+    return Table(title, caption, header, _body(shown, header, cells), "standard")
+
+
 def _cost_table(layout, shown, facts):
     caption = (
         f"{facts} GMACs: multiply-adds of convolutions and matrix products for one image, all sampling steps and "
@@ -175,7 +207,7 @@ def _cost_table(layout, shown, facts):
     return Table(f"{layout.title}, cost and budget", caption, header, _body(shown, header, cells), "cost")
 
 
-_TABLES = (_standard_table, _paper_table, _difference_table, _cost_table)
+_TABLES = (_standard_table, _paper_table, _difference_table, _details_table, _cost_table)
 
 
 def _body(shown, header, cells):

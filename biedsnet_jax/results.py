@@ -44,7 +44,8 @@ class Run:
     fields: dict
     images: list[tuple[str, str, str]]  # case, slice, class
     scores: dict[str, Float[np.ndarray, " images"]]  # by column; NaN where undefined
-    truth_pixels: Float[np.ndarray, " images"]  # NaN where not recorded
+    truth_pixels: Float[np.ndarray, " images"]  # NaN where not recorded, as in the next
+    entropy: Float[np.ndarray, " images"]  # bits, `report_data.mean_entropy` of the probability
 
 
 def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
@@ -69,14 +70,14 @@ def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
 def load(workdir: pathlib.Path) -> Run:
     """The results of one workdir. Raises BadInput where a file is missing, damaged, or of another evaluation."""
     fields = _read_fields(workdir / "results.json")
-    images, scores, truth_pixels = _read_cases(workdir / "cases.csv")
+    images, scores, truth_pixels, entropy = _read_cases(workdir / "cases.csv")
     here, there = scores["dice"], fields["standard"]["dice"]["mean"]
     mean = float(np.mean(here[~np.isnan(here)])) if not np.isnan(here).all() else math.nan
     if (there is None) != math.isnan(mean) or (there is not None and abs(there - mean) > 1e-6):
         raise BadInput(
             f"files of two evaluations, Dice {mean:.6f} in cases.csv and {there} in results.json, {_fix(workdir)}"
         )
-    return Run(workdir, fields, images, scores, truth_pixels)
+    return Run(workdir, fields, images, scores, truth_pixels, entropy)
 
 
 def check_same_row(runs: Sequence[Run]) -> None:
@@ -125,19 +126,21 @@ def _read_fields(path):
 
 
 def _read_cases(path):
-    images, truth_pixels, columns = [], [], {name: [] for name in STANDARD + PAPER}
+    images, truth_pixels, entropy, columns = [], [], [], {name: [] for name in STANDARD + PAPER}
     try:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 images.append((row["case"], row["slice"], row["class"]))
                 truth_pixels.append(float(row.get("tp", math.nan)) + float(row.get("fn", math.nan)))
+                entropy.append(float(row.get("entropy", math.nan)))
                 for name, values in columns.items():
                     values.append(float(row[name]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"damaged scores, {_line(error)}, {_fix(path.parent, path)}") from None
     if not images:
         raise BadInput(f"no scores, 0 rows, {_fix(path.parent, path)}")
-    return images, {name: np.array(values) for name, values in columns.items()}, np.array(truth_pixels)
+    scores = {name: np.array(values) for name, values in columns.items()}
+    return images, scores, np.array(truth_pixels), np.array(entropy)
 
 
 def _line(error):

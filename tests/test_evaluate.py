@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +192,23 @@ def test_the_histogram_counts_every_pixel_of_the_test_split(tmp_path, monkeypatc
         assert found.histogram[0, :, truth, mask].sum() == sum(int(row[name]) for row in rows)
     assert found.facts["splits"]["test"] == {rows[0]["case"]: 6}
     assert {"jax", "python"} <= set(found.facts["versions"])
+
+
+def test_each_slice_has_its_entropy_and_the_run_its_calibration_error(tmp_path, monkeypatch):
+    found, rows = kept(config(**{"eval.pictures": 6}), tmp_path / "run", monkeypatch, model=Noise())
+    wrong = 0.0  # |sum of p - number of true pixels| in each twentieth of the probabilities
+    for low in range(0, report_data.BINS, report_data.BINS // 20):
+        each = [(i, found.histogram[0, i].sum(-1)) for i in range(low, low + report_data.BINS // 20)]
+        said = sum((i + 0.5) / report_data.BINS * pixels.sum() for i, pixels in each)
+        wrong += abs(said - sum(pixels[1] for _, pixels in each))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["calibration_error"] == pytest.approx(wrong / found.histogram.sum())
+    for number, levels in zip(found.slices, found.probability[..., 0] / 200):
+        p = levels[levels >= 0.05]
+        bits = [-a * math.log2(a) - (1 - a) * math.log2(1 - a) if 0 < a < 1 else 0.0 for a in p.tolist()]
+        assert float(rows[number]["entropy"]) == pytest.approx(
+            np.mean(bits), abs=0.02
+        )  # probabilities are kept to 1/200
 
 
 def test_what_is_kept_depends_on_neither_devices_nor_batch(tmp_path, monkeypatch):

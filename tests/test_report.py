@@ -22,8 +22,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAN = math.nan
 
 
-def write_run(folder, dice_by_case, *, row="unet", seed=0, hd95=10.0, **fields):
-    """A workdir as evaluation leaves it; `dice_by_case` lists the Dice of each slice, NaN for empty truth."""
+def write_run(folder, dice_by_case, *, row="unet", seed=0, hd95=10.0, columns=None, **fields):
+    """A workdir as evaluation leaves it; `dice_by_case` lists the Dice of each slice, NaN for empty truth.
+
+    `columns` maps the names of further ones to values in the order of the slices.
+    """
     folder.mkdir(parents=True)
     lines = []
     for case, values in dice_by_case.items():
@@ -31,6 +34,9 @@ def write_run(folder, dice_by_case, *, row="unet", seed=0, hd95=10.0, **fields):
             scores = dict.fromkeys(results.STANDARD + results.PAPER, dice)
             scores |= {"hd95": hd95 + dice, "paper_dice": 1.0 if math.isnan(dice) else dice / 2}
             lines.append({"case": case, "slice": f"{number:03d}", "class": 1, **scores})
+    for name, values in (columns or {}).items():
+        for line, value in zip(lines, values, strict=True):
+            line[name] = value
     with (folder / "cases.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
@@ -201,6 +207,25 @@ def test_costs_and_each_seed_are_shown(tmp_path):
     assert "number of seeds 2, train steps 400, batch 8, pixels a side 64." in table.caption
 
 
+def test_small_lesions_and_uncertainty_are_told_apart(tmp_path):
+    # At 128x128 a lesion is small below 25 pixels; the third slice has no truth, and the others' errors 1 - Dice rank
+    # 1, 4, 2, 3 where their entropies rank 2, 4, 1, 3: Spearman's 1 - 6 (1 + 0 + 1 + 0) / (4 (16 - 1)) = 0.8.
+    columns = {"tp": [20, 4, 0, 10, 99], "fn": [5, 20, 0, 3, 1], "entropy": [0.2, 0.4, 0.9, 0.1, 0.3]}
+    dice = {"a": [0.9, 0.2, NAN], "b": [0.8, 0.5]}
+    one = write_run(tmp_path / "0", dice, columns=columns, size=128, calibration_error=0.01)
+    two = write_run(tmp_path / "1", dice, columns=columns, size=128, calibration_error=0.03, seed=1)
+    table = tables_of(one, two)["Table 1, small lesions and uncertainty"]
+    row = dict(zip(range(12), next(row for row in table.rows if row[0] == "UNet")))
+    assert [row[i] for i in (1, 2, 3)] == ["2", "0.5000", "10.50"]  # 0.2 and 0.8; HD95 is 10 more than Dice here
+    assert [row[i] for i in (5, 6, 7)] == ["2", "0.7000", "10.70"]  # 0.9 and 0.5
+    assert [row[i] for i in (9, 10, 11)] == ["0.0200", "0.80", "0.8500"]  # the surest half: entropy 0.1 and 0.2
+
+    old = write_run(tmp_path / "old", dice, row="unext")  # of a version that did not record them
+    table = tables_of(old)["Table 1, small lesions and uncertainty"]
+    row = next(row for row in table.rows if row[0] == "UNeXt")
+    assert row[1:6] == ["0", "undefined", "undefined", "undefined", "0"] and set(row[9:]) == {"undefined"}
+
+
 def test_captions_say_when_rows_are_not_on_equal_terms(tmp_path):
     equal = write_run(tmp_path / "x", {"a": [0.5]})
     other = write_run(tmp_path / "y", {"b": [0.5]}, row="biedsnet", train_steps=300)
@@ -214,7 +239,7 @@ def test_captions_say_when_rows_are_not_on_equal_terms(tmp_path):
 def test_data_sets_never_share_a_table(tmp_path):
     runs = [write_run(tmp_path / name, {"a": [0.5]}, dataset=name) for name in ("ct", "mri")]
     tables = report.make_tables([results.load(folder) for folder in runs])
-    assert [table.caption.split(",")[0] for table in tables] == ["Data set ct"] * 4 + ["Data set mri"] * 4
+    assert [table.caption.split(",")[0] for table in tables] == ["Data set ct"] * 5 + ["Data set mri"] * 5
 
 
 class Reader(html.parser.HTMLParser):
@@ -274,7 +299,7 @@ def test_a_folder_of_rows_and_seeds_is_searched_and_both_files_written(tmp_path,
     assert "2 runs, 1 not finished" in capsys.readouterr().out
     reader = Reader()
     reader.feed((out / "report.html").read_text())
-    assert len(reader.tables) == 5 + 3  # what was run, its cases, its config
+    assert len(reader.tables) == 6 + 3  # what was run, its cases, its config
 
 
 def test_the_report_of_named_workdirs_goes_where_it_is_told_or_into_the_only_one(tmp_path):
