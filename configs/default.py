@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     c.split.seed = 0
     c.split.folds = 0  # k > 1: k-fold by case instead of fractions
     c.split.fold = 0  # the fold that is tested, 0 to k - 1
-    c.split.train = ()  # case names: these three, where given, replace fractions and folds
+    c.split.train = ()  # case names, or patterns such as "a*": these three, where given, replace fractions and folds
     c.split.val = ()
     c.split.test = ()
 

@@ -45,7 +45,11 @@ def test_each_fold_takes_the_settings_of_its_own_best_validation_and_the_ablatio
     lines = script.settings(FOLDS)
     whole = "0 --config.train.learning_rate=0.002 --config.augment.scale=0.25"
     unet = ["unet 0 --config.train.learning_rate=0.002", "unet 1 --config.train.learning_rate=0.006"]
-    assert lines == [f"biedsnet {whole}", *unet, *(f"row{i} {whole}" for i in range(1, 6))]
+    assert lines == [
+        f"biedsnet {whole}",
+        *unet,
+        *(f"{row} {whole}" for row in ("direct", "row1", "row2", "row3", "row4", "row5")),
+    ]
 
 
 def test_the_report_lists_every_trial_and_leaves_the_settings(script, tmp_path, capsys):

@@ -5,6 +5,7 @@ goes to the side that lacks most slices, so sides come within about one case of 
 """
 
 import difflib
+import fnmatch
 from collections import Counter
 from collections.abc import Sequence
 
@@ -47,22 +48,27 @@ def k_fold(cases: Sequence[str], folds: int, fold: int, seed: int = 0, val_fract
 
 
 def named(cases: Sequence[str], *, train: Sequence[str], val: Sequence[str], test: Sequence[str]) -> Splits:
-    """The split by case names; cases that no side names are left out.
+    """The split by case names, or by patterns such as "patient_1*"; cases that no side names are left out.
 
-    Raises BadInput for an empty side, a name that is no case and a case on two sides.
+    Raises BadInput for an empty side, a name that is no case, a pattern that fits none and a case on two sides.
     """
-    sides, known = dict(zip(SIDES, (train, val, test))), set(cases)
-    for side, names in sides.items():
+    wanted, known = {}, set(cases)
+    for side, names in zip(SIDES, (train, val, test)):
         if not names:
             raise BadInput(f"an empty split, {side}, data.split; name at least one case for it")
-        for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
-                raise BadInput(f"unknown case, {name}, split {side}; the nearest is {', '.join(near) or 'none'}")
-    wanted = {side: set(names) for side, names in sides.items()}
+        wanted[side] = set().union(*(_fitting(name, known, side) for name in names))
     splits = {side: [i for i, case in enumerate(cases) if case in names] for side, names in wanted.items()}
     check_disjoint(cases, splits)
     return splits
+
+
+def _fitting(name: str, known: set[str], side: str) -> set[str]:
+    """The case of this name, else all that fit it as a pattern of *, ? and [...]."""
+    fitting = {name} & known or {case for case in known if fnmatch.fnmatchcase(case, name)}
+    if not fitting:
+        near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+        raise BadInput(f"unknown case, {name}, split {side}; the nearest is {', '.join(near) or 'none'}")
+    return fitting
 
 
 def check_disjoint(cases: Sequence[str], splits: Splits) -> None:

@@ -85,6 +85,16 @@ def test_k_fold_refuses(arguments, said):
         k_fold(["a", "b", "c"], *arguments)
 
 
+def test_a_pattern_names_every_case_that_fits_it_but_a_case_of_that_name_is_itself():
+    cases = ["a_1", "a_2", "a_15", "b_1", "b_[1]", "A_1"]
+    split = named(cases, train=["a_?"], val=["b_[1]"], test=["*5", "[bA]_1"])
+    assert split == {"train": [0, 1], "val": [4], "test": [2, 3, 5]}
+    with pytest.raises(BadInput, match="one case on two sides, a_15"):
+        named(cases, train=["a_*"], val=["b_1"], test=["*5"])
+    with pytest.raises(BadInput, match=r"unknown case, c\*, split train"):
+        named(cases, train=["c*"], val=["b_1"], test=["*5"])
+
+
 def test_named_takes_the_cases_it_is_given():
     cases = ["a", "a", "b", "c", "d", "d"]
     assert named(cases, train=["d", "b"], val=["c"], test=["a"]) == {"train": [2, 4, 5], "val": [3], "test": [0, 1]}
