@@ -3,10 +3,11 @@
     python benchmarks/results_page.py --keep=runs/table1 --name=covid19_ct_64
     python benchmarks/results_page.py
 
-`--keep` copies what runs under that folder leave of numbers (results.json, cases.csv, and command.txt of the launch
-scripts) to results/NAME, in the same order of folders; neither images nor weights. Runs that are not finished are left.
-Without it, what stands in RESULTS.md between `<!-- results/NAME -->` and `<!-- end -->` is written anew from
-results/NAME: the report's tables, and the command of each row. Rows without a run say "not measured".
+`--keep` copies what runs under that folder leave of numbers (results.json, cases.csv, command.txt, and the trials of
+`benchmarks/search.py`) to results/NAME, in the same order of folders; neither images nor weights. Runs that are not
+finished are left. Without it, what stands in RESULTS.md between `<!-- results/NAME -->` and `<!-- end -->` is written
+anew from results/NAME: the report's tables, the command of each row and what the search tried. Rows without a run say
+"not measured".
 """
 
 import argparse
@@ -16,6 +17,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import search
 
 from biedsnet_jax import files, report, results, tables
 from biedsnet_jax.errors import BadInput, exit_code
@@ -46,6 +49,9 @@ def keep(folder: str, target: Path) -> int:
         for name in KEPT:
             if (workdir / name).exists():
                 shutil.copyfile(workdir / name, there / name)
+    for name in search.FILES:
+        if (Path(folder) / name).exists():
+            shutil.copyfile(Path(folder) / name, target / name)
     return len(finished)
 
 
@@ -59,7 +65,10 @@ def filled(page: str, folder: Path) -> str:
 def _tables(folder):
     finished, _ = results.find(str(folder))
     runs = [results.load(workdir) for workdir in finished]
-    text = tables.markdown("", [*report.make_tables(runs), _commands(runs)])
+    made = [*report.make_tables(runs), _commands(runs)]
+    if (folder / search.FILES[0]).exists():
+        made.append(search.table(search.read(folder)))
+    text = tables.markdown("", made)
     # Below the page's own headings.
     return text.partition("\n\n")[2].replace("## ", "### ")
 

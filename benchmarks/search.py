@@ -1,14 +1,15 @@
-"""Search settings on validation cases: each network's learning rate and augmentation, and what the paper leaves open.
+"""Train each network with the settings that its validation case prefers, on two folds of COVID-19 CT at 64x64.
 
-    python benchmarks/search.py --root=DIR --out=runs/search --fold=0
-    python benchmarks/search.py --root=DIR --out=runs/search --fold=0 --choices
-    python benchmarks/search.py --out=runs/search --report
+    python benchmarks/search.py --root=DIR --out=runs/table1 --fold=0
+    python benchmarks/search.py --root=DIR --out=runs/table1 --fold=0 --choices
+    python benchmarks/search.py --out=runs/table1 --report
 
-Every trial trains `configs/covid.py:ROW,cpu` for the same few steps on the training cases of one of two folds and
-scores its validation case, all slices of it; no network sees a test slice. Each row gets the same trials: three
-learning rates, then a stronger augmentation at the best of them. `--choices` changes one field of BIEDSNet at a time,
-at its best rate and augmentation. Each finished trial is kept in OUT/fold<f>.json, so that the same command goes on
-where it stopped; two folds may run side by side.
+Every network gets the same trials, each a run of `configs/covid.py:ROW,cpu`: two learning rates, then a stronger
+augmentation at the better one. A trial has as many steps as ten minutes of one core of an Intel Xeon at 2.5 GHz allow,
+at most 1600; its best validation says which weights and which trial count. Only the chosen one is tested, in
+OUT/ROW/seed0/fold<f>, where the launch scripts look for it. `--choices` changes one field of BIEDSNet at a time, for
+fewer steps, at the settings it has chosen. Each finished trial is kept in OUT/fold<f>.json, so that the same command
+goes on where it stopped; two folds may run side by side.
 
 `--report` prints what was tried, and writes OUT/settings.txt, the flags of each row and fold for `--settings` of the
 launch scripts. A fold's settings come from its own validation case alone: the other's is among its test cases.
@@ -16,6 +17,8 @@ launch scripts. A fold's settings come from its own validation case alone: the o
 
 import argparse
 import json
+import re
+import shlex
 import shutil
 import sys
 import time
@@ -30,11 +33,15 @@ from biedsnet_jax.errors import BadInput, Diverged, exit_code
 from configs import covid
 
 FOLDS = 2
-STEPS = 150
-ROWS = ("biedsnet", "unet", "unetpp", "attention_unet", "unext", "swin_unet", "trans_unet", "medsegdiff")
+FILES = (*(f"fold{fold}.json" for fold in range(FOLDS)), "settings.txt")  # what is kept of it
+STEPS = {"biedsnet": 400, "medsegdiff": 400, "unetpp": 800}  # ten minutes; the others are quicker
+MOST_STEPS = 1600
+CHOICE_STEPS = 200
+VALIDATIONS = 8  # a trial
+ROWS = ("biedsnet", "unet", "unext", "swin_unet", "trans_unet", "attention_unet", "unetpp", "medsegdiff")
 # At the settings of biedsnet, from which each takes one thing away or several.
 ABLATION = ("direct", "row1", "row2", "row3", "row4", "row5")
-RATES = [{"train.learning_rate": rate} for rate in (2e-3, 6e-3, 6e-4)]
+RATES = [{"train.learning_rate": rate} for rate in (1e-3, 3e-3)]
 STRONGER = {"augment.rotate_degrees": 20.0, "augment.scale": 0.25, "augment.intensity": 0.3}
 NETWORK = "networks.biedsnet."
 CHOICES = [
@@ -58,25 +65,40 @@ def main() -> int:
     out = Path(arguments.out)
     if arguments.report:
         return report(out)
-    bench = Search(arguments.root, out, arguments.fold, arguments.steps)
+    bench = Search(arguments.root, out, arguments.fold)
     for row in arguments.rows:
-        bench.settings(row)
+        bench.row(row)
     if arguments.choices:
         bench.choices()
     return 0
 
 
 def report(out: Path) -> int:
-    """Print the tables, and write the settings."""
+    """Print the table, and write the settings."""
+    folds = read(out)
+    print(tables.markdown("", [table(folds)]).partition("\n\n")[2])
+    files.write_text(out / "settings.txt", "".join(f"{line}\n" for line in settings(folds)))
+    return 0
+
+
+def read(out: Path) -> list[list[dict]]:
+    """The trials of each fold. Raises BadInput where one has none."""
     folds = [_read(out / f"fold{fold}.json") for fold in range(FOLDS)]
     if not all(folds):
         raise BadInput(f"no trial of each fold, {out}, in --out; run the search of both folds first")
-    header = ["row", "changed", *(f"fold {fold}: Dice, step" for fold in range(FOLDS)), "mean Dice"]
-    tried = {(t["row"], _says(t["fields"])): t["fields"] for trials in folds for t in trials}
-    rows = [[row, says, *_scores(folds, row, fields)] for (row, says), fields in tried.items()]
-    print(tables.markdown("", [tables.Table("What was tried", "", header, rows)]).partition("\n\n")[2])
-    files.write_text(out / "settings.txt", "".join(f"{line}\n" for line in settings(folds)))
-    return 0
+    return folds
+
+
+def table(folds: list[list[dict]]) -> tables.Table:
+    """What was tried and what it gave, in the order of trying."""
+    caption = (
+        "Mean Dice over slices of the fold's one validation case, evenly spaced, at the best validation, and its "
+        "step; 0 where the loss was not finite. In bold the trial that each fold takes for its row, and tests."
+    )
+    header = ["row", "changed", "steps", *(f"fold {fold}: Dice, step" for fold in range(FOLDS)), "mean Dice"]
+    tried = dict.fromkeys(_key(trial) for trials in folds for trial in trials)
+    rows = [[key[0], key[1], str(key[2]), *_scores(folds, key)] for key in tried]
+    return tables.Table("What was tried", caption, header, rows)
 
 
 def settings(folds: list[list[dict]]) -> list[str]:
@@ -84,79 +106,106 @@ def settings(folds: list[list[dict]]) -> list[str]:
     lines = []
     for row in (*ROWS, *ABLATION):
         for fold, trials in enumerate(folds):
-            searched = "biedsnet" if row in ABLATION else row
-            tried = [t for t in trials if t["row"] == searched and _is_setting(t)]
-            if tried:
-                flags = (f"--config.{name}={value}" for name, value in best(tried)["fields"].items())
-                lines.append(" ".join([row, str(fold), *flags]))
+            best = chosen(trials, "biedsnet" if row in ABLATION else row)
+            if best:
+                lines.append(" ".join([row, str(fold), *flags(best["fields"])]))
     return lines
 
 
-def best(trials: list[dict]) -> dict:
-    """The trial of the highest validation Dice, the first of equals."""
-    return max(trials, key=lambda t: _dice(t)[0])
+def chosen(trials: list[dict], row: str) -> dict | None:
+    """The row's trial of the highest validation Dice, the first of equals; its open choices are left out."""
+    return max((t for t in trials if t["row"] == row and not t["choice"]), key=lambda t: _dice(t)[0], default=None)
+
+
+def flags(fields: dict) -> list[str]:
+    """The command line's for these fields."""
+    return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
 class Search:
     """The trials of one fold; those measured before are not measured again."""
 
-    def __init__(self, root: str, out: Path, fold: int, steps: int):
-        self.root, self.fold, self.steps = root, fold, steps
+    def __init__(self, root: str, out: Path, fold: int):
+        self.root, self.out, self.fold = root, out, fold
         self.path, self.folder = out / f"fold{fold}.json", out / f"fold{fold}"
 
-    def settings(self, row: str) -> dict:
-        """The best of a row's learning rates and augmentations, as fields."""
-        tried = [self.trial(row, rate) for rate in RATES]
-        rate = best(tried)["fields"]
-        return best([*tried, self.trial(row, rate | STRONGER)])["fields"]
+    def row(self, row: str) -> dict:
+        """The fields of the best of a row's trials, which is tested."""
+        tried = [self.trial(row, budget(row) | rate) for rate in RATES]
+        tried.append(self.trial(row, chosen(tried, row)["fields"] | STRONGER))
+        best, workdir = chosen(tried, row), self.out / row / "seed0" / f"fold{self.fold}"
+        if not (workdir / "results.json").exists():
+            if not workdir.exists() and self._place(best).exists():
+                workdir.parent.mkdir(parents=True, exist_ok=True)
+                self._place(best).rename(workdir)
+            trainer.train(self._config(best), str(workdir))  # trained already, where its weights were kept
+            jax.clear_caches()
+            told = [f"--config=configs/covid.py:{row},cpu", "--config.seed=0", f"--config.split.folds={FOLDS}"]
+            told += [f"--config.split.fold={self.fold}", *flags(best["fields"]), "--config.data.root=DIR"]
+            command = shlex.join(["python", "-m", "biedsnet_jax.main", *told, "--workdir=WORKDIR"])
+            files.write_text(workdir / "command.txt", f"{command}\n")
+        shutil.rmtree(self.folder / row, ignore_errors=True)
+        return best["fields"]
 
     def choices(self) -> None:
-        """BIEDSNet with one field changed."""
-        base = self.settings("biedsnet")
-        for change in CHOICES:
-            self.trial("biedsnet", base | change)
+        """BIEDSNet as it is, then with one field changed."""
+        base = self.row("biedsnet") | steps(CHOICE_STEPS)
+        for change in ({}, *CHOICES):
+            done = self.trial("biedsnet", base | change, choice=True)
+            shutil.rmtree(self._place(done), ignore_errors=True)
 
-    def trial(self, row: str, fields: dict) -> dict:
-        """{"row", "fields", "steps", "seconds", "dice": {step: mean Dice}}; no Dice where the loss was not finite."""
-        fields = json.loads(json.dumps(fields))  # as it is read back
-        kept, same = _read(self.path), {"row": row, "fields": fields, "steps": self.steps}
+    def trial(self, row: str, fields: dict, *, choice: bool = False) -> dict:
+        """{"row", "fields", "choice", "seconds", "dice": {step: mean}}; no Dice where the loss was not finite."""
+        same = json.loads(json.dumps({"row": row, "fields": fields, "choice": choice}))  # as it is read back
+        kept = _read(self.path)
         for done in kept:
             if same.items() <= done.items():
                 return done
-        cfg, begin = config_of(row, fields, self.root, self.fold, self.steps), time.monotonic()
-        workdir = self.folder / row / _says(fields).replace(" ", "").replace("/", "-")
+        begin, workdir, dice = time.monotonic(), self._place(same), {}
         workdir.mkdir(parents=True, exist_ok=True)
-        dice = {}
         try:
-            trainer.fit(cfg, str(workdir))
+            trainer.fit(self._config(same), str(workdir))
             lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
             dice = {str(line["step"]): line["val_dice"] for line in lines if "val_dice" in line}
         except Diverged as error:
             print(error)
         jax.clear_caches()
-        shutil.rmtree(workdir)
         done = same | {"seconds": round(time.monotonic() - begin, 1), "dice": dice}
         files.write_json(self.path, [*kept, done])
-        print(f"fold {self.fold}, {row}, {_says(fields)}: Dice {_dice(done)[0]:.4f}, {done['seconds']} s", flush=True)
+        print(f"fold {self.fold}, {row}, {_says(done)}: Dice {_dice(done)[0]:.4f}, {done['seconds']} s", flush=True)
         return done
 
+    def _config(self, trial):
+        return config_of(trial["row"], trial["fields"], self.root, self.fold)
 
-def config_of(row: str, fields: dict, root: str, fold: int, steps: int):
+    def _place(self, trial):
+        return self.folder / trial["row"] / re.sub(r"[^\w.=]+", "_", f"{_says(trial)} {trial['choice']}")
+
+
+def budget(row: str) -> dict:
+    """Fields of a row's every trial."""
+    return steps(STEPS.get(row, MOST_STEPS)) | {"eval.lesions": True}
+
+
+def steps(number: int) -> dict:
+    """Fields of a run of so many steps."""
+    every = number // VALIDATIONS
+    return {"train.steps": number, "eval.every": every, "checkpoint.every": every}
+
+
+def config_of(row: str, fields: dict, root: str, fold: int):
     """The config of a trial."""
     cfg = covid.get_config(f"{row},cpu")
     cfg.data.root = root
     cfg.split.update(folds=FOLDS, fold=fold)
-    cfg.train.update(steps=steps, warmup_steps=steps // 8)
-    cfg.eval.update(every=steps // 2, val_images=0)
-    cfg.checkpoint.every = steps
-    cfg.log.update(every=steps // 2, tensorboard=False)
     cfg.update_from_flattened_dict({name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
     parallel.enable_compile_cache(cfg.compile_cache)
     return cfg
 
 
-def _is_setting(trial):
-    return all(name.split(".")[0] in ("train", "augment") for name in trial["fields"])
+def _key(trial):
+    """What a line of the table is of."""
+    return trial["row"], _says(trial), trial["fields"]["train.steps"]
 
 
 def _dice(trial):
@@ -166,15 +215,22 @@ def _dice(trial):
     )
 
 
-def _scores(folds, row, fields):
-    found = [[t for t in trials if t["row"] == row and t["fields"] == fields] for trials in folds]
-    cells = ["{:.4f}, {}".format(*_dice(trials[0])) if trials else "-" for trials in found]
-    mean = sum(_dice(trials[0])[0] for trials in found if trials) / len(folds)
-    return [*cells, f"{mean:.4f}" if all(found) else "-"]
+def _scores(folds, key):
+    found = [next((t for t in trials if _key(t) == key), None) for trials in folds]
+    taken = [chosen(trials, key[0]) for trials in folds]
+    cells = ["{:.4f}, {}".format(*_dice(trial)) if trial else "-" for trial in found]
+    cells = [f"**{cell}**" if trial and trial is best else cell for cell, trial, best in zip(cells, found, taken)]
+    return [*cells, f"{sum(_dice(trial)[0] for trial in found) / len(found):.4f}" if all(found) else "-"]
 
 
-def _says(fields):
-    return " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in fields.items())
+def _says(trial):
+    """What tells a trial from the others of its row: of an open choice, not its rate and augmentation."""
+    told = {name: v for name, v in trial["fields"].items() if name not in budget("") and not _is_kept(trial, name)}
+    return " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in told.items()) or "as chosen"
+
+
+def _is_kept(trial, name):
+    return trial["choice"] and name.partition(".")[0] in ("train", "augment")
 
 
 def _read(path: Path) -> list[dict]:
@@ -190,10 +246,9 @@ def _arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--out", required=True, help="gets fold<f>.json and settings.txt")
+    parser.add_argument("--out", required=True, help="gets fold<f>.json, settings.txt and the runs")
     parser.add_argument("--root", help="data folder of configs/covid.py")
     parser.add_argument("--fold", type=int, choices=range(FOLDS), help="whose training and validation cases are used")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of each trial")
     parser.add_argument("--rows", type=lambda text: text.split(","), default=ROWS, help="some of them, comma-separated")
     parser.add_argument("--choices", action="store_true", help="then BIEDSNet's open choices too")
     parser.add_argument("--report", action="store_true", help="tables and settings of what was tried; trains nothing")

@@ -1,6 +1,8 @@
 """Results kept in the project: what is copied, and the page that is made of them."""
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 
 import evaluated_workdir
@@ -12,6 +14,7 @@ FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "results_page.py"
 
 @pytest.fixture(scope="module")
 def script():
+    sys.path.insert(0, str(FILE.parent))  # as python does for a script
     spec = importlib.util.spec_from_file_location("results_page", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -53,6 +56,18 @@ def test_each_place_gets_the_tables_of_its_folder_and_the_rest_stays(kept, scrip
         f"| {row} | `python -m biedsnet_jax.main --config=c.py:{row} --fold=0` |" for row in ("biedsnet", "unet")
     ]
     assert script.filled(made, kept) == made
+
+
+def test_what_a_search_tried_is_kept_and_shown(kept, script):
+    page = "<!-- results/toy_set -->\n<!-- end -->\n"
+    assert "What was tried" not in script.filled(page, kept)
+    for fold in (0, 1):
+        fields = {"train.learning_rate": 0.1, "train.steps": 9}
+        trial = {"row": "unet", "fields": fields, "choice": False, "seconds": 1.0, "dice": {"3": 0.25}}
+        (kept.parent / "out" / f"fold{fold}.json").write_text(json.dumps([trial]))
+    script.keep(str(kept.parent / "out"), kept / "toy_set")
+    line = "| unet | learning_rate=0.1 | 9 | **0.2500, 3** | **0.2500, 3** | 0.2500 |"
+    assert "### What was tried" in script.filled(page, kept) and line in script.filled(page, kept)
 
 
 def test_a_page_without_a_place_or_with_one_of_no_results_is_refused(kept, script):

@@ -1,12 +1,14 @@
-"""The search for settings: its choice on trials made by hand, and two trials at toy size, stopped and resumed."""
+"""The search for settings: its choice on trials made by hand, and a row's trials at toy size."""
 
 import importlib.util
 import json
+import types
 from pathlib import Path
 
 import pytest
 from refusals import refused
 
+from biedsnet_jax import trainer
 from biedsnet_jax.errors import Diverged
 from configs import phantom
 
@@ -21,11 +23,11 @@ def script():
     return module
 
 
-def tried(row, dice, **fields):
+def tried(row, dice, choice=False, **fields):
     """A trial whose validations gave these values of Dice, at steps 10, 20, ..."""
-    fields = {name.replace("__", "."): value for name, value in fields.items()}
+    fields = {name.replace("__", "."): value for name, value in fields.items()} | {"train.steps": 20, "eval.every": 10}
     steps = {str(10 * i): value for i, value in enumerate(dice, start=1)}
-    return {"row": row, "fields": fields, "steps": 20, "seconds": 1.0, "dice": steps}
+    return {"row": row, "fields": fields, "choice": choice, "seconds": 1.0, "dice": steps}
 
 
 FOLDS = [
@@ -35,21 +37,19 @@ FOLDS = [
         tried("unet", [], train__learning_rate=0.06),  # diverged
         tried("biedsnet", [0.2, 0.3], train__learning_rate=0.002),
         tried("biedsnet", [0.2, 0.4], train__learning_rate=0.002, augment__scale=0.25),
-        tried("biedsnet", [0.9, 0.9], train__learning_rate=0.002, diffusion__schedule="cosine"),  # no setting
+        tried("biedsnet", [0.9, 0.9], choice=True, train__learning_rate=0.002, augment__scale=0.25),
+        tried("biedsnet", [0.8], choice=True, train__learning_rate=0.002, diffusion__schedule="cosine"),
     ],
     [tried("unet", [0.1, 0.2], train__learning_rate=0.002), tried("unet", [0.1, 0.3], train__learning_rate=0.006)],
 ]
+STEPS = "--config.train.steps=20 --config.eval.every=10"
 
 
 def test_each_fold_takes_the_settings_of_its_own_best_validation_and_the_ablation_those_of_the_whole(script):
-    lines = script.settings(FOLDS)
-    whole = "0 --config.train.learning_rate=0.002 --config.augment.scale=0.25"
-    unet = ["unet 0 --config.train.learning_rate=0.002", "unet 1 --config.train.learning_rate=0.006"]
-    assert lines == [
-        f"biedsnet {whole}",
-        *unet,
-        *(f"{row} {whole}" for row in ("direct", "row1", "row2", "row3", "row4", "row5")),
-    ]
+    whole = f"0 --config.train.learning_rate=0.002 --config.augment.scale=0.25 {STEPS}"
+    unet = [f"unet {i} --config.train.learning_rate={rate} {STEPS}" for i, rate in enumerate((0.002, 0.006))]
+    ablation = ("direct", "row1", "row2", "row3", "row4", "row5")
+    assert script.settings(FOLDS) == [f"biedsnet {whole}", *unet, *(f"{row} {whole}" for row in ablation)]
 
 
 def test_the_report_lists_every_trial_and_leaves_the_settings(script, tmp_path, capsys):
@@ -58,12 +58,13 @@ def test_the_report_lists_every_trial_and_leaves_the_settings(script, tmp_path, 
     assert script.report(tmp_path) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| unet", "| biedsnet"))]
     assert rows == [
-        "| unet | learning_rate=0.002 | 0.5000, 10 | 0.2000, 20 | 0.3500 |",
-        "| unet | learning_rate=0.006 | 0.4500, 20 | 0.3000, 20 | 0.3750 |",
-        "| unet | learning_rate=0.06 | 0.0000, 0 | - | - |",
-        "| biedsnet | learning_rate=0.002 | 0.3000, 20 | - | - |",
-        "| biedsnet | learning_rate=0.002 scale=0.25 | 0.4000, 20 | - | - |",
-        "| biedsnet | learning_rate=0.002 schedule=cosine | 0.9000, 10 | - | - |",
+        "| unet | learning_rate=0.002 | 20 | **0.5000, 10** | 0.2000, 20 | 0.3500 |",
+        "| unet | learning_rate=0.006 | 20 | 0.4500, 20 | **0.3000, 20** | 0.3750 |",
+        "| unet | learning_rate=0.06 | 20 | 0.0000, 0 | - | - |",
+        "| biedsnet | learning_rate=0.002 | 20 | 0.3000, 20 | - | - |",
+        "| biedsnet | learning_rate=0.002 scale=0.25 | 20 | **0.4000, 20** | - | - |",
+        "| biedsnet | as chosen | 20 | 0.9000, 10 | - | - |",
+        "| biedsnet | schedule=cosine | 20 | 0.8000, 10 | - | - |",
     ]
     assert (tmp_path / "settings.txt").read_text().splitlines() == script.settings(FOLDS)
     (tmp_path / "fold1.json").unlink()
@@ -72,46 +73,70 @@ def test_the_report_lists_every_trial_and_leaves_the_settings(script, tmp_path, 
     refused(lambda: script.report(tmp_path), "damaged file", str(tmp_path / "fold1.json"))
 
 
-def test_trials_are_trained_once_on_validation_cases_alone(script, tmp_path, monkeypatch):
-    def toy(row, fields, root, fold, steps):
+@pytest.fixture
+def toy(script, monkeypatch):
+    """Trials of two steps on made-up slices; `fitted` lists what was trained, `tested` where a network was tested."""
+    seen = types.SimpleNamespace(fitted=[], tested=[])
+
+    def config_of(row, fields, root, fold):
         assert (root, fold) == ("data", 1)
         c = phantom.get_config(f"{row},toy")
-        c.train.update(steps=steps, batch_size=8, warmup_steps=0)
-        c.eval.update(every=2, batch_size=8)
-        c.log.tensorboard = False
+        c.train.update(batch_size=8, warmup_steps=0)
+        c.eval.batch_size, c.log.tensorboard = 8, False
         c.update_from_flattened_dict(fields)
         return c
 
-    monkeypatch.setattr(script, "config_of", toy)
-    monkeypatch.setattr("biedsnet_jax.evaluate.evaluate", lambda *inputs, **fields: pytest.fail("tested"))
+    def fit(cfg, workdir, real=trainer.fit):
+        seen.fitted.append(cfg.train.learning_rate)
+        return real(cfg, workdir)
+
+    monkeypatch.setattr(script, "config_of", config_of)
+    monkeypatch.setattr(script, "MOST_STEPS", 2)
+    monkeypatch.setattr(script, "VALIDATIONS", 2)
     monkeypatch.setattr(script, "RATES", [{"train.learning_rate": 1e-3}])
-    monkeypatch.setattr(script, "STRONGER", {"augment.scale": 0.25})
-    rate = {"train.learning_rate": 1e-3}
-    assert script.Search("data", tmp_path, 1, 4).settings("unet") in (rate, rate | {"augment.scale": 0.25})
-    trials = json.loads((tmp_path / "fold1.json").read_text())
-    assert [trial["fields"] for trial in trials] == [rate, rate | {"augment.scale": 0.25}]
-    assert set(trials[0]["dice"]) == {"2", "4"}
-    assert not any((tmp_path / "fold1" / "unet").iterdir())  # checkpoints are not kept
-
-    monkeypatch.setattr("biedsnet_jax.trainer.fit", lambda *inputs: pytest.fail("trained again"))
-    script.Search("data", tmp_path, 1, 4).settings("unet")
-    assert json.loads((tmp_path / "fold1.json").read_text()) == trials
+    monkeypatch.setattr(script, "STRONGER", {"train.learning_rate": 2e-3})
+    monkeypatch.setattr(trainer, "fit", fit)
+    test = "biedsnet_jax.evaluate.evaluate"
+    monkeypatch.setattr(test, lambda cfg, workdir, *_, **fields: seen.tested.append((workdir, fields["step"])))
+    return seen
 
 
-def test_a_trial_that_diverges_has_no_dice_and_is_not_run_again(script, tmp_path, monkeypatch):
+def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(script, tmp_path, toy):
+    fields = script.Search("data", tmp_path, 1).row("unet")
+    trials, workdir = json.loads((tmp_path / "fold1.json").read_text()), tmp_path / "unet" / "seed0" / "fold1"
+    assert [trial["fields"]["train.learning_rate"] for trial in trials] == [1e-3, 2e-3] == toy.fitted[:2]
+    assert all(set(trial["dice"]) == {"1", "2"} for trial in trials)
+    assert fields == script.chosen(trials, "unet")["fields"]
+    assert [where for where, _ in toy.tested] == [workdir]
+    assert json.loads((workdir / "config.json").read_text())["train"]["learning_rate"] == fields["train.learning_rate"]
+    words = (workdir / "command.txt").read_text().split()
+    assert words[3:8] == [
+        "--config=configs/covid.py:unet,cpu", "--config.seed=0", "--config.split.folds=2", "--config.split.fold=1",
+        "--config.train.steps=2",
+    ]  # fmt: skip
+    assert not (tmp_path / "fold1").exists() or not any((tmp_path / "fold1").iterdir())  # the other's weights
+
+    (workdir / "results.json").write_text("{}")
+    del toy.fitted[:], toy.tested[:]
+    assert script.Search("data", tmp_path, 1).row("unet") == fields
+    assert (toy.fitted, toy.tested) == ([], [])
+
+
+def test_a_trial_that_diverges_has_no_dice_and_is_not_run_again(script, tmp_path, toy, monkeypatch):
     def diverge(cfg, workdir):
         raise Diverged("loss not finite")
 
-    monkeypatch.setattr(script, "config_of", lambda *fields: None)
-    monkeypatch.setattr("biedsnet_jax.trainer.fit", diverge)
-    done = script.Search("data", tmp_path, 0, 4).trial("unet", {"train.learning_rate": 1e3})
-    assert done["dice"] == {} and json.loads((tmp_path / "fold0.json").read_text()) == [done]
-    monkeypatch.setattr("biedsnet_jax.trainer.fit", None)
-    assert script.Search("data", tmp_path, 0, 4).trial("unet", {"train.learning_rate": 1e3}) == done
+    monkeypatch.setattr(trainer, "fit", diverge)
+    done = script.Search("data", tmp_path, 1).trial("unet", {"train.steps": 2})
+    assert done["dice"] == {} and json.loads((tmp_path / "fold1.json").read_text()) == [done]
+    monkeypatch.setattr(trainer, "fit", None)
+    assert script.Search("data", tmp_path, 1).trial("unet", {"train.steps": 2}) == done
 
 
 def test_a_trials_config_is_that_of_its_row_fold_and_fields(script):
-    c = script.config_of("medsegdiff", {"loss.supervision_weights": [0.4, 0.3, 0.3]}, "data", 1, 120)
+    fields = script.budget("medsegdiff") | {"loss.supervision_weights": [0.4, 0.3, 0.3]}
+    c = script.config_of("medsegdiff", fields, "data", 1)
     assert (c.network, c.data.root, c.split.folds, c.split.fold) == ("medsegdiff", "data", 2, 1)
-    assert (c.train.steps, c.eval.every, c.eval.val_images) == (120, 60, 0)
+    assert (c.train.steps, c.eval.every, c.checkpoint.every) == (400, 50, 50)
     assert c.loss.supervision_weights == (0.4, 0.3, 0.3)
+    assert script.config_of("unet", script.budget("unet"), "data", 0).train.steps == 1600
