@@ -229,7 +229,8 @@ def _picture(words, workshop, page):
 
 def _rows(words, workshop, page):
     data = workshop.folder / "slices"
-    calls = workshop.launch([words[0], str(data), *words[2:]])
+    given = dict.fromkeys(("DIR", "covid19_ct", "lgg_mri", "medseg"), str(data))
+    calls = workshop.launch([given.get(word, word) for word in words])
     assert len([call for call in calls if call[0] == "python"]) > 5
 
 
@@ -285,6 +286,9 @@ RULES = [
     Rule("a package of the system", r"apt-get install .*", _system_package, "needs root"),
     Rule("tests", r"python -m pytest.*", _tests, "it is what runs this"),
     Rule("processes", rf"{MAIN} .*--coordinator.*", _processes, "tests/test_processes.py has several processes"),
+    Rule(
+        "row of a table", rf"{MAIN} .*--workdir=WORKDIR", _processes, "minutes a row; tests/test_segmenter.py has all"
+    ),
     Rule("train", rf"{MAIN} (?!.*--mode).*", _train),
     Rule("evaluate", rf"{MAIN} --mode=evaluate .*", _evaluate),
     Rule("predict", rf"{MAIN} --mode=predict .*", _predict),
@@ -308,8 +312,12 @@ RULES = [
     ),
     Rule("soak", r"python benchmarks/soak\.py .*", _script_flags, "50 kills; tests/test_soak.py has one"),
     Rule("input pipeline", r"python benchmarks/input_pipeline\.py.*", _script_flags, "gigabytes of volumes"),
+    Rule("search for settings", r"python benchmarks/search\.py .*", _script_flags, "an hour; tests/test_search.py"),
+    Rule("results page", r"python benchmarks/results_page\.py.*", _script_flags, "tests/test_results_page.py"),
     Rule("overfit", r"python benchmarks/overfit\.py.*", _script_flags, "trains nine networks"),
-    Rule("tables of the paper", r"launch/table[12]\.sh .*", _rows, "the runs themselves: their flags are checked"),
+    Rule(
+        "tables of the paper", r"launch/(table[12]|rows)\.sh .*", _rows, "the runs themselves: their flags are checked"
+    ),
     Rule("launch", r"launch/(local|tpu_vm|gpu_vm)\.sh .*", _launch, "the machines: stand-ins take the calls"),
     Rule("SLURM", r"sbatch .*", _batch, "a cluster: a stand-in takes the call"),
     Rule("Kubernetes", r"kubectl apply -f \S+", _kubernetes, "a cluster; tests/test_launch_local.py reads the rest"),
