@@ -74,11 +74,16 @@ def _tables(folder):
 
 
 def _commands(runs):
-    caption = "The first run of each row; --config.split.fold and --config.seed give the others."
-    first = {run.fields["row"]: run for run in reversed(runs)}
-    lines = {name: first[name].workdir / "command.txt" for name in reversed(first)}
-    rows = [[name, f"`{path.read_text().strip()}`"] for name, path in lines.items() if path.exists()]
-    return tables.Table("How to have a row again", caption, ["row", "command"], rows)
+    caption = (
+        "Each run, by what tells it from the others of its row; the folds of a row may have settings of their own."
+    )
+    rows = []
+    for run in runs:
+        path, fold = run.workdir / "command.txt", run.fields.get("fold")
+        if path.exists():
+            name = f"{run.fields['row']}, seed {run.fields['seed']}" + (f", fold {fold[0]}" if fold else "")
+            rows.append([name, f"`{path.read_text().strip()}`"])
+    return tables.Table("How to have a run again", caption, ["run", "command"], rows)
 
 
 def _arguments():

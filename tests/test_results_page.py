@@ -26,7 +26,7 @@ def kept(tmp_path, script):
     """results/ of two rows, of two folds and one, and a run that is not finished."""
     for seed, (row, fold) in enumerate([("unet", 0), ("unet", 1), ("biedsnet", 0)]):
         workdir = tmp_path / "out" / row / "seed0" / f"fold{fold}"
-        evaluated_workdir.write(workdir, seed=seed, row=row, network=row, dataset="toy", fold=fold)
+        evaluated_workdir.write(workdir, seed=seed, row=row, network=row, dataset="toy", fold=[fold, 2])
         (workdir / "command.txt").write_text(f"python -m biedsnet_jax.main --config=c.py:{row} --fold={fold}\n")
     (tmp_path / "out" / "unext").mkdir()
     (tmp_path / "out" / "unext" / "config.json").write_text("{}")
@@ -53,7 +53,8 @@ def test_each_place_gets_the_tables_of_its_folder_and_the_rest_stays(kept, scrip
     assert "| SwinUNet | not measured |" in made
     commands = [line for line in made.splitlines() if "python -m" in line]
     assert commands == [
-        f"| {row} | `python -m biedsnet_jax.main --config=c.py:{row} --fold=0` |" for row in ("biedsnet", "unet")
+        f"| {row}, seed {seed}, fold {fold} | `python -m biedsnet_jax.main --config=c.py:{row} --fold={fold}` |"
+        for row, seed, fold in (("biedsnet", 2, 0), ("unet", 0, 0), ("unet", 1, 1))
     ]
     assert script.filled(made, kept) == made
 
