@@ -12,7 +12,6 @@ Seconds are those of predicting, in batches of eval.batch_size, without compilin
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -20,6 +19,8 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import kept_rows
 
 from biedsnet_jax import config, evaluate, experiment, files, metrics, parallel, progress, segmenter, tables, trainer
 from biedsnet_jax import main as command_line
@@ -112,7 +113,7 @@ class Bench:
     def measure(self, asked: list[dict]) -> list[dict]:
         """Each row with its scores, in the order asked; the file grows by each new one."""
         bar = progress.Progress("rows", len(asked))
-        kept, found = self._read(), []
+        kept, found = kept_rows.read(self.path, "rows", "measured"), []
         for number, fields in enumerate(asked, start=1):
             key = fields | self.same
             done = next((r for r in kept if key.items() <= r.items()), None)
@@ -141,14 +142,6 @@ class Bench:
             raise BadInput(f"no slice with truth, {len(self.indices)} slices, in --images; give more, or 0 for all")
         means = {name: scores[name]["mean"] for name in ("dice", "hd95")}
         return means | {"seconds_per_image": clock.seconds / clock.images}
-
-    def _read(self) -> list[dict]:
-        if not self.path.exists():
-            return []
-        try:
-            return [dict(r) for r in json.loads(self.path.read_text())]
-        except (ValueError, TypeError):
-            raise BadInput(f"damaged file, no rows, {self.path}; remove it, the rows are then measured again") from None
 
 
 def _markdown(title: str, caption: str, rows: list[dict]) -> str:

@@ -28,6 +28,8 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import kept_rows
+
 from biedsnet_jax import files, parallel, tables, trainer
 from biedsnet_jax.errors import BadInput, Diverged, exit_code
 from configs import covid
@@ -233,13 +235,8 @@ def _is_kept(trial, name):
     return trial["choice"] and name.partition(".")[0] in ("train", "augment")
 
 
-def _read(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    try:
-        return [dict(trial) for trial in json.loads(path.read_text())]
-    except (ValueError, TypeError):
-        raise BadInput(f"damaged file, no trials, {path}; remove it, the trials are then run again") from None
+def _read(path):
+    return kept_rows.read(path, "trials", "run")
 
 
 def _arguments():

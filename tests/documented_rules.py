@@ -5,7 +5,7 @@ wants a rule; a rule that no command uses has to go.
 """
 
 import importlib.metadata
-import importlib.util
+import pathlib
 import re
 import runpy
 import sys
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scripts
 import yaml
 from documented import ROOT
 from documented_workshop import Workshop, check_script_flag, script_flags
@@ -192,7 +193,7 @@ def _sampling(words, workshop, page):
     """One row of its table; its training, where it trains, is that of another command."""
     _script_flags(words, workshop, page)
     workshop.trained(_value(words, "workdir"))
-    script = _module(words[1])
+    script = scripts.load(pathlib.Path(words[1]).stem)
     script.sweep = lambda timesteps: [script.row("ddim", 1)]
     script.SAMPLES = (1,)
     before = list(sys.argv)
@@ -252,13 +253,6 @@ def _batch(words, workshop, page):
 
 def _kubernetes(words, workshop, page):
     assert yaml.safe_load((ROOT / words[-1]).read_text())["kind"] == "JobSet"
-
-
-def _module(file):
-    spec = importlib.util.spec_from_file_location(file.replace("/", "_").removesuffix(".py"), ROOT / file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _refusal(script, word):

@@ -1,22 +1,16 @@
 """The benchmark of steps: its choice on tables made by hand; the script itself at toy size, stopped and resumed."""
 
 import argparse
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
-
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "quality_vs_steps.py"
+import scripts
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("quality_vs_steps", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("quality_vs_steps")
 
 
 def scored(script, steps, dice, start="noise", ensemble=5):
@@ -62,7 +56,7 @@ def test_the_script_trains_scores_and_goes_on(script, tmp_path, monkeypatch, cap
     monkeypatch.setattr(script, "sweep", lambda timesteps: rows[:asked])
     monkeypatch.setattr(script, "SAMPLES", (1,))
     line = ["x", f"--workdir={workdir}", "--samples=1", "--images=2"]
-    first = [f"--config={FILE.parents[1] / 'configs' / 'phantom.py'}:toy", "--config.train.batch_size=8"]
+    first = [f"--config={scripts.BENCHMARKS.parent / 'configs' / 'phantom.py'}:toy", "--config.train.batch_size=8"]
     first += ["--config.eval.batch_size=8", "--config.compile_cache=", "--config.log.tensorboard=False"]
     asked = 1
     monkeypatch.setattr(sys, "argv", [*line, *first])

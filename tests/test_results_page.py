@@ -1,24 +1,16 @@
 """Results kept in the project: what is copied, and the page that is made of them."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import evaluated_workdir
 import pytest
+import scripts
 from refusals import refused
-
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "results_page.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(FILE.parent))  # as python does for a script
-    spec = importlib.util.spec_from_file_location("results_page", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("results_page")
 
 
 @pytest.fixture

@@ -1,26 +1,20 @@
 """The search for settings: its choice on trials made by hand, and a row's trials at toy size."""
 
-import importlib.util
 import json
 import types
-from pathlib import Path
 
 import pytest
+import scripts
 from refusals import refused
 
 from biedsnet_jax import trainer
 from biedsnet_jax.errors import Diverged
 from configs import phantom
 
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "search.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("search", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("search")
 
 
 def tried(row, dice, choice=False, **fields):
