@@ -18,7 +18,7 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from biedsnet_jax import config, evaluate, experiment, parallel, segmenter, train_state, train_step
+from biedsnet_jax import config, evaluate, experiment, models, parallel, train_state, train_step
 from biedsnet_jax.data import pipeline
 from configs import phantom
 
@@ -53,7 +53,7 @@ def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, int, int]:
         c.data.size, c.train.steps = 32, steps
         c.sampler.update(method="ddpm", steps=100)
     config.check(c)
-    data, model, mesh = experiment.open_data(c), segmenter.build(c), parallel.make_mesh()
+    data, model, mesh = experiment.open_data(c), models.build(c), parallel.make_mesh()
     chosen = [i for i in data.train if data.source[i]["mask"].sum() > 40][: SLICES * 9 : 9]
     assert len(chosen) == SLICES
     optimizer, _ = experiment.make_optimizer(c)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import kept_rows
 
-from biedsnet_jax import config, evaluate, experiment, files, metrics, parallel, progress, segmenter, tables, trainer
+from biedsnet_jax import config, evaluate, experiment, files, metrics, models, parallel, progress, tables, trainer
 from biedsnet_jax import main as command_line
 from biedsnet_jax.errors import BadInput, exit_code
 
@@ -130,7 +130,7 @@ class Bench:
         cfg = self.cfg.copy_and_resolve_references()
         cfg.sampler.update(fields)
         config.check(cfg)
-        model, clock, rows = segmenter.build(cfg), evaluate.Clock(), []
+        model, clock, rows = models.build(cfg), evaluate.Clock(), []
         options = {"ensemble": cfg.sampler.ensemble, "fusion": cfg.fusion, "seed": cfg.seed}
         predict = evaluate.make_predict(model, self.mesh, **options)
         inputs = (cfg, predict, self.variables, self.data, self.indices, self.mesh)
@@ -181,7 +181,7 @@ def _arguments():
     command_line.parse_flags([sys.argv[0], f"--workdir={arguments.workdir}", *rest])
     cfg = flags.FLAGS.config
     config.check(cfg)
-    if not segmenter.is_diffusion(cfg) or cfg.network == "medsegdiff":
+    if not models.is_diffusion(cfg) or cfg.network == "medsegdiff":
         raise BadInput(f"no starts to compare, {cfg.network}, in --config; give a biedsnet trained by diffusion")
     return arguments, cfg
 

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from biedsnet_jax import config, experiment, parallel, segmenter, train_state, train_step
+from biedsnet_jax import config, experiment, models, parallel, train_state, train_step
 from biedsnet_jax import main as command_line
 from biedsnet_jax.errors import BadInput, exit_code
 
@@ -119,7 +119,7 @@ class Ours:
     """Calls that return when the work is done."""
 
     def __init__(self, cfg, variables: dict):
-        self.cfg, self.variables, self.model = cfg, jax.device_put(variables), segmenter.build(cfg)
+        self.cfg, self.variables, self.model = cfg, jax.device_put(variables), models.build(cfg)
 
     def training_step(self, batch: dict) -> Callable[[], object]:
         optimizer, _ = experiment.make_optimizer(self.cfg)
@@ -223,7 +223,7 @@ def _device(cfg) -> "torch.device":
     """PyTorch's name of the device JAX runs on. Raises BadInput where the two cannot be compared."""
     if torch is None:
         raise BadInput("PyTorch not installed, torch, for this benchmark; pip install torch")
-    if cfg.network != "biedsnet" or not segmenter.is_diffusion(cfg) or cfg.loss.name != "joint":
+    if cfg.network != "biedsnet" or not models.is_diffusion(cfg) or cfg.loss.name != "joint":
         asked = f"{cfg.network}, {cfg.method}, {cfg.loss.name}"
         raise BadInput(
             f"not in the PyTorch program, {asked}, in --config; use BIEDSNet as diffusion with the joint loss"

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch_method import Predictor, Trainer, sampler_rows
 
-from biedsnet_jax import experiment, segmenter
+from biedsnet_jax import experiment, models
 
 
 def random_variables(cfg) -> dict:
     """Weights of the network's shapes, with no scale, bias or running statistic left at 0 or 1."""
-    rng, model = np.random.default_rng(0), segmenter.build(cfg)
+    rng, model = np.random.default_rng(0), models.build(cfg)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), experiment.image_shape(cfg)))
 
     def draw(path, leaf):
@@ -64,7 +64,7 @@ def differences(cfg, variables: dict, network: torch.nn.Module, device: torch.de
     """
     cfg = cfg.copy_and_resolve_references()
     cfg.dtype = "float32"
-    model, batch = segmenter.build(cfg), noise_batch(cfg, 2)
+    model, batch = models.build(cfg), noise_batch(cfg, 2)
     predictor, trainer = Predictor(network, cfg, device), Trainer(network, cfg, device)
     found = {"logits": _logits(model, predictor, variables, batch), **_loss(model, trainer, variables, batch)}
     plan = sampler_rows(cfg)

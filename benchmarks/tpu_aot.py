@@ -47,9 +47,9 @@ from biedsnet_jax import (
     evaluate,
     experiment,
     files,
+    models,
     parallel,
     roofline,
-    segmenter,
     train_state,
     train_step,
 )
@@ -131,7 +131,7 @@ def does_not_fit(message: str) -> str:
 
 def train_program(cfg, mesh) -> tuple:
     """(jitted, shapes it is called on) of the train step."""
-    model, optimizer = segmenter.build(cfg), experiment.make_optimizer(cfg)[0]
+    model, optimizer = models.build(cfg), experiment.make_optimizer(cfg)[0]
     step = train_step.make_train_step(model, optimizer, mesh, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate)
     state = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer))
     batch = {"image": _images(cfg), "mask": _images(cfg, cfg.data.classes)}
@@ -140,7 +140,7 @@ def train_program(cfg, mesh) -> tuple:
 
 def sampler_program(cfg, mesh) -> tuple:
     """The same of predict: all steps and samples, fused."""
-    model = segmenter.build(cfg)
+    model = models.build(cfg)
     predict = evaluate.make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
     variables = jax.eval_shape(lambda: evaluate.init_variables(model, cfg))
     return predict, (variables, _images(cfg), jax.ShapeDtypeStruct((cfg.eval.batch_size,), "int32"))
@@ -174,7 +174,7 @@ def describe(compiled, module: tpu_hlo.Module, chip: tpu_cost.Chip, chips: int) 
 
 def parameters(cfg) -> int:
     """Of the network."""
-    shapes = jax.eval_shape(lambda: evaluate.init_variables(segmenter.build(cfg), cfg)["params"])
+    shapes = jax.eval_shape(lambda: evaluate.init_variables(models.build(cfg), cfg)["params"])
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 

@@ -23,9 +23,9 @@ from biedsnet_jax import (
     evaluate,
     experiment,
     macs,
+    models,
     parallel,
     roofline,
-    segmenter,
     timing,
     train_state,
     train_step,
@@ -86,7 +86,7 @@ def run(cfg, *, output: str | None, baseline: str | None, repeats: int, command:
 
 def programs(cfg, mesh) -> list[Program]:
     """The train step and predict, as modes train and evaluate run them, with random images and masks."""
-    model = segmenter.build(cfg)
+    model = models.build(cfg)
     optimizer, _ = experiment.make_optimizer(cfg)
     one = parallel.make_mesh(jax.devices()[:1])
 

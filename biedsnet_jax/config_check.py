@@ -4,7 +4,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax import segmenter
+from biedsnet_jax import models
 from biedsnet_jax.config_fields import get_field
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.errors import shown
@@ -110,7 +110,7 @@ def check(config: ConfigDict) -> None:
         raise BadInput(f"no network for it, {config.network}, in diffusion.self_condition; use biedsnet, or False")
     if "distill" in config:
         _check_distill(config)
-    segmenter.make_network(config).check_size((config.data.size, config.data.size))
+    models.make_network(config).check_size((config.data.size, config.data.size))
 
 
 def _check_kinds(config):
@@ -144,7 +144,7 @@ def _check_sampler(config):
         raise BadInput(f"more sampling steps than timesteps, {fields.steps}, in sampler.steps; use at most {timesteps}")
     if fields.start == "noise":
         return
-    if config.network == "medsegdiff" or not segmenter.is_diffusion(config):
+    if config.network == "medsegdiff" or not models.is_diffusion(config):
         raise BadInput(
             f"no mask to start from, {fields.start!r}, in sampler.start; use 'noise': only a diffusion network that "
             f"predicts masks has one, {config.network} here does not"
@@ -159,7 +159,7 @@ def _check_sampler(config):
 
 def _check_distill(config):
     """Fields that a student's config has, and what its teacher may be."""
-    if not segmenter.is_diffusion(config):
+    if not models.is_diffusion(config):
         raise BadInput(
             f"teacher in one pass, {config.network}, in network; distill a BIEDSNet trained by diffusion, "
             "this one is as fast as it can be"

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from biedsnet_jax import losses, segmenter
+from biedsnet_jax import losses, models, segmenter
 from biedsnet_jax.diffusion import process, sampler, schedule
 from biedsnet_jax.types import Batch, Image, Mask, Noisy, PRNGKey
 
@@ -81,7 +81,7 @@ class Consistency:
 
 def build(config) -> segmenter.Segmenter:
     """The segmenter that a checked config trains: with a teacher's loss where it has a section `distill`."""
-    model = segmenter.build(config)
+    model = models.build(config)
     if "distill" not in config:
         return model
     return Consistency(model, config.distill.grid, config.distill.truth_weight)

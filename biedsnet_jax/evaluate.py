@@ -26,6 +26,7 @@ from biedsnet_jax import (
     lesions,
     macs,
     metrics,
+    models,
     parallel,
     pr_curve,
     processes,
@@ -98,8 +99,8 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
         "batch_size": cfg.train.batch_size,
         "checkpoint_step": step,
         "dtype": cfg.dtype,
-        "sampler": config.sampling(cfg) if segmenter.is_diffusion(cfg) else None,
-        "fusion": cfg.fusion if segmenter.is_diffusion(cfg) else None,
+        "sampler": config.sampling(cfg) if models.is_diffusion(cfg) else None,
+        "fusion": cfg.fusion if models.is_diffusion(cfg) else None,
         "threshold": cfg.threshold,
         "nsd_tolerance": cfg.eval.nsd_tolerance,
         "nsd_tolerance_mm": cfg.eval.nsd_tolerance_mm,
@@ -153,7 +154,7 @@ def open_model(cfg, workdir: pathlib.Path) -> tuple[segmenter.Segmenter, dict, i
     config.check_trained(cfg, workdir)
     mesh = parallel.make_mesh(fsdp=cfg.parallel.fsdp)
     parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
-    model = segmenter.build(cfg)
+    model = models.build(cfg)
     like = jax.eval_shape(lambda: train_state.create(init_variables(model, cfg), optax.identity()))
     variables, step = checkpoint.restore_variables(workdir, like, mesh)
     return model, variables, step, mesh

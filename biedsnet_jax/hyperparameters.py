@@ -7,7 +7,7 @@ It comes after training: TensorBoard reads on in the file of the latest name.
 import pathlib
 from typing import Any
 
-from biedsnet_jax import board, checkpoint_folder, config, segmenter
+from biedsnet_jax import board, checkpoint_folder, config, models
 
 SUFFIX = ".test"
 FIELDS = ("network", "data.name", "data.size", "train.learning_rate", "train.steps", "train.batch_size", "seed")
@@ -30,7 +30,7 @@ def record(cfg, workdir: pathlib.Path, results: dict) -> None:
 
 def _fields(cfg) -> tuple[dict[str, Any], list[str]]:
     """(every field that any run has, the names of those that this one reads)."""
-    diffusion = segmenter.is_diffusion(cfg)
+    diffusion = models.is_diffusion(cfg)
     fields = {"row": cfg.row or cfg.network, "method": "diffusion" if diffusion else "direct"}
     fields |= {name: config.get_field(cfg, name) for name in FIELDS}
     sampler = {f"sampler.{name}": value for name, value in cfg.sampler.items()} | {"fusion": cfg.fusion}

@@ -13,9 +13,9 @@ from biedsnet_jax import (
     config,
     evaluate,
     experiment,
+    models,
     parallel,
     pretrained,
-    segmenter,
     torch_import,
     train_state,
     weight_files,
@@ -47,7 +47,7 @@ def run(cfg, workdir: str, source: str | None) -> None:
 
 def _variables(cfg, tensors):
     """(variables, what they are)."""
-    model = segmenter.build(cfg)
+    model = models.build(cfg)
 
     def fresh():
         return evaluate.init_variables(model, cfg)

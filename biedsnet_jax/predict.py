@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Shaped
 
-from biedsnet_jax import config, evaluate, experiment, fusion, parallel, processes, segmenter
+from biedsnet_jax import config, evaluate, experiment, fusion, models, parallel, processes, segmenter
 from biedsnet_jax.data import volumes
 from biedsnet_jax.prediction import Prediction
 from biedsnet_jax.types import BadInput, Image
@@ -85,7 +85,7 @@ class Predictor:
 
     def _follows(self):
         """Whether a slice starts from the one before it."""
-        return segmenter.is_diffusion(self.cfg) and self.cfg.sampler.start == "slice"
+        return models.is_diffusion(self.cfg) and self.cfg.sampler.start == "slice"
 
     def first_batch(self, slices: int) -> int:
         """The batch size of a scan of so many slices where nothing is compiled yet."""
@@ -176,7 +176,7 @@ def maps(cfg, model, variables: dict, image: Image, keys: segmenter.Keys, **star
     """What `cfg` asks for of prepared images: maps "b h w k", UNCERTAINTIES of diffusion methods only, and samples."""
     samples = model.predict(variables, image, keys, ensemble=cfg.sampler.ensemble, **start)
     found = {"probability": fusion.FUSIONS[cfg.fusion](samples), "samples": samples}
-    return found | (fusion.uncertainty(samples) if segmenter.is_diffusion(cfg) else {})
+    return found | (fusion.uncertainty(samples) if models.is_diffusion(cfg) else {})
 
 
 def _make_run_batch(cfg, model, mesh):

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from biedsnet_jax import closing, config, console, outputs, predict, processes, progress, segmenter
+from biedsnet_jax import closing, config, console, models, outputs, predict, processes, progress
 from biedsnet_jax.data import scans
 from biedsnet_jax.types import BadInput
 
@@ -43,7 +43,7 @@ def run(cfg, workdir: str, source: str | None, output: str | None, *, keep_sampl
             summary = outputs.Summary(folder, classes=cfg.data.classes)
             if processes.is_first():
                 summary.merge_parts(cfg.data.classes)  # of a run that was killed
-    diffusion = segmenter.is_diffusion(cfg)
+    diffusion = models.is_diffusion(cfg)
     kept = cfg.sampler.ensemble if keep_samples and diffusion else 0
     where = {
         item: outputs.paths(folder, item, classes=cfg.data.classes, diffusion=diffusion, samples=kept) for item in items
@@ -159,5 +159,5 @@ def _made_by(predictor, workdir) -> dict:
         "seed": cfg.seed,
         "fusion": cfg.fusion,
         "threshold": cfg.threshold,
-        **({f"sampler.{k}": v for k, v in config.sampling(cfg).items()} if segmenter.is_diffusion(cfg) else {}),
+        **({f"sampler.{k}": v for k, v in config.sampling(cfg).items()} if models.is_diffusion(cfg) else {}),
     }

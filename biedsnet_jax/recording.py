@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from biedsnet_jax import experiment, fusion, parallel, processes, report_data, segmenter
+from biedsnet_jax import experiment, fusion, models, parallel, processes, report_data
 
 TRAJECTORIES = 3  # slices whose steps are kept: the worst, the median and the best
 MOST_SAMPLING_STEPS = 100  # with more, the steps are left out: all of them are on the device at once
@@ -73,7 +73,7 @@ def make_explain(cfg, model, variables: dict, keys_of: Keys, mesh: Mesh) -> dict
         trajectory = model.trajectory(variables, image, keys_of(number))._asdict()
         return {name: jnp.moveaxis(value, 0, 1) for name, value in trajectory.items()}
 
-    told, diffusion = {}, segmenter.is_diffusion(cfg)
+    told, diffusion = {}, models.is_diffusion(cfg)
     if diffusion and cfg.sampler.ensemble > 1:
         told["disagreement"] = disagreement
     if diffusion and cfg.sampler.steps <= MOST_SAMPLING_STEPS:
@@ -105,7 +105,7 @@ def _explain(kept, cfg, explain, images, numbers, mesh):
 
 def _times(cfg):
     """The times of the steps that are kept."""
-    times = segmenter.make_sampling(cfg).visited(segmenter.make_schedule(cfg))
+    times = models.make_sampling(cfg).visited(models.make_schedule(cfg))
     return times[report_data.evenly(len(times))].astype(np.int32)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from biedsnet_jax import files, outputs, segmenter, serve_upload
+from biedsnet_jax import files, models, outputs, serve_upload
 from biedsnet_jax.data.scans import Scan
 from biedsnet_jax.predict import Predictor
 from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
@@ -69,7 +69,7 @@ class Worker:
     def _predict(self, slices, advance) -> Prediction:
         programs = self.programs.setdefault(self.predictor.first_batch(len(slices)), {})
         predictor = dataclasses.replace(self.predictor, programs=programs)
-        keep = segmenter.is_diffusion(predictor.cfg)
+        keep = models.is_diffusion(predictor.cfg)
         return predictor.predict([slices], keep_samples=keep, done=advance)[0]
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from biedsnet_jax import checkpoint, config, parallel, predict, segmenter, train_state
+from biedsnet_jax import checkpoint, config, models, parallel, predict, train_state
 from configs import folder, variants
 
 SIZE = 16
@@ -55,7 +55,7 @@ def in_place():
     one = parallel.make_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "make_mesh", lambda **fields: one)
-        patch.setattr(segmenter, "build", lambda cfg: Bright())
+        patch.setattr(models, "build", lambda cfg: Bright())
         yield
 
 

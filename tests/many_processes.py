@@ -19,10 +19,10 @@ from biedsnet_jax import (
     checkpoint,
     evaluate,
     experiment,
+    models,
     parallel,
     predict_files,
     processes,
-    segmenter,
     train_state,
     trainer,
 )
@@ -95,7 +95,7 @@ def terminate_at(step: int, workdir: Path) -> None:
 def restored(workdir: Path, mesh) -> dict[str, int]:
     """Checksums of every array of step CUT, restored onto a mesh."""
     cfg = toy()
-    model, (optimizer, _) = segmenter.build(cfg), experiment.make_optimizer(cfg)
+    model, (optimizer, _) = models.build(cfg), experiment.make_optimizer(cfg)
     like = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer))
     with checkpoint.Checkpoints(workdir, keep_latest=2) as checkpoints:
         state = checkpoints.restore(CUT, like, mesh)

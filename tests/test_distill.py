@@ -23,6 +23,7 @@ from biedsnet_jax import (
     distillation,
     evaluate,
     losses,
+    models,
     parallel,
     run_log,
     segmenter,
@@ -171,7 +172,7 @@ def teacher_config(chosen="toy", **fields):
 
 def trained(workdir: Path, cfg) -> Path:
     """A workdir as training leaves it, but with random weights."""
-    model, rng = segmenter.build(cfg), np.random.default_rng(0)
+    model, rng = models.build(cfg), np.random.default_rng(0)
 
     def draw(path, x):
         if path[-1].key == "kernel":

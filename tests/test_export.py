@@ -14,7 +14,7 @@ import pytest
 from refusals import refused
 from test_predict import image, toy, untrained
 
-from biedsnet_jax import evaluate, export, export_loader, export_program, files, main, predict, segmenter
+from biedsnet_jax import evaluate, export, export_loader, export_program, files, main, models, predict
 from biedsnet_jax.data import transforms
 from configs import nifti
 
@@ -154,7 +154,7 @@ FIELDS = {
 def test_every_network_can_be_exported(variant):
     chosen = "biedsnet" if variant in FIELDS else variant
     cfg = toy(chosen=chosen, data__size=32, **FIELDS.get(variant, {}))
-    model = segmenter.build(cfg)
+    model = models.build(cfg)
     shapes = jax.eval_shape(lambda: evaluate.init_variables(model, cfg))
     program = export_program.lower(cfg, model, export_program.flatten(shapes), keep_samples=False)
     (probability,) = [x for x in program.out_avals if x.shape[1:] == (32, 32, 1)][:1]

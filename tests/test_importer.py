@@ -14,10 +14,10 @@ from biedsnet_jax import (
     config,
     evaluate,
     importer,
+    models,
     parallel,
     predict_files,
     pretrained,
-    segmenter,
     train_state,
 )
 from biedsnet_jax.types import BadInput
@@ -50,7 +50,7 @@ def cfg():
 def test_an_imported_workdir_predicts_what_pytorch_did(golden, weights, cfg, tmp_path):
     importer.run(cfg, str(tmp_path / "run"), str(weights))
     saved, mesh = config.load(tmp_path / "run"), parallel.make_mesh(jax.devices()[:1])
-    model = segmenter.build(saved)
+    model = models.build(saved)
     like = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, saved), optax.identity()))
     variables, step = checkpoint.restore_variables(tmp_path / "run", like, mesh)
     image = jnp.asarray(golden["in:x"].transpose(0, 2, 3, 1))

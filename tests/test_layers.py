@@ -16,7 +16,7 @@ ORDER = [
     "errors", "types", "files", "checksums", "processes", "preemption", "parallel",
     "data", "networks", "diffusion", "losses", "distances", "metrics", "pr_curve", "lesions", "fusion", "macs",
     "timing", "roofline",
-    "segmenter", "distillation", "packing", "train_state", "train_step", "checkpoint_folder", "checkpoint",
+    "segmenter", "models", "distillation", "packing", "train_state", "train_step", "checkpoint_folder", "checkpoint",
     "board", "run_log", "console", "live", "progress", "closing",
     "later_fields", "config_fields", "config_check", "config", "experiment", "hyperparameters",
     "results", "comparison", "paper_tables", "tables", "charts",
@@ -44,7 +44,7 @@ LEAVES = {
 
 # Outside libraries that only some layers may import.
 ONLY_IN = {
-    "flax.linen": ("networks", "segmenter"),
+    "flax.linen": ("networks", "segmenter", "models"),
     "absl.flags": ("main",),
     "absl.app": ("main",),
     "ml_collections.config_flags": ("main",),

@@ -6,7 +6,7 @@ import optax
 import pytest
 from PIL import Image
 
-from biedsnet_jax import checkpoint, config, evaluate, parallel, predict, segmenter, train_state
+from biedsnet_jax import checkpoint, config, evaluate, models, parallel, predict, train_state
 from biedsnet_jax.prediction import label_map
 from biedsnet_jax.types import BadInput
 from configs import folder, nifti, variants
@@ -27,7 +27,7 @@ def toy(module=folder, chosen=None, **fields):
 
 def untrained(workdir, cfg):
     """A workdir as training leaves it, but with random weights."""
-    model, rng = segmenter.build(cfg), np.random.default_rng(0)
+    model, rng = models.build(cfg), np.random.default_rng(0)
 
     def draw(path, x):
         if path[-1].key == "kernel":

@@ -18,7 +18,7 @@ from bright_model import SIZE, Bright, write_workdir
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from PIL import Image
 
-from biedsnet_jax import main, parallel, predict_files, segmenter
+from biedsnet_jax import main, models, parallel, predict_files
 from biedsnet_jax.data import nifti, scans
 
 SHAPE = (SIZE, SIZE, 5)  # voxels along x, y, z
@@ -35,7 +35,7 @@ def predict(workdir, tmp_path, monkeypatch, capsys):
     """`predict(*flags)` -> (exit code, stdout, stderr), from `in` to `out`, in this process."""
     one = parallel.make_mesh(jax.devices()[:1])  # quicker than eight
     monkeypatch.setattr(parallel, "make_mesh", lambda **fields: one)
-    monkeypatch.setattr(segmenter, "build", lambda cfg: Bright())
+    monkeypatch.setattr(models, "build", lambda cfg: Bright())
     monkeypatch.setattr(sys, "argv", list(sys.argv))
 
     def call(*arguments, source=tmp_path / "in", output=tmp_path / "out"):
@@ -235,7 +235,7 @@ def test_samples_are_kept_where_asked_for(predict, tmp_path):
 
 
 def test_a_method_without_samples_has_no_uncertainty_either(predict, tmp_path, monkeypatch):
-    monkeypatch.setattr(segmenter, "is_diffusion", lambda cfg: False)
+    monkeypatch.setattr(models, "is_diffusion", lambda cfg: False)
     save_picture(tmp_path / "in" / "a.png")
     assert predict("--samples")[0] == 0
     assert set(outputs(tmp_path / "out")) == RECORDS | expected("a", ".png", ("probability",))

@@ -182,8 +182,8 @@ def test_an_upload_of_another_site_is_refused(url):
 # --- from the command line -------------------------------------------------------------------------------------------
 
 _START = (
-    "import sys; sys.path[:0] = sys.argv[1:3]; import bright_model; from biedsnet_jax import main, segmenter; "
-    "segmenter.build = lambda cfg: bright_model.Bright(); sys.exit(main.run(['main', *sys.argv[3:]]))"
+    "import sys; sys.path[:0] = sys.argv[1:3]; import bright_model; from biedsnet_jax import main, models; "
+    "models.build = lambda cfg: bright_model.Bright(); sys.exit(main.run(['main', *sys.argv[3:]]))"
 )
 
 

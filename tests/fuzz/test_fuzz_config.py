@@ -13,7 +13,7 @@ from damage import damaged, tried
 from hypothesis import given
 from hypothesis import strategies as st
 
-from biedsnet_jax import config, evaluate, experiment, main, segmenter
+from biedsnet_jax import config, evaluate, experiment, main, models
 from biedsnet_jax.data import splits
 from biedsnet_jax.networks import NETWORKS
 from configs import phantom
@@ -44,7 +44,7 @@ def _absl(monkeypatch):
 def run_of(cfg):
     """What a mode makes of a config before it compiles."""
     config.check(cfg)
-    segmenter.build(cfg)
+    models.build(cfg)
     experiment.make_optimizer(cfg)
     experiment.make_prepare(cfg)
     if cfg.data.source == "phantom" and cfg.data.phantom.n_cases < 1000:
@@ -101,7 +101,7 @@ def test_fields_of_networks(place):
         fields = cfg.networks[network]
         with fields.ignore_type():
             fields.update(data.draw(st.dictionaries(st.sampled_from(sorted(fields)), values, min_size=1, max_size=2)))
-        make = lambda: evaluate.init_variables(segmenter.build(run_of(cfg)), cfg)  # noqa: E731
+        make = lambda: evaluate.init_variables(models.build(run_of(cfg)), cfg)  # noqa: E731
         tried(lambda: jax.eval_shape(make), inside=place)
 
     check()
