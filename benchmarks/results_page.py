@@ -67,8 +67,7 @@ def _tables(folder):
     runs = [results.load(workdir) for workdir in finished]
     made = [*report.make_tables(runs), _commands(runs)]
     if (folder / search.FILES[0]).exists():
-        folds = search.read(folder)
-        made += [search.table(folds), search.choices_table(folds)]
+        made += search.made(search.read(folder))
     text = tables.markdown("", made)
     # Below the page's own headings.
     return text.partition("\n\n")[2].replace("## ", "### ")

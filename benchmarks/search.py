@@ -81,7 +81,7 @@ def main() -> int:
 def report(out: Path) -> int:
     """Print the table, and write the settings."""
     folds = read(out)
-    print(tables.markdown("", [table(folds), choices_table(folds)]).partition("\n\n")[2])
+    print(tables.markdown("", made(folds)).partition("\n\n")[2])
     files.write_text(out / "settings.txt", "".join(f"{line}\n" for line in settings(folds)))
     return 0
 
@@ -94,7 +94,12 @@ def read(out: Path) -> list[list[dict]]:
     return folds
 
 
-def table(folds: list[list[dict]]) -> tables.Table:
+def made(folds: list[list[dict]]) -> list[tables.Table]:
+    """The tables of all trials."""
+    return [table for table in (rows_table(folds), choices_table(folds)) if table.rows]
+
+
+def rows_table(folds: list[list[dict]]) -> tables.Table:
     """What was tried and what it gave, in the order of trying."""
     caption = (
         "Mean Dice over slices of the fold's one validation case, evenly spaced, at the best validation, and its "

@@ -61,6 +61,7 @@ def test_what_a_search_tried_is_kept_and_shown(kept, script):
     script.keep(str(kept.parent / "out"), kept / "toy_set")
     line = "| unet | learning_rate=0.1 | 9 | **0.2500, 3** | **0.2500, 3** | 0.2500 |"
     assert "### What was tried" in script.filled(page, kept) and line in script.filled(page, kept)
+    assert "Open choices" not in script.filled(page, kept)  # none was tried
 
 
 def test_a_page_without_a_place_or_with_one_of_no_results_is_refused(kept, script):
