@@ -202,7 +202,8 @@ class Search:
         return config_of(trial["row"], trial["fields"], self.root, self.fold)
 
     def _place(self, trial):
-        return self.folder / trial["row"] / re.sub(r"[^\w.=]+", "_", f"{_says(trial)} {trial['choice']}")
+        told = f"{_says(trial)} {trial['fields']['train.steps']} {trial['choice']}"
+        return self.folder / trial["row"] / re.sub(r"[^\w.=]+", "_", told)
 
 
 def budget(row: str) -> dict:
