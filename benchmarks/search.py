@@ -49,6 +49,7 @@ CHOICES = [
     {"diffusion.mask_scale": 0.1},
     {NETWORK + "norm": "batch"},
     {"seed": 1},
+    {"seed": 1, "diffusion.mask_scale": 0.1},
     {"diffusion.schedule": "cosine"},
     {"diffusion.self_condition": True, "sampler.steps": 3},
     {NETWORK + "condition_joins": "before"},
