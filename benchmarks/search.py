@@ -119,8 +119,8 @@ def choices_table(folds: list[list[dict]]) -> tables.Table:
     base = [key for key in _keys(folds, choice=False) if key[:2] == ("biedsnet", _told(RATES[0]))]
     for key in (base if keys else []) + keys:
         dice = [_late_dice(trial) if trial else None for trial in _found(folds, key)]
-        mean = "-" if None in dice else f"{sum(dice) / len(dice):.4f}"
-        rows.append([key[1], str(key[2]), *("-" if value is None else f"{value:.4f}" for value in dice), mean])
+        cells = ["-" if value is None else f"{value:.4f}" for value in dice]
+        rows.append([key[1], str(key[2]), *cells, _mean(dice)])
     return tables.Table("Open choices", caption, header, rows)
 
 
@@ -261,7 +261,12 @@ def _scores(folds, key):
     taken = [chosen(trials, key[0]) for trials in folds]
     cells = ["{:.4f}, {}".format(*_dice(trial)) if trial else "-" for trial in found]
     cells = [f"**{cell}**" if trial and trial is best else cell for cell, trial, best in zip(cells, found, taken)]
-    return [*cells, f"{sum(_dice(trial)[0] for trial in found) / len(found):.4f}" if all(found) else "-"]
+    return [*cells, _mean([_dice(trial)[0] if trial else None for trial in found])]
+
+
+def _mean(dice):
+    """A cell: the mean over folds where each has a value."""
+    return "-" if None in dice else f"{sum(dice) / len(dice):.4f}"
 
 
 def _says(trial):

@@ -3,7 +3,6 @@
 Processes share one compile cache; runs are shared by the tests that look at them.
 """
 
-import csv
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import csv_files
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -200,8 +200,7 @@ def scores(workdir: Path) -> dict:
 
 
 def rows(workdir: Path) -> list[dict]:
-    with (workdir / "cases.csv").open() as file:
-        return list(csv.DictReader(file))
+    return csv_files.read(workdir / "cases.csv")
 
 
 def test_results_have_the_agreed_fields(unbroken):

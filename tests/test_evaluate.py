@@ -1,9 +1,9 @@
 """One pass over a split with made-up models: whose noise an image gets, what padding does, the mean for validation."""
 
-import csv
 import json
 import math
 
+import csv_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,12 +115,7 @@ def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
     workdir.mkdir(exist_ok=True)
     mesh, data = mesh or parallel.make_mesh(), experiment.open_data(cfg)
     evaluate.evaluate(cfg, workdir, model or Bright(), variables, data, mesh, step=7)
-    return json.loads((workdir / "results.json").read_text()), read(workdir / "cases.csv")
-
-
-def read(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return json.loads((workdir / "results.json").read_text()), csv_files.read(workdir / "cases.csv")
 
 
 def test_nsd_at_the_configs_tolerances_stands_in_both_files(tmp_path, monkeypatch):
@@ -145,7 +140,7 @@ def test_a_workdir_that_refuses_to_be_written_is_one_line(tmp_path, monkeypatch,
 
 def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):
     results, cases = scored(config(**{"eval.lesions": True, "eval.lesion_overlap": 0.5}), tmp_path, monkeypatch)
-    rows, found = read(tmp_path / "lesions.csv"), results["lesions"]
+    rows, found = csv_files.read(tmp_path / "lesions.csv"), results["lesions"]
     true = [row for row in rows if row["mask"] == "truth"]
     assert found["least_overlap"] == 0.5 and found["true"] == len(true) > 0
     assert found["found"] == sum(float(row["overlap"]) >= 0.5 for row in true)

@@ -1,9 +1,9 @@
 """What a prediction leaves on disk, from made-up maps: files, figures by hand, and what half a write leaves."""
 
-import csv
 import json
 from pathlib import Path
 
+import csv_files
 import nibabel as nib
 import numpy as np
 import pytest
@@ -173,8 +173,7 @@ def row(name, number=1, file="f"):
 
 
 def rows_of(folder):
-    with (folder / "summary.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return csv_files.read(folder / "summary.csv")
 
 
 def test_a_summary_goes_on_and_a_scan_done_again_has_its_rows_once(tmp_path):

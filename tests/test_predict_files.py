@@ -3,12 +3,12 @@
 Runs go through the command line in this process; what is left is read back with SimpleITK.
 """
 
-import csv
 import signal
 import sys
 import threading
 from pathlib import Path
 
+import csv_files
 import jax
 import nibabel as nib
 import numpy as np
@@ -111,8 +111,7 @@ def save_picture(path, height=SIZE, width=SIZE, channels=0):
 
 
 def rows(output):
-    with (output / "summary.csv").open(newline="") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
+    return {row["name"]: row for row in csv_files.read(output / "summary.csv")}
 
 
 def outputs(output):

@@ -1,6 +1,5 @@
 """Real processes over loopback: each layout of four devices trains, resumes, scores and predicts as one device does."""
 
-import csv
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import csv_files
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -97,11 +97,6 @@ def root(tmp_path_factory):
     return root
 
 
-def read_csv(path: Path) -> list[dict]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def losses(workdir: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
@@ -143,7 +138,7 @@ def test_layouts_train_to_the_same_losses_on_the_same_samples(root, layout):
 def test_seven_images_score_the_same_over_any_processes(root, layout):
     assert scores(root / "1x1")["n_images"] == 7
     assert_close(scores(root / f"1x1 scored by {layout}"), scores(root / "1x1"))
-    one, several = (read_csv(root / name / "cases.csv") for name in ("1x1", f"1x1 scored by {layout}"))
+    one, several = (csv_files.read(root / name / "cases.csv") for name in ("1x1", f"1x1 scored by {layout}"))
     assert len(one) == 7
     entropies = [[float(row.pop("entropy")) for row in each] for each in (one, several)]
     assert one == several  # scores are of masks, to the last digit
@@ -198,7 +193,9 @@ def test_processes_share_scans_and_leave_what_one_leaves(root):
     """`seconds` aside; the last of the six is no picture."""
 
     def left(folder):
-        table = sorted([row | {"seconds": ""} for row in read_csv(folder / "summary.csv")], key=lambda row: row["name"])
+        table = sorted(
+            [row | {"seconds": ""} for row in csv_files.read(folder / "summary.csv")], key=lambda row: row["name"]
+        )
         masks = {path.name: path.read_bytes() for path in folder.iterdir() if path.name.endswith("_mask.png")}
         return table, masks, {path.name for path in folder.iterdir()}
 
