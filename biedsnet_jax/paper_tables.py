@@ -33,7 +33,9 @@ LABELS = {
     "swin_unet": "SwinUNet",
     "medsegdiff": "MedSegDiff",
     "biedsnet": "BIEDSNet",
-    "trans_unet": "TransUNet",  # compared here, not in the paper
+    "trans_unet": "TransUNet",  # compared here, not in the paper, as are the next two
+    "paper": "BIEDSNet, the paper's choices",
+    "direct": "BIEDSNet, no diffusion",
     "row1": "1 baseline",
     "row2": "2 + BFFM",
     "row3": "3 + ADRB attention",

@@ -52,6 +52,15 @@ def test_cpu_makes_a_variant_smaller():
         config.check(small)
 
 
+def test_paper_takes_back_what_measurement_changed():
+    """Of the network, the diffusion and the loss, which is where the paper leaves choices."""
+    chosen, paper, plain = covid.get_config(), covid.get_config("paper"), default.get_config()
+    assert dict(_fields(chosen.diffusion)).items() - dict(_fields(plain.diffusion)).items() == {("mask_scale", 0.1)}
+    for part in ("networks", "diffusion", "loss", "sampler"):
+        assert paper[part].to_dict() == plain[part].to_dict()
+    assert (paper.row, chosen.row) == ("paper", "")
+
+
 def test_a_variant_that_is_not_there():
     with pytest.raises(ValueError, match=r"variant, row9, .* row1, row2"):
         phantom.get_config("unet,row9")
