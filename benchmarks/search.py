@@ -41,7 +41,7 @@ MOST_STEPS = 1600
 VALIDATIONS = 8  # a trial
 ROWS = ("biedsnet", "paper", "unet", "unext", "swin_unet", "trans_unet", "attention_unet", "unetpp", "medsegdiff")
 # At the settings of biedsnet, from which each takes one thing away or several.
-ABLATION = ("direct", "row1", "row2", "row3", "row4", "row5")
+ABLATION = ("direct", "no_bffm", "no_attention", "row1", "row2", "row3", "row4", "row5")
 RATES = [{"train.learning_rate": rate} for rate in (1e-3, 3e-3)]
 STRONGER = {"augment.rotate_degrees": 20.0, "augment.scale": 0.25, "augment.intensity": 0.3}
 NETWORK = "networks.biedsnet."

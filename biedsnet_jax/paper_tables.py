@@ -33,9 +33,11 @@ LABELS = {
     "swin_unet": "SwinUNet",
     "medsegdiff": "MedSegDiff",
     "biedsnet": "BIEDSNet",
-    "trans_unet": "TransUNet",  # compared here, not in the paper, as are the next two
+    "trans_unet": "TransUNet",  # compared here, not in the paper, as are the next four
     "paper": "BIEDSNet, the paper's choices",
     "direct": "BIEDSNet, no diffusion",
+    "no_bffm": "BIEDSNet, no BFFM",
+    "no_attention": "BIEDSNet, no attention",
     "row1": "1 baseline",
     "row2": "2 + BFFM",
     "row3": "3 + ADRB attention",

@@ -26,6 +26,18 @@ def direct(c: ConfigDict) -> None:
     c.method = "direct"
 
 
+def no_bffm(c: ConfigDict) -> None:
+    """BIEDSNet without its boundary modules, all else kept; the paper's rows add one part after another instead."""
+    c.row = "no_bffm"
+    c.networks.biedsnet.bffm = False
+
+
+def no_attention(c: ConfigDict) -> None:
+    """BIEDSNet without attention in its denoising blocks, all else kept."""
+    c.row = "no_attention"
+    c.networks.biedsnet.attention = "none"
+
+
 def _row(number: int):
     def row(c: ConfigDict) -> None:
         c.row = f"row{number}"
@@ -122,5 +134,7 @@ VARIANTS = {
     "medsegdiff_v1": _medsegdiff_v1,
     "lineage": lineage,
     "direct": direct,
+    "no_bffm": no_bffm,
+    "no_attention": no_attention,
     **{f"row{i}": _row(i) for i in range(1, 6)},
 }

@@ -61,6 +61,19 @@ def test_paper_takes_back_what_measurement_changed():
     assert (paper.row, chosen.row) == ("paper", "")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "name", "value"),
+    [
+        ("no_bffm", "networks.biedsnet.bffm", False),
+        ("no_attention", "networks.biedsnet.attention", "none"),
+        ("direct", "method", "direct"),
+    ],
+)
+def test_a_part_taken_away_is_all_that_differs(chosen, name, value):
+    whole, without = (set(_fields(covid.get_config(variant))) for variant in (None, chosen))
+    assert without - whole == {("row", chosen), (name, value)}
+
+
 def test_a_variant_that_is_not_there():
     with pytest.raises(ValueError, match=r"variant, row9, .* row1, row2"):
         phantom.get_config("unet,row9")

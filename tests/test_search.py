@@ -46,7 +46,7 @@ STEPS = "--config.train.steps=20 --config.eval.every=10"
 def test_each_fold_takes_the_settings_of_its_own_best_validation_and_the_ablation_those_of_the_whole(script):
     whole = f"0 --config.train.learning_rate=0.002 --config.augment.scale=0.25 {STEPS}"
     unet = [f"unet {i} --config.train.learning_rate={rate} {STEPS}" for i, rate in enumerate((0.002, 0.006))]
-    ablation = ("direct", "row1", "row2", "row3", "row4", "row5")
+    ablation = ("direct", "no_bffm", "no_attention", "row1", "row2", "row3", "row4", "row5")
     assert script.settings(FOLDS) == [f"biedsnet {whole}", *unet, *(f"{row} {whole}" for row in ablation)]
 
 
