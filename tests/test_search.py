@@ -31,13 +31,13 @@ FOLDS = [
         tried("unet", [], train__learning_rate=0.06),  # diverged
         tried("biedsnet", [0.2, 0.3], train__learning_rate=0.002),
         tried("biedsnet", [0.2, 0.4], train__learning_rate=0.002, augment__scale=0.25),
-        tried("biedsnet", [0.9] * 4 + [0.5, 0.6, 0.7, 0.6], choice=True, train__learning_rate=0.002),
-        tried("biedsnet", [], choice=True, train__learning_rate=0.002, diffusion__schedule="cosine"),
+        tried("paper", [0.9] * 4 + [0.5, 0.6, 0.7, 0.6], choice=True, train__learning_rate=0.002),
+        tried("paper", [], choice=True, train__learning_rate=0.002, diffusion__schedule="cosine"),
     ],
     [
         tried("unet", [0.1, 0.2], train__learning_rate=0.002),
         tried("unet", [0.1, 0.3], train__learning_rate=0.006),
-        tried("biedsnet", [0.9] * 4 + [0.2, 0.2, 0.2, 0.4], choice=True, train__learning_rate=0.002),
+        tried("paper", [0.9] * 4 + [0.2, 0.2, 0.2, 0.4], choice=True, train__learning_rate=0.002),
     ],
 ]
 STEPS = "--config.train.steps=20 --config.eval.every=10"
@@ -65,6 +65,8 @@ def test_the_report_lists_every_trial_and_leaves_the_settings(script, tmp_path, 
         "| learning_rate=0.002 schedule=cosine | 20 | 0.0000 | - | - |",
     ]
     assert (tmp_path / "settings.txt").read_text().splitlines() == script.settings(FOLDS)
+    unchanged = [[*trials, tried("paper", [0.9] * 4 + [0.3] * 4, train__learning_rate=1e-3)] for trials in FOLDS]
+    assert script.choices_table(unchanged).rows[0] == ["learning_rate=0.001", "20", "0.3000", "0.3000", "0.3000"]
     (tmp_path / "fold1.json").unlink()
     refused(lambda: script.report(tmp_path), "no trial of each fold", str(tmp_path))
     (tmp_path / "fold1.json").write_text("[{")
