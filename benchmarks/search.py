@@ -5,8 +5,8 @@
     python benchmarks/search.py --out=runs/table1 --report
 
 Every network gets the same trials, each a run of `configs/covid.py:ROW,cpu`: two learning rates, then a stronger
-augmentation at the better one. A trial has as many steps as fifteen minutes of one core of an Intel Xeon at 2.5 GHz
-allow, at most 1600; its best validation says which weights and which trial count. Only the chosen one is tested, in
+augmentation at the better one. A trial has as many steps as about fifteen minutes of one core of an Intel Xeon at 2.5
+GHz allow, at most 1600; its best validation says which weights and which trial count. Only the chosen one is tested, in
 OUT/ROW/seed0/fold<f>, where the launch scripts look for it. `--choices` changes one field of `:paper` at a time, at the
 lower rate, and tests nothing; another seed says what chance does. Each finished trial is kept in OUT/fold<f>.json, so
 that the same command goes on where it stopped; two folds may run side by side.
