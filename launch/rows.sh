@@ -119,8 +119,10 @@ run() {
     failed+=("$name: left no $workdir/results.json")
   else
     finished=1
-    # how to have this run again, but for where data and workdir lie
-    printf 'python -m biedsnet_jax.main%s%s --workdir=WORKDIR\n' "$(printf ' %q' "${chosen[@]}")" \
+    # how to have this run again, but for where data and workdir lie; %q also quotes commas, which need it in braces alone
+    local quoted
+    quoted=$(printf ' %q' "${chosen[@]}")
+    printf 'python -m biedsnet_jax.main%s%s --workdir=WORKDIR\n' "${quoted//\\,/,}" \
       "${data[0]:+ --config.data.root=DIR}" >"$workdir/command.txt"
   fi
 }

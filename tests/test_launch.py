@@ -88,6 +88,7 @@ def test_seeds_variant_flags_and_names_with_spaces_reach_every_run(launch, tmp_p
     }
     assert calls[-1]["flags"]["--workdir"] == str(tmp_path / "my out, new")
     command = (tmp_path / "my out, new" / "row1" / "seed11" / "command.txt").read_text()
+    assert " --config=configs/covid.py:row1,cpu " in command  # a comma as it was given
     assert shlex.split(command)[3:] == [
         "--config=configs/covid.py:row1,cpu", "--config.seed=11", *flags[1:], "--config.data.root=DIR",
         "--workdir=WORKDIR",
