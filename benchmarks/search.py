@@ -4,12 +4,12 @@
     python benchmarks/search.py --root=DIR --out=runs/table1 --fold=0 --choices
     python benchmarks/search.py --out=runs/table1 --report
 
-Every network gets the same trials, each a run of `configs/covid.py:ROW,cpu`: two learning rates, then a stronger
-augmentation at the better one. A trial has as many steps as about fifteen minutes of one core of an Intel Xeon at 2.5
-GHz allow, at most 1600; its best validation says which weights and which trial count. Only the chosen one is tested, in
-OUT/ROW/seed0/fold<f>, where the launch scripts look for it. `--choices` changes one field of `:paper` at a time, at the
-lower rate, and tests nothing; another seed says what chance does. Each finished trial is kept in OUT/fold<f>.json, so
-that the same command goes on where it stopped; two folds may run side by side.
+Every network gets the same trials, each a run of `configs/covid.py:ROW,VARIANT`: two learning rates, then a stronger
+augmentation at the better one. A trial has as many steps as STEPS gives its row: what a quarter of an hour of one core
+of an Intel Xeon at 2.5 GHz allows, at most 1600. Its best validation says which weights and which trial count. Only the
+chosen one is tested, in OUT/ROW/seed0/fold<f>, where the launch scripts look for it. `--choices` changes one field of
+`:paper` at a time, at the lower rate, and tests nothing; another seed says what chance does. Each finished trial is
+kept in OUT/fold<f>.json, so that the same command goes on where it stopped; two folds may run side by side.
 
 `--report` prints what was tried, and writes OUT/settings.txt, the flags of each row and fold for `--settings` of the
 launch scripts. A fold's settings come from its own validation case alone: the other's is among its test cases.
@@ -36,14 +36,18 @@ from configs import covid
 
 FOLDS = 2
 FILES = (*(f"fold{fold}.json" for fold in range(FOLDS)), "settings.txt")  # what is kept of it
-STEPS = {"biedsnet": 400, "paper": 400, "medsegdiff": 400, "unetpp": 800}  # 10 to 15 minutes; the others are quicker
 MOST_STEPS = 1600
+STEPS = {  # of a variant's rows that have fewer
+    "quarter": {"biedsnet": 800, "paper": 800, "medsegdiff": 400},
+    "cpu": {"biedsnet": 400, "paper": 400, "medsegdiff": 400, "unetpp": 800},
+}
 VALIDATIONS = 8  # a trial
 ROWS = ("biedsnet", "paper", "unet", "unext", "swin_unet", "trans_unet", "attention_unet", "unetpp", "medsegdiff")
 # At the settings of biedsnet, from which each takes one thing away or several.
 ABLATION = ("direct", "no_bffm", "no_attention", "row1", "row2", "row3", "row4", "row5")
 RATES = [{"train.learning_rate": rate} for rate in (1e-3, 3e-3)]
 STRONGER = {"augment.rotate_degrees": 20.0, "augment.scale": 0.25, "augment.intensity": 0.3}
+BUDGETED = ("train.steps", "eval.every", "checkpoint.every", "eval.lesions")  # fields of a budget
 NETWORK = "networks.biedsnet."
 CHOICES = [  # of the row "paper"
     {"diffusion.mask_scale": 0.1},
@@ -66,7 +70,7 @@ def main() -> int:
     out = Path(arguments.out)
     if arguments.report:
         return report(out)
-    bench = Search(arguments.root, out, arguments.fold)
+    bench = Search(arguments.root, out, arguments.fold, arguments.variant)
     if arguments.choices:
         bench.choices()
     else:
@@ -146,15 +150,20 @@ def flags(fields: dict) -> list[str]:
 
 
 class Search:
-    """The trials of one fold; those measured before are not measured again."""
+    """The trials of one fold; those measured before are not measured again.
 
-    def __init__(self, root: str, out: Path, fold: int):
-        self.root, self.out, self.fold = root, out, fold
+    Raises BadInput where `out` has trials of another variant.
+    """
+
+    def __init__(self, root: str, out: Path, fold: int, variant: str):
+        self.root, self.out, self.fold, self.variant = root, out, fold, variant
         self.path, self.folder = out / f"fold{fold}.json", out / f"fold{fold}"
+        if others := {trial["variant"] for trial in _read(self.path)} - {variant}:
+            raise BadInput(f"trials of another variant, {others.pop()}, in {self.path}; give {variant} its own --out")
 
     def row(self, row: str) -> dict:
         """The fields of the best of a row's trials, which is tested."""
-        tried = [self.trial(row, budget(row) | rate) for rate in RATES]
+        tried = [self.trial(row, budget(row, self.variant) | rate) for rate in RATES]
         tried.append(self.trial(row, chosen(tried, row)["fields"] | STRONGER))
         best, workdir = chosen(tried, row), self.out / row / "seed0" / f"fold{self.fold}"
         if not (workdir / "results.json").exists():
@@ -163,24 +172,27 @@ class Search:
                 self._place(best).rename(workdir)
             trainer.train(self._config(best), str(workdir))  # trained already, where its weights were kept
             jax.clear_caches()
-            told = [f"--config=configs/covid.py:{row},cpu", "--config.seed=0", f"--config.split.folds={FOLDS}"]
-            told += [f"--config.split.fold={self.fold}", *flags(best["fields"]), "--config.data.root=DIR"]
-            command = shlex.join(["python", "-m", "biedsnet_jax.main", *told, "--workdir=WORKDIR"])
+            told = [f"--config=configs/covid.py:{row},{self.variant}", "--config.seed=0"]
+            told += [f"--config.split.folds={FOLDS}", f"--config.split.fold={self.fold}", *flags(best["fields"])]
+            told += ["--config.data.root=DIR", "--workdir=WORKDIR"]
+            command = shlex.join(["python", "-m", "biedsnet_jax.main", *told])
             files.write_text(workdir / "command.txt", f"{command}\n")
         shutil.rmtree(self.folder / row, ignore_errors=True)
         return best["fields"]
 
     def choices(self) -> None:
         """BIEDSNet with one field changed, and as the paper has it."""
-        base = budget("paper") | RATES[0]
+        base = budget("paper", self.variant) | RATES[0]
         self.trial("paper", base)
         for change in CHOICES:
             done = self.trial("paper", base | change, choice=True)
             shutil.rmtree(self._place(done), ignore_errors=True)
 
     def trial(self, row: str, fields: dict, *, choice: bool = False) -> dict:
-        """{"row", "fields", "choice", "seconds", "dice": {step: mean}}; no Dice where the loss was not finite."""
-        same = json.loads(json.dumps({"row": row, "fields": fields, "choice": choice}))  # as it is read back
+        """{"row", "variant", "fields", "choice", "seconds", "dice": {step: mean}}, without Dice where the loss was not
+        finite."""
+        same = {"row": row, "variant": self.variant, "fields": fields, "choice": choice}
+        same = json.loads(json.dumps(same))  # as it is read back
         kept = _read(self.path)
         for done in kept:
             if same.items() <= done.items():
@@ -200,16 +212,16 @@ class Search:
         return done
 
     def _config(self, trial):
-        return config_of(trial["row"], trial["fields"], self.root, self.fold)
+        return config_of(f"{trial['row']},{self.variant}", trial["fields"], self.root, self.fold)
 
     def _place(self, trial):
         told = f"{_says(trial)} {trial['fields']['train.steps']} {trial['choice']}"
         return self.folder / trial["row"] / re.sub(r"[^\w.=]+", "_", told)
 
 
-def budget(row: str) -> dict:
+def budget(row: str, variant: str) -> dict:
     """Fields of a row's every trial."""
-    return steps(STEPS.get(row, MOST_STEPS)) | {"eval.lesions": True}
+    return steps(STEPS[variant].get(row, MOST_STEPS)) | {"eval.lesions": True}
 
 
 def steps(number: int) -> dict:
@@ -218,9 +230,9 @@ def steps(number: int) -> dict:
     return {"train.steps": number, "eval.every": every, "checkpoint.every": every}
 
 
-def config_of(row: str, fields: dict, root: str, fold: int):
-    """The config of a trial."""
-    cfg = covid.get_config(f"{row},cpu")
+def config_of(variants: str, fields: dict, root: str, fold: int):
+    """The config of a trial, `variants` as after the colon of --config."""
+    cfg = covid.get_config(variants)
     cfg.data.root = root
     cfg.split.update(folds=FOLDS, fold=fold)
     cfg.update_from_flattened_dict({name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
@@ -271,7 +283,7 @@ def _mean(dice):
 
 def _says(trial):
     """What tells a trial from the others of its row."""
-    return _told({name: value for name, value in trial["fields"].items() if name not in budget("")})
+    return _told({name: value for name, value in trial["fields"].items() if name not in BUDGETED})
 
 
 def _told(fields):
@@ -289,6 +301,7 @@ def _arguments():
     parser.add_argument("--out", required=True, help="gets fold<f>.json, settings.txt and the runs")
     parser.add_argument("--root", help="data folder of configs/covid.py")
     parser.add_argument("--fold", type=int, choices=range(FOLDS), help="whose training and validation cases are used")
+    parser.add_argument("--variant", choices=STEPS, default="quarter", help="of configs/covid.py, for all rows")
     parser.add_argument("--rows", type=lambda text: text.split(","), default=ROWS, help="some of them, comma-separated")
     parser.add_argument("--choices", action="store_true", help="BIEDSNet's open choices instead of rows")
     parser.add_argument("--report", action="store_true", help="tables and settings of what was tried; trains nothing")

@@ -5,7 +5,8 @@
 
 `:tfds` takes all 20 volumes from the archives of zenodo.org/records/3757476 in DIR, zipped or unpacked.
 `:paper` is BIEDSNet as the paper has it where measurement preferred something else.
-Full size wants a GPU or TPU. `:cpu` is a small network at 64x64 that trains in minutes on two cores.
+Full size wants a GPU or TPU. `:cpu` is a small network at 64x64 that trains in minutes on two cores;
+`:quarter` has a quarter of the published channels in every network, for tables without a GPU.
 """
 
 from configs import default, folder, variants
@@ -20,13 +21,19 @@ def get_config(chosen: str | None = None):
         "data, python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom runs"
     )
     c.diffusion.mask_scale = 0.1  # where the paper leaves it open, validation cases preferred it (RESULTS.md)
-    return variants.apply(c, chosen, cpu=cpu, tfds=tfds, paper=paper)
+    return variants.apply(c, chosen, cpu=cpu, quarter=quarter, tfds=tfds, paper=paper)
 
 
 def cpu(c) -> None:
     """Small network, short run; a quarter of the slices is tested, so that more than one of few cases is."""
     folder.cpu(c)
     c.split.fractions = (0.6, 0.15, 0.25)
+
+
+def quarter(c) -> None:
+    """Every network alike, a quarter as wide, at 64x64; a short run."""
+    variants.quarter(c)
+    folder.short(c)
 
 
 def paper(c) -> None:

@@ -156,6 +156,7 @@ def _networks() -> ConfigDict:
                 "layers": 12,
                 "resnet_units": (3, 4, 9),
                 "resnet_width": 64,
+                "groups": 32,
                 "decoder": (256, 128, 64, 16),
                 "dropout": 0.1,
             },

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from refusals import refused
 
@@ -50,6 +51,19 @@ def test_cpu_makes_a_variant_smaller():
         full, small = file.get_config("unet"), file.get_config("unet,cpu")
         assert small.network == full.network == "unet" and small.data.size < full.data.size
         config.check(small)
+
+
+def test_quarter_narrows_every_network_to_a_quarter_and_nothing_else():
+    full, quarter = (dict(_fields(covid.get_config(chosen).networks)) for chosen in (None, "quarter"))
+    changed = {name for name, value in full.items() if value != quarter[name]}
+    assert {name.partition(".")[0] for name in changed} == set(covid.get_config().networks)
+    for name in changed:
+        assert np.array_equal(full[name], 4 * np.array(quarter[name])), name
+    kept = {name.rpartition(".")[2] for name in set(full) - changed}
+    assert not kept & {"channels", "embed_dim", "hidden", "mlp", "resnet_width", "decoder", "highway_channels"}
+    c = covid.get_config("quarter")
+    assert c.data.size == 64 and c.train.steps == covid.get_config("cpu").train.steps
+    config.check(c)
 
 
 def test_paper_takes_back_what_measurement_changed():

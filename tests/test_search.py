@@ -21,7 +21,7 @@ def tried(row, dice, choice=False, **fields):
     """A trial whose validations gave these values of Dice, at steps 10, 20, ..."""
     fields = {name.replace("__", "."): value for name, value in fields.items()} | {"train.steps": 20, "eval.every": 10}
     steps = {str(10 * i): value for i, value in enumerate(dice, start=1)}
-    return {"row": row, "fields": fields, "choice": choice, "seconds": 1.0, "dice": steps}
+    return {"row": row, "variant": "cpu", "fields": fields, "choice": choice, "seconds": 1.0, "dice": steps}
 
 
 FOLDS = [
@@ -78,8 +78,10 @@ def toy(script, monkeypatch):
     """Trials of two steps on made-up slices; `fitted` lists what was trained, `tested` where a network was tested."""
     seen = types.SimpleNamespace(fitted=[], tested=[])
 
-    def config_of(row, fields, root, fold):
+    def config_of(chosen, fields, root, fold):
         assert (root, fold) == ("data", 1)
+        row, size = chosen.split(",")
+        assert size == "quarter"
         c = phantom.get_config(f"{row},toy")
         c.train.update(batch_size=8, warmup_steps=0)
         c.eval.batch_size, c.log.tensorboard = 8, False
@@ -102,7 +104,7 @@ def toy(script, monkeypatch):
 
 
 def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(script, tmp_path, toy):
-    fields = script.Search("data", tmp_path, 1).row("unet")
+    fields = script.Search("data", tmp_path, 1, "quarter").row("unet")
     trials, workdir = json.loads((tmp_path / "fold1.json").read_text()), tmp_path / "unet" / "seed0" / "fold1"
     assert [trial["fields"]["train.learning_rate"] for trial in trials] == [1e-3, 2e-3] == toy.fitted[:2]
     assert all(set(trial["dice"]) == {"1", "2"} for trial in trials)
@@ -111,14 +113,14 @@ def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(script, tmp_
     assert json.loads((workdir / "config.json").read_text())["train"]["learning_rate"] == fields["train.learning_rate"]
     words = (workdir / "command.txt").read_text().split()
     assert words[3:8] == [
-        "--config=configs/covid.py:unet,cpu", "--config.seed=0", "--config.split.folds=2", "--config.split.fold=1",
+        "--config=configs/covid.py:unet,quarter", "--config.seed=0", "--config.split.folds=2", "--config.split.fold=1",
         "--config.train.steps=2",
     ]  # fmt: skip
     assert not (tmp_path / "fold1").exists() or not any((tmp_path / "fold1").iterdir())  # the other's weights
 
     (workdir / "results.json").write_text("{}")
     del toy.fitted[:], toy.tested[:]
-    assert script.Search("data", tmp_path, 1).row("unet") == fields
+    assert script.Search("data", tmp_path, 1, "quarter").row("unet") == fields
     assert (toy.fitted, toy.tested) == ([], [])
 
 
@@ -127,16 +129,26 @@ def test_a_trial_that_diverges_has_no_dice_and_is_not_run_again(script, tmp_path
         raise Diverged("loss not finite")
 
     monkeypatch.setattr(trainer, "fit", diverge)
-    done = script.Search("data", tmp_path, 1).trial("unet", {"train.steps": 2})
+    done = script.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2})
     assert done["dice"] == {} and json.loads((tmp_path / "fold1.json").read_text()) == [done]
     monkeypatch.setattr(trainer, "fit", None)
-    assert script.Search("data", tmp_path, 1).trial("unet", {"train.steps": 2}) == done
+    assert script.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2}) == done
 
 
 def test_a_trials_config_is_that_of_its_row_fold_and_fields(script):
-    fields = script.budget("medsegdiff") | {"loss.supervision_weights": [0.4, 0.3, 0.3]}
-    c = script.config_of("medsegdiff", fields, "data", 1)
+    fields = script.budget("medsegdiff", "cpu") | {"loss.supervision_weights": [0.4, 0.3, 0.3]}
+    c = script.config_of("medsegdiff,cpu", fields, "data", 1)
     assert (c.network, c.data.root, c.split.folds, c.split.fold) == ("medsegdiff", "data", 2, 1)
     assert (c.train.steps, c.eval.every, c.checkpoint.every) == (400, 50, 50)
     assert c.loss.supervision_weights == (0.4, 0.3, 0.3)
-    assert script.config_of("unet", script.budget("unet"), "data", 0).train.steps == 1600
+    assert c.networks.medsegdiff.num_res_blocks == 1
+    for variant in ("quarter", "cpu"):
+        c = script.config_of(f"unet,{variant}", script.budget("unet", variant), "data", 0)
+        assert c.train.steps == 1600 and c.networks.unet.channels[-1] == 128
+
+
+def test_trials_of_two_variants_do_not_share_a_folder(script, tmp_path):
+    (tmp_path / "fold0.json").write_text(json.dumps(FOLDS[0]))
+    refused(lambda: script.Search("data", tmp_path, 0, "quarter"), "trials of another variant, cpu", "fold0.json")
+    script.Search("data", tmp_path, 0, "cpu")
+    script.Search("data", tmp_path, 1, "quarter")

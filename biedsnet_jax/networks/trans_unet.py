@@ -26,7 +26,8 @@ Tokens = Float[Array, "b n c"]
 class TransUNet(nn.Module):
     """The whole network; its table of positions has one row a token, so it is built for one image size.
 
-    Raises `BadInput` for an image that is not `image_size` square, or a size that is not a multiple of 16.
+    Raises `BadInput` for an image that is not `image_size` square, a size that is not a multiple of 16, or a
+    `resnet_width` that is not one of `groups`.
     """
 
     classes: int = 1  # k, foreground classes
@@ -36,7 +37,8 @@ class TransUNet(nn.Module):
     heads: int = 12
     layers: int = 12
     resnet_units: tuple[int, ...] = (3, 4, 9)  # bottlenecks at 1/4, 1/8 and 1/16
-    resnet_width: int = 64  # channels at 1/2; a stage gives 4, 8, 16 times as many. A multiple of 32, the groups
+    resnet_width: int = 64  # channels at 1/2; a stage gives 4, 8, 16 times as many. A multiple of the groups
+    groups: int = 32  # of the ResNet's group norms
     decoder: tuple[int, ...] = (256, 128, 64, 16)
     dropout: float = 0.1
     repeat_gray: bool = True  # one channel in becomes three, as the authors do for ImageNet weights
@@ -44,7 +46,12 @@ class TransUNet(nn.Module):
 
     @nn.nowrap
     def check_size(self, size: tuple[int, int]) -> None:
-        """Raise BadInput for an image of (height, width) that it cannot take."""
+        """Raise BadInput for an image of (height, width) that it cannot take, or a width without whole groups."""
+        if self.groups < 1 or self.resnet_width % self.groups:
+            raise BadInput(
+                f"width of TransUNet's ResNet, {self.resnet_width}, in resnet_width; use a multiple of groups, "
+                f"{self.groups}, or set groups to a divisor of it"
+            )
         check_size(size, multiple=PATCH, network="TransUNet")
         if size != (self.image_size, self.image_size):
             raise BadInput(
@@ -56,7 +63,7 @@ class TransUNet(nn.Module):
     def __call__(self, image: Image, *, train: bool) -> tuple[Logits, dict]:
         self.check_size(image.shape[1:3])
         x = jnp.tile(image, 3) if self.repeat_gray and image.shape[-1] == 1 else image
-        x, skips = ResNet(self.resnet_units, self.resnet_width, dtype=self.dtype, name="resnet")(x)
+        x, skips = ResNet(self.resnet_units, self.resnet_width, self.groups, dtype=self.dtype, name="resnet")(x)
 
         b, h, w, _ = x.shape
         z = nn.Dense(self.hidden, dtype=self.dtype, name="embed")(x.reshape(b, h * w, -1))
@@ -120,18 +127,20 @@ class ResNet(nn.Module):
 
     units: tuple[int, ...]  # bottlenecks of each stage
     width: int
+    groups: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Image) -> tuple[Float[Array, "b h//16 w//16 c2"], list[Float[Array, "b _h _w _c"]]]:
         x = StandardisedConv(self.width, kernel=7, stride=2, dtype=self.dtype, name="root_conv")(image)
-        x = jax.nn.relu(nn.GroupNorm(32, epsilon=1e-6, dtype=self.dtype, name="root_gn")(x))
+        x = jax.nn.relu(nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name="root_gn")(x))
         maps = [x]
         x = nn.max_pool(x, (3, 3), strides=(2, 2))  # unpadded: one pixel short of 1/4
         for stage, units in enumerate(self.units):
             for unit in range(units):
                 x = Bottleneck(
                     self.width * 2**stage,
+                    self.groups,
                     stride=2 if stage and not unit else 1,
                     dtype=self.dtype,
                     name=f"block{stage + 1}_unit{unit + 1}",
@@ -146,6 +155,7 @@ class Bottleneck(nn.Module):
     """relu(x + f(x)), f = 1x1, 3x3, 1x1 convolutions to 4 `width` channels, each with group norm."""
 
     width: int
+    groups: int
     stride: int = 1
     dtype: DTypeLike = jnp.float32
 
@@ -156,7 +166,7 @@ class Bottleneck(nn.Module):
             ((self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)), start=1
         ):
             y = StandardisedConv(features, kernel=kernel, stride=stride, dtype=self.dtype, name=f"conv{i}")(y)
-            y = nn.GroupNorm(32, epsilon=1e-6, dtype=self.dtype, name=f"gn{i}")(y)
+            y = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name=f"gn{i}")(y)
             y = jax.nn.relu(y) if i < 3 else y
         if y.shape != x.shape:
             x = StandardisedConv(4 * self.width, kernel=1, stride=self.stride, dtype=self.dtype, name="conv_proj")(x)

@@ -9,7 +9,7 @@ import optax
 import pytest
 from random_weights import squares, weights
 
-from biedsnet_jax.networks.trans_unet import StandardisedConv, TransUNet
+from biedsnet_jax.networks.trans_unet import Bottleneck, StandardisedConv, TransUNet
 from biedsnet_jax.torch_import import load_torch_state
 from biedsnet_jax.types import BadInput
 
@@ -53,6 +53,18 @@ def test_standardised_convolution_sees_neither_mean_nor_scale_of_its_kernel():
     k = kernel[..., 1]
     k = (k - k.mean()) / np.sqrt(k.var() + 1e-5)
     np.testing.assert_allclose(y[0, 2, 3, 1], (x[0, 1:4, 2:5] * k).sum(), rtol=1e-4)
+
+
+def test_its_group_norms_have_as_many_groups_as_asked_for():
+    """The first bottleneck of a module, from its convolution's output on: 16 channels in groups of 4, by hand."""
+    module = Bottleneck(16, groups=4)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 6, 64)), jnp.float32)
+    variables = module.init(jax.random.key(0), x)
+    _, seen = module.apply(variables, x, capture_intermediates=True)
+    before, after = (np.asarray(seen["intermediates"][name]["__call__"][0]) for name in ("conv1", "gn1"))
+    parts = before.reshape(36, 4, 4)  # pixels, groups, channels of a group
+    expected = (parts - parts.mean((0, 2), keepdims=True)) / np.sqrt(parts.var((0, 2), keepdims=True) + 1e-6)
+    np.testing.assert_allclose(after.reshape(36, 4, 4), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [16, 48])
@@ -102,6 +114,8 @@ def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
             256,
             "256x256 for 224, in image_size; resize the images to 224",
         ),
+        (TransUNet(image_size=32, resnet_width=16), 32, "ResNet, 16, in resnet_width; use a multiple of groups, 32"),
+        (TransUNet(image_size=32, groups=0), 32, "ResNet, 64, in resnet_width"),
     ],
 )
 def test_a_size_it_cannot_take_is_refused_with_those_it_can(module, size, message):
