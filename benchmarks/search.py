@@ -5,11 +5,12 @@
     python benchmarks/search.py --out=runs/table1 --report
 
 Every network gets the same trials, each a run of `configs/covid.py:ROW,VARIANT`: two learning rates, then a stronger
-augmentation at the better one. A trial has as many steps as STEPS gives its row: what a quarter of an hour of one core
-of an Intel Xeon at 2.5 GHz allows, at most 1600. Its best validation says which weights and which trial count. Only the
-chosen one is tested, in OUT/ROW/seed0/fold<f>, where the launch scripts look for it. `--choices` changes one field of
-`:paper` at a time, at the lower rate, and tests nothing; another seed says what chance does. Each finished trial is
-kept in OUT/fold<f>.json, so that the same command goes on where it stopped; two folds may run side by side.
+augmentation at the better one. A trial has as many steps as STEPS gives its row, at most 1600: what one core of an
+Intel Xeon at 2.5 GHz takes in about seven minutes with `quarter`, compiling and validation apart, and in a quarter of
+an hour with `cpu`, both included. Its best validation says which weights and which trial count. Only the chosen one is
+tested, in OUT/ROW/seed0/fold<f>, where the launch scripts look for it. `--choices` changes one field of `:paper` at a
+time, at the lower rate, and tests nothing; another seed says what chance does. Each finished trial is kept in
+OUT/fold<f>.json, so that the same command goes on where it stopped; two folds may run side by side.
 
 `--report` prints what was tried, and writes OUT/settings.txt, the flags of each row and fold for `--settings` of the
 launch scripts. A fold's settings come from its own validation case alone: the other's is among its test cases.
@@ -38,7 +39,14 @@ FOLDS = 2
 FILES = (*(f"fold{fold}.json" for fold in range(FOLDS)), "settings.txt")  # what is kept of it
 MOST_STEPS = 1600
 STEPS = {  # of a variant's rows that have fewer
-    "quarter": {"biedsnet": 800, "paper": 800, "medsegdiff": 400},
+    "quarter": {
+        "biedsnet": 400,
+        "paper": 400,
+        "medsegdiff": 200,
+        "unetpp": 720,
+        "attention_unet": 800,
+        "trans_unet": 960,
+    },
     "cpu": {"biedsnet": 400, "paper": 400, "medsegdiff": 400, "unetpp": 800},
 }
 VALIDATIONS = 8  # a trial
