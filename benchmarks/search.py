@@ -55,7 +55,6 @@ ROWS = ("biedsnet", "paper", "unet", "unext", "swin_unet", "trans_unet", "attent
 ABLATION = ("direct", "no_bffm", "no_attention", "row1", "row2", "row3", "row4", "row5")
 RATES = [{"train.learning_rate": rate} for rate in (1e-3, 3e-3)]
 STRONGER = {"augment.rotate_degrees": 20.0, "augment.scale": 0.25, "augment.intensity": 0.3}
-BUDGETED = ("train.steps", "eval.every", "checkpoint.every", "eval.lesions")  # fields of a budget
 NETWORK = "networks.biedsnet."
 CHOICES = [  # of the row "paper"
     {"diffusion.mask_scale": 0.1},
@@ -220,7 +219,7 @@ class Search:
         return done
 
     def _config(self, trial):
-        return config_of(f"{trial['row']},{self.variant}", trial["fields"], self.root, self.fold)
+        return config_of(f"{trial['row']},{trial['variant']}", trial["fields"], self.root, self.fold)
 
     def _place(self, trial):
         told = f"{_says(trial)} {trial['fields']['train.steps']} {trial['choice']}"
@@ -229,13 +228,13 @@ class Search:
 
 def budget(row: str, variant: str) -> dict:
     """Fields of a row's every trial."""
-    return steps(STEPS[variant].get(row, MOST_STEPS)) | {"eval.lesions": True}
+    return steps(STEPS[variant].get(row, MOST_STEPS))
 
 
 def steps(number: int) -> dict:
-    """Fields of a run of so many steps."""
+    """Fields of a trial of so many steps."""
     every = number // VALIDATIONS
-    return {"train.steps": number, "eval.every": every, "checkpoint.every": every}
+    return {"train.steps": number, "eval.every": every, "checkpoint.every": every, "eval.lesions": True}
 
 
 def config_of(variants: str, fields: dict, root: str, fold: int):
@@ -291,7 +290,7 @@ def _mean(dice):
 
 def _says(trial):
     """What tells a trial from the others of its row."""
-    return _told({name: value for name, value in trial["fields"].items() if name not in BUDGETED})
+    return _told({name: value for name, value in trial["fields"].items() if name not in steps(MOST_STEPS)})
 
 
 def _told(fields):
