@@ -7,10 +7,12 @@
 `benchmarks/search.py`) to results/NAME, in the same order of folders; neither images nor weights. Runs that are not
 finished are left. Without it, what stands in RESULTS.md between `<!-- results/NAME -->` and `<!-- end -->` is written
 anew from results/NAME: the report's tables, the command of each row and what the search tried. Rows without a run say
-"not measured".
+"not measured". What a reader has to know of all of these runs, such as their size, stands in results/NAME/about.txt and
+begins the caption of each table of scores.
 """
 
 import argparse
+import dataclasses
 import re
 import shutil
 import sys
@@ -65,12 +67,19 @@ def filled(page: str, folder: Path) -> str:
 def _tables(folder):
     finished, _ = results.find(str(folder))
     runs = [results.load(workdir) for workdir in finished]
-    made = [*report.make_tables(runs), _commands(runs)]
+    made = [*_told(report.make_tables(runs), folder / "about.txt"), _commands(runs)]
     if (folder / search.FILES[0]).exists():
         made += search.made(search.read(folder))
     text = tables.markdown("", made)
     # Below the page's own headings.
     return text.partition("\n\n")[2].replace("## ", "### ")
+
+
+def _told(made, about):
+    if not about.exists():
+        return made
+    words = " ".join(about.read_text().split())
+    return [dataclasses.replace(table, caption=f"{words} {table.caption}") for table in made]
 
 
 def _commands(runs):

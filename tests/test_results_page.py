@@ -64,6 +64,17 @@ def test_what_a_search_tried_is_kept_and_shown(kept, script):
     assert "Open choices" not in script.filled(page, kept)  # none was tried
 
 
+def test_what_is_said_of_all_runs_begins_the_caption_of_each_table_of_scores(kept, script):
+    page = "<!-- results/toy_set -->\n<!-- end -->\n"
+    before = script.filled(page, kept).split("\n\n")
+    (kept / "toy_set" / "about.txt").write_text("Small networks,\ntwo folds.\n")
+    after = script.filled(page, kept).split("\n\n")
+    changed = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    assert all(after[i] == f"Small networks, two folds. {before[i]}" for i in changed)
+    tables = [i for i, part in enumerate(before) if part.startswith("### ") and "again" not in part]
+    assert changed == [i + 1 for i in tables] and len(tables) > 2
+
+
 def test_a_page_without_a_place_or_with_one_of_no_results_is_refused(kept, script):
     refused(lambda: script.filled("# Results\n", kept), "no place for tables", "<!-- results/NAME -->")
     refused(lambda: script.filled("<!-- results/other -->\n<!-- end -->\n", kept), "no such folder", "other")
