@@ -6,15 +6,14 @@
 
 Every network gets the same trials, each a run of `configs/covid.py:ROW,VARIANT`: two learning rates, then a stronger
 augmentation at the better one. A trial has as many steps as STEPS gives its row, at most 1600: what one core of an
-Intel Xeon at 2.5 GHz takes in a quarter of an hour with `cpu`, compiling and validation included, and in about seven
-minutes with `quarter`, both apart. Its best validation says which weights and which trial count. Only the chosen one is
+Intel Xeon at 2.5 GHz takes in about seven minutes with `quarter`, compiling and validation apart, and in a quarter of
+an hour with `cpu`, both included. Its best validation says which weights and which trial count. Only the chosen one is
 tested, in OUT/ROW/seed0/fold<f>, where the launch scripts look for it. `--choices` changes one field of `:paper` at a
 time, at the lower rate, and tests nothing; another seed says what chance does. Each finished trial is kept in
 OUT/fold<f>.json, so that the same command goes on where it stopped; two folds may run side by side.
 
-`--report` prints what was tried, and writes OUT/settings_VARIANT.txt, the flags of each row and fold for `--settings`
-of the launch scripts. A fold's settings come from its own validation case alone: the other's is among its test cases.
-With another variant than the trials', `--report --variant=quarter`, the settings found are given that one's steps.
+`--report` prints what was tried, and writes OUT/settings.txt, the flags of each row and fold for `--settings` of the
+launch scripts. A fold's settings come from its own validation case alone: the other's is among its test cases.
 """
 
 import argparse
@@ -37,6 +36,7 @@ from biedsnet_jax.errors import BadInput, Diverged, exit_code
 from configs import covid
 
 FOLDS = 2
+FILES = (*(f"fold{fold}.json" for fold in range(FOLDS)), "settings.txt")  # what is kept of it
 MOST_STEPS = 1600
 STEPS = {  # of a variant's rows that have fewer
     "quarter": {
@@ -49,7 +49,6 @@ STEPS = {  # of a variant's rows that have fewer
     },
     "cpu": {"biedsnet": 400, "paper": 400, "medsegdiff": 400, "unetpp": 800},
 }
-FILES = (*(f"fold{fold}.json" for fold in range(FOLDS)), *(f"settings_{variant}.txt" for variant in STEPS))  # kept
 VALIDATIONS = 8  # a trial
 ROWS = ("biedsnet", "paper", "unet", "unext", "swin_unet", "trans_unet", "attention_unet", "unetpp", "medsegdiff")
 # At the settings of biedsnet, from which each takes one thing away or several.
@@ -77,7 +76,7 @@ def main() -> int:
     arguments = _arguments()
     out = Path(arguments.out)
     if arguments.report:
-        return report(out, arguments.variant)
+        return report(out)
     bench = Search(arguments.root, out, arguments.fold, arguments.variant)
     if arguments.choices:
         bench.choices()
@@ -87,11 +86,11 @@ def main() -> int:
     return 0
 
 
-def report(out: Path, variant: str) -> int:
-    """Print the table, and write the settings for a variant."""
+def report(out: Path) -> int:
+    """Print the table, and write the settings."""
     folds = read(out)
     print(tables.markdown("", made(folds)).partition("\n\n")[2])
-    files.write_text(out / f"settings_{variant}.txt", "".join(f"{line}\n" for line in settings(folds, variant)))
+    files.write_text(out / "settings.txt", "".join(f"{line}\n" for line in settings(folds)))
     return 0
 
 
@@ -136,14 +135,14 @@ def choices_table(folds: list[list[dict]]) -> tables.Table:
     return tables.Table("Open choices", caption, header, rows)
 
 
-def settings(folds: list[list[dict]], variant: str) -> list[str]:
-    """`row fold flags` for each row whose trials are done, with the variant's steps."""
+def settings(folds: list[list[dict]]) -> list[str]:
+    """`row fold flags` for each row whose trials are done."""
     lines = []
     for row in (*ROWS, *ABLATION):
-        of = "biedsnet" if row in ABLATION else row
         for fold, trials in enumerate(folds):
-            if best := chosen(trials, of):
-                lines.append(" ".join([row, str(fold), *flags(best["fields"] | budget(of, variant))]))
+            best = chosen(trials, "biedsnet" if row in ABLATION else row)
+            if best:
+                lines.append(" ".join([row, str(fold), *flags(best["fields"])]))
     return lines
 
 
@@ -306,10 +305,10 @@ def _arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--out", required=True, help="gets fold<f>.json, settings_VARIANT.txt and the runs")
+    parser.add_argument("--out", required=True, help="gets fold<f>.json, settings.txt and the runs")
     parser.add_argument("--root", help="data folder of configs/covid.py")
     parser.add_argument("--fold", type=int, choices=range(FOLDS), help="whose training and validation cases are used")
-    parser.add_argument("--variant", choices=STEPS, default="cpu", help="of configs/covid.py, for all rows")
+    parser.add_argument("--variant", choices=STEPS, default="quarter", help="of configs/covid.py, for all rows")
     parser.add_argument("--rows", type=lambda text: text.split(","), default=ROWS, help="some of them, comma-separated")
     parser.add_argument("--choices", action="store_true", help="BIEDSNet's open choices instead of rows")
     parser.add_argument("--report", action="store_true", help="tables and settings of what was tried; trains nothing")

@@ -40,30 +40,20 @@ FOLDS = [
         tried("paper", [0.9] * 4 + [0.2, 0.2, 0.2, 0.4], choice=True, train__learning_rate=0.002),
     ],
 ]
+STEPS = "--config.train.steps=20 --config.eval.every=10"
 
 
-@pytest.mark.parametrize("variant, steps", [("cpu", 100), ("quarter", 40)])
-def test_each_fold_takes_the_settings_of_its_own_best_validation_and_the_ablation_those_of_the_whole(
-    script, monkeypatch, variant, steps
-):
-    """With the steps of a variant, be it the trials' own or another."""
-    monkeypatch.setattr(script, "STEPS", {"cpu": {"biedsnet": 100}, "quarter": {"biedsnet": 40}})
-
-    def flags(rate, steps, scale=""):
-        every = steps // 8
-        told = f"--config.train.learning_rate={rate}{scale} --config.train.steps={steps} --config.eval.every={every}"
-        return f"{told} --config.checkpoint.every={every} --config.eval.lesions=True"
-
-    whole = f"0 {flags(0.002, steps, ' --config.augment.scale=0.25')}"
-    unet = [f"unet {i} {flags(rate, 1600)}" for i, rate in enumerate((0.002, 0.006))]
+def test_each_fold_takes_the_settings_of_its_own_best_validation_and_the_ablation_those_of_the_whole(script):
+    whole = f"0 --config.train.learning_rate=0.002 --config.augment.scale=0.25 {STEPS}"
+    unet = [f"unet {i} --config.train.learning_rate={rate} {STEPS}" for i, rate in enumerate((0.002, 0.006))]
     ablation = ("direct", "no_bffm", "no_attention", "row1", "row2", "row3", "row4", "row5")
-    assert script.settings(FOLDS, variant) == [f"biedsnet {whole}", *unet, *(f"{row} {whole}" for row in ablation)]
+    assert script.settings(FOLDS) == [f"biedsnet {whole}", *unet, *(f"{row} {whole}" for row in ablation)]
 
 
 def test_the_report_lists_every_trial_and_leaves_the_settings(script, tmp_path, capsys):
     for fold, trials in enumerate(FOLDS):
         (tmp_path / f"fold{fold}.json").write_text(json.dumps(trials))
-    assert script.report(tmp_path, "quarter") == 0
+    assert script.report(tmp_path) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "=" in line]
     assert rows == [
         "| unet | learning_rate=0.002 | 20 | **0.5000, 10** | 0.2000, 20 | 0.3500 |",
@@ -74,13 +64,13 @@ def test_the_report_lists_every_trial_and_leaves_the_settings(script, tmp_path, 
         "| learning_rate=0.002 | 20 | 0.6000 | 0.2500 | 0.4250 |",  # of eight validations the last four
         "| learning_rate=0.002 schedule=cosine | 20 | 0.0000 | - | - |",
     ]
-    assert (tmp_path / "settings_quarter.txt").read_text().splitlines() == script.settings(FOLDS, "quarter")
+    assert (tmp_path / "settings.txt").read_text().splitlines() == script.settings(FOLDS)
     unchanged = [[*trials, tried("paper", [0.9] * 4 + [0.3] * 4, train__learning_rate=1e-3)] for trials in FOLDS]
     assert script.choices_table(unchanged).rows[0] == ["learning_rate=0.001", "20", "0.3000", "0.3000", "0.3000"]
     (tmp_path / "fold1.json").unlink()
-    refused(lambda: script.report(tmp_path, "cpu"), "no trial of each fold", str(tmp_path))
+    refused(lambda: script.report(tmp_path), "no trial of each fold", str(tmp_path))
     (tmp_path / "fold1.json").write_text("[{")
-    refused(lambda: script.report(tmp_path, "cpu"), "damaged file", str(tmp_path / "fold1.json"))
+    refused(lambda: script.report(tmp_path), "damaged file", str(tmp_path / "fold1.json"))
 
 
 @pytest.fixture
