@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from biedsnet_jax.types import BadInput
 
-SUPPORTED = {"bffm": (True,), "attention": ("parallel",), "norm": ("group",)}  # the other fields: any value
+SUPPORTED = {  # the other fields: any value
+    "bffm": (True,),
+    "attention": ("parallel",),
+    "norm": ("group",),
+    "groups": (16,),
+}
 
 
 class BIEDSNet(nn.Module):

@@ -39,7 +39,8 @@ _AT_LEAST = {
     "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.warmup_steps": 0, "train.max_bad_steps": 1,
     "eval.every": 0, "eval.batch_size": 1, "eval.val_images": 0, "eval.val_ensemble": 1, "eval.pictures": 0,
     "checkpoint.every": 1, "checkpoint.keep_latest": 1, "checkpoint.keep_best": 0, "log.every": 1, "log.images": 0,
-    "networks.biedsnet.blocks_per_level": 1, "networks.biedsnet.reduction": 1, "parallel.fsdp": 1, "seed": 0,
+    "networks.biedsnet.blocks_per_level": 1, "networks.biedsnet.reduction": 1, "networks.biedsnet.groups": 1,
+    "parallel.fsdp": 1, "seed": 0,
     "split.seed": 0, "split.folds": 0,
 }  # fmt: skip
 _MOST = 2**31 - 1  # of all these: counters and seeds are int32

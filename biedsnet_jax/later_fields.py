@@ -14,6 +14,7 @@ ADDED = {
     "networks.biedsnet.fold": False,
     "networks.biedsnet.remat": False,
     "networks.biedsnet.condition_joins": "after",
+    "networks.biedsnet.groups": 16,
     "networks.trans_unet.groups": 32,
     "eval.pictures": 32,  # which changes no score
     "parallel": ConfigDict({"fsdp": 1}),

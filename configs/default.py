@@ -132,6 +132,7 @@ def _networks() -> ConfigDict:
                 "attention": "parallel",
                 "attention_per": "block",
                 "norm": "group",
+                "groups": 16,
                 "second_skip": True,
                 "condition_joins": "after",
                 "supervision": True,

@@ -97,7 +97,7 @@ def small(c: ConfigDict) -> None:
 
 
 WIDTHS = {  # what of each network counts channels
-    "biedsnet": ("channels",),
+    "biedsnet": ("channels", "groups"),
     "unet": ("channels",),
     "unetpp": ("channels",),
     "attention_unet": ("channels",),

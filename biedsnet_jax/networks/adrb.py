@@ -64,16 +64,18 @@ class ADRB(nn.Module):
     residual: str = "cgr"  # "cgr": eq 5; "conv", as in the lineage: identity, or a 3x3 convolution where widths differ
     attention: str = "parallel"  # "parallel", "sequential" or "none", see Attention
     norm: str = "group"
+    groups: int = 16
     folded: bool = False  # maps are `space_to_depth` maps
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
         fields = {"folded": self.folded, "dtype": self.dtype}
+        norm = {"norm": self.norm, "groups": self.groups}
         self.linear = nn.Dense(self.features, dtype=self.dtype)
-        self.cgr_1 = CGR(self.features, self.inputs, norm=self.norm, **fields)
-        self.cgr_2 = CGR(self.features, self.features, norm=self.norm, **fields)
+        self.cgr_1 = CGR(self.features, self.inputs, **norm, **fields)
+        self.cgr_2 = CGR(self.features, self.features, **norm, **fields)
         if self.residual == "cgr":
-            self.cgr_skip = CGR(self.features, self.inputs, norm=self.norm, **fields)
+            self.cgr_skip = CGR(self.features, self.inputs, **norm, **fields)
         elif self.inputs != self.features:
             self.conv_skip = Conv(self.features, self.inputs, use_bias=True, **fields)
         if self.attention != "none":

@@ -36,6 +36,7 @@ class BIEDSNet(nn.Module):
     attention: str = "parallel"  # or "sequential", "none"
     attention_per: str = "block"  # or "level" (lineage: once, after a level's blocks)
     norm: str = "group"  # or "batch"
+    groups: int = 16  # of the group norms; of one channel each, they would undo what the time embedding adds
     second_skip: bool = True  # a decoder level's second block also gets its encoder level's second block
     condition_joins: str = "after"  # condition feature i joins level i after its blocks (lineage), or "before" them
     supervision: bool = True  # side heads on the upper decoder levels; False: ablation rows 1 to 4
@@ -60,6 +61,7 @@ class BIEDSNet(nn.Module):
             attention=self.attention,
             attention_per=self.attention_per,
             norm=self.norm,
+            groups=self.groups,
             second_skip=self.second_skip,
             condition_joins=self.condition_joins,
             supervision=self.supervision,
@@ -126,6 +128,7 @@ class Denoiser(nn.Module):
     attention: str = "parallel"
     attention_per: str = "block"
     norm: str = "group"
+    groups: int = 16
     second_skip: bool = True
     condition_joins: str = "after"
     supervision: bool = True
@@ -152,7 +155,15 @@ class Denoiser(nn.Module):
                 for side, i in inputs
             }
         self.up = {
-            i: CGR(widths[i], widths[i + 1], upsample=True, norm=self.norm, **self._kind(i), name=f"up_{i}")
+            i: CGR(
+                widths[i],
+                widths[i + 1],
+                upsample=True,
+                norm=self.norm,
+                groups=self.groups,
+                **self._kind(i),
+                name=f"up_{i}",
+            )
             for i in upper
         }
         self.heads = {
@@ -219,6 +230,7 @@ class Denoiser(nn.Module):
                 residual=self.residual,
                 attention=self.attention if self.attention_per == "block" else "none",
                 norm=self.norm,
+                groups=self.groups,
                 **self._kind(level),
                 name=f"{side}_{level}_block_{i}",
             )

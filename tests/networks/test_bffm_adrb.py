@@ -74,17 +74,17 @@ def test_bffm_is_equations_1_to_4():
 # ---- The residual block: equation 5 and attention
 
 
-@pytest.mark.parametrize("norm", ["group", "batch"])
-def test_adrb_is_equation_5(norm):
+@pytest.mark.parametrize("norm, groups", [("group", 16), ("group", 4), ("batch", 16)])
+def test_adrb_is_equation_5(norm, groups):
     x, emb, c = normal(2, 8, 8, 6), normal(2, 10, seed=1), 32
-    module = ADRB(c, 6, attention="none", norm=norm)
+    module = ADRB(c, 6, attention="none", norm=norm, groups=groups)
     variables = weights(module, x, emb, train=False)
     p, stats = variables["params"], variables.get("batch_stats")
 
     def cgr(name, f):
         f, scale = plain_conv(f, p[name]["conv"]), p[name]["norm"]
         if norm == "group":
-            f = f.reshape(2, 8, 8, 16, 2)  # 16 groups
+            f = f.reshape(2, 8, 8, groups, c // groups)
             mean, var = (moment(f, axis=(1, 2, 4), keepdims=True) for moment in (np.mean, np.var))
         else:
             mean, var = stats[name]["norm"]["mean"], stats[name]["norm"]["var"]

@@ -13,7 +13,7 @@ from random_weights import initial, normal, weights
 from biedsnet_jax.macs import count_macs
 from biedsnet_jax.networks.adrb import ADRB
 from biedsnet_jax.networks.biedsnet import BIEDSNet, Denoiser
-from biedsnet_jax.networks.blocks import max_pool
+from biedsnet_jax.networks.blocks import GroupNorm, max_pool
 from biedsnet_jax.types import BadInput
 from configs import default, variants
 
@@ -219,6 +219,20 @@ def test_the_second_block_of_a_decoder_level_also_gets_its_encoder_levels_second
         name = f"decoder_{level}_block_2"
         assert with_skip[name]["cgr_1"]["conv"]["kernel"].shape[2] == 2 * width
         assert without[name]["cgr_1"]["conv"]["kernel"].shape[2] == width
+
+
+def test_every_norm_of_the_denoiser_has_the_groups_of_the_network():
+    """Fewer than its channels, which 16 of them would leave to themselves."""
+    seen = []
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, GroupNorm):
+            seen.append((context.module.groups, args[0].shape[-1]))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(BIEDSNet(channels=(8, 16), groups=4).init, jax.random.key(0), *inputs())
+    assert {groups for groups, _ in seen} == {4} and {width for _, width in seen} == {8, 16}
 
 
 def test_the_final_head_is_level_1_and_side_heads_follow_finest_first():
