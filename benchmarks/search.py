@@ -42,7 +42,7 @@ STEPS = {  # of a variant's rows that have fewer
     "quarter": {
         "biedsnet": 400,
         "paper": 400,
-        "medsegdiff": 200,
+        "medsegdiff": 64,
         "unetpp": 720,
         "attention_unet": 800,
         "trans_unet": 960,
