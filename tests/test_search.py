@@ -141,7 +141,9 @@ def test_a_trials_config_is_that_of_its_row_fold_and_fields(script):
     assert (c.network, c.data.root, c.split.folds, c.split.fold) == ("medsegdiff", "data", 2, 1)
     assert (c.train.steps, c.eval.every, c.checkpoint.every) == (400, 50, 50)
     assert c.loss.supervision_weights == (0.4, 0.3, 0.3)
-    assert c.networks.medsegdiff.num_res_blocks == 1
+    assert (c.networks.medsegdiff.num_res_blocks, c.sampler.steps) == (1, 20)
+    c = script.config_of("medsegdiff,quarter", script.budget("medsegdiff", "quarter"), "data", 1)
+    assert (c.train.steps, c.networks.medsegdiff.num_res_blocks, c.sampler.steps) == (160, 2, 5)
     for variant in ("quarter", "cpu"):
         c = script.config_of(f"unet,{variant}", script.budget("unet", variant), "data", 0)
         assert c.train.steps == 1600 and c.networks.unet.channels[-1] == 128
