@@ -40,8 +40,7 @@ _AT_LEAST = {
     "eval.every": 0, "eval.batch_size": 1, "eval.val_images": 0, "eval.val_ensemble": 1, "eval.pictures": 0,
     "checkpoint.every": 1, "checkpoint.keep_latest": 1, "checkpoint.keep_best": 0, "log.every": 1, "log.images": 0,
     "networks.biedsnet.blocks_per_level": 1, "networks.biedsnet.reduction": 1, "networks.biedsnet.groups": 1,
-    "parallel.fsdp": 1, "seed": 0,
-    "split.seed": 0, "split.folds": 0,
+    "parallel.fsdp": 1, "seed": 0, "split.seed": 0, "split.folds": 0,
 }  # fmt: skip
 _MOST = 2**31 - 1  # of all these: counters and seeds are int32
 _NUMBERS = ("split.fractions", "loss.supervision_weights")

@@ -60,16 +60,8 @@ def test_quarter_narrows_every_network_to_a_quarter_and_nothing_else():
     for name in changed:
         assert np.array_equal(full[name], 4 * np.array(quarter[name])), name
     kept = {name.rpartition(".")[2] for name in set(full) - changed}
-    assert not kept & {
-        "channels",
-        "embed_dim",
-        "hidden",
-        "mlp",
-        "resnet_width",
-        "decoder",
-        "groups",
-        "highway_channels",
-    }
+    widths = "channels embed_dim hidden mlp resnet_width decoder groups highway_channels"
+    assert not kept & set(widths.split())
     c = covid.get_config("quarter")
     assert c.data.size == 64 and c.train.steps == covid.get_config("cpu").train.steps
     config.check(c)

@@ -155,15 +155,7 @@ class Denoiser(nn.Module):
                 for side, i in inputs
             }
         self.up = {
-            i: CGR(
-                widths[i],
-                widths[i + 1],
-                upsample=True,
-                norm=self.norm,
-                groups=self.groups,
-                **self._kind(i),
-                name=f"up_{i}",
-            )
+            i: CGR(widths[i], widths[i + 1], upsample=True, **self._norm(), **self._kind(i), name=f"up_{i}")
             for i in upper
         }
         self.heads = {
@@ -209,6 +201,9 @@ class Denoiser(nn.Module):
         """Fields of all modules of a level: level 1, the widest, is folded if any is."""
         return {"folded": self.fold and level == 1, "dtype": self.dtype}
 
+    def _norm(self):
+        return {"norm": self.norm, "groups": self.groups}
+
     def _fold(self, x, level):
         return space_to_depth(x) if self.fold and level == 1 else x
 
@@ -229,8 +224,7 @@ class Denoiser(nn.Module):
                 {1: inputs, 2: second}.get(i, width),
                 residual=self.residual,
                 attention=self.attention if self.attention_per == "block" else "none",
-                norm=self.norm,
-                groups=self.groups,
+                **self._norm(),
                 **self._kind(level),
                 name=f"{side}_{level}_block_{i}",
             )
