@@ -7,8 +7,6 @@ asked for.
 
 import dataclasses
 import importlib.metadata
-import os
-import pathlib
 import platform
 import time
 from collections.abc import Callable
@@ -160,12 +158,12 @@ def against(cost: roofline.Cost, fields: dict, ceilings: roofline.Ceilings) -> d
 
 
 def device(mesh) -> dict:
-    """What a baseline must share: kind, with the processor's name where jax says no more than cpu, and how many."""
-    first = mesh.devices.flat[0]
-    kind = first.device_kind
-    if first.platform == "cpu":
-        kind = f"{_processor()}, {_cores()} cores"
-    return {"platform": first.platform, "kind": kind, "count": mesh.size}
+    """What a baseline must share: platform, kind, and how many."""
+    return {
+        "platform": mesh.devices.flat[0].platform,
+        "kind": parallel.device_kind(mesh),
+        "count": mesh.size,
+    }
 
 
 def versions() -> dict:
@@ -239,16 +237,3 @@ def _inputs(cfg, count, mesh):
 
 def _only(values, *names):
     return {name: values[name] for name in names}
-
-
-def _cores():
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _processor():
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

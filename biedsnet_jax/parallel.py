@@ -6,7 +6,10 @@ device along it the state is whole on every device.
 """
 
 import math
+import os
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,6 +41,19 @@ def make_mesh(devices: list | None = None, *, fsdp: int = 1) -> Mesh:
         raise BadInput(f"parts that do not divide {count} devices, {fsdp}, in parallel.fsdp; use one of {fits}")
     # Auto: under Explicit, the default of make_mesh, concatenating with noise and splitting into windows are errors.
     return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def device_kind(mesh: Mesh) -> str:
+    """Of what kind its devices are; where jax says no more than cpu, which processor, and how many cores may be used.
+
+    With another processor or number of cores sums are rounded otherwise, so that not only the time differs, but also
+    what is trained.
+    """
+    device = mesh.devices.flat[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    cores = _cores()
+    return f"{_processor()}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -117,3 +133,15 @@ def enable_compile_cache(folder: str | None) -> None:
         folder = str(files.user_cache() / "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -4,7 +4,9 @@ what a baseline is refused for. No figure here depends on a clock.
 
 import functools
 import json
+import os
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -155,12 +157,22 @@ def measured(tmp_path_factory):
     return path, result
 
 
+def test_a_cpu_is_told_by_its_processor_and_how_many_cores_may_be_used(monkeypatch):
+    mesh = parallel.make_mesh()
+    told = "processor\t: 0\nmodel name\t: Some: CPU\nmodel name\t: Other\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: told)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    assert parallel.device_kind(mesh) == "Some: CPU, 2 cores"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
+    assert parallel.device_kind(mesh) == "Some: CPU, 1 core"
+
+
 def test_the_json_is_strict_and_whole(measured):
     path, result = measured
     kept = strict(path)
     assert kept == result
     assert kept["command"] == "a command" and kept["repeats"] == 2
-    assert kept["device"]["platform"] == "cpu" and kept["device"]["count"] == 8
+    assert kept["device"] == {"platform": "cpu", "kind": parallel.device_kind(parallel.make_mesh()), "count": 8}
     assert kept["versions"]["jax"] == jax.__version__
     assert kept["config"]["data.size"] == 32 and kept["config"]["networks.biedsnet.channels"] == [8, 16]
     assert list(kept["ceilings"]["matmul_flop_per_second"]) == ["float32"]

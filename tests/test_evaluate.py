@@ -148,6 +148,7 @@ def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):
         pixels = sum(int(row["pixels"]) for row in rows if row["mask"] == mask)
         assert pixels == sum(int(case[name]) for case in cases for name in columns)
     results, _ = scored(config(), tmp_path, monkeypatch)
+    assert results["device"] == f"8 x {parallel.device_kind(parallel.make_mesh())}"
     assert "lesions" not in results and not (tmp_path / "lesions.csv").exists()  # none of another evaluation
 
 
