@@ -159,11 +159,7 @@ def against(cost: roofline.Cost, fields: dict, ceilings: roofline.Ceilings) -> d
 
 def device(mesh) -> dict:
     """What a baseline must share: platform, kind, and how many."""
-    return {
-        "platform": mesh.devices.flat[0].platform,
-        "kind": parallel.device_kind(mesh),
-        "count": mesh.size,
-    }
+    return {"platform": mesh.devices.flat[0].platform, "kind": parallel.device_kind(mesh), "count": mesh.size}
 
 
 def versions() -> dict:
