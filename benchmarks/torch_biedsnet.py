@@ -253,12 +253,7 @@ def _machine(device) -> dict:
     if device.type == "cuda":
         names = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
-        model = next(
-            (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-        )
-        names = {"device": model, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+        names = {"device": parallel.processor(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
     return {**names, "python": platform.python_version(), **versions}
 
 

@@ -53,7 +53,16 @@ def device_kind(mesh: Mesh) -> str:
     if device.platform != "cpu":
         return device.device_kind
     cores = _cores()
-    return f"{_processor()}, {cores} core{'s' if cores > 1 else ''}"
+    return f"{processor()}, {cores} core{'s' if cores > 1 else ''}"
+
+
+def processor() -> str:
+    """Name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -137,11 +146,3 @@ def enable_compile_cache(folder: str | None) -> None:
 
 def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
