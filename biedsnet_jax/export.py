@@ -101,7 +101,7 @@ def _check_folder(folder):
     """None yet, one of an earlier export, or what a killed one left."""
     if not folder.exists():
         return
-    names = {path.name.removesuffix(".partial") for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+    names = {path.name.removeprefix(".partial_") for path in folder.iterdir()} if folder.is_dir() else {"a file"}
     if ABOUT not in names and not names <= {PROGRAM, WEIGHTS, LOADER, CARD}:
         raise BadInput(f"folder of something else, {folder}, in --output; give a new one, or that of an earlier export")
 

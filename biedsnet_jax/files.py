@@ -1,34 +1,116 @@
-"""Files that a reader, or a kill, never sees half written."""
+"""Files that a reader, a kill or a power cut never leaves half written.
 
+A file is written under another name, brought to the disk (fsync), then renamed over its own.
+"""
+
+import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
 import pathlib
+import tempfile
+import threading
+from collections.abc import Iterator
 from typing import Any
+
+_LONGEST_NAME = 255  # bytes, of most file systems
+_ENDS = 2**20  # bytes at each end of a file that a fingerprint reads
+
+
+def expanded(path: str) -> str:
+    """A path as a user means it: a leading ~ is the home folder, where there is one."""
+    return os.path.expanduser(path)
 
 
 def user_cache() -> pathlib.Path:
-    """Where this package may keep what it can make again."""
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(root) / "biedsnet_jax"
+    """Where this package may keep what it can make again.
+
+    That is $XDG_CACHE_HOME, else ~/.cache, else, for a user without a home, a folder of his own
+    in the system's temporary one.
+    """
+    root = os.environ.get("XDG_CACHE_HOME")
+    if root:
+        return pathlib.Path(root) / "biedsnet_jax"
+    try:
+        return pathlib.Path.home() / ".cache" / "biedsnet_jax"
+    except RuntimeError:
+        return _temporary_cache()
+
+
+def _temporary_cache() -> pathlib.Path:
+    """A folder that nobody else could have put something into."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    folder = pathlib.Path(tempfile.gettempdir()) / f"biedsnet_jax_{user}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if status.st_uid == user and not status.st_mode & 0o022 and not folder.is_symlink():
+            return folder
+    return pathlib.Path(tempfile.mkdtemp(prefix="biedsnet_jax_"))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Write to a temporary name, then rename over `path`."""
+    """Write a whole file."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """The same, of bytes."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    """Write a whole file."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write strict JSON: a NaN is an error here rather than in whoever reads it."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path, *, shared: bool = False) -> Iterator[pathlib.Path]:
+    """Gives a name to write to, which becomes `path` once all is written and on the disk.
+
+    Of what goes wrong nothing is left. A file that several processes may write at once, the same
+    content, is `shared`: each then has a name of its own to write to.
+    """
+    own = f"{os.getpid()}_{threading.get_ident()}_" if shared else ""
+    partial = path.with_name(_partial_name(own + path.name))
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _partial_name(name: str) -> str:
+    """The end stays, since it chooses the format of a picture or a volume."""
+    partial = f".partial_{name}"
+    if len(os.fsencode(partial)) <= _LONGEST_NAME:
+        return partial
+    return f".partial_{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}_{name[-8:]}"
+
+
+def sync(path: pathlib.Path) -> None:
+    """Bring the content of a file that was written to the disk."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Bring the names in a folder to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def append_json_line(path: pathlib.Path, record: dict[str, Any]) -> None:
@@ -38,16 +120,37 @@ def append_json_line(path: pathlib.Path, record: dict[str, Any]) -> None:
 
 
 def append_text(path: pathlib.Path, text: str) -> None:
-    """Append in one write. A disk that fills up in the middle of it raises OSError and leaves the file as it was."""
+    """Append in one write, and bring it to the disk.
+
+    A disk that fills up in the middle of it raises OSError and leaves the file as it was.
+    """
     data = text.encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         before = os.fstat(descriptor).st_size
         if os.write(descriptor, data) < len(data):  # the next line would go on in the middle of this one
             os.ftruncate(descriptor, before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fingerprint(path: pathlib.Path) -> str:
+    """Tells one content from another: a hash of the size and of a mebibyte at each end.
+
+    The checksum at the end of a .nii.gz or .png makes it tell any change of the voxels.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest.update(str(size).encode())
+        file.seek(0)
+        digest.update(file.read(_ENDS))
+        if size > _ENDS:
+            file.seek(max(_ENDS, size - _ENDS))
+            digest.update(file.read(_ENDS))
+    return digest.hexdigest()[:32]
 
 
 def identity(folder: pathlib.Path) -> int | None:

@@ -186,7 +186,7 @@ def _write_grid(path, values, volume: Volume | None):
 
 
 def _write_picture(path, picture):
-    with nifti.whole_file(path) as partial:
+    with files.whole_file(path) as partial:
         picture.save(partial)
 
 

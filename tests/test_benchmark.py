@@ -259,7 +259,7 @@ def test_a_baseline_that_does_not_fit_is_one_line(tmp_path, fields, says):
     path = baseline(tmp_path, **fields)
     with pytest.raises(BadInput) as refused:
         benchmark_files.read_baseline(path, HERE)
-    assert says in str(refused.value) and path in str(refused.value) and "; " in str(refused.value)
+    assert says in str(refused.value) and path in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

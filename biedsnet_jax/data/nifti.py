@@ -5,8 +5,6 @@ What is wrong with a file is one line that names it. Nothing is unpickled.
 
 import gzip
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Shaped
 
+from biedsnet_jax import files
 from biedsnet_jax.data.volumes import Volume, check_affine
 from biedsnet_jax.errors import BadInput, reason
 
@@ -134,24 +133,12 @@ def write(path: Path, voxels: Shaped[np.ndarray, "i j k"], volume: Volume) -> No
         image.set_qform(_without_shear(volume.affine), code="scanner")  # which a qform cannot hold
         image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(slope, 0)
-    with whole_file(path) as partial:
+    with files.whole_file(path) as partial:
         image.to_filename(partial)
 
 
 def _steps(values, slope):
     return np.rint(np.clip(np.ascontiguousarray(values), 0, 1) / slope).astype(np.uint16)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` once all is written; of what goes wrong nothing is left."""
-    partial = path.with_name(f".partial_{path.name}")  # the end of the name chooses the format
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _without_shear(affine: Shaped[np.ndarray, "4 4"]) -> Shaped[np.ndarray, "4 4"]:

@@ -1,0 +1,123 @@
+"""Whole files: what a kill, a full disk, a long name, a user without a home leave."""
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from biedsnet_jax import files
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """Names of what is brought to the disk, in order."""
+    names, real = [], os.fsync
+
+    def fsync(descriptor):
+        names.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return names
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
+    files.write_text(tmp_path / "a.json", "{}")
+    assert synced == [".partial_a.json", tmp_path.name]
+    assert (tmp_path / "a.json").read_text() == "{}"
+
+
+def test_an_appended_line_is_on_the_disk(tmp_path, synced):
+    files.append_text(tmp_path / "log", "one\n")
+    assert synced == ["log"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_are_for_whom_the_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        files.write_text(tmp_path / "a", "x")
+        files.append_text(tmp_path / "b", "x")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"] == [0o666 & ~umask] * 2
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
+    files.write_text(tmp_path / "a", "before")
+    with pytest.raises(ZeroDivisionError), files.whole_file(tmp_path / "a") as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "before")]
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".png", "é" * 124 + ".nii.gz", "x" * 255])
+def test_the_longest_names_can_be_written(tmp_path, name):
+    with files.whole_file(tmp_path / name) as partial:
+        assert partial.name[-4:] == name[-4:]  # the end chooses a format
+        partial.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_shared_files_are_written_under_names_of_their_own(tmp_path):
+    with files.whole_file(tmp_path / "a", shared=True) as one:
+        assert str(os.getpid()) in one.name
+        one.write_text("x")
+    assert (tmp_path / "a").read_text() == "x"
+
+
+@pytest.mark.parametrize("size", [0, 10, 2**20, 2**20 + 7, 2**22])
+def test_a_fingerprint_tells_a_change_at_either_end_and_of_size(tmp_path, size):
+    path, content = tmp_path / "a", bytearray(os.urandom(size))
+    path.write_bytes(content)
+    known = {files.fingerprint(path)}
+    for index in {0, size - 1} if size else ():
+        changed = content.copy()
+        changed[index] ^= 1
+        path.write_bytes(changed)
+        known.add(files.fingerprint(path))
+    path.write_bytes(content + b"x")
+    known.add(files.fingerprint(path))
+    assert len(known) == (2 if size == 0 else 4)
+    path.write_bytes(content)
+    assert files.fingerprint(path) in known
+
+
+class TestCacheFolder:
+    def test_the_variable_comes_first(self, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", "/x/cache")
+        assert files.user_cache() == Path("/x/cache/biedsnet_jax")
+
+    def test_then_the_home(self, monkeypatch):
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv("HOME", "/x/home")
+        assert files.user_cache() == Path("/x/home/.cache/biedsnet_jax")
+
+    @pytest.fixture
+    def homeless(self, monkeypatch, tmp_path):
+        def unknown(number):
+            raise KeyError(number)
+
+        for name in ("XDG_CACHE_HOME", "HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", unknown)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        return tmp_path
+
+    def test_without_a_home_it_is_the_users_own_temporary_folder(self, homeless):
+        folder = files.user_cache()
+        assert folder == homeless / f"biedsnet_jax_{os.getuid()}" == files.user_cache()
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+    def test_a_folder_that_others_may_write_is_not_used(self, homeless):
+        planted = homeless / f"biedsnet_jax_{os.getuid()}"
+        planted.mkdir()
+        planted.chmod(0o777)
+        assert files.user_cache() != planted
+
+    def test_nor_one_behind_a_link(self, homeless):
+        (homeless / "elsewhere").mkdir(mode=0o700)
+        planted = homeless / f"biedsnet_jax_{os.getuid()}"
+        planted.symlink_to(homeless / "elsewhere")
+        assert files.user_cache() != planted
