@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from biedsnet_jax.data import nifti
 from biedsnet_jax.data.slice_cache import SliceCache
-from biedsnet_jax.data.sources import Example, natural
+from biedsnet_jax.data.sources import Example, Facts, natural
 from biedsnet_jax.data.volumes import Volume, check_same_grid, neighbours
 from biedsnet_jax.types import BadInput
 
@@ -80,6 +80,10 @@ class NiftiFolder:
     @property
     def cases(self) -> list[str]:
         return [self._cases[n].name for n, _ in self._slices]
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(files={case.name: [*case.images, case.label] for case in self._cases})
 
     def __len__(self) -> int:
         return len(self._slices)

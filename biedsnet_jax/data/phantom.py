@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from biedsnet_jax.data.sources import Facts
 from biedsnet_jax.types import BadInput
 
 AIR, LUNG, FAT, SOFT_TISSUE, BONE = -1000.0, -850.0, -90.0, 40.0, 450.0  # Hounsfield units
@@ -82,6 +83,11 @@ class Phantom:
     def cases(self) -> list[str]:
         """The case of every index, without drawing any."""
         return [f"phantom_{i // self.slices_per_case:03d}" for i in range(len(self))]
+
+    @property
+    def facts(self) -> Facts:
+        """Nothing is read."""
+        return Facts()
 
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Shaped
@@ -15,6 +16,7 @@ from biedsnet_jax.data import dicom, nifti
 from biedsnet_jax.data.nifti_folder import group_channels
 from biedsnet_jax.data.sources import EXTENSIONS, natural, read_picture
 from biedsnet_jax.data.volumes import Volume, check_same_grid
+from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.types import BadInput
 
 RECORD = "predict.json"  # marks a folder of masks
@@ -47,7 +49,19 @@ class Scan:
         return maps * self.scanned.reshape(self.scanned.shape + (1,) * (maps.ndim - 3))
 
 
+class Found(NamedTuple):
+    """What there is to segment, and what there is beside it."""
+
+    items: list[Item]
+    passed: list[PassedOver]  # files that are not read
+
+
 def find(source: Path, *, channels: int, leave_out: Path | None = None) -> list[Item]:
+    """The items of `search`."""
+    return search(source, channels=channels, leave_out=leave_out).items
+
+
+def search(source: Path, *, channels: int, leave_out: Path | None = None) -> Found:
     """Every scan in a file or below a folder, in natural order, but for hidden ones and those below `leave_out`.
 
     Folders below that hold RECORD have masks, not scans, and are left out too; links to folders are not followed.
@@ -75,7 +89,7 @@ def find(source: Path, *, channels: int, leave_out: Path | None = None) -> list[
     twice = [name for name, count in Counter(item.name for item in items).items() if count > 1]
     if twice:
         raise _two_of_one_name(twice[0], *(item.files[0] for item in items if item.name == twice[0]))
-    return sorted(items, key=lambda item: natural(item.name))
+    return Found(sorted(items, key=lambda item: natural(item.name)), [])
 
 
 def read(item: Item, *, channels: int) -> Scan:

@@ -5,7 +5,8 @@ or None, path. `ImageFolder` reads PNG, JPEG and TIFF files, `Cached` keeps any 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.types import BadInput
 
 Example = dict[str, Any]
@@ -27,12 +29,25 @@ JPEG_MOST = 1000  # pixels a byte: a bit a block of 64 gives 512; what a damaged
 PLAIN_MODES = ("1", "L", "LA", "I;16", "I", "F", "RGB", "RGBA")  # of Pillow: what an image may stay in
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a source knows of its data beside the slices."""
+
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # of each case; none where nothing is read
+    sides: Mapping[str, str] = field(default_factory=dict)  # case -> "train", "val" or "test", where folders say so
+    passed: Sequence[PassedOver] = ()  # files that are not read
+    notes: Sequence[str] = ()  # warnings, a line each
+
+
 @runtime_checkable
 class Source(Protocol):
     """What splits and the pipeline need of a source; `data.phantom.Phantom` is one too."""
 
     @property
     def cases(self) -> Sequence[str]: ...
+
+    @property
+    def facts(self) -> Facts: ...
 
     def __len__(self) -> int: ...
 
@@ -49,6 +64,10 @@ class Cached:
     @property
     def cases(self) -> Sequence[str]:
         return self.source.cases
+
+    @property
+    def facts(self) -> Facts:
+        return self.source.facts
 
     def __len__(self) -> int:
         return len(self.source)
@@ -92,6 +111,13 @@ class ImageFolder:
     @property
     def cases(self) -> list[str]:
         return [name.split("/")[0] for name, _, _ in self._pairs]
+
+    @property
+    def facts(self) -> Facts:
+        files = defaultdict(list)
+        for case, (_, image, mask) in zip(self.cases, self._pairs):
+            files[case] += [image, mask]
+        return Facts(files=files)
 
     def __len__(self) -> int:
         return len(self._pairs)

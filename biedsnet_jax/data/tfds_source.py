@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Shaped
 
 from biedsnet_jax.data.nifti_folder import class_masks, known_labels
-from biedsnet_jax.data.sources import Example, natural
+from biedsnet_jax.data.sources import Example, Facts, natural
 from biedsnet_jax.types import BadInput
 
 ROLES = ("image", "mask", "case", "slice", "spacing")
@@ -67,6 +67,10 @@ class Tfds:
         if not name:
             return [_numbered(i) for i in range(len(self))]
         return self._kept(f"cases by {name}", lambda: self._each(lambda i: _text(self._raw(self._names, i)[name])))
+
+    @property
+    def facts(self) -> Facts:
+        return Facts()
 
     def __len__(self) -> int:
         return len(self._examples)

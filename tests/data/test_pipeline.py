@@ -10,7 +10,7 @@ import pytest
 
 from biedsnet_jax.data.phantom import Phantom
 from biedsnet_jax.data.pipeline import eval_batches, train_batches
-from biedsnet_jax.data.sources import Cached
+from biedsnet_jax.data.sources import Cached, Facts
 from biedsnet_jax.data.transforms import Prepare
 from biedsnet_jax.types import BadInput
 
@@ -19,6 +19,8 @@ AUGMENT = {"hflip": 0.5, "vflip": 0.5, "rotate_degrees": 10.0, "scale": 0.1, "in
 
 class Numbered:
     """Slice i is an 8x6 image of the value i, its mask set where the column is below i % 6."""
+
+    facts = Facts()
 
     def __init__(self, n):
         self.cases = [f"case_{i // 4}" for i in range(n)]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from refusals import refused
 
-from biedsnet_jax.data.sources import Cached, ImageFolder
+from biedsnet_jax.data.sources import Cached, Facts, ImageFolder
 from biedsnet_jax.types import BadInput
 
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -265,6 +265,7 @@ class Counting:
     """A source that counts its readings."""
 
     cases = ("a", "a", "b")
+    facts = Facts()
     readings = 0
 
     def __len__(self):
