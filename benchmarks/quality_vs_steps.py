@@ -137,7 +137,7 @@ class Bench:
         for probability, batch, examples in evaluate.predict_split(*inputs, clock=clock):
             for p, y, example in zip(probability, batch["mask"], examples):
                 rows += evaluate.slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
-        scores = metrics.summarise(rows, seed=cfg.seed, resamples=1)["standard"]
+        scores = metrics.summarise(rows)["standard"]
         if scores["dice"]["mean"] is None:
             raise BadInput(f"no slice with truth, {len(self.indices)} slices, in --images; give more, or 0 for all")
         means = {name: scores[name]["mean"] for name in ("dice", "hd95")}

@@ -4,7 +4,6 @@ An image's score is the mean over the runs (seeds, folds) that tested it. Slices
 sample, so everything that says how sure a number is resamples or pairs whole cases.
 """
 
-import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -13,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from biedsnet_jax import statistics
 from biedsnet_jax.results import Run
 
 FEWEST_CASES = 6  # below, no two-sided signed-rank test can reach p < 0.05: 2 / 2^5 = 0.0625
-_RESAMPLES = 50_000  # with 2000 the third digit of an interval is chance
 
 
 class Pooled(NamedTuple):
@@ -60,20 +59,15 @@ def mean(values: Float[np.ndarray, " images"]) -> float:
 
 
 def interval(pooled: Pooled, column: str) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean over images, drawing whole cases; NaN for fewer than two cases."""
-    names, case = np.unique(pooled.case, return_inverse=True)
-    values = pooled.scores[column]
-    known = ~np.isnan(values)
-    sums = np.bincount(case, np.where(known, values, 0.0), minlength=len(names))
-    sizes = np.bincount(case, known, minlength=len(names))
-    return _percentiles(sums[sizes > 0], sizes[sizes > 0])
+    """95 % interval of the mean over images, see `statistics.interval`."""
+    return statistics.interval(pooled.scores[column], pooled.case.tolist())
 
 
 def difference(row: Pooled, reference: Pooled, column: str) -> Difference:
     """How much `row` differs from `reference` over the cases that both were tested on."""
     ours, theirs = case_means(row, column), case_means(reference, column)
     deltas = np.array([ours[case] - theirs[case] for case in sorted(ours.keys() & theirs.keys())])
-    low, high = _percentiles(deltas, np.ones(len(deltas)))
+    low, high = statistics.interval(deltas, range(len(deltas)))
     return Difference(len(deltas), mean(deltas), low, high, _signed_rank(deltas))
 
 
@@ -99,22 +93,6 @@ def _group_means(values, group, groups):
     sizes = np.bincount(group[known], minlength=groups)
     sums = np.bincount(group[known], values[known], minlength=groups)
     return np.where(sizes > 0, sums / np.maximum(sizes, 1), math.nan)
-
-
-def _percentiles(sums, sizes):
-    """Interval of sum(sums) / sum(sizes) over draws, with replacement, of as many entries as there are."""
-    n = len(sums)
-    if n < 2:
-        return math.nan, math.nan
-    draws = _draws(n)
-    low, high = np.percentile((draws @ sums) / (draws @ sizes), [2.5, 97.5])
-    return float(low), float(high)
-
-
-@functools.lru_cache(maxsize=1)
-def _draws(n):
-    """How often each draw holds each of n entries."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(float)
 
 
 def _signed_rank(deltas):

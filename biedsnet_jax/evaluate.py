@@ -4,13 +4,11 @@ After it the pictures of a few slices, and the report of all that.
 """
 
 import contextlib
-import csv
 import functools
-import io
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -20,6 +18,7 @@ from jax.sharding import Mesh
 from biedsnet_jax import (
     checkpoint,
     config,
+    csv_text,
     experiment,
     files,
     hyperparameters,
@@ -107,7 +106,7 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
         "device": f"{mesh.size} x {parallel.device_kind(mesh)}",
         "calibration_error": report_charts.expected_calibration_error(tally.histogram),
         "seconds_per_image": clock.seconds / max(1, clock.images),
-        **metrics.summarise(rows, seed=cfg.seed),
+        **metrics.summarise(rows),
     }
     if cfg.eval.lesions:
         results["lesions"] = {"least_overlap": cfg.eval.lesion_overlap} | lesions.summarise(lesion_rows)
@@ -135,9 +134,9 @@ def _save(cfg, workdir, results, rows, lesion_rows, recorded):
 
 def _write(workdir, results, rows, lesion_rows, recorded):
     """The files of an evaluation, and the report of them."""
-    files.write_text(workdir / "cases.csv", _csv(rows, list(rows[0])))
+    files.write_text(workdir / "cases.csv", csv_text.write(rows, list(rows[0])))
     if "lesions" in results:
-        files.write_text(workdir / "lesions.csv", _csv(lesion_rows, lesions.COLUMNS))
+        files.write_text(workdir / "lesions.csv", csv_text.write(lesion_rows, lesions.COLUMNS))
     else:
         (workdir / "lesions.csv").unlink(missing_ok=True)  # of an earlier evaluation
     report_data.save(workdir, recorded)
@@ -265,11 +264,3 @@ def _classes(mask, truth, example):
     """What scores one class of one slice, class by class."""
     names = {name: example[name] for name in ("case", "slice", "spacing")}
     return [{"pred": mask[..., k], "truth": truth[..., k], "label": k + 1} | names for k in range(truth.shape[-1])]
-
-
-def _csv(rows: list[dict], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -15,8 +15,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
+from biedsnet_jax import false_lesions, statistics
 from biedsnet_jax.distances import Spacing, row_hausdorff, surface_distances
 from biedsnet_jax.types import BadInput
 
@@ -122,16 +123,16 @@ def slice_row(
     )
 
 
-def summarise(rows: Sequence[dict], *, seed: int = 0, resamples: int = 2000) -> dict:
+def summarise(rows: Sequence[dict]) -> dict:
     """Averages of the rows of `slice_row`, ready for JSON: a value that is undefined is None, never NaN.
 
     n_images, n_cases; n_empty (rows with empty truth), n_missed (rows with truth but no prediction), and
-    false_positive_slices (rows with empty truth but a prediction, which no mean of Dice shows). Then "standard",
-    each metric with
+    false_positive_slices (rows with empty truth but a prediction, which no mean of Dice shows); without_lesion, the
+    `false_lesions.Counts` of slices and whole cases. Then "standard", each metric with
 
     - mean: over rows, NaN left out; n is how many were left in. Only accuracy keeps rows with empty truth.
-    - ci95: 95 % percentile bootstrap of that mean, resampling whole cases, since slices of one patient are no
-      independent sample. [None, None] if fewer than two cases have a value.
+    - ci95: 95 % percentile bootstrap of that mean, resampling whole cases, see `statistics.interval`. [None, None] if
+      fewer than two cases have a value.
     - per_case_mean: overlap of each case's volume (its slices' counts summed), averaged over cases. Surface
       measures have no form in counts: the mean over cases of the case's own mean.
     - pooled: overlap of all counts summed; None for surface measures.
@@ -144,36 +145,25 @@ def summarise(rows: Sequence[dict], *, seed: int = 0, resamples: int = 2000) -> 
     Raises BadInput if there is no row.
     """
     if not rows:
-        raise BadInput("images to evaluate, 0, the split; give a split with at least one image")
-    summary = _summary(rows, seed=seed, resamples=resamples)
+        raise BadInput("The split has no image to evaluate. Give a split with at least one.")
+    summary = _summary(rows)
     labels = sorted({row["class"] for row in rows})
     if len(labels) > 1:
         by_class = {label: [row for row in rows if row["class"] == label] for label in labels}
-        summary["classes"] = {str(c): _summary(r, seed=seed, resamples=resamples) for c, r in by_class.items()}
+        summary["classes"] = {str(label): _summary(of_class) for label, of_class in by_class.items()}
     return summary
 
 
-def _summary(rows: Sequence[dict], *, seed: int, resamples: int) -> dict:
-    names, case = np.unique([row["case"] for row in rows], return_inverse=True)
-    rng = np.random.default_rng(seed)
-    # How often each case is drawn: the same draws for every metric, whatever the order of the rows.
-    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    empty = [row for row in rows if row["tp"] + row["fn"] == 0]
-
-    def entry(key: str, *, of_counts: bool) -> dict:
-        values = np.array([row.get(key, math.nan) for row in rows], dtype=float)
-        return {
-            "mean": _json(_mean(values)),
-            "ci95": _bootstrap(values, case, draws),
-            "per_case_mean": _json(_volume_mean(rows, key) if of_counts else _mean_of_means(rows, key)),
-            "pooled": _json(overlap(**_sum_counts(rows))[key]) if of_counts else None,
-            "n": int(np.count_nonzero(~np.isnan(values))),
-        }
-
+def _summary(rows: Sequence[dict]) -> dict:
     surface = SURFACE + tuple(name for name in SURFACE_MM if any(name in row for row in rows))
+    paper_columns = [f"paper_{name}" for name in PAPER]
+    columns = {key: _column(rows, key) for key in (*OVERLAPS, *surface, *paper_columns)}
+    bounds = statistics.intervals(columns, [row["case"] for row in rows])
+    intervals = {key: [_json(bound) for bound in of_column] for key, of_column in bounds.items()}
+    empty = [row for row in rows if row["tp"] + row["fn"] == 0]
     return {
         "n_images": len({(row["case"], row["slice"]) for row in rows}),
-        "n_cases": len(names),
+        "n_cases": len({row["case"] for row in rows}),
         "n_empty": len(empty),
         "n_missed": sum(row["fn"] > 0 and row["tp"] + row["fp"] == 0 for row in rows),
         "false_positive_slices": [
@@ -181,25 +171,39 @@ def _summary(rows: Sequence[dict], *, seed: int, resamples: int) -> dict:
             for row in empty
             if row["fp"] > 0
         ],
-        "standard": {key: entry(key, of_counts=True) for key in OVERLAPS}
-        | {key: entry(key, of_counts=False) for key in surface},
-        "paper": {key: entry(f"paper_{key}", of_counts=False)["mean"] for key in PAPER},
-        "paper_ci95": {key: entry(f"paper_{key}", of_counts=False)["ci95"] for key in PAPER},
+        "without_lesion": false_lesions.count(map(_mask, rows))._asdict(),
+        "standard": {
+            key: _entry(rows, key, columns[key], intervals[key]) for key in (*OVERLAPS, *surface)
+        },
+        "paper": {name: _json(_mean(columns[f"paper_{name}"])) for name in PAPER},
+        "paper_ci95": {name: intervals[f"paper_{name}"] for name in PAPER},
     }
 
 
-def _bootstrap(
-    values: Float[np.ndarray, " rows"], case: Int[np.ndarray, " rows"], draws: Int[np.ndarray, "resamples cases"]
-) -> list[float | None]:
-    """95 % percentile interval of the mean over rows; each draw says how often it holds each case."""
-    known = ~np.isnan(values)
-    sums = np.bincount(case, np.where(known, values, 0.0), minlength=draws.shape[1])
-    sizes = np.bincount(case, known, minlength=draws.shape[1])
-    if np.count_nonzero(sizes) < 2:
-        return [None, None]
-    total = draws @ sizes
-    means = (draws @ sums)[total > 0] / total[total > 0]  # a draw of cases without any value has no mean
-    return [float(bound) for bound in np.percentile(means, [2.5, 97.5])]
+def _column(rows, key) -> Float[np.ndarray, " rows"]:
+    return np.array([row.get(key, math.nan) for row in rows], dtype=float)
+
+
+def _entry(rows, key, values, interval) -> dict:
+    """What "standard" holds of one metric."""
+    of_counts = key in OVERLAPS
+    return {
+        "mean": _json(_mean(values)),
+        "ci95": interval,
+        "per_case_mean": _json(_volume_mean(rows, key) if of_counts else _mean_of_means(rows, key)),
+        "pooled": _json(overlap(**_sum_counts(rows))[key]) if of_counts else None,
+        "n": int(np.count_nonzero(~np.isnan(values))),
+    }
+
+
+def _mask(row) -> false_lesions.Mask:
+    return false_lesions.Mask(
+        case=row["case"],
+        slice=row["slice"],
+        label=str(row["class"]),
+        true=row["tp"] + row["fn"] > 0,
+        predicted=row["tp"] + row["fp"] > 0,
+    )
 
 
 def _volumes(rows: Sequence[dict]) -> list[list[dict]]:

@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "biedsnet_jax"
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
     "errors", "types", "files", "csv_text", "lock", "split_record", "checksums", "processes", "preemption", "parallel",
-    "data", "networks", "diffusion", "losses", "distances", "metrics", "pr_curve", "lesions", "fusion", "macs",
+    "data", "networks", "diffusion", "losses", "distances",
+    "statistics", "false_lesions", "metrics", "pr_curve", "lesions", "fusion", "macs",
     "timing", "roofline",
     "segmenter", "models", "distillation", "packing", "train_state", "train_step", "checkpoint_folder", "checkpoint",
     "board", "run_log", "console", "live", "progress", "closing",
@@ -38,7 +39,9 @@ LEAVES = {
     "losses": (),
     "fusion": (),
     "distances": (),
-    "metrics": ("distances",),
+    "statistics": (),
+    "false_lesions": (),
+    "metrics": ("distances", "statistics", "false_lesions"),
     "lesions": (),
 }
 

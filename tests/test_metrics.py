@@ -301,7 +301,7 @@ def test_paper_average_keeps_empty_truth(rows):
 def test_bootstrap_of_two_cases_spans_them(rows, empty_cases):
     """Of two cases, a quarter of the draws holds only the first and a quarter only the second.
 
-    With a third that has nothing to find it is 7 / 27 each; the draw of that case alone, 1 / 27, has no mean.
+    A third that has nothing to find is never drawn.
     """
     rows += [row(case, 0, pred="1000", truth="0000") for case in empty_cases]
     ci95 = metrics.summarise(rows)["standard"]["dice"]["ci95"]
@@ -318,7 +318,7 @@ def test_bootstrap_equals_all_draws_of_four_cases():
     ]
     means = sorted(np.mean(np.concatenate(draw)) / 10 for draw in itertools.product(hits.values(), repeat=4))
     exact = means[math.floor(0.025 * 256)], means[math.floor(0.975 * 256)]
-    got = metrics.summarise(rows, resamples=20_000)["standard"]["recall"]["ci95"]
+    got = metrics.summarise(rows)["standard"]["recall"]["ci95"]
     assert got == pytest.approx(exact, abs=0.01)
 
 
@@ -338,15 +338,10 @@ def test_one_case_has_no_interval(rows, kept):
     assert dice["mean"] == pytest.approx((2 / 3 + 6 / 7 + 1) / 3)
 
 
-def test_bootstrap_depends_on_the_seed_alone():
+def test_intervals_do_not_depend_on_the_order_of_the_rows():
     rows = [row(f"case{i:02}", 0, pred="1" * i + "0" * (30 - i), truth="1" * 30) for i in range(1, 30)]
-
-    def interval(rows, seed):
-        return metrics.summarise(rows, seed=seed, resamples=100)["standard"]["dice"]["ci95"]
-
-    assert interval(rows, 1) == interval(rows, 1)
-    assert interval(rows[::-1], 1) == pytest.approx(interval(rows, 1), rel=1e-12)
-    assert interval(rows, 2) != interval(rows, 1)
+    ours, reversed_rows = (metrics.summarise(some)["standard"]["dice"]["ci95"] for some in (rows, rows[::-1]))
+    assert ours == reversed_rows and ours[0] < ours[1]
 
 
 def test_nothing_to_find_is_none_in_json():
@@ -379,5 +374,5 @@ def test_classes_count_alike_and_stand_alone():
 
 
 def test_no_rows_is_refused():
-    with pytest.raises(BadInput, match="at least one image"):
+    with pytest.raises(BadInput, match="at least one"):
         metrics.summarise([])
