@@ -79,7 +79,10 @@ def _told(made, about):
     if not about.exists():
         return made
     words = " ".join(about.read_text().split())
-    return [dataclasses.replace(table, caption=f"{words} {table.caption}") for table in made]
+    return [
+        dataclasses.replace(table, caption=tables.Marked(f"{words} {tables.escaped(table.caption)}"))
+        for table in made
+    ]
 
 
 def _commands(runs):
@@ -91,7 +94,7 @@ def _commands(runs):
         path, fold = run.workdir / "command.txt", run.fields.get("fold")
         if path.exists():
             name = f"{run.fields['row']}, seed {run.fields['seed']}" + (f", fold {fold[0]}" if fold else "")
-            rows.append([name, f"`{path.read_text().strip()}`"])
+            rows.append([name, tables.Marked(f"`{path.read_text().strip()}`")])
     return tables.Table("How to have a run again", caption, ["run", "command"], rows)
 
 

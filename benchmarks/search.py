@@ -280,7 +280,8 @@ def _scores(folds, key):
     found = _found(folds, key)
     taken = [chosen(trials, key[0]) for trials in folds]
     cells = ["{:.4f}, {}".format(*_dice(trial)) if trial else "-" for trial in found]
-    cells = [f"**{cell}**" if trial and trial is best else cell for cell, trial, best in zip(cells, found, taken)]
+    bold = [bool(trial) and trial is best for trial, best in zip(found, taken)]
+    cells = [tables.Marked(f"**{cell}**") if taken else cell for cell, taken in zip(cells, bold)]
     return [*cells, _mean([_dice(trial)[0] if trial else None for trial in found])]
 
 

@@ -3,7 +3,8 @@
 import pathlib
 import sys
 
-from biedsnet_jax import console
+from biedsnet_jax import console, false_lesions
+from biedsnet_jax.false_lesions import number
 
 # Of `standard` in results.json, with what they are called.
 SCORES = {
@@ -28,7 +29,9 @@ def tested(results: dict, workdir: str, *, seconds: float) -> None:
     for label, of_class in results.get("classes", {}).items():
         rows.append(_row(f"Dice, class {label}", of_class["standard"]["dice"]))
     live.print_table(_what(results), ["", "mean", "95 % by case", "mean of cases"], rows)
-    facts = {"lesions": _lesions(results)} if "lesions" in results else {}
+    without = false_lesions.of_results(results)
+    facts = {"without lesion": "\n".join(without)} if without else {}
+    facts |= {"lesions": _lesions(results)} if "lesions" in results else {}
     facts |= {"time": f"{_clock(seconds)}, {results['seconds_per_image']:.3f} s an image to predict"}
     facts |= {"scores": f"{workdir}/results.json, slice by slice in cases.csv"}
     facts |= {"report": f"{workdir}/report.html"}
@@ -55,14 +58,17 @@ def _on_terminal():
 
 
 def _print_tested(results, workdir):
-    standard = results["standard"]
-    low, high = standard["dice"]["ci95"]
-    print(
-        f"{_what(results)}\n"
-        f"Dice {_number(standard['dice']['mean'])} (95 % by case {_number(low)} to {_number(high)})  "
-        f"IoU {_number(standard['iou']['mean'])}  HD95 {_number(standard['hd95']['mean'])} px  "
-        f"{results['seconds_per_image']:.3f} s an image"
-    )
+    standard, speed = results["standard"], f"{results['seconds_per_image']:.3f} s an image"
+    print(_what(results))
+    if standard["dice"]["mean"] is None:
+        print(speed)
+    else:
+        print(
+            f"Dice {_number(standard['dice']['mean'])} (95 % by case {_interval(standard['dice'])})  "
+            f"IoU {_number(standard['iou']['mean'])}  HD95 {_number(standard['hd95']['mean'])} px  {speed}"
+        )
+    for sentence in false_lesions.of_results(results):
+        print(sentence)
     if "lesions" in results:
         print(f"lesions: {_lesions(results)}")
     print(f"{workdir}/results.json has the rest")
@@ -70,9 +76,8 @@ def _print_tested(results, workdir):
 
 def _what(results):
     masks = results["n_images"] * max(1, len(results.get("classes", ())))  # one a slice and class
-    return (
-        f"test: {results['n_images']} slices of {results['n_cases']} cases, {results['n_empty']} of {masks} masks empty"
-    )
+    slices, cases = number(results["n_images"], "slice"), number(results["n_cases"], "case")
+    return f"test: {slices} of {cases}, {results['n_empty']} of {number(masks, 'mask')} empty"
 
 
 def _lesions(results):
@@ -81,9 +86,12 @@ def _lesions(results):
 
 
 def _row(name, entry):
+    return name, _number(entry["mean"]), _interval(entry), _number(entry["per_case_mean"])
+
+
+def _interval(entry):
     low, high = entry["ci95"]
-    between = "none" if low is None else f"{low:.4f} to {high:.4f}"
-    return name, _number(entry["mean"]), between, _number(entry["per_case_mean"])
+    return "none" if low is None else f"{low:.4f} to {high:.4f}"
 
 
 def _number(value):

@@ -61,6 +61,17 @@ def sentences(every: Counts, classes: Mapping[str, Counts]) -> list[str]:
     return found
 
 
+def of_results(results: Mapping) -> list[str]:
+    """The sentences of a results.json; none where an earlier version did not count."""
+    if "without_lesion" not in results:
+        return []
+    classes = {
+        label: Counts(**of_class["without_lesion"])
+        for label, of_class in results.get("classes", {}).items()
+    }
+    return sentences(Counts(**results["without_lesion"]), classes)
+
+
 def _joined(pairs):
     """(has a true pixel, has a predicted one) of each key."""
     found = {}
@@ -102,4 +113,9 @@ def _false(counts):
 
 
 def _of(part, whole, name):
-    return f"{part} of {whole} {name}" if whole == 1 else f"{part} of {whole} {name}s"
+    return f"{part} of {number(whole, name)}"
+
+
+def number(count: int, name: str) -> str:
+    """1 slice, 2 slices."""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"

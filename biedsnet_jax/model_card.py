@@ -6,7 +6,8 @@ Every figure comes from the workdir; what is not there is called not measured. S
 
 import pathlib
 
-from biedsnet_jax import results
+from biedsnet_jax import false_lesions, results
+from biedsnet_jax.tables import escaped
 
 _NONE = "not measured"
 _METRICS = {
@@ -41,7 +42,8 @@ def card(about: dict, scores: dict | None) -> str:
         "How to run it": _CALL,
     }
     text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())
-    return f"# Model card: {about['row']}, trained on {about['data']['name']}\n\n{text}\n"
+    title = escaped(f"Model card: {about['row']}, trained on {about['data']['name']}")
+    return f"# {title}\n\n{text}\n"
 
 
 def differences(about: dict, scores: dict) -> list[str]:
@@ -100,13 +102,15 @@ def _scores(about, scores) -> str:
     )
     if other := differences(about, scores):
         caption = (
-            f"**Measured with other settings, so this program's own scores are {_NONE}: {'; '.join(other)}.** {caption}"
+            f"**Measured with other settings, so this program's own scores are {_NONE}: "
+            f"{escaped('; '.join(other))}.** {caption}"
         )
     rows = _rows(scores["standard"], "")
     for label, one in scores.get("classes", {}).items():
         rows += _rows({"dice": one["standard"]["dice"]}, f"class {label}, ")
     header = ["| | mean per image | 95 % by case | mean per case |", "|---|---|---|---|"]
-    speed = f"{scores['seconds_per_image']:.3g} s a slice on {scores.get('device', 'a device not recorded')}."
+    device = escaped(scores.get("device", "a device not recorded"))
+    speed = f"{scores['seconds_per_image']:.3g} s a slice on {device}."
     return f"{caption}\n\n" + "\n".join(header + rows) + f"\n\n{speed}"
 
 
@@ -123,17 +127,20 @@ def _rows(standard, prefix) -> list[str]:
 
 
 def _limits(about, scores) -> dict[str, str]:
-    missed, lesions = _NONE, _NONE
+    missed, without, lesions = _NONE, _NONE, _NONE
     if scores:
         masks = scores["n_images"] * about["classes"]
         false = len(scores["false_positive_slices"])
         missed = f"{scores['n_missed']} of {masks - scores['n_empty']} masks with truth were empty, and {false} of "
         missed += f"{scores['n_empty']} without truth were not"
+        if "without_lesion" in scores:
+            without = ". ".join(false_lesions.of_results(scores)) or "every slice of the test has a lesion"
         if count := scores.get("lesions"):
             lesions = f"{count['found']} of {count['true']} found, {count['false']} of {count['predicted']} made up"
     neighbours = "with its neighbours" if about["data"]["context"] else "alone"
     return {
         "Missed and made up": missed,
+        "Where there is no lesion": without,
         "Lesion by lesion": lesions,
         "Other data than the tested cases": _NONE,
         "Differences between patients, scanners and sites": _NONE,
@@ -143,7 +150,7 @@ def _limits(about, scores) -> dict[str, str]:
 
 
 def _list(fields: dict[str, str]) -> str:
-    return "\n".join(f"- **{name}**: {text}" for name, text in fields.items())
+    return "\n".join(f"- **{name}**: {escaped(text)}" for name, text in fields.items())
 
 
 def _number(value) -> str:

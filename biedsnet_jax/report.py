@@ -11,7 +11,8 @@ import pathlib
 from collections import defaultdict
 
 from biedsnet_jax import comparison, files, report_facts, report_tables, results
-from biedsnet_jax.errors import BadInput
+from biedsnet_jax.errors import BadInput, reason, shown
+from biedsnet_jax.false_lesions import number
 from biedsnet_jax.report_page import page
 from biedsnet_jax.tables import Table, markdown
 
@@ -21,7 +22,7 @@ def run(workdirs: str, output: str | None) -> None:
     finished, begun = results.find(workdirs)
     path = _output_path(output, finished)
     _write(path, [results.load(workdir) for workdir in finished], begun)
-    print(f"{path} and {path.with_suffix('.md').name}: {len(finished)} runs, {len(begun)} not finished")
+    print(f"{path} and {path.with_suffix('.md').name}: {number(len(finished), 'run')}, {len(begun)} not finished")
 
 
 def write(workdir: pathlib.Path) -> None:
@@ -38,10 +39,15 @@ def _write(path, runs, begun):
     text = page(title, tables, report_facts.evaluated(runs))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path.with_suffix(".md"), markdown(title, tables))
-        files.write_text(path, text)
-    except OSError as error:
-        raise BadInput(f"cannot write, {error.strerror}, {path}; give another --output") from None
+        files.write_text(path.with_suffix(".md"), _characters(markdown(title, tables)))
+        files.write_text(path, _characters(text))
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise BadInput(f"cannot write, {reason(error)}, {shown(path, most=300)}; give another --output") from None
+
+
+def _characters(text):
+    """The text without halves of characters, which names of no encoding have."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def make_tables(runs: list[results.Run]) -> list[Table]:

@@ -83,7 +83,7 @@ def by_size(named: Named) -> list[Figure]:
     for name, colour, run, *_ in named:
         size, dice = run.truth_pixels, run.scores["dice"]
         known = (size > 0) & ~np.isnan(dice)
-        if len(named) == 1:
+        if len(named) == 1 and known.any():
             some = np.flatnonzero(known)[_spread(np.count_nonzero(known))]
             tips = [_tip(run, i) for i in some]
             series.append(_slices(size[some].tolist(), dice[some], tips))
@@ -135,7 +135,9 @@ def risk_coverage(named: Named) -> list[Figure]:
         coverage, risk = pixel_risk_coverage(data.histogram)
         pixels.append(Series(name, *zip(*_thin(list(zip(coverage, risk)))), colour))
         coverage, risk = slice_risk_coverage(run.scores["dice"], data.entropy)
-        slices.append(Series(name, *zip(*_thin(list(zip(coverage, risk)))), colour))
+        # Without truth a slice has no Dice, and a test may have none that has.
+        if coverage:
+            slices.append(Series(name, *zip(*_thin(list(zip(coverage, risk)))), colour))
     figures = []
     if pixels:
         caption = (
@@ -144,7 +146,7 @@ def risk_coverage(named: Named) -> list[Figure]:
         )
         x = Axis("share of pixels kept", 0, 1)
         figures.append(Figure("Does high uncertainty mean error? Pixels", caption, x, Axis("error", 0), pixels))
-    if any(len(one.x) for one in slices):
+    if slices:
         caption = (
             "Slices with truth kept from the lowest mean entropy on (over pixels of probability 0.05 or more), and the "
             "mean of 1 - Dice of those kept: a rising curve says that the slices to look at by hand can be told."

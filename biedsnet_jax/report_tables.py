@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from biedsnet_jax import comparison, paper_tables, results
+from biedsnet_jax import comparison, false_lesions, paper_tables, results
 from biedsnet_jax.tables import Table
 
 NOT_MEASURED = "not measured"
@@ -85,7 +85,8 @@ def _standard_table(layout, shown, facts):
         f"bootstrap of whole cases, undefined for one and rough for fewer than {comparison.FEWEST_CASES}. Images with "
         "empty truth count in accuracy alone; a lesion missed altogether counts as Dice 0 and a distance of the image "
         "diagonal. HD and HD95 in pixels; NSD is the share of both borders no farther apart than "
-        f"{tolerances} pixels. The paper's figures follow another convention and stand in its table."
+        f"{tolerances} pixels. The paper's figures follow another convention and stand in its table. Under the table: "
+        "how many slices without lesion got one, all runs of a row counted together."
     )
     header = ["", "Dice", "95 % interval", "HD", "HD95", "NSD", "IoU", "Accuracy", "Recall", "Precision"]
 
@@ -94,7 +95,29 @@ def _standard_table(layout, shown, facts):
         dice = [_number(means.pop("dice"), 4), _interval(*comparison.interval(row.scores, "dice"))]
         return dice + [_number(value, 2 if name.startswith("hd") else 4) for name, value in means.items()]
 
-    return Table(f"{layout.title}, standard convention", caption, header, _body(shown, header, cells), "standard")
+    rows = _body(shown, header, cells)
+    notes = [_without_lesion(name, row) for name, row in shown if row]
+    return Table(f"{layout.title}, standard convention", caption, header, rows, "standard", tuple(filter(None, notes)))
+
+
+def _without_lesion(name, row):
+    """What no mean of Dice shows: false lesions where there is none, classes that never occur."""
+    tests = [run.masks() for run in row.runs]
+    every = false_lesions.added(map(false_lesions.count, tests))
+    classes = {}
+    labels = sorted({label for run in row.runs for _, _, label in run.images})
+    if len(labels) > 1:
+        classes = {label: false_lesions.added(_of_class(tests, label)) for label in labels}
+    found = false_lesions.sentences(every, classes)
+    if not found:
+        return ""
+    first, *rest = found
+    return ". ".join([f"Row {_label(name)}: {first}", *(one[0].upper() + one[1:] for one in rest)]) + "."
+
+
+def _of_class(tests, label):
+    """The counts of one class in each test."""
+    return [false_lesions.count(mask for mask in masks if mask.label == label) for masks in tests]
 
 
 def _paper_table(layout, shown, facts):

@@ -4,13 +4,16 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from biedsnet_jax.errors import BadInput
+from biedsnet_jax import csv_text, files
+from biedsnet_jax.errors import BadInput, reason, shown
+from biedsnet_jax.false_lesions import Mask
 
 # Columns of cases.csv that a report shows, by convention.
 STANDARD = ("dice", "hd", "hd95", "nsd", "iou", "accuracy", "recall", "precision")
@@ -29,6 +32,7 @@ _FIELDS = {
     "nsd_tolerance": (int, float),
     "standard": dict,
 }
+_LONGEST_PATH = 4096  # bytes, of most systems
 # Runs of one row are averaged, so these must be the same in all of them.
 _SAME = (
     "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype", "sampler", "fusion", "threshold",
@@ -44,8 +48,18 @@ class Run:
     fields: dict
     images: list[tuple[str, str, str]]  # case, slice, class
     scores: dict[str, Float[np.ndarray, " images"]]  # by column; NaN where undefined
-    truth_pixels: Float[np.ndarray, " images"]  # NaN where not recorded, as in the next
+    truth_pixels: Float[np.ndarray, " images"]  # NaN where not recorded, as in the next two
+    predicted_pixels: Float[np.ndarray, " images"]
     entropy: Float[np.ndarray, " images"]  # bits, `report_data.mean_entropy` of the probability
+
+    def masks(self) -> list[Mask]:
+        """Which masks have a pixel; none where that was not recorded."""
+        counts = zip(self.truth_pixels.tolist(), self.predicted_pixels.tolist(), strict=True)
+        return [
+            Mask(case, number, label, true > 0, predicted > 0)
+            for (case, number, label), (true, predicted) in zip(self.images, counts, strict=True)
+            if not math.isnan(true + predicted)
+        ]
 
 
 def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
@@ -57,11 +71,16 @@ def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     finished, begun = {}, {}
     for name in _folders(text):
         folder = pathlib.Path(name)
-        if not folder.is_dir():
-            raise BadInput(f"no such folder, {name}, in --workdir; give workdirs, separated by commas")
+        if not os.path.isdir(name):
+            raise BadInput(
+                f"--workdir={_name(name)} is no folder. Give workdirs that are there, separated by commas."
+            )
         inside = _parents(folder, "results.json")
         if not inside:
-            raise BadInput(f"no results.json, in {name}; train it, or score it with --mode=evaluate --workdir={name}")
+            raise BadInput(
+                f"{_name(name)} holds no results.json. Train it, or score it with --mode=evaluate "
+                f"--workdir={_name(name)}."
+            )
         finished |= dict.fromkeys(inside)
         begun |= dict.fromkeys(_parents(folder, "config.json"))
     return list(finished), [folder for folder in begun if folder not in finished]
@@ -70,14 +89,14 @@ def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
 def load(workdir: pathlib.Path) -> Run:
     """The results of one workdir. Raises BadInput where a file is missing, damaged, or of another evaluation."""
     fields = _read_fields(workdir / "results.json")
-    images, scores, truth_pixels, entropy = _read_cases(workdir / "cases.csv")
-    here, there = scores["dice"], fields["standard"]["dice"]["mean"]
+    run = _read_cases(workdir, fields)
+    here, there = run.scores["dice"], fields["standard"]["dice"]["mean"]
     mean = float(np.mean(here[~np.isnan(here)])) if not np.isnan(here).all() else math.nan
     if (there is None) != math.isnan(mean) or (there is not None and abs(there - mean) > 1e-6):
         raise BadInput(
             f"files of two evaluations, Dice {mean:.6f} in cases.csv and {there} in results.json, {_fix(workdir)}"
         )
-    return Run(workdir, fields, images, scores, truth_pixels, entropy)
+    return run
 
 
 def check_same_row(runs: Sequence[Run]) -> None:
@@ -88,27 +107,50 @@ def check_same_row(runs: Sequence[Run]) -> None:
             ours, theirs = run.fields.get(name), first.fields.get(name)
             if ours != theirs:
                 raise BadInput(
-                    f"runs of row {first.fields['row']} differ, {name} {theirs} in {first.workdir} and {ours} in "
-                    f"{run.workdir}; give runs of one kind, or set --config.row to tell them apart"
+                    f"runs of row {_name(first.fields['row'])} differ, {name} {theirs} in {_name(first.workdir)} "
+                    f"and {ours} in {_name(run.workdir)}; give runs of one kind, or set --config.row to tell them apart"
                 )
     seen = {}
     for run in runs:
         twin = seen.setdefault((run.fields["seed"], str(run.fields.get("fold"))), run)
         if twin is not run:
             raise BadInput(
-                f"same row and seed twice, {run.fields['row']} seed {run.fields['seed']}, {twin.workdir} and "
-                f"{run.workdir}; give one of them, or set --config.row to tell them apart"
+                f"same row and seed twice, {_name(run.fields['row'])} seed {run.fields['seed']}, "
+                f"{_name(twin.workdir)} and {_name(run.workdir)}; give one of them, or set --config.row to tell "
+                "them apart"
             )
 
 
 def _folders(text):
-    if pathlib.Path(text).is_dir():  # a name may hold a comma
-        return [text]
-    return [name for name in text.split(",") if name]
+    """The folders that a list names; a name may hold commas, so the longest that is one counts."""
+    if os.path.isdir(files.expanded(text)):
+        return [files.expanded(text)]
+    parts = text.split(",")
+    found = []
+    while parts:
+        count = _longest(parts)
+        name = ",".join(parts[:count])
+        if name:
+            found.append(files.expanded(name))
+        parts = parts[count:]
+    return found
+
+
+def _longest(parts):
+    """How many parts, joined, name a folder; 1 where none do."""
+    name, longest = "", 1
+    for count, part in enumerate(parts, start=1):
+        name += part if count == 1 else f",{part}"
+        if len(name) > _LONGEST_PATH:
+            break
+        # Not pathlib's, which raises for a name that is too long.
+        if os.path.isdir(files.expanded(name)):
+            longest = count
+    return longest
 
 
 def _parents(folder, name):
-    if (folder / name).exists():
+    if os.path.exists(folder / name):
         return [folder]
     return sorted(path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{name}"))
 
@@ -125,22 +167,34 @@ def _read_fields(path):
     return fields
 
 
-def _read_cases(path):
-    images, truth_pixels, entropy, columns = [], [], [], {name: [] for name in STANDARD + PAPER}
+def _read_cases(workdir, fields):
+    path = workdir / "cases.csv"
     try:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                images.append((row["case"], row["slice"], row["class"]))
-                truth_pixels.append(float(row.get("tp", math.nan)) + float(row.get("fn", math.nan)))
-                entropy.append(float(row.get("entropy", math.nan)))
-                for name, values in columns.items():
-                    values.append(float(row[name]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rows = csv_text.read(path.read_bytes().decode(errors="surrogateescape"))
+        run = _run(workdir, fields, rows)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise BadInput(f"damaged scores, {_line(error)}, {_fix(path.parent, path)}") from None
-    if not images:
+    if not rows:
         raise BadInput(f"no scores, 0 rows, {_fix(path.parent, path)}")
-    scores = {name: np.array(values) for name, values in columns.items()}
-    return images, scores, np.array(truth_pixels), np.array(entropy)
+    return run
+
+
+def _run(workdir, fields, rows):
+    pixels = {name: _column(rows, name) for name in ("tp", "fp", "fn", "entropy")}
+    return Run(
+        workdir=workdir,
+        fields=fields,
+        images=[(row["case"], row["slice"], row["class"]) for row in rows],
+        scores={name: np.array([float(row[name]) for row in rows]) for name in STANDARD + PAPER},
+        truth_pixels=pixels["tp"] + pixels["fn"],
+        predicted_pixels=pixels["tp"] + pixels["fp"],
+        entropy=pixels["entropy"],
+    )
+
+
+def _column(rows, name):
+    """A column that earlier versions did not write: NaN there."""
+    return np.array([float(row.get(name, math.nan)) for row in rows])
 
 
 def _line(error):
@@ -148,8 +202,13 @@ def _line(error):
         return f"no field {error}"
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    return " ".join(str(error).split())
+    return reason(error)
 
 
 def _fix(workdir, path=None):
-    return f"{path or workdir}; score it again with --mode=evaluate --workdir={workdir}"
+    return f"{_name(path or workdir)}; score it again with --mode=evaluate --workdir={_name(workdir)}"
+
+
+def _name(path):
+    """A name or path fit for one line."""
+    return shown(path, most=300)

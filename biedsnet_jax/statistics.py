@@ -79,11 +79,15 @@ def _resampled(count, of_cases):
             # Most columns have values in the same rows.
             same = sizes.tobytes()
             if same not in totals:
-                totals[same] = draws @ sizes
-            # One product a column: a product with many at once rounds otherwise than with one.
-            means[name][start:stop] = (draws @ sums) / totals[same]
+                totals[same] = _product(draws, sizes)
+            means[name][start:stop] = _product(draws, sums) / totals[same]
         start = stop
     return {name: _bounds(of_column) for name, of_column in means.items()}
+
+
+def _product(draws, values):
+    """`draws @ values`, whose rounding depends neither on other columns nor on the threads of BLAS."""
+    return np.einsum("dc,c->d", draws, values)
 
 
 def _bounds(means):

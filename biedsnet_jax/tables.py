@@ -2,46 +2,94 @@
 
 import dataclasses
 import html
+import re
+import unicodedata
+
+# What Markdown would take for markup. An underscore inside a word is none.
+_MARKUP = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+
+
+class Marked(str):
+    """Text that is Markdown already, made by this project: `markdown` leaves its markup alone."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells of plain text; the first column names the row. `convention` is that of its scores, if it has any."""
+    """Cells of plain text; the first column names the row. `convention` is that of its scores, if it has any.
+
+    `notes` are sentences that stand right under the table.
+    """
 
     title: str
     caption: str
     header: list[str]
     rows: list[list[str]]
     convention: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def markdown(title: str, tables: list[Table]) -> str:
     """A Markdown page."""
-    return "\n\n".join([f"# {title}", *map(_markdown_table, tables)]) + "\n"
+    return "\n\n".join([f"# {escaped(title)}", *map(_markdown_table, tables)]) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: names of files and folders hold anything."""
+    if isinstance(text, Marked):
+        return text
+    line = " ".join(shown(text).split())
+    line = _ENTITY.sub("&amp;", line).replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKUP.sub(r"\\\g<0>", line)
+
+
+def shown(text: str) -> str:
+    """The text with a mark in place of what is no character: control codes, bytes of no encoding."""
+    return "".join(_character(c) for c in text)
+
+
+def _character(c):
+    if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"):
+        return c
+    return "\ufffd"
 
 
 def _markdown_table(table):
     def line(cells):
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(_cell, cells)) + " |"
 
     rule = "| :-- |" + " --: |" * (len(table.header) - 1)
     lines = "\n".join([line(table.header), rule, *map(line, table.rows)])
-    return f"## {table.title}\n\n{table.caption}\n\n{lines}"
+    parts = [f"## {escaped(table.title)}", escaped(table.caption), lines]
+    if table.notes:
+        parts.append("\n".join(f"- {escaped(note)}" for note in table.notes))
+    return "\n\n".join(parts)
+
+
+def _cell(text):
+    # Even in code a bar would end the cell.
+    return text.replace("|", r"\|") if isinstance(text, Marked) else escaped(text)
 
 
 def html_table(table: Table) -> str:
-    """A `section` with heading, caption and table."""
-    title, caption = html.escape(table.title), html.escape(table.caption)
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.header)
+    """A `section` with heading, caption, table and notes."""
+    title, caption = _html(table.title), _html(table.caption)
+    head = "".join(f'<th scope="col">{_html(cell)}</th>' for cell in table.header)
     rows = "\n".join(map(_html_row, table.rows))
+    items = "".join(f"<li>{_html(note)}</li>" for note in table.notes)
+    notes = f"\n<ul>{items}</ul>" if items else ""
     kind = f' class="{table.convention}"' if table.convention else ""
     return (
         f"<section{kind}>\n<h3>{title}</h3>\n<p>{caption}</p>\n"
         f'<div class="wide" tabindex="0" role="region" aria-label="{title}">\n<table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{rows}\n</tbody>\n</table>\n</div>\n</section>"
+        f"<tbody>\n{rows}\n</tbody>\n</table>\n</div>{notes}\n</section>"
     )
 
 
 def _html_row(cells):
-    first, *rest = map(html.escape, cells)
+    first, *rest = map(_html, cells)
     return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
+
+
+def _html(text):
+    return html.escape(shown(text))

@@ -6,7 +6,7 @@ import json
 import numpy as np
 from scipy import ndimage
 
-from biedsnet_jax import metrics, report_data
+from biedsnet_jax import false_lesions, metrics, report_data
 
 
 def blobs(rng, count, size, classes):
@@ -29,15 +29,33 @@ def closing_lines(results, workdir) -> str:
         f"{results['n_empty']} of {results['n_images']} masks empty\n"
         f"Dice {s['dice']['mean']:.4f} (95 % by case {low:.4f} to {high:.4f})  IoU {s['iou']['mean']:.4f}  "
         f"HD95 {s['hd95']['mean']:.4f} px  {results['seconds_per_image']:.3f} s an image\n"
-        f"{workdir}/results.json has the rest\n"
+        + "".join(f"{sentence}\n" for sentence in false_lesions.of_results(results))
+        + f"{workdir}/results.json has the rest\n"
     )
 
 
-def write(folder, *, seed=0, size=32, classes=1, count=8, threshold=0.5, steps=4, pictures=6, samples=2, **fields):
-    """A workdir with results.json, cases.csv, metrics.jsonl and report_data.npz; returns its (probability, truth)."""
+def write(
+    folder,
+    *,
+    seed=0,
+    size=32,
+    classes=1,
+    count=8,
+    threshold=0.5,
+    steps=4,
+    pictures=6,
+    samples=2,
+    absent=(),
+    **fields,
+):
+    """A workdir with results.json, cases.csv, metrics.jsonl and report_data.npz; returns its (probability, truth).
+
+    Classes that are `absent`, from 1, occur in no slice.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     image, probability, truth = blobs(rng, count, size, classes)
+    truth[..., [label - 1 for label in absent]] = False
     tally, rows = report_data.Tally(classes, threshold), []
     for i in range(count):
         of_slice = [

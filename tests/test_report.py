@@ -1,6 +1,7 @@
 """Reports: pooling and tests worked by hand, the order of rows, and the page read back as a browser would."""
 
 import csv
+import html
 import html.parser
 import itertools
 import json
@@ -283,7 +284,10 @@ def test_html_holds_the_same_cells_and_loads_nothing():
 
 def test_markdown_holds_the_same_cells():
     lines = [line for line in markdown("A", [AWKWARD]).splitlines() if line.startswith("|")]
-    cells = [[cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    cells = [
+        [html.unescape(cell.strip().replace(r"\|", "|")) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in lines
+    ]
     assert cells[0] == AWKWARD.header and cells[2:] == AWKWARD.rows
     assert cells[1] == [":--", "--:", "--:"]
 
@@ -367,8 +371,8 @@ def test_folds_of_one_seed_are_no_twins(tmp_path):
 @pytest.mark.parametrize(
     ("workdirs", "output", "message"),
     [
-        ("nowhere", "r.html", "no such folder, nowhere, in --workdir"),
-        ("empty", "r.html", "no results.json, in empty; train it, or score it"),
+        ("nowhere", "r.html", "--workdir=nowhere is no folder"),
+        ("empty", "r.html", "empty holds no results.json. Train it, or score it"),
         ("run,run2", None, "no output, nothing, in --output"),
         ("run", "r.txt", "not an HTML file, r.txt, in --output"),
         ("run", "run/cases.csv/r.html", "cannot write, .*another --output"),
@@ -396,4 +400,4 @@ def test_the_mode_runs_without_jax_and_without_a_config(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r.md").exists()
     done = mode_report(f"--workdir={tmp_path / 'gone'}")
-    assert done.returncode == 2 and done.stderr.startswith("biedsnet: no such folder"), done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("biedsnet: --workdir="), done.stderr

@@ -77,4 +77,4 @@ def test_what_is_said_of_all_runs_begins_the_caption_of_each_table_of_scores(kep
 
 def test_a_page_without_a_place_or_with_one_of_no_results_is_refused(kept, script):
     refused(lambda: script.filled("# Results\n", kept), "no place for tables", "<!-- results/NAME -->")
-    refused(lambda: script.filled("<!-- results/other -->\n<!-- end -->\n", kept), "no such folder", "other")
+    refused(lambda: script.filled("<!-- results/other -->\n<!-- end -->\n", kept), "is no folder", "other")
