@@ -7,6 +7,7 @@ Every figure comes from the workdir; what is not there is called not measured. S
 import pathlib
 
 from biedsnet_jax import false_lesions, results
+from biedsnet_jax.false_lesions import number
 from biedsnet_jax.tables import escaped
 
 _NONE = "not measured"
@@ -73,7 +74,8 @@ def _data(about, scores) -> dict[str, str]:
     channels += f"s, {data['context']} slices on each side among them" if data["context"] else ""
     tested = _NONE
     if scores:
-        tested = f"{scores['n_cases']} cases, {scores['n_images']} slices: {', '.join(scores.get('cases', []))}"
+        cases, slices = number(scores["n_cases"], "case"), number(scores["n_images"], "slice")
+        tested = f"{cases}, {slices}: {', '.join(scores.get('cases', []))}"
     return {
         "Set": data["name"],
         "Slices": f"{data['size']}x{data['size']} pixels, {channels}",

@@ -70,7 +70,7 @@ def _output_path(output, finished):
         if len(finished) > 1:
             raise BadInput("no output, nothing, in --output; give a file such as --output=report.html")
         return finished[0] / "report.html"
-    path = pathlib.Path(output)
+    path = pathlib.Path(files.expanded(output))
     if path.suffix not in (".html", ".htm"):
         raise BadInput(f"not an HTML file, {output}, in --output; give a name that ends in .html")
     return path

@@ -83,6 +83,10 @@ def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
             )
         finished |= dict.fromkeys(inside)
         begun |= dict.fromkeys(_parents(folder, "config.json"))
+    if not finished:
+        raise BadInput(
+            f"--workdir={_name(text)} names no folder. Give workdirs, separated by commas."
+        )
     return list(finished), [folder for folder in begun if folder not in finished]
 
 

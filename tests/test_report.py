@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import pytest
+from refusals import refused
 from scipy import stats
 
 from biedsnet_jax import comparison, paper_tables, report, results
@@ -401,3 +402,77 @@ def test_the_mode_runs_without_jax_and_without_a_config(tmp_path):
     assert (tmp_path / "r.md").exists()
     done = mode_report(f"--workdir={tmp_path / 'gone'}")
     assert done.returncode == 2 and done.stderr.startswith("biedsnet: --workdir="), done.stderr
+
+
+# --- many and odd workdirs -------------------------------------------------------------------------------------------
+
+
+def written(tmp_path, names, monkeypatch):
+    """The report of workdirs with these names, each another seed, given in one list; its two files."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(names):
+        write_run(tmp_path / name, {"a": [0.5], "b": [0.25]}, seed=seed)
+    report.run(",".join(names), "r.html")
+    return [(tmp_path / f"r.{end}").read_text() for end in ("html", "md")]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"runs/unet/seed{i}" for i in range(60)],
+        [f"{i:03d}" + "x" * 197 for i in range(60)],
+        [f"{'d' * 200}/{i:03d}{'é' * 120}" for i in range(3)],
+        ["with, comma", "with, comma, and more", "plain", "a,b,c,d"],
+        ["肺", "пациент 7", "Ünïcode", "nu\u0308"],
+        ["two\nlines", "tab\tbed", " spaces ", "=1+1", "-x", "@y", "'z"],
+    ],
+    ids=["60", "60 long", "deep and long", "commas", "other alphabets", "line breaks"],
+)
+def test_any_number_of_workdirs_of_any_names_makes_a_report(tmp_path, monkeypatch, capsys, names):
+    page, text = written(tmp_path, names, monkeypatch)
+    assert f": {len(names)} runs, 0 not finished\n" in capsys.readouterr().out
+    assert f"| UNet | {', '.join(map(str, range(len(names))))} |" in text
+    assert all(html.escape(name) in page for name in names)
+    assert len(page.encode()) < 5e6
+
+
+def test_a_folder_of_many_workdirs_is_one_name(tmp_path, monkeypatch):
+    for i in range(60):
+        write_run(tmp_path / "out" / f"{i:03d}{'x' * 197}", {"a": [0.5]}, seed=i)
+    monkeypatch.chdir(tmp_path)
+    report.run("out", "r.html")
+    assert "| UNet | 0, 1, 2," in (tmp_path / "r.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x" * 5000, "is no folder"),
+        (",".join(f"{i}" + "x" * 300 for i in range(60)), "is no folder"),
+        ("run,nul\0byte", "--workdir=nul byte is no folder"),
+        ("run,two\nlines", "--workdir=two lines is no folder"),
+        ("run,,gone,", "--workdir=gone is no folder"),
+        (",", "--workdir=, names no folder"),
+    ],
+)
+def test_workdirs_that_are_none_are_named_on_one_line(tmp_path, monkeypatch, text, says):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", {"a": [0.5]})
+    refused(lambda: report.run(text, "r.html"), says)
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("output", ["x" * 300 + ".html", "nul\0.html", "two\nlines/" + "y" * 300 + "/r.html"])
+def test_an_output_that_no_file_can_be_called_is_one_line(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", {"a": [0.5]})
+    refused(lambda: report.run("run", output), "cannot write", "another --output")
+
+
+def test_the_home_folder_is_meant_by_a_tilde_in_any_place_of_the_list(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("a", "b,c")):
+        write_run(tmp_path / name, {"a": [0.5]}, seed=seed)
+    report.run("a,~/b,c", "~/r.html")
+    assert "| UNet | 0, 1 |" in (tmp_path / "r.md").read_text()
