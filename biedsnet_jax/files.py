@@ -52,8 +52,8 @@ def _temporary_cache() -> pathlib.Path:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a whole file."""
-    write_bytes(path, text.encode())
+    """Write a whole file; names of files that are in no encoding keep their bytes."""
+    write_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
@@ -124,7 +124,7 @@ def append_text(path: pathlib.Path, text: str) -> None:
 
     A disk that fills up in the middle of it raises OSError and leaves the file as it was.
     """
-    data = text.encode()
+    data = text.encode(errors="surrogateescape")
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         before = os.fstat(descriptor).st_size

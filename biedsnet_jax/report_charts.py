@@ -68,6 +68,8 @@ def by_case(named: Named) -> list[Figure]:
         tips = [_tip(run, i) for i in chosen]
         series.append(_slices(at, run.scores["dice"][chosen], tips))
     for (name, colour, *_), mean in zip(named, means):
+        if not mean:
+            continue
         tips = [f"{name}, {case}: {value:.4f}" for case, value in mean.items()]
         at = [place[case] for case in mean]
         label = "mean of a case" if len(named) == 1 else name

@@ -121,3 +121,14 @@ class TestCacheFolder:
         planted = homeless / f"biedsnet_jax_{os.getuid()}"
         planted.symlink_to(homeless / "elsewhere")
         assert files.user_cache() != planted
+
+
+@pytest.mark.parametrize("name", [b"p\xff", b"\xe9t\xe9", "肺 ü".encode(), b"\x80\x81"])
+def test_names_of_no_encoding_keep_their_bytes(tmp_path, name):
+    """As the system gives them: a folder of scans may have been named under another encoding."""
+    (tmp_path / "a").mkdir()
+    (Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"/" + name))).touch()
+    (found,) = os.listdir(tmp_path / "a")
+    files.write_text(tmp_path / "written", found)
+    files.append_text(tmp_path / "appended", found)
+    assert (tmp_path / "written").read_bytes() == (tmp_path / "appended").read_bytes() == name

@@ -3,10 +3,11 @@
 import math
 import xml.etree.ElementTree as ET
 
+import evaluated_workdir
 import numpy as np
 import pytest
 
-from biedsnet_jax import charts, report_charts
+from biedsnet_jax import charts, report_charts, report_facts, results
 from biedsnet_jax.charts import Axis, Figure, Series
 
 
@@ -93,3 +94,37 @@ def test_damaged_lines_of_metrics_are_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert report_charts.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2}]
     assert report_charts.read_metrics(tmp_path / "gone") == []
+
+
+# --- nothing to draw -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [{"absent": (1,)}],
+        [{"absent": (1,), "count": 1}],
+        [{"classes": 2, "absent": (1, 2)}],
+        [{"absent": (1,)}, {}],
+        [{}, {"absent": (1,)}],
+        [{"threshold": 0.99999999}],
+        [{"classes": 2, "absent": (2,)}],
+    ],
+    ids=["no truth", "one slice", "two classes", "then a run with", "a run with before", "no prediction", "a class"],
+)
+def test_columns_without_a_value_make_charts_of_what_there_is(tmp_path, runs):
+    for seed, fields in enumerate(runs):
+        evaluated_workdir.write(tmp_path / f"{seed}", seed=seed, pictures=2, steps=0, **fields)
+    loaded = [results.load(tmp_path / f"{seed}") for seed in range(len(runs))]
+    shown = report_facts.evaluated(loaded)
+    scored = [one.name for one in shown if not np.isnan(one.run.scores["dice"]).all()]
+    for make in (report_charts.by_case, report_charts.by_size, report_charts.risk_coverage, report_charts.reliability):
+        figures = make(shown)
+        of_dice = [figure for figure in figures if "Dice" in figure.y.label]
+        assert bool(of_dice) == (bool(scored) and make is not report_charts.reliability), make
+        for figure in figures:
+            text = charts.svg(figure)
+            ET.fromstring(f"<div>{text}</div>")
+            assert "nan" not in text.lower() and "inf" not in text.lower(), make
+        if len(shown) > 1 and make is not report_charts.reliability:
+            assert all({one.name for one in figure.series if one.name} == set(scored) for figure in of_dice), make
