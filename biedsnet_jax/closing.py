@@ -64,8 +64,10 @@ def _print_tested(results, workdir):
         print(speed)
     else:
         print(
-            f"Dice {_number(standard['dice']['mean'])} (95 % by case {_interval(standard['dice'])})  "
-            f"IoU {_number(standard['iou']['mean'])}  HD95 {_number(standard['hd95']['mean'])} px  {speed}"
+            f"Dice {_number(standard['dice']['mean'])} "
+            f"(95 % by case {_interval(standard['dice'])})  "
+            f"IoU {_number(standard['iou']['mean'])}  "
+            f"HD95 {_number(standard['hd95']['mean'])} px  {speed}"
         )
     for sentence in false_lesions.of_results(results):
         print(sentence)

@@ -127,12 +127,13 @@ def summarise(rows: Sequence[dict]) -> dict:
     """Averages of the rows of `slice_row`, ready for JSON: a value that is undefined is None, never NaN.
 
     n_images, n_cases; n_empty (rows with empty truth), n_missed (rows with truth but no prediction), and
-    false_positive_slices (rows with empty truth but a prediction, which no mean of Dice shows); without_lesion, the
-    `false_lesions.Counts` of slices and whole cases. Then "standard", each metric with
+    false_positive_slices (rows with empty truth but a prediction, which no mean of Dice shows);
+    without_lesion, the `false_lesions.Counts` of slices and whole cases. Then "standard", each
+    metric with
 
     - mean: over rows, NaN left out; n is how many were left in. Only accuracy keeps rows with empty truth.
-    - ci95: 95 % percentile bootstrap of that mean, resampling whole cases, see `statistics.interval`. [None, None] if
-      fewer than two cases have a value.
+    - ci95: 95 % percentile bootstrap of that mean, resampling whole cases, see
+      `statistics.interval`. [None, None] if fewer than two cases have a value.
     - per_case_mean: overlap of each case's volume (its slices' counts summed), averaged over cases. Surface
       measures have no form in counts: the mean over cases of the case's own mean.
     - pooled: overlap of all counts summed; None for surface measures.
@@ -150,7 +151,9 @@ def summarise(rows: Sequence[dict]) -> dict:
     labels = sorted({row["class"] for row in rows})
     if len(labels) > 1:
         by_class = {label: [row for row in rows if row["class"] == label] for label in labels}
-        summary["classes"] = {str(label): _summary(of_class) for label, of_class in by_class.items()}
+        summary["classes"] = {
+            str(label): _summary(of_class) for label, of_class in by_class.items()
+        }
     return summary
 
 

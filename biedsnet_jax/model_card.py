@@ -136,7 +136,8 @@ def _limits(about, scores) -> dict[str, str]:
         missed = f"{scores['n_missed']} of {masks - scores['n_empty']} masks with truth were empty, and {false} of "
         missed += f"{scores['n_empty']} without truth were not"
         if "without_lesion" in scores:
-            without = ". ".join(false_lesions.of_results(scores)) or "every slice of the test has a lesion"
+            without = ". ".join(false_lesions.of_results(scores))
+            without = without or "every slice of the test has a lesion"
         if count := scores.get("lesions"):
             lesions = f"{count['found']} of {count['true']} found, {count['false']} of {count['predicted']} made up"
     neighbours = "with its neighbours" if about["data"]["context"] else "alone"

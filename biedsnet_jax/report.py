@@ -22,7 +22,8 @@ def run(workdirs: str, output: str | None) -> None:
     finished, begun = results.find(workdirs)
     path = _output_path(output, finished)
     _write(path, [results.load(workdir) for workdir in finished], begun)
-    print(f"{path} and {path.with_suffix('.md').name}: {number(len(finished), 'run')}, {len(begun)} not finished")
+    runs = number(len(finished), "run")
+    print(f"{path} and {path.with_suffix('.md').name}: {runs}, {len(begun)} not finished")
 
 
 def write(workdir: pathlib.Path) -> None:
@@ -42,7 +43,9 @@ def _write(path, runs, begun):
         files.write_text(path.with_suffix(".md"), _characters(markdown(title, tables)))
         files.write_text(path, _characters(text))
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise BadInput(f"cannot write, {reason(error)}, {shown(path, most=300)}; give another --output") from None
+        raise BadInput(
+            f"cannot write, {reason(error)}, {shown(path, most=300)}; give another --output"
+        ) from None
 
 
 def _characters(text):

@@ -85,9 +85,13 @@ def _standard_table(layout, shown, facts):
         f"bootstrap of whole cases, undefined for one and rough for fewer than {comparison.FEWEST_CASES}. Images with "
         "empty truth count in accuracy alone; a lesion missed altogether counts as Dice 0 and a distance of the image "
         "diagonal. HD and HD95 in pixels; NSD is the share of both borders no farther apart than "
-        f"{tolerances} pixels. The paper's figures follow another convention and stand in its table. Under the table: "
-        "how many slices without lesion got one, all runs of a row counted together."
+        f"{tolerances} pixels. The paper's figures follow another convention and stand in its table."
     )
+    notes = tuple(filter(None, (_without_lesion(name, row) for name, row in shown if row)))
+    if notes:
+        caption += (
+            " Under the table: how many slices without lesion got one, all runs of a row together."
+        )
     header = ["", "Dice", "95 % interval", "HD", "HD95", "NSD", "IoU", "Accuracy", "Recall", "Precision"]
 
     def cells(row):
@@ -96,8 +100,8 @@ def _standard_table(layout, shown, facts):
         return dice + [_number(value, 2 if name.startswith("hd") else 4) for name, value in means.items()]
 
     rows = _body(shown, header, cells)
-    notes = [_without_lesion(name, row) for name, row in shown if row]
-    return Table(f"{layout.title}, standard convention", caption, header, rows, "standard", tuple(filter(None, notes)))
+    title = f"{layout.title}, standard convention"
+    return Table(title, caption, header, rows, "standard", notes)
 
 
 def _without_lesion(name, row):
@@ -112,7 +116,8 @@ def _without_lesion(name, row):
     if not found:
         return ""
     first, *rest = found
-    return ". ".join([f"Row {_label(name)}: {first}", *(one[0].upper() + one[1:] for one in rest)]) + "."
+    rest = [sentence[0].upper() + sentence[1:] for sentence in rest]
+    return ". ".join([f"Row {_label(name)}: {first}", *rest]) + "."
 
 
 def _of_class(tests, label):

@@ -73,7 +73,8 @@ def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
         folder = pathlib.Path(name)
         if not os.path.isdir(name):
             raise BadInput(
-                f"--workdir={_name(name)} is no folder. Give workdirs that are there, separated by commas."
+                f"--workdir={_name(name)} is no folder. Give workdirs that are there, separated by "
+                "commas."
             )
         inside = _parents(folder, "results.json")
         if not inside:
@@ -111,8 +112,10 @@ def check_same_row(runs: Sequence[Run]) -> None:
             ours, theirs = run.fields.get(name), first.fields.get(name)
             if ours != theirs:
                 raise BadInput(
-                    f"runs of row {_name(first.fields['row'])} differ, {name} {theirs} in {_name(first.workdir)} "
-                    f"and {ours} in {_name(run.workdir)}; give runs of one kind, or set --config.row to tell them apart"
+                    f"runs of row {_name(first.fields['row'])} differ, "
+                    f"{name} {theirs} in {_name(first.workdir)} "
+                    f"and {ours} in {_name(run.workdir)}; give runs of one kind, or set "
+                    "--config.row to tell them apart"
                 )
     seen = {}
     for run in runs:
@@ -120,8 +123,8 @@ def check_same_row(runs: Sequence[Run]) -> None:
         if twin is not run:
             raise BadInput(
                 f"same row and seed twice, {_name(run.fields['row'])} seed {run.fields['seed']}, "
-                f"{_name(twin.workdir)} and {_name(run.workdir)}; give one of them, or set --config.row to tell "
-                "them apart"
+                f"{_name(twin.workdir)} and {_name(run.workdir)}; give one of them, or set "
+                "--config.row to tell them apart"
             )
 
 
@@ -210,7 +213,8 @@ def _line(error):
 
 
 def _fix(workdir, path=None):
-    return f"{_name(path or workdir)}; score it again with --mode=evaluate --workdir={_name(workdir)}"
+    command = f"--mode=evaluate --workdir={_name(workdir)}"
+    return f"{_name(path or workdir)}; score it again with {command}"
 
 
 def _name(path):

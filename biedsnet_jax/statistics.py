@@ -86,7 +86,7 @@ def _resampled(count, of_cases):
 
 
 def _product(draws, values):
-    """`draws @ values`, whose rounding depends neither on other columns nor on the threads of BLAS."""
+    """`draws @ values`, rounded alike whatever the other columns and the threads of BLAS."""
     return np.einsum("dc,c->d", draws, values)
 
 

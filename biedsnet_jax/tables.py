@@ -16,9 +16,9 @@ class Marked(str):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells of plain text; the first column names the row. `convention` is that of its scores, if it has any.
+    """Cells of plain text; the first column names the row.
 
-    `notes` are sentences that stand right under the table.
+    `convention` is that of its scores, if it has any; `notes` are sentences right under the table.
     """
 
     title: str
@@ -44,7 +44,7 @@ def escaped(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """The text with a mark in place of what is no character: control codes, bytes of no encoding."""
+    """The text, a mark in place of what is no character: control codes, bytes of no encoding."""
     return "".join(_character(c) for c in text)
 
 
