@@ -114,7 +114,7 @@ def sampling(config: ConfigDict) -> dict[str, Any]:
 
 def check_teacher(config: ConfigDict) -> None:
     """Raise BadInput when a student's teacher is gone, or has another network or diffusion than its student."""
-    workdir = pathlib.Path(config.distill.teacher)
+    workdir = pathlib.Path(files.expanded(config.distill.teacher))
     if not (workdir / "config.json").exists():
         raise BadInput(f"teacher gone, {workdir}, in distill.teacher; put its workdir back there to go on")
     for name, there, here in _differences(workdir, config):

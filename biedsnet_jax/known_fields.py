@@ -7,8 +7,8 @@ knows no defaults: then no field is unknown, and nothing is filled in.
 
 import dataclasses
 import functools
+import importlib.util
 import os
-import runpy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,8 +32,11 @@ def defaults() -> Mapping[str, Any]:
 
 @functools.cache
 def _read(path: str) -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location("biedsnet_default", path)
+    module = importlib.util.module_from_spec(spec)
     try:
-        return flat(runpy.run_path(path)["get_config"]())
+        spec.loader.exec_module(module)
+        return flat(module.get_config())
     except Exception as error:
         raise BadInput(f"{path} fails with {type(error).__name__}: {reason(error)}. Mend that file.") from error
 

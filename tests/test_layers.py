@@ -27,7 +27,7 @@ ORDER = [
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",
     "export_program", "export_loader", "model_card", "export",
-    "saved_config", "student_config", "main",
+    "saved_config", "student_config", "command_line", "main",
 ]  # fmt: skip
 
 # Leaves, and what of the package they may know beside errors, types and themselves.
