@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 
-from biedsnet_jax import config, files, timing
+from biedsnet_jax import config, files, known_fields, timing
 from biedsnet_jax.errors import BadInput, reason, shown
 
 # Fields that change neither program, so that a baseline may have others.
@@ -53,7 +53,8 @@ def read_baseline(name: str, here: dict) -> dict:
             )
     ours = json.loads(json.dumps(here["config"]))
     for field in sorted(fields.keys() | ours.keys()):
-        if not field.startswith(_FREE) and fields.get(field) != ours.get(field):
+        used = known_fields.is_used(field, fields) or known_fields.is_used(field, ours)
+        if used and not field.startswith(_FREE) and fields.get(field) != ours.get(field):
             there = shown(repr(fields.get(field)))
             raise BadInput(
                 f"baseline of another config, {field} is {there} there and {ours.get(field)!r} here, {name}; "

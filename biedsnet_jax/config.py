@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from biedsnet_jax import files, later_fields
+from biedsnet_jax import files, known_fields, later_fields, processes
 from biedsnet_jax.config_check import check, check_slices_alone
 from biedsnet_jax.config_fields import flat, get_field
 from biedsnet_jax.errors import reason, shown
@@ -47,7 +47,10 @@ def save(config: ConfigDict, path: pathlib.Path) -> None:
 
 
 def load(workdir: str | pathlib.Path) -> ConfigDict:
-    """The config a workdir was trained with, an earlier version's completed. Raises BadInput where there is none."""
+    """The config a workdir was trained with, an earlier version's completed, and locked.
+
+    What it lacks and its run reads is said on stderr, once. Raises BadInput where there is none.
+    """
     path = pathlib.Path(workdir) / "config.json"
     try:
         text = path.read_text(errors="replace")
@@ -60,7 +63,31 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
         raise BadInput(f"damaged config, {where}, {path}; restore it or use another --workdir") from None
     if not isinstance(config, ConfigDict):
         raise BadInput(f"damaged config, no fields, {path}; restore it or use another --workdir")
-    return later_fields.complete(config)
+    _check_whole(config, path)
+    for sentences in later_fields.renew(config):
+        _say_once(f"{path} {sentences}")
+    return config.lock()
+
+
+def _check_whole(config, path):
+    """Raise BadInput where so much is gone that defaults would make another run of it."""
+    network = config.get("network")
+    if not isinstance(network, str):
+        raise BadInput(f"{path} names no network. Restore it from a copy, or use another --workdir.")
+    there = {name.rpartition(".")[0] for name in flat(config)}
+    for section in (f"networks.{network}", "data", "split", "loss", "sampler", "train"):
+        if section not in there:
+            raise BadInput(f"{path} has no section {shown(section)}. Restore it from a copy, or use another --workdir.")
+
+
+_SAID: set[str] = set()
+
+
+def _say_once(text):
+    """A warning; a command loads a config several times."""
+    if text not in _SAID:
+        _SAID.add(text)
+        processes.say(text)
 
 
 def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -87,7 +114,7 @@ def sampling(config: ConfigDict) -> dict[str, Any]:
 
 def check_teacher(config: ConfigDict) -> None:
     """Raise BadInput when a student's teacher is gone, or has another network or diffusion than its student."""
-    workdir = pathlib.Path(config.distill.teacher)
+    workdir = pathlib.Path(files.expanded(config.distill.teacher))
     if not (workdir / "config.json").exists():
         raise BadInput(f"teacher gone, {workdir}, in distill.teacher; put its workdir back there to go on")
     for name, there, here in _differences(workdir, config):
@@ -96,10 +123,11 @@ def check_teacher(config: ConfigDict) -> None:
 
 
 def _differences(workdir, config):
-    """(field, value in `workdir`, value in `config`) where they differ."""
+    """(field, value in `workdir`, value in `config`) where they differ in what either run reads."""
     old, new = flat(load(workdir)), flat(_thaw(json.loads(config.to_json_best_effort())))
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
+        used = known_fields.is_used(name, old) or known_fields.is_used(name, new)
+        if used and old.get(name) != new.get(name):
             yield name, old.get(name), new.get(name)
 
 

@@ -9,6 +9,7 @@ from biedsnet_jax.config_fields import get_field
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.errors import shown
 from biedsnet_jax.fusion import FUSIONS
+from biedsnet_jax.known_fields import check_known
 from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.types import BadInput
 
@@ -63,7 +64,8 @@ _NAMES = ("split.train", "split.val", "split.test")
 
 
 def check(config: ConfigDict) -> None:
-    """Raise BadInput at the first field that cannot be."""
+    """Raise BadInput at the first field that cannot be, or that does not exist."""
+    check_known(config)
     network = _leaf(config, "network")
     if not isinstance(network, str) or network not in NETWORKS:
         raise BadInput(f"unknown network, {network!r}, in network; use one of {', '.join(sorted(NETWORKS))}")
@@ -258,7 +260,9 @@ def _check_biedsnet(config):
 
 
 def _are(values, kind) -> bool:
-    return isinstance(values, tuple | list) and all(isinstance(value, kind) for value in values)
+    if not isinstance(values, tuple | list):
+        return False
+    return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
 
 
 def _are_finite(values) -> bool:
@@ -275,7 +279,8 @@ def _leaf(config, name):
 
 def _number(config, name):
     value = _leaf(config, name)
-    if not isinstance(value, int | float):
+    # To Python True is the number 1.
+    if not isinstance(value, int | float) or isinstance(value, bool):
         raise BadInput(f"not a number, {shown(repr(value))}, in {name}; give one")
     return value
 

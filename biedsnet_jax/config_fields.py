@@ -1,6 +1,7 @@
 """Fields of a config by their dotted names."""
 
 import difflib
+from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,17 +15,17 @@ def get_field(config: ConfigDict, name: str) -> Any:
     value = config
     for part in name.split("."):
         if not isinstance(value, ConfigDict) or part not in value:
-            near = _nearest(name, config)
+            near = nearest(name, list(flat(config)))
             raise BadInput(f"unknown config field, {name}, in --config; the nearest is --config.{shown(near)}")
         value = value[part]
     return value
 
 
-def _nearest(name, config):
-    """The field whose name is most like `name`, of those with the same last part if there are any."""
-    fields, last = list(flat(config)), name.rsplit(".", 1)[-1]
-    same_last = [field for field in fields if field.rsplit(".", 1)[-1] == last]
-    near = difflib.get_close_matches(name, same_last or fields, n=1, cutoff=0.0)
+def nearest(name: str, names: Collection[str]) -> str:
+    """The one of `names` most like `name`, of those with the same last part if there are any."""
+    last = name.rsplit(".", 1)[-1]
+    same_last = [other for other in names if other.rsplit(".", 1)[-1] == last]
+    near = difflib.get_close_matches(name, same_last or names, n=1, cutoff=0.0)
     return near[0] if near else "none"
 
 

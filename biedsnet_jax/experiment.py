@@ -47,7 +47,7 @@ def make_prepare(config) -> transforms.Prepare:
 
 def cache_folder(config) -> pathlib.Path:
     """Where slices of volumes are kept."""
-    return files.user_cache() / "slices" if config.data.cache_dir == "auto" else pathlib.Path(config.data.cache_dir)
+    return _cache(config, "slices")
 
 
 def make_optimizer(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -91,7 +91,7 @@ def _tfds(config):
     from biedsnet_jax.data import covid19_ct_seg, tfds_source  # here, since TFDS takes as long to import as jax
 
     data, fields = config.data, config.data.tfds
-    cache = pathlib.Path(data.cache_dir) if data.cache_dir != "auto" else files.user_cache() / "tfds"
+    cache = _cache(config, "tfds")
     if fields.name == covid19_ct_seg.NAME and not fields.data_dir:
         prepared = covid19_ct_seg.prepare(pathlib.Path(_root(config)), cache, quiet=console.is_quiet())
     else:
@@ -112,8 +112,15 @@ def _tfds(config):
 _SOURCES = {"phantom": _phantom, "folder": _folder, "nifti": _nifti, "tfds": _tfds}
 
 
+def _cache(config, name):
+    """The folder data.cache_dir, or one of the user's cache."""
+    if config.data.cache_dir == "auto":
+        return files.user_cache() / name
+    return pathlib.Path(files.expanded(config.data.cache_dir))
+
+
 def _root(config):
-    root = config.data.root
+    root = config.data.root and files.expanded(config.data.root)
     if not root or not pathlib.Path(root).is_dir():
         what = f"no such folder, {root}" if root else "no data folder, nothing"
         hint = config.data.hint or "give the folder that holds images/ and masks/"

@@ -15,13 +15,25 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from biedsnet_jax.errors import BadInput
+
 _LONGEST_NAME = 255  # bytes, of most file systems
 _ENDS = 2**20  # bytes at each end of a file that a fingerprint reads
 
 
 def expanded(path: str) -> str:
-    """A path as a user means it: a leading ~ is the home folder, where there is one."""
-    return os.path.expanduser(path)
+    """A path as a user means it: a leading ~ is the home folder, ~name that of a user.
+
+    Raises BadInput where there is no such home, rather than let a folder called ~ be made.
+    """
+    found = os.path.expanduser(path)
+    if found.startswith("~") and not os.path.lexists(found.partition("\0")[0]):
+        home = found.partition("/")[0]
+        raise BadInput(
+            f"{found!r} begins with a home folder, {home}, that is not known on this machine. "
+            f"Give the whole path, or ./{home} for a folder of that name."
+        )
+    return found
 
 
 def user_cache() -> pathlib.Path:

@@ -1,10 +1,17 @@
-"""Config fields that came after the first version, so that workdirs of earlier ones stay usable.
+"""Config fields that came and went after the first version, so that workdirs of earlier ones stay usable.
 
 Whoever adds a field to configs/default.py adds it here too, with the value that stands for what was done before it;
-tests/test_later_fields.py notices where that is forgotten.
+tests/test_later_fields.py notices where that is forgotten. A fork that adds none here gets the default, and one line
+where the run reads the field.
 """
 
-from ml_collections import ConfigDict
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from biedsnet_jax import known_fields
+from biedsnet_jax.config_fields import flat
+from biedsnet_jax.errors import shown
 
 ADDED = {
     "sampler.start": "noise",
@@ -20,6 +27,22 @@ ADDED = {
     "parallel": ConfigDict({"fsdp": 1}),
 }
 
+# Fields that configs/default.py had once, with the value that means what is done today.
+REMOVED: dict[str, Any] = {}
+
+# Names in one line; a config has a hundred and fifty.
+_MOST = 3
+
+
+def renew(config: ConfigDict) -> list[str]:
+    """Give the config of a workdir the fields that it would have today, in place.
+
+    Returns a sentence or two on those that its run reads and that have no value in ADDED, and on
+    those that are gone.
+    """
+    complete(config)
+    return [*_drop(config), *_fill(config)]
+
 
 def complete(config: ConfigDict) -> ConfigDict:
     """The config with those of ADDED that it lacks, in place; a section that is not there is not made up."""
@@ -29,5 +52,49 @@ def complete(config: ConfigDict) -> ConfigDict:
         for part in sections:
             section = section.get(part) if isinstance(section, ConfigDict) else None
         if isinstance(section, ConfigDict) and field not in section:
-            section[field] = value
+            # A copy: what one config makes of its section is no other's.
+            section[field] = value.copy_and_resolve_references() if isinstance(value, ConfigDict) else value
     return config
+
+
+def _fill(config):
+    """Defaults for what is not there."""
+    there = flat(config)
+    missing = {name: value for name, value in known_fields.defaults().items() if name not in there}
+    for name, value in missing.items():
+        *sections, field = name.split(".")
+        section = config
+        for part in sections:
+            if part not in section:
+                section[part] = ConfigDict()
+            section = section[part]
+            if not isinstance(section, ConfigDict):
+                # A value where a section belongs, which check_known refuses.
+                break
+        else:
+            section[field] = config_dict.placeholder(str) if value is None else value
+    read = {name: value for name, value in missing.items() if known_fields.is_used(name, there)}
+    if read:
+        yield f"lacks {_listed(read)}, which configs/default.py has. The default is taken."
+
+
+def _drop(config):
+    """Fields that no version of today reads are taken out."""
+    gone = {}
+    for name in known_fields.unknown(config):
+        *sections, field = name.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        value = section[field]
+        del section[field]
+        values = flat(value, f"{name}.") if isinstance(value, ConfigDict) else {name: value}
+        gone |= {each: value for each, value in values.items() if REMOVED.get(each, ...) != value}
+    read = {name: value for name, value in gone.items() if known_fields.is_used(name, flat(config))}
+    if read:
+        yield f"has {_listed(read)}, which configs/default.py does not have. It is left out."
+
+
+def _listed(fields):
+    first = ", ".join(f"{shown(name)}={shown(repr(value))}" for name, value in list(fields.items())[:_MOST])
+    return first if len(fields) <= _MOST else f"{first} and {len(fields) - _MOST} more"

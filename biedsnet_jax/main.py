@@ -11,7 +11,7 @@ import time
 from absl import app, flags
 from ml_collections import config_flags
 
-from biedsnet_jax import console
+from biedsnet_jax import command_line, console
 from biedsnet_jax.errors import BadInput, Diverged, Preempted, shown
 
 # Imported when chosen: a report needs no jax.
@@ -111,7 +111,7 @@ def run(argv: list[str]) -> int:
                 _from_package("closing.tested")(results, folder, seconds=time.monotonic() - began)
         return 0
     except (BadInput, Diverged) as error:
-        if "--debug" in argv:
+        if _shows_tracebacks(argv):
             raise
         return _failed(str(error), 2 if isinstance(error, BadInput) else 1)
     except KeyboardInterrupt:
@@ -122,7 +122,7 @@ def run(argv: list[str]) -> int:
     except Preempted as stop:
         return _failed(str(stop), 0)
     except Exception as error:
-        if "--debug" in argv or not _from_package("processes.several")():
+        if _shows_tracebacks(argv) or not _from_package("processes.several")():
             raise
         return _failed(_from_package("processes.told")(error), 1)
 
@@ -153,6 +153,7 @@ def parse_flags(argv: list[str]) -> None:
 
     Raises BadInput for whatever absl, ml_collections or the config file refuse.
     """
+    argv = command_line.with_paths(_with_flag_files(argv), flags.FLAGS)
     argv = _with_saved_config(_with_import_config(argv))
     file, overrides = _flag_value(argv, "config"), _overrides(argv)
     if overrides and not file:
@@ -160,6 +161,7 @@ def parse_flags(argv: list[str]) -> None:
     defaults = _load_config(file) if file else None
     for name in overrides:
         _from_package("config.get_field")(defaults, name)
+    read = {name: _flag_value(argv, name) for name in ("config", "mode", "workdir", "network")}
     sys.argv[:] = argv  # config_flags looks for overrides there
     try:
         stray = flags.FLAGS(argv)[1:]
@@ -167,6 +169,28 @@ def parse_flags(argv: list[str]) -> None:
         raise BadInput(_reworded(error, defaults)) from error
     if stray:
         raise BadInput(f"not a flag, {shown(stray[0])}, on the command line; flags look like --name=value")
+    _check_read_alike(read)
+
+
+def _with_flag_files(argv):
+    """What --flagfile names in its place."""
+    try:
+        return [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+    except flags.Error as error:
+        raise BadInput(_reworded(error, None)) from error
+
+
+def _check_read_alike(read):
+    """Raise BadInput where absl took a flag for the value of the one before it."""
+    parsed = {name: flags.FLAGS[name].value if flags.FLAGS[name].present else None for name in read}
+    if _CONFIG.value is not None:
+        parsed["config"] = flags.FLAGS["config"].config_filename
+    for name, value in read.items():
+        if value != parsed[name]:
+            one, other = shown(repr(value)), shown(repr(parsed[name]))
+            raise BadInput(
+                f"--{name} can be read as {one} and as {other} on this command line. Write every flag as --name=value."
+            )
 
 
 def _with_saved_config(argv):
@@ -211,14 +235,13 @@ def _load_config(named):
 
 
 def _flag_value(argv, name):
-    """The value of `--name=value` or `--name value`, the last one as in absl; None where there is none."""
-    found = None
-    for i, argument in enumerate(argv):
-        if match := re.match(rf"--?{name}=(.*)", argument):
-            found = match.group(1)
-        elif re.fullmatch(rf"--?{name}", argument) and i + 1 < len(argv):
-            found = argv[i + 1]
-    return found
+    """The value of a flag, as absl will read it; None where it is not given."""
+    return command_line.value(argv, name, flags.FLAGS)
+
+
+def _shows_tracebacks(argv):
+    """Whether --debug is given, also on a command line that could not be parsed."""
+    return command_line.is_true(_flag_value(argv, "debug"))
 
 
 def _overrides(argv):

@@ -8,6 +8,7 @@ device along it the state is whole on every device.
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from biedsnet_jax import files
+from biedsnet_jax import files, processes
+from biedsnet_jax.errors import reason
 from biedsnet_jax.types import BadInput
 
 # Compiler options for a program that runs once, such as the hundreds of small random draws of an initialisation:
@@ -135,11 +137,22 @@ def check_divisible(batch_size: int, parts: int, *, field: str, what: str) -> No
 
 
 def enable_compile_cache(folder: str | None) -> None:
-    """Keep compiled programs on disk between runs; `auto` is the user's cache folder, None is off."""
+    """Keep compiled programs on disk between runs; `auto` is the user's cache folder, None is off.
+
+    Where the folder cannot be written this says so and goes on without: jax would warn at every program.
+    """
     if not folder:
         return
-    if folder == "auto":
-        folder = str(files.user_cache() / "xla")
+    folder = str(files.user_cache() / "xla") if folder == "auto" else files.expanded(folder)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        processes.say(
+            f"The compile cache {folder} cannot be written ({reason(error)}), so every program is compiled anew. "
+            "Set compile_cache to another folder, or to '' for none."
+        )
+        return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 

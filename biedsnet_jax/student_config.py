@@ -13,11 +13,13 @@ from biedsnet_jax import config
 def get_config(workdir: str) -> ConfigDict:
     """What a student of the run in `workdir` trains with, before overrides."""
     c = config.load(workdir)
-    c.distill = ConfigDict()
-    c.distill.teacher = os.path.abspath(workdir)
-    c.distill.step = 0  # of the teacher's checkpoint; set by mode distill
-    c.distill.grid = min(10, c.diffusion.timesteps)  # N, times that the student is made consistent over
-    c.distill.truth_weight = 1.0  # of the loss against the true mask, beside 1 for that against the teacher's
+    distill = ConfigDict()
+    distill.teacher = os.path.abspath(workdir)
+    distill.step = 0  # of the teacher's checkpoint; set by mode distill
+    distill.grid = min(10, c.diffusion.timesteps)  # N, times that the student is made consistent over
+    distill.truth_weight = 1.0  # of the loss against the true mask, beside 1 for that against the teacher's
+    with c.unlocked():
+        c.distill = distill
 
     c.row = f"{c.row or c.network}_distilled"
     c.sampler.update(method="ddim", steps=1, eta=0.0, spacing="trailing")

@@ -18,6 +18,7 @@ from biedsnet_jax import (
     distillation,
     evaluate,
     experiment,
+    files,
     parallel,
     preemption,
     processes,
@@ -143,7 +144,7 @@ def _restore_teacher(cfg, like, mesh):
     if "distill" not in cfg:
         return None
     config.check_teacher(cfg)
-    variables, step = checkpoint.restore_variables(cfg.distill.teacher, like, mesh)
+    variables, step = checkpoint.restore_variables(files.expanded(cfg.distill.teacher), like, mesh)
     if step != cfg.distill.step:
         raise BadInput(
             f"teacher has changed, best step {step} and not {cfg.distill.step}, {cfg.distill.teacher}; "

@@ -1,6 +1,7 @@
 """Every field there is, with the value that stands where a config says nothing. Other configs import this one.
 
 A field on the command line: `--config.train.steps=2000`. An unknown field is an error that names the nearest one.
+From Python too: the config is locked, and `config.check` refuses what is not a field here.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -113,7 +114,7 @@ def get_config() -> ConfigDict:
     c.checkpoint = ConfigDict(dict(every=1000, keep_latest=2, keep_best=1))  # every: steps; 2: one to fall back on
     c.parallel = ConfigDict(dict(fsdp=1))  # devices that share one copy of parameters, optimizer and EMA (FSDP)
     c.log = ConfigDict(dict(every=50, tensorboard=True, images=4))  # every: steps; images: validation panel
-    return c
+    return c.lock()
 
 
 def _networks() -> ConfigDict:

@@ -4,17 +4,25 @@
 #   launch/local.sh [N] CONFIG WORKDIR [--config.train.steps=1000 ...]
 #   launch/local.sh [N] --config=CONFIG --workdir=WORKDIR ...
 #
-# N processes share the run (1 if not given); where there are NVIDIA GPUs, each process has the one of its number.
-# Ctrl-C and SIGTERM become a SIGTERM to every process, which writes a checkpoint and ends.
+# N processes share the run (1 if not given). Where there are NVIDIA GPUs, each process has one of its own: the first N of
+# CUDA_VISIBLE_DEVICES, where it is set, else those numbered from 0. Paths are those of the folder you are in; a CONFIG
+# that is not there is one of this project's. Ctrl-C, SIGTERM and SIGHUP become a SIGTERM to every process, which writes
+# a checkpoint and ends. Exit code: 0 done or stopped, 2 wrong arguments, else that of the first process to fail.
 set -euo pipefail
 
+refuse() {
+  echo "launch: $1" >&2
+  exit 2
+}
+
 n=1
-if [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
-  n=$1
+if [[ ${1:-} =~ ^[0-9]+$ ]]; then
+  ((10#$1 > 0)) || refuse "N is $1, the number of processes. Give 1 or more."
+  n=$((10#$1))
   shift
 fi
 if [[ $# -lt 2 || $1 == -h || $1 == --help ]]; then
-  sed -n '2,8s/^# \{0,1\}//p' "$0"
+  sed -n '2,11s/^# \{0,1\}//p' "$0"
   exit 2
 fi
 if [[ $1 == -* ]]; then
@@ -22,7 +30,44 @@ if [[ $1 == -* ]]; then
 else
   flags=("--config=$1" "--workdir=$2" "${@:3}")
 fi
-cd "$(dirname "$0")/.."
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# A config of the project is found from everywhere. A word after --config is one too.
+of_project() {
+  local file=${1%%:*}
+  if [[ ! -e $file && -e $project/$file ]]; then
+    printf '%s' "$project/$1"
+  else
+    printf '%s' "$1"
+  fi
+}
+for i in "${!flags[@]}"; do
+  case ${flags[i]} in
+    --config=* | -config=*) flags[i]="--config=$(of_project "${flags[i]#*=}")" ;;
+    --config | -config) [[ -z ${flags[i + 1]:-} ]] || flags[i + 1]=$(of_project "${flags[i + 1]}") ;;
+  esac
+done
+# The package beside this script, whatever lies in the folder you are in.
+export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
+
+# The devices that were given, as they are called: numbers, GPU-... or MIG-... Of what cannot be one, CUDA stops at the
+# first, so that -1 or NoDevFiles hides all.
+gpus=()
+if ((n > 1)) && [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+  IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES//[[:space:]]/}"
+  for i in "${!gpus[@]}"; do
+    if [[ ! ${gpus[i]} =~ ^([0-9]+|GPU-.+|MIG-.+)$ ]]; then
+      gpus=(${gpus[@]+"${gpus[@]:0:i}"})
+      break
+    fi
+  done
+  ((${#gpus[@]} == 0 || n <= ${#gpus[@]})) ||
+    refuse "N is $n, and CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES names ${#gpus[@]}. Start ${#gpus[@]} or fewer."
+elif ((n > 1)) && command -v nvidia-smi >/dev/null; then
+  there=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
+  ((there == 0 || n <= there)) || refuse "N is $n, and this machine has $there GPUs. Start $there or fewer."
+  for ((i = 0; i < n; i++)); do gpus+=("$i"); done
+fi
 
 start_all() {
   pids=() together=()
@@ -32,7 +77,7 @@ start_all() {
   for ((i = 0; i < n; i++)); do
     if ((n > 1)); then
       together=("--coordinator=localhost:$port" "--num_processes=$n" "--process_id=$i")
-      if command -v nvidia-smi >/dev/null; then export CUDA_VISIBLE_DEVICES=$i; fi
+      if ((${#gpus[@]})); then export CUDA_VISIBLE_DEVICES=${gpus[i]}; fi
     fi
     python -m biedsnet_jax.main "${flags[@]}" ${together[@]+"${together[@]}"} &
     pids+=($!)
@@ -63,7 +108,7 @@ wait_all() {
 }
 
 stopping=0
-trap 'stopping=1; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+trap 'stopping=1; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM HUP
 for attempt in 1 2 3; do
   start_all
   wait_all

@@ -45,7 +45,7 @@ for argument in "$@"; do
     --variant=*) variant=${argument#*=} ;;
     --seeds=*) seeds=${argument#*=} ;;
     --folds=*) folds=${argument#*=} ;;
-    --settings=*) settings=${argument#*=} ;;
+    --settings=*) settings=${argument#*=} settings=${settings/#\~\//$HOME/} ;;
     -*) flags+=("$argument") ;;
     *)
       if [[ -z $root ]]; then
@@ -76,7 +76,9 @@ else
   [[ -d $root ]] || refuse "no such data folder, $root, in ROOT; give the folder with images/ and masks/, or phantom"
   config=configs/covid.py data=("--config.data.root=$root")
 fi
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# Paths in flags are those of the folder you are in; the package is the one beside this script.
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 trap 'echo "launch: interrupted; the same command goes on" >&2; exit 130' INT
 
 finished=0 failed=()
@@ -110,7 +112,7 @@ run() {
   read -ra own <<<"$line"
   chosen+=(${3:+"--config.split.folds=$folds" "--config.split.fold=$3"})
   chosen+=(${own[@]+"${own[@]}"} ${flags[@]+"${flags[@]}"})
-  python -m biedsnet_jax.main "${chosen[@]}" ${data[@]+"${data[@]}"} "--workdir=$workdir" || code=$?
+  python -m biedsnet_jax.main "--config=$project/${chosen[0]#--config=}" "${chosen[@]:1}" ${data[@]+"${data[@]}"} "--workdir=$workdir" || code=$?
   if ((code == 130)); then
     exit 130
   elif ((code != 0)); then

@@ -56,7 +56,7 @@ def launch(tmp_path):
 
 
 def configs(calls):
-    return [call["flags"].get("--config", "report") for call in calls]
+    return [call["flags"].get("--config", "report").removeprefix(f"{LAUNCH.parent}/") for call in calls]
 
 
 @pytest.mark.parametrize(("script", "rows"), [("table1.sh", TABLE_1), ("table2.sh", TABLE_2)])
@@ -68,7 +68,7 @@ def test_every_row_is_trained_in_a_workdir_of_its_own_then_reported(launch, tmp_
     assert {call["flags"]["--config.seed"] for call in calls[:-1]} == {"0"}
     out = str(tmp_path / "out")
     assert calls[-1]["flags"] == {"--mode": "report", "--workdir": out, "--output": f"{out}/report.html"}
-    assert {(*call["module"], call["cwd"]) for call in calls} == {("-m", "biedsnet_jax.main", str(LAUNCH.parent))}
+    assert {(*call["module"], call["cwd"]) for call in calls} == {("-m", "biedsnet_jax.main", str(tmp_path))}
     assert not any("--config.data.root" in call["flags"] for call in calls)
 
 
@@ -79,7 +79,7 @@ def test_seeds_variant_flags_and_names_with_spaces_reach_every_run(launch, tmp_p
     assert done.returncode == 0, done.stderr
     assert configs(calls) == [f"configs/covid.py:{row},cpu" for _ in range(2) for row in TABLE_2] + ["report"]
     assert calls[5]["flags"] == {
-        "--config": "configs/covid.py:row1,cpu",
+        "--config": f"{LAUNCH.parent}/configs/covid.py:row1,cpu",
         "--config.data.root": str(tmp_path / "my data"),
         "--config.seed": "11",
         "--workdir": str(tmp_path / "my out, new" / "row1" / "seed11"),
@@ -195,3 +195,17 @@ def test_usage(launch):
     done, calls = launch("table1.sh", "-h")
     assert done.returncode == 0 and not calls
     assert "usage: launch/table1.sh ROOT OUT" in done.stdout
+
+
+def test_relative_paths_in_flags_are_those_of_the_users_folder(launch, tmp_path):
+    done, calls = launch("table2.sh", "phantom", "out", "--config.data.cache_dir=cache", "--config.compile_cache=xla")
+    assert done.returncode == 0, done.stderr
+    assert {call["cwd"] for call in calls} == {str(tmp_path)}
+    assert {call["flags"].get("--config.data.cache_dir") for call in calls[:-1]} == {"cache"}
+
+
+def test_settings_in_the_home_folder(launch, tmp_path):
+    (tmp_path / "settings.txt").write_text("".join(f"{row} {fold}\n" for row in TABLE_2 for fold in (0, 1)))
+    done, calls = launch("table2.sh", "phantom", "out", "--folds=2", "--settings=~/settings.txt", HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(calls) == 11

@@ -1,5 +1,6 @@
 """`launch/local.sh` with a stand-in for `python`; the other launchers, which need what is not here, are parsed."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,14 +17,16 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
 # Writes its flags to CALLS/<number of its kind>; the first EXITS words are its exit codes, "wait" waits for SIGTERM.
 STAND_IN = f"""#!{sys.executable}
-import os, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 if sys.argv[1] == "-c":
     sys.exit(print(4321))
-flags = dict(argument.split("=", 1) for argument in sys.argv[3:])
+flags = dict(argument.split("=", 1) for argument in sys.argv[3:] if "=" in argument)
 process, calls = flags.get("--process_id", "0"), pathlib.Path(os.environ["CALLS"])
 attempt = len(list(calls.glob(f"{{process}}.*")))
 signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(calls, f"stopped.{{process}}").touch(), os._exit(0)))
 pathlib.Path(calls, f"{{process}}.{{attempt}}").write_text(" ".join(sys.argv[1:]))
+seen = {{"cwd": os.getcwd()}} | {{name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")}}
+pathlib.Path(calls).with_name(f"seen.{{process}}").write_text(json.dumps(seen))
 while len(list(calls.glob(f"*.{{attempt}}"))) < int(flags.get("--num_processes", 1)):
     time.sleep(0.01)
 code = os.environ.get(f"EXITS_{{process}}", "0 0 0 0").split()[attempt]
@@ -96,7 +99,7 @@ def test_one_that_is_killed_takes_the_others_with_it_and_all_start_again(local, 
     assert sorted(calls(tmp_path)) == ["0.0", "0.1", "1.0", "1.1"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_reaches_all_and_nothing_starts_again(local, tmp_path, how):
     run = local("2", "c.py", "run", EXITS_0="wait", EXITS_1="wait")
     while len(calls(tmp_path)) < 2:
@@ -105,6 +108,96 @@ def test_a_signal_reaches_all_and_nothing_starts_again(local, tmp_path, how):
     run.send_signal(how)
     assert run.wait(300) == 0
     assert sorted(calls(tmp_path)) == ["0.0", "1.0", "stopped.0", "stopped.1"]
+
+
+def nvidia(tmp_path, count):
+    """A stand-in for a machine's nvidia-smi, which lists `count` GPUs."""
+    lines = "".join(f"GPU {i}: NVIDIA H200 (UUID: GPU-{i}a)\\n" for i in range(count))
+    path = tmp_path / "bin" / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    path.chmod(0o755)
+
+
+def seen(tmp_path, name) -> list:
+    """A variable of each process in order, or its folder."""
+    return [json.loads(path.read_text())[name] for path in sorted(tmp_path.glob("seen.*"))]
+
+
+@pytest.mark.parametrize(
+    ("given", "devices"),
+    [
+        ("4,5", ["4", "5"]),
+        ("7,2,3", ["7", "2"]),
+        (" 4 , 5 ", ["4", "5"]),
+        ("GPU-8f3a-01,GPU-22,GPU-9", ["GPU-8f3a-01", "GPU-22"]),
+        ("MIG-1f/1/0,MIG-GPU-2/5/0", ["MIG-1f/1/0", "MIG-GPU-2/5/0"]),
+        ("3,1,-1,0", ["3", "1"]),
+        ("", ["", ""]),
+        ("-1", ["-1", "-1"]),
+        ("NoDevFiles", ["NoDevFiles", "NoDevFiles"]),
+    ],
+)
+def test_processes_share_the_gpus_that_were_given(local, tmp_path, given, devices):
+    nvidia(tmp_path, 8)
+    assert local("2", "c.py", "run", CUDA_VISIBLE_DEVICES=given).wait(300) == 0
+    assert seen(tmp_path, "CUDA_VISIBLE_DEVICES") == devices
+
+
+def test_one_process_has_all_gpus_that_were_given(local, tmp_path):
+    nvidia(tmp_path, 8)
+    assert local("c.py", "run", CUDA_VISIBLE_DEVICES="4,5").wait(300) == 0
+    assert seen(tmp_path, "CUDA_VISIBLE_DEVICES") == ["4,5"]
+
+
+@pytest.mark.parametrize(("there", "devices"), [(2, ["0", "1"]), (0, ["0", "1"]), (None, [None, None])])
+def test_without_a_choice_gpus_are_numbered_from_0(local, tmp_path, monkeypatch, there, devices):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if there is not None:
+        nvidia(tmp_path, there)
+    elif shutil.which("nvidia-smi"):
+        pytest.skip("this machine has NVIDIA's tools")
+    assert local("2", "c.py", "run").wait(300) == 0
+    assert seen(tmp_path, "CUDA_VISIBLE_DEVICES") == devices
+
+
+@pytest.mark.parametrize(
+    ("n", "given", "says"),
+    [
+        ("3", "4,5", "N is 3, and CUDA_VISIBLE_DEVICES=4,5 names 2. Start 2 or fewer."),
+        ("2", "GPU-8f3a", "CUDA_VISIBLE_DEVICES=GPU-8f3a names 1. Start 1"),
+        ("4", "3,1,-1,0", "names 2"),
+        ("9", None, "N is 9, and this machine has 8 GPUs. Start 8 or fewer."),
+        ("0", None, "N is 0, the number of processes. Give 1 or more."),
+    ],
+)
+def test_more_processes_than_gpus_are_refused_in_one_line(local, tmp_path, monkeypatch, n, given, says):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvidia(tmp_path, 8)
+    run = local(n, "c.py", "run", **({} if given is None else {"CUDA_VISIBLE_DEVICES": given}))
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 2 and not calls(tmp_path)
+    assert err.startswith("launch: ") and err.count("\n") == 1 and says in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first"),
+    [
+        (["configs/phantom.py:unet,toy", "runs/mine"], f"--config={LAUNCH.parent}/configs/phantom.py:unet,toy"),
+        (["--config=configs/covid.py", "--workdir=runs/mine"], f"--config={LAUNCH.parent}/configs/covid.py"),
+        (["--config", "configs/covid.py", "--workdir=runs/mine"], f"--config {LAUNCH.parent}/configs/covid.py"),
+        (["mine.py:cpu", "runs/mine"], "--config=mine.py:cpu"),
+        (["my configs/a.py", "runs/mine"], "--config=my configs/a.py"),
+    ],
+)
+def test_paths_are_those_of_the_users_folder_and_configs_also_the_projects(local, tmp_path, arguments, first):
+    (tmp_path / "my configs").mkdir()
+    for name in ("mine.py", "my configs/a.py"):
+        (tmp_path / name).touch()
+    assert local(*arguments, "--config.data.root=data").wait(300) == 0
+    said = f"-m biedsnet_jax.main {first} --workdir=runs/mine --config.data.root=data"
+    assert calls(tmp_path) == {"0.0": said}
+    assert seen(tmp_path, "cwd") == [str(tmp_path)]
+    assert seen(tmp_path, "PYTHONPATH")[0].split(os.pathsep)[0] == str(LAUNCH.parent)
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["2"], ["c.py"]])

@@ -19,7 +19,7 @@ ORDER = [
     "timing", "roofline",
     "segmenter", "models", "distillation", "packing", "train_state", "train_step", "checkpoint_folder", "checkpoint",
     "board", "run_log", "console", "live", "progress", "closing",
-    "later_fields", "config_fields", "config_check", "config", "experiment", "hyperparameters",
+    "config_fields", "known_fields", "later_fields", "config_check", "config", "experiment", "hyperparameters",
     "results", "comparison", "paper_tables", "tables", "charts",
     "report_data", "report_tables", "report_charts", "report_facts", "report_pictures", "report_page", "report",
     "recording", "evaluate", "validation", "trainer", "distill",
@@ -28,7 +28,7 @@ ORDER = [
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",
     "export_program", "export_loader", "model_card", "export",
-    "saved_config", "student_config", "main",
+    "saved_config", "student_config", "command_line", "main",
 ]  # fmt: skip
 
 # Leaves, and what of the package they may know beside errors, types and themselves.

@@ -284,13 +284,13 @@ def test_a_damaged_config_json(refused, tmp_path, cut):
         refused(*arguments, says=["damaged config", f"{workdir}/config.json"])
 
 
-def test_a_config_json_without_a_field(refused, tmp_path):
+def test_a_config_json_without_a_section(refused, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     fields = json.loads(phantom_config().to_json_best_effort())
-    del fields["sampler"]["steps"]
+    del fields["sampler"]
     (workdir / "config.json").write_text(json.dumps(fields))
-    refused("--mode=evaluate", says=["sampler.steps"])
+    refused("--mode=evaluate", says=["config.json has no section sampler. Restore it from a copy"])
 
 
 def test_a_workdir_that_cannot_be_made(refused, tmp_path):

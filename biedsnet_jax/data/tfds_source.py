@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Shaped
 
+from biedsnet_jax import files
 from biedsnet_jax.data.nifti_folder import class_masks, known_labels
 from biedsnet_jax.data.sources import Example, Facts, natural
 from biedsnet_jax.types import BadInput
@@ -187,7 +188,7 @@ def find(name: str, data_dir: str) -> Path:
 
     "" is TFDS's own. Of several versions the newest. Raises BadInput, listing what there is, where it is not there.
     """
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = Path(files.expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or _usual_folder()))
     found = _prepared(root / name.replace(":", "/"))
     if not found:
         there = sorted({path.relative_to(root).parts[0] for path in _prepared(root) if path != root})
@@ -199,6 +200,14 @@ def find(name: str, data_dir: str) -> Path:
     if len(configs) > 1:
         raise BadInput(f"several configs, {', '.join(configs)}, in data.tfds.name; give one of them")
     return found[-1]
+
+
+def _usual_folder():
+    """TFDS's own, in the home folder."""
+    usual = os.path.expanduser("~/tensorflow_datasets")
+    if usual.startswith("~"):
+        raise BadInput("data.tfds.data_dir is empty, and no home folder is known. Set it to the folder of the sets.")
+    return usual
 
 
 def _prepared(folder: Path) -> list[Path]:

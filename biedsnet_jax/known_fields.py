@@ -1,0 +1,125 @@
+"""The fields that a config may have, and which of them a run reads.
+
+A field is one of `configs/default.py`, which stands beside the package, of a student's section
+`distill`, or of a network that has no section there. Installed without `configs/`, the package
+knows no defaults: then no field is unknown, and nothing is filled in.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from biedsnet_jax.config_fields import flat, nearest
+from biedsnet_jax.errors import reason, shown
+from biedsnet_jax.networks import DENOISERS, NETWORKS
+from biedsnet_jax.types import BadInput
+
+DEFAULT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "default.py")
+STUDENT = ("distill.teacher", "distill.step", "distill.grid", "distill.truth_weight")
+# Fields of every Linen module that no config sets.
+_OF_LINEN = ("parent", "name")
+
+
+def defaults() -> Mapping[str, Any]:
+    """{"data.size": 256, ...} of configs/default.py; nothing where there is no such file."""
+    return _read(DEFAULT) if os.path.isfile(DEFAULT) else {}
+
+
+@functools.cache
+def _read(path: str) -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location("biedsnet_default", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return flat(module.get_config())
+    except Exception as error:
+        raise BadInput(f"{path} fails with {type(error).__name__}: {reason(error)}. Mend that file.") from error
+
+
+def unknown(config: ConfigDict) -> list[str]:
+    """Fields and whole sections of a config that no run reads, by dotted name."""
+    fields = _names()
+    return list(_unknown(config, fields, _sections(fields), "")) if fields else []
+
+
+def check_known(config: ConfigDict) -> None:
+    """Raise BadInput at a field that does not exist, and at a value in the place of a section."""
+    fields = _names()
+    for name in unknown(config):
+        value = _at(config, name)
+        if isinstance(value, ConfigDict):
+            what, names = f"{shown(name)} is not a section", _sections(fields)
+        else:
+            what, names = f"{shown(name)} ({shown(repr(value))}) is not a field", fields
+        near = nearest(name, sorted(names))
+        raise BadInput(f"{what} of a config. Use {near}, the nearest in configs/default.py, or leave it out.")
+    for section in sorted(_sections(fields)):
+        value = _at(config, section)
+        if value is not None and not isinstance(value, ConfigDict):
+            first = next(name for name in sorted(fields) if name.startswith(f"{section}."))
+            raise BadInput(
+                f"{section} is {shown(repr(value))} where a section of fields belongs. "
+                f"Set its fields one by one, such as {first}."
+            )
+
+
+def is_used(name: str, fields: Mapping[str, Any]) -> bool:
+    """Whether a run reads the field `name`; `fields` are the run's own, by dotted name.
+
+    It does not read those of other networks and other sources, in one pass those of diffusion and
+    sampler, and with MedSegDiff, which has its own, those of the loss.
+    """
+    network, section, *rest = fields.get("network"), *name.split(".")
+    if section == "networks" and rest:
+        return rest[0] == network
+    if section == "data" and len(rest) > 1:
+        return rest[0] == fields.get("data.source")
+    one_pass = network not in DENOISERS or fields.get("method") == "direct"
+    if section in ("diffusion", "sampler", "fusion"):
+        return not one_pass
+    return section != "loss" or network != "medsegdiff"
+
+
+def _names() -> frozenset[str]:
+    """All fields there are; none where the defaults are not known."""
+    known = set(defaults())
+    if not known:
+        return frozenset()
+    described = {name.split(".")[1] for name in known if name.startswith("networks.")}
+    for network in NETWORKS.keys() - described:
+        own = (field.name for field in dataclasses.fields(NETWORKS[network]))
+        known |= {f"networks.{network}.{name}" for name in own if name not in _OF_LINEN}
+    return frozenset(known.union(STUDENT))
+
+
+def _sections(fields) -> set[str]:
+    found = set()
+    for name in fields:
+        parts = name.split(".")
+        found |= {".".join(parts[:depth]) for depth in range(1, len(parts))}
+    return found
+
+
+def _unknown(config, fields, sections, prefix) -> Iterator[str]:
+    for part in config:
+        name = f"{prefix}{part}"
+        if name in sections:
+            if isinstance(config[part], ConfigDict):
+                yield from _unknown(config[part], fields, sections, f"{name}.")
+        elif name not in fields:
+            yield name
+
+
+def _at(config, name):
+    """The value or section at a dotted name, None where there is none."""
+    value = config
+    for part in name.split("."):
+        if not isinstance(value, ConfigDict) or part not in value:
+            return None
+        value = value[part]
+    return value

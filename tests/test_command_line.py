@@ -1,0 +1,180 @@
+"""A command line is read twice, by main for the workdir's config and by absl: both must read the same."""
+
+import os
+import pathlib
+
+import absl_flags
+import pytest
+from absl import flags
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from refusals import refused
+
+from biedsnet_jax import command_line, config, main
+from biedsnet_jax.errors import BadInput
+from configs import phantom
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+READ = ("mode", "workdir", "network", "output", "debug")
+NAMES = ["workdir", "mode", "network", "output", "quiet", "noquiet", "debug", "nodebug", "noworkdir", "wokdir"]
+VALUES = ["train", "report", "runs/a", "a\nb", "a=b", "", "=", "--quiet", "--workdir=x", "-5", "~", "true", "x y", "ä"]
+WORDS = st.one_of(
+    st.builds("{}{}={}".format, st.sampled_from(["-", "--", "---"]), st.sampled_from(NAMES), st.sampled_from(VALUES)),
+    st.builds("{}{}".format, st.sampled_from(["-", "--"]), st.sampled_from(NAMES)),
+    st.sampled_from([*VALUES, "-", "--", "stray"]),
+)
+
+
+def absls(argv: list[str]) -> dict[str, object] | None:
+    """The values that absl itself parses; None where it refuses the line, or leaves words over."""
+    absl_flags.forget()
+    try:
+        if flags.FLAGS(argv)[1:]:
+            return None
+    except (flags.Error, ValueError):
+        return None
+    values = {name: flags.FLAGS[name] for name in READ}
+    return {name: flag.value if flag.present else None for name, flag in values.items()}
+
+
+@settings(max_examples=400)
+@given(st.lists(WORDS, max_size=5))
+def test_what_absl_accepts_is_read_the_same(words):
+    argv = ["main", *words]
+    parsed = absls(argv)
+    absl_flags.forget()
+    if parsed is None:
+        return
+    for name in READ:
+        said = command_line.value(argv, name, flags.FLAGS)
+        assert parsed[name] == (command_line.is_true(said) if name == "debug" and said is not None else said), argv
+
+
+@pytest.mark.parametrize(
+    ("words", "workdir"),
+    [
+        (["--workdir=runs/a\nb"], "runs/a\nb"),
+        (["-workdir", "runs/a"], "runs/a"),
+        (["--workdir=a=b"], "a=b"),
+        (["--workdir=first", "--workdir", "last"], "last"),
+        (["--workdir", "--mode=report"], "--mode=report"),
+        (["--quiet", "--workdir=a"], "a"),
+        (["--workdirs=a"], None),
+        (["--noworkdir=a"], None),
+        (["--output", "--workdir=b"], None),
+        (["--", "--workdir=a"], None),
+        (["stray", "--workdir=a"], None),
+        (["--config.data.name=--workdir=a"], None),
+    ],
+)
+def test_the_workdir_of_odd_command_lines(words, workdir):
+    assert command_line.value(["main", *words], "workdir", flags.FLAGS) == workdir
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """`parse(*words)` -> absl's flags after main's own parsing."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr("sys.argv", ["main"])
+
+    def call(*words):
+        absl_flags.forget()
+        main.parse_flags(["main", *words])
+        return flags.FLAGS
+
+    yield call
+    absl_flags.forget()
+
+
+def workdir_of(folder: pathlib.Path, seed: int) -> pathlib.Path:
+    c = phantom.get_config("unet,toy")
+    c.seed = seed
+    folder.mkdir(parents=True)
+    config.save(c, folder / "config.json")
+    return folder
+
+
+def test_a_workdir_whose_name_goes_on_after_a_newline_is_not_another_ones(parse, tmp_path):
+    """What was read up to the newline was the workdir runs/a, and its config was taken."""
+    workdir_of(tmp_path / "a", seed=1)
+    wrong = f"{tmp_path}/a\nb"
+    refused(lambda: parse("--mode=evaluate", f"--workdir={wrong}"), "--workdir", repr(wrong), "without it")
+    workdir_of(tmp_path / "a\nb", seed=2)
+    assert parse("--mode=evaluate", f"--workdir={wrong}").config.seed == 2
+
+
+@pytest.mark.parametrize("name", ["input", "output", "compare", "workdir"])
+@pytest.mark.parametrize("sign", ["\n", "\r", "\t", "\0"])
+def test_a_control_character_in_the_name_of_nothing_is_a_mistake(parse, tmp_path, name, sign):
+    path = f"{tmp_path}/x{sign}y"
+    refused(lambda: parse("--mode=report", f"--{name}={path}"), f"--{name}", "Give the path without it.")
+
+
+def test_a_file_with_a_newline_in_its_name_is_taken(parse, tmp_path):
+    (tmp_path / "x\ny.png").touch()
+    flag = f"--input={tmp_path}/x\ny.png"
+    assert parse("--mode=report", flag).input == f"{tmp_path}/x\ny.png"
+
+
+def test_where_a_text_field_swallows_a_flag_the_line_is_refused(parse, tmp_path):
+    line = [f"--config={ROOT}/configs/phantom.py", "--config.data.name", f"--workdir={tmp_path}"]
+    refused(lambda: parse(*line), "--workdir can be read as", "Write every flag as --name=value.")
+    assert parse(*line[:1], "--config.data.name=a", line[2]).workdir == str(tmp_path)
+
+
+def test_flags_from_a_file_choose_the_workdir_too(parse, tmp_path):
+    workdir_of(tmp_path / "run", seed=3)
+    (tmp_path / "flags").write_text(f"--mode=evaluate\n--workdir={tmp_path}/run\n")
+    assert parse(f"--flagfile={tmp_path}/flags").config.seed == 3
+    refused(lambda: parse(f"--flagfile={tmp_path}/gone"), "gone")
+
+
+@pytest.mark.parametrize(
+    ("word", "shows"), [("--debug", True), ("-debug", True), ("--debug=1", True), ("--nodebug", False)]
+)
+def test_debug_is_read_as_absl_reads_it(parse, capsys, word, shows):
+    absl_flags.forget()
+    if shows:
+        with pytest.raises(BadInput, match="not a flag"):
+            main.run(["main", word, "stray"])
+    else:
+        assert main.run(["main", word, "stray"]) == 2
+
+
+# --- the home folder -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("name", ["workdir", "input", "output", "compare"])
+def test_a_tilde_is_the_home_folder_in_every_path(parse, home, name):
+    assert parse("--mode=report", f"--{name}=~/a")[name].value == f"{home}/a"
+    assert parse("--mode=report", f"--{name}", "~")[name].value == str(home)
+    assert parse("--mode=report", f"--{name}=a~b/~")[name].value == "a~b/~"
+
+
+def test_a_tilde_in_the_config_with_its_variants_and_in_a_list_of_workdirs(parse, home):
+    home.mkdir()
+    (home / "mine.py").write_text("from configs import phantom\nget_config = phantom.get_config\n")
+    parsed = parse("--config=~/mine.py:unet,toy", "--workdir=~/a,~/b")
+    assert parsed.config.network == "unet" and parsed.workdir == f"{home}/a,~/b"
+    assert parse("--mode=report", "--workdir=~/a,b,~/c").workdir == f"{home}/a,b,{home}/c"
+    (home / "a,~").mkdir()
+    assert parse("--mode=report", "--workdir=~/a,~").workdir == f"{home}/a,~"
+
+
+def test_the_home_of_a_user(parse):
+    assert parse("--mode=report", "--workdir=~root/a").workdir == f"{os.path.expanduser('~root')}/a"
+
+
+@pytest.mark.parametrize("path", ["~nobody_at_all/a", "~nobody_at_all"])
+def test_a_home_that_is_not_known_is_no_folder_to_make(parse, home, path):
+    home.parent.mkdir(exist_ok=True)
+    refused(lambda: parse("--mode=report", f"--workdir={path}"), "~nobody_at_all", "not known", "./~nobody_at_all")
+    (home.parent / path).mkdir(parents=True)
+    assert parse("--mode=report", f"--workdir={path}").workdir == path
