@@ -315,24 +315,25 @@ def test_a_file_without_the_mark_is_read(tmp_path, name, syntax, meta):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "looked_at"),
     [
-        np.arange(8, 300, dtype="<u4").tobytes(),
-        np.array([8, 4] * 100, "<u4").tobytes(),  # as 0008,0000 with a length of 4
-        np.array([2, 4] * 100, "<u4").tobytes(),
-        b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + b"no more" * 30,
-        b"\x08\0\x16\0UI\x1a\0" + b"1.2.3.4.5" * 30,
-        b"text, not a scan" * 20,
-        b"\0" * 300,
+        (np.arange(8, 300, dtype="<u4").tobytes(), False),
+        (np.array([8, 4] * 100, "<u4").tobytes(), True),  # as 0008,0000 with a length of 4
+        (np.array([8, 6] * 100, "<u4").tobytes(), False),
+        (np.array([2, 4] * 100, "<u4").tobytes(), False),  # as 0002,0000, but for its letters
+        (b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + b"no more" * 30, True),
+        (b"\x08\0\x16\0UI\x1a\0" + b"1.2.3.4.5" * 30, True),
+        (b"text, not a scan" * 20, False),
+        (b"\0" * 300, False),
     ],
 )
 @pytest.mark.parametrize("name", ["a", "a.bin"])
-def test_other_files_that_begin_alike_are_passed_over(tmp_path, content, name):
+def test_other_files_that_begin_alike_are_passed_over(tmp_path, content, looked_at, name):
     (tmp_path / name).write_bytes(content)
-    if dicom.is_dicom(tmp_path / name):
-        found = dicom.search([tmp_path / name])
-        assert found.files == {}
-        assert [one.why for one in found.passed] == [walk.unread(tmp_path / name).why]
+    assert dicom.is_dicom(tmp_path / name) == looked_at
+    found = dicom.search([tmp_path / name] * looked_at)
+    assert found.files == {}
+    assert [one.why for one in found.passed] == [walk.unread(tmp_path / name).why] * looked_at
 
 
 def test_a_deflated_file_without_the_mark_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):

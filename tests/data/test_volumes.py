@@ -165,6 +165,7 @@ def test_the_plane_is_told_where_slices_are_cut_across(
             "9 sagittal slices of 64x48 pixels, but the network is given axial slices",
         ),
         (64, 48, 1, (0.5, 0.5, 0.1), "1 sagittal slice of 64x48 pixels"),
+        (64, 48, 1, (2, 0.5, 0.5), "1 sagittal slice of 64x48 pixels"),
         (256, 3, 256, (1, 1, 1), "3 coronal slices of 256x256 pixels"),
     ],
 )
