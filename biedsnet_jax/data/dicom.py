@@ -48,8 +48,7 @@ class Series(NamedTuple):
 
 def is_dicom(path: Path) -> bool:
     """By its first bytes or its name; a file that has the name alone is refused when it is read."""
-    named = path.suffix.lower() in EXTENSIONS
-    return named or dicom_slice.is_marked(path) or dicom_slice.begins_at_once(path)
+    return path.suffix.lower() in EXTENSIONS or dicom_slice.looks_like_dicom(path)
 
 
 def find_series(paths: Sequence[Path]) -> dict[str, list[Path]]:
@@ -73,8 +72,8 @@ def search(paths: Sequence[Path]) -> Series:
                 series = str(header.get("SeriesInstanceUID") or path.parent)
                 number = int(header.get("SeriesNumber") or 0)
                 height = dicom_slice.height(header, path)
-        except dicom_slice.BadFile:
-            if path.suffix.lower() not in EXTENSIONS and dicom_slice.begins_at_once(path):
+        except dicom_slice.BadFile as error:
+            if isinstance(error, dicom_slice.NotDicom) and path.suffix.lower() not in EXTENSIONS:
                 passed.append(unread(path))  # it looked like DICOM by a few bytes alone
                 continue
             series, number, height = BROKEN, 0, 0.0

@@ -39,6 +39,10 @@ class BadFile(BadInput):
     """One file is not usable; other errors, such as no pydicom, concern all."""
 
 
+class NotDicom(BadFile):
+    """The file is no DICOM, whatever its name or its first bytes say."""
+
+
 @dataclass(frozen=True)
 class Slice:
     """One plane, its pixels not read yet. Lengths in mm, in DICOM's axes."""
@@ -64,15 +68,14 @@ class Slice:
         return float(self.position @ self.normal)
 
 
-def is_marked(path: Path) -> bool:
-    """Whether a file has the mark."""
-    return _head(path, _BEFORE_MARK + len(_MARK))[_BEFORE_MARK:] == _MARK
-
-
-def begins_at_once(path: Path) -> bool:
-    """Whether a file without the mark begins with an element that DICOM files begin with."""
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file has the mark, or begins with an element that DICOM files begin with."""
     head = _head(path, _BEFORE_MARK + len(_MARK))
-    if len(head) <= _BEFORE_MARK or head[_BEFORE_MARK:] == _MARK:
+    return head[_BEFORE_MARK:] == _MARK or _begins_at_once(head)
+
+
+def _begins_at_once(head: bytes) -> bool:
+    if len(head) < _BEFORE_MARK:
         return False
     group, element = (int.from_bytes(head[n : n + 2], "little") for n in (0, 2))
     explicit = head[4:6].isalpha() and head[4:6].isupper()
@@ -122,7 +125,8 @@ def opened(path: Path, *, pixels: bool = False) -> Iterator:
     except (BadInput, MemoryError):
         raise
     except pydicom.errors.InvalidDicomError as error:
-        raise BadFile(f"not a DICOM file, no DICM after 128 bytes, {path}; export it again or remove it") from error
+        what = "not a DICOM file, no DICM after 128 bytes"
+        raise NotDicom(f"{what}, {path}; export it again or remove it") from error
     except Exception as error:  # a broken file meets pydicom with anything
         raise BadFile(f"unreadable or truncated file, {reason(error)}, {path}; export it again") from error
 
@@ -131,17 +135,25 @@ def _read(path: Path, *, pixels: bool):
     """By pydicom, which does without the mark only where the first bytes are those of DICOM."""
     import pydicom
 
-    at_once = begins_at_once(path)
-    if at_once and _is_deflated(path):
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    except pydicom.errors.InvalidDicomError:
+        if not looks_like_dicom(path):
+            raise
+    if _is_deflated(path):
         raise BadFile(f"{path} is deflated and has no mark DICM. Export it uncompressed.")
-    data = pydicom.dcmread(path, stop_before_pixels=not pixels, force=at_once)
-    if at_once and "SOPClassUID" not in data and "DirectoryRecordSequence" not in data:
+    try:
+        data = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # its first bytes alone are those of DICOM
+        raise pydicom.errors.InvalidDicomError from error
+    if "SOPClassUID" not in data and "DirectoryRecordSequence" not in data:
         raise pydicom.errors.InvalidDicomError
     if "TransferSyntaxUID" not in data.file_meta:
         implicit, _ = data.original_encoding
-        data.file_meta.TransferSyntaxUID = (
-            pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
-        )
+        explicit_uid, implicit_uid = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
+        data.file_meta.TransferSyntaxUID = implicit_uid if implicit else explicit_uid
     return data
 
 

@@ -322,7 +322,7 @@ def test_a_file_without_the_mark_is_read(tmp_path, name, syntax, meta):
         (np.array([8, 6] * 100, "<u4").tobytes(), False),
         (np.array([2, 4] * 100, "<u4").tobytes(), False),  # as 0002,0000, but for its letters
         (b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + b"no more" * 30, True),
-        (b"\x08\0\x16\0UI\x1a\0" + b"1.2.3.4.5" * 30, True),
+        (b"\x08\0\x18\0UI\x1a\0" + b"1.2.3.4.5" * 30, True),
         (b"text, not a scan" * 20, False),
         (b"\0" * 300, False),
     ],
@@ -334,6 +334,16 @@ def test_other_files_that_begin_alike_are_passed_over(tmp_path, content, looked_
     found = dicom.search([tmp_path / name] * looked_at)
     assert found.files == {}
     assert [one.why for one in found.passed] == [walk.unread(tmp_path / name).why] * looked_at
+
+
+@pytest.mark.parametrize("meta", [True, False])
+@pytest.mark.parametrize("kept", [0.5, 0.9, 0.97])
+def test_a_file_without_the_mark_cut_short_is_refused(tmp_path, meta, kept):
+    write_slice(tmp_path / "a", STORED[0], position=(0, 0, 0))
+    path = without_mark(tmp_path / "a", meta=meta)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    assert list(dicom.find_series([path]).values()) == [[path]]
+    refused(lambda: dicom.read_series([path]), path, "export it again")
 
 
 def test_a_deflated_file_without_the_mark_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):

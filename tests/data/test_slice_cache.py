@@ -215,6 +215,17 @@ def test_a_damaged_volume_is_made_again(tmp_path, scan, damage):
     assert read.calls == 1
 
 
+@pytest.mark.parametrize("seed", range(50))
+def test_a_power_cut_anywhere_leaves_the_values_right(tmp_path, scan, seed):
+    rng = np.random.default_rng(seed)
+    volume = rng.integers(0, [200, 60_000, 2**20][seed % 3], (6, 8, 8, 1))
+    made(tmp_path, scan, volume)
+    for path in rng.permutation(sorted((tmp_path / "cache").iterdir()))[: 1 + seed % 2]:
+        content, place = path.read_bytes(), int(rng.integers(path.stat().st_size))
+        path.write_bytes(content[:place] + bytes(len(content) - place) * (seed // 2 % 2))
+    np.testing.assert_array_equal(decoded(made(tmp_path, scan, volume)), volume)
+
+
 def test_threads_that_meet_one_damage_read_once_and_get_every_slice(tmp_path, scan):
     volume = np.arange(8 * 12).reshape(8, 3, 4, 1)
     made(tmp_path, scan, volume)
