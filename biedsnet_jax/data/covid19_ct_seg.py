@@ -27,6 +27,8 @@ from jaxtyping import UInt8
 from biedsnet_jax.data import nifti
 from biedsnet_jax.data.sources import natural
 from biedsnet_jax.data.volumes import Volume, check_same_grid
+from biedsnet_jax.data.walk import check_regular
+from biedsnet_jax.files import sync, sync_folder
 from biedsnet_jax.types import BadInput
 
 NAME, VERSION = "covid19_ct_seg", "1.0.0"
@@ -42,6 +44,7 @@ LABELS = {"infection": 1, "lung": 2, "lung_and_infection": 3}  # the highest: 1,
 SAME_PATIENT = {f"radiopaedia_10_85902_{n}": "radiopaedia_10_85902" for n in (1, 3)}  # as the authors say
 _CASE = re.compile(r"(coronacases|radiopaedia)_\w+")
 _AIR = -500  # HU: every CT in Hounsfield units has voxels below
+_MAKING = "making"  # a folder for what is not complete
 _MOST = 2**31  # bytes of a packed volume, many times those of this set
 
 
@@ -84,6 +87,7 @@ def prepare(root: Path, cache_folder: Path, *, quiet: bool = False) -> Path:
 
     It belongs to the archives in `root` with their present size and time: changed archives are read anew, others only
     looked at. Of several processes one prepares and the rest wait; what a killed one left is cleared.
+    The set gets its name when it is on the disk.
 
     Raises BadInput for archives that are missing, damaged or not what they should be, and where nothing can be written.
     """
@@ -95,9 +99,10 @@ def prepare(root: Path, cache_folder: Path, *, quiet: bool = False) -> Path:
         data_dir.mkdir(parents=True, exist_ok=True)
         with _locked(data_dir / ".lock"):
             if not prepared.exists():
-                for name in ("downloads", NAME):
+                for name in ("downloads", NAME, _MAKING):
                     rmtree(data_dir / name, ignore_errors=True)
-                _build(root, data_dir, quiet)
+                _build(root, data_dir / _MAKING, quiet)
+                _finish(data_dir)
     except OSError as error:
         raise BadInput(
             f"cannot write the data set, {error.strerror or error}, {cache_folder}; make room, or set data.cache_dir"
@@ -114,6 +119,18 @@ def _build(root, data_dir, quiet):
     config = tfds.download.DownloadConfig(manual_dir=root, try_download_gcs=False)
     with redirect_stdout(io.StringIO()):  # TFDS says that it downloads, which it does not
         builder.download_and_prepare(download_config=config)
+
+
+def _finish(data_dir: Path) -> None:
+    """Give what is made its name, once the disk has it."""
+    for path in (data_dir / _MAKING / NAME).rglob("*"):
+        if path.is_file():
+            sync(path)
+        else:
+            sync_folder(path)
+    (data_dir / _MAKING / NAME).replace(data_dir / NAME)
+    sync_folder(data_dir)
+    rmtree(data_dir / _MAKING, ignore_errors=True)
 
 
 @contextmanager
@@ -137,6 +154,8 @@ class Archive:
     def read(self, case: str) -> Volume:
         """Raises BadInput, naming the archive, for a volume that is damaged."""
         where = self.path / self.members[case]
+        if self.path.is_dir():
+            check_regular(where)
         try:
             data = self._bytes(case)
             stream = gzip.GzipFile(fileobj=io.BytesIO(data)) if data[:2] == b"\x1f\x8b" else io.BytesIO(data)
@@ -199,6 +218,8 @@ def _find(root: Path) -> dict[str, Path]:
 
 
 def _open_archive(path: Path) -> Archive:
+    if not path.is_dir():
+        check_regular(path)
     members: dict[str, str] = {}
     for member in _volumes(path):
         case = nifti.stem(Path(member))

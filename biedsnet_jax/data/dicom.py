@@ -10,11 +10,15 @@ where it is not along the normal (a tilted gantry), the affine is sheared as the
 
 Where slices are missing, the grid still keeps all others at their true place, so it has voxels that nobody scanned.
 They repeat the nearest slice, so that a network sees nothing strange, and are told: a mask must be left empty there.
+
+The files of a series may lie in several folders: they are one scan where together they make one
+even stack.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Num
@@ -22,6 +26,7 @@ from jaxtyping import Float, Int, Num
 from biedsnet_jax.data import dicom_slice
 from biedsnet_jax.data.dicom_slice import Slice
 from biedsnet_jax.data.volumes import Volume, check_affine
+from biedsnet_jax.data.walk import PassedOver, unread
 from biedsnet_jax.types import BadInput
 
 EXTENSIONS = (".dcm", ".dicom")
@@ -29,39 +34,78 @@ BROKEN = ""  # stands for the series of files whose header cannot be read
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _OFF = 0.2  # voxels by which a slice or a step may miss the grid, since positions are rounded
 _MOST_GAPS = 4  # told one by one
+_UNKNOWN_MM = 1.0  # what a single slice is taken to be thick that says nothing of it
+# What is the same in all files of a series.
+_EXAM = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
+
+
+class Series(NamedTuple):
+    """The scans in some files, and the files that are none."""
+
+    files: dict[str, list[Path]]  # SeriesInstanceUID -> its files by position
+    passed: list[PassedOver]
 
 
 def is_dicom(path: Path) -> bool:
-    """By the mark DICM after 128 bytes, or by its name; a file that has the name alone is refused when it is read."""
-    try:
-        with path.open("rb") as file:
-            marked = file.read(132)[128:] == b"DICM"
-    except OSError:
-        marked = False
-    return marked or path.suffix.lower() in EXTENSIONS
+    """By its first bytes or its name; a file that has the name alone is refused when it is read."""
+    return path.suffix.lower() in EXTENSIONS or dicom_slice.looks_like_dicom(path)
 
 
 def find_series(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files of `search`."""
+    return search(paths).files
+
+
+def search(paths: Sequence[Path]) -> Series:
     """SeriesInstanceUID -> its files by position, in the order of SeriesNumber; from headers alone.
 
     Reports, segmentations and the like are passed over. Files that cannot be read are together under BROKEN, for
     `read_series` to refuse. Raises BadInput without pydicom.
     """
-    found, numbers = defaultdict(list), {}
+    found, numbers, passed = defaultdict(list), {}, []
     for path in paths:
         try:
             with dicom_slice.opened(path) as header:
                 if not dicom_slice.is_scan(header, path):
+                    passed.append(PassedOver(path, dicom_slice.why_no_scan(header)))
                     continue
                 series = str(header.get("SeriesInstanceUID") or path.parent)
                 number = int(header.get("SeriesNumber") or 0)
                 height = dicom_slice.height(header, path)
-        except dicom_slice.BadFile:
+        except dicom_slice.BadFile as error:
+            if isinstance(error, dicom_slice.NotDicom) and path.suffix.lower() not in EXTENSIONS:
+                passed.append(unread(path))  # it looked like DICOM by a few bytes alone
+                continue
             series, number, height = BROKEN, 0, 0.0
         found[series].append((height, path))
         numbers[series] = number
     order = sorted(found, key=lambda series: (numbers[series], series))
-    return {series: [path for _, path in sorted(found[series], key=lambda one: one[0])] for series in order}
+    files = {}
+    for series in order:
+        by_position = sorted(found[series], key=lambda one: one[0])
+        files[series] = [path for _, path in by_position]
+    return Series(files, passed)
+
+
+def are_one_exam(parts: Sequence[Sequence[Path]]) -> bool:
+    """Whether files of one SeriesInstanceUID are of one patient, study and position."""
+    exams = set()
+    for files in parts:
+        with dicom_slice.opened(files[0]) as header:
+            exams.add(tuple(str(header.get(name, "")) for name in _EXAM))
+    return len(exams) == 1
+
+
+def join(parts: Sequence[Sequence[Path]]) -> list[Path] | None:
+    """The files of several folders by position; None where they make no even stack together."""
+    try:
+        slices = [one for files in parts for path in files for one in dicom_slice.read(path)]
+        _check_alike(slices)
+        slices = sorted(slices, key=lambda one: one.height)
+        _grid(slices)
+    except BadInput:
+        return None
+    return list(dict.fromkeys(one.path for one in slices))
 
 
 def count_slices(files: Sequence[Path]) -> int:
@@ -112,7 +156,7 @@ def _grid(slices: Sequence[Slice]) -> tuple[Int[np.ndarray, " n"], Float[np.ndar
     """The k of each slice and the affine. Raises BadInput for two slices at one place and for uneven steps."""
     first, positions = slices[0], np.stack([one.position for one in slices])
     if len(slices) == 1:
-        places, step = np.zeros(1, int), first.normal * first.thickness
+        places, step = np.zeros(1, int), first.normal * (first.thickness or _UNKNOWN_MM)
     else:
         places = np.concatenate([[0], np.cumsum(_steps(slices))])
         step = (positions[-1] - positions[0]) / places[-1]
@@ -167,6 +211,11 @@ def _place(one: Slice) -> str:
 def _notes(slices, places, affine) -> list[str]:
     """What the user should know of the grid: gaps, and a step that is not along the normal."""
     notes, folder = [], slices[0].path.parent
+    if len(slices) == 1 and not slices[0].thickness:
+        notes.append(
+            f"{slices[0].path} does not say how thick its slice is (SliceThickness). "
+            f"It is taken to be {_UNKNOWN_MM:g} mm: volumes in ml hold for that, areas are right."
+        )
     gaps = [
         f"{places[n + 1] - places[n] - 1} between {_place(slices[n])} and {_place(slices[n + 1])} mm"
         for n in np.flatnonzero(np.diff(places) > 1)

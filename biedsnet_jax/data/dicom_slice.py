@@ -1,5 +1,7 @@
 """One DICOM file: the place of each of its slices by the header, and their values. pydicom is used here alone.
 
+A file has the mark DICM after 128 bytes, or, as older archives wrote it, begins with its first
+element at once.
 Whatever pydicom raises over a file becomes a BadFile, a BadInput that names the file.
 """
 
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Num
 
+from biedsnet_jax.data.walk import is_regular
 from biedsnet_jax.errors import BadInput, reason, shown
 
 _GROUP = {  # where a file of many frames has what a file of one slice has at the top
@@ -18,14 +21,26 @@ _GROUP = {  # where a file of many frames has what a file of one slice has at th
     "ImageOrientationPatient": "PlaneOrientationSequence",
     "PixelSpacing": "PixelMeasuresSequence",
     "SliceThickness": "PixelMeasuresSequence",
+    "SpacingBetweenSlices": "PixelMeasuresSequence",
     "RescaleSlope": "PixelValueTransformationSequence",
     "RescaleIntercept": "PixelValueTransformationSequence",
 }
 _MADE = ("SEG", "RTDOSE")  # Modality
+_STACKED = ("CT", "MR", "PT", "NM", "")  # Modality of slices, which have a place in the body
+_MARK, _BEFORE_MARK = b"DICM", 128
+_META, _IDENTIFICATION = 2, 8  # groups, of which a file without the mark has its first element
+_FIRST_ELEMENTS = (0x0, 0x1, 0x5, 0x8, 0x12, 0x16, 0x18)  # of _IDENTIFICATION
+_LONG = (b"OB", b"UN")  # value representations with a length of four bytes, of those in _META
+_META_MOST = 2**16  # bytes of all elements of _META
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 class BadFile(BadInput):
     """One file is not usable; other errors, such as no pydicom, concern all."""
+
+
+class NotDicom(BadFile):
+    """The file is no DICOM, whatever its name or its first bytes say."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class Slice:
     frame: int
     size: tuple[int, int]  # rows, columns
     spacing: Float[np.ndarray, "2"]  # between rows, between columns
-    thickness: float
+    thickness: float  # 0: the file does not say
     directions: Float[np.ndarray, "2 3"]  # along a row, along a column
     position: Float[np.ndarray, "3"]  # of the first pixel
     slope: float
@@ -53,21 +68,103 @@ class Slice:
         return float(self.position @ self.normal)
 
 
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file has the mark, or begins with an element that DICOM files begin with."""
+    head = _head(path, _BEFORE_MARK + len(_MARK))
+    return head[_BEFORE_MARK:] == _MARK or _begins_at_once(head)
+
+
+def _begins_at_once(head: bytes) -> bool:
+    if len(head) < _BEFORE_MARK:
+        return False
+    group, element = (int.from_bytes(head[n : n + 2], "little") for n in (0, 2))
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    if group == _META:
+        return element <= 2 and explicit
+    length = int.from_bytes(head[6:8] if explicit else head[4:8], "little")
+    most = 4 if element < 2 else _BEFORE_MARK
+    if group != _IDENTIFICATION or element not in _FIRST_ELEMENTS:
+        return False
+    return 0 < length <= most and length % 2 == 0
+
+
+def _head(path: Path, size: int) -> bytes:
+    """The first bytes; none of what is no file."""
+    if not is_regular(path):
+        return b""
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError:
+        return b""
+
+
+def _is_deflated(path: Path) -> bool:
+    """Whether the meta information of a file that begins at once says so, or is too long to say."""
+    head, place = _head(path, _META_MOST), 0
+    while int.from_bytes(head[place : place + 2], "little") == _META:
+        start, size = (place + 12, 4) if head[place + 4 : place + 6] in _LONG else (place + 8, 2)
+        length = int.from_bytes(head[start - size : start], "little")
+        if head[start : start + length].rstrip(b"\0 ") == _DEFLATED.encode():
+            return True
+        place = start + length
+    return place >= _META_MOST
+
+
 @contextmanager
 def opened(path: Path, *, pixels: bool = False) -> Iterator:
     """The data set of a file, up to its pixels or with them; an error meanwhile is a BadFile."""
+    if not is_regular(path):
+        raise BadFile(f"{path} is a named pipe or a device, not a file. Replace or remove it.")
     try:
         import pydicom.pixels  # since version 3
     except ImportError:
         raise BadInput(f"DICOM without pydicom, {path.name}, {path.parent}; pip install 'pydicom>=3'") from None
     try:
-        yield pydicom.dcmread(path, stop_before_pixels=not pixels)
+        yield _read(path, pixels=pixels)
     except (BadInput, MemoryError):
         raise
     except pydicom.errors.InvalidDicomError as error:
-        raise BadFile(f"not a DICOM file, no DICM after 128 bytes, {path}; export it again or remove it") from error
+        what = "not a DICOM file, no DICM after 128 bytes"
+        raise NotDicom(f"{what}, {path}; export it again or remove it") from error
     except Exception as error:  # a broken file meets pydicom with anything
         raise BadFile(f"unreadable or truncated file, {reason(error)}, {path}; export it again") from error
+
+
+def _read(path: Path, *, pixels: bool):
+    """By pydicom, which does without the mark only where the first bytes are those of DICOM."""
+    import pydicom
+
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    except pydicom.errors.InvalidDicomError:
+        if not looks_like_dicom(path):
+            raise
+    if _is_deflated(path):
+        raise BadFile(f"{path} is deflated and has no mark DICM. Export it uncompressed.")
+    try:
+        data = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # its first bytes alone are those of DICOM
+        raise pydicom.errors.InvalidDicomError from error
+    if "SOPClassUID" not in data and "DirectoryRecordSequence" not in data:
+        raise pydicom.errors.InvalidDicomError
+    if "TransferSyntaxUID" not in data.file_meta:
+        implicit, _ = data.original_encoding
+        explicit_uid, implicit_uid = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
+        data.file_meta.TransferSyntaxUID = implicit_uid if implicit else explicit_uid
+    return data
+
+
+def why_no_scan(header) -> str:
+    """What a file is for which `is_scan` is False."""
+    kind = shown(header.get("Modality") or "no modality")
+    if "DirectoryRecordSequence" in header:
+        return "a DICOM directory"
+    if "Rows" in header:
+        return f"DICOM made from a scan ({kind})"
+    return f"DICOM without an image ({kind})"
 
 
 def is_scan(header, path: Path) -> bool:
@@ -103,10 +200,30 @@ def read(path: Path) -> list[Slice]:
             )
         if header.get("ModalityLUTSequence"):
             raise BadFile(f"values by a table, ModalityLUTSequence, {path}; export it with slope and intercept")
+        _check_stacked(header, path)
         frames = int(header.get("NumberOfFrames") or 1)
         if frames != len(header.get("PerFrameFunctionalGroupsSequence") or [None]):
             raise BadFile(f"frames without a place each, {frames}, {path}; export a file a slice, or enhanced DICOM")
         return [_slice(header, frame, path) for frame in range(frames)]
+
+
+def _check_stacked(header, path: Path) -> None:
+    """Raises BadFile for X-rays, ultrasound and other pictures, which have no place in the body."""
+    modality = str(header.get("Modality") or "")
+    if modality in _STACKED or _has(header, "ImagePositionPatient"):
+        return
+    raise BadFile(
+        f"{path} holds a picture without a place in the body, as X-rays and ultrasound are "
+        f"(modality {shown(modality)}). Save such pictures as PNG, for training and for prediction."
+    )
+
+
+def _has(header, name: str) -> bool:
+    try:
+        _numbers(header, 0, name, 3, Path())
+    except BadFile:
+        return False
+    return True
 
 
 def values(slices: Sequence[Slice]) -> Iterator[Num[np.ndarray, "h w"]]:
@@ -134,12 +251,24 @@ def _slice(header, frame, path) -> Slice:
         frame=frame,
         size=(int(number("Rows")), int(number("Columns"))),
         spacing=_numbers(header, frame, "PixelSpacing", 2, path),
-        thickness=number("SliceThickness", missing=0),
+        thickness=_thickness(header, frame, path),
         directions=_directions(header, frame, path),
         position=_numbers(header, frame, "ImagePositionPatient", 3, path),
         slope=number("RescaleSlope", missing=1),
         intercept=number("RescaleIntercept", missing=0),
     )
+
+
+def _thickness(header, frame, path) -> float:
+    """In mm; 0 where the file says nothing that can be used."""
+    for name in ("SliceThickness", "SpacingBetweenSlices"):
+        try:
+            said = abs(float(_numbers(header, frame, name, 1, path, missing=0)[0]))
+        except BadFile:
+            continue
+        if said > 0:
+            return said
+    return 0.0
 
 
 def _numbers(header, frame, name, count, path, *, missing=None) -> Float[np.ndarray, " n"]:

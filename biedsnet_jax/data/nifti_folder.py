@@ -1,13 +1,5 @@
-"""A folder of NIfTI volumes with label maps as a source of axial slices. Three layouts, told apart by what is there:
+"""A folder of NIfTI volumes with label maps (see `nifti_layouts`) as a source of axial slices."""
 
-images/<case>.nii.gz              labels/<case>.nii.gz       (folders below are mirrored)
-imagesTr/<case>.nii.gz            labelsTr/<case>.nii.gz     Medical Decathlon; dataset.json's list, if it has one
-imagesTr/<case>_0000.nii.gz ...   labelsTr/<case>.nii.gz     nnU-Net: a file a channel
-"""
-
-import json
-import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,22 +8,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from biedsnet_jax.data import nifti
+from biedsnet_jax.data.nifti_layouts import Case, search
+from biedsnet_jax.data.nifti_layouts import find_cases as find_cases
 from biedsnet_jax.data.slice_cache import SliceCache
-from biedsnet_jax.data.sources import Example, Facts, natural
-from biedsnet_jax.data.volumes import Volume, check_same_grid, neighbours
+from biedsnet_jax.data.sources import Example, Facts
+from biedsnet_jax.data.volumes import Volume, check_same_grid, neighbours, plane_note
+from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.types import BadInput
-
-LAYOUTS = (("images", "labels"), ("images", "masks"), ("imagesTr", "labelsTr"))
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
-
-
-@dataclass(frozen=True)
-class Case:
-    """Files of one case: an image for each channel, or one with all of them, and the label map."""
-
-    name: str
-    images: tuple[Path, ...]
-    label: Path
 
 
 @dataclass(frozen=True)
@@ -56,14 +39,21 @@ class NiftiFolder:
     context: int = 0
     min_foreground: int = 0
     _cases: list[Case] = field(init=False, repr=False, compare=False)
+    _passed: list[PassedOver] = field(init=False, repr=False, compare=False)
+    _notes: list[str] = field(init=False, repr=False, compare=False)
     _slices: list[tuple[int, int]] = field(init=False, repr=False, compare=False)  # case, slice
     _spacing: list[tuple[float, float]] = field(init=False, repr=False, compare=False)  # of each case
     _cache: SliceCache = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        found = find_cases(Path(self.root))
+        folder = search(Path(self.root))
+        found = folder.cases
         headers = [_check_headers(case, self.channels) for case in found]
+        if folder.about:
+            folder.about.check_channels(self.channels)
         object.__setattr__(self, "_cases", found)  # the dataclass is frozen from here on
+        object.__setattr__(self, "_passed", folder.passed)
+        object.__setattr__(self, "_notes", folder.notes + _notes_of_headers(headers))
         object.__setattr__(self, "_cache", SliceCache(Path(self.cache_folder)))
         object.__setattr__(self, "_spacing", [header.spacing[1:] for header in headers])
         slices = [(n, z) for n, header in enumerate(headers) for z in range(len(header.slices))]
@@ -83,7 +73,11 @@ class NiftiFolder:
 
     @property
     def facts(self) -> Facts:
-        return Facts(files={case.name: [*case.images, case.label] for case in self._cases})
+        return Facts(
+            files={case.name: [*case.images, case.label] for case in self._cases},
+            passed=self._passed,
+            notes=self._notes,
+        )
 
     def __len__(self) -> int:
         return len(self._slices)
@@ -109,7 +103,7 @@ class NiftiFolder:
         case = self._cases[n]
 
         def read():
-            volumes = [nifti.read(path) for path in case.images]
+            volumes = nifti.read_channels(case.images)
             for volume in volumes:
                 nifti.check_content(volume)
             volumes = [Volume(v.voxels, volumes[0].affine, v.path) for v in volumes]
@@ -122,7 +116,8 @@ class NiftiFolder:
         path, image = self._cases[n].label, self._cases[n].images[0]
 
         def read():  # by the image's affine: near 45 degrees the label map's rounding could choose other slices
-            return Volume(nifti.labels(nifti.read(path)), nifti.open_header(image).affine, str(path)).slices
+            affine = nifti.affine(nifti.open_header(image).header)
+            return Volume(nifti.labels(nifti.read(path)), affine, str(path)).slices
 
         kept, known = self._cache.labels([path], read), known_labels(self.classes, self.labels)
         strange = sorted(kept.counts.keys() - known) if known else []
@@ -156,84 +151,6 @@ def class_masks(label: np.ndarray, classes: int, labels: Sequence[Sequence[int]]
     return np.stack([np.isin(label, group) for group in groups], axis=-1).astype(np.uint8)
 
 
-def find_cases(root: Path) -> list[Case]:
-    """Every case in natural order. Raises BadInput for a folder of no known layout and for files without partner."""
-    for images, labels in LAYOUTS:
-        if (root / images).is_dir() and (root / labels).is_dir():
-            listed = _listed(root) if images == "imagesTr" else None
-            return listed or _mirrored(root / images, root / labels)
-    pairs = " or ".join(f"{images}/ and {labels}/" for images, labels in LAYOUTS)
-    raise BadInput(f"no volumes, none of the known layouts, {root}; give a folder with {pairs}")
-
-
-def group_channels(names: Sequence[str], known: set[str]) -> dict[str, list[str]]:
-    """case -> names of its images: `a` for the case `a`, or `a_0000`, `a_0001`, ... where `a` itself is not there.
-
-    Such names are channels where `known`, the names of label maps, has the case; any such name where it is empty.
-    """
-    groups = defaultdict(list)
-    for name in sorted(names, key=natural):
-        match = _CHANNEL.fullmatch(name)
-        channel = match and name not in known and (match.group(1) in known or not known)
-        groups[match.group(1) if channel else name].append(name)
-    return groups
-
-
-def _mirrored(images: Path, labels: Path) -> list[Case]:
-    image_files, label_files = _files(images), _files(labels)
-    groups = group_channels(list(image_files), set(label_files))
-    for found, partners, what, place in (
-        (groups, label_files, "images without labels", labels),
-        (label_files, groups, "labels without images", images),
-    ):
-        lonely = [name for name in found if name not in partners]
-        if lonely:
-            raise BadInput(
-                f"{what}, {len(lonely)} of {len(found)}, first {lonely[0]}; put a file of that name under {place}, or "
-                "take these away"
-            )
-    if not groups:
-        raise BadInput(f"no volumes, 0 files, {images}; put {' or '.join(nifti.EXTENSIONS)} files there")
-    return [
-        Case(name, tuple(image_files[image] for image in of_case), label_files[name])
-        for name, of_case in groups.items()
-    ]
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """NIfTI files below `folder` by relative name without extension; hidden ones are passed over."""
-    files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        name = (path.relative_to(folder).parent / nifti.stem(path)).as_posix() if nifti.is_nifti(path) else "."
-        if name.startswith(".") or "/." in name:
-            continue
-        if name in files:
-            raise BadInput(f"two files of one name, {files[name].name} and {path.name}, {path.parent}; keep one")
-        files[name] = path
-    return files
-
-
-def _listed(root: Path) -> list[Case] | None:
-    """The "training" list of a Decathlon dataset.json; None where there is none, as in nnU-Net's."""
-    path = root / "dataset.json"
-    if not path.exists():
-        return None
-    try:
-        entries = json.loads(path.read_text()).get("training")
-        if not entries:
-            return None
-        pairs = [(root / one["image"], root / one["label"]) for one in entries]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"damaged list, {type(error).__name__} {error}, {path}; restore or remove it") from error
-    strange = [str(file) for pair in pairs for file in pair if not nifti.is_nifti(file)]
-    if strange:
-        raise BadInput(f"no NIfTI name, {strange[0]}, {path}; list {' or '.join(nifti.EXTENSIONS)} files")
-    cases = [Case(nifti.stem(label), (image,), label) for image, label in pairs]
-    if all(case.images[0].exists() for case in cases):
-        return sorted(cases, key=lambda case: natural(case.name))
-    return None  # a list of cases whose images are named by channel, or moved: what is there counts
-
-
 def _check_headers(case: Case, channels: int) -> Volume:
     """A volume without content that has the case's grid. Raises BadInput where channels or mask do not fit it."""
     images = [nifti.open_header(path) for path in case.images]
@@ -242,7 +159,28 @@ def _check_headers(case: Case, channels: int) -> Volume:
     if stored != channels:
         raise BadInput(f"image channels, {stored}, {case.images[0]}; set data.channels to {stored}, or give {channels}")
     label = nifti.open_header(case.label)
+    unit = nifti.unit_mm(images[0].header) or 1.0
+    affine = nifti.affine(images[0].header)
     for path, image in [*zip(case.images[1:], images[1:]), (case.label, label)]:
         shape = nifti.volume_shape(image)[:3]
-        check_same_grid(shape, image.affine, shapes[0][:3], images[0].affine, path)
-    return Volume(np.broadcast_to(np.uint8(0), shapes[0][:3]), images[0].affine, str(case.images[0]))
+        check_same_grid(shape, nifti.affine(image.header, unit=unit), shapes[0][:3], affine, path)
+    voxels = np.broadcast_to(np.uint8(0), shapes[0][:3])
+    return Volume(voxels, affine, str(case.images[0]), images[0].header)
+
+
+def _notes_of_headers(headers: Sequence[Volume]) -> list[str]:
+    """What to tell of units and planes, a line each.
+
+    Raises BadInput for a stack that cannot be cut axially.
+    """
+    units = [nifti.unit_note(header) for header in headers]
+    planes = [plane_note(header) for header in headers]
+    return _first_and_count(units) + _first_and_count(planes)
+
+
+def _first_and_count(notes: list[str]) -> list[str]:
+    notes = [note for note in notes if note]
+    if len(notes) < 2:
+        return notes
+    more = f"{len(notes) - 1} more volume{'s' * (len(notes) > 2)}"
+    return [f"{notes[0]} The same holds for {more}."]

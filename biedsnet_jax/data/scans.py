@@ -3,8 +3,9 @@
 A scan is canonical slices and, for a volume, the grid that its mask goes back to.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from biedsnet_jax.data import dicom, nifti
-from biedsnet_jax.data.nifti_folder import group_channels
+from biedsnet_jax.data import dicom, nifti, walk
+from biedsnet_jax.data.nifti_layouts import check_channels, group_channels, plain
 from biedsnet_jax.data.sources import EXTENSIONS, natural, read_picture
-from biedsnet_jax.data.volumes import Volume, check_same_grid
+from biedsnet_jax.data.volumes import Volume, check_same_grid, plane_note
 from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.types import BadInput
 
@@ -30,6 +31,7 @@ class Item:
     kind: str  # "picture", "nifti", "dicom"
     files: tuple[Path, ...]
     depth: int = 1  # slices, as far as a header tells
+    notes: tuple[str, ...] = ()  # warnings, known before it is read
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,14 @@ def find(source: Path, *, channels: int, leave_out: Path | None = None) -> list[
 def search(source: Path, *, channels: int, leave_out: Path | None = None) -> Found:
     """Every scan in a file or below a folder, in natural order, but for hidden ones and those below `leave_out`.
 
-    Folders below that hold RECORD have masks, not scans, and are left out too; links to folders are not followed.
-    With several `channels`, NIfTI files `_0000`, `_0001`, ... are the channels of one. A DICOM series is a folder's
-    files of one SeriesInstanceUID, called by the folder; of several in a folder each has a number, in the order of
-    SeriesNumber. Raises BadInput where there is nothing, for two scans whose outputs would have one name, and for
+    Folders below that hold RECORD have masks, not scans, and are left out too. Linked folders are
+    followed, each once. With several `channels`, NIfTI files `_0000`, `_0001`, ... are the channels
+    of one. A DICOM series is the files of one SeriesInstanceUID in a folder, called by the folder;
+    of several in a folder each has a number, in the order of SeriesNumber. One that is spread over
+    folders is one scan, called by the folder above them, where its slices make one even stack; else
+    each folder is a scan, and their notes say so.
+
+    Raises BadInput where there is nothing, for two scans whose outputs would have one name, and for
     DICOM without pydicom.
     """
     if not source.exists():
@@ -75,21 +81,26 @@ def search(source: Path, *, channels: int, leave_out: Path | None = None) -> Fou
     if source.is_dir() and leave_out is not None and source.resolve().is_relative_to(leave_out.resolve()):
         raise BadInput(f"scans inside the folder for masks, {source}, in --output; give another --output")
     root = source if source.is_dir() else source.parent
-    paths = sorted(_files(source, leave_out), key=lambda path: natural(path.as_posix()))
+    paths, passed = _files(source, leave_out)
     volumes = [path for path in paths if nifti.is_nifti(path)]
     pictures = [path for path in paths if path.suffix.lower() in EXTENSIONS]
     items = [Item(_name(path.with_suffix(""), root), "picture", (path,)) for path in pictures]
     items += _nifti_items(volumes, root, channels)
     rest = set(paths) - set(volumes) - set(pictures)
-    items += _dicom_items([path for path in paths if path in rest and dicom.is_dicom(path)], root, source)
+    dicoms = [path for path in paths if path in rest and dicom.is_dicom(path)]
+    passed += [walk.unread(path) for path in paths if path in rest - set(dicoms)]
+    found = _dicom_items(dicoms, root, source)
+    items, passed = items + found.items, sorted(passed + found.passed)
     if not items:
+        beside = walk.summary(passed)
         raise BadInput(
             f"nothing to segment, {source}, in --input; give {', '.join((*EXTENSIONS, *nifti.EXTENSIONS))} or DICOM"
+            + (f" ({beside})" if beside else "")
         )
     twice = [name for name, count in Counter(item.name for item in items).items() if count > 1]
     if twice:
         raise _two_of_one_name(twice[0], *(item.files[0] for item in items if item.name == twice[0]))
-    return Found(sorted(items, key=lambda item: natural(item.name)), [])
+    return Found(sorted(items, key=lambda item: natural(item.name)), passed)
 
 
 def read(item: Item, *, channels: int) -> Scan:
@@ -98,6 +109,8 @@ def read(item: Item, *, channels: int) -> Scan:
         str(item.files[0]).encode()
     except UnicodeEncodeError:
         raise BadInput(f"name that is not UTF-8, {str(item.files[0])!a}, in --input; rename it") from None
+    for path in item.files:
+        walk.check_regular(path)
     if item.kind == "picture":
         if channels not in (1, 3):
             raise BadInput(f"a picture for {channels} channels, 1 or 3, {item.files[0]}; give volumes to this model")
@@ -107,7 +120,10 @@ def read(item: Item, *, channels: int) -> Scan:
         volume, missing, notes = dicom.read_series(item.files)
         volumes = [volume]
     else:
-        volumes = [nifti.read(path) for path in item.files]
+        if channels > 1:
+            names = [plain(nifti.stem(path)) for path in item.files]
+            check_channels(Path(item.name).name, names, item.files[0].parent)
+        volumes = nifti.read_channels(item.files)
     for volume in volumes:
         nifti.check_content(volume)
         check_same_grid(volume.shape, volume.affine, volumes[0].shape, volumes[0].affine, volume.path)
@@ -117,20 +133,24 @@ def read(item: Item, *, channels: int) -> Scan:
         raise BadInput(
             f"image channels, {slices.shape[-1]}, {item.files[0]}; this model was trained on {channels}, give as many"
         )
+    of_volume = [nifti.unit_note(volumes[0]), plane_note(volumes[0])]
+    notes = [note for note in (*item.notes, *notes, *of_volume) if note]
     return Scan(item, slices, volumes[0], notes, _scanned(volumes[0], missing) if missing else None)
 
 
-def _files(source: Path, leave_out: Path | None) -> Iterator[Path]:
-    if source.is_file():
-        yield source
-        return
-    masks = {record.parent.resolve() for record in source.rglob(RECORD)} - {source.resolve()}
-    masks |= {leave_out.resolve()} if leave_out else set()
-    for path in source.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
-        broken_link = path.is_symlink() and not path.exists()  # told when it is read
-        if (path.is_file() or broken_link) and not hidden and masks.isdisjoint(path.resolve().parents):
-            yield path
+def _files(source: Path, leave_out: Path | None) -> tuple[list[Path], list[PassedOver]]:
+    """Every visible file in natural order, and what is passed over without a look at what it is."""
+    if not source.is_dir():
+        walk.check_regular(source)
+        return [source], []
+
+    def has_masks(folder: Path) -> bool:
+        if leave_out is not None and folder.resolve() == leave_out.resolve():
+            return True
+        return (folder / RECORD).exists()
+
+    paths, passed = walk.below(source, lambda path: True, leave_out=has_masks)
+    return sorted(paths, key=lambda path: natural(path.as_posix())), passed
 
 
 def _name(path: Path, root: Path) -> str:
@@ -147,14 +167,26 @@ def _nifti_items(paths: Sequence[Path], root: Path, channels: int) -> list[Item]
     items = []
     for path in paths:
         name = _name(path.parent / nifti.stem(path), root)
+        name = plain(name) if channels > 1 else name
         if name in by_name:  # a.nii beside a.nii.gz
             raise _two_of_one_name(name, by_name[name], path)
         by_name[name] = path
     groups = group_channels(list(by_name), set()) if channels > 1 else {name: [name] for name in by_name}
     for name, images in groups.items():
         files = tuple(by_name[image] for image in images)
+        if len(files) == 1 and _holds(files[0], channels):  # a number at its end is no channel's
+            name = name if images[0].endswith("_0000") else images[0]
         items.append(Item(name, "nifti", files, _depth(files[0])))
     return items
+
+
+def _holds(path: Path, channels: int) -> bool:
+    """Whether one file has all channels, by its header."""
+    try:
+        shape = nifti.volume_shape(nifti.open_header(path))
+    except BadInput:
+        return False
+    return channels > 1 and shape[3:] == (channels,)
 
 
 def _depth(path: Path) -> int:
@@ -167,17 +199,50 @@ def _depth(path: Path) -> int:
     return len(Volume(np.broadcast_to(np.uint8(0), shape), image.affine, str(path)).slices)
 
 
-def _dicom_items(paths: Sequence[Path], root: Path, source: Path) -> list[Item]:
-    items = []
+def _dicom_items(paths: Sequence[Path], root: Path, source: Path) -> Found:
+    passed, series = [], {}
     for folder in dict.fromkeys(path.parent for path in paths):
-        series = dicom.find_series([path for path in paths if path.parent == folder])
-        broken = series.pop(dicom.BROKEN, [])  # each by itself, so that it is named and the others are segmented
-        items += [Item(_name(path, root), "dicom", (path,)) for path in broken]
+        series[folder], others = dicom.search([path for path in paths if path.parent == folder])
+        passed += others
+    # Each by itself, so that it is named and the others are segmented.
+    broken = [path for its in series.values() for path in its.pop(dicom.BROKEN, [])]
+    items = [Item(_name(path, root), "dicom", (path,)) for path in broken]
+    notes = _join_folders(series)
+    for folder, its in series.items():
         name = source.stem if source.is_file() else _name(folder, root) if folder != root else folder.resolve().name
-        for number, files in enumerate(series.values(), start=1):
-            one = name if len(series) == 1 else f"{name}_series_{number}"
-            items.append(Item(one, "dicom", tuple(files), dicom.count_slices(files)))
-    return items
+        for number, (uid, files) in enumerate(its.items(), start=1):
+            one = name if len(its) == 1 else f"{name}_series_{number}"
+            said = tuple(notes.get(uid, ()))
+            items.append(Item(one, "dicom", tuple(files), dicom.count_slices(files), said))
+    return Found(items, passed)
+
+
+def _join_folders(series: dict[Path, dict[str, list[Path]]]) -> dict[str, list[str]]:
+    """Make a series of several folders one of the folder above them.
+
+    Returns a note on each that cannot be one.
+    `series` is folder -> SeriesInstanceUID -> files, and is changed.
+    """
+    places, notes = defaultdict(list), {}
+    for folder, its in series.items():
+        for uid in its:
+            places[uid].append(folder)
+    for uid, folders in places.items():
+        parts = [series[folder][uid] for folder in folders]
+        if len(folders) == 1 or not dicom.are_one_exam(parts):
+            continue
+        files = dicom.join(parts)
+        if files is None:
+            listed = " and ".join(map(str, folders[:4]))
+            notes[uid] = [
+                f"{listed} hold files of one series, which make no even stack together. "
+                "Each folder is segmented by itself."
+            ]
+            continue
+        for folder in folders:
+            del series[folder][uid]
+        series.setdefault(Path(os.path.commonpath(folders)), {})[uid] = files
+    return notes
 
 
 def _scanned(volume: Volume, missing: Sequence[int]) -> Bool[np.ndarray, "d h w"]:

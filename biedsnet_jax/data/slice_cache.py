@@ -1,18 +1,24 @@
 """Canonical slices of volumes on disk, memory-mapped: after the first reading no epoch meets gzip again.
 
-A volume is `<key>.npy`, "d h w c", with `<key>.json` beside it, which says how to decode it and, of a label map, how
-many pixels each label has in each slice. The key follows from the path, size and time of the files, so a changed file
-is read anew. Whole numbers up to 2^24 are kept exactly, in uint8 or uint16, if the extremes are less than 65536 apart;
-others as float16 between each channel's extremes, which keeps them to 1/2048 of their height above the lowest, or to
-3e-8 of the range. The folder may be deleted at any time.
+A volume is `<key>.npy`, "d h w c", with `<key>.json` beside it, which says how to decode it, holds a checksum of each
+slice and, of a label map, how many pixels each label has in each slice. The key follows from the path, size and time of
+the files, so a changed file is read anew.
+
+What comes back is the float32 of each value, so that training sees what prediction sees, whatever pads a scan: whole
+numbers up to 2^24, in files of whole or of real numbers, are kept as their height above the lowest in uint8 or uint16
+where it fits, everything else as float32 itself. Nothing is rounded further.
+
+A slice is compared with its checksum when it is first read. One that does not fit, as after a power cut, is no error:
+its volume is made again. The folder may be deleted at any time.
 """
 
 import errno
+import functools
 import hashlib
 import json
 import os
-import tempfile
 import threading
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +27,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from biedsnet_jax.files import whole_file
 from biedsnet_jax.types import BadInput
 
-VERSION = 2  # of what is stored
+VERSION = 3  # of what is stored
+EXACT = 2**24  # up to which float32 holds every whole number
 MOST_LABELS = 256
 MOST_OPEN = 100  # volumes that are memory-mapped at once: each holds a file descriptor, of which systems give 256
 
@@ -33,15 +41,22 @@ class CachedSlices:
     """One volume: `[index]` decodes a slice."""
 
     stored: Shaped[np.ndarray, "d h w c"]  # memory-mapped
-    low: Float32[np.ndarray, " c"]  # value = low + step * stored
-    step: Float32[np.ndarray, " c"]
+    low: Float32[np.ndarray, " c"]  # value = low + stored
     counts: dict[int, list[int]]  # of a label map: label -> pixels in each slice
+    sums: Sequence[int]  # checksum of each slice
+    again: Callable[["CachedSlices"], "CachedSlices"]  # the volume made anew in place of a damaged one
+    _sound: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.stored)
 
     def __getitem__(self, index: int) -> Float32[np.ndarray, "h w c"]:
-        return self.stored[index] * self.step + self.low
+        one, number = self.stored[index], range(len(self.stored))[index]
+        if number not in self._sound:
+            if _sum(one) != self.sums[number]:
+                return self.again(self)[index]
+            self._sound.add(number)
+        return one + self.low
 
 
 @dataclass(frozen=True)
@@ -74,62 +89,98 @@ class SliceCache:
     def _get(self, files, kind, make):
         key = _key(files, kind)
         with self._locks[key]:  # of two threads that want one volume, one reads it
-            found = self._open.get(key) or self._load(key) or self._make(key, make)
+            found = self._open.get(key) or self._load(key, make) or self._make(key, make)
+        self._keep(key, found)
+        return found
+
+    def _again(self, key, make, damaged):
+        """The volume anew, once for all who meet the same damage."""
+        with self._locks[key]:
+            found = self._open.get(key)
+            if found is None or found is damaged:
+                found = self._make(key, make)
+                if any(_sum(one) != its for one, its in zip(found.stored, found.sums)):
+                    raise BadInput(
+                        f"The slice cache in {self.folder} gives back other bytes than were written. "
+                        "Set data.cache_dir to a folder on another disk."
+                    )
+            self._keep(key, found)
+        return found
+
+    def _keep(self, key, found):
         with self._guard:
             self._open[key] = found
             if len(self._open) > MOST_OPEN:
                 del self._open[next(iter(self._open))]  # the oldest; whoever reads it now keeps it until done
-        return found
 
     def _make(self, key, make):
         slices, counts = make()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._store(key, slices, counts)
-            return self._load(key) or _vanished(self.folder / f"{key}.npy")
+            return self._load(key, make) or _vanished(self.folder / f"{key}.npy")
         except OSError as error:
             raise BadInput(
                 f"cannot write the slice cache, {error.strerror}, {self.folder}; make room, or set data.cache_dir"
             ) from error
 
-    def _load(self, key):
+    def _load(self, key, make):
         """What is kept, None where it is not there or not whole."""
         path = self.folder / f"{key}.npy"
         try:
-            meta = json.loads(path.with_suffix(".json").read_text())
+            whole = json.loads(path.with_suffix(".json").read_text())
+            meta = whole["meta"]
             counts = {int(label): pixels for label, pixels in meta["counts"].items()}
             stored = np.lib.format.open_memmap(path, mode="r")  # refuses what would have to be unpickled
-            return CachedSlices(stored, _vector(meta["low"]), _vector(meta["step"]), counts)
+            if whole["sum"] != _sum_of_json(meta) or meta["shape"] != [*stored.shape]:
+                return None
+            again = functools.partial(self._again, key, make)
+            return CachedSlices(stored, np.array(meta["low"], np.float32), counts, meta["sums"], again)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _store(self, key, slices, counts):
-        kind, low, step = _encoding(slices)
-        meta = json.dumps({"low": low.tolist(), "step": step.tolist(), "counts": counts})
-        _write(self.folder / f"{key}.json", lambda file: file.write(meta.encode()))
-
-        def write_slices(file):
+        kind, low = _encoding(slices)
+        sums = []
+        with whole_file(self.folder / f"{key}.npy", shared=True) as partial, partial.open("wb") as file:
             header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": slices.shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for one in slices:  # by slice, so that no second volume stands in memory
-                file.write(np.ascontiguousarray(_encode(one, kind, low, step)))
-
-        _write(self.folder / f"{key}.npy", write_slices)  # last: its presence says that both are whole
-
-
-def _encoding(slices) -> tuple[np.dtype, np.ndarray, np.ndarray]:
-    """(stored type, low "c", step "c"): value = low + step * stored."""
-    low, high = slices.min(axis=(0, 1, 2)), slices.max(axis=(0, 1, 2))
-    span = high.astype(np.float64) - low
-    if slices.dtype.kind in "iu" and span.max() < 2**16:
-        return np.dtype(np.uint8 if span.max() < 2**8 else np.uint16), low, np.ones_like(span)
-    return np.dtype(np.float16), low.astype(np.float64), np.where(span > 0, span, 1.0)
+            # By slice, so that no second volume stands in memory.
+            for one in slices:
+                encoded = _encode(one, kind, low)
+                sums.append(_sum(encoded))
+                file.write(encoded)
+        meta = {"shape": slices.shape, "low": low.tolist(), "counts": counts, "sums": sums}
+        # Last, since without it nobody takes the volume for whole.
+        with whole_file(self.folder / f"{key}.json", shared=True) as partial:
+            partial.write_text(json.dumps({"meta": meta, "sum": _sum_of_json(meta)}))
 
 
-def _encode(one, kind, low, step):
+def _encoding(slices) -> tuple[np.dtype, np.ndarray]:
+    """(stored type, low "c"): value = low + stored."""
+    low, high = slices.min(axis=(0, 1, 2)).astype(float), slices.max(axis=(0, 1, 2)).astype(float)
+    span = (high - low).max()
+    if max(np.abs(low).max(), np.abs(high).max()) <= EXACT and span < 2**16 and _all_whole(slices):
+        return np.dtype(np.uint8 if span < 2**8 else np.uint16), low
+    return np.dtype(np.float32), np.zeros_like(low)
+
+
+def _all_whole(slices) -> bool:
+    return slices.dtype.kind in "iu" or all(np.array_equal(np.rint(one), one) for one in slices)
+
+
+def _encode(one, kind, low):
     if kind.kind == "u":
-        return (one - low).astype(kind)  # may overflow the type of the file, but whole numbers wrap around and back
-    return ((one.astype(np.float64) - low) / step).astype(kind)
+        one = one.astype(np.float32) - low.astype(np.float32)
+    return np.ascontiguousarray(one, dtype=kind)
+
+
+def _sum(one) -> int:
+    return zlib.crc32(one)
+
+
+def _sum_of_json(meta) -> int:
+    return zlib.crc32(json.dumps(meta).encode())
 
 
 def _count(slices, path) -> dict[int, list[int]]:
@@ -150,21 +201,5 @@ def _key(files, kind) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
-def _vector(values) -> Float32[np.ndarray, " c"]:
-    return np.array(values, np.float32).reshape(-1)
-
-
 def _vanished(path):
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
-
-def _write(path, write) -> None:
-    """To a name of this process's own, then over `path`: readers and a kill see all or nothing."""
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial_")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise

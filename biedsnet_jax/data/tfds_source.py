@@ -21,6 +21,7 @@ from jaxtyping import Shaped
 from biedsnet_jax import files
 from biedsnet_jax.data.nifti_folder import class_masks, known_labels
 from biedsnet_jax.data.sources import Example, Facts, natural
+from biedsnet_jax.files import whole_file
 from biedsnet_jax.types import BadInput
 
 ROLES = ("image", "mask", "case", "slice", "spacing")
@@ -175,9 +176,8 @@ class Tfds:
             value = make()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".partial_{os.getpid()}_{path.name}")
-            partial.write_text(json.dumps(value))
-            partial.replace(path)
+            with whole_file(path, shared=True) as partial:
+                partial.write_text(json.dumps(value))
         except OSError as error:
             raise BadInput(f"cannot write, {error.strerror}, {path}; make room, or set data.cache_dir") from error
         return value

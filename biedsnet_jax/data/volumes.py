@@ -18,6 +18,10 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from biedsnet_jax.types import BadInput
 
 CANONICAL = axcodes2ornt("LPS")  # i to the left, j to the back, k to the head
+_PLANES = ("axial", "coronal", "sagittal")  # of slices that follow along axis d, h or w
+_THICK = 2.0  # times the spacing of the other axes: that of slices
+_FEW = 2  # other axes have so many times the voxels: those are slices
+_LEAST, _NARROW = 10, 16  # pixels of a side: below it is refused, or told
 
 
 @runtime_checkable
@@ -87,11 +91,56 @@ def neighbours(slices: Slices, index: int, context: int) -> Shaped[np.ndarray, "
     return np.concatenate([slices[i] for i in around.tolist()], axis=-1)
 
 
+def plane_note(volume: Volume) -> str:
+    """What to tell of a scan in sagittal or coronal slices; empty where nothing is lost.
+
+    Raises BadInput where next to nothing is left: an axial slice has a side below 10 pixels, which
+    the scan's own slices have not.
+    """
+    sizes, spacing, axis = volume.slices.shape[:3], volume.spacing, _stack_axis(volume)
+    own = [sizes[n] for n in range(3) if n != axis]
+    least = min(sizes[1:])
+    thin = least < _NARROW and min(own) > least
+    coarse = max(spacing[1:]) >= _THICK * max(spacing[n] for n in range(3) if n != axis)
+    if axis == 0 or not (thin or coarse):
+        return ""
+    slices = f"{sizes[axis]} {_PLANES[axis]} slice{'s' * (sizes[axis] > 1)}"
+    here = f"{volume.path} is a stack of {slices} of {own[0]}x{own[1]} pixels"
+    seen = f"{sizes[1]}x{sizes[2]} pixels of {spacing[1]:.3g}x{spacing[2]:.3g} mm"
+    if least < _LEAST <= min(own):
+        raise BadInput(
+            f"{here}, but the network is given axial slices, here of {seen}. "
+            "Resample it to even voxels, or turn its axes so that its slices count as axial."
+        )
+    return f"{here}. The network is given axial slices, which cut across them: {seen}."
+
+
+def _stack_axis(volume: Volume) -> int:
+    """The axis of canonical slices "d h w" along which the scan's own slices follow, else 0."""
+    sizes, spacing = np.array(volume.slices.shape[:3]), np.array(volume.spacing)
+    fewest, coarsest = int(sizes.argmin()), int(spacing.argmax())
+    second = np.sort(sizes)[1]
+    if sizes[fewest] == 1 < second:
+        return fewest
+    if spacing[coarsest] >= _THICK * np.sort(spacing)[1]:
+        return coarsest
+    return fewest if second >= _FEW * sizes[fewest] else 0
+
+
 def check_affine(affine: Shaped[np.ndarray, "4 4"], path: object) -> None:
     """Raises BadInput for an affine that gives voxels no place: not finite, or with an axis of no length."""
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9 or _has_lost_axis(affine):
-        rows = [[round(float(x), 3) for x in row] for row in affine[:3, :3]]
+    if not _has_a_volume(affine) or _has_lost_axis(affine):
+        rows = [[round(float(x), 6) for x in row] for row in affine[:3, :3]]
         raise BadInput(f"no usable affine, {rows}, {path}; write the scan again with its spacing and direction")
+
+
+def _has_a_volume(affine) -> bool:
+    """Whether a voxel has one, however small: a micrometre is a thousandth of the millimetre."""
+    if not np.isfinite(affine).all():
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        return bool(sizes.min() > 1e-9 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-6)
 
 
 def _has_lost_axis(affine) -> bool:

@@ -59,8 +59,7 @@ def below(
             elif readable(path):
                 found.append(path)
             else:
-                kind = path.suffix.lower() if path.suffix else "a name without extension"
-                passed.append(PassedOver(path, f"not a format that is read ({kind})"))
+                passed.append(unread(path))
 
     enter(folder)
     while links:
@@ -68,16 +67,37 @@ def below(
     return sorted(found), sorted(passed)
 
 
+def unread(path: Path) -> PassedOver:
+    """A file in a format that is not read, or what is no file."""
+    kind = _irregular(path)
+    if kind:
+        return PassedOver(path, f"not a file ({kind})")
+    kind = path.suffix.lower() if path.suffix else "a name without extension"
+    return PassedOver(path, f"not a format that is read ({kind})")
+
+
 def check_regular(path: Path) -> None:
     """Raises BadInput for what only looks like a file: reading a named pipe may never end."""
+    kind = _irregular(path)
+    if kind:
+        raise BadInput(f"{path} is {kind}, not a file. Replace or remove it.")
+
+
+def is_regular(path: Path) -> bool:
+    """Whether it can be opened without waiting; what is not there is told by whoever opens it."""
+    return not _irregular(path)
+
+
+def _irregular(path: Path) -> str:
+    """What it is instead of a file; empty for a file and for what is not there."""
     try:
         mode = path.stat().st_mode
     except OSError:
-        return  # told by whoever opens it
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-        kind = kinds.get(stat.S_IFMT(mode), "a device")
-        raise BadInput(f"{path} is {kind}, not a file. Replace or remove it.")
+        return ""
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def summary(passed: Sequence[PassedOver]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from refusals import refused
 
 from biedsnet_jax.data import covid19_ct_seg, splits
 from biedsnet_jax.data.tfds_source import Tfds
@@ -141,6 +142,35 @@ def test_a_second_start_leaves_the_archives_alone_until_they_change(tmp_path):
     os.utime(path)
     with pytest.raises(BadInput, match=r"damaged archive, .*Lung_Mask\.zip; download Lung_Mask\.zip again"):
         covid19_ct_seg.prepare(root, cache)
+
+
+def test_a_set_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, fsync, replace = set(), os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda d: (synced.add(os.fstat(d).st_ino), fsync(d)))
+    renamed = {}
+
+    def look(path, target):
+        renamed[target] = {
+            one.name: one.stat().st_ino in synced for one in path.rglob("*") if one.is_file()
+        }
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", look)
+    prepared = covid19_ct_seg.prepare(small(tmp_path / "archives"), tmp_path / "cache")
+    on_the_disk = renamed[prepared.parent]
+    assert len(on_the_disk) >= 4 and all(on_the_disk.values()), on_the_disk
+    assert [path.name for path in prepared.parents[1].iterdir() if path.name != ".lock"] == [
+        covid19_ct_seg.NAME
+    ]
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    root = small(tmp_path / "archives")
+    (root / f"{LUNG}.zip").unlink()
+    os.mkfifo(root / f"{LUNG}.zip")
+    refused(
+        lambda: covid19_ct_seg.prepare(root, tmp_path / "cache"), root / f"{LUNG}.zip", "named pipe"
+    )
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

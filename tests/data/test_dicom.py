@@ -1,18 +1,35 @@
 """DICOM series against SimpleITK (GDCM), which reads the same files on its own, and against values by hand."""
 
+import os
 import sys
+import zlib
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from biedsnet_jax.data import dicom, dicom_slice, nifti
+from biedsnet_jax.data import dicom, dicom_slice, nifti, walk
 from biedsnet_jax.types import BadInput
 
 pydicom = pytest.importorskip("pydicom")
 sitk = pytest.importorskip("SimpleITK")
 
-from made_dicom import AXIAL, data_set, positions, write_enhanced, write_series, write_slice  # noqa: E402
-from pydicom.uid import JPEGLosslessSV1, RLELossless  # noqa: E402
+from made_dicom import (  # noqa: E402
+    AXIAL,
+    data_set,
+    item,
+    positions,
+    write_enhanced,
+    write_series,
+    write_slice,
+)
+from pydicom.uid import (  # noqa: E402
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLosslessSV1,
+    RLELossless,
+)
 
 TURN = np.linalg.qr(np.array([[0.9, 0.2, 0.1], [-0.3, 0.8, 0.2], [0.1, -0.2, 0.95]]))[0]
 ORIENTATIONS = {
@@ -221,10 +238,143 @@ def test_a_file_cut_anywhere_is_refused_by_name(tmp_path):
             dicom.read_series([cut])
 
 
-def test_a_file_without_thickness_alone_has_no_volume(tmp_path):
-    files = [write_slice(tmp_path / "a.dcm", STORED[0], position=(0, 0, 0), SliceThickness=None)]
-    with pytest.raises(BadInput, match=r"no usable affine, .*a\.dcm"):
-        dicom.read_series(files)
+@pytest.mark.parametrize("said", [None, "", 0, "0.0"])
+def test_a_single_slice_that_says_no_thickness_is_taken_for_a_millimetre_and_told(tmp_path, said):
+    path = write_slice(tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), SliceThickness=said)
+    volume, _, (note,) = dicom.read_series([path])
+    assert volume.spacing == pytest.approx((1, 0.8, 0.6))
+    assert str(path) in note and "SliceThickness" in note and "1 mm" in note
+    assert np.array_equal(volume.voxels[..., 0].T, STORED[0])
+
+
+def test_a_single_slice_is_as_thick_as_slices_are_apart(tmp_path):
+    fields = {"SliceThickness": None, "SpacingBetweenSlices": 3}
+    path = write_slice(tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), **fields)
+    volume, _, notes = dicom.read_series([path])
+    assert volume.spacing == pytest.approx((3, 0.8, 0.6)) and notes == []
+
+
+def test_slices_with_places_need_no_thickness(tmp_path):
+    volume, _, notes = dicom.read_series(write_series(tmp_path, STORED, SliceThickness=None))
+    assert volume.spacing[0] == pytest.approx(2.5) and notes == []
+
+
+NO_PLACE = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"))
+
+
+@pytest.mark.parametrize("modality", ["DX", "CR", "MG", "US", "XA", "OT"])
+def test_pictures_without_a_place_are_told_apart_from_damage(tmp_path, modality):
+    fields = NO_PLACE | {"Modality": modality, "ImagerPixelSpacing": [0.1, 0.1]}
+    path = write_slice(tmp_path / "a.dcm", STORED[0], position=(0, 0, 0), **fields)
+    refused(lambda: dicom.read_series([path]), path, f"(modality {modality})", "X-rays", "PNG")
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+def test_a_scan_without_a_place_lacks_it(tmp_path, modality):
+    path = write_slice(
+        tmp_path / "a.dcm", STORED[0], position=(0, 0, 0), **NO_PLACE | {"Modality": modality}
+    )
+    refused(lambda: dicom.read_series([path]), path, "no ", "export it again")
+
+
+# --- files without the mark ----------------------------------------------------------------------
+
+
+def without_mark(path, syntax=ExplicitVRLittleEndian, *, meta=False):
+    """The file without its first 132 bytes, and unless `meta` without its meta information."""
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = syntax
+    if meta:
+        data.save_as(path, enforce_file_format=True)
+        path.write_bytes(path.read_bytes()[132:])
+        return path
+    implicit = syntax == ImplicitVRLittleEndian
+    data.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=True)
+    content = path.read_bytes()[132:]
+    rest = 12 + int.from_bytes(content[8:12], "little")  # after the length of the group
+    path.write_bytes(content[rest:])
+    return path
+
+
+@pytest.mark.parametrize("name", ["a", "IM00001", "a.dcm", "a.img"])
+@pytest.mark.parametrize(
+    ("syntax", "meta"),
+    [
+        (ExplicitVRLittleEndian, True),
+        (ExplicitVRLittleEndian, False),
+        (ImplicitVRLittleEndian, False),
+    ],
+)
+def test_a_file_without_the_mark_is_read(tmp_path, name, syntax, meta):
+    write_slice(tmp_path / name, STORED[0], position=(0, 0, 0), RescaleIntercept=-7, RescaleSlope=1)
+    path = without_mark(tmp_path / name, syntax, meta=meta)
+    assert path.read_bytes()[:2] == (b"\x02\0" if meta else b"\x08\0")
+    assert dicom.is_dicom(path)
+    assert list(dicom.find_series([path]).values()) == [[path]]
+    assert np.array_equal(dicom.read_series([path])[0].voxels[..., 0].T, STORED[0] - 7)
+
+
+@pytest.mark.parametrize(
+    ("content", "looked_at"),
+    [
+        (np.arange(8, 300, dtype="<u4").tobytes(), False),
+        (np.array([8, 4] * 100, "<u4").tobytes(), True),  # as 0008,0000 with a length of 4
+        (np.array([8, 6] * 100, "<u4").tobytes(), False),
+        (np.array([2, 4] * 100, "<u4").tobytes(), False),  # as 0002,0000, but for its letters
+        (b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + b"no more" * 30, True),
+        (b"\x08\0\x18\0UI\x1a\0" + b"1.2.3.4.5" * 30, True),
+        (b"text, not a scan" * 20, False),
+        (b"\0" * 300, False),
+    ],
+)
+@pytest.mark.parametrize("name", ["a", "a.bin"])
+def test_other_files_that_begin_alike_are_passed_over(tmp_path, content, looked_at, name):
+    (tmp_path / name).write_bytes(content)
+    assert dicom.is_dicom(tmp_path / name) == looked_at
+    found = dicom.search([tmp_path / name] * looked_at)
+    assert found.files == {}
+    assert [one.why for one in found.passed] == [walk.unread(tmp_path / name).why] * looked_at
+
+
+@pytest.mark.parametrize("meta", [True, False])
+@pytest.mark.parametrize("kept", [0.5, 0.9, 0.97])
+def test_a_file_without_the_mark_cut_short_is_refused(tmp_path, meta, kept):
+    write_slice(tmp_path / "a", STORED[0], position=(0, 0, 0))
+    path = without_mark(tmp_path / "a", meta=meta)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    assert list(dicom.find_series([path]).values()) == [[path]]
+    refused(lambda: dicom.read_series([path]), path, "export it again")
+
+
+def test_a_deflated_file_without_the_mark_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    path = write_slice(tmp_path / "a.dcm", STORED[0], position=(0, 0, 0))
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.file_meta.PrivateInformationCreatorUID = "1.2.3"
+    data.file_meta.PrivateInformation = b"x" * 5000  # after it comes the rest
+    data.save_as(path, enforce_file_format=True)
+    path.write_bytes(path.read_bytes()[132:])
+    monkeypatch.setattr(zlib, "decompressobj", lambda *_: pytest.fail("unpacked"))
+    monkeypatch.setattr(zlib, "decompress", lambda *_: pytest.fail("unpacked"))
+    refused(lambda: dicom.read_series([path]), path, "deflated")
+
+
+@pytest.mark.parametrize("name", ["a", "a.dcm"])
+def test_a_named_pipe_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert dicom.is_dicom(tmp_path / name) == (name == "a.dcm")
+    refused(lambda: dicom.read_series([tmp_path / name]), tmp_path / name, "named pipe")
+
+
+def directory():
+    data = data_set("DICOMDIR", STORED[0], kind="1.2.840.10008.1.3.10")
+    for name in ("Rows", "Columns", "PixelData", "Modality", "SOPInstanceUID"):
+        delattr(data, name)
+    data.DirectoryRecordSequence = [item(DirectoryRecordType="PATIENT")]
+    return data
+
+
+DICOMDIR = directory()
 
 
 def test_find_series_sorts_by_position_and_passes_over_what_is_no_scan(tmp_path):
@@ -237,7 +387,14 @@ def test_find_series_sorts_by_position_and_passes_over_what_is_no_scan(tmp_path)
     report.save_as(tmp_path / "report.dcm", enforce_file_format=True)
     broken = tmp_path / "broken.dcm"
     broken.write_bytes(b"no DICOM at all")
-    series = dicom.find_series(sorted([*first, *second, mask, tmp_path / "report.dcm", broken]))
+    DICOMDIR.save_as(tmp_path / "DICOMDIR", enforce_file_format=True)
+    others = [mask, tmp_path / "report.dcm", tmp_path / "DICOMDIR"]
+    series, passed = dicom.search(sorted([*first, *second, *others, broken]))
+    assert dict(passed) == {
+        mask: "DICOM made from a scan (SEG)",
+        tmp_path / "report.dcm": "DICOM without an image (CT)",
+        tmp_path / "DICOMDIR": "a DICOM directory",
+    }
     assert list(series) == [dicom.BROKEN, "1.2.3.9", "1.2.3.1"]
     assert series[dicom.BROKEN] == [broken]
     heights = [pydicom.dcmread(path).ImagePositionPatient[2] for path in series["1.2.3.1"]]

@@ -1,5 +1,8 @@
 """NIfTI files: what is wrong with one is one line that names it, and what is written lies where the scan did."""
 
+import gzip
+import itertools
+import os
 import pickle
 
 import nibabel as nib
@@ -161,6 +164,151 @@ def test_an_affine_that_places_nothing(tmp_path, row, value):
     content[280 + 16 * row : 296 + 16 * row] = np.full(4, value, "<f4").tobytes()  # srow_x, srow_y, srow_z
     path.write_bytes(content)
     refused(path, "no usable affine")
+
+
+# --- what the name does not say ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("name", "packed"), [("a.nii", True), ("a.nii.gz", False), ("A.NII", True)]
+)
+def test_packed_or_not_is_told_by_the_content(tmp_path, kind, order, name, packed):
+    image = kind(RAMP, AFFINES["oblique"], header=kind.header_class(endianness=order))
+    content = image.to_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if packed else content)
+    (tmp_path / "plain.nii").write_bytes(content)
+    volume, expected = nifti.read(tmp_path / name), nib.load(tmp_path / "plain.nii")
+    np.testing.assert_array_equal(volume.voxels, expected.get_fdata())
+    np.testing.assert_array_equal(volume.affine, expected.affine)
+    assert nifti.open_header(tmp_path / name).shape == RAMP.shape
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("cut", [300, 500, -12, -4])
+def test_a_packed_file_cut_short_is_refused_whatever_its_name(tmp_path, name, cut):
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+    (tmp_path / name).write_bytes(gzip.compress(nib.Nifti1Image(noise, np.eye(4)).to_bytes())[:cut])
+    refused(tmp_path / name, "replace or remove it")
+
+
+@pytest.mark.parametrize(
+    "after", [b"garbage at the end", b"\0" * 600, b"\x1f\x8c" * 9, gzip.compress(b"more")]
+)
+def test_what_follows_the_packed_voxels_does_no_harm(tmp_path, after):
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+    path = save(tmp_path / "a.nii.gz", noise)
+    path.write_bytes(path.read_bytes() + after)
+    np.testing.assert_array_equal(nifti.read(path).voxels, noise)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 50])
+def test_a_file_packed_in_several_members(tmp_path, parts):
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+    content = nib.Nifti1Image(noise, np.eye(4)).to_bytes()
+    cuts = np.linspace(0, len(content), parts + 1).astype(int)
+    members = [gzip.compress(content[a:b]) for a, b in itertools.pairwise(cuts)]
+    (tmp_path / "a.nii.gz").write_bytes(b"".join(members))
+    np.testing.assert_array_equal(nifti.read(tmp_path / "a.nii.gz").voxels, noise)
+    (tmp_path / "a.nii.gz").write_bytes(b"".join(members[:-1]) + b"garbage")
+    refused(tmp_path / "a.nii.gz", "unreadable or truncated file")
+
+
+def test_a_wrong_checksum_is_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+    path = save(tmp_path / "a.nii.gz", noise)
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    refused(path, "CRC check failed")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    refused(tmp_path / name, "named pipe")
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    refused(tmp_path / name, "a device")
+
+
+@pytest.mark.parametrize("padding", [1e39, -1.7e308, 5e38])
+def test_values_beyond_float32_are_refused(tmp_path, padding):
+    voxels = RAMP.astype(np.float64)
+    voxels[0, 0, :2] = padding
+    refused(save(tmp_path / "a.nii", voxels), "2 of 24 are NaN or infinite")
+
+
+# --- units ---------------------------------------------------------------------------------------
+
+UNITS = {"mm": 1.0, "unknown": 1.0, "micron": 1e-3, "meter": 1e3}
+
+
+def in_unit(path, unit, matrix, kind=nib.Nifti1Image, codes=(1, 1), seconds="sec"):
+    image = kind(RAMP, None)
+    image.header.set_qform(matrix, codes[0])
+    image.header.set_sform(matrix, codes[1])
+    image.header.set_xyzt_units(unit, seconds)
+    image.to_filename(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 2), (0, 0)])
+@pytest.mark.parametrize("unit", UNITS)
+def test_millimetres_whatever_the_unit_and_a_mask_on_the_grid_of_its_scan(
+    tmp_path, sitk, unit, codes, kind
+):
+    matrix = AFFINES["oblique"].copy()
+    matrix[:3] /= UNITS[unit]
+    scan = in_unit(tmp_path / "scan.nii", unit, matrix, kind, codes)
+    volume = nifti.read(scan)
+    if any(codes):
+        np.testing.assert_allclose(volume.affine, AFFINES["oblique"], rtol=1e-5, atol=1e-4)
+    assert volume.spacing == pytest.approx((5, 1.1, 0.7), rel=1e-5)
+    assert volume.voxel_ml == pytest.approx(5 * 1.1 * 0.7 / 1000, rel=1e-5)
+    nifti.write(tmp_path / "mask.nii", RAMP.astype(np.uint8), volume)
+    written, source = nib.load(tmp_path / "mask.nii"), nib.load(scan)
+    np.testing.assert_allclose(written.affine, source.affine, rtol=1e-15)
+    for name in ("xyzt_units", "qform_code", "sform_code", "srow_x", "srow_z", "pixdim"):
+        np.testing.assert_allclose(written.header[name], source.header[name], rtol=1e-15)
+    if kind is nib.Nifti1Image:  # the only one that SimpleITK reads
+        same_grid(sitk.ReadImage(tmp_path / "mask.nii"), sitk.ReadImage(scan))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_spacing_is_that_of_simpleitk(tmp_path, sitk, unit):
+    matrix = np.diag([0.02, 0.03, 0.05, 1]) if unit == "meter" else np.diag([20.0, 30, 50, 1])
+    path = in_unit(tmp_path / "a.nii", unit, matrix)
+    theirs = sitk.ReadImage(path).GetSpacing()
+    assert nifti.read(path).spacing == pytest.approx(theirs[::-1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "unit"), [(0.5, "micron"), (0.001, "micron"), (5e-7, "meter"), (1e-4, "mm")]
+)
+def test_a_voxel_may_be_as_small_as_a_nanometre(tmp_path, size, unit):
+    volume = nifti.read(in_unit(tmp_path / "a.nii", unit, np.diag([size, size, size, 1])))
+    assert volume.spacing == pytest.approx([size * UNITS[unit]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("code", [4, 5, 7])
+def test_a_unit_that_does_not_exist_is_no_unit(tmp_path, code):
+    path = save(tmp_path / "a.nii", RAMP)
+    content = bytearray(path.read_bytes())
+    content[123] = code
+    path.write_bytes(content)
+    np.testing.assert_allclose(nifti.read(path).affine, AFFINES["anisotropic"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("unit", "says"),
+    [("mm", ""), ("unknown", ""), ("micron", "in micrometres"), ("meter", "in metres")],
+)
+def test_what_is_told_of_a_unit(tmp_path, unit, says):
+    note = nifti.unit_note(nifti.read(in_unit(tmp_path / "a.nii", unit, np.eye(4))))
+    assert says in note and bool(note) == bool(says)
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Folders of volumes: three layouts, slices as the patient lies whatever the order of the file, what is refused."""
 
 import json
+import os
 import shutil
+import unicodedata
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +12,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from refusals import refused
 
 from biedsnet_jax.data import nifti
-from biedsnet_jax.data.nifti_folder import NiftiFolder, class_masks, find_cases, group_channels
+from biedsnet_jax.data.nifti_folder import NiftiFolder, class_masks
+from biedsnet_jax.data.nifti_layouts import find_cases, group_channels
 
 SPACING = (0.7, 1.1, 5.0)  # mm along x, y, z
 SHAPE = (6, 5, 4)  # voxels along x, y, z
@@ -153,10 +156,10 @@ def test_decathlon(tmp_path, training, found):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "damaged list, JSONDecodeError"),
-        ("[]", "damaged list, AttributeError"),
-        ('{"training": [{"image": "imagesTr/a_1.nii.gz"}]}', "damaged list, KeyError"),
-        ('{"training": ["imagesTr/a_1.nii.gz"]}', "damaged list, TypeError"),
+        ("{", "is damaged: Expecting property name"),
+        ("[]", "is damaged: a list"),
+        ('{"training": [{"image": "imagesTr/a_1.nii.gz"}]}', "an entry of its list lacks 'label'"),
+        ('{"training": ["imagesTr/a_1.nii.gz"]}', "is damaged: "),
         ('{"training": [{"image": "imagesTr/a_1.png", "label": "labelsTr/a_1.png"}]}', "no NIfTI name, "),
     ],
 )
@@ -196,6 +199,265 @@ def test_a_fourth_axis_is_channels_too(tmp_path):
 )
 def test_names_of_channels(names, known, groups):
     assert dict(group_channels(names, known)) == groups
+
+
+def channel_files(root, cases):
+    """Files by case: its channels, or None for one file without a number."""
+    for case, channels in cases.items():
+        names = [case if channel is None else f"{case}_{channel:04d}" for channel in channels]
+        for number, name in enumerate(names):
+            save(root / "imagesTr" / f"{name}.nii.gz", anatomy(number))
+        save(root / "labelsTr" / f"{case}.nii.gz", labelled())
+    return root
+
+
+@pytest.mark.parametrize(
+    ("cases", "channels", "says"),
+    [
+        (
+            {"a": (0, 2), "b": (0, 2)},
+            2,
+            "Case a in {} has the channels _0000, _0002, but not _0001. Add",
+        ),
+        ({"a": (0,), "b": (1,)}, 1, "Case b in {} has the channels _0001, but not _0000. Add"),
+        ({"a": (1, 2)}, 2, "Case a in {} has the channels _0001, _0002, but not _0000. Add"),
+        (
+            {"s/a": (0, 1, 4)},
+            3,
+            "Case s/a in {} has the channels _0000, _0001, _0004, but not _0002, _0003. Add",
+        ),
+        ({"a": (0, 9)}, 2, "but not _0001, _0002, _0003, _0004, .... Add"),
+        (
+            {"a": (0, 1), "b": (0, 1), "c": (0,)},
+            2,
+            "Case c in {} has 1 channel files where a has 2. Give",
+        ),
+        ({"a": (None, 0)}, 2, "{} holds a and a_0000, an image and a channel of one case. Keep"),
+    ],
+)
+def test_channels_that_are_not_complete(tmp_path, cases, channels, says):
+    channel_files(tmp_path, cases)
+    refused(lambda: folder(tmp_path, channels=channels), says.format(tmp_path / "imagesTr"))
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"channel_names": {"0": "CT"}}, "names 1 channel (CT), but the images hold 2."),
+        (
+            {"modality": {"0": "A", "1": "B", "2": "C"}},
+            "names 3 channels (A, B, C), but the images hold 2.",
+        ),
+        ({"labels": {"0": "background", "1": "ignore"}}, "calls label 1 'ignore'"),
+    ],
+)
+def test_dataset_json_must_fit_the_files(tmp_path, about, says):
+    channel_files(tmp_path, {"a": (0, 1)})
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    refused(lambda: folder(tmp_path, channels=2), tmp_path / "dataset.json", says)
+
+
+def test_beside_images_only_the_labels_of_dataset_json_count(tmp_path):
+    mirrored(tmp_path)
+    for content in ("no json", '{"modality": {"0": "A", "1": "B"}, "training": [{"image": "x"}]}'):
+        (tmp_path / "dataset.json").write_text(content)
+        assert len(folder(tmp_path)) == 8
+    (tmp_path / "dataset.json").write_text('{"labels": {"lesion": 1, "ignore": 2}}')
+    refused(lambda: folder(tmp_path), tmp_path / "dataset.json", "label 2 'ignore'")
+
+
+# --- what is passed over, and names --------------------------------------------------------------
+
+
+def passed(source):
+    return {one.path.name: one.why for one in source.facts.passed}
+
+
+def test_what_is_not_read_is_told(tmp_path):
+    mirrored(tmp_path)
+    for name in (
+        "images/c.nrrd",
+        "labels/c.mha",
+        "images/d.hdr",
+        "images/.e.nii.gz",
+        "labels/f.bmp",
+        "images/README",
+    ):
+        (tmp_path / name).write_bytes(b"x")
+    assert passed(folder(tmp_path)) == {
+        "c.nrrd": "not a format that is read (.nrrd)",
+        "c.mha": "not a format that is read (.mha)",
+        "d.hdr": "not a format that is read (.hdr)",
+        ".e.nii.gz": "hidden",
+        "f.bmp": "not a format that is read (.bmp)",
+        "README": "not a format that is read (a name without extension)",
+    }
+    assert passed(folder(mirrored(tmp_path / "other"))) == {}
+
+
+def test_where_nothing_is_read_the_message_says_what_is_there(tmp_path):
+    for name in ("images/a.nrrd", "images/b.nrrd", "labels/a.mha"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    refused(
+        lambda: folder(tmp_path),
+        "no volumes",
+        "2 files passed over: 2 not a format that is read (.nrrd)",
+    )
+    save(tmp_path / "labels" / "b.nii", labelled())
+    refused(lambda: folder(tmp_path), "labels without images, 1 of 1, first b", "(.nrrd)")
+
+
+def test_cases_that_the_list_leaves_out_are_told(tmp_path):
+    source = folder(decathlon(tmp_path, ["a_2", "a_1"]))
+    assert sorted(set(source.cases)) == ["a_1", "a_2"]
+    left_out = [one for one in source.facts.passed if one.path.name == "a_10.nii.gz"]
+    assert {one.path.parent.name for one in left_out} == {"imagesTr", "labelsTr"}
+    assert {one.why for one in left_out} == {"not in the list of dataset.json"}
+    assert source.facts.notes == []
+
+
+@pytest.mark.parametrize("lost", [["gone"], ["gone", "lost"]])
+def test_a_list_of_images_that_are_not_there_is_told(tmp_path, lost):
+    source = folder(decathlon(tmp_path, ["a_2", *lost]))
+    (note,) = source.facts.notes
+    assert (
+        f"lists {len(lost)} image" in note and "./imagesTr/gone.nii.gz" in note and "\n" not in note
+    )
+
+
+def test_the_list_of_nnu_net_names_cases_and_nothing_is_told(tmp_path):
+    channel_files(tmp_path, {"la_1": (0,), "la_2": (0,)})
+    pairs = [
+        {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"}
+        for n in ("la_1", "la_2")
+    ]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": pairs}))
+    facts = folder(tmp_path).facts
+    assert (facts.notes, list(facts.passed)) == ([], [])
+
+
+def test_a_case_that_is_listed_twice(tmp_path):
+    decathlon(tmp_path, ["a_1", "a_2", "a_1"])
+    refused(
+        lambda: folder(tmp_path), tmp_path / "dataset.json", "lists the case a_1 more than once"
+    )
+
+
+def test_linked_folders_and_files_are_cases_and_a_loop_ends(tmp_path):
+    mirrored(tmp_path / "disk", ["p1/a", "p2/b", "c"])
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "p1").symlink_to(tmp_path / "disk" / kind / "p1")
+        (tmp_path / kind / "p2").symlink_to(tmp_path / "disk" / kind / "p2")
+        (tmp_path / kind / "c.nii.gz").symlink_to(tmp_path / "disk" / kind / "c.nii.gz")
+        (tmp_path / "disk" / kind / "p1" / "up").symlink_to(tmp_path / kind)
+    source = folder(tmp_path)
+    assert list(dict.fromkeys(source.cases)) == ["c", "p1/a", "p2/b"]
+    assert passed(source) == {"up": "a folder that is read under another name"}
+    np.testing.assert_array_equal(source[8]["image"][..., 0], anatomy(1)[::-1, ::-1, 0].T)
+
+
+def test_a_whole_folder_may_be_a_link(tmp_path):
+    mirrored(tmp_path / "disk")
+    for kind in ("images", "labels"):
+        (tmp_path / kind).symlink_to(tmp_path / "disk" / kind)
+    assert len(folder(tmp_path)) == 8
+
+
+@pytest.mark.parametrize("name", ["Müller", "é/ñandú", "각"])
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_pair_whichever_way_their_letters_are_stored(tmp_path, name, forms, listed):
+    images, labels = (unicodedata.normalize(form, name) for form in forms)
+    save(tmp_path / "imagesTr" / f"{images}.nii.gz", anatomy())
+    save(tmp_path / "labelsTr" / f"{labels}.nii.gz", labelled())
+    if listed and "/" not in name:
+        pairs = [{"image": f"imagesTr/{labels}.nii.gz", "label": f"labelsTr/{images}.nii.gz"}]
+        (tmp_path / "dataset.json").write_text(json.dumps({"training": pairs}))
+    source = folder(tmp_path)
+    assert source.cases == [unicodedata.normalize("NFC", name)] * 4 and not source.facts.notes
+
+
+def test_two_names_that_look_the_same_are_two_files_of_one_name(tmp_path):
+    mirrored(tmp_path, [unicodedata.normalize(form, "ü") for form in ("NFC", "NFD")])
+    refused(lambda: folder(tmp_path), "two files of one name")
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, kind):
+    mirrored(tmp_path)
+    (tmp_path / kind / "b.nii.gz").unlink()
+    os.mkfifo(tmp_path / kind / "b.nii.gz")
+    refused(lambda: folder(tmp_path), tmp_path / kind / "b.nii.gz", "named pipe")
+
+
+# --- units and planes ----------------------------------------------------------------------------
+
+
+def in_unit(path, voxels, unit, affine=None):
+    image = nib.Nifti1Image(voxels, np.diag([20.0, 30.0, 50.0, 1]) if affine is None else affine)
+    image.header.set_xyzt_units(unit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.to_filename(path)
+
+
+@pytest.mark.parametrize("label_unit", ["micron", "unknown"])
+def test_spacing_is_in_millimetres_and_the_unit_is_told(tmp_path, label_unit):
+    for name in "abc":
+        in_unit(tmp_path / "images" / f"{name}.nii", anatomy(), "micron")
+        in_unit(tmp_path / "labels" / f"{name}.nii", labelled(), label_unit)
+    source = folder(tmp_path)
+    source.verify()
+    assert source[0]["spacing"] == pytest.approx((0.03, 0.02))
+    (note,) = source.facts.notes
+    assert (
+        "a.nii is in micrometres" in note
+        and "0.02 x 0.03 x 0.05 mm" in note
+        and "2 more volumes" in note
+    )
+
+
+@pytest.mark.parametrize("label_unit", ["mm", "meter"])
+def test_a_label_map_in_another_unit_at_another_place_is_refused(tmp_path, label_unit):
+    in_unit(tmp_path / "images" / "a.nii", anatomy(), "micron")
+    in_unit(tmp_path / "labels" / "a.nii", labelled(), label_unit)
+    refused(lambda: folder(tmp_path), "differ in affine", "a.nii")
+
+
+def test_the_same_place_in_two_units_fits(tmp_path):
+    in_unit(tmp_path / "images" / "a.nii", anatomy(), "micron", np.diag([700.0, 1100.0, 5000.0, 1]))
+    in_unit(tmp_path / "labels" / "a.nii", labelled(), "mm", np.diag([0.7, 1.1, 5.0, 1]))
+    assert folder(tmp_path)[0]["spacing"] == pytest.approx((1.1, 0.7))
+
+
+def stacks(root, slices, count=2):
+    """Sagittal stacks, 4 mm between slices of 0.5 mm pixels."""
+    sagittal = np.array([[0, 0, 4, 0], [-0.5, 0, 0, 0], [0, -0.5, 0, 0], [0, 0, 0, 1.0]])
+    for name in map(str, range(count)):
+        for kind in ("images", "labels"):
+            voxels = np.random.default_rng(0).integers(0, 2, (64, 48, slices)).astype(np.int16)
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            nib.Nifti1Image(voxels, sagittal).to_filename(root / kind / f"{name}.nii")
+    return root
+
+
+@pytest.mark.parametrize("slices", [1, 5, 9])
+def test_a_sagittal_stack_that_leaves_slices_of_a_few_pixels_is_refused(tmp_path, slices):
+    says = f"0.nii is a stack of {slices} sagittal slice"
+    refused(
+        lambda: folder(stacks(tmp_path, slices)),
+        says,
+        f"axial slices, here of 64x{slices} pixels",
+        "Resample",
+    )
+
+
+@pytest.mark.parametrize("slices", [10, 15, 30])
+def test_a_sagittal_stack_of_more_slices_is_told(tmp_path, slices):
+    (note,) = folder(stacks(tmp_path, slices)).facts.notes
+    assert f"is a stack of {slices} sagittal slices of 48x64 pixels. " in note
+    assert f"64x{slices} pixels of 0.5x4 mm" in note and note.endswith("1 more volume.")
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------

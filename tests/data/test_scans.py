@@ -1,11 +1,14 @@
 """What is found in a folder of scans, under which names, and what each kind becomes when it is read."""
 
 import gzip
+import os
+import unicodedata
 
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from biedsnet_jax.data import scans
 from biedsnet_jax.data.volumes import Volume
@@ -243,3 +246,216 @@ def test_dicom_and_nifti_of_one_scan_are_the_same_slices(tmp_path):
     by_nifti = read(write_nifti(tmp_path / "v.nii.gz", volume.voxels, volume.affine))
     assert np.array_equal(by_dicom.slices, by_nifti.slices)
     assert by_dicom.volume.spacing == pytest.approx(by_nifti.volume.spacing)
+
+
+# --- channels ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["a_0000", "a_0002"], "Case a in {} has the channels _0000, _0002, but not _0001. Add"),
+        (["a_0001"], "Case a in {} has the channels _0001, but not _0000. Add"),
+        (["a_0001", "a_0002"], "Case a in {} has the channels _0001, _0002, but not _0000. Add"),
+        (["a_0000", "a_0001", "a_0003"], "but not _0002. Add"),
+    ],
+)
+def test_channels_with_a_gap_are_refused_and_other_scans_are_read(tmp_path, names, says):
+    for name in [*names, "b_0000", "b_0001"]:
+        write_nifti(tmp_path / f"{name}.nii.gz")
+    bad, good = scans.find(tmp_path, channels=2)
+    assert (bad.name, good.name) == ("a", "b")
+    refused(lambda: scans.read(bad, channels=2), says.format(tmp_path))
+    assert scans.read(good, channels=2).slices.shape == (6, 5, 4, 2)
+
+
+@pytest.mark.parametrize("name", ["patient_2019", "a_0001"])
+def test_a_file_with_all_channels_may_end_in_a_number(tmp_path, name):
+    write_nifti(tmp_path / f"{name}.nii.gz", np.stack([VOXELS, VOXELS + 1], axis=-1))
+    assert found(tmp_path, channels=2) == {name: ("nifti", 6)}
+    assert read(tmp_path, channels=2).slices.shape == (6, 5, 4, 2)
+
+
+def test_channels_whose_names_are_stored_in_two_ways(tmp_path):
+    for number, form in enumerate(("NFC", "NFD")):
+        write_nifti(
+            tmp_path / f"{unicodedata.normalize(form, 'Müller')}_000{number}.nii", VOXELS + number
+        )
+    scan = read(tmp_path, channels=2)
+    assert np.array_equal(scan.slices[..., 1], scan.slices[..., 0] + 1)
+
+
+# --- what is passed over -------------------------------------------------------------------------
+
+
+def passed(source, **options):
+    return {
+        one.path.relative_to(source).as_posix(): one.why
+        for one in scans.search(source, channels=1, **options).passed
+    }
+
+
+def test_what_is_not_read_is_told(tmp_path):
+    write_nifti(tmp_path / "v.nii.gz"), write_nifti(tmp_path / "masks" / "v_mask.nii.gz")
+    (tmp_path / "masks" / "predict.json").write_text("{}")
+    write_nifti(tmp_path / "out" / "v_mask.nii.gz")
+    for name in (
+        "a.nrrd",
+        "b.MHA",
+        "c.hdr",
+        "c.img",
+        "d.bmp",
+        "sub/e.gif",
+        "sub/f",
+        ".g.nii",
+        ".sub/h.nii",
+        "i.zip",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"some bytes")
+    os.mkfifo(tmp_path / "pipe")
+    assert passed(tmp_path, leave_out=tmp_path / "out") == {
+        "a.nrrd": "not a format that is read (.nrrd)",
+        "b.MHA": "not a format that is read (.mha)",
+        "c.hdr": "not a format that is read (.hdr)",
+        "c.img": "not a format that is read (.img)",
+        "d.bmp": "not a format that is read (.bmp)",
+        "i.zip": "not a format that is read (.zip)",
+        "sub/e.gif": "not a format that is read (.gif)",
+        "sub/f": "not a format that is read (a name without extension)",
+        ".g.nii": "hidden",
+        ".sub": "hidden",
+        "pipe": "not a file (a named pipe)",
+    }
+    assert list(found(tmp_path, leave_out=tmp_path / "out")) == ["v"]
+
+
+def test_dicom_that_is_no_scan_is_told(tmp_path):
+    write_dicom(tmp_path / "s")
+    write_dicom(tmp_path / "seg", Modality="SEG", series="1.9")
+    assert list(found(tmp_path)) == ["s"]
+    assert passed(tmp_path) == {f"seg/{n}.dcm": "DICOM made from a scan (SEG)" for n in range(3)}
+
+
+def test_where_nothing_is_read_the_message_says_what_is_there(tmp_path):
+    for name in ("a.nrrd", "b.nrrd", "c.mha"):
+        (tmp_path / name).write_bytes(b"x")
+    says = "3 files passed over: 2 not a format that is read (.nrrd), 1 not a format"
+    refused(lambda: found(tmp_path), "nothing to segment", tmp_path, says)
+
+
+def test_linked_files_and_folders_are_followed_and_a_loop_ends(tmp_path):
+    write_nifti(tmp_path / "disk" / "p1" / "v.nii.gz"), write_nifti(tmp_path / "disk" / "w.nii.gz")
+    write_dicom(tmp_path / "disk" / "p2")
+    (tmp_path / "in").mkdir()
+    for name in ("p1", "p2", "w.nii.gz"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "disk" / name)
+    (tmp_path / "disk" / "p1" / "loop").symlink_to(tmp_path / "in")
+    assert list(found(tmp_path / "in")) == ["p1/v", "p2", "w"]
+    assert passed(tmp_path / "in") == {"p1/loop": "a folder that is read under another name"}
+
+
+@pytest.mark.parametrize("name", ["v.nii", "v.nii.gz", "p.png", "d.dcm"])
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    refused(lambda: read(tmp_path), tmp_path / name, "named pipe")
+    refused(lambda: read(tmp_path / name), tmp_path / name, "named pipe")
+
+
+# --- DICOM series over folders -------------------------------------------------------------------
+
+
+def spread(folder, parts, **options):
+    """One series of 6 slices, those of `parts[name]` in the folder `name`."""
+    for name, there in parts.items():
+        write_dicom(folder / name, 6, skip=[n for n in range(6) if n not in there], **options)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        ({"p/one": (0, 1, 2), "p/two": (3, 4, 5)}, "p"),
+        ({"p/odd": (1, 3, 5), "p/even": (0, 2, 4)}, "p"),
+        ({"p/1": (0, 3), "p/2": (1, 4), "p/3": (2, 5)}, "p"),
+        ({"p": (0, 1, 2), "p/more": (3, 4, 5)}, "p"),
+        ({"a": (0, 1, 2), "b": (3, 4, 5)}, "root"),
+        ({"p/one": (0, 1), "p/two": (4, 5)}, "p"),  # with a gap, which is told
+    ],
+)
+def test_a_series_over_folders_is_one_scan(tmp_path, parts, name):
+    root = spread(tmp_path / "root", parts)
+    count = sum(map(len, parts.values()))
+    assert found(root) == {name: ("dicom", count)}
+    scan, whole = read(root), read(spread(tmp_path / "whole", {"s": range(6)}))
+    there = sorted(n for its in parts.values() for n in its)
+    assert np.array_equal(scan.slices[there], whole.slices[there])
+    assert np.allclose(scan.volume.affine, whole.volume.affine)
+    assert bool(scan.notes) == (count < 6)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"there": (2, 3, 4, 5)},  # a slice that is in the first too
+        {"there": (0, 1, 2)},  # a copy
+        {"there": (3, 4, 5), "spacing": (0.5, 0.5)},
+        {"there": (3, 4, 5), "orientation": (0, 1, 0, 0, 0, -1)},
+    ],
+)
+def test_a_series_that_is_no_one_stack_is_told_by_folder(tmp_path, second):
+    spread(tmp_path, {"p/one": (0, 1, 2)})
+    spread(tmp_path, {"p/two": second.pop("there")}, **second)
+    assert list(found(tmp_path)) == ["p/one", "p/two"]
+    for item in scans.find(tmp_path, channels=1):
+        note = scans.read(item, channels=1).notes[0]
+        assert (
+            str(tmp_path / "p/one") in note
+            and str(tmp_path / "p/two") in note
+            and "one series" in note
+        )
+
+
+@pytest.mark.parametrize("field", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])
+def test_other_patients_whose_series_has_the_same_number_stay_apart(tmp_path, field):
+    spread(tmp_path, {"p/one": (0, 1, 2)}, **{field: "1.7"})
+    spread(tmp_path, {"p/two": (3, 4, 5)}, **{field: "1.8"})
+    assert list(found(tmp_path)) == ["p/one", "p/two"]
+    assert [scans.read(item, channels=1).notes for item in scans.find(tmp_path, channels=1)] == [
+        [],
+        [],
+    ]
+
+
+def test_two_series_over_the_same_folders_are_numbered(tmp_path):
+    spread(tmp_path, {"p/one": (0, 1, 2), "p/two": (3, 4, 5)}, series="1.5")
+    for path in (tmp_path / "p").rglob("*.dcm"):
+        path.rename(path.with_name(f"first_{path.name}"))
+    spread(tmp_path, {"p/one": (0, 1), "p/two": (2, 3)}, series="1.6")
+    assert found(tmp_path) == {"p_series_1": ("dicom", 6), "p_series_2": ("dicom", 4)}
+
+
+# --- notes ---------------------------------------------------------------------------------------
+
+
+def test_units_and_planes_are_told(tmp_path):
+    image = nib.Nifti1Image(
+        np.random.default_rng(0).integers(0, 9, (64, 48, 12)), np.eye(4), dtype=np.int16
+    )
+    image.set_sform([[0, 0, 4000, 0], [-500, 0, 0, 0], [0, -500, 0, 0], [0, 0, 0, 1]], code=1)
+    image.header.set_xyzt_units("micron")
+    image.to_filename(tmp_path / "v.nii")
+    units, plane = read(tmp_path).notes
+    assert "in micrometres" in units and "0.5 x 0.5 x 4 mm" in units
+    assert "12 sagittal slices of 48x64 pixels" in plane
+
+
+@pytest.mark.parametrize("slices", [1, 4, 9])
+def test_a_stack_that_would_be_cut_to_lines_is_refused(tmp_path, slices):
+    sagittal = np.array([[0, 0, 4, 0], [-0.5, 0, 0, 0], [0, -0.5, 0, 0], [0, 0, 0, 1.0]])
+    write_nifti(
+        tmp_path / "v.nii",
+        np.arange(64 * 48 * slices, dtype=np.int32).reshape(64, 48, slices),
+        sagittal,
+    )
+    refused(lambda: read(tmp_path), tmp_path / "v.nii", f"{slices} sagittal slice", "Resample")

@@ -1,6 +1,7 @@
 """Prepared TFDS sets as a source: features by name, classes and regions, what is kept, and what is refused."""
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -152,9 +153,22 @@ def test_what_a_pass_found_is_kept_until_the_set_changes(prepared, tmp_path, ope
     monkeypatch.undo()
     assert opened(case="number").cases == [f"{n:03d}" for n in range(6)]
     assert opened().cases == cases
-    for path in tmp_path.glob("*.json"):
-        path.write_text("[broken")
-    assert opened().cases == cases
+    for damage in (b"[broken", b"", bytes(200)):
+        for path in tmp_path.glob("*.json"):
+            path.write_bytes(damage)
+        assert opened().cases == cases
+
+
+def test_what_is_kept_is_on_the_disk_before_it_has_its_name(tmp_path, opened, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda d: (synced.append(os.fstat(d).st_ino), fsync(d)))
+    before = os.umask(0o027)
+    try:
+        opened().verify()
+    finally:
+        os.umask(before)
+    (path,) = tmp_path.glob("*.json")
+    assert path.stat().st_ino in synced and stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

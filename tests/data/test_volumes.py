@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 from nibabel.orientations import aff2axcodes
+from refusals import refused
 
-from biedsnet_jax.data.volumes import Volume, check_affine, check_same_grid
+from biedsnet_jax.data.volumes import Volume, check_affine, check_same_grid, plane_note
 from biedsnet_jax.types import BadInput
 
 
@@ -98,3 +99,78 @@ def test_a_mask_must_lie_on_its_image():
     tilted[:3, :3] = oblique(2.0) @ tilted[:3, :3]
     with pytest.raises(BadInput, match="differ in affine"):
         check_same_grid(shape, tilted, shape, affine, "mask.nii")
+
+# --- planes --------------------------------------------------------------------------------------
+
+
+def stack(depth, height, width, spacing, order, signs) -> Volume:
+    """A volume of `depth` canonical slices of `height` x `width`, in a file of any axis order."""
+    small = made(order, signs, sizes=(1, 1, 1), spacing=spacing[::-1])
+    shape = tuple((width, height, depth)[patient] for patient in order)
+    return Volume(np.broadcast_to(np.uint8(0), shape), small.affine, "made.nii")
+
+
+ORDERS = [((0, 1, 2), (-1, -1, 1)), ((1, 2, 0), (1, -1, 1)), ((2, 0, 1), (1, 1, -1))]
+
+
+@pytest.mark.parametrize(("order", "signs"), ORDERS)
+@pytest.mark.parametrize(
+    ("depth", "height", "width", "spacing", "says"),
+    [
+        # Nothing is lost: axial stacks, thick or one slice, even voxels, small ones too.
+        (20, 512, 512, (5, 0.7, 0.7), ""),
+        (1, 512, 400, (5, 0.7, 0.7), ""),
+        (9, 64, 64, (4, 4, 4), ""),
+        (35, 51, 35, (1, 1, 1), ""),
+        (9, 10, 11, (1, 1, 1), ""),
+        (4, 5, 6, (1, 1, 1), ""),
+        (256, 256, 176, (1, 1, 1), ""),
+        (100, 8, 90, (3, 1, 1), ""),
+        # Sagittal and coronal stacks.
+        (
+            320,
+            320,
+            20,
+            (0.5, 0.5, 4),
+            "a stack of 20 sagittal slices of 320x320 pixels. The network",
+        ),
+        (
+            320,
+            24,
+            300,
+            (0.5, 3, 0.5),
+            "a stack of 24 coronal slices of 320x300 pixels. The network",
+        ),
+        (320, 320, 12, (0.5, 0.5, 4), "cut across them: 320x12 pixels of 0.5x4 mm."),
+        (9, 8, 3, (1, 1, 4), "a stack of 3 sagittal slices of 9x8 pixels. The network"),
+        (64, 48, 15, (1, 1, 1), "a stack of 15 sagittal slices of 64x48 pixels. The network"),
+    ],
+)
+def test_the_plane_is_told_where_slices_are_cut_across(
+    depth, height, width, spacing, says, order, signs
+):
+    note = plane_note(stack(depth, height, width, spacing, order, signs))
+    assert says in note and bool(note) == bool(says)
+
+
+@pytest.mark.parametrize(("order", "signs"), ORDERS)
+@pytest.mark.parametrize(
+    ("depth", "height", "width", "spacing", "says"),
+    [
+        (
+            64,
+            48,
+            9,
+            (0.5, 0.5, 4),
+            "9 sagittal slices of 64x48 pixels, but the network is given axial slices",
+        ),
+        (64, 48, 1, (0.5, 0.5, 0.1), "1 sagittal slice of 64x48 pixels"),
+        (64, 48, 1, (2, 0.5, 0.5), "1 sagittal slice of 64x48 pixels"),
+        (256, 3, 256, (1, 1, 1), "3 coronal slices of 256x256 pixels"),
+    ],
+)
+def test_a_stack_that_would_be_cut_to_lines_is_refused(
+    depth, height, width, spacing, says, order, signs
+):
+    volume = stack(depth, height, width, spacing, order, signs)
+    refused(lambda: plane_note(volume), "made.nii", says, "Resample")

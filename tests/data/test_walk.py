@@ -104,6 +104,20 @@ def test_what_is_no_file_is_refused(tmp_path):
         refused(lambda name=name: walk.check_regular(tmp_path / name), tmp_path / name, kind)
 
 
+def test_what_is_not_read_has_a_reason(tmp_path):
+    make(tmp_path, "1.NRRD", "2", "3.tar.gz")
+    os.mkfifo(tmp_path / "4.png")
+    kinds = [walk.unread(tmp_path / name).why for name in ("1.NRRD", "2", "3.tar.gz", "4.png")]
+    assert kinds == [
+        "not a format that is read (.nrrd)",
+        "not a format that is read (a name without extension)",
+        "not a format that is read (.gz)",
+        "not a file (a named pipe)",
+    ]
+    regular = [walk.is_regular(tmp_path / name) for name in ("2", "4.png", "gone")]
+    assert regular == [True, False, True]
+
+
 def test_the_summary_counts_reasons(tmp_path):
     passed = [walk.PassedOver(tmp_path / name, why) for name, why in (("a", "x"), ("b", "y"), ("c", "y"))]
     assert walk.summary(passed) == "3 files passed over: 2 y, 1 x"

@@ -139,9 +139,16 @@ def test_any_scan_is_refused_or_segmented(place, files):
             if scan.volume is not None:
                 written = nib.load(mask)
                 assert written.shape == scan.volume.shape
-                np.testing.assert_allclose(written.affine, scan.volume.affine, rtol=1e-5, atol=1e-5)
+                unit = {"micron": 1e-3, "meter": 1e3}.get(unit_of(written), 1.0)
+                in_mm = np.diag([unit, unit, unit, 1]) @ written.affine
+                np.testing.assert_allclose(in_mm, scan.volume.affine, rtol=1e-5, atol=1e-5)
 
     check()
+
+
+def unit_of(image) -> str:
+    code = int(image.header["xyzt_units"]) & 7
+    return nib.nifti1.unit_codes.label[code] if code in (1, 2, 3) else "unknown"
 
 
 def segmented(source: Path, folder: Path, channels: int):

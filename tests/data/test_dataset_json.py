@@ -1,0 +1,141 @@
+"""dataset.json of Medical Decathlon and nnU-Net: encodings, channels, labels to be ignored."""
+
+import codecs
+import json
+import os
+
+import pytest
+from refusals import refused
+
+from biedsnet_jax.data import dataset_json
+
+CONTENT = {
+    "channel_names": {"0": "CT", "1": "PET"},
+    "labels": {"background": 0, "Läsion": 1},
+    "training": [{"image": "./imagesTr/ä.nii.gz", "label": "./labelsTr/ä.nii.gz"}],
+}
+
+
+def write(root, content):
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def test_none_is_there(tmp_path):
+    assert dataset_json.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda text: text.encode(),
+        lambda text: codecs.BOM_UTF8 + text.encode(),
+        lambda text: text.encode("utf-16"),
+        lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
+        lambda text: text.encode("utf-32"),
+    ],
+    ids=["UTF-8", "with a byte order mark", "UTF-16", "UTF-16, big end first", "UTF-32"],
+)
+def test_encodings(tmp_path, encode):
+    (tmp_path / "dataset.json").write_bytes(encode(json.dumps(CONTENT, ensure_ascii=False)))
+    about = dataset_json.read(tmp_path)
+    assert about.training == [("./imagesTr/ä.nii.gz", "./labelsTr/ä.nii.gz")]
+    assert about.channels == ("CT", "PET")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "is damaged: Expecting property name"),
+        (b"[]", "a list where fields were expected"),
+        (b"\0" * 300, "is damaged"),
+        (b"[" * 200_000, "is damaged"),
+        ('{"a": "Läsion"}'.encode("latin-1"), "is not UTF-8"),
+        (b'{"training": [{"image": "a"}]}', "an entry of its list lacks 'label'"),
+        (b'{"training": 5}', "is damaged"),
+        (b'{"training": ["a.nii.gz"]}', "is damaged"),
+    ],
+)
+def test_a_damaged_file(tmp_path, content, says):
+    (tmp_path / "dataset.json").write_bytes(content)
+    refused(lambda: dataset_json.read(tmp_path), says, tmp_path / "dataset.json", ". ")
+
+
+def test_a_named_pipe(tmp_path):
+    os.mkfifo(tmp_path / "dataset.json")
+    refused(lambda: dataset_json.read(tmp_path), tmp_path / "dataset.json", "named pipe")
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"channel_names": {"0": "T1", "1": "FLAIR"}}, ("T1", "FLAIR")),
+        ({"modality": {"0": "CT"}}, ("CT",)),  # Medical Decathlon, nnU-Net 1
+        ({"modality": ["T2", "ADC"]}, ("T2", "ADC")),
+        ({"modality": "MRI"}, ("MRI",)),
+        ({"channel_names": {}, "modality": 3}, ()),
+        ({}, ()),
+    ],
+)
+def test_channels(tmp_path, fields, names):
+    about = dataset_json.read(write(tmp_path, fields))
+    assert about.channels == names
+    for count in (1, 2, 3):
+        if names and count != len(names):
+            says = f"names {len(names)} channel"
+            refused(
+                lambda count=count: about.check_channels(count),
+                says,
+                ", ".join(names),
+                f"hold {count}",
+            )
+        else:
+            about.check_channels(count)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "listed"), [(("0", "2"), "0, 2"), (("1",), "1"), (("1", "2"), "1, 2")]
+)
+def test_channels_with_a_gap(tmp_path, numbers, listed):
+    write(tmp_path, {"channel_names": dict.fromkeys(numbers, "CT")})
+    refused(lambda: dataset_json.read(tmp_path), f"numbers its channels {listed}.", "from 0")
+
+
+@pytest.mark.parametrize(
+    ("labels", "number"),
+    [
+        ({"background": 0, "lesion": 1, "ignore": 2}, "2"),
+        ({"background": 0, "lesion": 1, "Ignore": 7}, "7"),
+        ({"background": 0, "whole": [1, 2], "core": [2], "IGNORE": 3}, "3"),  # regions
+        ({"background": 0, "lesion": 1, "ignore": [2, 3]}, "[2, 3]"),
+        ({"0": "background", "1": "lesion", "2": "ignore"}, "2"),  # Medical Decathlon, nnU-Net 1
+        ({"0": "background", "1": ["lesion", "ignore"]}, "1"),
+        (["background", "lesion", "ignored"], "2"),
+        ({"background": 0, "lesion": 1, " ignore_label": 255}, "255"),
+    ],
+)
+def test_a_label_to_be_ignored_is_refused(tmp_path, labels, number):
+    path = write(tmp_path, {"labels": labels}) / "dataset.json"
+    refused(
+        lambda: dataset_json.read(tmp_path),
+        path,
+        f"label {number} ",
+        "not supported yet",
+        "another label",
+    )
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "ignorant cells": 1},
+        {"0": "background", "1": "do not ignore"},
+        [],
+        None,
+        3,
+        "ignore",
+    ],
+)
+def test_other_labels_are_not(tmp_path, labels):
+    assert dataset_json.read(write(tmp_path, {"labels": labels})).channels == ()
