@@ -4,6 +4,8 @@ Whoever adds a field to configs/default.py adds it here too, with the value that
 tests/test_later_fields.py notices where that is forgotten.
 """
 
+import json
+
 from ml_collections import ConfigDict
 
 ADDED = {
@@ -17,8 +19,19 @@ ADDED = {
     "networks.biedsnet.groups": 16,
     "networks.trans_unet.groups": 32,
     "eval.pictures": 32,  # which changes no score
+    "data.case": "",  # every file of a flat folder was a case of its own
     "parallel": ConfigDict({"fsdp": 1}),
 }
+
+
+def says(text: str, name: str) -> bool:
+    """Whether a stored config, the text of a config.json, has a value for the field `name`."""
+    section = json.loads(text)
+    for part in name.split("."):
+        if not isinstance(section, dict) or part not in section:
+            return False
+        section = section[part]
+    return True
 
 
 def complete(config: ConfigDict) -> ConfigDict:
