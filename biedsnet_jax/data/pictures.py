@@ -24,7 +24,7 @@ JPEG_MOST = 1000  # pixels a byte: a bit a block of 64 gives 512; what a damaged
 MOST_PIXELS = 2**28  # of a picture, as 16384x16384
 
 # What a file of one of the extensions may hold in truth; others, such as EPS, would start programs.
-_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # JPEG has MPO in it
 _LOSSY = ("JPEG", "MPO", "WEBP")
 _PLAIN_MODES = ("1", "L", "LA", "I;16", "I", "F", "RGB", "RGBA")  # of Pillow: what pixels may stay in
 _ORIENTATION = 0x0112
@@ -163,10 +163,13 @@ def _read_tiff(path: Path) -> Stored:
     if tags.bits > 8 and tags.lossless:
         raise _unknown_tiff(tags, path)
     try:
-        with Image.open(path, formats=("TIFF",)) as file:
-            stored = _of_pillow(file)  # which turns a TIFF by itself
+        # Pillow turns a TIFF by itself, and mixes the pixels of an unpacked one whose sides it swaps
+        with Image.open(tiff.unturned(path), formats=("TIFF",)) as file:
+            stored = _of_pillow(file, path)
     except UnidentifiedImageError:
         raise _unknown_tiff(tags, path) from None
+    if 274 in tags.values:
+        stored = replace(stored, pixels=turn_upright(stored.pixels, tags.turn))
     grey = stored.pixels.shape[-1] == 1 and stored.palette is None
     if grey and tags.bits in (2, 4):
         stored = _small(stored, tags.bits)
@@ -199,7 +202,7 @@ def _read_other(path: Path) -> Stored:
         if header and header.is_read_here:
             stored = Stored(png.read(path, header), 1, alpha=header.channels in (2, 4))
         else:
-            stored = _of_pillow(file)
+            stored = _of_pillow(file, path)
         if header and header.kind == 0 and header.bits in (2, 4):
             stored = _small(stored, header.bits)
         turn = _orientation(file)
@@ -207,7 +210,7 @@ def _read_other(path: Path) -> Stored:
         return replace(stored, pixels=turned, turn=turn, lossy=file.format in _LOSSY)
 
 
-def _of_pillow(file: Image.Image) -> Stored:
+def _of_pillow(file: Image.Image, path: Path) -> Stored:
     """What Pillow decodes; palettes stay indices, CMYK and the like become RGB."""
     hidden = file.info.get("transparency")
     if file.mode == "P":
@@ -217,7 +220,7 @@ def _of_pillow(file: Image.Image) -> Stored:
     if file.mode in ("La", "RGBa", "PA"):
         file = file.convert({"La": "LA"}.get(file.mode, "RGBA"))
     elif file.mode == "LAB":
-        raise BadInput(f"{file.filename} holds CIE Lab colours, which are not read. Save it as RGB or grey.")
+        raise BadInput(f"{path} holds CIE Lab colours, which are not read. Save it as RGB or grey.")
     elif file.mode not in _PLAIN_MODES:
         file = file.convert("RGB")
     pixels = np.atleast_3d(np.asarray(file))

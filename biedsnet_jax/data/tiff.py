@@ -132,6 +132,20 @@ def _number(file: BinaryIO, form: str) -> int:
     return struct.unpack(form, data)[0] if len(data) == struct.calcsize(form) else 0
 
 
+def unturned(path: Path) -> io.BytesIO:
+    """The file as it would be if its orientation tag said that it is upright."""
+    data = bytearray(path.read_bytes())
+    order, big = "<" if data[:2] == b"II" else ">", bytes(data[:4]) in MARKS[2:]
+    where = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0]
+    count = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, where)[0]
+    start, size = (where + 8, 20) if big else (where + 2, 12)
+    for entry in range(start, start + size * count, size):
+        tag, kind = struct.unpack_from(f"{order}HH", data, entry)
+        if tag == 274:
+            struct.pack_into(f"{order}{'I' if kind == 4 else 'H'}", data, entry + (12 if big else 8), 1)
+    return io.BytesIO(data)
+
+
 def is_read_here(tags: Tags) -> bool:
     """Whether `read` takes the file; others, such as palettes and JPEG in TIFF, are for Pillow."""
     usual = tags.photometric in (*_GREY, *_COLOUR) and tags.one(259, 1) in _LOSSLESS
