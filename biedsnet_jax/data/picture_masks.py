@@ -49,9 +49,11 @@ def _label(stored: Stored, classes: int, path: Path) -> Shaped[np.ndarray, "h w"
         return _palette_label(stored, stored.palette, classes, path)
     colours = stored.pixels[..., :-1] if stored.alpha else stored.pixels
     alpha = stored.pixels[..., -1] if stored.alpha else _hidden(stored)
-    if stored.alpha and not np.ptp(colours, axis=(0, 1)).any() and np.ptp(alpha):
+    one_colour = bool((colours == colours[:1, :1]).all())
+    # the mask is kept in alpha; where a slice has none, nothing shows
+    if stored.alpha and one_colour and (np.ptp(alpha) or not alpha.any()):
         return alpha
-    if (colours != colours[..., :1]).any():
+    if colours.shape[-1] > 1 and (colours != colours[..., :1]).any():
         raise BadInput(f"a mask in colour, {colours.shape[-1]} channels, {path}; save labels as one grey channel")
     grey = colours[..., 0]
     if stored.inverted and not _fits(grey, classes):
@@ -69,11 +71,7 @@ def _hidden(stored: Stored) -> Shaped[np.ndarray, "h w"] | None:
 
 def _with_alpha(grey, alpha, path: Path) -> Shaped[np.ndarray, "h w"]:
     """The grey levels, where alpha does not say something else."""
-    if not np.ptp(alpha):
-        # a mask kept in alpha under one colour, of a slice without foreground
-        empty = not np.ptp(grey) and not alpha.any()
-        return np.zeros_like(grey) if empty else grey
-    if np.array_equal(alpha > 0, grey > 0):
+    if not np.ptp(alpha) or np.array_equal(alpha > 0, grey > 0):
         return grey
     raise BadInput(
         f"{path} holds grey values {_shown(grey)} and an alpha channel of {_shown(alpha)} that mark different pixels. "

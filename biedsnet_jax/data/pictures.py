@@ -214,9 +214,7 @@ def _of_pillow(file: Image.Image, path: Path) -> Stored:
     """What Pillow decodes; palettes stay indices, CMYK and the like become RGB."""
     hidden = file.info.get("transparency")
     if file.mode == "P":
-        file.load()  # which puts transparency into the palette
-        palette = np.array(file.getpalette("RGBA"), np.uint8).reshape(-1, 4)
-        return Stored(np.asarray(file)[..., None], 1, palette=palette)
+        return Stored(np.asarray(file)[..., None], 1, palette=_palette(file, hidden))
     if file.mode in ("La", "RGBa", "PA"):
         file = file.convert({"La": "LA"}.get(file.mode, "RGBA"))
     elif file.mode == "LAB":
@@ -227,6 +225,17 @@ def _of_pillow(file: Image.Image, path: Path) -> Stored:
     values = hidden if isinstance(hidden, tuple) else (hidden,)
     transparent = tuple(map(int, values)) if isinstance(values[0], int) else ()
     return Stored(pixels, 1, alpha=file.mode in ("LA", "RGBA"), transparent=transparent)
+
+
+def _palette(file: Image.Image, hidden: bytes | int | None) -> UInt8[np.ndarray, "colours 4"]:
+    """Red, green, blue and alpha of each index; `hidden` is the alpha of the first ones, or the one index without."""
+    colours = np.array(file.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    alpha = np.full(len(colours), 255, np.uint8)
+    if isinstance(hidden, bytes):
+        alpha[: len(hidden)] = list(hidden[: len(alpha)])
+    elif isinstance(hidden, int) and hidden < len(alpha):
+        alpha[hidden] = 0
+    return np.column_stack([colours, alpha])
 
 
 def _small(stored: Stored, bits: int) -> Stored:
