@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from biedsnet_jax import files
 from biedsnet_jax.data import nifti, pictures

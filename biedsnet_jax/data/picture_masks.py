@@ -1,7 +1,7 @@
-"""Masks in picture files: which pixel belongs to which class, or one line that says why it cannot be told.
+"""Masks in picture files: which pixel is of which class, or one line on why it cannot be told.
 
-What is shown counts: grey levels, not the order of a palette; white, not the number that stands for it.
-Where a file can be read in two ways that differ, it is refused.
+What is shown counts: grey levels, not the order of a palette; white, not the number that stands for
+it. Where a file can be read in two ways that differ, it is refused.
 """
 
 from pathlib import Path
@@ -13,7 +13,10 @@ from biedsnet_jax.data.pictures import GREY_SPREAD, Stored, read_stored
 from biedsnet_jax.types import BadInput
 
 LEAST_LOSSY = 24  # the lowest grey level that stands out of what JPEG adds
-_MIDDLE = (0.12, 0.88)  # of a lossy mask's upper level: what lies between is no level of a mask of two
+_MIDDLE = (
+    0.12,
+    0.88,
+)  # of a lossy mask's upper level: what lies between is no level of a mask of two
 _FLAT = 0.1  # of the upper level: differences within an even area, at most
 _MOST_BETWEEN = 16  # even pixels between the levels, at most
 
@@ -21,8 +24,8 @@ _MOST_BETWEEN = 16  # even pixels between the levels, at most
 def read_mask(path: Path, classes: int) -> UInt8[np.ndarray, "h w k"]:
     """One map of 0 and 1 per foreground class, upright.
 
-    `classes` 1: the file holds 0 and one other value, whichever. `classes` k > 1: the labels 0 to k.
-    Raises BadInput where it holds others, or cannot be read in one way only.
+    `classes` 1: the file holds 0 and one other value, whichever. `classes` k > 1: the labels 0 to
+    k. Raises BadInput where it holds others, or cannot be read in one way only.
     """
     stored = read_stored(path)
     if stored.lossy and classes > 1:
@@ -54,7 +57,10 @@ def _label(stored: Stored, classes: int, path: Path) -> Shaped[np.ndarray, "h w"
     if stored.alpha and one_colour and (np.ptp(alpha) or not alpha.any()):
         return alpha
     if colours.shape[-1] > 1 and (colours != colours[..., :1]).any():
-        raise BadInput(f"a mask in colour, {colours.shape[-1]} channels, {path}; save labels as one grey channel")
+        raise BadInput(
+            f"a mask in colour, {colours.shape[-1]} channels, {path}; save labels as one grey "
+            "channel"
+        )
     grey = colours[..., 0]
     if stored.inverted and not _fits(grey, classes):
         as_stored = stored.inverted - grey.astype(np.int64)
@@ -63,7 +69,7 @@ def _label(stored: Stored, classes: int, path: Path) -> Shaped[np.ndarray, "h w"
 
 
 def _hidden(stored: Stored) -> Shaped[np.ndarray, "h w"] | None:
-    """Alpha of a PNG without alpha in which one value is transparent; None where there is none such."""
+    """Alpha of a PNG in which one value is transparent; None where none is."""
     if len(stored.transparent) != stored.pixels.shape[-1]:
         return None
     return (stored.pixels != np.array(stored.transparent)).any(axis=-1).astype(np.uint8)
@@ -74,17 +80,20 @@ def _with_alpha(grey, alpha, path: Path) -> Shaped[np.ndarray, "h w"]:
     if not np.ptp(alpha) or np.array_equal(alpha > 0, grey > 0):
         return grey
     raise BadInput(
-        f"{path} holds grey values {_shown(grey)} and an alpha channel of {_shown(alpha)} that mark different pixels. "
-        "Save the mask as one grey channel."
+        f"{path} holds grey values {_shown(grey)} and an alpha channel of {_shown(alpha)} that "
+        "mark different pixels. Save the mask as one grey channel."
     )
 
 
 def _palette_label(stored: Stored, palette, classes: int, path: Path) -> Shaped[np.ndarray, "h w"]:
-    """Grey levels of a grey palette; indices of a coloured one, and of greys in rising order that are no labels."""
+    """Grey levels of a grey palette; indices of a coloured one and of rising greys, no labels."""
     index = stored.pixels[..., 0]
     used = np.unique(index)
     if used.max() >= len(palette):
-        raise BadInput(f"{path} holds index {used.max()} of a palette of {len(palette)} colours. Save it as grey.")
+        raise BadInput(
+            f"{path} holds index {used.max()} of a palette of {len(palette)} colours. Save it as "
+            "grey."
+        )
     colours, alpha = palette[used, :3].astype(int), palette[used, 3]
     if np.ptp(alpha):
         return _label(Stored(palette[index], stored.turn, alpha=True), classes, path)
@@ -98,8 +107,8 @@ def _palette_label(stored: Stored, palette, classes: int, path: Path) -> Shaped[
         return index
     raise BadInput(
         f"{path} holds the indices {_shown(index)} of a palette in which they are the colours "
-        f"{', '.join(map(_colour, colours[:8].tolist()))}, so that the background is another one by index than by "
-        "colour. Save the labels as one grey channel."
+        f"{', '.join(map(_colour, colours[:8].tolist()))}, so that the background is another one "
+        "by index than by colour. Save the labels as one grey channel."
     )
 
 
@@ -108,10 +117,13 @@ def _colour(colour: list[int]) -> str:
 
 
 def _cut_lossy(stored: Stored, path: Path) -> Bool[np.ndarray, "h w"]:
-    """Where a mask of 0 and one other level was above half of that level, before it was packed with loss."""
-    colours = stored.pixels[..., :3].astype(np.int32) if stored.pixels.shape[-1] >= 3 else stored.pixels.astype(np.int32)
+    """Where a mask of 0 and one other level, packed with loss, is above half of that level."""
+    colours = stored.pixels[..., :3].astype(np.int32)
     if np.ptp(colours, axis=-1).max() > GREY_SPREAD:
-        raise BadInput(f"a mask in colour, {colours.shape[-1]} channels, {path}; save labels as one grey channel")
+        raise BadInput(
+            f"a mask in colour, {colours.shape[-1]} channels, {path}; save labels as one grey "
+            "channel"
+        )
     grey = colours.mean(axis=-1)
     most = grey.max()
     if most == 0:
@@ -123,8 +135,9 @@ def _cut_lossy(stored: Stored, path: Path) -> Bool[np.ndarray, "h w"]:
     above = (grey > 1.35 * upper) & _even(grey, upper * _FLAT)
     if upper < LEAST_LOSSY or lower > low or max(between.sum(), above.sum()) > _MOST_BETWEEN:
         raise BadInput(
-            f"{path} was packed with loss, as JPEG is, and holds grey values from {grey.min():.0f} to {most:.0f} that "
-            "are not 0 and one other level, or too close to be told apart. Save the mask as PNG."
+            f"{path} was packed with loss, as JPEG is, and holds grey values from "
+            f"{grey.min():.0f} to {most:.0f} that are not 0 and one other level, or too close to "
+            "be told apart. Save the mask as PNG."
         )
     return grey > upper / 2
 
@@ -144,6 +157,6 @@ def _shown(values) -> str:
 def _other_values(label, classes: int, path: Path) -> BadInput:
     expected = "0 and one other value" if classes == 1 else f"the labels 0 to {classes}"
     return BadInput(
-        f"mask values, {_shown(label)}, {path}; for {classes} class{'es' * (classes > 1)} give {expected}, or raise "
-        "data.classes"
+        f"mask values, {_shown(label)}, {path}; for {classes} class{'es' * (classes > 1)} give "
+        f"{expected}, or raise data.classes"
     )

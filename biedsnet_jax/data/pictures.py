@@ -1,7 +1,7 @@
-"""PNG, JPEG and TIFF files as images: every value in its own depth, turned upright as a viewer shows it.
+"""PNG, JPEG and TIFF files as images: every value in its own depth, turned as a viewer shows it.
 
-A camera stores a picture as its sensor lay and says in EXIF how to turn it (orientation 1 to 8). Images
-and masks are read turned; `turn_back` puts a map of the turned picture onto the stored one.
+A camera stores a picture as its sensor lay and says in EXIF how to turn it (orientation 1 to 8).
+Images and masks are read turned; `turn_back` puts a map of the turned picture onto the stored one.
 """
 
 import struct
@@ -20,16 +20,28 @@ from biedsnet_jax.types import BadInput
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 GREY_SPREAD = 32  # of 255: channels of a grey JPEG saved as colour differ by a few
-JPEG_MOST = 1000  # pixels a byte: a bit a block of 64 gives 512; what a damaged file lacks libjpeg would paint grey
+# Pixels a byte: a bit a block of 64 gives 512; what a damaged file lacks libjpeg would paint grey.
+JPEG_MOST = 1000
 MOST_PIXELS = 2**28  # of a picture, as 16384x16384
 
 # What a file of one of the extensions may hold in truth; others, such as EPS, would start programs.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # JPEG has MPO in it
 _LOSSY = ("JPEG", "MPO", "WEBP")
-_PLAIN_MODES = ("1", "L", "LA", "I;16", "I", "F", "RGB", "RGBA")  # of Pillow: what pixels may stay in
+_PLAIN_MODES = (
+    "1",
+    "L",
+    "LA",
+    "I;16",
+    "I",
+    "F",
+    "RGB",
+    "RGBA",
+)  # of Pillow: what pixels may stay in
 _ORIENTATION = 0x0112
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower and calls a large picture an attack; MOST_PIXELS is ours
+Image.MAX_IMAGE_PIXELS = (
+    None  # Pillow's own limit is lower and calls a large picture an attack; MOST_PIXELS is ours
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,9 @@ class Stored:
     turn: int  # EXIF orientation, 1 to 8
     lossy: bool = False
     alpha: bool = False  # whether the last channel is one
-    palette: UInt8[np.ndarray, "colours 4"] | None = None  # red, green, blue and alpha of each index
+    palette: UInt8[np.ndarray, "colours 4"] | None = (
+        None  # red, green, blue and alpha of each index
+    )
     scale: int = 1  # what 2 and 4 bit values are to be multiplied by to become 8 bit ones
     inverted: int = 0  # the stored value of white's opposite; 0: the smallest value is black
     transparent: tuple[int, ...] = ()  # the one value of each channel that is not shown; of PNG
@@ -49,8 +63,9 @@ class Stored:
 def read_picture(path: Path, channels: int) -> Shaped[np.ndarray, "h w c"]:
     """A PNG, JPEG or TIFF with 1 or 3 channels, upright; uint8, uint16 or float32.
 
-    Grey saved as colour becomes grey again by the luma 0.299 R + 0.587 G + 0.114 B, an alpha channel
-    is dropped. Raises BadInput for what cannot be read or has colours where one channel is wanted.
+    Grey saved as colour becomes grey again by the luma 0.299 R + 0.587 G + 0.114 B, an alpha
+    channel is dropped. Raises BadInput for what cannot be read or has colours where one channel is
+    wanted.
     """
     return read_picture_turned(path, channels)[0]
 
@@ -81,7 +96,7 @@ def turn_back(pixels: Shaped[np.ndarray, "h w *n"], turn: int) -> Shaped[np.ndar
 
 
 def save_turned(path: Path, pixels: Shaped[np.ndarray, "h w *n"], turn: int) -> None:
-    """Write a map of an upright picture as a PNG that lies on the picture as stored, and is shown alike."""
+    """Write a map of an upright picture as a PNG that lies on the stored one and is shown alike."""
     picture = Image.fromarray(turn_back(pixels, turn))
     exif = Image.Exif()
     if turn != 1:
@@ -118,10 +133,14 @@ def _guarded(read: Callable, path: Path):
     except BadInput:
         raise
     except MemoryError as error:
-        raise BadInput(f"{path} is too large for the memory. Cut it into parts or make it smaller.") from error
+        raise BadInput(
+            f"{path} is too large for the memory. Cut it into parts or make it smaller."
+        ) from error
     except UnidentifiedImageError as error:
         raise _broken(path, "not an image") from error
-    except Exception as error:  # a decoder meets a broken file with anything from SyntaxError to OverflowError
+    except (
+        Exception
+    ) as error:  # a decoder meets a broken file with anything from SyntaxError to OverflowError
         raise _broken(path, reason(error)) from error
 
 
@@ -163,7 +182,7 @@ def _read_tiff(path: Path) -> Stored:
     if tags.bits > 8 and tags.lossless:
         raise _unknown_tiff(tags, path)
     try:
-        # Pillow turns a TIFF by itself, and mixes the pixels of an unpacked one whose sides it swaps
+        # Pillow turns a TIFF by itself, and mixes the pixels of an unpacked one whose sides swap
         with Image.open(tiff.unturned(path), formats=("TIFF",)) as file:
             stored = _of_pillow(file, path)
     except UnidentifiedImageError:
@@ -179,24 +198,32 @@ def _read_tiff(path: Path) -> Stored:
 def _check_bands(tags: tiff.Tags, bands: int, path: Path) -> None:
     """Colour, and at most one channel beside it."""
     if bands > 4:
-        raise BadInput(f"{path} holds {bands} bands where grey or colour was expected. Save one or three of them.")
+        raise BadInput(
+            f"{path} holds {bands} bands where grey or colour was expected. Save one or three of "
+            "them."
+        )
 
 
 def _unknown_tiff(tags: tiff.Tags, path: Path) -> BadInput:
     bits = "-".join(map(str, tags.many(258, 1)))
     return BadInput(
-        f"{path} is a TIFF of a kind that is not read: {bits} bits, sample format {tags.one(339, 1)}, photometric "
-        f"interpretation {tags.photometric}, compression {tags.one(259, 1)}. Save it as PNG, or as TIFF in grey or RGB "
-        "of 8, 16 or 32 bits."
+        f"{path} is a TIFF of a kind that is not read: {bits} bits, sample format "
+        f"{tags.one(339, 1)}, photometric interpretation {tags.photometric}, compression "
+        f"{tags.one(259, 1)}. Save it as PNG, or as TIFF in grey or RGB of 8, 16 or 32 bits."
     )
 
 
 def _read_other(path: Path) -> Stored:
     with Image.open(path, formats=_FORMATS) as file:
         _check_size(file.height, file.width, path)
-        pages = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: further ones are previews
+        pages = (
+            1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+        )  # MPO: further ones are previews
         _check_pages(pages, path)
-        if file.format in ("JPEG", "MPO") and file.width * file.height > JPEG_MOST * path.stat().st_size:
+        if (
+            file.format in ("JPEG", "MPO")
+            and file.width * file.height > JPEG_MOST * path.stat().st_size
+        ):
             raise ValueError(f"{file.width}x{file.height} pixels in {path.stat().st_size} bytes")
         header = png.read_header(path) if file.format == "PNG" else None
         if header and header.is_read_here:
@@ -228,7 +255,10 @@ def _of_pillow(file: Image.Image, path: Path) -> Stored:
 
 
 def _palette(file: Image.Image, hidden: bytes | int | None) -> UInt8[np.ndarray, "colours 4"]:
-    """Red, green, blue and alpha of each index; `hidden` is the alpha of the first ones, or the one index without."""
+    """Red, green, blue and alpha of each index.
+
+    `hidden` is the alpha of the first ones, or the one index without.
+    """
     colours = np.array(file.getpalette("RGB"), np.uint8).reshape(-1, 3)
     alpha = np.full(len(colours), 255, np.uint8)
     if isinstance(hidden, bytes):
@@ -257,7 +287,9 @@ def _unmultiplied(pixels: Shaped[np.ndarray, "h w n"]) -> Shaped[np.ndarray, "h 
     """Colours that were multiplied by their alpha, as they were before; 0 where nothing shows."""
     alpha = pixels[..., -1:].astype(np.float64)
     most = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1.0
-    colours = np.divide(pixels[..., :-1] * float(most), alpha, out=np.zeros(pixels[..., :-1].shape), where=alpha > 0)
+    colours = np.divide(
+        pixels[..., :-1] * float(most), alpha, out=np.zeros(pixels[..., :-1].shape), where=alpha > 0
+    )
     whole = colours.clip(0, most).round() if pixels.dtype.kind in "ui" else colours
     return np.concatenate([whole.astype(pixels.dtype), pixels[..., -1:]], axis=-1)
 
@@ -275,13 +307,15 @@ def _depth(pixels: Shaped[np.ndarray, "h w n"], path: Path) -> Shaped[np.ndarray
         lost = np.abs(single - exact).max()
         if np.ptp(exact) and not lost <= 1e-3 * np.ptp(exact):
             raise BadInput(
-                f"{path} holds {pixels.dtype} values from {exact.min():.6g} to {exact.max():.6g}, which float32 cannot "
-                "tell apart. Subtract an offset, or scale them."
+                f"{path} holds {pixels.dtype} values from {exact.min():.6g} to {exact.max():.6g}, "
+                "which float32 cannot tell apart. Subtract an offset, or scale them."
             )
     return single
 
 
-def _channels(pixels: Shaped[np.ndarray, "h w n"], channels: int, path: Path) -> Shaped[np.ndarray, "h w c"]:
+def _channels(
+    pixels: Shaped[np.ndarray, "h w n"], channels: int, path: Path
+) -> Shaped[np.ndarray, "h w c"]:
     """Grey (1) or colour (3)."""
     if pixels.shape[-1] == channels:
         return pixels
@@ -292,8 +326,8 @@ def _channels(pixels: Shaped[np.ndarray, "h w n"], channels: int, path: Path) ->
     if spread > (GREY_SPREAD / 255 * most if most else 1e-3 * np.abs(pixels).max()):
         of = f" of {most}" if most else ""
         raise BadInput(
-            f"a colour image for 1 channel, its channels differ by up to {spread:.6g}{of}, {path}; save it as grey, "
-            "or train with data.channels=3"
+            f"a colour image for 1 channel, its channels differ by up to {spread:.6g}{of}, "
+            f"{path}; save it as grey, or train with data.channels=3"
         )
     grey = pixels @ np.array([0.299, 0.587, 0.114])
     return (grey.round() if pixels.dtype.kind == "u" else grey).astype(pixels.dtype)[..., None]
@@ -332,4 +366,13 @@ def _left(pixels):
 
 
 # EXIF orientation -> what makes it upright
-_TURNS = {1: _stay, 2: _flip, 3: _half, 4: _upside_down, 5: _transpose, 6: _right, 7: _transverse, 8: _left}
+_TURNS = {
+    1: _stay,
+    2: _flip,
+    3: _half,
+    4: _upside_down,
+    5: _transpose,
+    6: _right,
+    7: _transverse,
+    8: _left,
+}

@@ -1,4 +1,4 @@
-"""PNG with more than 8 bits in colour or beside alpha, which Pillow cuts to 8 bits (PNG specification, 3rd edition)."""
+"""PNG of 16 bits in colour or with alpha, which Pillow cuts to 8 (PNG specification, 3rd ed.)."""
 
 import struct
 import zlib
@@ -10,8 +10,22 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 MARK = b"\x89PNG\r\n\x1a\n"
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type: grey, RGB, palette, grey and alpha, RGBA
-_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+_CHANNELS = {
+    0: 1,
+    2: 3,
+    3: 1,
+    4: 2,
+    6: 4,
+}  # by colour type: grey, RGB, palette, grey and alpha, RGBA
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,10 @@ def read(path: Path, header: Header) -> UInt16[np.ndarray, "h w n"]:
     packed = b"".join(data for name, data in _chunks(path.read_bytes()) if name == b"IDAT")
     size = header.channels * 2
     parts = _ADAM7 if header.interlaced else ((0, 0, 1, 1),)
-    shapes = [(len(range(y, header.height, down)), len(range(x, header.width, right))) for y, x, down, right in parts]
+    shapes = [
+        (len(range(y, header.height, down)), len(range(x, header.width, right)))
+        for y, x, down, right in parts
+    ]
     needed = sum(h * (1 + w * size) for h, w in shapes if h and w)
     data = np.frombuffer(zlib.decompressobj().decompress(packed, needed), np.uint8)
     if len(data) < needed:
@@ -79,12 +96,13 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _unfiltered(
-    kinds: UInt8[np.ndarray, "h"],  # noqa: F821, jaxtyping's axis
+    kinds: UInt8[np.ndarray, "h"],
     filtered: UInt8[np.ndarray, "h w n"],
 ) -> UInt8[np.ndarray, "h w n"]:
     """Bytes of every pixel, from their differences to the pixels left, above and above left.
 
-    All three lie on earlier diagonals, so that a diagonal is done at once, whatever its rows' filters.
+    All three lie on earlier diagonals, so that a diagonal is done at once, whatever its rows'
+    filters.
     """
     if kinds.max() > 4:
         raise ValueError(f"filter {kinds.max()} is not known")

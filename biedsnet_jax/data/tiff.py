@@ -1,9 +1,9 @@
-"""Pixels of a TIFF file in the type they are stored in: 8 to 64 bits, signed, float, with alpha, in planes or tiles.
+"""Pixels of a TIFF file in the type they are stored in, of 8 to 64 bits.
 
 Pillow reads some of these wrongly (int8 as uint8, uint32 as int32), cuts others to 8 bits (16-bit
-colour, 16-bit grey with alpha) and does not know the rest. Here libtiff, through Pillow, only unpacks:
-it is given the same strips or tiles under other tags, as an 8-bit picture whose rows are the bytes of
-the true rows. Predictors, byte order and planes are undone in numpy.
+colour, 16-bit grey with alpha) and does not know the rest. Here libtiff, through Pillow, only
+unpacks: it is given the same strips or tiles under other tags, as an 8-bit picture whose rows are
+the bytes of the true rows. Predictors, byte order and planes are undone in numpy.
 """
 
 import io
@@ -109,21 +109,30 @@ def read_tags(path: Path) -> Tags:
 
 
 def _count_pages(file: BinaryIO, offset: int, order: str, big: bool) -> int:
-    """Pages but for previews and transparency masks, by their own word; the first one always counts."""
+    """Pages, the first and all that do not say that they are previews or masks."""
     count_format, entry_size, next_format = ("Q", 20, "Q") if big else ("H", 12, "I")
     pages, seen = 0, set()
     while offset and offset not in seen and len(seen) < MOST_PAGES:
         file.seek(offset)
         count = _number(file, order + count_format)
         entries = file.read(min(count, 0xFFFF) * entry_size)
-        starts = range(0, len(entries), entry_size)
-        kinds = [entries[i + entry_size // 2 + 2 :] for i in starts if entries[i : i + 2] == struct.pack(f"{order}H", 254)]
-        aside = bool(kinds) and struct.unpack(f"{order}I", kinds[0][:4])[0] & 0b101 != 0
-        if not seen or not aside:
+        if not seen or not _is_aside(entries, order, entry_size):
             pages += 1
         seen.add(offset)
         offset = _number(file, order + next_format)
     return pages
+
+
+def _is_aside(entries: bytes, order: str, size: int) -> bool:
+    """Whether a page says (NewSubfileType) that it is a preview or a transparency mask."""
+    for start in range(0, len(entries) - size + 1, size):
+        if struct.unpack_from(f"{order}H", entries, start)[0] == 254:
+            return (
+                struct.unpack_from(f"{order}I", entries, start + (12 if size == 20 else 8))[0]
+                & 0b101
+                != 0
+            )
+    return False
 
 
 def _number(file: BinaryIO, form: str) -> int:
@@ -142,7 +151,9 @@ def unturned(path: Path) -> io.BytesIO:
     for entry in range(start, start + size * count, size):
         tag, kind = struct.unpack_from(f"{order}HH", data, entry)
         if tag == 274:
-            struct.pack_into(f"{order}{'I' if kind == 4 else 'H'}", data, entry + (12 if big else 8), 1)
+            struct.pack_into(
+                f"{order}{'I' if kind == 4 else 'H'}", data, entry + (12 if big else 8), 1
+            )
     return io.BytesIO(data)
 
 
@@ -176,7 +187,9 @@ def read(path: Path, tags: Tags) -> Shaped[np.ndarray, "h w n"]:
     return pixels
 
 
-def _plane(data: bytes, tags: Tags, samples: int, number: int, planes: int) -> Shaped[np.ndarray, "h w n"]:
+def _plane(
+    data: bytes, tags: Tags, samples: int, number: int, planes: int
+) -> Shaped[np.ndarray, "h w n"]:
     """The values of one plane, or of all where they lie side by side."""
     (height, width), bits = tags.size, tags.bits
     tiled = 322 in tags.values
@@ -210,8 +223,10 @@ def _plane(data: bytes, tags: Tags, samples: int, number: int, planes: int) -> S
     return np.ascontiguousarray(whole[:, :width])
 
 
-def _unpacked(data: bytes, fields: Mapping[int, int], offsets, sizes, tiled: bool) -> UInt8[np.ndarray, "h bytes"]:
-    """The bytes of every row, by libtiff, from the file's own strips or tiles under the tags `fields`."""
+def _unpacked(
+    data: bytes, fields: Mapping[int, int], offsets, sizes, tiled: bool
+) -> UInt8[np.ndarray, "h bytes"]:
+    """The bytes of every row, unpacked by libtiff under the tags `fields`."""
     where, long = len(data), struct.Struct("<I")
     entries = {tag: (1, long.pack(value)) for tag, value in fields.items()}
     for tag, values in ((324, offsets), (325, sizes)) if tiled else ((273, offsets), (279, sizes)):
@@ -227,7 +242,9 @@ def _unpacked(data: bytes, fields: Mapping[int, int], offsets, sizes, tiled: boo
         return np.asarray(picture)
 
 
-def _values(block: UInt8[np.ndarray, "h bytes"], tags: Tags, samples: int) -> Shaped[np.ndarray, "h w n"]:
+def _values(
+    block: UInt8[np.ndarray, "h bytes"], tags: Tags, samples: int
+) -> Shaped[np.ndarray, "h w n"]:
     """The values of a piece's rows, its predictor undone."""
     height, bits = len(block), tags.bits
     predictor, kind = tags.one(317, 1), _KINDS[tags.one(339, 1)]
@@ -248,7 +265,7 @@ def _values(block: UInt8[np.ndarray, "h bytes"], tags: Tags, samples: int) -> Sh
 
 
 def _undo_float_predictor(block, samples: int, size: int) -> Shaped[np.ndarray, "h w n"]:
-    """Floats whose bytes were sorted by weight, the heaviest first, and then differenced along the row."""
+    """Floats whose bytes were sorted by weight, heaviest first, then differenced along the row."""
     height = len(block)
     summed = np.cumsum(block.reshape(height, -1, samples), axis=1, dtype=np.uint8)
     by_weight = summed.reshape(height, size, -1)

@@ -40,7 +40,7 @@ def tiff(
     more: dict[int, tuple[int, tuple[int, ...]]] | None = None,
     pages: tuple[int, ...] = (),
 ) -> Path:
-    """Write "h w" or "h w n" pixels of any dtype; `pages` are NewSubfileType of further, equal pages."""
+    """Write "h w" or "h w n" pixels; `pages` are NewSubfileType of further, equal pages."""
     pixels = np.atleast_3d(pixels)
     height, width, samples = pixels.shape
     size = pixels.dtype.itemsize
@@ -91,13 +91,21 @@ def _packed(block, order: str, predictor: int, bits: int) -> bytes:
     size = block.dtype.itemsize
     if bits and bits < 8 * size:
         rows = ["".join(f"{int(value):0{bits}b}" for value in row.ravel()) for row in block]
-        return b"".join(int(row + "0" * (-len(row) % 8), 2).to_bytes((len(row) + 7) // 8, "big") for row in rows)
+        return b"".join(
+            int(row + "0" * (-len(row) % 8), 2).to_bytes((len(row) + 7) // 8, "big") for row in rows
+        )
     if predictor == 2:
         whole = block.view(f"u{size}")
-        block = np.concatenate([whole[:, :1], whole[:, 1:] - whole[:, :-1]], axis=1).view(block.dtype)
+        block = np.concatenate([whole[:, :1], whole[:, 1:] - whole[:, :-1]], axis=1).view(
+            block.dtype
+        )
     if predictor == 3:
         height, width, samples = block.shape
-        heaviest = np.ascontiguousarray(block.astype(f">f{size}")).view(np.uint8).reshape(height, width * samples, size)
+        heaviest = (
+            np.ascontiguousarray(block.astype(f">f{size}"))
+            .view(np.uint8)
+            .reshape(height, width * samples, size)
+        )
         rows = heaviest.swapaxes(1, 2).reshape(height, -1, samples)
         return np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1).tobytes()
     return block.astype(block.dtype.newbyteorder(order)).tobytes()
@@ -115,13 +123,25 @@ def _directory(tags, order: str, where: int, *, last: bool) -> bytes:
             longer += packed + b"\0" * (len(packed) % 2)
         entries += struct.pack(f"{order}HHI", tag, kind, len(values)) + inside
     following = 0 if last else after + len(longer)
-    return struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", following) + longer
+    return (
+        struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", following) + longer
+    )
 
 
-ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+ADAM7 = (
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
 
 
-def png16(path: Path, pixels: np.ndarray, *, filters=(0, 1, 2, 3, 4), interlaced: bool = False) -> Path:
+def png16(
+    path: Path, pixels: np.ndarray, *, filters=(0, 1, 2, 3, 4), interlaced: bool = False
+) -> Path:
     """A 16-bit PNG of "h w n" pixels whose rows take these filters in turn."""
     height, width, samples = pixels.shape
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples]
@@ -138,7 +158,12 @@ def png16(path: Path, pixels: np.ndarray, *, filters=(0, 1, 2, 3, 4), interlaced
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
 
 
 def _filtered(data: bytes, shape, filters) -> bytes:

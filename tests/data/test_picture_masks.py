@@ -1,4 +1,4 @@
-"""Masks in picture files: each way to write the same mask is read as that mask, or refused by name."""
+"""Masks in picture files: each way to write a mask is read as that mask, or refused by name."""
 
 from pathlib import Path
 
@@ -35,7 +35,9 @@ def save(path: Path, pixels, mode=None, **options) -> Path:
 
 
 def palette(path: Path, indices, colours, **options) -> Path:
-    picture = Image.frombytes("P", indices.shape[::-1], np.ascontiguousarray(indices, np.uint8).tobytes())
+    picture = Image.frombytes(
+        "P", indices.shape[::-1], np.ascontiguousarray(indices, np.uint8).tobytes()
+    )
     picture.putpalette([value for colour in colours for value in colour])
     picture.save(path, **options)
     return path
@@ -52,7 +54,7 @@ def is_read(path: Path, truth=TRUTH, classes: int = 1) -> None:
     np.testing.assert_array_equal(mask, wanted)
 
 
-# --- with loss -------------------------------------------------------------------------------------------------------
+# --- with loss
 
 
 @pytest.mark.parametrize("level", [32, 64, 100, 128, 200, 255])
@@ -80,10 +82,14 @@ def test_a_jpeg_of_one_level(tmp_path, value):
     assert mask.min() == mask.max() == (value > 0)
 
 
-@pytest.mark.parametrize("levels", [(0, 1), (0, 2), (0, 8), (100, 200), (0, 128, 255), (0, 64, 255), (0, 100, 200)])
+@pytest.mark.parametrize(
+    "levels", [(0, 1), (0, 2), (0, 8), (100, 200), (0, 128, 255), (0, 64, 255), (0, 100, 200)]
+)
 def test_a_jpeg_of_other_levels_is_refused(tmp_path, levels):
     path = save(tmp_path / "a.jpg", np.array(levels, np.uint8)[LABELS % len(levels)], quality=95)
-    refused(lambda: read_mask(path, 1), path, "with loss", "grey values from", "Save the mask as PNG")
+    refused(
+        lambda: read_mask(path, 1), path, "with loss", "grey values from", "Save the mask as PNG"
+    )
 
 
 def test_colours_and_several_classes_in_a_jpeg_are_refused(tmp_path):
@@ -92,13 +98,17 @@ def test_colours_and_several_classes_in_a_jpeg_are_refused(tmp_path):
     refused(lambda: read_mask(save(tmp_path / "b.jpg", LABELS), 2), "lossy", "b.jpg")
 
 
-@pytest.mark.parametrize(("held", "called"), [("PNG", "a.jpg"), ("TIFF", "a.jpeg"), ("PNG", "a.tif"), ("BMP", "a.jpg")])
+@pytest.mark.parametrize(
+    ("held", "called"), [("PNG", "a.jpg"), ("TIFF", "a.jpeg"), ("PNG", "a.tif"), ("BMP", "a.jpg")]
+)
 def test_a_file_is_judged_by_what_it_holds(tmp_path, held, called):
     is_read(save(tmp_path / called, TRUTH.astype(np.uint8), format=held))
     is_read(save(tmp_path / called, LABELS, format=held), LABELS, 2)
 
 
-@pytest.mark.parametrize("options", [{"format": "JPEG"}, {"format": "TIFF", "compression": "jpeg"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"format": "JPEG"}, {"format": "TIFF", "compression": "jpeg"}], ids=str
+)
 def test_a_lossy_file_is_one_whatever_it_is_called(tmp_path, options):
     truth = blobs(0)
     mask = read_mask(save(tmp_path / "a.png", truth * np.uint8(255), **options), 1)[..., 0] > 0
@@ -106,7 +116,7 @@ def test_a_lossy_file_is_one_whatever_it_is_called(tmp_path, options):
     refused(lambda: read_mask(save(tmp_path / "b.png", LABELS, **options), 2), "lossy", "b.png")
 
 
-# --- alpha -----------------------------------------------------------------------------------------------------------
+# --- alpha
 
 
 @pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (200, 30, 30)])
@@ -121,19 +131,31 @@ def test_a_mask_in_the_alpha_channel_under_one_colour(tmp_path, colour, extensio
 @pytest.mark.parametrize("level", [0, 1, 255])
 def test_a_mask_in_the_alpha_channel_of_grey(tmp_path, level):
     is_read(save(tmp_path / "a.png", np.dstack([np.full_like(WHITE, level), WHITE])))
-    is_read(tiff(tmp_path / "a.tif", np.dstack([np.full_like(WHITE, level), WHITE]).astype(np.uint16), extra=(2,)))
+    is_read(
+        tiff(
+            tmp_path / "a.tif",
+            np.dstack([np.full_like(WHITE, level), WHITE]).astype(np.uint16),
+            extra=(2,),
+        )
+    )
 
 
 @pytest.mark.parametrize("alpha", [255, 7])
 def test_the_same_alpha_everywhere_says_nothing(tmp_path, alpha):
     is_read(save(tmp_path / "a.png", np.dstack([WHITE, np.full_like(WHITE, alpha)])))
-    is_read(save(tmp_path / "b.png", np.dstack([LABELS] * 3 + [np.full_like(WHITE, alpha)])), LABELS, 2)
+    is_read(
+        save(tmp_path / "b.png", np.dstack([LABELS] * 3 + [np.full_like(WHITE, alpha)])), LABELS, 2
+    )
 
 
 def test_colour_and_alpha_that_agree_or_differ(tmp_path):
     is_read(save(tmp_path / "a.png", np.dstack([WHITE, WHITE])))
     is_read(save(tmp_path / "b.png", np.dstack([LABELS, (LABELS > 0) * np.uint8(255)])), LABELS, 2)
-    for name, alpha in (("inverse", 255 - WHITE), ("shifted", np.roll(WHITE, 3, axis=0)), ("half", WHITE // 2 + 1)):
+    for name, alpha in (
+        ("inverse", 255 - WHITE),
+        ("shifted", np.roll(WHITE, 3, axis=0)),
+        ("half", WHITE // 2 + 1),
+    ):
         path = save(tmp_path / f"{name}.png", np.dstack([WHITE, alpha]))
         refused(lambda path=path: read_mask(path, 1), path, "0, 255", "alpha", "one grey channel")
 
@@ -147,12 +169,13 @@ def test_one_transparent_value(tmp_path, hidden):
         refused(lambda: read_mask(path, 1), path, "alpha")
 
 
-# --- palettes --------------------------------------------------------------------------------------------------------
+# --- palettes
 
 
 @pytest.mark.parametrize("extension", ["png", "tif", "gif"])
 @pytest.mark.parametrize(
-    ("levels", "order"), [((0, 255), (0, 1)), ((255, 0), (1, 0)), ((0, 128), (0, 1)), ((9, 1, 0), (2, 1))]
+    ("levels", "order"),
+    [((0, 255), (0, 1)), ((255, 0), (1, 0)), ((0, 128), (0, 1)), ((9, 1, 0), (2, 1))],
 )
 def test_two_greys_of_a_palette_in_any_order(tmp_path, extension, levels, order):
     path = tmp_path / f"a.{'png' if extension == 'gif' else extension}"
@@ -176,7 +199,10 @@ def test_rising_greys_that_are_no_labels_are_read_by_index(tmp_path, levels):
 def test_colours_are_read_by_index_unless_black_is_not_the_first(tmp_path):
     is_read(palette(tmp_path / "a.png", LABELS, [(0, 0, 0), (128, 0, 0), (0, 128, 0)]), LABELS, 2)
     is_read(palette(tmp_path / "b.png", TRUTH, [(255, 255, 255), (200, 0, 0)]))
-    for name, colours in (("c", [(128, 0, 0), (0, 0, 0), (0, 128, 0)]), ("d", [(9, 9, 90), (1, 2, 3), (0, 0, 0)])):
+    for name, colours in (
+        ("c", [(128, 0, 0), (0, 0, 0), (0, 128, 0)]),
+        ("d", [(9, 9, 90), (1, 2, 3), (0, 0, 0)]),
+    ):
         path = palette(tmp_path / f"{name}.png", LABELS, colours)
         refused(lambda path=path: read_mask(path, 2), path, "#000000", "palette")
 
@@ -186,7 +212,7 @@ def test_entries_of_a_palette_that_differ_in_alpha_alone(tmp_path, colour):
     is_read(palette(tmp_path / "a.png", TRUTH, [colour, colour], transparency=b"\x00\xff"))
 
 
-# --- whatever else stands for black and white ------------------------------------------------------------------------
+# --- whatever else stands for black and white
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])

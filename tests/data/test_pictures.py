@@ -37,7 +37,7 @@ def by_itk(path):
     return np.atleast_3d(itk.GetArrayFromImage(itk.ReadImage(str(path))))
 
 
-# --- TIFF ------------------------------------------------------------------------------------------------------------
+# --- TIFF
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -52,10 +52,16 @@ def test_every_type_of_tiff_in_both_byte_orders(tmp_path, dtype, order):
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("compression", [1, 5, 8, 32946, 32773])
 @pytest.mark.parametrize("layout", [{"rows": 5}, {"tile": 16}, {}], ids=str)
-@pytest.mark.parametrize(("dtype", "samples", "planar"), [(np.uint16, 1, 1), (np.int16, 3, 1), (np.uint16, 3, 2)])
-def test_compressions_strips_tiles_and_planes(tmp_path, order, compression, layout, dtype, samples, planar):
+@pytest.mark.parametrize(
+    ("dtype", "samples", "planar"), [(np.uint16, 1, 1), (np.int16, 3, 1), (np.uint16, 3, 2)]
+)
+def test_compressions_strips_tiles_and_planes(
+    tmp_path, order, compression, layout, dtype, samples, planar
+):
     pixels = values(dtype, samples)
-    path = tiff(tmp_path / "a.tif", pixels, order=order, compression=compression, planar=planar, **layout)
+    path = tiff(
+        tmp_path / "a.tif", pixels, order=order, compression=compression, planar=planar, **layout
+    )
     np.testing.assert_array_equal(read_picture(path, samples), as_read(pixels))
 
 
@@ -63,19 +69,38 @@ def test_compressions_strips_tiles_and_planes(tmp_path, order, compression, layo
 @pytest.mark.parametrize("layout", [{"rows": 4}, {"tile": 16}], ids=str)
 @pytest.mark.parametrize(
     ("dtype", "samples", "predictor"),
-    [(np.uint8, 3, 2), (np.uint16, 1, 2), (np.uint16, 3, 2), (np.uint32, 1, 2), (np.float32, 1, 3), (np.float64, 3, 3)],
+    [
+        (np.uint8, 3, 2),
+        (np.uint16, 1, 2),
+        (np.uint16, 3, 2),
+        (np.uint32, 1, 2),
+        (np.float32, 1, 3),
+        (np.float64, 3, 3),
+    ],
 )
 def test_predictors(tmp_path, dtype, samples, predictor, order, layout):
     pixels = values(dtype, samples)
-    path = tiff(tmp_path / "a.tif", pixels, order=order, compression=8, predictor=predictor, **layout)
+    path = tiff(
+        tmp_path / "a.tif", pixels, order=order, compression=8, predictor=predictor, **layout
+    )
     np.testing.assert_array_equal(read_picture(path, samples), as_read(pixels))
-    if dtype in (np.uint16, np.float32) and samples == 1 and "rows" in layout:  # what ITK reads in full depth
+    if (
+        dtype in (np.uint16, np.float32) and samples == 1 and "rows" in layout
+    ):  # what ITK reads in full depth
         np.testing.assert_array_equal(by_itk(path), pixels)
 
 
 @pytest.mark.parametrize(
     ("dtype", "samples"),
-    [(np.uint8, 1), (np.int8, 1), (np.uint16, 1), (np.int16, 1), (np.float32, 1), (np.uint8, 3), (np.uint16, 3)],
+    [
+        (np.uint8, 1),
+        (np.int8, 1),
+        (np.uint16, 1),
+        (np.int16, 1),
+        (np.float32, 1),
+        (np.uint8, 3),
+        (np.uint16, 3),
+    ],
 )
 def test_another_reader_sees_the_same(tmp_path, dtype, samples):
     path = tiff(tmp_path / "a.tif", values(dtype, samples), order=">", compression=5, rows=6)
@@ -109,7 +134,9 @@ def test_inverted_values_without_a_largest_one_are_refused(tmp_path, dtype):
 @pytest.mark.parametrize("bits", [10, 12, 14])
 def test_values_packed_without_gaps(tmp_path, bits):
     pixels = values(np.uint16) >> (16 - bits)
-    np.testing.assert_array_equal(read_picture(tiff(tmp_path / "a.tif", pixels, bits=bits, order=">"), 1), pixels)
+    np.testing.assert_array_equal(
+        read_picture(tiff(tmp_path / "a.tif", pixels, bits=bits, order=">"), 1), pixels
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -140,7 +167,10 @@ def test_16_bit_grey_in_three_channels_stays_16_bit(tmp_path, write):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_colour_for_one_channel_is_refused_in_every_depth(tmp_path, dtype):
-    refused(lambda: read_picture(tiff(tmp_path / "a.tif", values(dtype, 3)), 1), "a colour image for 1 channel")
+    refused(
+        lambda: read_picture(tiff(tmp_path / "a.tif", values(dtype, 3)), 1),
+        "a colour image for 1 channel",
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +184,9 @@ def test_colour_for_one_channel_is_refused_in_every_depth(tmp_path, dtype):
     ids=["uint32", "int64", "float64", "too large"],
 )
 def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path, pixels):
-    refused(lambda: read_picture(tiff(tmp_path / "a.tif", pixels), 1), "float32", "Subtract an offset")
+    refused(
+        lambda: read_picture(tiff(tmp_path / "a.tif", pixels), 1), "float32", "Subtract an offset"
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,7 +206,9 @@ def test_what_is_not_read_is_said_by_its_kind(tmp_path, dtype, changes, said):
 @pytest.mark.parametrize("pages", [(1,), (1, 1), (4,), (5,)])
 def test_previews_and_masks_beside_the_picture_are_not_pages(tmp_path, pages):
     pixels = values(np.uint16)
-    np.testing.assert_array_equal(read_picture(tiff(tmp_path / "a.tif", pixels, pages=pages), 1), pixels)
+    np.testing.assert_array_equal(
+        read_picture(tiff(tmp_path / "a.tif", pixels, pages=pages), 1), pixels
+    )
 
 
 @pytest.mark.parametrize(("pages", "count"), [((0,), 2), ((2, 2), 3), ((0, 1), 2)])
@@ -187,7 +221,9 @@ def test_directories_in_a_circle_end(tmp_path):
     path = tiff(tmp_path / "a.tif", values(np.uint8), pages=(0,))
     data = bytearray(path.read_bytes())
     first = data[4:8]
-    data[-4 - 0 :] = data[-4:]  # the last directory's values end the file; its link lies before them
+    data[-4 - 0 :] = data[
+        -4:
+    ]  # the last directory's values end the file; its link lies before them
     count = struct.unpack("<I", first)[0]
     entries = struct.unpack("<H", data[count : count + 2])[0]
     link = count + 2 + 12 * entries
@@ -206,7 +242,7 @@ def test_a_truncated_tiff_of_64_bits_is_named(tmp_path, compression, kept):
     refused(lambda: read_picture(path, 1), "unreadable or truncated", path)
 
 
-# --- PNG and JPEG ----------------------------------------------------------------------------------------------------
+# --- PNG and JPEG
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
@@ -245,7 +281,8 @@ def test_a_damaged_16_bit_png_is_named(tmp_path):
 
 def test_one_transparent_value_of_a_png_changes_no_pixel(tmp_path):
     grey = values(np.uint8)[..., 0]
-    for name, pixels, hidden in (("L", grey, 7), ("RGB", np.dstack([grey] * 3), (7, 7, 7)), ("16", grey * np.uint16(257), 7)):
+    deep, colour = grey * np.uint16(257), np.dstack([grey] * 3)
+    for name, pixels, hidden in (("L", grey, 7), ("RGB", colour, (7, 7, 7)), ("16", deep, 7)):
         Image.fromarray(pixels).save(tmp_path / "a.png", transparency=hidden)
         read = read_picture(tmp_path / "a.png", 1)
         np.testing.assert_array_equal(read[..., 0], pixels[..., 0] if name == "RGB" else pixels)
@@ -261,7 +298,9 @@ def test_a_phones_picture_is_its_first_one(tmp_path, extension):
 
 
 @pytest.mark.parametrize("extension", ["png", "tif", "jpg"])
-def test_a_large_picture_is_read_and_a_larger_one_refused_as_too_large(tmp_path, monkeypatch, extension, recwarn):
+def test_a_large_picture_is_read_and_a_larger_one_refused_as_too_large(
+    tmp_path, monkeypatch, extension, recwarn
+):
     path = tmp_path / f"a.{extension}"
     Image.new("L", (10_000, 9_000)).save(path)  # more than Pillow warns of
     assert read_picture(path, 1).shape == (9_000, 10_000, 1)
@@ -283,7 +322,7 @@ def test_a_postscript_file_is_never_started(tmp_path):
     refused(lambda: read_picture(tmp_path / "a.png", 1), "not an image")
 
 
-# --- EXIF orientation ------------------------------------------------------------------------------------------------
+# --- EXIF orientation
 
 
 def exif(turn):
@@ -293,7 +332,9 @@ def exif(turn):
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "tif packed", "tif palette", "tif jpeg", "png 16"])
+@pytest.mark.parametrize(
+    "kind", ["png", "jpg", "tif", "tif packed", "tif palette", "tif jpeg", "png 16"]
+)
 def test_a_turned_picture_is_read_as_it_is_shown(tmp_path, kind, turn):
     rows, columns = np.mgrid[:16, :24]
     grey = (rows * 10 + columns * 3).astype(np.uint8)
@@ -307,8 +348,13 @@ def test_a_turned_picture_is_read_as_it_is_shown(tmp_path, kind, turn):
         whole = path.read_bytes()
         path.write_bytes(whole[:33] + tagged.getvalue()[start : start + 12 + length] + whole[33:])
     else:
-        options = {"tif packed": {"compression": "tiff_lzw"}, "tif jpeg": {"compression": "jpeg", "quality": 100}}
-        picture = Image.fromarray(grey).convert("P") if kind == "tif palette" else Image.fromarray(grey)
+        options = {
+            "tif packed": {"compression": "tiff_lzw"},
+            "tif jpeg": {"compression": "jpeg", "quality": 100},
+        }
+        picture = (
+            Image.fromarray(grey).convert("P") if kind == "tif palette" else Image.fromarray(grey)
+        )
         options = options.get(kind, {"quality": 100} if kind == "jpg" else {})
         picture.save(path, exif=exif(turn), **options)
     shown = np.asarray(ImageOps.exif_transpose(Image.open(tagged)))
