@@ -91,9 +91,17 @@ def _say_once(text):
 
 
 def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Raise BadInput when `workdir` belongs to a run that this config would not continue bit for bit."""
-    if (workdir / "config.json").exists():
-        check_trained(config, workdir)
+    """Raise BadInput when `workdir` belongs to a run that this config would not continue bit for bit.
+
+    A run that was started before data.case was a field goes on with the cases it had: `config` is told so.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    stored = load(workdir)
+    if not later_fields.says(path.read_text(errors="replace"), "data.case"):
+        config.data.case = stored.data.case
+    check_trained(config, workdir)
 
 
 def check_trained(config: ConfigDict, workdir: pathlib.Path) -> None:

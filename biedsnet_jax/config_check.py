@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from biedsnet_jax import models
 from biedsnet_jax.config_fields import get_field
+from biedsnet_jax.data import case_names
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.errors import shown
 from biedsnet_jax.fusion import FUSIONS
@@ -58,7 +59,7 @@ _NOT_NEGATIVE = (
     "augment.scale", "augment.intensity",
 )  # fmt: skip
 _YES_OR_NO = ("data.verify", "data.cache", "diffusion.self_condition", "eval.lesions", "log.tensorboard")
-_TEXTS = ("row", "data.name", "data.hint", "data.cache_dir", "compile_cache")
+_TEXTS = ("row", "data.name", "data.hint", "data.case", "data.cache_dir", "compile_cache")
 _MAY_BE_EMPTY = ("attention_downsample",)  # of the tuples of networks
 _NAMES = ("split.train", "split.val", "split.test")
 
@@ -181,6 +182,7 @@ def _check_distill(config):
 
 def _check_data(data):
     """Fields that only some sources have, and those that must fit each other."""
+    case_names.compiled(data.case)
     if not _is_range(data.window):
         raise BadInput(f"no window, {shown(data.window)}, in data.window; give (low, high), such as (-1250, 250)")
     for name, usual in (("context", 0), ("min_foreground", 0), ("labels", ())):

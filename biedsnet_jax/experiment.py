@@ -31,7 +31,7 @@ class Data:
 def open_data(config) -> Data:
     """The source a config names, split by case; with `data.verify`, every file has been read once."""
     source = _SOURCES[config.data.source](config)
-    indices = _split(source.cases, config.split)
+    indices = _split(source.cases, config.split, source.facts.sides)
     return Data(sources.Cached(source) if config.data.cache else source, **indices)
 
 
@@ -69,7 +69,8 @@ def _phantom(config):
 
 
 def _folder(config):
-    source = sources.ImageFolder(_root(config), classes=config.data.classes, channels=config.data.channels)
+    data = config.data
+    source = sources.ImageFolder(_root(config), classes=data.classes, channels=data.channels, case=data.case)
     return _verified(source, config)
 
 
@@ -83,6 +84,7 @@ def _nifti(config):
         labels=tuple(data.labels),
         context=data.context,
         min_foreground=data.min_foreground,
+        case=data.case,
     )
     return _verified(source, config)
 
@@ -134,11 +136,18 @@ def _verified(source, config):
     return source
 
 
-def _split(cases, fields):
+def _split(cases, fields, sides):
     if fields.train or fields.val or fields.test:
         # Flags read a case called 7 as a number.
         train, val, test = ([str(name) for name in names] for names in (fields.train, fields.val, fields.test))
         return splits.named(cases, train=train, val=val, test=test)
+    if sides and fields.folds:
+        raise BadInput(
+            f"split.folds is {fields.folds}, but the folders train, val and test already say who is tested. "
+            "Set split.folds=0, or put the cases into one folder."
+        )
+    if sides:
+        return splits.by_folder(cases, sides, fractions=fields.fractions, seed=fields.seed)
     if fields.folds:
         return splits.k_fold(cases, folds=fields.folds, fold=fields.fold, seed=fields.seed)
     return splits.by_case(cases, fractions=fields.fractions, seed=fields.seed)

@@ -5,6 +5,7 @@ tests/test_later_fields.py notices where that is forgotten. A fork that adds non
 where the run reads the field.
 """
 
+import json
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -24,6 +25,7 @@ ADDED = {
     "networks.biedsnet.groups": 16,
     "networks.trans_unet.groups": 32,
     "eval.pictures": 32,  # which changes no score
+    "data.case": "",  # every file of a flat folder was a case of its own
     "parallel": ConfigDict({"fsdp": 1}),
 }
 
@@ -42,6 +44,16 @@ def renew(config: ConfigDict) -> list[str]:
     """
     complete(config)
     return [*_drop(config), *_fill(config)]
+
+
+def says(text: str, name: str) -> bool:
+    """Whether a stored config, the text of a config.json, has a value for the field `name`."""
+    section = json.loads(text)
+    for part in name.split("."):
+        if not isinstance(section, dict) or part not in section:
+            return False
+        section = section[part]
+    return True
 
 
 def complete(config: ConfigDict) -> ConfigDict:

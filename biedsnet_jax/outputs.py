@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from biedsnet_jax import files
-from biedsnet_jax.data import nifti
+from biedsnet_jax.data import nifti, pictures
 from biedsnet_jax.data.nifti_folder import class_masks
 from biedsnet_jax.data.scans import RECORD, Item, Scan
 from biedsnet_jax.data.volumes import Volume
@@ -136,9 +135,9 @@ def write(scan: Scan, prediction: Prediction, where: dict[str, Path]) -> list[di
     labels, mask = _masks(scan, prediction)
     _write_picture(where["overlay"], overlay(scan.slices, mask, scan.volume.spacing[1:] if scan.volume else None))
     for name in prediction.maps:  # one map after another: all of them at full size may not fit in memory
-        _write_maps(where, name, scan.only_scanned(prediction.map(name)), scan.volume)
+        _write_maps(where, name, scan.only_scanned(prediction.map(name)), scan)
     for number in range(0 if prediction.samples_kept is None else len(prediction.samples_kept)):
-        _write_maps(where, f"sample_{number + 1}", scan.only_scanned(prediction.sample(number)), scan.volume)
+        _write_maps(where, f"sample_{number + 1}", scan.only_scanned(prediction.sample(number)), scan)
     _write_mask(where["mask"], labels, scan, prediction)
     return _rows(scan, prediction, mask)
 
@@ -165,24 +164,28 @@ def _masks(scan, prediction):
 def _write_mask(path, labels, scan, prediction):
     if scan.volume is None and len(prediction.labels) == 1:
         labels = (labels > 0) * np.uint8(255)  # to be seen
-    _write_grid(path, labels, scan.volume)
+    _write_grid(path, labels, scan)
 
 
-def _write_maps(where, name, values, volume):
+def _write_maps(where, name, values, scan):
     for k in range(values.shape[-1]):
         path = where[name if values.shape[-1] == 1 else f"{name}_{k + 1}"]
-        _write_grid(path, values[..., k], volume)
+        _write_grid(path, values[..., k], scan)
 
 
-def _write_grid(path, values, volume: Volume | None):
-    """Canonical slices "d h w" in the grid of the scan; a map of [0, 1] in steps of 1/65535."""
-    if volume is not None:
-        nifti.write(path, volume.restore(values), volume)
+def _write_grid(path, values, scan: Scan):
+    """Canonical slices "d h w" in the grid of the scan; a map of [0, 1] in steps of 1/65535.
+
+    On a picture that EXIF turns, the map lies on the pixels as stored, and says the same turn.
+    """
+    if scan.volume is not None:
+        nifti.write(path, scan.volume.restore(values), scan.volume)
         return
     picture = values[0]
     if picture.dtype.kind == "f":
         picture = np.rint(picture.clip(0, 1) * 65535).astype(np.uint16)
-    _write_picture(path, Image.fromarray(picture))
+    with files.whole_file(path) as partial:
+        pictures.save_turned(partial, picture, scan.turn)
 
 
 def _write_picture(path, picture):

@@ -15,10 +15,9 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from biedsnet_jax import predict_files
-from biedsnet_jax.data import dicom, dicom_slice, nifti, scans
+from biedsnet_jax.data import dicom, dicom_slice, nifti, pictures, scans
 from biedsnet_jax.data.sources import EXTENSIONS
 from biedsnet_jax.data.volumes import Volume
 from biedsnet_jax.types import BadInput
@@ -220,10 +219,10 @@ def _shapes(item: scans.Item) -> list[tuple[int, int, int, int]]:
     """(height, width, slices, values of a pixel) of a scan; of several where the slices of a series differ."""
     if item.kind == "picture":
         try:
-            with Image.open(item.files[0]) as picture:
-                return [(picture.height, picture.width, 1, len(picture.getbands()))]
-        except Exception:  # see sources: a decoder meets a broken file with anything
+            height, width, values = pictures.read_size(item.files[0])
+        except BadInput:
             return []
+        return [(height, width, 1, values)]
     if item.kind == "nifti":
         image = nifti.open_header(item.files[0])
         shape = nifti.volume_shape(image)

@@ -28,6 +28,10 @@ def get_config() -> ConfigDict:
     c.data.channels = 1  # of the image
     c.data.context = 0  # nifti: neighbouring slices on each side, as further channels (2.5D)
     c.data.classes = 1  # k, foreground classes
+    # folder, nifti: the case of a file. "auto": its folder, else by numbers in its name (patient_1_slice_7 is of
+    # patient_1); "": its folder, also one called train, else itself, as in earlier versions; or a regular expression
+    # whose first group is the case, such as r"(patient_\d+)"
+    c.data.case = "auto"
     c.data.labels = ()  # nifti, tfds: label values of each class, ((1,), (2, 3)); (): 1 to k, or all but 0 where k is 1
     c.data.min_foreground = 0  # nifti: only slices with so many pixels of any class
     c.data.window = ()  # (low, high) in the file's units, such as Hounsfield's, to [0, 1]; (): none

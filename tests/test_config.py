@@ -188,6 +188,9 @@ def test_every_network_has_its_fields():
         ("split.train", "abc", ["wrong kind of value, 'abc', in split.train", "names of cases"]),
         ("data.verify", "no", ["wrong kind of value, 'no', in data.verify", "True or False"]),
         ("data.name", {"a": 1}, ["many values where one belongs, a: 1, in data.name"]),
+        ("data.case", "(patient", ["data.case is '(patient'", "no regular expression"]),
+        ("data.case", "[", ["data.case is '['", "'auto'"]),
+        ("data.case", 7, ["wrong kind of value, 7, in data.case"]),
         ("networks.biedsnet.channels", (), ["(), in networks.biedsnet.channels"]),
     ],
 )
@@ -290,6 +293,23 @@ def test_fields_that_change_an_update_may_not(tmp_path, name, value):
     config.save(base(), tmp_path / "config.json")
     says = f"{name} is {config.get_field(base(), name)!r} there and {value!r} here"
     refused(lambda: config.check_same_run(changed(name, value), tmp_path), says, str(tmp_path), "another --workdir")
+
+
+@pytest.mark.parametrize(("stored", "asked"), [(None, "auto"), (None, "(p)"), ("", "")])
+def test_a_run_from_before_data_case_goes_on_with_the_cases_it_had(tmp_path, stored, asked):
+    fields = json.loads(base().to_json_best_effort())
+    del fields["data"]["case"]
+    fields["data"] |= {} if stored is None else {"case": stored}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    c = changed("data.case", asked)
+    config.check_same_run(c, tmp_path)
+    assert c.data.case == ""
+
+
+def test_another_rule_of_cases_is_another_run(tmp_path):
+    config.save(base(), tmp_path / "config.json")
+    says = "data.case is 'auto' there and '' here"
+    refused(lambda: config.check_same_run(changed("data.case", ""), tmp_path), says)
 
 
 def test_a_new_workdir_is_anyones(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from biedsnet_jax import files, outputs
-from biedsnet_jax.data import nifti
+from biedsnet_jax.data import nifti, scans
+from biedsnet_jax.data.pictures import read_picture
 from biedsnet_jax.data.scans import Item, Scan
 from biedsnet_jax.data.volumes import Volume
 from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
@@ -280,3 +281,21 @@ def test_a_disk_that_fills_leaves_whole_files_only_and_the_mask_last(tmp_path, m
     assert sorted(tmp_path.iterdir()) == sorted(list(where.values())[:fails])
     for path in list(where.values())[1:fails]:
         nifti.read(path)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_maps_of_a_turned_picture_lie_on_it_as_stored_and_are_shown_alike(tmp_path, turn):
+    stored = np.arange(20, dtype=np.uint8).reshape((5, 4) if turn > 4 else (4, 5)) * 12
+    exif = Image.Exif()
+    exif[0x112] = turn
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    (item,) = scans.find(tmp_path / "a.png", channels=1)
+    picture = scans.read(item, channels=1)
+    upright = picture.slices[0].astype(np.float32) / 255
+    (tmp_path / "out").mkdir()
+    rows, where = written(tmp_path / "out", picture, prediction(upright[None]))
+    np.testing.assert_array_equal(np.asarray(Image.open(where["mask"])), (stored / 255 > 0.5) * 255)
+    on_stored = np.asarray(Image.open(where["probability"])) / 65535
+    np.testing.assert_allclose(on_stored, stored / 255, atol=1e-5)
+    np.testing.assert_array_equal(read_picture(where["mask"], 1)[..., 0], (upright[..., 0] > 0.5) * 255)
+    assert rows[0]["pixels"] == (stored / 255 > 0.5).sum()

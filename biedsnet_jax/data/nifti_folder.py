@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from biedsnet_jax.data import nifti
+from biedsnet_jax.data import case_names, nifti
 from biedsnet_jax.data.nifti_layouts import Case, search
 from biedsnet_jax.data.nifti_layouts import find_cases as find_cases
 from biedsnet_jax.data.slice_cache import SliceCache
-from biedsnet_jax.data.sources import Example, Facts
+from biedsnet_jax.data.sources import Example, Facts, check_foreground
 from biedsnet_jax.data.volumes import Volume, check_same_grid, neighbours, plane_note
 from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.types import BadInput
@@ -19,7 +19,9 @@ from biedsnet_jax.types import BadInput
 
 @dataclass(frozen=True)
 class NiftiFolder:
-    """Axial slices of every volume, in canonical orientation (see `volumes`), each volume a case.
+    """Axial slices of every volume, in canonical orientation (see `volumes`).
+
+    A volume is a case, but where names tell by `case` that several are one patient's (see `case_names.find`).
 
     `labels` says which label values make each class, such as ((1,), (2, 3)); sets may overlap, as regions do. Without
     it labels 1 to k are the k classes, and of one class every label but 0. `channels`: of one file with a fourth axis,
@@ -38,16 +40,20 @@ class NiftiFolder:
     labels: tuple[tuple[int, ...], ...] = ()
     context: int = 0
     min_foreground: int = 0
+    case: str = case_names.AUTO
     _cases: list[Case] = field(init=False, repr=False, compare=False)
     _passed: list[PassedOver] = field(init=False, repr=False, compare=False)
     _notes: list[str] = field(init=False, repr=False, compare=False)
     _slices: list[tuple[int, int]] = field(init=False, repr=False, compare=False)  # case, slice
     _spacing: list[tuple[float, float]] = field(init=False, repr=False, compare=False)  # of each case
     _cache: SliceCache = field(init=False, repr=False, compare=False)
+    _names: case_names.Cases = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         folder = search(Path(self.root))
         found = folder.cases
+        names = case_names.find([case.name for case in found], self.case, where=str(self.root), volumes=True)
+        object.__setattr__(self, "_names", names)
         headers = [_check_headers(case, self.channels) for case in found]
         if folder.about:
             folder.about.check_channels(self.channels)
@@ -69,14 +75,18 @@ class NiftiFolder:
 
     @property
     def cases(self) -> list[str]:
-        return [self._cases[n].name for n, _ in self._slices]
+        return [self._names.of[self._cases[n].name] for n, _ in self._slices]
 
     @property
     def facts(self) -> Facts:
+        files = defaultdict(list)
+        for case in self._cases:
+            files[self._names.of[case.name]] += [*case.images, case.label]
         return Facts(
-            files={case.name: [*case.images, case.label] for case in self._cases},
+            files=files,
+            sides=self._names.sides,
             passed=self._passed,
-            notes=self._notes,
+            notes=[*self._names.notes, *self._notes],
         )
 
     def __len__(self) -> int:
@@ -85,19 +95,23 @@ class NiftiFolder:
     def __getitem__(self, index: int) -> Example:
         n, z = self._slices[index]
         case = self._cases[n]
+        volume = self._names.slices[case.name]
         return {
             "image": neighbours(self._image(n), z, self.context),
             "mask": class_masks(self._label(n)[z][..., 0].astype(np.uint16), self.classes, self.labels),
-            "case": case.name,
-            "slice": f"{z:03d}",
+            "case": self._names.of[case.name],
+            "slice": f"{volume}_{z:03d}" if volume else f"{z:03d}",
             "spacing": self._spacing[n],
             "path": str(case.images[0]),
         }
 
     def verify(self) -> None:
         """Read every volume that the cache has not got; raises the BadInput of the first that does not fit."""
+        pixels = []
         for n in range(len(self._cases)):  # one after another: two large volumes at once may not fit in memory
-            self._image(n), self._foreground(n)
+            self._image(n)
+            pixels.append(self._foreground(n))
+        check_foreground(sum(pixels[n][z] > 0 for n, z in self._slices), len(self), str(self.root))
 
     def _image(self, n: int):
         case = self._cases[n]

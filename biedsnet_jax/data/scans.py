@@ -15,7 +15,8 @@ from jaxtyping import Bool, Shaped
 
 from biedsnet_jax.data import dicom, nifti, walk
 from biedsnet_jax.data.nifti_layouts import check_channels, group_channels, plain
-from biedsnet_jax.data.sources import EXTENSIONS, natural, read_picture
+from biedsnet_jax.data.pictures import EXTENSIONS, read_picture_turned
+from biedsnet_jax.data.sources import natural
 from biedsnet_jax.data.volumes import Volume, check_same_grid, plane_note
 from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.types import BadInput
@@ -43,6 +44,8 @@ class Scan:
     volume: Volume | None = None  # None: a picture
     notes: list[str] = field(default_factory=list)  # warnings
     scanned: Bool[np.ndarray, "d h w"] | None = None  # not where slices of a DICOM series are missing; None: everywhere
+
+    turn: int = 1  # EXIF orientation that a picture is stored in, while its slice is upright
 
     def only_scanned(self, maps: Shaped[np.ndarray, "d h w *k"]) -> Shaped[np.ndarray, "d h w *k"]:
         """`maps` with 0 where nothing was scanned."""
@@ -114,7 +117,8 @@ def read(item: Item, *, channels: int) -> Scan:
     if item.kind == "picture":
         if channels not in (1, 3):
             raise BadInput(f"a picture for {channels} channels, 1 or 3, {item.files[0]}; give volumes to this model")
-        return Scan(item, read_picture(item.files[0], channels)[None])
+        pixels, turn = read_picture_turned(item.files[0], channels)
+        return Scan(item, pixels[None], turn=turn)
     missing, notes = [], []
     if item.kind == "dicom":
         volume, missing, notes = dicom.read_series(item.files)

@@ -7,7 +7,7 @@ goes to the side that lacks most slices, so sides come within about one case of 
 import difflib
 import fnmatch
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -45,6 +45,35 @@ def k_fold(cases: Sequence[str], folds: int, fold: int, seed: int = 0, val_fract
     rest = [case for case in order if case not in tested]
     train, val = _deal(rest, slices, [1 - val_fraction, val_fraction])
     return named(cases, train=train, val=val, test=tests[fold])
+
+
+def by_folder(
+    cases: Sequence[str],
+    sides: Mapping[str, str],
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+) -> Splits:
+    """The split that folders give: `sides` says of each case whether it is of train, val or test.
+
+    Where none is of val, cases of train become it, as many as the first two fractions say. Raises
+    BadInput where none is of train or of test.
+    """
+    of = {side: [case for case in dict.fromkeys(cases) if sides[case] == side] for side in SIDES}
+    for side in ("train", "test"):
+        if not of[side]:
+            there = " and ".join(side for side in SIDES if of[side])
+            raise BadInput(
+                f"The data have a folder for {there} and none for {side}. Make a folder {side} beside it, or move the "
+                "cases one folder up so that split.fractions deals them out."
+            )
+    if of["val"]:
+        return named(cases, **of)
+    if len(fractions) != 3 or not min(fractions) > 0:
+        raise BadInput(f"split fractions, {tuple(fractions)}, train, val, test; give three positive ones that sum to 1")
+    both = fractions[0] + fractions[1]
+    trained = [case for case in cases if sides[case] == "train"]
+    train, val = _deal(_shuffled(trained, seed), Counter(trained), [fractions[0] / both, fractions[1] / both])
+    return named(cases, train=train, val=val, test=of["test"])
 
 
 def named(cases: Sequence[str], *, train: Sequence[str], val: Sequence[str], test: Sequence[str]) -> Splits:

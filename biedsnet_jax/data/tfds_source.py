@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,8 +21,7 @@ from jaxtyping import Shaped
 
 from biedsnet_jax import files
 from biedsnet_jax.data.nifti_folder import class_masks, known_labels
-from biedsnet_jax.data.sources import Example, Facts, natural
-from biedsnet_jax.files import whole_file
+from biedsnet_jax.data.sources import Example, Facts, check_foreground, natural
 from biedsnet_jax.types import BadInput
 
 ROLES = ("image", "mask", "case", "slice", "spacing")
@@ -93,16 +93,21 @@ class Tfds:
     def verify(self) -> None:
         """Read every example, once as long as the set stays; raises the BadInput of the first that does not fit."""
 
-        def values() -> dict[str, int]:
-            """Label value -> the first example that has it."""
-            found: dict[str, int] = {}
+        def values() -> list[tuple[list[int], int, int]]:
+            """Every set of label values that an example has, the first such example, and how many there are."""
+            first: dict[tuple[int, ...], int] = {}
+            count: Counter[tuple[int, ...]] = Counter()
             for index, labels in enumerate(self._each(lambda i: _values(self._read(i)[2]))):
-                for label in labels:
-                    found.setdefault(str(label), index)
-            return found
+                first.setdefault(tuple(labels), index)
+                count[tuple(labels)] += 1
+            return [(list(labels), first[labels], count[labels]) for labels in first]
 
-        first = self._kept(f"labels of {self.features['mask']} on {self.features['image']} {self.channels}", values)
-        self._check_labels({int(label): index for label, index in first.items()})
+        what = f"label sets of {self.features['mask']} on {self.features['image']} {self.channels}"
+        found = self._kept(what, values)
+        self._check_labels({label: index for labels, index, _ in reversed(found) for label in labels})
+        of_classes = set().union(*self.labels) if self.labels else {label for labels, *_ in found for label in labels}
+        with_foreground = sum(count for labels, _, count in found if of_classes.intersection(labels) - {0})
+        check_foreground(with_foreground, len(self), f"{self.folder}, split {self.split},")
 
     def _read(self, index):
         """(features, image "h w c", label map "h w") of an example whose arrays are as they should be."""
@@ -176,7 +181,7 @@ class Tfds:
             value = make()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path, shared=True) as partial:
+            with files.whole_file(path, shared=True) as partial:
                 partial.write_text(json.dumps(value))
         except OSError as error:
             raise BadInput(f"cannot write, {error.strerror}, {path}; make room, or set data.cache_dir") from error

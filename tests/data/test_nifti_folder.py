@@ -624,3 +624,37 @@ def test_an_unwritable_cache(tmp_path):
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     (tmp_path / "cache").write_text("a file")
     refused(folder(tmp_path).verify, "cannot write the slice cache", tmp_path / "cache", "data.cache_dir")
+
+
+# --- cases, sides and foreground -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "case", "cases", "slice_"),
+    [
+        ([f"patient{p:03d}_frame{f:02d}" for p in (1, 2, 3) for f in (1, 12)], "auto", 3, "frame01_000"),
+        ([f"patient{p:03d}_frame{f:02d}" for p in (1, 2, 3) for f in (1, 12)], "", 6, "000"),
+        ([f"BRATS_{p:03d}" for p in (1, 2, 3)], "auto", 3, "000"),
+        (["anna_before", "anna_later", "bob_before"], r"([a-z]+)_", 2, "before_000"),
+    ],
+)
+def test_volumes_of_one_patient_are_one_case(tmp_path, names, case, cases, slice_):
+    source = folder(mirrored(tmp_path, names), case=case)
+    assert len(set(source.cases)) == len(source.facts.files) == cases
+    assert source[0]["slice"] == slice_
+    of_each = {(source[i]["case"], source[i]["slice"]) for i in range(len(source))}
+    assert len(of_each) == len(source) == SHAPE[2] * len(names)
+    assert sum(len(paths) for paths in source.facts.files.values()) == 2 * len(names)
+
+
+def test_folders_of_volumes_are_sides(tmp_path):
+    source = folder(mirrored(tmp_path, ["train/a", "train/b", "val/c", "test/d"]))
+    assert source.facts.sides == {"a": "train", "b": "train", "c": "val", "d": "test"}
+    assert set(source.cases) == {"a", "b", "c", "d"} and source[0]["slice"] == "000"
+
+
+@pytest.mark.parametrize("fields", [{"classes": 2}, {"classes": 1}, {"classes": 1, "labels": ((3,),)}])
+def test_volumes_without_foreground_are_refused(tmp_path, fields):
+    source = folder(mirrored(tmp_path, label=np.zeros(SHAPE, np.uint8)), **fields)
+    refused(source.verify, "0 of 8 masks", "data.labels", "data.verify=False")
+    folder(mirrored(tmp_path / "b")).verify()

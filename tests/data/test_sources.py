@@ -1,11 +1,15 @@
 """ImageFolder on files written here (and on real ones where present): what is read, and what is refused by name."""
 
+import itertools
+import os
 import re
+import socket
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from refusals import refused
 
 from biedsnet_jax.data.sources import Cached, Facts, ImageFolder
@@ -256,6 +260,110 @@ def test_masks_that_cannot_be_labels(tmp_path):
 def test_channels_and_classes_are_checked(tmp_path, wrong):
     folder(tmp_path)
     refused(lambda: ImageFolder(tmp_path, **wrong), f"{next(iter(wrong))}, {next(iter(wrong.values()))}")
+
+
+# --- names, folders and what is in them ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Müller", "é/1", "Å_1", "한국"])
+def test_names_spelt_in_two_forms_of_unicode_are_one(tmp_path, name):
+    for kind, form in (("images", "NFC"), ("masks", "NFD")):
+        write(tmp_path / kind / f"{unicodedata.normalize(form, name)}.png", RAMP // 10 * 255)
+    source = ImageFolder(tmp_path)
+    assert source.cases == [unicodedata.normalize("NFC", name).split("/")[0]] and source[0]["mask"].sum() == 10
+
+
+def test_two_files_that_look_alike_are_refused(tmp_path):
+    folder(tmp_path)
+    for form in ("NFC", "NFD"):
+        write(tmp_path / "images" / "a" / f"{unicodedata.normalize(form, 'Müller')}.png", RAMP)
+    refused(lambda: ImageFolder(tmp_path), "look alike", "NFC", str(tmp_path / "images" / "a"))
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+@pytest.mark.parametrize("what", ["pipe", "socket", "device"])
+def test_what_only_looks_like_a_file_is_refused_and_not_waited_for(tmp_path, kind, what):
+    path = folder(tmp_path) / kind / "a" / "1.png"
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        listening = socket.socket(socket.AF_UNIX)
+        here = os.open(path.parent, os.O_RDONLY)
+        listening.bind(f"/proc/self/fd/{here}/1.png")  # the whole path may be too long for a socket
+        os.close(here)
+    refused(ImageFolder(tmp_path).verify, path, "not a file")
+
+
+def test_linked_folders_are_read_and_the_rest_is_passed_over(tmp_path):
+    folder(tmp_path / "data", ["a/1"])
+    folder(tmp_path / "elsewhere", ["x/1", "x/2"])
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind / "b").symlink_to(tmp_path / "elsewhere" / kind / "x")
+        (tmp_path / "data" / kind / "back").symlink_to(tmp_path / "data" / kind)
+    for name in ("a/1.nrrd", "a/.hidden.png", "b/notes"):
+        (tmp_path / "data" / "images" / name).write_bytes(b"")
+    source = ImageFolder(tmp_path / "data")
+    assert source.cases == ["a", "b", "b"]
+    passed = sorted((one.path.name, one.why) for one in source.facts.passed)
+    assert [name for name, _ in passed] == [".hidden.png", "1.nrrd", "back", "back", "notes"]
+    assert passed[1][1] == "not a format that is read (.nrrd)"
+
+
+def test_cases_sides_files_and_notes_are_told(tmp_path):
+    names = [f"{side}/p_{n}_s_{m}" for side, n in (("train", 1), ("train", 2), ("test", 3), ("val", 4)) for m in (1, 2)]
+    source = ImageFolder(folder(tmp_path, names))
+    assert set(source.cases) == {"p_1", "p_2", "p_3", "p_4"} and source[0]["slice"] == "s_1"
+    facts = source.facts
+    assert facts.sides == {"p_1": "train", "p_2": "train", "p_3": "test", "p_4": "val"}
+    assert [path.name for path in facts.files["p_3"]] == ["p_3_s_1.png"] * 2 + ["p_3_s_2.png"] * 2
+    assert len(facts.notes) == 1 and "p_1_s_1" in facts.notes[0]
+
+
+@pytest.mark.parametrize(("case", "cases"), [("", 12), ("auto", 4), (r"slice_(\d)", 3), ("patient", 1)])
+def test_the_rule_of_cases_in_a_flat_folder(tmp_path, case, cases):
+    names = [f"patient_{n}_slice_{m}" for n in range(4) for m in range(3)]
+    source = ImageFolder(folder(tmp_path, names), case=case)
+    found = source.cases
+    assert len(set(found)) == cases
+    assert sum(a != b for a, b in itertools.pairwise(found)) == cases - 1  # slices of a case follow one another
+    assert len({(source[i]["case"], source[i]["slice"]) for i in range(12)}) == 12
+
+
+@pytest.mark.parametrize(
+    ("count", "foreground", "fine"), [(3, 0, False), (3, 1, True), (200, 1, True), (201, 1, False), (401, 2, False)]
+)
+def test_a_data_set_nearly_without_foreground_is_refused(tmp_path, count, foreground, fine):
+    empty, full = np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8)
+    for number in range(count):
+        write(tmp_path / "images" / "a" / f"{number}.png", full)
+        write(tmp_path / "masks" / "a" / f"{number}.png", full if number < foreground else empty)
+    source = ImageFolder(tmp_path)
+    if fine:
+        source.verify()
+    else:
+        refused(source.verify, f"{foreground} of {count} masks", "data.classes", "data.verify=False")
+
+
+@pytest.mark.parametrize("turn", [3, 6, 8])
+def test_image_and_mask_are_turned_by_one_rule(tmp_path, turn):
+    stored = RAMP // 12 * 255
+    exif = Image.Exif()
+    exif[0x112] = turn
+    for kind in ("images", "masks"):
+        write(tmp_path / kind / "a.png", stored, exif=exif)
+    write(tmp_path / "images" / "b.jpg", stored, exif=exif, quality=100)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "masks" / "a.png")))
+    write(tmp_path / "masks" / "b.tif", shown)
+    source = ImageFolder(tmp_path)
+    for i in (0, 1):
+        np.testing.assert_array_equal(source[i]["mask"][..., 0] * 255, shown)
+        np.testing.assert_array_equal(source[i]["image"][..., 0] > 127, shown > 127)
+    if turn > 4:
+        write(tmp_path / "masks" / "b.tif", stored)
+        refused(ImageFolder(tmp_path).verify, "5x4 against 4x5", f"EXIF orientation {turn}")
 
 
 # --- cached, and the real thing --------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from biedsnet_jax.data.splits import by_case, check_disjoint, k_fold, named
+from biedsnet_jax.data.splits import by_case, by_folder, check_disjoint, k_fold, named
 from biedsnet_jax.types import BadInput
 
 
@@ -122,3 +122,32 @@ def test_check_disjoint_names_the_case_and_its_sides():
     check_disjoint(cases, {"train": [0, 1], "val": [2], "test": [3]})
     with pytest.raises(BadInput, match="one case on two sides, a, splits train and val"):
         check_disjoint(cases, {"train": [0, 3], "val": [1], "test": [2]})
+
+
+def test_by_folder_takes_the_sides_as_they_are():
+    cases = ["a", "a", "b", "c", "d", "d"]
+    sides = {"a": "test", "b": "train", "c": "val", "d": "train"}
+    for seed in range(3):
+        assert by_folder(cases, sides, seed=seed) == {"train": [2, 4, 5], "val": [3], "test": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("fractions", "share"), [((0.8, 0.1, 0.1), 1 / 9), ((0.6, 0.2, 0.2), 1 / 4), ((0.3, 0.3, 0.4), 1 / 2)]
+)
+def test_by_folder_deals_validation_out_of_training_by_case(fractions, share):
+    cases = [f"c{i // 4}" for i in range(40 * 4)]
+    sides = {case: "test" if int(case[1:]) < 4 else "train" for case in cases}
+    splits = by_folder(cases, sides, fractions)
+    train, val, test = case_sets(cases, splits)
+    assert test == {"c0", "c1", "c2", "c3"} and not train & val and len(train | val) == 36
+    assert len(val) == pytest.approx(36 * share, abs=1)
+    assert by_folder(cases, sides, fractions, seed=1) != splits
+
+
+@pytest.mark.parametrize(
+    ("sides", "said"),
+    [("train", "for train and none for test"), ("test", "for test and none for train"), ("train val", "none for test")],
+)
+def test_by_folder_refuses_a_split_without_training_or_test(sides, said):
+    with pytest.raises(BadInput, match=said):
+        by_folder(list("abcd"), {case: sides.split()[i % len(sides.split())] for i, case in enumerate("abcd")})

@@ -273,3 +273,19 @@ print(sorted(data.cases("train") + data.cases("val") + data.cases("test")), "ten
     line = [sys.executable, "-c", code, *(f"{name}={value}" for name, value in fields.items())]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "['patient 0', 'patient 1', 'patient 2'] False\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mask", "fields", "with_foreground"), [("seg", {}, 0), ("seg", {"classes": 1}, 0), ("flat", {"classes": 1}, 0)]
+)
+def test_a_set_whose_masks_are_empty_is_refused(tmp_path, opened, mask, fields, with_foreground):
+    empty = [made | {"seg": made["seg"] * 0, "flat": made["flat"] * 0} for made in examples()]
+    source = opened(write(tmp_path / "sets", empty), mask=mask, **fields)
+    refused(source.verify, f"{with_foreground} of 6 masks", "data.verify=False")
+    refused(source.verify, "0 of 6 masks")  # from the cache too
+
+
+def test_a_set_is_refused_where_no_mask_has_the_labels_of_a_class(opened, tmp_path):
+    made = [one | {"seg": np.minimum(one["seg"], 1)} for one in examples()]
+    found = write(tmp_path / "sets", made)
+    opened(found, labels=((1,), (2,))).verify()

@@ -1,0 +1,283 @@
+"""Pixels of a TIFF file in the type they are stored in, of 8 to 64 bits.
+
+Pillow reads some of these wrongly (int8 as uint8, uint32 as int32), cuts others to 8 bits (16-bit
+colour, 16-bit grey with alpha) and does not know the rest. Here libtiff, through Pillow, only
+unpacks: it is given the same strips or tiles under other tags, as an 8-bit picture whose rows are
+the bytes of the true rows. Predictors, byte order and planes are undone in numpy.
+"""
+
+import io
+import math
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from biedsnet_jax.errors import BadInput
+
+MOST_PAGES = 1000  # pages are counted up to here
+MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # "+": BigTIFF
+# none, LZW, deflate (two numbers), PackBits, LZMA, Zstandard: what is unpacked is what was packed
+_LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)
+_GREY, _COLOUR = (0, 1), (2,)  # photometric interpretations; 0: the smallest value is white
+_WHITE = 0
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # sample formats
+_TYPES = {"u": (8, 16, 32, 64), "i": (8, 16, 32, 64), "f": (16, 32, 64)}  # bits of each
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What the first page of a file says of itself."""
+
+    values: Mapping[int, Any]
+    order: str  # "<" or ">"
+    pages: int  # previews and transparency masks are not counted
+
+    def many(self, tag: int, default: Any = ()) -> tuple:
+        """All values of a tag."""
+        value = self.values.get(tag, default)
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+    def one(self, tag: int, default: Any = None) -> Any:
+        """The first value of a tag. Raises ValueError where there is none and no default."""
+        found = self.many(tag, default)
+        if not found or found[0] is None:
+            raise ValueError(f"tag {tag} is missing")
+        return found[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width as stored, before any turn."""
+        return int(self.one(257)), int(self.one(256))
+
+    @property
+    def samples(self) -> int:
+        """Values a pixel."""
+        return int(self.one(277, 1))
+
+    @property
+    def bits(self) -> int:
+        """Bits a value; 0 where channels differ."""
+        bits = set(self.many(258, 1))
+        return int(bits.pop()) if len(bits) == 1 else 0
+
+    @property
+    def photometric(self) -> int:
+        """What values mean; the usual one where a file does not say."""
+        return int(self.one(262, 1 if self.samples < 3 else 2))
+
+    @property
+    def turn(self) -> int:
+        """Orientation, 1 to 8, of the tag or of XMP."""
+        said = _XMP_ORIENTATION.search(bytes(self.values.get(700, b"")))
+        turn = int(self.one(274, said.group(1) if said else 1))
+        return turn if 1 <= turn <= 8 else 1
+
+    @property
+    def is_inverted(self) -> bool:
+        """Whether the smallest value is white."""
+        return self.photometric == _WHITE
+
+    @property
+    def lossless(self) -> bool:
+        """Whether pixels are stored exactly."""
+        return self.one(259, 1) not in (6, 7, 50001)  # JPEG, old and new, and WebP
+
+
+def read_tags(path: Path) -> Tags:
+    """The tags of the first page. Raises ValueError or struct.error for a damaged file."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        big = head[:4] in MARKS[2:]
+        head += file.read(8) if big else b""
+        if len(head) < (16 if big else 8):
+            raise ValueError("the header is cut short")
+        directory = ImageFileDirectory_v2(head)
+        first = directory.next
+        file.seek(first)
+        directory.load(file)
+        order = "<" if head[:2] == b"II" else ">"
+        return Tags(dict(directory), order, _count_pages(file, first, order, big))
+
+
+def _count_pages(file: BinaryIO, offset: int, order: str, big: bool) -> int:
+    """Pages, the first and all that do not say that they are previews or masks."""
+    count_format, entry_size, next_format = ("Q", 20, "Q") if big else ("H", 12, "I")
+    pages, seen = 0, set()
+    while offset and offset not in seen and len(seen) < MOST_PAGES:
+        file.seek(offset)
+        count = _number(file, order + count_format)
+        entries = file.read(min(count, 0xFFFF) * entry_size)
+        if not seen or not _is_aside(entries, order, entry_size):
+            pages += 1
+        seen.add(offset)
+        offset = _number(file, order + next_format)
+    return pages
+
+
+def _is_aside(entries: bytes, order: str, size: int) -> bool:
+    """Whether a page says (NewSubfileType) that it is a preview or a transparency mask."""
+    for start in range(0, len(entries) - size + 1, size):
+        if struct.unpack_from(f"{order}H", entries, start)[0] == 254:
+            return (
+                struct.unpack_from(f"{order}I", entries, start + (12 if size == 20 else 8))[0]
+                & 0b101
+                != 0
+            )
+    return False
+
+
+def _number(file: BinaryIO, form: str) -> int:
+    """The next number; 0 at the end of the file."""
+    data = file.read(struct.calcsize(form))
+    return struct.unpack(form, data)[0] if len(data) == struct.calcsize(form) else 0
+
+
+def unturned(path: Path) -> io.BytesIO:
+    """The file as it would be if its orientation tag said that it is upright."""
+    data = bytearray(path.read_bytes())
+    order, big = "<" if data[:2] == b"II" else ">", bytes(data[:4]) in MARKS[2:]
+    where = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0]
+    count = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, where)[0]
+    start, size = (where + 8, 20) if big else (where + 2, 12)
+    for entry in range(start, start + size * count, size):
+        tag, kind = struct.unpack_from(f"{order}HH", data, entry)
+        if tag == 274:
+            struct.pack_into(
+                f"{order}{'I' if kind == 4 else 'H'}", data, entry + (12 if big else 8), 1
+            )
+    return io.BytesIO(data)
+
+
+def is_read_here(tags: Tags) -> bool:
+    """Whether `read` takes the file; others, such as palettes and JPEG in TIFF, are for Pillow."""
+    usual = tags.photometric in (*_GREY, *_COLOUR) and tags.one(259, 1) in _LOSSLESS
+    kind = _KINDS.get(tags.one(339, 1))
+    packed = kind == "u" and 8 < tags.bits < 16
+    return usual and kind is not None and (packed or tags.bits in _TYPES[kind])
+
+
+def read(path: Path, tags: Tags) -> Shaped[np.ndarray, "h w n"]:
+    """Every value as shown: of files whose smallest value is white they are inverted. Not turned.
+
+    Raises BadInput for inverted signed or float values, which have no largest one.
+    """
+    data = path.read_bytes()
+    planes = tags.samples if tags.one(284, 1) == 2 else 1
+    each = [_plane(data, tags, tags.samples // planes, number, planes) for number in range(planes)]
+    pixels = each[0] if planes == 1 else np.concatenate(each, axis=-1)
+    if not tags.is_inverted:
+        return pixels
+    if pixels.dtype.kind != "u":
+        raise BadInput(
+            f"{path} says that its smallest value is white, of values that are not counted from 0 "
+            f"({pixels.dtype}). Save it so that its smallest value is black."
+        )
+    colours = tags.samples - len(tags.many(338))  # alpha is never inverted
+    most = pixels.dtype.type(2**tags.bits - 1)
+    pixels[..., :colours] = most - pixels[..., :colours]
+    return pixels
+
+
+def _plane(
+    data: bytes, tags: Tags, samples: int, number: int, planes: int
+) -> Shaped[np.ndarray, "h w n"]:
+    """The values of one plane, or of all where they lie side by side."""
+    (height, width), bits = tags.size, tags.bits
+    tiled = 322 in tags.values
+    across = int(tags.one(322)) if tiled else width  # pixels of a row that are packed together
+    down = int(tags.one(323)) if tiled else min(int(tags.one(278, height)), height)
+    if min(across, down, height, width, samples) < 1:
+        raise ValueError("a size of 0")
+    row = math.ceil(across * samples * bits / 8)
+    pieces = math.ceil(width / across)
+    count = pieces * math.ceil(height / down)
+    offsets = tags.many(324 if tiled else 273)
+    sizes = tags.many(325 if tiled else 279)
+    if not sizes and tags.one(259, 1) == 1 and len(offsets) == 1:
+        sizes = (row * height,)  # some writers leave it out
+    if len(offsets) < count * planes or len(sizes) < count * planes:
+        raise ValueError(f"{len(offsets)} strips or tiles where {count * planes} belong")
+    chosen = slice(number * count, (number + 1) * count)
+    fields = {
+        256: pieces * row,
+        257: height,
+        258: 8,
+        259: tags.one(259, 1),
+        262: 1,
+        266: tags.one(266, 1),
+        277: 1,
+        **({322: row, 323: down} if tiled else {278: down}),
+    }
+    blocks = _unpacked(data, fields, offsets[chosen], sizes[chosen], tiled)
+    parts = [_values(blocks[:, i * row : (i + 1) * row], tags, samples) for i in range(pieces)]
+    whole = parts[0] if pieces == 1 else np.concatenate(parts, axis=1)
+    return np.ascontiguousarray(whole[:, :width])
+
+
+def _unpacked(
+    data: bytes, fields: Mapping[int, int], offsets, sizes, tiled: bool
+) -> UInt8[np.ndarray, "h bytes"]:
+    """The bytes of every row, unpacked by libtiff under the tags `fields`."""
+    where, long = len(data), struct.Struct("<I")
+    entries = {tag: (1, long.pack(value)) for tag, value in fields.items()}
+    for tag, values in ((324, offsets), (325, sizes)) if tiled else ((273, offsets), (279, sizes)):
+        entries[tag] = (len(values), struct.pack(f"<{len(values)}I", *values))
+    after = where + 2 + 12 * len(entries) + 4
+    directory, longer = struct.pack("<H", len(entries)), b""
+    for tag, (count, packed) in sorted(entries.items()):
+        inside = packed if count == 1 else long.pack(after + len(longer))
+        longer += b"" if count == 1 else packed
+        directory += struct.pack("<HHI", tag, 4, count) + inside
+    file = b"II*\0" + long.pack(where) + data[8:] + directory + long.pack(0) + longer
+    with Image.open(io.BytesIO(file), formats=("TIFF",)) as picture:
+        return np.asarray(picture)
+
+
+def _values(
+    block: UInt8[np.ndarray, "h bytes"], tags: Tags, samples: int
+) -> Shaped[np.ndarray, "h w n"]:
+    """The values of a piece's rows, its predictor undone."""
+    height, bits = len(block), tags.bits
+    predictor, kind = tags.one(317, 1), _KINDS[tags.one(339, 1)]
+    if bits % 8:
+        if predictor != 1:
+            raise ValueError(f"predictor {predictor} with {bits} bits")
+        return _unpacked_bits(block, bits, samples)
+    if predictor == 3:
+        return _undo_float_predictor(block, samples, bits // 8)
+    order = tags.order if bits > 8 else "|"
+    whole = block.reshape(height, -1).view(f"{order}u{bits // 8}").astype(f"u{bits // 8}")
+    pixels = whole.reshape(height, -1, samples)
+    if predictor == 2:
+        pixels = np.cumsum(pixels, axis=1, dtype=pixels.dtype)
+    elif predictor != 1:
+        raise ValueError(f"predictor {predictor} is not known")
+    return pixels.view(f"{kind}{bits // 8}")
+
+
+def _undo_float_predictor(block, samples: int, size: int) -> Shaped[np.ndarray, "h w n"]:
+    """Floats whose bytes were sorted by weight, heaviest first, then differenced along the row."""
+    height = len(block)
+    summed = np.cumsum(block.reshape(height, -1, samples), axis=1, dtype=np.uint8)
+    by_weight = summed.reshape(height, size, -1)
+    joined = np.ascontiguousarray(by_weight.swapaxes(1, 2)).view(f">f{size}")
+    return joined.reshape(height, -1, samples).astype(f"f{size}")
+
+
+def _unpacked_bits(block, bits: int, samples: int) -> Shaped[np.ndarray, "h w n"]:
+    """Values of 9 to 15 bits, packed without gaps from the left."""
+    height = len(block)
+    each = np.unpackbits(block, axis=1)
+    wide = each.shape[1] // (bits * samples) * bits * samples
+    weights = 1 << np.arange(bits - 1, -1, -1, dtype=np.uint16)
+    values = each[:, :wide].reshape(height, -1, bits) @ weights
+    return values.astype(np.uint16).reshape(height, -1, samples)

@@ -1,0 +1,69 @@
+"""Data opened by a config: whose folders are the sides of its split."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from refusals import refused
+
+from biedsnet_jax import experiment
+from configs import folder
+
+
+def data(root, counts, *, nested=False, **fields):
+    """A data set opened by configs/folder.py: `counts` cases of two slices in each folder."""
+    for side, count in counts.items():
+        for n in range(count):
+            for slice_ in range(2):
+                name = f"{side}_{n}/{slice_}" if nested else f"{side}_{n}_z{slice_}"
+                for kind in ("images", "masks"):
+                    path = root / kind / side / f"{name}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(path)
+    config = folder.get_config("unet,toy")
+    config.data.root = str(root)
+    config.update_from_flattened_dict(fields)
+    return experiment.open_data(config)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_folders_train_val_and_test_are_the_split(tmp_path, nested):
+    opened = data(tmp_path, {"train": 4, "val": 2, "test": 3}, nested=nested)
+    assert opened.cases("train") == [f"train_{n}" for n in range(4)]
+    assert opened.cases("val") == ["val_0", "val_1"]
+    assert opened.cases("test") == [f"test_{n}" for n in range(3)]
+
+
+def test_validation_is_dealt_out_of_training_where_it_has_no_folder(tmp_path):
+    opened = data(tmp_path, {"training": 9, "Test": 2}, **{"split.fractions": (0.8, 0.1, 0.1)})
+    assert opened.cases("test") == ["Test_0", "Test_1"]
+    assert len(opened.cases("val")) == 1 and len(opened.cases("train")) == 8
+
+
+def test_lists_of_cases_win_over_folders(tmp_path):
+    lists = {"split.train": ("test_*",), "split.val": ("val_0",), "split.test": ("train_1", "val_1")}
+    opened = data(tmp_path, {"train": 3, "val": 2, "test": 3}, **lists)
+    assert opened.cases("test") == ["train_1", "val_1"] and opened.cases("train") == [f"test_{n}" for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "fields", "said"),
+    [
+        ({"train": 3, "test": 3}, {"split.folds": 3}, "split.folds is 3"),
+        ({"train": 3, "val": 3}, {}, "none for test"),
+        ({"val": 3, "test": 3}, {}, "none for train"),
+    ],
+)
+def test_folders_that_are_no_whole_split_are_refused(tmp_path, counts, fields, said):
+    refused(lambda: data(tmp_path, counts, **fields), said)
+
+
+def test_empty_masks_stop_a_run_unless_it_is_told_to_go_on(tmp_path):
+    data(tmp_path, {"a": 3, "b": 2, "c": 2})
+    for path in (tmp_path / "masks").rglob("*.png"):
+        Image.new("L", (8, 8)).save(path)
+    refused(lambda: data_again(tmp_path), "0 of 14 masks", "data.verify=False")
+    assert len(data_again(tmp_path, **{"data.verify": False}).source) == 14
+
+
+def data_again(root, **fields):
+    return data(root, {}, **fields)
