@@ -248,8 +248,13 @@ def _grouped_note(names: Sequence[str], cases: Mapping[str, str]) -> str:
     )
 
 
+def _by_number(name: str) -> tuple:
+    """Sort key of names that differ in their numbers alone."""
+    return tuple(int(number) for number in _NUMBER.findall(name)), name
+
+
 def _alone_note(names: Sequence[str]) -> str:
-    first, *_, last = sorted(names)
+    first, last = min(names, key=_by_number), max(names, key=_by_number)
     return (
         f"Every file is a case of its own, such as {first} and {last}. If some are slices of one "
         "patient, set data.case to a regular expression of the patient, or put them into a "

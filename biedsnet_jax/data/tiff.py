@@ -26,6 +26,7 @@ MOST_PAGES = 1000  # pages are counted up to here
 MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # "+": BigTIFF
 # none, LZW, deflate (two numbers), PackBits, LZMA, Zstandard: what is unpacked is what was packed
 _LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)
+_MOST_PACKED = 4096  # bytes that LZW, deflate or PackBits make of one
 _GREY, _COLOUR = (0, 1), (2,)  # photometric interpretations; 0: the smallest value is white
 _WHITE = 0
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -207,6 +208,8 @@ def _plane(
     if len(offsets) < count * planes or len(sizes) < count * planes:
         raise ValueError(f"{len(offsets)} strips or tiles where {count * planes} belong")
     chosen = slice(number * count, (number + 1) * count)
+    needed = row * (down * count if tiled else height)
+    _check_packed(len(data), offsets[chosen], sizes[chosen], needed, tags)
     fields = {
         256: pieces * row,
         257: height,
@@ -221,6 +224,15 @@ def _plane(
     parts = [_values(blocks[:, i * row : (i + 1) * row], tags, samples) for i in range(pieces)]
     whole = parts[0] if pieces == 1 else np.concatenate(parts, axis=1)
     return np.ascontiguousarray(whole[:, :width])
+
+
+def _check_packed(length: int, offsets, sizes, needed: int, tags: Tags) -> None:
+    """Raises ValueError where strips or tiles cannot hold the pixels, before these get room."""
+    if max(start + size for start, size in zip(offsets, sizes)) > length:
+        raise ValueError("strips or tiles lie beyond the end of the file")
+    most = {1: 1, 34925: math.inf, 50000: math.inf}.get(tags.one(259, 1), _MOST_PACKED)
+    if needed > most * sum(sizes):
+        raise ValueError(f"{needed} bytes of pixels in {sum(sizes)}")
 
 
 def _unpacked(

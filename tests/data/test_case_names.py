@@ -98,7 +98,9 @@ def test_each_file_is_a_case_where_the_rule_is_empty():
     )
 
 
-@pytest.mark.parametrize("folders", [("train", "test"), ("train", "test", "p7"), ("Train", "valid")])
+@pytest.mark.parametrize(
+    "folders", [("train", "test"), ("train", "test", "p7"), ("Train", "valid")]
+)
 def test_the_empty_rule_takes_folders_of_a_split_for_cases_and_says_so(folders):
     cases = found([f"{folder}/{n}" for folder in folders for n in range(3)], EACH)
     assert set(cases.of.values()) == set(folders) and not cases.sides

@@ -242,6 +242,19 @@ def test_a_truncated_tiff_of_64_bits_is_named(tmp_path, compression, kept):
     refused(lambda: read_picture(path, 1), "unreadable or truncated", path)
 
 
+@pytest.mark.parametrize("compression", [1, 5, 8, 32773])
+def test_a_tiff_that_states_more_pixels_than_its_bytes_can_hold(tmp_path, compression):
+    path = tiff(tmp_path / "a.tif", values(np.float64), compression=compression)
+    data = bytearray(path.read_bytes())
+    where = struct.unpack("<I", data[4:8])[0]
+    for entry in range(where + 2, where + 2 + 12 * 12, 12):
+        if struct.unpack_from("<H", data, entry)[0] in (256, 257, 278):
+            struct.pack_into("<I", data, entry + 8, 16000)
+    path.write_bytes(data)
+    said = "2048000000 bytes of pixels in"
+    refused(lambda: read_picture(path, 1), "unreadable or truncated", said, path)
+
+
 # --- PNG and JPEG
 
 
