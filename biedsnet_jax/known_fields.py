@@ -79,6 +79,8 @@ def is_used(name: str, fields: Mapping[str, Any]) -> bool:
         return rest[0] == network
     if section == "data" and len(rest) > 1:
         return rest[0] == fields.get("data.source")
+    if name == "data.case":
+        return fields.get("data.source") in ("folder", "nifti")
     one_pass = network not in DENOISERS or fields.get("method") == "direct"
     if section in ("diffusion", "sampler", "fusion"):
         return not one_pass

@@ -1,5 +1,6 @@
 """A folder of NIfTI volumes with label maps (see `nifti_layouts`) as a source of axial slices."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
