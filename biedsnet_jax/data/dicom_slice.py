@@ -29,7 +29,8 @@ _MADE = ("SEG", "RTDOSE")  # Modality
 _STACKED = ("CT", "MR", "PT", "NM", "")  # Modality of slices, which have a place in the body
 _MARK, _BEFORE_MARK = b"DICM", 128
 _META, _IDENTIFICATION = 2, 8  # groups, of which a file without the mark has its first element
-_FIRST_ELEMENTS = (0x0, 0x1, 0x5, 0x8, 0x12, 0x16, 0x18)  # of _IDENTIFICATION
+_FIRST_ELEMENTS = (0x0, 0x1, 0x5, 0x8, 0x12, 0x16, 0x18, 0x20, 0x60)  # of _IDENTIFICATION
+_TYPES = (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM", b"DT", b"SH", b"LO", b"SQ")  # of these two
 _LONG = (b"OB", b"UN")  # value representations with a length of four bytes, of those in _META
 _META_MOST = 2**16  # bytes of all elements of _META
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -75,17 +76,16 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def _begins_at_once(head: bytes) -> bool:
+    """Whether it is one of the first groups, with a type in letters, or with a length that fits."""
     if len(head) < _BEFORE_MARK:
         return False
     group, element = (int.from_bytes(head[n : n + 2], "little") for n in (0, 2))
-    explicit = head[4:6].isalpha() and head[4:6].isupper()
-    if group == _META:
-        return element <= 2 and explicit
-    length = int.from_bytes(head[6:8] if explicit else head[4:8], "little")
-    most = 4 if element < 2 else _BEFORE_MARK
+    if head[4:6] in _TYPES:
+        return group == _IDENTIFICATION or (group == _META and element <= 2)
+    length = int.from_bytes(head[4:8], "little")
     if group != _IDENTIFICATION or element not in _FIRST_ELEMENTS:
         return False
-    return 0 < length <= most and length % 2 == 0
+    return 0 < length <= (4 if element < 2 else _BEFORE_MARK) and length % 2 == 0
 
 
 def _head(path: Path, size: int) -> bytes:
@@ -148,7 +148,7 @@ def _read(path: Path, *, pixels: bool):
         raise
     except Exception as error:  # its first bytes alone are those of DICOM
         raise pydicom.errors.InvalidDicomError from error
-    if "SOPClassUID" not in data and "DirectoryRecordSequence" not in data:
+    if not any(name in data for name in ("SOPClassUID", "Rows", "DirectoryRecordSequence")):
         raise pydicom.errors.InvalidDicomError
     if "TransferSyntaxUID" not in data.file_meta:
         implicit, _ = data.original_encoding

@@ -1,15 +1,16 @@
 """Canonical slices of volumes on disk, memory-mapped: after the first reading no epoch meets gzip again.
 
-A volume is `<key>.npy`, "d h w c", with `<key>.json` beside it, which says how to decode it, holds a checksum of each
-slice and, of a label map, how many pixels each label has in each slice. The key follows from the path, size and time of
-the files, so a changed file is read anew.
+A volume is `<key>.npy`, "d h w c", with `<key>.json` beside it, which says how to decode it, holds
+a checksum of each slice and, of a label map, how many pixels each label has in each slice. The key
+follows from the path, size and time of the files, so a changed file is read anew.
 
-What comes back is the float32 of each value, so that training sees what prediction sees, whatever pads a scan: whole
-numbers up to 2^24, in files of whole or of real numbers, are kept as their height above the lowest in uint8 or uint16
-where it fits, everything else as float32 itself. Nothing is rounded further.
+What comes back is the float32 of each value, so that training sees what prediction sees, whatever
+pads a scan. Whole numbers up to 2^24, in files of whole or of real numbers, are kept as their
+height above the lowest in uint8 or uint16 where it fits, everything else as float32. Nothing is rounded
+further.
 
-A slice is compared with its checksum when it is first read. One that does not fit, as after a power cut, is no error:
-its volume is made again. The folder may be deleted at any time.
+A slice is compared with its checksum when it is first read. One that does not fit, as after a power
+cut, is no error: its volume is made again. The folder may be deleted at any time.
 """
 
 import errno
@@ -44,7 +45,7 @@ class CachedSlices:
     low: Float32[np.ndarray, " c"]  # value = low + stored
     counts: dict[int, list[int]]  # of a label map: label -> pixels in each slice
     sums: Sequence[int]  # checksum of each slice
-    again: Callable[["CachedSlices"], "CachedSlices"]  # the volume made anew in place of a damaged one
+    again: Callable[["CachedSlices"], "CachedSlices"]  # makes the volume anew for a damaged one
     _sound: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -101,8 +102,8 @@ class SliceCache:
                 found = self._make(key, make)
                 if any(_sum(one) != its for one, its in zip(found.stored, found.sums)):
                     raise BadInput(
-                        f"The slice cache in {self.folder} gives back other bytes than were written. "
-                        "Set data.cache_dir to a folder on another disk."
+                        f"The slice cache in {self.folder} gives back other bytes than were "
+                        "written. Set data.cache_dir to a folder on another disk."
                     )
             self._keep(key, found)
         return found
@@ -134,15 +135,17 @@ class SliceCache:
             stored = np.lib.format.open_memmap(path, mode="r")  # refuses what would have to be unpickled
             if whole["sum"] != _sum_of_json(meta) or meta["shape"] != [*stored.shape]:
                 return None
+            low = np.array(meta["low"], np.float32)
             again = functools.partial(self._again, key, make)
-            return CachedSlices(stored, np.array(meta["low"], np.float32), counts, meta["sums"], again)
+            return CachedSlices(stored, low, counts, meta["sums"], again)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _store(self, key, slices, counts):
         kind, low = _encoding(slices)
         sums = []
-        with whole_file(self.folder / f"{key}.npy", shared=True) as partial, partial.open("wb") as file:
+        path = self.folder / f"{key}.npy"
+        with whole_file(path, shared=True) as partial, partial.open("wb") as file:
             header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": slices.shape}
             np.lib.format.write_array_header_1_0(file, header)
             # By slice, so that no second volume stands in memory.
@@ -152,7 +155,7 @@ class SliceCache:
                 file.write(encoded)
         meta = {"shape": slices.shape, "low": low.tolist(), "counts": counts, "sums": sums}
         # Last, since without it nobody takes the volume for whole.
-        with whole_file(self.folder / f"{key}.json", shared=True) as partial:
+        with whole_file(path.with_suffix(".json"), shared=True) as partial:
             partial.write_text(json.dumps({"meta": meta, "sum": _sum_of_json(meta)}))
 
 

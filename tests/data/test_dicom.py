@@ -1,6 +1,7 @@
 """DICOM series against SimpleITK (GDCM), which reads the same files on its own, and against values by hand."""
 
 import os
+import struct
 import sys
 import zlib
 
@@ -334,6 +335,22 @@ def test_other_files_that_begin_alike_are_passed_over(tmp_path, content, looked_
     found = dicom.search([tmp_path / name] * looked_at)
     assert found.files == {}
     assert [one.why for one in found.passed] == [walk.unread(tmp_path / name).why] * looked_at
+
+
+@pytest.mark.parametrize("first", ["ImageType", "InstanceCreationDate", "SOPClassUID", "StudyDate"])
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_file_without_the_mark_may_begin_with_other_elements(tmp_path, first, implicit):
+    path = write_slice(tmp_path / "a", STORED[0], position=(0, 0, 0), StudyDate="20200102")
+    data = pydicom.dcmread(path)
+    data.InstanceCreationDate, data.ImageType = "20200102", ["ORIGINAL", "PRIMARY"]
+    before = ["ImageType", "InstanceCreationDate", "SOPClassUID", "SOPInstanceUID", "StudyDate"]
+    for name in before[: before.index(first)]:
+        delattr(data, name)
+    del data.file_meta, data.preamble
+    data.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    assert path.read_bytes()[:4] == struct.pack("<HH", 8, pydicom.tag.Tag(first).element)
+    assert dicom.is_dicom(path)
+    assert np.array_equal(dicom.read_series([path])[0].voxels[..., 0].T, STORED[0])
 
 
 @pytest.mark.parametrize("meta", [True, False])
