@@ -11,7 +11,7 @@ import pathlib
 from collections import defaultdict
 
 from biedsnet_jax import comparison, files, report_facts, report_tables, results
-from biedsnet_jax.errors import BadInput
+from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.report_page import page
 from biedsnet_jax.tables import Table, markdown
 
@@ -37,11 +37,12 @@ def _write(path, runs, begun):
     title = "BIEDSNet: measured, and as published"
     text = page(title, tables, report_facts.evaluated(runs))
     try:
+        files.check_writable(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path.with_suffix(".md"), markdown(title, tables))
         files.write_text(path, text)
     except OSError as error:
-        raise BadInput(f"cannot write, {error.strerror}, {path}; give another --output") from None
+        raise BadInput(f"{path} cannot be written: {reason(error)}. Make room, or give another --output.") from None
 
 
 def make_tables(runs: list[results.Run]) -> list[Table]:
