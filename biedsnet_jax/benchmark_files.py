@@ -19,6 +19,11 @@ def output_path(name: str) -> pathlib.Path:
         raise BadInput(f"a folder, {name}, in --output; give the JSON file to write, such as {path / 'bench.json'}")
     if not path.parent.is_dir():
         raise BadInput(f"no such folder, {path.parent}, in --output; make it first")
+    try:
+        files.check_replaceable(path)
+        files.check_writable(path.parent)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {reason(error)}. Give another --output.") from error
     return path
 
 

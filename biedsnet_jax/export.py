@@ -44,6 +44,8 @@ def run(cfg, workdir: str, output: str | None, *, keep_samples: bool = False) ->
         raise BadInput(f"several processes, {jax.process_count()}, in --num_processes; export with one")
     folder = pathlib.Path(output)
     _check_folder(folder)
+    with writing(folder):
+        files.check_writable(folder)
     results = model_card.read_results(pathlib.Path(workdir))
     model, variables, step, _ = evaluate.open_model(cfg, pathlib.Path(workdir))
     weights = export_program.flatten(jax.device_get(variables))

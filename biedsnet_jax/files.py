@@ -18,6 +18,7 @@ from typing import Any
 from biedsnet_jax.errors import BadInput
 
 _LONGEST_NAME = 255  # bytes, of most file systems
+_SOME = 2**16  # bytes: a disk with less room is full
 _ENDS = 2**20  # bytes at each end of a file that a fingerprint reads
 
 
@@ -42,8 +43,9 @@ def user_cache() -> pathlib.Path:
     That is $XDG_CACHE_HOME, else ~/.cache, else, for a user without a home, a folder of his own
     in the system's temporary one.
     """
-    root = os.environ.get("XDG_CACHE_HOME")
-    if root:
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative one is to be ignored, says the standard that it is of.
+    if os.path.isabs(root):
         return pathlib.Path(root) / "biedsnet_jax"
     try:
         return pathlib.Path.home() / ".cache" / "biedsnet_jax"
@@ -84,8 +86,10 @@ def whole_file(path: pathlib.Path, *, shared: bool = False) -> Iterator[pathlib.
     """Gives a name to write to, which becomes `path` once all is written and on the disk.
 
     Of what goes wrong nothing is left. A file that several processes may write at once, the same
-    content, is `shared`: each then has a name of its own to write to.
+    content, is `shared`: each then has a name of its own to write to. Raises OSError where `path` is
+    a device or a pipe, whose place the file would take.
     """
+    check_replaceable(path)
     own = f"{os.getpid()}_{threading.get_ident()}_" if shared else ""
     partial = path.with_name(_partial_name(own + path.name))
     try:
@@ -96,6 +100,27 @@ def whole_file(path: pathlib.Path, *, shared: bool = False) -> Iterator[pathlib.
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def check_replaceable(path: pathlib.Path) -> None:
+    """Raise OSError where something that is no file has the name of one to be written."""
+    if path.exists() and not path.is_file():
+        what = "it is a folder" if path.is_dir() else "it is a device or a pipe"
+        raise OSError(errno.EEXIST, f"{what}, not a file", str(path))
+
+
+def check_writable(folder: pathlib.Path) -> None:
+    """Raise OSError where no file can be written in a folder, which need not be there yet.
+
+    For a mode to say at its start what its last line would fail on. Nothing is left.
+    """
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder", str(folder))
+    with tempfile.TemporaryFile(dir=there, buffering=0) as file:
+        file.write(bytes(_SOME))
 
 
 def _partial_name(name: str) -> str:

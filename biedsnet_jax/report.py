@@ -39,12 +39,13 @@ def _write(path, runs, begun):
     title = "BIEDSNet: measured, and as published"
     text = page(title, tables, report_facts.evaluated(runs))
     try:
+        files.check_writable(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path.with_suffix(".md"), _characters(markdown(title, tables)))
         files.write_text(path, _characters(text))
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise BadInput(
-            f"cannot write, {reason(error)}, {shown(path, most=300)}; give another --output"
+            f"{shown(path, most=300)} cannot be written: {reason(error)}. Make room, or give another --output."
         ) from None
 
 

@@ -276,6 +276,8 @@ def command(monkeypatch, capsys):
         (["--workdir={}/begun", "--output={}/new"], ["no complete checkpoint", "begun"]),
         (["--workdir={}/run", "--output={}/run"], ["folder of something else", "run", "--output"]),
         (["--workdir={}/run", "--output={}/run/config.json"], ["folder of something else", "config.json"]),
+        (["--workdir={}/none", "--output={}/run/config.json/new"], ["cannot write", "is no folder", "--output"]),
+        (["--workdir={}/none", "--output=/sys/kernel/new"], ["cannot write", "/sys/kernel/new", "--output"]),
         (["--workdir={}/damaged", "--output={}/new"], ["damaged results", "results.json"]),
         (["--workdir={}/run", "--output={}/new", "--config.sampler.start=slice"], ["sampler.start", "'direct'"]),
         (["--workdir={}/run", "--output={}/new", "--config.data.size=64"], ["workdir of another config", "data.size"]),

@@ -1,5 +1,6 @@
 """Whole files: what a kill, a full disk, a long name, a user without a home leave."""
 
+import errno
 import os
 import pwd
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from biedsnet_jax import files
+from biedsnet_jax.errors import BadInput
 
 
 @pytest.fixture
@@ -89,6 +91,11 @@ class TestCacheFolder:
         monkeypatch.setenv("XDG_CACHE_HOME", "/x/cache")
         assert files.user_cache() == Path("/x/cache/biedsnet_jax")
 
+    def test_a_relative_one_is_ignored(self, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+        monkeypatch.setenv("HOME", "/x/home")
+        assert files.user_cache() == Path("/x/home/.cache/biedsnet_jax")
+
     def test_then_the_home(self, monkeypatch):
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         monkeypatch.setenv("HOME", "/x/home")
@@ -132,3 +139,82 @@ def test_names_of_no_encoding_keep_their_bytes(tmp_path, name):
     files.write_text(tmp_path / "written", found)
     files.append_text(tmp_path / "appended", found)
     assert (tmp_path / "written").read_bytes() == (tmp_path / "appended").read_bytes() == name
+
+
+class TestHomeInPaths:
+    @pytest.mark.parametrize(
+        ("path", "is_"),
+        [("~", "/h"), ("~/a/b", "/h/a/b"), ("a/~", "a/~"), ("./~", "./~"), ("", ""), ("a~", "a~"), ("/~/a", "/~/a")],
+    )
+    def test_a_leading_tilde_is_the_home(self, monkeypatch, path, is_):
+        monkeypatch.setenv("HOME", "/h")
+        assert files.expanded(path) == is_
+
+    def test_without_a_home_nothing_called_tilde_is_made(self, monkeypatch, tmp_path):
+        def unknown(number):
+            raise KeyError(number)
+
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", unknown)
+        monkeypatch.chdir(tmp_path)
+        for path in ("~", "~/a", "~nobody_at_all/a"):
+            with pytest.raises(BadInput, match="not known on this machine"):
+                files.expanded(path)
+        (tmp_path / "~" / "a").mkdir(parents=True)
+        assert files.expanded("~/a") == "~/a"
+
+
+class TestWhatCannotBeWritten:
+    @pytest.mark.parametrize(
+        ("folder", "what"),
+        [
+            ("file", "is no folder"),
+            ("file/deeper", "is no folder"),
+            ("file/deeper/still", "is no folder"),
+            ("gone_link/deeper", "is no folder"),
+        ],
+    )
+    def test_a_folder_that_cannot_be(self, tmp_path, folder, what):
+        (tmp_path / "file").touch()
+        (tmp_path / "gone_link").symlink_to(tmp_path / "gone")
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(OSError, match=what):
+            files.check_writable(tmp_path / folder)
+        assert sorted(tmp_path.rglob("*")) == before
+
+    @pytest.mark.parametrize("folder", ["", "a", "a/b/c"])
+    def test_one_that_can_is_left_as_it_was(self, tmp_path, folder):
+        files.check_writable(tmp_path / folder)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_system_that_refuses(self):
+        with pytest.raises(OSError, match=r"."):
+            files.check_writable(Path("/sys/kernel/x"))
+
+    def test_a_full_disk(self, tmp_path, monkeypatch):
+        """What the system says of a disk without room for 64 KiB."""
+
+        class Full:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *exception):
+                pass
+
+            def write(self, content):
+                assert len(content) == 65536
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
+        with pytest.raises(OSError, match="No space left"):
+            files.check_writable(tmp_path)
+
+    def test_a_pipe_a_device_and_a_folder_keep_their_names(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "null").symlink_to("/dev/null")
+        for name in ("pipe", "folder", "null"):
+            with pytest.raises(OSError, match="not a file"):
+                files.write_text(tmp_path / name, "text")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "null", "pipe"]
+        assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink()

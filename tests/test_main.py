@@ -307,6 +307,8 @@ def test_a_workdir_that_cannot_be_made(refused, tmp_path):
         ([PHANTOM, "--config.train.batch_size=12"], ["batch of 12", "8 devices", "train.batch_size"]),
         ([PHANTOM, f"--output={ROOT}"], ["a folder", "in --output", "bench.json"]),
         ([PHANTOM, f"--output={ROOT}/gone/bench.json"], ["no such folder", "in --output"]),
+        ([PHANTOM, "--output=/dev/null"], ["/dev/null cannot be written", "a device or a pipe", "another --output"]),
+        ([PHANTOM, "--output=/sys/kernel/bench.json"], ["/sys/kernel/bench.json cannot be written", "--output"]),
         ([PHANTOM, f"--compare={ROOT}/gone.json"], ["no baseline, No such file", "gone.json", "in --compare"]),
         ([PHANTOM, f"--compare={ROOT}/README.md"], ["no benchmark's result, or damaged", "README.md"]),
     ],

@@ -6,6 +6,7 @@ import html.parser
 import itertools
 import json
 import math
+import os
 import pathlib
 import re
 import subprocess
@@ -376,12 +377,15 @@ def test_folds_of_one_seed_are_no_twins(tmp_path):
         ("empty", "r.html", "empty holds no results.json. Train it, or score it"),
         ("run,run2", None, "no output, nothing, in --output"),
         ("run", "r.txt", "not an HTML file, r.txt, in --output"),
-        ("run", "run/cases.csv/r.html", "cannot write, .*another --output"),
+        ("run", "/dev/null/r.html", "/dev/null is no folder.*another --output"),
+        ("run", "pipe.html", "pipe.html cannot be written: it is a device or a pipe, not a file"),
+        ("run", "run/cases.csv/r.html", "cannot be written: .*another --output"),
     ],
 )
 def test_wrong_arguments_are_named_with_the_fix(tmp_path, monkeypatch, workdirs, output, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.html")
     write_run(tmp_path / "run", {"a": [0.5]})
     write_run(tmp_path / "run2", {"a": [0.5]}, seed=1)
     with pytest.raises(BadInput, match=message):

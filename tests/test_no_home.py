@@ -1,0 +1,112 @@
+"""A user without a home folder (a container with --user, cron), and one whose cache cannot be written."""
+
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from refusals import refused
+
+from biedsnet_jax import experiment, parallel
+from biedsnet_jax.data import tfds_source
+from configs import nifti
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def homeless(monkeypatch, tmp_path):
+    """No HOME, and no entry in the password file."""
+
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("XDG_CACHE_HOME", "HOME", "TFDS_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / f"biedsnet_jax_{os.getuid()}"
+
+
+@pytest.fixture
+def compile_cache(monkeypatch):
+    """`compile_cache()` is where jax keeps programs; as before after the test."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    yield lambda: jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+def test_caches_lie_in_the_temporary_folder(homeless, compile_cache, capsys):
+    parallel.enable_compile_cache("auto")
+    assert compile_cache() == f"{homeless}/xla" and capsys.readouterr().err == ""
+    assert experiment.cache_folder(nifti.get_config()) == homeless / "slices"
+
+
+@pytest.mark.parametrize("path", ["~", "~/cache", "~nobody_at_all/cache"])
+def test_a_home_that_is_not_known_is_refused_in_every_field(homeless, compile_cache, path):
+    c = nifti.get_config("unet,toy")
+    c.data.update(cache_dir=path, root=path)
+    refused(lambda: experiment.cache_folder(c), path, "not known")
+    refused(lambda: experiment.open_data(c), path, "not known")
+    refused(lambda: parallel.enable_compile_cache(path), path, "not known")
+    refused(lambda: tfds_source.find("set", path), path, "not known")
+    assert not (homeless.parent / "~").exists()
+
+
+def test_tfds_own_folder_is_in_the_home(homeless, monkeypatch):
+    refused(lambda: tfds_source.find("set", ""), "data.tfds.data_dir is empty", "no home folder is known")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(homeless))
+    refused(lambda: tfds_source.find("set", ""), f"'set' in data.tfds.name, {homeless}")
+
+
+def test_a_tilde_in_a_field_is_the_home(monkeypatch, tmp_path, compile_cache):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    c = nifti.get_config()
+    c.data.cache_dir = "~/slices"
+    assert experiment.cache_folder(c) == tmp_path / "slices"
+    parallel.enable_compile_cache("~/xla")
+    assert compile_cache() == f"{tmp_path}/xla"
+    refused(lambda: tfds_source.find("set", "~/sets"), f"{tmp_path}/sets")
+    c.data.root = "~/gone"
+    refused(lambda: experiment.open_data(c), f"{tmp_path}/gone", "data.root")
+
+
+@pytest.mark.parametrize("folder", ["file/xla", "file", "/sys/kernel/xla"])
+def test_a_compile_cache_that_cannot_be_written_is_told_once_and_done_without(tmp_path, compile_cache, capsys, folder):
+    (tmp_path / "file").touch()
+    before = compile_cache()
+    parallel.enable_compile_cache(str(tmp_path / folder))
+    assert compile_cache() == before
+    err = capsys.readouterr().err
+    assert err.startswith("biedsnet: The compile cache ") and err.count("\n") == 1
+    assert str(tmp_path / folder) in err and "compile_cache" in err
+
+
+def test_a_home_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, compile_cache, capsys):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/sys/kernel")
+    parallel.enable_compile_cache("auto")
+    assert "/sys/kernel/.cache/biedsnet_jax/xla cannot be written" in capsys.readouterr().err
+
+
+def test_a_whole_run_without_a_home(tmp_path):
+    program = (
+        "import os, pwd, sys\n"
+        "def unknown(number): raise KeyError(number)\n"
+        "pwd.getpwuid = unknown\n"
+        "from biedsnet_jax import main\n"
+        "sys.exit(main.run(sys.argv))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    environment |= {"JAX_PLATFORMS": "cpu", "TMPDIR": str(tmp_path)}
+    flags = ["--config=configs/phantom.py:unet,toy", f"--workdir={tmp_path}/run", "--quiet"]
+    line = [sys.executable, "-c", program, *flags]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "run" / "results.json").exists()
+    assert (tmp_path / f"biedsnet_jax_{os.getuid()}" / "xla").is_dir()
