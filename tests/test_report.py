@@ -470,7 +470,7 @@ def test_workdirs_that_are_none_are_named_on_one_line(tmp_path, monkeypatch, tex
 def test_an_output_that_no_file_can_be_called_is_one_line(tmp_path, monkeypatch, output):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", {"a": [0.5]})
-    refused(lambda: report.run("run", output), "cannot write", "another --output")
+    refused(lambda: report.run("run", output), "cannot be written", "another --output")
 
 
 def test_the_home_folder_is_meant_by_a_tilde_in_any_place_of_the_list(tmp_path, monkeypatch):
