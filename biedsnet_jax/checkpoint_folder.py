@@ -34,10 +34,16 @@ def score(metrics: dict | None) -> float:
     return float((metrics or {}).get(SCORE, -1.0))
 
 
-def best_undamaged(folder: pathlib.Path) -> tuple[int | None, dict[int, str]]:
-    """(step, what is wrong with better ones); no more of them are looked through than must be."""
+def best_undamaged(
+    folder: pathlib.Path, known: dict[int, str] | None = None
+) -> tuple[int | None, dict[int, str]]:
+    """(step, what is wrong with better ones); no more of them are looked through than must be.
+
+    What is `known` to be wrong with some is not looked for again.
+    """
     there = steps(folder)
     damaged = {step: "metrics unreadable" for step in there if not _has_metrics(folder / str(step))}
+    damaged |= known or {}
     while left := [step for step in there if step not in damaged]:
         step = best_step(folder, left)
         if what := damage(folder / str(step)):
