@@ -79,6 +79,7 @@ class Checkpoints:
                     self.folder.mkdir(parents=True, exist_ok=True)
                 if lock is None:
                     held.enter_context(Lock(self.folder.parent))
+                self._sweep()
                 for step in checkpoint_folder.steps(self.folder):
                     if what := checkpoint_folder.damage(self.folder / str(step)):
                         warn(checkpoint_folder.set_aside(self.folder, step, what))
@@ -192,7 +193,8 @@ class Checkpoints:
             # The policy decides, but without this Orbax writes no metrics for a later process to read.
             best_fn=checkpoint_folder.score,
             create=False,
-            cleanup_tmp_directories=True,  # what a kill left of a save
+            # `_sweep` does it: Orbax's own goes on in the background, and breaks where both do.
+            cleanup_tmp_directories=False,
             enable_async_checkpointing=True,
             temporary_path_class=_Durable,
             async_options=ocp.AsyncOptions(timeout_secs=_PATIENCE),
@@ -245,7 +247,7 @@ class Checkpoints:
             self._manager = self._open()
 
     def _sweep(self):
-        """Remove what failed saves left, for the room it takes; writes that outlive them may leave some more."""
+        """Remove what killed and failed saves left; writes that outlive them may leave some more."""
         if processes.is_first():
             for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)

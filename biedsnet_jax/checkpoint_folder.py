@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 
-from biedsnet_jax import checksums
+from biedsnet_jax import checksums, files
 from biedsnet_jax.errors import reason
 from biedsnet_jax.types import BadInput
 
@@ -81,7 +81,10 @@ def writing(path: pathlib.Path):
     try:
         yield
     except OSError as error:
-        raise BadInput(f"cannot write, {reason(error)}, {path}; make room, or give another --workdir") from error
+        what = "Make room there" if files.is_full(error) else "Make it writable"
+        raise BadInput(
+            f"Cannot write to {path}: {reason(error)}. {what}, or give another --workdir."
+        ) from error
 
 
 def _has_metrics(folder):

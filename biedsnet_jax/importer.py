@@ -10,6 +10,7 @@ import numpy as np
 
 from biedsnet_jax import (
     checkpoint,
+    checkpoint_folder,
     config,
     evaluate,
     experiment,
@@ -37,12 +38,26 @@ def run(cfg, workdir: str, source: str | None) -> None:
     tensors, mesh = weight_files.read_state(source), parallel.make_mesh()
     variables, start = _variables(cfg, tensors)
     state = jax.device_put(train_state.create(variables, experiment.make_optimizer(cfg)[0]), parallel.replicated(mesh))
-    folder.mkdir(parents=True, exist_ok=True)
-    with checkpoint.Checkpoints(folder) as checkpoints:
-        checkpoints.save(state, config=cfg.to_dict())
-    config.save(cfg, folder / "config.json")
+    _write(cfg, folder, state)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     print(f"{cfg.network}: {len(tensors)} tensors, {parameters:,} parameters, {start}, in {workdir}")
+
+
+def _write(cfg, folder, state):
+    """The workdir; the config comes last, since it makes one of a folder."""
+    with checkpoint_folder.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    # Of a full disk `wait` says all there is to say.
+    with checkpoint.Checkpoints(folder, warn=lambda text: None) as checkpoints:
+        if checkpoints.latest_step() is not None:
+            raise BadInput(
+                f"{folder} holds the checkpoint of an import that was ended before it was done. "
+                "Remove that folder, or give another --workdir."
+            )
+        checkpoints.save(state, config=cfg.to_dict())
+        checkpoints.wait(saved=0)
+        with checkpoint_folder.writing(folder):
+            config.save(cfg, folder / "config.json")
 
 
 def _variables(cfg, tensors):

@@ -22,7 +22,7 @@ ORDER = [
     "later_fields", "config_fields", "config_check", "config", "experiment", "hyperparameters",
     "results", "comparison", "paper_tables", "tables", "charts",
     "report_data", "report_tables", "report_charts", "report_facts", "report_pictures", "report_page", "report",
-    "recording", "evaluate", "validation", "trainer", "distill",
+    "recording", "evaluate", "class_presence", "validation", "trainer", "distill",
     "prediction", "predict", "overlay", "outputs", "predict_files",
     "serve_upload", "serve_scan", "serve_jobs", "serve_guard", "serve_app", "serve",
     "torch_import", "pretrained", "weight_files", "importer",
