@@ -77,6 +77,7 @@ class Checkpoints:
             if processes.is_first():
                 with checkpoint_folder.writing(self.folder):
                     self.folder.mkdir(parents=True, exist_ok=True)
+                    files.sync_folder(self.folder.parent)
                 if lock is None:
                     held.enter_context(Lock(self.folder.parent))
                 self._sweep()

@@ -20,6 +20,7 @@ from biedsnet_jax import (
     distillation,
     evaluate,
     experiment,
+    files,
     parallel,
     preemption,
     processes,
@@ -154,6 +155,7 @@ def _hold(workdir) -> Lock:
     """The lock of a workdir, which is made where there is none."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        files.sync_folder(workdir.parent)
     except OSError as error:
         raise BadInput(
             f"Cannot make the folder {workdir}: {reason(error)}. Give another --workdir."
