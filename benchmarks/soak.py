@@ -11,8 +11,8 @@ several checkpoints is cut, changed or taken away, a picture is cut or taken awa
 kills after which the run went on, the steps done twice, what came of each damage, and whether each finished run has the
 bits of the unbroken one. A full disk is a small tmpfs, which needs root; else a limit on the size of files stands in.
 
-With --power-cuts: so many kills (SIGKILL), each followed by what a power cut may do, see soak_power.py. A cut is survived
-where the next start that gets so far goes on from a good state.
+With --power-cuts: so many kills (SIGKILL), each followed by what a power cut may do, see
+soak_power.py. A cut is survived where the next start that gets so far goes on from a good state.
 
 With --memory: the slope of the resident memory of one process that trains, validates and checkpoints all the time, in
 MB per 100 steps after the first quarter.
@@ -90,8 +90,10 @@ def power(folder: Path, arguments) -> dict:
     (folder / "disk").mkdir()
     disk = soak_damage.Disk(folder / "disk", False, "a plain folder")
     cuts = soak_power.PowerCuts(run, rng, disk, seconds)
-    for _ in range(arguments.power_cuts):
+    for number in range(arguments.power_cuts):
         cuts.one("SIGKILL")
+        state = f"{cuts.survived} survived, {len(cuts.failures)} failures"
+        print(f"cut {number + 1} of {arguments.power_cuts}: {state}", flush=True)
     cuts.finish()
     return cuts.report() | {
         "seed": arguments.seed,
@@ -245,7 +247,7 @@ def slope(points: list[tuple[float, float]]) -> float:
 def _arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40, help="by SIGKILL")
-    parser.add_argument("--power-cuts", type=int, default=0, help="so many of them, instead of kills")
+    parser.add_argument("--power-cuts", type=int, default=0, help="instead of the kills")
     parser.add_argument("--terms", type=int, default=10, help="by SIGTERM")
     parser.add_argument("--steps", type=int, help="of a run; 600, or 2000 with --memory")
     parser.add_argument("--seed", type=int, default=0)

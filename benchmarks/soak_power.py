@@ -1,4 +1,4 @@
-"""For soak.py: a power cut imitated. What a killed run had not brought to the disk is lost or spoilt.
+"""For soak.py: a power cut imitated. What a killed run had not brought to the disk is lost.
 
 As a program it is the run itself, which notes what it brings to the disk (fsync) in a journal:
 
@@ -70,7 +70,7 @@ def cut(rng: random.Random, roots: Iterable[Path], journal: Path) -> list[str]:
 
 
 def read(journal: Path) -> tuple[dict[int, tuple[int, int]], dict[int, list[str]]]:
-    """(size and time of each file as it was last brought to the disk, names in each folder), by inode."""
+    """(size and time of each file as it was last on the disk, names in each folder), by inode."""
     files, folders = {}, {}
     for line in journal.read_text().splitlines() if journal.exists() else ():
         try:
