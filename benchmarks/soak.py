@@ -1,6 +1,7 @@
 """Does a run survive? Kills a training at random moments, spoils its files, and compares it with an unbroken one.
 
     python benchmarks/soak.py [--kills=40] [--terms=10] [--seed=0] [--folder=DIR] [--output=soak.json]
+    python benchmarks/soak.py --power-cuts=50 [--seed=0] [--folder=DIR] [--output=power.json]
     python benchmarks/soak.py --memory [--steps=2000]
 
 A toy BIEDSNet learns small pictures on the CPU. It is killed (SIGKILL) or asked to go (SIGTERM) at moments drawn from
@@ -9,6 +10,9 @@ another one from nothing, until there were enough kills. Before every other star
 several checkpoints is cut, changed or taken away, a picture is cut or taken away, or the disk is full. Told are the
 kills after which the run went on, the steps done twice, what came of each damage, and whether each finished run has the
 bits of the unbroken one. A full disk is a small tmpfs, which needs root; else a limit on the size of files stands in.
+
+With --power-cuts: so many kills (SIGKILL), each followed by what a power cut may do, see
+soak_power.py. A cut is survived where the next start that gets so far goes on from a good state.
 
 With --memory: the slope of the resident memory of one process that trains, validates and checkpoints all the time, in
 MB per 100 steps after the first quarter.
@@ -46,7 +50,7 @@ def main() -> int:
             report = memory(folder, arguments.steps or 2000)
             good = report["mb_per_100_steps"] < MOST_SLOPE
         else:
-            report = soak(folder, arguments)
+            report = power(folder, arguments) if arguments.power_cuts else soak(folder, arguments)
             good = report["survived"] == report["kills"] and all(report["same_bits"]) and not report["failures"]
     print(json.dumps(report, indent=2))
     if arguments.output:
@@ -70,6 +74,30 @@ def soak(folder: Path, arguments) -> dict:
         "seed": arguments.seed,
         "steps_of_a_run": run.steps,
         "full_disk": disk.how,
+        "seconds": round(time.monotonic() - started),
+    }
+
+
+def power(folder: Path, arguments) -> dict:
+    """The same with kills alone, each followed by the loss of what was not on the disk."""
+    import soak_power  # here, since it needs this module
+
+    rng, started = random.Random(arguments.seed), time.monotonic()
+    run = soak_power.PoweredRun(folder, steps=arguments.steps or 600)
+    soak_run.write_pictures(run.data)
+    seconds = run.unbroken()
+    print(f"from start to first step, unbroken: {seconds:.1f} s", flush=True)
+    (folder / "disk").mkdir()
+    disk = soak_damage.Disk(folder / "disk", False, "a plain folder")
+    cuts = soak_power.PowerCuts(run, rng, disk, seconds)
+    for number in range(arguments.power_cuts):
+        cuts.one("SIGKILL")
+        state = f"{cuts.survived} survived, {len(cuts.failures)} failures"
+        print(f"cut {number + 1} of {arguments.power_cuts}: {state}", flush=True)
+    cuts.finish()
+    return cuts.report() | {
+        "seed": arguments.seed,
+        "steps_of_a_run": run.steps,
         "seconds": round(time.monotonic() - started),
     }
 
@@ -219,6 +247,7 @@ def slope(points: list[tuple[float, float]]) -> float:
 def _arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40, help="by SIGKILL")
+    parser.add_argument("--power-cuts", type=int, default=0, help="instead of the kills")
     parser.add_argument("--terms", type=int, default=10, help="by SIGTERM")
     parser.add_argument("--steps", type=int, help="of a run; 600, or 2000 with --memory")
     parser.add_argument("--seed", type=int, default=0)

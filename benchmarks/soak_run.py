@@ -86,9 +86,13 @@ class Run:
 
     def start(self, workdir: Path, *, file_limit: int | None = None) -> "Started":
         """A process; `file_limit` is the most bytes a file of it may have."""
-        line = [sys.executable, "-m", "biedsnet_jax.main", "--config=configs/folder.py", f"--workdir={workdir}"]
-        line += [f"--config.{name}={value}" for name, value in self.fields.items()]
-        return Started(line, workdir, self.folder, file_limit)
+        return Started(self.command(workdir), workdir, self.folder, file_limit)
+
+    def command(self, workdir: Path) -> list[str]:
+        """The command that trains in `workdir`."""
+        fields = [f"--config.{name}={value}" for name, value in self.fields.items()]
+        line = [sys.executable, "-m", "biedsnet_jax.main", "--config=configs/folder.py"]
+        return [*line, f"--workdir={workdir}", *fields]
 
     def final_bits(self, workdir: Path) -> dict[str, bytes]:
         """Every array of the last checkpoint: parameters, their means, the optimizer's state."""
@@ -175,6 +179,13 @@ def went_from(out: str) -> int | None:
 def last_step(workdir: Path) -> int | None:
     """The last step in metrics.jsonl, None where there is none."""
     path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    steps = [json.loads(line)["step"] for line in lines[-3:] if line.endswith("\n") and line.startswith("{")]
-    return max(steps, default=None)
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return max(filter(None, map(_step, lines[-3:])), default=None)
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a whole line of metrics.jsonl."""
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):  # what a power cut left of it
+        return None

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 
-from biedsnet_jax import checksums
+from biedsnet_jax import checksums, files
 from biedsnet_jax.errors import reason
 from biedsnet_jax.types import BadInput
 
@@ -34,10 +34,16 @@ def score(metrics: dict | None) -> float:
     return float((metrics or {}).get(SCORE, -1.0))
 
 
-def best_undamaged(folder: pathlib.Path) -> tuple[int | None, dict[int, str]]:
-    """(step, what is wrong with better ones); no more of them are looked through than must be."""
+def best_undamaged(
+    folder: pathlib.Path, known: dict[int, str] | None = None
+) -> tuple[int | None, dict[int, str]]:
+    """(step, what is wrong with better ones); no more of them are looked through than must be.
+
+    What is `known` to be wrong with some is not looked for again.
+    """
     there = steps(folder)
     damaged = {step: "metrics unreadable" for step in there if not _has_metrics(folder / str(step))}
+    damaged |= known or {}
     while left := [step for step in there if step not in damaged]:
         step = best_step(folder, left)
         if what := damage(folder / str(step)):
@@ -75,7 +81,10 @@ def writing(path: pathlib.Path):
     try:
         yield
     except OSError as error:
-        raise BadInput(f"cannot write, {reason(error)}, {path}; make room, or give another --workdir") from error
+        what = "Make room there" if files.is_full(error) else "Make it writable"
+        raise BadInput(
+            f"Cannot write to {path}: {reason(error)}. {what}, or give another --workdir."
+        ) from error
 
 
 def _has_metrics(folder):

@@ -13,9 +13,23 @@ NAME = "checksums.json"
 _BLOCK = 2**22  # bytes
 
 
-def write(folder: pathlib.Path) -> None:
-    """Of every file below `folder`."""
-    files.write_text(folder / NAME, json.dumps({name: _sum(folder / name) for name in _names(folder)}) + "\n")
+def write(folder: pathlib.Path, *, leave_out: tuple[str, ...] = ()) -> None:
+    """Bring every file below `folder` to the disk, then write the sums of all but `leave_out`.
+
+    So sums that can be read after a power cut are of files that were whole before it.
+    """
+    names = _names(folder)
+    for name in names:
+        files.sync(folder / name)
+    for path in sorted(path for path in folder.rglob("*") if path.is_dir()):
+        files.sync_folder(path)
+    sums = {name: _sum(folder / name) for name in names if name not in leave_out}
+    files.write_text(folder / NAME, json.dumps(sums) + "\n")
+
+
+def are_there(folder: pathlib.Path) -> bool:
+    """Whether sums were written for the files below `folder`."""
+    return (folder / NAME).is_file()
 
 
 def damage(folder: pathlib.Path) -> str | None:
@@ -40,7 +54,9 @@ def damage(folder: pathlib.Path) -> str | None:
 
 def _names(folder):
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(path.as_posix() for path in paths if not path.name.startswith(NAME))
+    # A write that was killed may have left its own file.
+    own = (NAME, f".partial_{NAME}")
+    return sorted(path.as_posix() for path in paths if not path.name.startswith(own))
 
 
 def _sum(path) -> tuple[int, int]:

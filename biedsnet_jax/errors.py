@@ -28,7 +28,14 @@ class Diverged(RuntimeError):
 
 
 class Preempted(BaseException):
-    """SIGTERM came; the message says how to go on. As KeyboardInterrupt, no `except Exception` takes it for a fault."""
+    """A signal ended the run; the message says how to go on, `code` is the exit code.
+
+    As KeyboardInterrupt, no `except Exception` takes it for a fault.
+    """
+
+    def __init__(self, text: str, code: int = 0):
+        super().__init__(text)
+        self.code = code
 
 
 def exit_code(main: Callable[[], int | None]) -> int:

@@ -210,8 +210,8 @@ def mean_dice(
     mesh: Mesh,
     *,
     counts: pr_curve.Counts | None = None,
-) -> float:
-    """Mean Dice per image and class over slices with truth, for validation; 0 where no slice has any.
+) -> float | None:
+    """Mean Dice per image and class over slices with truth, for validation; None without any.
 
     All slices are added to `counts`.
     """
@@ -223,7 +223,7 @@ def mean_dice(
         if counts:
             counts.add(probability, truth)
         scores += list(2.0 * overlap[present] / total[present])
-    return float(np.mean(scores)) if scores else 0.0
+    return float(np.mean(scores)) if scores else None
 
 
 def init_variables(model, cfg) -> dict:

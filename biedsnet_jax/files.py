@@ -169,6 +169,8 @@ def append_text(path: pathlib.Path, text: str) -> None:
             os.ftruncate(descriptor, before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
+        if not before:  # a new file's name too
+            sync_folder(path.parent)
     finally:
         os.close(descriptor)
 

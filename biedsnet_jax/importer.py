@@ -3,7 +3,6 @@
 Evaluate and predict read it as they read a trained one; training with the same config goes on from it.
 """
 
-import contextlib
 import pathlib
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 
 from biedsnet_jax import (
     checkpoint,
+    checkpoint_folder,
     config,
     evaluate,
     experiment,
@@ -22,7 +22,6 @@ from biedsnet_jax import (
     train_state,
     weight_files,
 )
-from biedsnet_jax.errors import reason
 from biedsnet_jax.types import BadInput
 
 
@@ -37,28 +36,31 @@ def run(cfg, workdir: str, source: str | None) -> None:
         raise BadInput("no weights, nothing, in --input; give a .npz, .safetensors or .pth file")
     if (folder / "config.json").exists():
         raise BadInput(f"workdir in use, {workdir}, in --workdir; give a new folder")
-    with _writing(folder):
+    with checkpoint_folder.writing(folder):
         files.check_writable(folder)
     tensors, mesh = weight_files.read_state(source), parallel.make_mesh()
     variables, start = _variables(cfg, tensors)
     state = jax.device_put(train_state.create(variables, experiment.make_optimizer(cfg)[0]), parallel.replicated(mesh))
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with checkpoint.Checkpoints(folder) as checkpoints:
-            checkpoints.save(state, config=cfg.to_dict())
-            checkpoints.wait(saved=int(state.step))
-        config.save(cfg, folder / "config.json")
+    _write(cfg, folder, state)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     print(f"{cfg.network}: {len(tensors)} tensors, {parameters:,} parameters, {start}, in {workdir}")
 
 
-@contextlib.contextmanager
-def _writing(folder):
-    """Whatever the system says against writing becomes a BadInput that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise BadInput(f"{folder} cannot be written: {reason(error)}. Make room, or give another --workdir.") from error
+def _write(cfg, folder, state):
+    """The workdir; the config comes last, since it makes one of a folder."""
+    with checkpoint_folder.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    # Of a full disk `wait` says all there is to say.
+    with checkpoint.Checkpoints(folder, warn=lambda text: None) as checkpoints:
+        if checkpoints.latest_step() is not None:
+            raise BadInput(
+                f"{folder} holds the checkpoint of an import that was ended before it was done. "
+                "Remove that folder, or give another --workdir."
+            )
+        checkpoints.save(state, config=cfg.to_dict())
+        checkpoints.wait(saved=0)
+        with checkpoint_folder.writing(folder):
+            config.save(cfg, folder / "config.json")
 
 
 def _variables(cfg, tensors):

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from biedsnet_jax import files
 from biedsnet_jax.errors import BadInput, reason, shown
 
 try:
@@ -37,9 +38,9 @@ class Lock:
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
+            what = "Make room there" if files.is_full(error) else "Make it writable"
             raise BadInput(
-                f"Cannot write to {folder}: {reason(error)}. "
-                f"Make it writable or give another {another}."
+                f"Cannot write to {folder}: {reason(error)}. {what} or give another {another}."
             ) from error
         try:
             self.held = self._take()

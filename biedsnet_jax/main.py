@@ -66,15 +66,29 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "of many processes: which
 _QUIET = flags.DEFINE_bool("quiet", False, "show nothing but errors, warnings and the closing word")
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
+# What is said of the next start where Ctrl-C came. Training says it itself once it has begun.
+_NEXT = {
+    "train": "Nothing was trained yet. The same command begins where this one did.",
+    "distill": "Nothing was trained yet. The same command begins where this one did.",
+    "evaluate": "The same command scores all cases again.",
+    "predict": "The same command goes on with the scans that are not done.",
+    "import": "The same command begins again.",
+    "export": "The same command begins again.",
+    "benchmark": "",
+    "report": "The same command begins again.",
+    "serve": "",
+}
+
 _NO_CONFIG = "no config, nothing, in --config; give a file such as --config=configs/phantom.py"
 
 
 def run(argv: list[str]) -> int:
     """Do what a command line asks and return its exit code.
 
-    0: done, or SIGTERM and a checkpoint written. 2: a mistake of the user's. 3: some scans of many could not be
-    segmented. 1: training diverged, or another process of the run is gone. 130: Ctrl-C. All but the first say so on
-    stderr, in one line or, for 3, one a scan.
+    0: done, or SIGTERM and a checkpoint written. 2: a mistake of the user's. 3: some scans of many
+    could not be segmented. 1: training diverged, or another process of the run is gone. 130:
+    Ctrl-C, 129: SIGHUP, training with a checkpoint written. All but the first say so on stderr, in
+    one line or, for 3, one a scan.
     """
     began = time.monotonic()
     try:
@@ -115,12 +129,9 @@ def run(argv: list[str]) -> int:
             raise
         return _failed(str(error), 2 if isinstance(error, BadInput) else 1)
     except KeyboardInterrupt:
-        goes_on = (
-            "" if _MODE.value in ("benchmark", "report", "serve") else "; the same command goes on where it stopped"
-        )
-        return _failed(f"interrupted{goes_on}", 130)
+        return _failed(f"Stopped by Ctrl-C. {_NEXT[_MODE.value]}".rstrip(), 130)
     except Preempted as stop:
-        return _failed(str(stop), 0)
+        return _failed(str(stop), stop.code)
     except Exception as error:
         if _shows_tracebacks(argv) or not _from_package("processes.several")():
             raise

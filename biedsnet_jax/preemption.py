@@ -1,7 +1,14 @@
-"""SIGTERM, by which preemptible machines and schedulers announce the end: finish a step, write a checkpoint, go."""
+"""Signals that announce the end: finish the step, write a checkpoint, go.
+
+SIGTERM comes from preemptible machines and schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal
+that is gone. All three do the same; the exit code tells them apart. A second Ctrl-C quits at once.
+"""
 
 import contextlib
+import os
 import signal
+import stat
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -10,46 +17,95 @@ from jax.experimental import multihost_utils
 
 from biedsnet_jax.errors import Preempted
 
-STOPPED = "stopped by SIGTERM; the same command goes on where it stopped"
+# What they are called, and the exit code: a scheduler's SIGTERM was obeyed, the others were not
+# asked for by whoever waits for the end.
+_SIGNALS = {"SIGTERM": ("SIGTERM", 0), "SIGINT": ("Ctrl-C", 130), "SIGHUP": ("SIGHUP", 129)}
+_BEFORE = "before its first step. The same command begins where this one did."
+_WAIT = b"\nStopping as soon as the work under way allows. Ctrl-C again quits at once.\n"
+_AT_ONCE = (
+    b"\nbiedsnet: Stopped at once by a second Ctrl-C. "
+    b"The same command goes on from the last complete checkpoint, where there is one.\n"
+)
 
 
 class Watch:
-    """Hears SIGTERM while open: in the loop `reached` tells, elsewhere it raises Preempted at once.
+    """Hears the signals while open: in the loop `reached` tells, elsewhere it raises Preempted.
 
-    Over several processes jax hears it, on whichever it comes to first, and chooses a step that none has passed yet,
-    the same on all; outside the loop it then does nothing.
+    Over several processes jax hears SIGTERM, on whichever it comes to first, and chooses a step
+    that none has passed yet, the same on all; SIGINT and SIGHUP become a SIGTERM there until the
+    loop is over. A signal that is ignored when the watch begins, as by nohup, stays ignored.
     """
 
     def __init__(self):
-        self._told = self._looping = False
+        self._heard: str | None = None
+        self._looping = self._over = False
         self._alone = not jax.distributed.is_initialized()
-        self._before = None
+        self._where = _BEFORE
+        self._before = {}
 
     def __enter__(self):
-        if self._alone and threading.current_thread() is threading.main_thread():  # others may not set signals
-            self._before = signal.signal(signal.SIGTERM, self._hear)
+        if threading.current_thread() is not threading.main_thread():  # others may not set signals
+            return self
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            mine = self._alone or name != "SIGTERM"
+            if number and mine and signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *exception):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def loop(self) -> Iterator[None]:
-        """While the loop runs, which asks `reached`."""
+    def loop(self, after: str) -> Iterator[None]:
+        """While the loop runs, which asks `reached`; `after` says how the run stands then."""
         self._looping = True
         try:
             yield
         finally:
-            self._looping = False
-        if self._told:  # too late for the last step to stop the loop
-            raise Preempted(STOPPED)
+            self._looping, self._over, self._where = False, True, after
+        if self._heard:  # too late for the last step to stop the loop
+            raise self.stopped(after)
 
     def reached(self, step: int) -> bool:
         """Whether to stop after `step`, which is done; to be asked after every step."""
-        return self._told if self._alone else multihost_utils.reached_preemption_sync_point(step)
+        if self._alone:
+            return self._heard is not None
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def stopped(self, where: str) -> Preempted:
+        """What to raise where a signal stopped the run; `where` says at what and how to go on."""
+        name, code = _SIGNALS[self._heard or "SIGTERM"]
+        return Preempted(f"Stopped by {name} {where}", code)
 
     def _hear(self, number, frame):
-        self._told = True
-        if not self._looping:
-            raise Preempted(STOPPED)
+        name = signal.Signals(number).name
+        if name == "SIGHUP":
+            _leave_terminal()
+        if name == self._heard == "SIGINT":
+            _tell(_AT_ONCE)
+            os._exit(_SIGNALS[name][1])
+        self._heard = self._heard or name
+        if name == "SIGINT" and sys.stderr.isatty():
+            _tell(_WAIT)
+        if not self._alone and not self._over:
+            signal.raise_signal(signal.SIGTERM)  # for jax, which tells the other processes
+        elif not self._looping:
+            raise self.stopped(self._where)
+
+
+def _tell(text: bytes) -> None:
+    """Write past Python's streams, in which the signal may have come."""
+    with contextlib.suppress(OSError):
+        os.write(2, text)
+
+
+def _leave_terminal() -> None:
+    """Write to nowhere from here on where the terminal is gone: to write there is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)

@@ -1,5 +1,6 @@
 """How far a loop is: a bar that renews itself on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -29,8 +30,7 @@ class Progress:
             self.values |= values
             self.bar.show(done, self._numbers(done, self.values))
         elif plain and not self.quiet:
-            sys.stderr.write(f"{self.what} {self._numbers(done, values)}\n")  # at once: Ctrl-C may come in between
-            sys.stderr.flush()
+            _write(f"{self.what} {self._numbers(done, values)}\n")
         if not self.updated:
             self.began, self.start, self.updated = now, done, True
 
@@ -52,15 +52,16 @@ class Progress:
     def warn(self, text: str) -> None:
         """A line that stays, with --quiet too."""
         if self.bar:
-            self.bar.note(text)
+            with contextlib.suppress(OSError):  # as in `_write`
+                self.bar.note(text)
             return
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        _write(text + "\n")
 
     def close(self) -> None:
         """End the bar."""
         if self.bar:
-            self.bar.close()
+            with contextlib.suppress(OSError):  # as in `_write`
+                self.bar.close()
 
     def _numbers(self, done, values):
         rate = (done - self.start) / max(time.monotonic() - self.began, 1e-9)
@@ -68,6 +69,13 @@ class Progress:
         numbers = "".join(f"  {name} {value:.4g}" for name, value in values.items())
         eta = "?" if togo == float("inf") else f"{int(togo) // 60}:{int(togo) % 60:02d}"
         return f"{done}/{self.total}  {rate:.3g}/s  ETA {eta}{numbers}"
+
+
+def _write(text):
+    """At once: Ctrl-C may come in between. A terminal that is gone ends no training."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _bar(what, total, start):

@@ -17,7 +17,7 @@ from biedsnet_jax import board, files, pr_curve, processes
 from biedsnet_jax.errors import reason
 from biedsnet_jax.types import BadInput
 
-_BRING_BACK = "bring it back, the same command goes on from its last checkpoint"
+_GOES_ON = "the same command then goes on from its last checkpoint"
 
 
 class RunLog:
@@ -28,7 +28,10 @@ class RunLog:
         self._folder_is = files.identity(workdir)
         if not processes.is_first():
             return
-        _drop_after(self._lines, step)
+        try:
+            _drop_after(self._lines, step)
+        except OSError as error:
+            self._lost(step, error)
         if tensorboard:
             self._board = self._open_board(workdir / board.FOLDER, step)
 
@@ -45,7 +48,9 @@ class RunLog:
         if not processes.is_first():
             return
         if files.identity(self._lines.parent) != self._folder_is:
-            raise BadInput(f"folder gone, at step {step}, {self._lines.parent}; {_BRING_BACK}")
+            raise BadInput(
+                f"The folder {self._lines.parent} is gone, at step {step}. Bring it back; {_GOES_ON}."
+            )
         try:
             files.append_json_line(self._lines, {"step": step, "time": round(time.time(), 3), **scalars})
         except OSError as error:
@@ -82,7 +87,8 @@ class RunLog:
         except OSError as error:
             if not files.is_full(error):
                 raise BadInput(
-                    f"cannot write, {reason(error)}, {folder}; make it a folder that can be written, or take it away"
+                    f"Cannot write to {folder}: {reason(error)}. "
+                    "Make it a folder that can be written, or take it away."
                 ) from error
             self._lost(step, error)
             return None
@@ -95,7 +101,9 @@ class RunLog:
 
     def _lost(self, step, error):
         if not files.is_full(error):
-            raise BadInput(f"cannot write, {reason(error)}, {self._lines}; {_BRING_BACK}") from error
+            raise BadInput(
+                f"Cannot write to {self._lines}: {reason(error)}. Make it writable; {_GOES_ON}."
+            ) from error
         if not self._warned:
             processes.say(f"warning: disk full, logs of step {step} lost, {self._lines.parent}; training goes on")
         self._warned, self._board = True, None  # what follows a cut record could not be read
@@ -117,10 +125,11 @@ def _drop_after(path, step):
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    # By lines of bytes: what a power cut leaves is no text, and other line ends stand in no line.
+    for line in path.read_bytes().split(b"\n"):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # the end of a line that a kill cut short
-    files.write_text(path, "".join(line + "\n" for line in kept))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue  # the end of a line that a kill cut short, or what a power cut left of it
+    files.write_bytes(path, b"".join(line + b"\n" for line in kept))

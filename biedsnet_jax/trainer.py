@@ -13,6 +13,8 @@ import numpy as np
 
 from biedsnet_jax import (
     checkpoint,
+    checkpoint_folder,
+    class_presence,
     config,
     console,
     distillation,
@@ -30,18 +32,22 @@ from biedsnet_jax import (
     validation,
 )
 from biedsnet_jax.data import pipeline
-from biedsnet_jax.errors import Diverged, Preempted
+from biedsnet_jax.errors import Diverged, reason
+from biedsnet_jax.lock import Lock
 from biedsnet_jax.types import BadInput
 
 
 def train(cfg, workdir: str) -> dict | None:
     """Train as `cfg` says, going on where `workdir` stands, then score the test split; returns its results.
 
-    Of several processes the first returns them. Raises Preempted where SIGTERM ended it.
+    Of several processes the first returns them. Raises Preempted where a signal ended it.
     """
-    fitted = fit(cfg, workdir)
-    variables = fitted.state.ema_variables
-    return evaluate.evaluate(cfg, fitted.workdir, fitted.model, variables, fitted.data, fitted.mesh, step=fitted.step)
+    with contextlib.ExitStack() as held:
+        fitted = _fit(cfg, workdir, held)
+        variables = fitted.state.ema_variables
+        return evaluate.evaluate(
+            cfg, fitted.workdir, fitted.model, variables, fitted.data, fitted.mesh, step=fitted.step
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,12 @@ class Fitted:
 
 def fit(cfg, workdir: str) -> Fitted:
     """`train` without the test, which no search for settings should see."""
+    with contextlib.ExitStack() as held:
+        return _fit(cfg, workdir, held)
+
+
+def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
+    """Train; `held` gets what the test needs too: the watch for signals, the workdir's lock."""
     # Data: everything that can be wrong with it is said here, before anything is written or compiled.
     config.check(cfg)
     config.check_slices_alone(cfg)
@@ -81,20 +93,25 @@ def fit(cfg, workdir: str) -> Fitted:
 
     # State: fresh, or the last complete checkpoint's. Traced before anything is written.
     teacher = _restore_teacher(cfg, fresh.out_info, mesh)
+    watch, lock = held.enter_context(preemption.Watch()), None
     if processes.is_first():
-        _make_folder(workdir)
-        config.save(cfg, workdir / "config.json")
-    options = {"keep_latest": cfg.checkpoint.keep_latest, "keep_best": cfg.checkpoint.keep_best}
+        lock = held.enter_context(_hold(workdir))
+        # Once more, since only now nobody else writes there.
+        config.check_same_run(cfg, workdir)
+        with checkpoint_folder.writing(workdir):
+            config.save(cfg, workdir / "config.json")
+    keep = cfg.checkpoint
     with (
-        preemption.Watch() as watch,
-        checkpoint.Checkpoints(workdir, **options) as checkpoints,
+        checkpoint.Checkpoints(
+            workdir, keep_latest=keep.keep_latest, keep_best=keep.keep_best, lock=lock
+        ) as checkpoints,
         futures.ThreadPoolExecutor(1) as beside,
     ):
         compiling = beside.submit(lambda: update.lower().compile())  # while the state is made or read
         state = _start(fresh, checkpoints, mesh, teacher)
         start = int(state.step)
         if processes.is_first():
-            _announce(data, state, start, mesh)
+            _announce(cfg, data, state, start, mesh)
 
         # Loop.
         with run_log.RunLog(workdir, step=start, tensorboard=cfg.log.tensorboard) as log:
@@ -103,9 +120,11 @@ def fit(cfg, workdir: str) -> Fitted:
             others = () if teacher is None else ({"teacher": teacher},)
             compiled = _result(compiling)
             loop = _Loop(cfg, data, mesh, compiled, schedule, checkpoints, log, validated, watch, others)
-            state = loop.run(state, start)
+            last = f"after step {cfg.train.steps}; its checkpoint is written."
+            with watch.loop(f"{last} The same command tests it."):
+                state = loop.run(state, start)
+                checkpoints.wait(saved=int(state.step))
 
-        checkpoints.wait(saved=int(state.step))
         best = checkpoints.best_step()
         if best != int(state.step):
             state = checkpoints.restore(best, state, mesh)
@@ -132,11 +151,16 @@ def _trace_update(cfg, update, state):
     return update.trace(state, {"image": image, "mask": mask}, jax.eval_shape(jax.random.key, 0), *others)
 
 
-def _make_folder(workdir):
+def _hold(workdir) -> Lock:
+    """The lock of a workdir, which is made where there is none."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        files.sync_folder(workdir.parent)
     except OSError as error:
-        raise BadInput(f"cannot make the folder, {error.strerror}, {workdir}; give another --workdir") from error
+        raise BadInput(
+            f"Cannot make the folder {workdir}: {reason(error)}. Give another --workdir."
+        ) from error
+    return Lock(workdir)
 
 
 def _restore_teacher(cfg, like, mesh):
@@ -179,7 +203,7 @@ def _result(compiling):
     return compiling.result()
 
 
-def _announce(data, state, start, mesh):
+def _announce(cfg, data, state, start, mesh):
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     counts = ", ".join(f"{s} {len(getattr(data, s))} slices of {len(data.cases(s))} cases" for s in experiment.SPLITS)
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
@@ -188,6 +212,9 @@ def _announce(data, state, start, mesh):
     console.tell(f"{parameters:,} parameters, {mesh.size} x {device}{hosts}; {counts}", sys.stdout)
     if start:
         console.tell(f"going on from step {start}", sys.stdout)
+    if cfg.data.verify:  # every file was read before, so that a few more are no burden
+        for warning in class_presence.warnings(data, cfg.data.classes):
+            processes.say(f"warning: {warning}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +236,6 @@ class _Loop:
         cfg, key, quiet = self.cfg, jax.random.key(self.cfg.seed), not processes.is_first()
         pending, since = [], time.monotonic()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.watch.loop())
             bar = progress.Progress("train", cfg.train.steps, start=start, quiet=quiet)
             stack.enter_context(contextlib.closing(bar))
             batches = stack.enter_context(contextlib.closing(self._batches(start)))
@@ -229,14 +255,17 @@ class _Loop:
                 if cfg.eval.every and (step % cfg.eval.every == 0 or last):
                     val_dice = self.validation.run(step, state, self.log)
                     if not quiet:
-                        bar.note(f"step {step}  validation Dice {val_dice:.4f}", {"Dice": val_dice})
+                        self.validation.tell(bar, step, val_dice)
                     since = time.monotonic()
                 stop = self.watch.reached(step)
                 if val_dice is not None or step % cfg.checkpoint.every == 0 or last or stop:
                     self.checkpoints.save(state, config=cfg.to_dict(), val_dice=val_dice)
                 if stop:
                     self.checkpoints.wait(saved=step)
-                    raise Preempted(f"{preemption.STOPPED}, the checkpoint of step {step} is written")
+                    raise self.watch.stopped(
+                        f"at step {step}; its checkpoint is written. "
+                        "The same command goes on there."
+                    )
         return state
 
     def _batches(self, start):

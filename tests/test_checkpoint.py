@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,7 @@ import pytest
 from refusals import refused
 
 from biedsnet_jax import checkpoint, parallel, train_state
+from biedsnet_jax.lock import Lock
 from biedsnet_jax.types import BadInput
 
 CONFIG = {"network": "toy", "train": {"steps": 3}}
@@ -272,3 +277,233 @@ def test_no_complete_checkpoint_is_bad_input_and_makes_no_folder(tmp_path, mesh)
     with pytest.raises(BadInput, match=r"no complete checkpoint, in .*/run/checkpoints; train first"):
         checkpoint.restore_variables(tmp_path / "run", state(0, mesh), mesh)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- without checksums ---------------------------------------------------------------------------
+
+
+def large(step: int, mesh) -> train_state.TrainState:
+    """A state of random bits, which compression leaves as they are: the files hold their bytes."""
+    rng = np.random.default_rng(step)
+
+    def drawn():
+        return jnp.asarray(rng.integers(0, 2**32, 4096, np.uint32))
+
+    made = train_state.create({"params": {"kernel": drawn()}, "batch_stats": {}}, optax.trace(0.9))
+    trace, ema = jax.tree.map(lambda _: drawn(), made.opt_state), {"kernel": drawn()}
+    made = dataclasses.replace(made, step=jnp.int32(step), ema_params=ema, opt_state=trace)
+    return jax.device_put(made, parallel.replicated(mesh))
+
+
+def save_large(workdir, mesh, dice: dict[int, float | None]) -> None:
+    with checkpoint.Checkpoints(workdir, keep_latest=2) as checkpoints:
+        for step, value in dice.items():
+            checkpoints.save(large(step, mesh), config=CONFIG, val_dice=value)
+
+
+def change_byte(folder, array) -> None:
+    """Turn a bit of an array's own bytes, which no index of Orbax's covers."""
+    part = np.asarray(array).reshape(-1)[100:108].tobytes()
+    (path,) = [path for path in folder.rglob("*") if path.is_file() and part in path.read_bytes()]
+    data = bytearray(path.read_bytes())
+    data[data.index(part) + 2] ^= 16
+    path.write_bytes(data)
+
+
+def arrays(state: train_state.TrainState) -> dict:
+    trace = jax.tree.leaves(state.opt_state)[0]
+    return {"params": state.params, "ema": state.ema_params, "optimizer": trace}
+
+
+@pytest.mark.parametrize("which", ["params", "ema", "optimizer"])
+def test_a_changed_byte_never_comes_back_as_other_numbers(tmp_path, mesh, which):
+    save_large(tmp_path, mesh, {4: None, 8: None})
+    folder = tmp_path / "checkpoints" / "8"
+    (folder / "checksums.json").unlink()
+    change_byte(folder, jax.tree.leaves(arrays(large(8, mesh))[which])[0])
+    said = []
+    with checkpoint.Checkpoints(tmp_path, keep_latest=2, warn=said.append) as checkpoints:
+        found = checkpoints.restore_latest(large(0, mesh), mesh)
+    assert bits(found) == bits(large(4, mesh))
+    (line,) = said
+    assert "checkpoint of step 8, checksums.json missing and " in line
+    assert "changed" in line and "now step 4" in line
+    assert steps(tmp_path) == [4]
+
+
+def test_a_checkpoint_that_lost_its_checksums_gets_them_once_it_is_read_whole(tmp_path, mesh):
+    save_large(tmp_path, mesh, {4: None})
+    sums = tmp_path / "checkpoints" / "4" / "checksums.json"
+    before = json.loads(sums.read_text())
+    sums.unlink()
+    said = []
+    with checkpoint.Checkpoints(tmp_path, warn=said.append) as checkpoints:
+        assert bits(checkpoints.restore_latest(large(0, mesh), mesh)) == bits(large(4, mesh))
+    after = json.loads(sums.read_text())
+    assert before.items() <= after.items() and said == []
+    change_byte(sums.parent, large(4, mesh).params["kernel"])
+    with checkpoint.Checkpoints(tmp_path, warn=said.append) as checkpoints:
+        assert checkpoints.restore_latest(large(0, mesh), mesh) is None
+    assert "damaged checkpoint of step 4" in said[0] and "changed" in said[0]
+
+
+def of_an_earlier_version(folder) -> None:
+    """No sums of either kind, as before they were written."""
+    (folder / "checksums.json").unlink()
+    about = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+    assert about["custom_metadata"].pop("array_sums")
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(about))
+
+
+def test_an_earlier_versions_checkpoint_is_used_and_that_is_said_once(tmp_path, mesh, capsys):
+    save_large(tmp_path, mesh, {4: 0.5})
+    of_an_earlier_version(tmp_path / "checkpoints" / "4")
+    variables, step = checkpoint.restore_variables(tmp_path, large(0, mesh), mesh)
+    assert step == 4 and bits(variables["params"]) == bits(large(4, mesh).ema_params)
+    assert capsys.readouterr().err.count("is of an earlier version, without checksums") == 1
+    said = []
+    for _ in range(2):
+        with checkpoint.Checkpoints(tmp_path, warn=said.append) as checkpoints:
+            assert bits(checkpoints.restore_latest(large(0, mesh), mesh)) == bits(large(4, mesh))
+    (line,) = said
+    assert "step 4" in line and "earlier version" in line
+
+
+def test_evaluation_passes_over_one_that_is_not_what_was_saved(tmp_path, mesh, capsys):
+    save_large(tmp_path, mesh, {4: 0.9, 8: 0.1})
+    folder = tmp_path / "checkpoints" / "4"
+    (folder / "checksums.json").unlink()
+    # It lost its sums alone.
+    assert checkpoint.restore_variables(tmp_path, large(0, mesh), mesh)[1] == 4
+    change_byte(folder, large(4, mesh).ema_params["kernel"])
+    variables, step = checkpoint.restore_variables(tmp_path, large(0, mesh), mesh)
+    assert step == 8 and bits(variables["params"]) == bits(large(8, mesh).ema_params)
+    said = capsys.readouterr().err
+    assert "damaged checkpoint of step 4" in said and "step 8 is used" in said
+
+
+def test_a_single_step_that_is_asked_for_is_refused_where_it_is_not_what_was_saved(tmp_path, mesh):
+    save_large(tmp_path, mesh, {4: None})
+    folder = tmp_path / "checkpoints" / "4"
+    (folder / "checksums.json").unlink()
+    change_byte(folder, large(4, mesh).params["kernel"])
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        like = large(0, mesh)
+        refused(lambda: checkpoints.restore(4, like, mesh), "step 4 is not what was saved", folder)
+        refused(lambda: checkpoints.restore_latest(like, mesh), "no checkpoint can be read, step 4")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_CHECKPOINT_METADATA", "commit_success.txt", "meta/metadata", ".partial_checksums.json"],
+)
+@pytest.mark.parametrize("content", [b"", b"\0" * 400, b"\xff{"])
+def test_files_that_hold_no_arrays_may_be_spoilt(tmp_path, mesh, name, content):
+    """Either the step comes back as it was, or the one before it with a warning."""
+    save_large(tmp_path, mesh, {4: None, 8: None})
+    (tmp_path / "checkpoints" / "8" / name).write_bytes(content)
+    said = []
+    with checkpoint.Checkpoints(tmp_path, keep_latest=2, warn=said.append) as checkpoints:
+        found = checkpoints.restore_latest(large(0, mesh), mesh)
+    assert bits(found) == bits(large(4 if said else 8, mesh))
+    assert len(said) == (name == "meta/metadata")
+
+
+# --- kills and power cuts in a save --------------------------------------------------------------
+
+DIE = """
+import dataclasses, os, sys
+import jax.numpy as jnp, optax
+from biedsnet_jax import checkpoint, checksums, train_state
+
+workdir, moment = sys.argv[1:]
+made = train_state.create({"params": {"w": jnp.arange(64.0)}, "batch_stats": {}}, optax.identity())
+with checkpoint.Checkpoints(workdir, keep_latest=2) as checkpoints:
+    checkpoints.save(dataclasses.replace(made, step=jnp.int32(1)), config={})
+    checkpoints.wait(saved=1)
+    write = checksums.write
+
+    def die_before_sums(folder, **options):
+        os._exit(9)
+
+    def die_after_sums(folder, **options):
+        write(folder, **options)
+        os._exit(9)
+
+    def die_after_commit(folder):
+        os._exit(9)
+
+    if moment == "commit":
+        checkpoint.files.sync_folder = lambda folder: os._exit(9) if folder.name == "2" else None
+    else:
+        checksums.write = {"before": die_before_sums, "after": die_after_sums}[moment]
+    checkpoints.save(dataclasses.replace(made, step=jnp.int32(2)), config={})
+    checkpoints.wait(saved=2)
+"""
+
+
+@pytest.mark.parametrize(("moment", "latest"), [("before", 1), ("after", 1), ("commit", 2)])
+def test_a_kill_at_any_moment_leaves_no_step_without_checksums(tmp_path, mesh, moment, latest):
+    root = Path(__file__).resolve().parents[1]
+    line = [sys.executable, "-c", DIE, tmp_path / "run", moment]
+    assert subprocess.run(line, cwd=root, env=os.environ | {"JAX_PLATFORMS": "cpu"}).returncode == 9
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        assert "tmp" in folder.name or (folder / "checksums.json").is_file()
+    made = train_state.create({"params": {"w": jnp.zeros(64)}, "batch_stats": {}}, optax.identity())
+    said = []
+    with checkpoint.Checkpoints(tmp_path / "run", keep_latest=2, warn=said.append) as checkpoints:
+        found = checkpoints.restore_latest(jax.device_put(made, parallel.replicated(mesh)), mesh)
+    assert int(found.step) == latest and said == []
+    assert found.params["w"].tolist() == list(range(64))
+
+
+def test_every_file_is_on_the_disk_before_its_step_has_its_name(tmp_path, mesh, monkeypatch):
+    """And its folder before an older step is removed."""
+    synced, order, fsync = {}, [], os.fsync
+
+    def note(descriptor):
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        synced[status.st_ino] = (status.st_mtime_ns, status.st_size)
+        order.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(os, "fsync", note)
+    save_large(tmp_path, mesh, {4: None})
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(found) > 5
+    for path in found:
+        status = path.stat()
+        assert synced[status.st_ino] == (status.st_mtime_ns, status.st_size), path
+    last = max(number for number, (_, path) in enumerate(order) if path.startswith(str(folder)))
+    assert ("fsync", str(folder.parent)) in order[last:]
+
+
+# --- two writers ---------------------------------------------------------------------------------
+
+
+def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path, mesh):
+    with checkpoint.Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        checkpoints.save(state(2, mesh), config=CONFIG)
+        holder = f"process {os.getpid()}"
+        refused(lambda: checkpoint.Checkpoints(tmp_path), tmp_path, holder, "--workdir")
+        checkpoints.wait(saved=2)
+        assert checkpoint.restore_variables(tmp_path, state(0, mesh), mesh)[1] == 2  # readers may
+    save_all(tmp_path, mesh, {4: None}, keep_latest=2)
+    assert steps(tmp_path) == [2, 4]
+
+
+def test_a_lock_that_the_caller_holds_serves_and_stays(tmp_path, mesh):
+    with Lock(tmp_path) as lock:
+        with checkpoint.Checkpoints(tmp_path, lock=lock) as checkpoints:
+            checkpoints.save(state(2, mesh), config=CONFIG)
+        assert lock.held
+        refused(lambda: checkpoint.Checkpoints(tmp_path), tmp_path)
+    assert steps(tmp_path) == [2]
+
+
+def test_what_goes_wrong_at_the_start_frees_the_lock(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    refused(lambda: checkpoint.Checkpoints(tmp_path), tmp_path / "checkpoints")
+    with Lock(tmp_path) as lock:
+        assert lock.held

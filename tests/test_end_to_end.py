@@ -144,7 +144,12 @@ def test_ctrl_c_is_one_line_and_exit_code_130(broken):
     code, err = broken["interrupted"]
     assert code == 130 and "Traceback" not in err
     *progress, last = err.splitlines()
-    assert last.startswith("biedsnet: interrupted") and not any("biedsnet:" in line for line in progress)
+    step = broken["stopped at"][0]
+    assert last == (
+        f"biedsnet: Stopped by Ctrl-C at step {step}; its checkpoint is written. "
+        "The same command goes on there."
+    )
+    assert not any("biedsnet:" in line for line in progress)
 
 
 def test_the_run_was_really_broken_twice(broken):
@@ -176,7 +181,7 @@ def test_nothing_of_the_broken_saves_is_left(broken, unbroken):
     names = {path.name for path in (broken["workdir"] / "checkpoints").iterdir()}
     assert names == {path.name for path in (unbroken[0] / "checkpoints").iterdir()} and str(STEPS) in names
     assert {path.name for path in broken["workdir"].iterdir()} == {
-        "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
+        ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
         "results.json", "tensorboard",
     }  # fmt: skip
 
@@ -322,7 +327,7 @@ def test_sigterm_in_the_loop_writes_a_checkpoint_of_the_step_it_came_in(tmp_path
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(run_log.RunLog, "write", write_then_terminate)
-    with pytest.raises(Preempted, match=r"the same command goes on .* the checkpoint of step 5 is written"):
+    with pytest.raises(Preempted, match=r"SIGTERM at step 5; its checkpoint .* goes on there"):
         trainer.train(toy(phantom.get_config(), data__phantom__n_cases=3, **fields), str(tmp_path / "run"))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name == "5"]
     assert not (tmp_path / "run" / "results.json").exists()

@@ -101,11 +101,11 @@ def test_mean_dice_is_over_the_slices_with_truth(above):
     assert (found == 0.0) == (above == 9.0)
 
 
-def test_mean_dice_without_any_truth_is_zero():
+def test_mean_dice_without_any_truth_is_undefined():
     mesh, cfg = parallel.make_mesh(), config(**{"eval.batch_size": 8, "data.phantom.empty_fraction": 1.0})
     data = experiment.open_data(cfg)
     predict = evaluate.make_predict(Bright(), mesh, ensemble=1, fusion="mean", seed=0)
-    assert evaluate.mean_dice(cfg, predict, {"above": jnp.float32(0)}, data, data.val, mesh) == 0.0
+    assert evaluate.mean_dice(cfg, predict, {"above": jnp.float32(0)}, data, data.val, mesh) is None
 
 
 def scored(cfg, workdir, monkeypatch, model=None, mesh=None):

@@ -1,6 +1,7 @@
 """Mode import: weights of another program become a workdir that the other modes read."""
 
 import pathlib
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from refusals import refused
 
 from biedsnet_jax import (
     checkpoint,
@@ -20,6 +22,7 @@ from biedsnet_jax import (
     pretrained,
     train_state,
 )
+from biedsnet_jax.lock import Lock
 from biedsnet_jax.types import BadInput
 from configs import folder, phantom
 
@@ -115,6 +118,52 @@ def test_a_workdir_in_use_is_kept(weights, cfg, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BadInput, match="workdir in use"):
         importer.run(cfg, str(tmp_path), str(weights))
+
+
+def other_weights(weights, path):
+    with np.load(weights) as file:
+        np.savez(path, **{name: 2 * file[name] for name in file.files})
+    return path
+
+
+def test_what_a_killed_import_left_is_not_taken_for_the_weights_of_another(weights, cfg, tmp_path):
+    importer.run(cfg, str(tmp_path / "run"), str(weights))
+    (tmp_path / "run" / "config.json").unlink()  # it comes last
+    other = other_weights(weights, tmp_path / "other.npz")
+    refused(
+        lambda: importer.run(cfg, str(tmp_path / "run"), str(other)),
+        tmp_path / "run",
+        "ended before it was done",
+        "--workdir",
+    )
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_workdir_that_somebody_else_writes_is_refused(weights, cfg, tmp_path):
+    with Lock(tmp_path):
+        refused(lambda: importer.run(cfg, str(tmp_path), str(weights)), tmp_path, "is in use by")
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("place", ["/sys/kernel", "/sys/kernel/run", "/dev/null/run"])
+def test_a_place_that_cannot_be_written_is_refused(weights, cfg, place):
+    refused(lambda: importer.run(cfg, place, str(weights)), place, "--workdir")
+
+
+def test_a_disk_that_is_full_leaves_no_workdir(weights, cfg, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    try:
+        refused(
+            lambda: importer.run(cfg, str(tmp_path / "run"), str(weights)),
+            "checkpoint of step 0 not saved",
+            tmp_path / "run",
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "run" / "config.json").exists()
+    importer.run(cfg, str(tmp_path / "run"), str(weights))
+    assert (tmp_path / "run" / "config.json").exists()
 
 
 def test_imagenet_layouts_are_told_from_a_networks_own():

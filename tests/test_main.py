@@ -126,13 +126,20 @@ def test_debug_shows_the_traceback(command):
         command(PHANTOM, "--config.nonsense=1", "--debug")
 
 
+BEFORE = (
+    "Stopped by Ctrl-C. Nothing was trained yet. The same command begins where this one did."
+)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
         (Diverged("loss not finite"), 1, "biedsnet: loss not finite\n"),
         (BadInput("a, b; c"), 2, "biedsnet: a, b; c\n"),
-        (KeyboardInterrupt(), 130, "biedsnet: interrupted; the same command goes on where it stopped\n"),
-        (Preempted("stopped by SIGTERM; go on"), 0, "biedsnet: stopped by SIGTERM; go on\n"),
+        (KeyboardInterrupt(), 130, f"biedsnet: {BEFORE}\n"),
+        (Preempted("Stopped by SIGTERM. Go on."), 0, "biedsnet: Stopped by SIGTERM. Go on.\n"),
+        (Preempted("Stopped by Ctrl-C at 3.", 130), 130, "biedsnet: Stopped by Ctrl-C at 3.\n"),
+        (Preempted("Stopped by SIGHUP at 3.", 129), 129, "biedsnet: Stopped by SIGHUP at 3.\n"),
     ],
 )
 def test_how_a_mode_that_stops_ends(command, monkeypatch, error, code, says):
@@ -295,7 +302,7 @@ def test_a_config_json_without_a_section(refused, tmp_path):
 
 def test_a_workdir_that_cannot_be_made(refused, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    refused(PHANTOM, says=["cannot make the folder", f"{tmp_path}/file/run"], workdir=tmp_path / "file" / "run")
+    refused(PHANTOM, says=["Cannot make the folder", f"{tmp_path}/file/run"], workdir=tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize(

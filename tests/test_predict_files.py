@@ -397,7 +397,8 @@ def test_ctrl_c_is_one_line_and_whole_files(predict, tmp_path, monkeypatch, wher
         finally:
             signal.signal(signal.SIGINT, before)
     assert code == 130
-    assert err.splitlines()[-1] == "biedsnet: interrupted; the same command goes on where it stopped"
+    said = "biedsnet: Stopped by Ctrl-C. The same command goes on with the scans that are not done."
+    assert err.splitlines()[-1] == said
     assert not list(output.rglob(".partial*"))
     for path in output.glob("*.nii.gz"):
         nifti.read(path)

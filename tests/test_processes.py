@@ -174,7 +174,7 @@ def test_a_checkpoint_of_any_layout_restores_bit_for_bit_in_another(root, target
 
 def test_only_the_first_process_writes(root):
     assert {path.name for path in (root / "2x2").iterdir()} == {
-        "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
+        ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
         "results.json", "rows_0.json", "rows_1.json",
     }  # fmt: skip
     said = json.loads((root / "said.json").read_text())
@@ -184,9 +184,10 @@ def test_only_the_first_process_writes(root):
 def test_sigterm_on_one_stops_all_at_one_step_with_its_checkpoint(root):
     said = json.loads((root / "said.json").read_text())
     (first,), (second,) = [[line for line in text.splitlines() if line.startswith("PREEMPTED")] for text in said]
-    assert first == second and "the same command goes on" in first
+    assert first == second and "The same command goes on there" in first
     step = max(int(path.name) for path in (root / "stopped" / "checkpoints").iterdir())
-    assert f"the checkpoint of step {step} is written" in first and 2 <= step < 400
+    assert f"Stopped by SIGTERM at step {step}; its checkpoint is written" in first
+    assert 2 <= step < 400
 
 
 def test_processes_share_scans_and_leave_what_one_leaves(root):

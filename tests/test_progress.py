@@ -1,6 +1,8 @@
 """Progress on a clock and a terminal made up here."""
 
+import errno
 import io
+import sys
 
 import pytest
 from terminals import screen
@@ -86,3 +88,41 @@ def test_nothing_done_has_no_time_to_go(monkeypatch, clock):
     monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
     progress.Progress("train", 9, start=3).update(3, {}, plain=True)
     assert progress.sys.stderr.getvalue() == "train 3/9  0/s  ETA ?\n"
+
+
+class Gone(io.StringIO):
+    """A terminal that nobody looks at any more: to write to it is an error."""
+
+    def __init__(self, terminal: bool):
+        super().__init__()
+        self.terminal, self.gone = terminal, False
+
+    def isatty(self):
+        return self.terminal
+
+    def write(self, text):
+        if self.gone:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+    def flush(self):
+        if self.gone:
+            raise OSError(errno.EIO, "Input/output error")
+
+
+# The thread of rich that renews the bar ends; nobody would see it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_that_is_gone_ends_nothing(monkeypatch, terminal):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Gone(terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    bar = progress.Progress("train", 10)
+    bar.update(1, {"loss": 1.0}, plain=True)
+    stream.gone = True
+    bar.update(2, {"loss": 1.0}, plain=True)
+    bar.note("step 2", {"Dice": 0.5})
+    bar.warn("something")
+    bar.close()
+    stream.gone = False
+    assert "2/10" not in stream.getvalue() or terminal

@@ -77,6 +77,35 @@ def test_going_on_drops_what_came_after_the_checkpoint_and_the_line_cut_by_a_kil
     assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:3] == kept  # as they were, time included
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"\0" * 4096,
+        b"\xff\xfe\x80garbage\n",
+        b'{"step": 2, "lo' + b"\0" * 50 + b"\n",
+        b'{"step": [1]}\n{"step": "1"}\nnull\n[]\n',
+        b"[" * 100_000 + b"\n",
+        b'{"step": 1, "name": "a\xe2\x80\xa8b"}\n',
+    ],
+)
+def test_what_a_power_cut_leaves_of_a_line_is_dropped_and_the_rest_stays(tmp_path, tail):
+    write(tmp_path, (1, 2))
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    write(tmp_path, (3,), start=2)
+    found = path.read_bytes()
+    assert found.startswith(whole)
+    # A whole line stays, whatever character stands in it.
+    steps = [1, 2, 1, 3] if tail.endswith(b'b"}\n') else [1, 2, 3]
+    assert [json.loads(line)["step"] for line in found.split(b"\n")[:-1]] == steps
+
+
+def test_lines_that_cannot_be_sorted_at_the_start_are_said(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    refused(lambda: write(tmp_path, [1]), tmp_path / "metrics.jsonl", "Is a directory")
+
+
 def test_lines_of_the_checkpoints_own_step_stay(tmp_path):
     with RunLog(tmp_path, step=0, tensorboard=False) as log:
         log.write(2, {"loss": 0.5})
@@ -124,9 +153,9 @@ def test_a_folder_that_vanishes_is_an_error(tmp_path):
     with RunLog(folder, step=0, tensorboard=True) as log:
         log.write(1, {"loss": 1.0})
         folder.rename(tmp_path / "elsewhere")
-        refused(lambda: log.write(2, {"loss": 1.0}), "folder gone, at step 2", str(folder))
+        refused(lambda: log.write(2, {"loss": 1.0}), "is gone, at step 2", str(folder))
         folder.mkdir()  # another one in its place
-        refused(lambda: log.write(3, {"loss": 1.0}), "folder gone, at step 3", str(folder))
+        refused(lambda: log.write(3, {"loss": 1.0}), "is gone, at step 3", str(folder))
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------------------------
@@ -172,7 +201,7 @@ def test_without_tensorboard_a_panel_is_nothing(tmp_path):
 
 def test_a_file_where_the_folder_of_curves_would_be_is_refused(tmp_path):
     (tmp_path / "tensorboard").write_text("")
-    refused(lambda: write(tmp_path, [1], tensorboard=True), tmp_path / "tensorboard", "cannot write, File exists")
+    refused(lambda: write(tmp_path, [1], tensorboard=True), tmp_path / "tensorboard", "File exists")
 
 
 def test_a_disk_that_is_full_at_the_start_costs_the_curves_and_not_the_run(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
-"""The soak's own parts, and one kill of a toy run."""
+"""The soak's own parts, and one kill of a toy run; power cuts, and a few of them."""
 
+import json
+import os
 import random
 import signal
 import sys
@@ -13,7 +15,10 @@ sys.path.append(str(BENCHMARKS))
 
 import soak  # noqa: E402
 import soak_damage  # noqa: E402
+import soak_power  # noqa: E402
 import soak_run  # noqa: E402
+
+from biedsnet_jax import files  # noqa: E402
 
 PARAMETERS = "1,234 parameters, 1 x cpu; train 9 slices of 3 cases"
 
@@ -137,3 +142,71 @@ def test_a_toy_run_that_is_killed_ends_in_the_same_bits(tmp_path):
     again = run.start(tmp_path / "run").end(None, None)
     assert again.finished and again.before >= 6 and again.from_step >= 0
     assert run.final_bits(tmp_path / "run") == run.final_bits(tmp_path / "whole")
+
+
+# --- power cuts -----------------------------------------------------------------------------------
+
+
+def test_what_was_brought_to_the_disk_is_safe_and_nothing_else(tmp_path, monkeypatch):
+    journal, folder = tmp_path / "journal", tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setattr(os, "fsync", os.fsync)  # put back after the test
+    soak_power.note_fsync(journal)
+    for name in ("safe", "written again", "appended", "never"):
+        (folder / name).write_text(name)
+        if name != "never":
+            files.sync(folder / name)
+    files.sync_folder(folder)
+    files.write_text(folder / "whole", "whole")
+    (folder / "late").write_text("late")
+    (folder / "written again").write_text("otherwise")
+    with (folder / "appended").open("a") as file:
+        file.write("more")
+    files_there, folders = soak_power.read(journal)
+    safe = {path.name for path in folder.iterdir() if soak_power.is_safe(path, files_there)}
+    assert safe == {"safe", "whole"}
+    assert [path.name for path in soak_power.unsafe_names(folder, folders)] == ["late"]
+
+
+def test_a_cut_changes_what_is_not_safe_and_no_more(tmp_path):
+    journal = tmp_path / "journal"
+    safe, unsafe = tmp_path / "run" / "safe", tmp_path / "run" / "unsafe"
+    ends, gone = set(), 0
+    for seed in range(40):
+        safe.parent.mkdir(exist_ok=True)
+        for path in (safe, unsafe):
+            path.write_bytes(bytes(range(1, 101)))
+        status = safe.stat()
+        entry = {"inode": status.st_ino, "size": 100, "time": status.st_mtime_ns}
+        names = {"inode": safe.parent.stat().st_ino, "names": ["safe"]}
+        journal.write_text(json.dumps(entry) + "\n" + json.dumps(names) + '\n{"inode": 1')
+        soak_power.cut(random.Random(seed), [tmp_path / "run"], journal)
+        assert safe.read_bytes() == bytes(range(1, 101))
+        if not unsafe.exists():
+            gone += 1
+            continue
+        data = unsafe.read_bytes()
+        kept = data.rstrip(b"\0")
+        assert kept == bytes(range(1, 101))[: len(kept)] and len(data) in (len(kept), 100)
+        ends.add("zeroed" if len(data) > len(kept) else "cut" if len(data) < 100 else "spared")
+    assert ends == {"zeroed", "cut", "spared"} and 5 < gone < 35
+
+
+def test_a_few_power_cuts_end_in_the_same_bits(tmp_path):
+    more = {"eval.every": 20, "checkpoint.every": 3, "log.tensorboard": True}
+    run = soak_power.PoweredRun(tmp_path, steps=40, more=more)
+    soak_run.write_pictures(run.data)
+    assert run.start(tmp_path / "whole").end(None, None).finished
+    run.expected = run.final_bits(tmp_path / "whole")
+    (tmp_path / "disk").mkdir()
+    disk = soak_damage.Disk(tmp_path / "disk", False, "a plain folder")
+    cuts = soak_power.PowerCuts(run, random.Random(1), disk, 0.0)
+    for steps in (4, 9):
+        spoilt = cuts._spoil()
+        ended = run.start(cuts.workdir).end(soak_run.Moment(0.0, new_steps=steps), "SIGKILL")
+        cuts._judge(ended, spoilt)
+        cuts.signals.append("SIGKILL")
+        cuts.waiting += 1
+    cuts.finish()
+    report = cuts.report()
+    assert not report["failures"] and report["survived"] == 2 and report["same_bits"] == [True]
