@@ -17,18 +17,21 @@ from biedsnet_jax import (
     console,
     distillation,
     evaluate,
+    evaluations,
     experiment,
     parallel,
     preemption,
     processes,
     progress,
     run_log,
+    run_split,
+    scored_cases,
     segmenter,
     train_state,
     train_step,
     validation,
 )
-from biedsnet_jax.data import pipeline
+from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import Diverged, Preempted
 from biedsnet_jax.types import BadInput
 
@@ -39,8 +42,10 @@ def train(cfg, workdir: str) -> dict | None:
     Of several processes the first returns them. Raises Preempted where SIGTERM ended it.
     """
     fitted = fit(cfg, workdir)
-    variables = fitted.state.ema_variables
-    return evaluate.evaluate(cfg, fitted.workdir, fitted.model, variables, fitted.data, fitted.mesh, step=fitted.step)
+    variables, scope = fitted.state.ema_variables, scored_cases.of_training(fitted.workdir)
+    return evaluate.evaluate(
+        cfg, fitted.workdir, fitted.model, variables, fitted.data, fitted.mesh, step=fitted.step, scope=scope
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +73,7 @@ def fit(cfg, workdir: str) -> Fitted:
     )
     parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
     with processes.first_alone("data"):
-        data = experiment.open_data(cfg)
+        data = run_split.open_training(cfg, workdir)
 
     # Segmenter and update.
     model = distillation.build(cfg)
@@ -82,7 +87,8 @@ def fit(cfg, workdir: str) -> Fitted:
     teacher = _restore_teacher(cfg, fresh.out_info, mesh)
     if processes.is_first():
         _make_folder(workdir)
-        config.save(cfg, workdir / "config.json")
+        run_split.write(cfg, workdir, data)
+        config.save(evaluations.config_of_run(cfg, workdir), workdir / "config.json")
     options = {"keep_latest": cfg.checkpoint.keep_latest, "keep_best": cfg.checkpoint.keep_best}
     with (
         preemption.Watch() as watch,
@@ -185,6 +191,8 @@ def _announce(data, state, start, mesh):
     hosts += f", fsdp {mesh.shape['fsdp']}" if mesh.shape["fsdp"] > 1 else ""
     device = mesh.devices.flat[0].device_kind
     console.tell(f"{parameters:,} parameters, {mesh.size} x {device}{hosts}; {counts}", sys.stdout)
+    if passed := walk.summary(data.source.facts.passed):
+        console.tell(f"{passed}; {walk.RECORD} in the workdir lists them", sys.stdout)
     if start:
         console.tell(f"going on from step {start}", sys.stdout)
 

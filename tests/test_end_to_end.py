@@ -176,8 +176,8 @@ def test_nothing_of_the_broken_saves_is_left(broken, unbroken):
     names = {path.name for path in (broken["workdir"] / "checkpoints").iterdir()}
     assert names == {path.name for path in (unbroken[0] / "checkpoints").iterdir()} and str(STEPS) in names
     assert {path.name for path in broken["workdir"].iterdir()} == {
-        "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
-        "results.json", "tensorboard",
+        ".evaluate.lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md",
+        "report_data.npz", "results.json", "split.json", "tensorboard",
     }  # fmt: skip
 
 
@@ -273,8 +273,14 @@ def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     # No probability is above 1, so with this threshold every mask is empty.
     other = finish([*line, "--config.sampler.steps=1", "--config.eval.batch_size=4", "--config.threshold=1.0"])
     assert other.returncode == 0, other.stderr
-    r = results(workdir)
-    assert (r["sampler"]["steps"], r["threshold"]) == (1, 1.0)
+    name = "sampler.steps=1,threshold=1.0"
+    r = results(workdir / "evaluations" / name)
+    assert other.stdout.endswith(f"{workdir}/evaluations/{name}/results.json has the rest\n")
+    assert (r["sampler"]["steps"], r["threshold"], r["evaluation"]) == (1, 1.0, name)
+    assert r["differs"] == {"sampler.steps": [3, 1], "threshold": [0.5, 1.0]}
+    assert results(workdir)["evaluations"] == {name: {"data": None, "cases": 2, "dice": 0.0}}
+    own = scores(workdir) | {"evaluations": {}}
+    assert own == scores(unbroken[0])
     assert r["n_missed"] == r["n_images"] - r["n_empty"] > 0
     assert r["standard"]["dice"]["mean"] == r["standard"]["recall"]["pooled"] == 0.0
     assert r["standard"]["hd"]["mean"] == pytest.approx(15 * 2**0.5)  # the diagonal, as far as two pixels lie apart
