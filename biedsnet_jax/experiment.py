@@ -28,7 +28,8 @@ class Data:
 
     def cases(self, split: str) -> list[str]:
         """The cases of a split, sorted."""
-        return sorted({self.source.cases[i] for i in getattr(self, split)})
+        of_slices = self.source.cases
+        return sorted({of_slices[i] for i in getattr(self, split)})
 
 
 def open_data(config) -> Data:

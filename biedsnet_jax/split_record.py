@@ -89,9 +89,8 @@ def load(workdir: Path) -> SplitRecord | None:
     """The record of a run; None where an earlier version started it. Raises BadInput for a damaged one."""
     path = workdir / NAME
     try:
-        fields = json.loads(path.read_text())
-        fields["left_out"] = tuple(fields.get("left_out", ()))
-        record = SplitRecord(**fields)
+        fields = {"left_out": (), **json.loads(path.read_text())}
+        record = SplitRecord(**fields | {"left_out": tuple(fields["left_out"])})
         names = [name for side in SIDES for name in record.sides[side]]
         sound = all(isinstance(name, str) for name in names) and len(names) == len(set(names))
         sound = sound and all(isinstance(name, str) for name in record.left_out)

@@ -259,7 +259,7 @@ def test_tensorboard_was_written(unbroken):
 def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     workdir = tmp_path / "copy"
     shutil.copytree(unbroken[0], workdir)
-    for name in ("results.json", "cases.csv", "report_data.npz", "report.html", "report.md"):
+    for name in ("results.json", "cases.csv", "report_data.npz", "report.html", "report.md", ".evaluate.lock"):
         (workdir / name).unlink()
     (line_of_hparams,) = (workdir / "tensorboard").glob("*.test")
     line_of_hparams.unlink()
@@ -369,6 +369,15 @@ def test_a_users_folder_trains_and_its_best_checkpoint_is_scored(tmp_path, monke
     trained = scores(workdir)
     evaluate.run(config.load(workdir), str(workdir))
     assert scores(workdir) == trained
+    split = json.loads((workdir / "split.json").read_text())
+    assert split["root"] == str(tmp_path / "scans") == trained["data"]
+    assert split["sides"] == {side: list(cfg.split[side]) for side in ("train", "val", "test")}
+
+    # The same command with another setting scores again, beside what the run has.
+    cfg.threshold = 0.75
+    assert trainer.train(cfg, str(workdir))["evaluation"] == "threshold=0.75"
+    assert scores(workdir) | {"evaluations": {}} == trained and config.load(workdir).threshold == 0.5
+    assert results(workdir / "evaluations" / "threshold=0.75")["threshold"] == 0.75
 
 
 def test_a_file_that_breaks_while_training_is_still_named(tmp_path):
