@@ -172,7 +172,7 @@ def _save(cfg, workdir, scope, data, results, rows, lesion_rows, recorded):
     differs = dict(scope.differs)
     if (workdir / "config.json").exists():
         differs |= evaluations.differences(config.load(workdir), cfg)
-    folder, passed = evaluations.place(workdir, differs, data.root), data.source.facts.passed
+    folder, passed = evaluations.place(workdir, differs), data.source.facts.passed
     results |= {
         "data": data.root or None,
         "evaluation": folder.name if differs else None,

@@ -60,7 +60,7 @@ def config_of_run(cfg: ConfigDict, workdir: Path) -> ConfigDict:
     return kept
 
 
-def place(workdir: Path, differs: Mapping[str, list], root: str) -> Path:
+def place(workdir: Path, differs: Mapping[str, list]) -> Path:
     """The folder of an evaluation that differs in this from the run's own, else the workdir.
 
     The same evaluation again has the same folder, another one of the same name gets a number.
@@ -70,7 +70,7 @@ def place(workdir: Path, differs: Mapping[str, list], root: str) -> Path:
     name = folder_name(differs)
     for number in itertools.count(1):
         folder = workdir / EVALUATIONS / (name if number == 1 else f"{name}_{number}")
-        if not os.path.lexists(folder) or _is_same(folder, differs, root):
+        if not os.path.lexists(folder) or _is_same(folder, differs):
             return folder
     raise AssertionError("unreachable")
 
@@ -97,7 +97,7 @@ def _plain(value):
     return str(value)
 
 
-def _is_same(folder, differs, root):
+def _is_same(folder, differs):
     """Whether a folder has, or was begun for, the same evaluation."""
     if not (folder / RESULTS).exists():
         return folder.is_dir()
@@ -106,7 +106,7 @@ def _is_same(folder, differs, root):
         return False
     asked = {name: here for name, (_, here) in differs.items()}
     there = {name: pair[-1] for name, pair in before["differs"].items()}
-    return before.get("data") == (root or None) and there == json.loads(json.dumps(asked))
+    return there == json.loads(json.dumps(asked))
 
 
 def folder_of(workdir: Path, results: Mapping[str, Any]) -> Path:

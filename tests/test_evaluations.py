@@ -61,16 +61,14 @@ def finished(folder, differs, root, **fields):
 def test_the_same_again_has_the_same_place_and_another_of_its_name_a_number(tmp_path):
     first, second, third = ({"data.root": ["/ours", f"/{n}/theirs"]} for n in "abc")
     place = functools.partial(evaluations.place, tmp_path)
-    assert place({}, "/ours") == tmp_path
-    assert place(first, "/a/theirs") == tmp_path / EVALUATIONS / "theirs"
+    assert place({}) == tmp_path
+    assert place(first) == tmp_path / EVALUATIONS / "theirs"
     finished(tmp_path / EVALUATIONS / "theirs", first, "/a/theirs")
-    assert place(second, "/b/theirs").name == "theirs_2"
+    assert place(second).name == "theirs_2"
     finished(tmp_path / EVALUATIONS / "theirs_2", second, "/b/theirs")
-    assert [place(d, f"/{n}/theirs").name for n, d in zip("abc", (first, second, third))] == [
-        "theirs", "theirs_2", "theirs_3",
-    ]  # fmt: skip
+    assert [place(one).name for one in (first, second, third)] == ["theirs", "theirs_2", "theirs_3"]
     # Where the run's own data lay before does not matter.
-    assert place({"data.root": ["/moved", "/b/theirs"]}, "/b/theirs").name == "theirs_2"
+    assert place({"data.root": ["/moved", "/b/theirs"]}).name == "theirs_2"
 
 
 @pytest.mark.parametrize("there", ["a file", "damaged", "no fields", "a dangling link", "begun"])
@@ -85,7 +83,7 @@ def test_what_is_no_evaluation_of_the_same_is_left_alone(tmp_path, there):
         path.mkdir()
     if there in ("damaged", "no fields"):
         (path / "results.json").write_text("{" if there == "damaged" else "[]")
-    found = evaluations.place(tmp_path, {"data.root": ["/a", "/theirs"]}, "/theirs")
+    found = evaluations.place(tmp_path, {"data.root": ["/a", "/theirs"]})
     assert found.name == ("theirs" if there == "begun" else "theirs_2")
 
 
