@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import kept_rows
 
-from biedsnet_jax import config, evaluate, experiment, files, metrics, models, parallel, progress, tables, trainer
+from biedsnet_jax import config, evaluate, files, metrics, models, parallel, progress, run_split, tables, trainer
 from biedsnet_jax import main as command_line
 from biedsnet_jax.errors import BadInput, exit_code
 
@@ -96,7 +96,7 @@ class Bench:
     """A trained workdir and its validation slices; rows measured before are not measured again."""
 
     def __init__(self, cfg, workdir: Path, images: int):
-        self.cfg, self.path, self.data = cfg, workdir / FILE, experiment.open_data(cfg)
+        self.cfg, self.path, self.data = cfg, workdir / FILE, run_split.open_training(cfg, workdir)
         self.model, self.variables, step, self.mesh = evaluate.open_model(cfg, workdir)
         val = self.data.val
         most = min(images or len(val), len(val))

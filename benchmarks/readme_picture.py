@@ -3,7 +3,8 @@
     python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom
     python -m biedsnet_jax.main --mode=evaluate --workdir=runs/phantom --config.sampler.steps=5 \
         --config.sampler.ensemble=9
-    python benchmarks/readme_picture.py --workdir=runs/phantom --output=docs/prediction.png [--rows=3]
+    python benchmarks/readme_picture.py --workdir=runs/phantom/evaluations/sampler.steps=5,sampler.ensemble=9 \
+        --output=docs/prediction.png [--rows=3]
 
 Draws what evaluation keeps for its report, `report_data.npz`. The phantom's slices are made up: no patient is in it. It
 has a dark ground of its own, to be read on light and dark pages.
@@ -106,7 +107,7 @@ def main() -> None:
 
 def _arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="a run that was evaluated")
+    parser.add_argument("--workdir", required=True, help="a run that was tested, or the folder of an evaluation")
     parser.add_argument("--output", required=True, help="the PNG file")
     parser.add_argument(
         "--rows", type=int, choices=[1, 2, 3], default=3, help="slices: the worst, the median, the best"

@@ -1,8 +1,9 @@
 """What a network must beat: the best intensity threshold, and the best band, over the same split and size.
 
     python benchmarks/threshold_baseline.py --config=configs/phantom.py
-    python benchmarks/threshold_baseline.py --config=configs/covid.py:cpu --config.data.root=DIR
+    python benchmarks/threshold_baseline.py --config=configs/covid.py:cpu --config.data.root=DIR [--workdir=DIR]
 
+With the workdir of a run its split is the one that the run has recorded, whatever was added to the data since.
 Chosen on the training slices by mean Dice per image, scored on the test slices. Predicting nothing scores 0.
 """
 
@@ -10,22 +11,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from absl import app
+from absl import app, flags
 from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from biedsnet_jax import config, experiment
+from biedsnet_jax import config, experiment, run_split
 from biedsnet_jax.data import pipeline
 
 _CONFIG = config_flags.DEFINE_config_file("config")
+_WORKDIR = flags.DEFINE_string("workdir", None, "a run of this config, whose split is taken")
 LEVELS = 33
 
 
 def main(_) -> None:
     cfg = _CONFIG.value
     config.check(cfg)
-    data = experiment.open_data(cfg)
+    workdir = _WORKDIR.value
+    data = run_split.open_training(cfg, Path(workdir)) if workdir else experiment.open_data(cfg)
     train, test = _slices(cfg, data, data.train[::4]), _slices(cfg, data, data.test)
     levels = np.quantile(np.concatenate([image.ravel() for image, _ in train]), np.linspace(0, 1, LEVELS))
     bands = [(low, high) for low in levels for high in levels if high > low]

@@ -17,8 +17,10 @@ SCORES = {
     "precision": "precision",
 }
 
+_FEW = 3  # names in a line
 
-def tested(results: dict, workdir: str, *, seconds: float) -> None:
+
+def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> None:
     """The scores of a test split, as results.json has them, after `seconds` of the whole command."""
     if not _on_terminal():
         _print_tested(results, workdir)
@@ -32,6 +34,7 @@ def tested(results: dict, workdir: str, *, seconds: float) -> None:
     without = false_lesions.of_results(results)
     facts = {"without lesion": "\n".join(without)} if without else {}
     facts |= {"lesions": _lesions(results)} if "lesions" in results else {}
+    facts |= _beside(results)
     facts |= {"time": f"{_clock(seconds)}, {results['seconds_per_image']:.3f} s an image to predict"}
     facts |= {"scores": f"{workdir}/results.json, slice by slice in cases.csv"}
     facts |= {"report": f"{workdir}/report.html"}
@@ -73,7 +76,24 @@ def _print_tested(results, workdir):
         print(sentence)
     if "lesions" in results:
         print(f"lesions: {_lesions(results)}")
+    for name, text in _beside(results).items():
+        print(f"{name}: {text}")
     print(f"{workdir}/results.json has the rest")
+
+
+def _beside(results) -> dict[str, str]:
+    """What a reader must know of the cases that were scored, by a word for it."""
+    facts = {}
+    if trained_on := results.get("trained_on"):
+        names = ", ".join(f"{case} ({side})" for case, side in list(trained_on.items())[:_FEW])
+        more = f" and {len(trained_on) - _FEW} more" if len(trained_on) > _FEW else ""
+        facts["not unseen"] = (
+            f"the model was trained or validated on {len(trained_on)} of these "
+            f"{results['n_cases']} cases: {names}{more}"
+        )
+    if passed := results.get("passed_over"):
+        facts["data"] = f"{passed}; passed_over.csv lists them"
+    return facts
 
 
 def _what(results):

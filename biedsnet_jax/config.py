@@ -38,7 +38,8 @@ FREE = (
     "threshold",
 )
 # Fields that a student has from its teacher.
-SHARED = ("network", "method", "diffusion.", "data.channels", "data.context", "data.classes")  # "networks." too
+# "network" stands for "networks." too. With another split it would be tested on what its teacher was trained on.
+SHARED = ("network", "method", "diffusion.", "data.channels", "data.context", "data.classes", "split.")
 
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:
@@ -104,10 +105,10 @@ def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     check_trained(config, workdir)
 
 
-def check_trained(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Raise BadInput when `workdir` holds no run, or not this config's."""
+def check_trained(config: ConfigDict, workdir: pathlib.Path, *, free: tuple[str, ...] = ()) -> None:
+    """Raise BadInput when `workdir` holds no run, or not this config's; fields of FREE and of `free` may differ."""
     for name, there, here in _differences(workdir, config):
-        if not name.startswith(FREE):
+        if not name.startswith((*FREE, *free)):
             raise BadInput(
                 f"workdir of another config, {shown(name)} is {there!r} there and {here!r} here, {workdir}; "
                 "use another --workdir, or the config it was started with"

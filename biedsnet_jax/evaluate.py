@@ -1,12 +1,15 @@
 """One pass over a split: probabilities, masks, scores; `results.json`, `cases.csv` and, if asked for, `lesions.csv`.
 
-After it the pictures of a few slices, and the report of all that.
+After it the pictures of a few slices, and the report of all that. An evaluation that is not the run's own goes into a
+folder of its own, see `evaluations`.
 """
 
 import contextlib
 import functools
+import json
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -18,11 +21,14 @@ from jax.sharding import Mesh
 from biedsnet_jax import (
     checkpoint,
     config,
+    console,
     csv_text,
+    evaluations,
     experiment,
     files,
     hyperparameters,
     lesions,
+    lock,
     macs,
     metrics,
     models,
@@ -34,32 +40,63 @@ from biedsnet_jax import (
     report,
     report_charts,
     report_data,
+    scored_cases,
     segmenter,
     train_state,
 )
-from biedsnet_jax.data import pipeline
+from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import reason
 from biedsnet_jax.fusion import FUSIONS
+from biedsnet_jax.results import EVALUATIONS
 from biedsnet_jax.types import BadInput
 
 Predict = Callable[[dict, jax.Array, jax.Array], jax.Array]
+# Fields of a run that an evaluation may change, beside those that anyone may.
+FREE = ("split.test", "data.name")
 
 
 def run(cfg, workdir: str) -> dict | None:
-    """Mode evaluate: score the best checkpoint of `workdir` on the test split; returns what results.json holds."""
+    """Mode evaluate: score the best checkpoint of `workdir`; returns what results.json holds.
+
+    On the run's own data that is the test split, or the cases that split.test names; on others all cases, or those.
+    """
     workdir = pathlib.Path(workdir)
     config.check_slices_alone(cfg)
-    model, variables, step, mesh = open_model(cfg, workdir)
-    with processes.first_alone("data"):
-        data = experiment.open_data(cfg)
-    return evaluate(cfg, workdir, model, variables, data, mesh, step=step)
+    model, variables, step, mesh = open_model(cfg, workdir, free=FREE)
+    with _alone(workdir):
+        with processes.first_alone("data"):
+            data, scope = scored_cases.open_data(cfg, workdir)
+        passed = walk.summary(data.source.facts.passed)
+        if passed and processes.is_first():
+            console.tell(passed, sys.stdout)
+        return _evaluate(cfg, workdir, model, variables, data, mesh, step=step, scope=scope)
 
 
-def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, step: int) -> dict | None:
-    """Score `variables` on the test split and write the files.
+def evaluate(
+    cfg,
+    workdir: pathlib.Path,
+    model,
+    variables,
+    data,
+    mesh: Mesh,
+    *,
+    step: int,
+    scope: scored_cases.Scope | None = None,
+) -> dict | None:
+    """Score `variables` on the test side of `data`, by default the run's own, and write the files.
 
     Of several processes all predict; the first scores and writes, the others wait and return None.
     """
+    with _alone(workdir):
+        return _evaluate(cfg, workdir, model, variables, data, mesh, step=step, scope=scope or scored_cases.Scope())
+
+
+def _alone(workdir):
+    """Held while the first process evaluates, so that no two write the same files."""
+    return lock.Lock(workdir, name=evaluations.LOCK) if processes.is_first() else contextlib.nullcontext()
+
+
+def _evaluate(cfg, workdir, model, variables, data, mesh, *, step, scope):
     predict = make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
     clock = Clock()
     rows, lesion_rows, tally = [], [], report_data.Tally(cfg.data.classes, cfg.threshold)
@@ -81,6 +118,14 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     if not first:
         processes.barrier("evaluated")
         return None
+    results = _results(cfg, model, variables, data, mesh, scope, tally, rows, lesion_rows, clock, step=step)
+    results = _save(cfg, workdir, scope, data, results, rows, lesion_rows, recorded)
+    processes.barrier("evaluated")
+    return results
+
+
+def _results(cfg, model, variables, data, mesh, scope, tally, rows, lesion_rows, clock, *, step):
+    """What results.json says of the scores."""
     results = {
         "row": cfg.row or cfg.network,
         "network": cfg.network,
@@ -89,7 +134,7 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
         "gmacs_per_image": macs.prediction_gmacs(
             model, variables, experiment.image_shape(cfg), ensemble=cfg.sampler.ensemble
         ),
-        "dataset": cfg.data.name,
+        "dataset": scope.dataset or cfg.data.name,
         "split": "test",
         "cases": data.cases("test"),
         "fold": [cfg.split.fold, cfg.split.folds] if cfg.split.folds else None,
@@ -110,8 +155,6 @@ def evaluate(cfg, workdir: pathlib.Path, model, variables, data, mesh: Mesh, *, 
     }
     if cfg.eval.lesions:
         results["lesions"] = {"least_overlap": cfg.eval.lesion_overlap} | lesions.summarise(lesion_rows)
-    _save(cfg, workdir, results, rows, lesion_rows, recorded)
-    processes.barrier("evaluated")
     return results
 
 
@@ -120,37 +163,64 @@ def _dice_so_far(dice):
     return {"Dice": sum(known) / len(known)} if known else {}
 
 
-def _save(cfg, workdir, results, rows, lesion_rows, recorded):
-    """All that an evaluation leaves. Raises BadInput where it cannot be written."""
+def _save(cfg, workdir, scope, data, results, rows, lesion_rows, recorded):
+    """Write all that an evaluation leaves; returns what results.json holds.
+
+    Raises BadInput where it cannot be written.
+    """
+    differs = dict(scope.differs)
+    if (workdir / "config.json").exists():
+        differs |= evaluations.differences(config.load(workdir), cfg)
+    folder, passed = evaluations.place(workdir, differs), data.source.facts.passed
+    results |= {
+        "data": data.root or None,
+        "evaluation": folder.name if differs else None,
+        "differs": differs,
+        "trained_on": scope.trained_on,
+        "passed_over": walk.summary(passed),
+    }
+    if not differs:
+        results[EVALUATIONS] = evaluations.index(workdir)
+    # Tuples are lists in the file.
+    results = json.loads(json.dumps(results))
     try:
-        _write(workdir, results, rows, lesion_rows, recorded)
-        if cfg.log.tensorboard:
+        folder.mkdir(parents=True, exist_ok=True)
+        walk.write_record(folder, passed)
+        _write(folder, results, rows, lesion_rows, recorded)
+        if differs:
+            evaluations.update_index(workdir)
+        elif cfg.log.tensorboard:
             hyperparameters.record(cfg, workdir, results)
     except OSError as error:
         raise BadInput(
-            f"cannot write, {reason(error)}, {workdir}; make room or let it be written, --mode=evaluate scores again"
+            f"cannot write, {reason(error)}, {folder}; make room or let it be written, --mode=evaluate scores again"
         ) from error
+    return results
 
 
-def _write(workdir, results, rows, lesion_rows, recorded):
+def _write(folder, results, rows, lesion_rows, recorded):
     """The files of an evaluation, and the report of them."""
-    files.write_text(workdir / "cases.csv", csv_text.write(rows, list(rows[0])))
+    files.write_text(folder / "cases.csv", csv_text.write(rows, list(rows[0])))
     if "lesions" in results:
-        files.write_text(workdir / "lesions.csv", csv_text.write(lesion_rows, lesions.COLUMNS))
+        files.write_text(folder / "lesions.csv", csv_text.write(lesion_rows, lesions.COLUMNS))
     else:
-        (workdir / "lesions.csv").unlink(missing_ok=True)  # of an earlier evaluation
-    report_data.save(workdir, recorded)
-    files.write_json(workdir / "results.json", results)
-    report.write(workdir)
+        (folder / "lesions.csv").unlink(missing_ok=True)  # of an earlier evaluation
+    report_data.save(folder, recorded)
+    files.write_json(folder / "results.json", results)
+    report.write(folder)
 
 
-def open_model(cfg, workdir: pathlib.Path) -> tuple[segmenter.Segmenter, dict, int, Mesh]:
+def open_model(
+    cfg, workdir: pathlib.Path, *, free: tuple[str, ...] = ()
+) -> tuple[segmenter.Segmenter, dict, int, Mesh]:
     """What `workdir` has learnt: segmenter, EMA variables of the best checkpoint, its step, and the mesh they lie on.
+
+    `free` are fields that may differ from the run's, beside those that always may.
 
     Raises BadInput where the config cannot be, or the workdir holds no run, or not this config's.
     """
     config.check(cfg)
-    config.check_trained(cfg, workdir)
+    config.check_trained(cfg, workdir, free=free)
     mesh = parallel.make_mesh(fsdp=cfg.parallel.fsdp)
     parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
     model = models.build(cfg)

@@ -1,11 +1,13 @@
 """From a checked config to what several modes start with: data split by case, and the optimizer."""
 
 import dataclasses
+import os
 import pathlib
+import sys
 
 import optax
 
-from biedsnet_jax import console, files, train_step
+from biedsnet_jax import console, files, processes, train_step
 from biedsnet_jax.data import sources, splits, transforms
 from biedsnet_jax.data.nifti_folder import NiftiFolder
 from biedsnet_jax.data.phantom import Phantom
@@ -22,17 +24,52 @@ class Data:
     train: list[int]
     val: list[int]
     test: list[int]
+    root: str = ""  # the folder that is read, absolute; empty where none is
 
     def cases(self, split: str) -> list[str]:
         """The cases of a split, sorted."""
-        return sorted({self.source.cases[i] for i in getattr(self, split)})
+        of_slices = self.source.cases
+        return sorted({of_slices[i] for i in getattr(self, split)})
 
 
 def open_data(config) -> Data:
-    """The source a config names, split by case; with `data.verify`, every file has been read once."""
+    """The source a config names, its cases dealt to the sides of a new split.
+
+    Data of a workdir are opened by `run_split`, on the split that its run was started with.
+    """
+    return deal(config, open_source(config))
+
+
+def open_source(config) -> sources.Source:
+    """The source a config names; with `data.verify`, every file has been read once.
+
+    What the source warns of is printed by the first process.
+    """
     source = _SOURCES[config.data.source](config)
-    indices = _split(source.cases, config.split, source.facts.sides)
-    return Data(sources.Cached(source) if config.data.cache else source, **indices)
+    for note in source.facts.notes:
+        warn(note)
+    return sources.Cached(source) if config.data.cache else source
+
+
+def deal(config, source: sources.Source) -> Data:
+    """The source's cases on the sides that the config asks for."""
+    return Data(source, **_split(source.cases, config.split, source.facts.sides), root=data_root(config))
+
+
+def data_root(config) -> str:
+    """The folder that a config's data are read from, absolute; empty where none is."""
+    folder = config.data.root
+    if config.data.source == "phantom":
+        folder = None
+    elif config.data.source == "tfds":
+        folder = folder or config.data.tfds.data_dir
+    return os.path.abspath(files.expanded(folder)) if folder else ""
+
+
+def warn(text: str) -> None:
+    """A line about the data on stderr, of the first process alone."""
+    if processes.is_first():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def image_shape(config) -> tuple[int, int, int]:

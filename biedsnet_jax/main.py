@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pathlib
 import re
 import runpy
 import shlex
@@ -121,7 +122,8 @@ def run(argv: list[str]) -> int:
             distilled = (_OUTPUT.value,) if _MODE.value == "distill" else ()
             results = mode(_CONFIG.value, _WORKDIR.value, *distilled)
             if results:  # the first of several processes has them
-                folder = distilled[0] if distilled else _WORKDIR.value
+                folder = pathlib.Path(distilled[0] if distilled else _WORKDIR.value)
+                folder = _from_package("evaluations.folder_of")(folder, results)
                 _from_package("closing.tested")(results, folder, seconds=time.monotonic() - began)
         return 0
     except (BadInput, Diverged) as error:

@@ -116,7 +116,8 @@ def _own_channels(cfg, image):
 
 
 def _counts(data, split):
-    names, counts = np.unique([data.source.cases[i] for i in getattr(data, split)], return_counts=True)
+    cases = data.source.cases
+    names, counts = np.unique([cases[i] for i in getattr(data, split)], return_counts=True)
     return {str(name): int(count) for name, count in zip(names, counts)}
 
 

@@ -82,6 +82,7 @@ def _facts(one):
         "Workdir": str(one.run.workdir),
         "Network": f"{fields['network']}, {fields['parameters']:,} parameters",
         "Data set": f"{fields['dataset']}, {fields.get('size', '?')} pixels a side",
+        "Evaluation": _difference(fields),
         "Cases in train, val, test": ", ".join(map(str, split.values())) or f"{len(_counts(one.run))} in test",
         "Test slices": f"{fields['n_images']}, masks without truth {fields['n_empty']}",
         "Trained": f"{fields.get('train_steps', '?')} steps of {fields.get('batch_size', '?')} images",
@@ -94,6 +95,17 @@ def _facts(one):
         "Device of the evaluation": f"{fields.get('device', '?')}, {fields['seconds_per_image']:.3g} s an image",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or _NOT_RECORDED,
     }
+
+
+def _difference(fields):
+    """What an evaluation was of, where it is not of the run's own test."""
+    said = []
+    for name, (run, here) in (fields.get("differs") or {}).items():
+        said.append(f"{name} {json.dumps(here)}, of the run {json.dumps(run)}")
+    if trained_on := fields.get("trained_on"):
+        names = ", ".join(f"{case} ({side})" for case, side in itertools.islice(trained_on.items(), _MOST_CASES))
+        said.append(f"trained or validated on {len(trained_on)} of the cases: {names}")
+    return "; ".join(said) or "the run's own"
 
 
 def _counts(run):

@@ -19,6 +19,9 @@ from biedsnet_jax.false_lesions import Mask
 STANDARD = ("dice", "hd", "hd95", "nsd", "iou", "accuracy", "recall", "precision")
 PAPER = ("paper_dice", "paper_hd", "paper_iou", "paper_accuracy", "paper_recall", "paper_precision")
 
+# Folder in a workdir of the evaluations that are not the run's own.
+EVALUATIONS = "evaluations"
+
 _FIELDS = {
     "row": str,
     "network": str,
@@ -65,8 +68,9 @@ class Run:
 def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """Workdirs with results, and those begun without, under the folders that `text` lists, separated by commas.
 
-    A folder is a workdir, or holds workdirs up to three levels down (OUT/row/seed). Raises BadInput for one that is not
-    there or has no results at all.
+    A folder is a workdir, or holds workdirs up to three levels down (OUT/row/seed). Evaluations that a workdir keeps
+    beside its own are found where their folder, or the one that holds them, is given itself. Raises BadInput for a
+    folder that is not there or has no results at all.
     """
     finished, begun = {}, {}
     for name in _folders(text):
@@ -159,7 +163,14 @@ def _longest(parts):
 def _parents(folder, name):
     if os.path.exists(folder / name):
         return [folder]
-    return sorted(path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{name}"))
+    below = sorted(path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{name}"))
+    return [path for path in below if not _in_evaluations(path, folder)]
+
+
+def _in_evaluations(path, folder):
+    """Whether a folder lies among the evaluations of a workdir at or below `folder`."""
+    between = [path, *path.parents][: len(path.relative_to(folder).parts)]
+    return any(one.name == EVALUATIONS and (one.parent / "config.json").exists() for one in between)
 
 
 def _read_fields(path):

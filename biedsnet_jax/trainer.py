@@ -19,6 +19,7 @@ from biedsnet_jax import (
     console,
     distillation,
     evaluate,
+    evaluations,
     experiment,
     files,
     parallel,
@@ -26,12 +27,14 @@ from biedsnet_jax import (
     processes,
     progress,
     run_log,
+    run_split,
+    scored_cases,
     segmenter,
     train_state,
     train_step,
     validation,
 )
-from biedsnet_jax.data import pipeline
+from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import Diverged, reason
 from biedsnet_jax.lock import Lock
 from biedsnet_jax.types import BadInput
@@ -44,9 +47,9 @@ def train(cfg, workdir: str) -> dict | None:
     """
     with contextlib.ExitStack() as held:
         fitted = _fit(cfg, workdir, held)
-        variables = fitted.state.ema_variables
+        variables, scope = fitted.state.ema_variables, scored_cases.of_training(fitted.workdir)
         return evaluate.evaluate(
-            cfg, fitted.workdir, fitted.model, variables, fitted.data, fitted.mesh, step=fitted.step
+            cfg, fitted.workdir, fitted.model, variables, fitted.data, fitted.mesh, step=fitted.step, scope=scope
         )
 
 
@@ -81,7 +84,7 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
     )
     parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
     with processes.first_alone("data"):
-        data = experiment.open_data(cfg)
+        data = run_split.open_training(cfg, workdir)
 
     # Segmenter and update.
     model = distillation.build(cfg)
@@ -99,7 +102,8 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
         # Once more, since only now nobody else writes there.
         config.check_same_run(cfg, workdir)
         with checkpoint_folder.writing(workdir):
-            config.save(cfg, workdir / "config.json")
+            run_split.write(cfg, workdir, data)
+            config.save(evaluations.config_of_run(cfg, workdir), workdir / "config.json")
     keep = cfg.checkpoint
     with (
         checkpoint.Checkpoints(
@@ -210,6 +214,8 @@ def _announce(cfg, data, state, start, mesh):
     hosts += f", fsdp {mesh.shape['fsdp']}" if mesh.shape["fsdp"] > 1 else ""
     device = mesh.devices.flat[0].device_kind
     console.tell(f"{parameters:,} parameters, {mesh.size} x {device}{hosts}; {counts}", sys.stdout)
+    if passed := walk.summary(data.source.facts.passed):
+        console.tell(f"{passed}; {walk.RECORD} in the workdir lists them", sys.stdout)
     if start:
         console.tell(f"going on from step {start}", sys.stdout)
     if cfg.data.verify:  # every file was read before, so that a few more are no burden

@@ -181,8 +181,9 @@ def test_nothing_of_the_broken_saves_is_left(broken, unbroken):
     names = {path.name for path in (broken["workdir"] / "checkpoints").iterdir()}
     assert names == {path.name for path in (unbroken[0] / "checkpoints").iterdir()} and str(STEPS) in names
     assert {path.name for path in broken["workdir"].iterdir()} == {
-        ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
-        "results.json", "tensorboard",
+        ".evaluate.lock", ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl",
+        "report.html", "report.md",
+        "report_data.npz", "results.json", "split.json", "tensorboard",
     }  # fmt: skip
 
 
@@ -264,7 +265,7 @@ def test_tensorboard_was_written(unbroken):
 def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     workdir = tmp_path / "copy"
     shutil.copytree(unbroken[0], workdir)
-    for name in ("results.json", "cases.csv", "report_data.npz", "report.html", "report.md"):
+    for name in ("results.json", "cases.csv", "report_data.npz", "report.html", "report.md", ".evaluate.lock"):
         (workdir / name).unlink()
     (line_of_hparams,) = (workdir / "tensorboard").glob("*.test")
     line_of_hparams.unlink()
@@ -278,8 +279,14 @@ def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     # No probability is above 1, so with this threshold every mask is empty.
     other = finish([*line, "--config.sampler.steps=1", "--config.eval.batch_size=4", "--config.threshold=1.0"])
     assert other.returncode == 0, other.stderr
-    r = results(workdir)
-    assert (r["sampler"]["steps"], r["threshold"]) == (1, 1.0)
+    name = "sampler.steps=1,threshold=1.0"
+    r = results(workdir / "evaluations" / name)
+    assert other.stdout.endswith(f"{workdir}/evaluations/{name}/results.json has the rest\n")
+    assert (r["sampler"]["steps"], r["threshold"], r["evaluation"]) == (1, 1.0, name)
+    assert r["differs"] == {"sampler.steps": [3, 1], "threshold": [0.5, 1.0]}
+    assert results(workdir)["evaluations"] == {name: {"data": None, "cases": 2, "dice": 0.0}}
+    own = scores(workdir) | {"evaluations": {}}
+    assert own == scores(unbroken[0])
     assert r["n_missed"] == r["n_images"] - r["n_empty"] > 0
     assert r["standard"]["dice"]["mean"] == r["standard"]["recall"]["pooled"] == 0.0
     assert r["standard"]["hd"]["mean"] == pytest.approx(15 * 2**0.5)  # the diagonal, as far as two pixels lie apart
@@ -368,6 +375,15 @@ def test_a_users_folder_trains_and_its_best_checkpoint_is_scored(tmp_path, monke
     trained = scores(workdir)
     evaluate.run(config.load(workdir), str(workdir))
     assert scores(workdir) == trained
+    split = json.loads((workdir / "split.json").read_text())
+    assert split["root"] == str(tmp_path / "scans") == trained["data"]
+    assert split["sides"] == {side: list(cfg.split[side]) for side in ("train", "val", "test")}
+
+    # The same command with another setting scores again, beside what the run has.
+    cfg.threshold = 0.75
+    assert trainer.train(cfg, str(workdir))["evaluation"] == "threshold=0.75"
+    assert scores(workdir) | {"evaluations": {}} == trained and config.load(workdir).threshold == 0.5
+    assert results(workdir / "evaluations" / "threshold=0.75")["threshold"] == 0.75
 
 
 def test_a_file_that_breaks_while_training_is_still_named(tmp_path):

@@ -174,8 +174,9 @@ def test_a_checkpoint_of_any_layout_restores_bit_for_bit_in_another(root, target
 
 def test_only_the_first_process_writes(root):
     assert {path.name for path in (root / "2x2").iterdir()} == {
-        ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
-        "results.json", "rows_0.json", "rows_1.json",
+        ".evaluate.lock", ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl",
+        "report.html", "report.md",
+        "report_data.npz", "results.json", "rows_0.json", "rows_1.json", "split.json",
     }  # fmt: skip
     said = json.loads((root / "said.json").read_text())
     assert "4 x cpu of 2 processes, fsdp 4; train 14 slices" in said[0] and "slices" not in said[1]

@@ -85,19 +85,22 @@ def named(cases: Sequence[str], *, train: Sequence[str], val: Sequence[str], tes
     for side, names in zip(SIDES, (train, val, test)):
         if not names:
             raise BadInput(f"an empty split, {side}, data.split; name at least one case for it")
-        wanted[side] = set().union(*(_fitting(name, known, side) for name in names))
+        wanted[side] = set().union(*(fitting(name, known, side) for name in names))
     splits = {side: [i for i, case in enumerate(cases) if case in names] for side, names in wanted.items()}
     check_disjoint(cases, splits)
     return splits
 
 
-def _fitting(name: str, known: set[str], side: str) -> set[str]:
-    """The case of this name, else all that fit it as a pattern of *, ? and [...]."""
-    fitting = {name} & known or {case for case in known if fnmatch.fnmatchcase(case, name)}
-    if not fitting:
+def fitting(name: str, known: set[str], side: str) -> set[str]:
+    """The case of this name, else all that fit it as a pattern of *, ? and [...].
+
+    Raises BadInput where there is none.
+    """
+    found = {name} & known or {case for case in known if fnmatch.fnmatchcase(case, name)}
+    if not found:
         near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
         raise BadInput(f"unknown case, {name}, split {side}; the nearest is {', '.join(near) or 'none'}")
-    return fitting
+    return found
 
 
 def check_disjoint(cases: Sequence[str], splits: Splits) -> None:

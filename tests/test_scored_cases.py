@@ -1,0 +1,187 @@
+"""What mode evaluate scores: the recorded test, named cases, all of another data set; and what of it was trained on."""
+
+import json
+import shutil
+
+import pytest
+from case_folders import cfg_of, sides, start, write
+from refusals import refused
+
+from biedsnet_jax import scored_cases, split_record
+
+CASES = ["p1", "p2", "p3", "p4", "p5", "p6"]
+NAMED = {"split__train": ("p1", "p2", "p3"), "split__val": ("p4",), "split__test": ("p5", "p6")}
+OWN = {"train": ["p1", "p2", "p3"], "val": ["p4"], "test": ["p5", "p6"]}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """(root, workdir) of a run on six cases."""
+    root, workdir = write(tmp_path / "ours", CASES), tmp_path / "run"
+    start(cfg_of(root, **NAMED), workdir)
+    return root, workdir
+
+
+def opened(root, workdir, *test, **fields):
+    named = {"split__test": test} if test else {}
+    return scored_cases.open_data(cfg_of(root, **(NAMED | named | fields)), workdir)
+
+
+def test_the_run_itself_is_the_recorded_test(run, capsys):
+    data, scope = opened(*run)
+    assert sides(data) == OWN and scope == scored_cases.Scope()
+    assert scored_cases.of_training(run[1]) == scope and capsys.readouterr().err == ""
+
+
+def test_what_was_added_is_left_out_and_what_is_missing_stops(run, capsys):
+    root, workdir = run
+    write(root, ["p0", "p7"], first=20)
+    data, scope = opened(root, workdir)
+    assert sides(data) == OWN and scope == scored_cases.Scope()
+    assert "Left out: 2 cases (p0, p7)" in capsys.readouterr().err
+    for case in ("p5", "p4", "p1"):
+        for kind in ("images", "masks"):
+            shutil.move(root / kind / case, root / f"{kind} {case}")
+        refused(lambda: opened(root, workdir), f"1 case ({case}) of the 6", root)
+        for kind in ("images", "masks"):
+            shutil.move(root / f"{kind} {case}", root / kind / case)
+    assert sides(opened(root, workdir)[0]) == OWN
+
+
+@pytest.mark.parametrize("there", [CASES, ["p5", "p6"], ["p1", "p5", "p6"]])
+def test_the_same_data_elsewhere_are_the_runs_own(run, tmp_path, there):
+    root, workdir = run
+    for case in there:
+        for kind in ("images", "masks"):
+            shutil.copytree(root / kind / case, tmp_path / "moved" / kind / case)
+    data, scope = opened(tmp_path / "moved", workdir)
+    assert data.cases("test") == ["p5", "p6"] and scope == scored_cases.Scope()
+
+
+def test_a_link_to_the_data_is_the_data(run, tmp_path):
+    (tmp_path / "link").symlink_to(run[0])
+    assert opened(tmp_path / "link", run[1])[1] == scored_cases.Scope()
+
+
+def test_all_cases_of_another_data_set_are_scored(run, tmp_path, capsys):
+    theirs = write(tmp_path / "theirs", [f"q{n}" for n in range(5)], first=30)
+    data, scope = opened(theirs, run[1])
+    assert sides(data) == {"train": [], "val": [], "test": [f"q{n}" for n in range(5)]}
+    assert scope.differs == {"data.root": [str(run[0]), str(theirs)]}
+    assert (scope.dataset, scope.trained_on, data.root) == ("theirs", {}, str(theirs))
+    assert opened(theirs, run[1], data__name="the other hospital")[1].dataset == "the other hospital"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("bytes_of", ["all", "the test"])
+def test_the_same_names_with_other_bytes_are_another_data_set(run, tmp_path, bytes_of):
+    write(tmp_path / "theirs", CASES, first=0 if bytes_of == "the test" else 40)
+    if bytes_of == "the test":
+        shutil.copy(tmp_path / "theirs" / "masks" / "p5" / "0.png", tmp_path / "theirs" / "masks" / "p6" / "0.png")
+    data, scope = opened(tmp_path / "theirs", run[1])
+    assert data.cases("test") == CASES and "data.root" in scope.differs
+    # By content: a name alone says nothing on another data set.
+    assert scope.trained_on == ({} if bytes_of == "all" else {"p1": "train", "p2": "train", "p3": "train", "p4": "val"})
+
+
+def test_a_larger_set_that_has_the_runs_cases_is_another_one(run, tmp_path, capsys):
+    shutil.copytree(run[0], tmp_path / "theirs")
+    write(tmp_path / "theirs", ["q1", "q2"], first=30)
+    data, scope = opened(tmp_path / "theirs", run[1])
+    assert data.cases("test") == [*CASES, "q1", "q2"]
+    assert scope.trained_on == {"p1": "train", "p2": "train", "p3": "train", "p4": "val"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "warning: The model was trained or validated on 4 of the 8 cases scored: "
+        "p1 (train), p2 (train), p3 (train) and 1 more."
+    )
+
+
+def test_cases_of_the_training_are_known_by_content_under_any_name(run, tmp_path):
+    for kind in ("images", "masks"):
+        shutil.copytree(run[0] / kind / "p2", tmp_path / "theirs" / kind / "renamed")
+        shutil.copytree(run[0] / kind / "p4", tmp_path / "theirs" / kind / "also")
+        shutil.copytree(run[0] / kind / "p6", tmp_path / "theirs" / kind / "tested")
+    write(tmp_path / "theirs", ["p1"], first=50)
+    assert opened(tmp_path / "theirs", run[1])[1].trained_on == {"also": "val", "renamed": "train"}
+
+
+@pytest.mark.parametrize(
+    ("names", "scored", "trained_on"),
+    [
+        (("p5",), ["p5"], {}),
+        (("p[56]", "p2"), ["p2", "p5", "p6"], {"p2": "train"}),
+        (("*",), [*CASES, "p7"], {"p1": "train", "p2": "train", "p3": "train", "p4": "val"}),
+        (("p7",), ["p7"], {}),
+    ],
+)
+def test_cases_can_be_named_those_that_were_added_too(run, names, scored, trained_on):
+    root, workdir = run
+    write(root, ["p7"], first=20)
+    data, scope = opened(root, workdir, *names)
+    assert data.cases("test") == scored and scope.trained_on == trained_on
+    assert scope.differs == {"split.test": [["p5", "p6"], list(names)]}
+
+
+def test_cases_of_another_data_set_can_be_named(run, tmp_path):
+    theirs = write(tmp_path / "theirs", [*(f"q{n}" for n in range(3)), "7"], first=30)
+    data, scope = opened(theirs, run[1], "q1", 7)  # flags read a case called 7 as a number
+    assert data.cases("test") == ["7", "q1"] and set(scope.differs) == {"data.root", "split.test"}
+    refused(lambda: opened(theirs, run[1], "r1"), "unknown case, r1", "the nearest is q1")
+
+
+def test_one_case_is_enough(run, tmp_path):
+    theirs = write(tmp_path / "theirs", ["only"], first=30)
+    assert opened(theirs, run[1])[0].cases("test") == ["only"]
+
+
+# ---- Workdirs of an earlier version
+
+
+@pytest.fixture
+def old(run):
+    """A run without a record, dealt by fractions; its config and what was tested."""
+    root, workdir = run
+    shutil.rmtree(workdir)
+    cfg = cfg_of(root, split__fractions=(0.5, 0.2, 0.3))
+    tested = start(cfg, workdir).cases("test")
+    (workdir / split_record.NAME).unlink()
+    (workdir / "checkpoints" / "10").mkdir(parents=True)
+    return cfg, workdir, tested
+
+
+@pytest.mark.parametrize("agree", [True, None])
+def test_an_old_workdir_is_recorded_only_where_its_results_agree(old, capsys, agree):
+    cfg, workdir, tested = old
+    if agree:
+        (workdir / "results.json").write_text(json.dumps({"cases": tested}))
+    data, scope = scored_cases.open_data(cfg, workdir)
+    assert data.cases("test") == tested and scope.differs == {}
+    assert scope.trained_on == ({} if agree else None)
+    assert (workdir / split_record.NAME).exists() == bool(agree)
+    assert capsys.readouterr().err.count("has no record of its split") == 1
+    if agree:
+        scored_cases.open_data(cfg, workdir)
+        assert capsys.readouterr().err == ""
+
+
+def test_an_old_workdir_that_was_tested_on_others_stops_but_for_named_cases(old):
+    cfg, workdir, tested = old
+    (workdir / "results.json").write_text(json.dumps({"cases": ["p9", *tested]}))
+    refused(lambda: scored_cases.open_data(cfg, workdir), "The data changed since", "p9")
+    cfg.split.test = ("p1",)
+    data, scope = scored_cases.open_data(cfg, workdir)
+    assert data.cases("test") == ["p1"] and scope.trained_on is None
+    assert not (workdir / split_record.NAME).exists()
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_other_data_of_an_old_workdir_are_its_own_only_where_it_was_moved(old, tmp_path, capsys, moved):
+    cfg, workdir, tested = old
+    (workdir / "results.json").write_text(json.dumps({"cases": tested}))
+    (shutil.move if moved else shutil.copytree)(tmp_path / "ours", tmp_path / "there")
+    cfg.data.root = str(tmp_path / "there")
+    data, scope = scored_cases.open_data(cfg, workdir)
+    assert data.cases("test") == (tested if moved else CASES)
+    assert bool(scope.differs) != moved and scope.trained_on == ({} if moved else None)
+    assert ("cannot be told" in capsys.readouterr().err) != moved
