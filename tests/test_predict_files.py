@@ -6,7 +6,6 @@ Runs go through the command line in this process; what is left is read back with
 import signal
 import sys
 import threading
-from pathlib import Path
 
 import csv_files
 import jax
@@ -115,13 +114,16 @@ def rows(output):
 
 
 def outputs(output):
+    """Time of each file by its name; a lock's is 0."""
     return {
-        path.relative_to(output).as_posix(): path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()
+        path.relative_to(output).as_posix(): path.stat().st_mtime_ns * (path.name != ".lock")
+        for path in output.rglob("*")
+        if path.is_file()
     }
 
 
 MAPS = ("probability", "entropy", "mutual_information", "variance")
-RECORDS = {"summary.csv", "predict.json"}
+RECORDS = {"summary.csv", "predict.json", "made_from.jsonl", ".lock"}
 
 
 def expected(name, extension, maps=MAPS):
@@ -326,7 +328,7 @@ def test_a_folder_that_holds_masks_of_another_model(predict, tmp_path):
     before = outputs(tmp_path / "out")
     for change, name in (("--config.threshold=0.4", "threshold"), ("--config.sampler.ensemble=3", "sampler.ensemble")):
         code, _, err = predict(change)
-        assert code == 2 and f"masks of another run, {name} was " in err
+        assert code == 2 and f"holds masks of another run: {name} was " in err
         one_line(err)
     assert outputs(tmp_path / "out") == before
     assert predict("--config.eval.batch_size=16")[0] == 0  # which changes no mask
@@ -414,7 +416,7 @@ def test_progress_counts_slices_and_tells_the_time_to_go(predict, tmp_path):
     assert lines[-1].startswith("predict 10/10 ") and "ETA 0:00" in lines[-1]
 
 
-def test_the_next_scan_is_read_while_one_is_segmented(monkeypatch):
+def test_the_next_scan_is_read_while_one_is_segmented(tmp_path, monkeypatch):
     begun = {name: threading.Event() for name in "abc"}
 
     def read(item, channels):
@@ -422,10 +424,12 @@ def test_the_next_scan_is_read_while_one_is_segmented(monkeypatch):
         return scans.Scan(item, np.zeros((1, 2, 2, 1)))
 
     monkeypatch.setattr(scans, "read", read)
-    items = [scans.Item(name, "nifti", (Path(name),)) for name in "abc"]
+    items = [scans.Item(name, "nifti", (tmp_path / name,)) for name in "abc"]
+    for item in items:
+        item.files[0].touch()
     ahead = predict_files._read_ahead([[item] for item in items], 1)
     for item, following in zip(items, "bc-"):
-        ((found, scan),) = next(ahead)  # and whoever asked for it now segments it
+        ((found, scan, _),) = next(ahead)  # and whoever asked for it now segments it
         assert found is scan.item is item
         assert following == "-" or begun[following].wait(60)
     assert not list(ahead)
