@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+from collections.abc import Mapping
 
 from biedsnet_jax import console, false_lesions
 from biedsnet_jax.false_lesions import number
@@ -43,17 +44,62 @@ def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> Non
     live.print_facts(facts)
 
 
-def segmented(folder: pathlib.Path, *, done: int, skipped: int, failed: int, seconds: float) -> None:
-    """How many scans were done by this command, had been done before, and could not be, and where the masks are."""
+def segmented(
+    folder: pathlib.Path,
+    *,
+    done: int,
+    skipped: int,
+    failed: int,
+    seconds: float,
+    again: Mapping[str, int] | None = None,
+    gone: int = 0,
+    passed: str = "",
+) -> None:
+    """How many scans were done by this command, had been done before, and could not be, and where the masks are.
+
+    `again` counts those that were done before and made again, by the reason; `gone` scans have masks and are not there
+    any more; `passed` says what was passed over.
+    """
     if not _on_terminal():
         total = done + skipped + failed
-        print(f"{done + skipped} of {total} scans segmented, in {folder}; summary.csv has the figures")
+        said = [f"{done + skipped} of {total} scans segmented, in {folder}; summary.csv has the figures"]
+        if skipped and again:
+            said.append(f"{skipped} done before")
+        if again:
+            said.append(made_again(again))
+        if gone:
+            said.append(_left(gone))
+        if passed:
+            said.append(f"{passed}; passed_over.csv names them")
+        print(". ".join(said))
         return
     from biedsnet_jax import live
 
     counts = {"done": done, "skipped, done before": skipped, "failed": failed}
     live.print_table("predict", ["scans", ""], [(name, str(count)) for name, count in counts.items()])
-    live.print_facts({"time": _clock(seconds), "masks": str(folder), "figures": f"{folder}/summary.csv"})
+    facts = {"time": _clock(seconds), "masks": str(folder), "figures": f"{folder}/summary.csv"}
+    if again:
+        facts["made again"] = _each(again)
+    if gone:
+        facts["left"] = _left(gone)
+    if passed:
+        facts["passed over"] = f"{passed}; {folder}/passed_over.csv names them"
+    live.print_facts(facts)
+
+
+def made_again(again: Mapping[str, int]) -> str:
+    """How many scans were made again, and why."""
+    return f"{sum(again.values())} made again: {_each(again)}"
+
+
+def _each(again):
+    return ", ".join(f"{count} because {why}" for why, count in sorted(again.items(), key=lambda one: -one[1]))
+
+
+def _left(gone):
+    if gone == 1:
+        return "masks of 1 scan that is no longer there were left"
+    return f"masks of {gone} scans that are no longer there were left"
 
 
 def _on_terminal():

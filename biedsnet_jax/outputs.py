@@ -1,8 +1,9 @@
 """What a prediction leaves on disk: masks and maps on the scan's own grid, an overlay, a row a class in summary.csv."""
 
 import csv
-import io
-import json
+import hashlib
+import itertools
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from biedsnet_jax import files
+from biedsnet_jax.csv_text import read as read_csv
+from biedsnet_jax.csv_text import write as write_csv
 from biedsnet_jax.data import nifti, pictures
 from biedsnet_jax.data.nifti_folder import class_masks
-from biedsnet_jax.data.scans import RECORD, Item, Scan
+from biedsnet_jax.data.scans import Item, Scan
 from biedsnet_jax.data.volumes import Volume
 from biedsnet_jax.overlay import overlay
 from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
@@ -24,62 +27,87 @@ COLUMNS = (
     "name", "class", "labels", "slices", "height", "width", "pixels", "volume_ml", "largest_area_mm2",
     "largest_area_pixels", "mean_uncertainty", "seconds", "file",
 )  # fmt: skip
+LONGEST_NAME = 255  # bytes, of most file systems
 
 
 class Summary:
     """`summary.csv`, a row a scan and class; a run that goes on keeps what is there.
 
-    Of several processes each writes a `part` of its own, `summary.part_0.csv`; `merge_parts` puts them together.
+    Of several processes each writes a `part` of its own, `summary.part_0.csv`; `merge_parts` puts
+    them together. `replaced` is where a file went that had rows of another kind, or damaged ones.
     """
 
     def __init__(self, folder: Path, *, classes: int, part: int | None = None):
         self.path = folder / ("summary.csv" if part is None else f"summary.part_{part}.csv")
-        rows = self._read()
+        self.replaced: Path | None = None
+        rows, strange = self._read()
         names = Counter(row["name"] for row in rows)
         # scan -> its file, where no write was cut short
         self.done = {row["name"]: row["file"] for row in rows if names[row["name"]] == classes}
         text = csv_text(row for row in rows if row["name"] in self.done)
         if not self.path.exists() or self.path.read_bytes() != text.encode():
+            if strange and part is None:
+                self.replaced = set_aside(self.path)
             files.write_text(self.path, text)
 
-    def has(self, item: Item) -> bool:
-        """Whether this scan is finished; one of its name from another place is not it."""
-        return item.name in self.done and Path(self.done[item.name]).absolute() == item.files[0].absolute()
-
-    def forget(self, item: Item) -> None:
-        """Take out the rows of a scan that is done again, before its files change."""
-        if self.done.pop(item.name, None) is not None:
-            self._rewrite(row for row in self._read() if row["name"] != item.name)
+    def forget(self, names: Iterable[str]) -> None:
+        """Take out the rows of scans that are done again, before their files change."""
+        known = {name for name in names if self.done.pop(name, None) is not None}
+        if known:
+            rows, _ = self._read()
+            files.write_text(self.path, csv_text(row for row in rows if row["name"] not in known))
 
     def add(self, rows: list[dict]) -> None:
         """Append the rows of one scan in one write."""
-        files.append_text(self.path, _csv(rows))
+        files.append_text(self.path, _rows_text(rows))
         self.done[rows[0]["name"]] = rows[0]["file"]
 
     def merge_parts(self, classes: int) -> None:
         """Take over the finished scans of the parts, and remove these."""
         for path in sorted(self.path.parent.glob("summary.part_*.csv")):
-            part = Summary(self.path.parent, classes=classes, part=int(path.stem.rpartition("_")[2]))
-            rows = [row for row in part._read() if row["name"] not in self.done]
+            number = int(path.stem.rpartition("_")[2])
+            part = Summary(self.path.parent, classes=classes, part=number)
+            rows = [row for row in part._read()[0] if row["name"] not in self.done]
             if rows:
-                files.append_text(self.path, _csv(rows))
+                files.append_text(self.path, _rows_text(rows))
                 self.done |= {row["name"]: row["file"] for row in rows}
             path.unlink()
 
-    def _rewrite(self, rows):
-        files.write_text(self.path, csv_text(rows))
-
-    def _read(self):
-        """Whole rows; the last line has no end where a write was cut short."""
+    def _read(self) -> tuple[list[dict[str, str]], bool]:
+        """(whole rows, whether there are others beside); a last line that was cut short is neither."""
         try:
-            with self.path.open(newline="", encoding="utf-8") as file:
-                whole, _, _ = file.read().rpartition("\n")
-            rows = list(csv.DictReader(io.StringIO(whole)))
+            content = self.path.read_bytes()
         except FileNotFoundError:
-            return []
-        except (UnicodeDecodeError, csv.Error):
-            raise BadInput(f"damaged summary, no text, {self.path}; remove it, its scans are then done again") from None
-        return [row for row in rows if set(row) == set(COLUMNS) and None not in row.values()]
+            return [], False
+        # A spreadsheet puts a mark before the first name. What is no text makes its row a strange one.
+        text = content.decode("utf-8-sig", errors="surrogateescape")
+        whole, end, _ = text.rpartition("\n")
+        try:
+            rows = read_csv(whole + end)
+        except csv.Error:
+            return [], True
+        sound = [row for row in rows if _is_sound(row)]
+        return sound, len(sound) < len(rows)
+
+
+def _is_sound(row) -> bool:
+    """Whether a row has the columns of this program, and text in all of them."""
+    if set(row) != set(COLUMNS) or None in row.values():
+        return False
+    text = "".join(row.values())
+    # A power cut leaves zeros; surrogates stand for bytes that are no text.
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file that somebody changed another name in its folder; returns it."""
+    extension = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    stem = path.name.removesuffix(extension)
+    for number in itertools.count(1):
+        other = path.with_name(_fitting(stem, f"_replaced_{number}{extension}"))
+        if not other.exists():
+            path.rename(other)
+            return other
 
 
 @contextmanager
@@ -94,36 +122,42 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_folder(folder: Path, made_by: dict) -> None:
-    """Make the folder, or raise BadInput where it holds the masks of another model or setting."""
-    path = folder / RECORD
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(errors="replace") if path.exists() else json.dumps(made_by)
-    try:
-        there = dict(json.loads(text))
-    except (ValueError, TypeError):
-        raise BadInput(
-            f"damaged record, no fields, {path}; remove it if the masks beside it are from the same model"
-        ) from None
-    for name, value in made_by.items():
-        old = there.get(name)
-        if old != value:
-            raise BadInput(
-                f"masks of another run, {name} was {old!r} and is {value!r}, {folder}; give another --output"
-            )
-    with writing(path):
-        files.write_json(path, made_by)
+def paths(
+    folder: Path, item: Item, *, classes: int, diffusion: bool, samples: int
+) -> dict[str, Path]:
+    """Every file of one scan: "mask", "overlay", and maps by name, of several classes numbered.
 
-
-def paths(folder: Path, item: Item, *, classes: int, diffusion: bool, samples: int) -> dict[str, Path]:
-    """Every file of one scan: "mask", "overlay", and maps by name, of several classes with the class's number."""
+    A name that is too long for them is cut, and ends in a hash of the whole.
+    """
     extension = ".png" if item.kind == "picture" else ".nii.gz"
-    maps = ["probability", *(UNCERTAINTIES if diffusion else ()), *(f"sample_{n + 1}" for n in range(samples))]
+    maps = ["probability", *(UNCERTAINTIES if diffusion else ())]
+    longest = max(map(len, maps)) + (len(f"_{classes}") if classes > 1 else 0)
+    # Whatever is kept of the samples, since the name of a mask must not depend on it.
+    below, slash, name = item.name.rpartition("/")
+    stem = f"{below}{slash}{_short(name, len('_' + extension) + longest)}"
+    maps += [f"sample_{n + 1}" for n in range(samples)]
     if classes > 1:
         maps = [f"{name}_{k + 1}" for name in maps for k in range(classes)]
-    named = {name: folder / f"{item.name}_{name}{extension}" for name in [*maps, "mask"]}
-    return {"overlay": folder / f"{item.name}_overlay.png", **named}
+    named = {name: folder / f"{stem}_{name}{extension}" for name in [*maps, "mask"]}
+    return {"overlay": folder / f"{stem}_overlay.png", **named}
+
+
+def is_shortened(item: Item, where: dict[str, Path]) -> bool:
+    """Whether the outputs of a scan have a shorter name than it."""
+    return not where["mask"].name.startswith(f"{item.name.rpartition('/')[2]}_mask")
+
+
+def _fitting(stem: str, end: str) -> str:
+    return _short(stem, len(os.fsencode(end))) + end
+
+
+def _short(name: str, room: int) -> str:
+    """A name that leaves `room` bytes of what a file system takes, always the same for the same one."""
+    content = os.fsencode(name)
+    if len(content) + room <= LONGEST_NAME:
+        return name
+    end = f"_{hashlib.sha256(content).hexdigest()[:12]}"
+    return content[: LONGEST_NAME - room - len(end)].decode(errors="ignore") + end
 
 
 def write(scan: Scan, prediction: Prediction, where: dict[str, Path]) -> list[dict]:
@@ -151,7 +185,7 @@ def write_mask(scan: Scan, prediction: Prediction, path: Path) -> list[dict]:
 
 def csv_text(rows: Iterable[dict]) -> str:
     """A whole summary."""
-    return _csv([dict(zip(COLUMNS, COLUMNS)), *rows])
+    return write_csv(rows, COLUMNS)
 
 
 def _masks(scan, prediction):
@@ -221,7 +255,5 @@ def _sizes(mask, volume: Volume | None) -> dict:
     }
 
 
-def _csv(rows) -> str:
-    text = io.StringIO()
-    csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def _rows_text(rows) -> str:
+    return write_csv(rows, COLUMNS, header=False)

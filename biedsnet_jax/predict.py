@@ -4,6 +4,7 @@ The network sees every slice as training did (window, resize, normalise).
 """
 
 import dataclasses
+import hashlib
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -82,6 +83,15 @@ class Predictor:
         self._collect(maps, *waiting, keep_samples, done)
         seconds = (time.perf_counter() - start) / sum(map(len, places))
         return [self._prediction(scan, parts, seconds * len(scan)) for scan, parts in zip(scans, maps)]
+
+    def weights_digest(self) -> str:
+        """A hash of every array by its name: the same for the same weights, whatever checkpoint held them."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
+            array = np.ascontiguousarray(leaf)
+            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+            digest.update(array.data if array.dtype.isbuiltin else array.tobytes())
+        return digest.hexdigest()[:32]
 
     def _follows(self):
         """Whether a slice starts from the one before it."""

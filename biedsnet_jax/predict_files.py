@@ -1,32 +1,79 @@
 """Mode predict: masks, maps and a summary for every image, volume and DICOM series of a folder.
 
-The next scan is read while one is segmented. What is finished is skipped when the command is given again; a scan that
-cannot be read does not stop the others. Of several processes each takes a share of the scans, on its own devices; they
-wait for each other at the start and at the end alone.
+The next scan is read while one is segmented. What is finished is skipped when the command is given
+again, unless the scan or the model changed. A scan that cannot be read or written does not stop the
+others. Of several processes each takes a share of the scans, on its own devices; they wait for each
+other at the start and at the end alone.
 """
 
 import contextlib
+import functools
 import hashlib
+import json
 import pathlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from biedsnet_jax import closing, config, console, models, outputs, predict, processes, progress
-from biedsnet_jax.data import scans
+from biedsnet_jax import (
+    closing,
+    config,
+    console,
+    lock,
+    made_from,
+    models,
+    output_folder,
+    outputs,
+    predict,
+    processes,
+    progress,
+    scan_results,
+)
+from biedsnet_jax.data import scans, walk
+from biedsnet_jax.errors import reason
 from biedsnet_jax.types import BadInput
 
-FAILED = 3  # exit code where some scans could not be read
+FAILED = 3  # exit code where some scans could not be segmented
+# Fields that change no mask of given weights. A field that a later version adds counts until it is
+# named here.
+_NOT_READ = (
+    "row",
+    "compile_cache",
+    "data.source",
+    "data.root",
+    "data.name",
+    "data.hint",
+    "data.verify",
+    "data.cache",
+    "data.case",
+    "data.min_foreground",
+    "data.phantom.",
+    "data.tfds.",
+    "split.",
+    "augment.",
+    "loss.",
+    "train.",
+    "eval.",
+    "checkpoint.",
+    "parallel.",
+    "log.",
+    "distill.",
+    "sampler.",
+)
 
 
-def run(cfg, workdir: str, source: str | None, output: str | None, *, keep_samples: bool = False) -> int:
-    """Segment `source`, a file or a folder, into the folder `output`; returns 0, or 3 where some scans failed.
+def run(
+    cfg, workdir: str, source: str | None, output: str | None, *, keep_samples: bool = False
+) -> int:
+    """Segment `source`, a file or a folder, into the folder `output`.
 
-    Raises BadInput for a single file that cannot be read, and for whatever stops all: no model, nothing to segment,
-    a folder with masks of another model.
+    Returns 0, or 3 where some scans failed. Raises BadInput for a single file that cannot be read,
+    and for whatever stops all: no model, nothing to segment, a folder with masks of another model,
+    or one that another run writes to.
     """
     began = time.monotonic()
     if not source:
@@ -35,79 +82,155 @@ def run(cfg, workdir: str, source: str | None, output: str | None, *, keep_sampl
         raise BadInput("no folder, nothing, in --output; give the folder that the masks go to")
     config.check(cfg)
     source, folder = pathlib.Path(source), pathlib.Path(output)
-    items = scans.find(source, channels=cfg.data.channels, leave_out=folder)
+    items, passed = scans.search(source, channels=cfg.data.channels, leave_out=folder)
     predictor = predict.load(workdir, cfg)
-    with processes.first_alone("output folder"):
-        outputs.check_folder(folder, _made_by(predictor, pathlib.Path(workdir)))
-        with outputs.writing(folder):
-            summary = outputs.Summary(folder, classes=cfg.data.classes)
-            if processes.is_first():
-                summary.merge_parts(cfg.data.classes)  # of a run that was killed
-    diffusion = models.is_diffusion(cfg)
-    kept = cfg.sampler.ensemble if keep_samples and diffusion else 0
-    where = {
-        item: outputs.paths(folder, item, classes=cfg.data.classes, diffusion=diffusion, samples=kept) for item in items
-    }
-    todo = [item for item in items if not (summary.has(item) and all(p.exists() for p in where[item].values()))]
-    if len(todo) < len(items) and processes.is_first():
-        console.tell(f"{len(items) - len(todo)} of {len(items)} scans done before, in {folder}", sys.stderr)
-    failed = _share(todo, predictor, where, summary, keep_samples=kept > 0, alone=source.is_file())
+    keep_samples = keep_samples and models.is_diffusion(cfg)
+    job = scan_results.job(
+        folder,
+        items,
+        classes=cfg.data.classes,
+        diffusion=models.is_diffusion(cfg),
+        ensemble=cfg.sampler.ensemble,
+        keep_samples=keep_samples,
+        settings=_settings(cfg),
+        weights=predictor.weights_digest(),
+    )
+    segment = functools.partial(
+        _segment, predictor, keep_samples=keep_samples, alone=source.is_file()
+    )
+    with contextlib.ExitStack() as held:
+        plan = _of_first(lambda: _prepare(job, held, pathlib.Path(workdir), predictor.step, passed))
+        if processes.is_first():
+            _announce(job, plan)
+        failed = _share(job, plan.todo, segment)
     if not processes.is_first():
         return FAILED if failed else 0
-    counts = {"done": len(todo) - len(failed), "skipped": len(items) - len(todo), "failed": len(failed)}
-    closing.segmented(folder, **counts, seconds=time.monotonic() - began)
+    closing.segmented(
+        folder,
+        done=len(plan.todo) - len(failed),
+        skipped=len(items) - len(plan.todo),
+        failed=len(failed),
+        again=_reasons(plan, leave_out=failed),
+        gone=plan.gone,
+        passed=walk.summary(passed),
+        seconds=time.monotonic() - began,
+    )
     if failed:
         print(f"biedsnet: {len(failed)} of {len(items)} scans failed:", file=sys.stderr)
-        for line in failed:
+        for line in failed.values():
             print(f"  {line}", file=sys.stderr)
     return FAILED if failed else 0
 
 
-def _share(todo, predictor, where, summary, **options) -> list[str]:
-    """Segment `todo`, each process its scans; returns what was wrong with those that failed, of all processes."""
+def _of_first(prepare):
+    """The plan that `prepare` makes on the first process; all raise what it raises as BadInput."""
     if not processes.several():
-        return _segment(todo, predictor, where, summary, **options)
-    folder, classes = summary.path.parent, predictor.cfg.data.classes
-    processes.barrier("scans chosen")  # by what is finished, which changes from here on
-    with outputs.writing(folder):
-        if processes.is_first():
-            for item in todo:
-                summary.forget(item)
-        part = outputs.Summary(folder, classes=classes, part=jax.process_index())
-    mine = todo[jax.process_index() :: jax.process_count()]
-    failed = processes.gather(_segment(mine, predictor, where, part, **options))
+        return prepare()
+    said = {}
     if processes.is_first():
-        with outputs.writing(folder):
-            summary.merge_parts(classes)
+        try:
+            said = {"plan": prepare()._asdict()}
+        except BadInput as error:
+            said = {"refused": str(error)}
+    said = processes.gather(said)[0]
+    if "refused" in said:
+        raise BadInput(said["refused"])
+    return output_folder.Plan(**said["plan"])
+
+
+def _prepare(job, held, workdir, step, passed) -> output_folder.Plan:
+    """Lock the folder until `held` closes, and see what is to be done."""
+    with outputs.writing(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(lock.Lock(job.folder, another="--output"))
+    model = output_folder.Model(
+        workdir=workdir.resolve(),
+        weights=job.weights,
+        step=step,
+        config=hashlib.sha256((workdir / "config.json").read_bytes()).hexdigest()[:16],
+    )
+    plan = output_folder.plan(
+        job.folder, job.items, job.where, settings=job.settings, model=model, classes=job.classes
+    )
+    with outputs.writing(job.folder):
+        walk.write_record(job.folder, passed)
+    return plan
+
+
+def _announce(job, plan) -> None:
+    """Say what is skipped and why others are done again, and warn."""
+    for note in plan.notes:
+        processes.say(f"warning: {note}")
+    skipped = len(job.items) - len(plan.todo)
+    if skipped:
+        before = f"{skipped} of {len(job.items)} scans done before, in {job.folder}"
+        console.tell(before, sys.stderr)
+    if again := _reasons(plan, leave_out=()):
+        console.tell(closing.made_again(again), sys.stderr)
+    short = [item for item in job.items if outputs.is_shortened(item, job.where[item])]
+    if short:
+        first = job.where[short[0]]["mask"].name
+        cut = f"names of {len(short)} scans are too long for their masks and are cut there"
+        console.tell(f"{cut}, such as {first}", sys.stderr)
+
+
+def _reasons(plan, *, leave_out) -> Counter[str]:
+    """How many scans are done again, by the reason."""
+    return Counter(why for name, why in plan.todo.items() if why and name not in leave_out)
+
+
+def _share(job, todo: dict[str, str], segment) -> dict[str, str]:
+    """Segment `todo`, each process its scans; returns those that failed anywhere, and why."""
+    items = [item for item in job.items if item.name in todo]
+    if not processes.several():
+        with outputs.writing(job.folder):
+            results = scan_results.Results(job, todo)
+        return segment(items, results)
+    with outputs.writing(job.folder):
+        if processes.is_first():
+            scan_results.Results(job, todo).forget(todo)
+        part = scan_results.Results(job, todo, part=jax.process_index())
+    mine = items[jax.process_index() :: jax.process_count()]
+    failed = processes.gather(segment(mine, part))
+    if processes.is_first():
+        with outputs.writing(job.folder):
+            scan_results.Results(job, todo).merge_parts()
     processes.barrier("merged")
-    return [line for lines in failed for line in lines]
+    return {name: what for each in failed for name, what in each.items()}
 
 
-def _segment(todo, predictor, where, summary, *, keep_samples, alone) -> list[str]:
-    """Do every scan; returns what was wrong with those that failed."""
-    failed = []
-    bar = progress.Progress("predict", sum(item.depth for item in todo), quiet=not processes.is_first())
+def _segment(predictor, items, results, *, keep_samples, alone) -> dict[str, str]:
+    """Do every scan; returns those that failed, and why."""
+    failed = {}
+    cfg = predictor.cfg
+    depth = sum(item.depth for item in items)
+    bar = progress.Progress("predict", depth, quiet=not processes.is_first())
+
+    def fail(item, error):
+        what = f"{error}{results.fail(item)}"
+        if alone:
+            raise BadInput(what) from error
+        failed[item.name] = what
+        bar.warn(f"skipped: {what}")
+
     with contextlib.closing(bar):
-        for job in _read_ahead(_jobs(todo, predictor.cfg.eval.batch_size), predictor.cfg.data.channels):
+        for group in _read_ahead(_jobs(items, cfg.eval.batch_size), cfg.data.channels):
             good = []
-            for item, scan in job:
+            for item, scan, inputs in group:
                 if isinstance(scan, BadInput):
-                    if alone:
-                        raise scan
-                    failed.append(str(scan))
-                    bar.warn(f"skipped: {scan}")
+                    fail(item, scan)
                     bar.advance(item.depth)
                     continue
-                good.append(scan)
+                good.append((scan, inputs))
                 for note in scan.notes:
                     bar.warn(f"warning: {note}")
-            if good:
-                slices = [scan.slices for scan in good]
-                predictions = predictor.predict(slices, keep_samples=keep_samples, done=bar.advance)
-                for scan, prediction in zip(good, predictions):
-                    with outputs.writing(where[scan.item]["mask"]):
-                        summary.forget(scan.item)
-                        summary.add(outputs.write(scan, prediction, where[scan.item]))
+            if not good:
+                continue
+            slices = [scan.slices for scan, _ in good]
+            predictions = predictor.predict(slices, keep_samples=keep_samples, done=bar.advance)
+            for (scan, inputs), prediction in zip(good, predictions):
+                if error := results.try_to_save(scan, prediction, inputs):
+                    fail(scan.item, error)
     return failed
 
 
@@ -138,26 +261,44 @@ def read(items: Sequence[scans.Item], channels: int) -> list[scans.Scan | BadInp
     return found
 
 
-def _read_ahead(jobs, channels) -> Iterator[list[tuple[scans.Item, scans.Scan | BadInput]]]:
-    """The scans of each job, or what is wrong with them, the next job being read meanwhile."""
+def _read_described(item, channels) -> tuple[scans.Scan | BadInput, list[made_from.File]]:
+    """The scan, or what is wrong with it, and its files as they were read."""
+    try:
+        inputs = made_from.describe(item.files)
+    except BadInput as error:
+        return error, []
+    except OSError as error:
+        return BadInput(f"Cannot read {item.files[0]}: {reason(error)}. Replace or remove it."), []
+    (scan,) = read([item], channels)
+    if not isinstance(scan, BadInput) and not all(map(made_from.File.is_same, inputs, item.files)):
+        scan = BadInput(f"{item.files[0]} changed while it was read. Give the command again.")
+    return scan, inputs
+
+
+def _read_ahead(jobs, channels) -> Iterator[list[tuple]]:
+    """The items of each job with what `_read_described` gives; the next is read meanwhile."""
+
+    def read_job(job):
+        return [(item, *_read_described(item, channels)) for item in job]
+
     with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = [pool.submit(read, job, channels) for job in jobs[:1]]
-        for number, job in enumerate(jobs):
+        coming = [pool.submit(read_job, job) for job in jobs[:1]]
+        for number in range(len(jobs)):
             found = coming.pop().result()
             if number + 1 < len(jobs):
-                coming.append(pool.submit(read, jobs[number + 1], channels))
-            yield list(zip(job, found))
+                coming.append(pool.submit(read_job, jobs[number + 1]))
+            yield found
 
 
-def _made_by(predictor, workdir) -> dict:
-    """What must be the same for masks to share a folder."""
-    cfg = predictor.cfg
-    return {
-        "model": cfg.row or cfg.network,
-        "config": hashlib.sha256((workdir / "config.json").read_bytes()).hexdigest()[:16],
-        "checkpoint_step": predictor.step,
-        "seed": cfg.seed,
-        "fusion": cfg.fusion,
-        "threshold": cfg.threshold,
-        **({f"sampler.{k}": v for k, v in config.sampling(cfg).items()} if models.is_diffusion(cfg) else {}),
-    }
+def _settings(cfg) -> dict:
+    """What must be the same for masks to share a folder, in JSON's types."""
+    own = f"networks.{cfg.network}."
+    fields = {}
+    for name, value in config.flat(cfg).items():
+        of_others = name.startswith("networks.") and not name.startswith(own)
+        if not of_others and not name.startswith(_NOT_READ):
+            fields[name] = value
+    fields["model"] = cfg.row or cfg.network
+    if models.is_diffusion(cfg):
+        fields |= {f"sampler.{name}": value for name, value in config.sampling(cfg).items()}
+    return json.loads(json.dumps(fields))

@@ -36,13 +36,15 @@ class Bright:
         return jax.vmap(sample)(jnp.arange(ensemble))
 
 
-def write_workdir(workdir):
-    """A trained run of the made-up model; returns the folder."""
+def write_workdir(workdir, above=0.5):
+    """A trained run of the made-up model, which finds what is brighter than `above`; returns the folder."""
     cfg = folder.get_config()
     variants.toy(cfg)
     cfg.data.size, cfg.data.normalise, cfg.eval.batch_size, cfg.compile_cache = SIZE, "minmax", 8, ""
     cfg.sampler.ensemble = 2
-    state = train_state.create(Bright().init(None, None), optax.identity())
+    variables = Bright().init(None, None)
+    variables["params"]["above"] = jnp.float32(above)
+    state = train_state.create(variables, optax.identity())
     with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, config=cfg.to_dict())
     config.save(cfg, workdir / "config.json")

@@ -25,7 +25,7 @@ ORDER = [
     "results", "comparison", "paper_tables", "tables", "charts",
     "report_data", "report_tables", "report_charts", "report_facts", "report_pictures", "report_page", "report",
     "recording", "evaluations", "evaluate", "class_presence", "validation", "trainer", "distill",
-    "prediction", "predict", "overlay", "outputs", "predict_files",
+    "prediction", "predict", "overlay", "outputs", "made_from", "output_folder", "scan_results", "predict_files",
     "serve_upload", "serve_scan", "serve_jobs", "serve_guard", "serve_app", "serve",
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",

@@ -1,6 +1,6 @@
 """What a prediction leaves on disk, from made-up maps: files, figures by hand, and what half a write leaves."""
 
-import json
+import csv
 from pathlib import Path
 
 import csv_files
@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from biedsnet_jax import files, outputs
+from biedsnet_jax import outputs
 from biedsnet_jax.data import nifti, scans
 from biedsnet_jax.data.pictures import read_picture
 from biedsnet_jax.data.scans import Item, Scan
 from biedsnet_jax.data.volumes import Volume
 from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
-from biedsnet_jax.types import BadInput
 
 SHAPE = (3, 4, 5)  # d h w
 AFFINE = np.array(
@@ -184,20 +183,12 @@ def test_a_summary_goes_on_and_a_scan_done_again_has_its_rows_once(tmp_path):
     first.add([row("c", 1), row("c", 2)])
     again = outputs.Summary(tmp_path, classes=2)
     assert again.done == {"a, b": "f", "c": "f"}
-    again.forget(Item("a, b", "nifti", (Path("f"),)))
+    again.forget(["a, b", "not there"])
     assert [r["name"] for r in rows_of(tmp_path)] == ["c", "c"] and again.done == {"c": "f"}
     again.add([row("a, b", 1, 'new "file"'), row("a, b", 2)])
     assert [(r["name"], r["class"], r["file"]) for r in rows_of(tmp_path)] == [
         ("c", "1", "f"), ("c", "2", "f"), ("a, b", "1", 'new "file"'), ("a, b", "2", "f"),
     ]  # fmt: skip
-
-
-def test_a_scan_of_the_same_name_from_another_place_is_not_done(tmp_path):
-    summary = outputs.Summary(tmp_path, classes=1)
-    summary.add([row("x", file="first/x.nii")])
-    places = {"first/x.nii": True, Path("first/x.nii").absolute(): True, "second/x.nii": False}
-    assert {at: summary.has(Item("x", "nifti", (Path(at),))) for at in places} == places
-    assert not summary.has(Item("y", "nifti", (Path("first/x.nii"),)))
 
 
 @pytest.mark.parametrize("kept", range(1, 45))
@@ -221,48 +212,105 @@ def test_a_summary_of_another_kind_starts_afresh(tmp_path, text):
     assert rows_of(tmp_path) == []
 
 
-def test_a_summary_that_is_no_text(tmp_path):
-    (tmp_path / "summary.csv").write_bytes(b"\xff\xfe\x00\n")
-    with pytest.raises(BadInput, match=r"damaged summary, no text, .*summary\.csv; remove it"):
-        outputs.Summary(tmp_path, classes=1)
+def damage_row(content):
+    """Zeros over the middle of b's first row, as of a page that never reached the disk."""
+    start = content.index(b"\nb,") + 4
+    return content[:start] + b"\0" * 9 + content[start + 9 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (damage_row, ["a", "c"]),
+        (lambda content: content.replace(b"\nb,1", b"\nb\xff,1"), ["a", "c"]),
+        (lambda content: content.replace(b"\nb,1", b'\n"b,1'), ["a"]),
+        (lambda content: content[:-30] + b"\0" * 30, ["a", "b"]),
+        (lambda content: b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"), ["a", "b", "c"]),
+        (lambda content: content.decode().encode("utf-16"), []),
+        (lambda content: b"\0" * len(content), []),
+        (lambda content: content.replace(b",", b";"), []),
+    ],
+)
+def test_a_damaged_summary_keeps_the_scans_that_are_whole(tmp_path, damage, kept):
+    summary = outputs.Summary(tmp_path, classes=2)
+    for name in "abc":
+        summary.add([row(name, 1), row(name, 2)])
+    content = damage(summary.path.read_bytes())
+    summary.path.write_bytes(content)
+    again = outputs.Summary(tmp_path, classes=2)
+    assert sorted(again.done) == kept
+    assert [r["name"] for r in rows_of(tmp_path)] == [name for name in kept for _ in range(2)]
+    if again.replaced:
+        assert again.replaced.read_bytes() == content
+
+
+def test_rows_that_somebody_added_to_are_kept_beside(tmp_path):
+    path = tmp_path / "summary.csv"
+    for number in (1, 2):
+        path.write_text(f"name,reviewed by\na,{number}\n")
+        summary = outputs.Summary(tmp_path, classes=1)
+        assert summary.replaced.name == f"summary_replaced_{number}.csv"
+        assert summary.replaced.read_text() == f"name,reviewed by\na,{number}\n"
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+a", "-a", "@SUM(A1)", "'=1", "a,b", 'a"b', "a\nb", "-1"])
+def test_no_name_is_a_formula_and_every_name_is_found_again(tmp_path, name):
+    outputs.Summary(tmp_path, classes=1).add([row(name, file=f"{name}/f")])
+    assert outputs.Summary(tmp_path, classes=1).done == {name: f"{name}/f"}
+    outputs.Summary(tmp_path, classes=1, part=3).add([row("=part")])
+    summary = outputs.Summary(tmp_path, classes=1)
+    summary.merge_parts(1)
+    assert outputs.Summary(tmp_path, classes=1).done == {name: f"{name}/f", "=part": "f"}
+    for cells in csv.reader((tmp_path / "summary.csv").open(newline="")):
+        assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells if cell != "-1")
+
+
+def test_a_summary_of_an_earlier_version_has_its_names(tmp_path):
+    text = ",".join(outputs.COLUMNS) + "\n" + "=1+1," + ",".join("0" * 11) + ",f\n"
+    (tmp_path / "summary.csv").write_text(text)
+    assert outputs.Summary(tmp_path, classes=1).done == {"=1+1": "f"}
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [1, 12])
+@pytest.mark.parametrize("character", ["a", "ä", "日", "e\u0301"])
+@pytest.mark.parametrize("kind", ["picture", "nifti"])
+def test_names_of_any_length_fit_and_stay_apart(tmp_path, classes, character, kind):
+    width = len(character.encode())
+    seen = set()
+    for length in range(195, 256, 15):
+        item = Item("below/" + character * (length // width), kind, (Path("f"),))
+        where = outputs.paths(tmp_path, item, classes=classes, diffusion=True, samples=3)
+        names = {path.name for path in where.values()}
+        assert len(names) == len(where) and max(len(name.encode()) for name in names) <= 255
+        assert all(path.parent == tmp_path / "below" for path in where.values())
+        assert item.name.startswith("below/" + where["mask"].name[:50])
+        few = outputs.paths(tmp_path, item, classes=classes, diffusion=True, samples=0)
+        assert few["mask"] == where["mask"]  # whatever is kept
+        longest = item.name.rpartition("/")[2] + "_mutual_information" + f"_{classes}" * (classes > 1)
+        fits = len((longest + where["mask"].name.rpartition("_mask")[2]).encode()) <= 255
+        assert outputs.is_shortened(item, where) is not fits
+        where["mask"].parent.mkdir(exist_ok=True)
+        for path in where.values():
+            path.touch()
+        seen |= names
+    assert len(seen) == len({length // width for length in range(195, 256, 15)}) * len(where)
+
+
+@pytest.mark.parametrize("name", ["a_mask.nii.gz", "a.nii_mask.png", "b" * 248 + ".nii.gz", "summary.csv"])
+def test_what_is_set_aside_keeps_its_kind(tmp_path, name):
+    for number in (1, 2):
+        (tmp_path / name).write_text(str(number))
+        aside = outputs.set_aside(tmp_path / name)
+        assert aside.read_text() == str(number) and aside.parent == tmp_path
+        extension = ".nii.gz" if name.endswith(".gz") else Path(name).suffix
+        assert aside.name.endswith(f"_replaced_{number}{extension}") and aside.name[:1] == name[:1]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
-
-MADE_BY = {"model": "unet", "sampler": {"steps": 3, "eta": 0.0}, "threshold": 0.5, "fold": None}
-
-
-def test_a_folder_is_one_models(tmp_path):
-    folder = tmp_path / "deep" / "out"
-    for _ in range(2):
-        outputs.check_folder(folder, MADE_BY)
-    assert json.loads((folder / "predict.json").read_text()) == MADE_BY
-    with pytest.raises(BadInput, match=r"masks of another run, threshold was 0\.5 and is 0\.4, .*out; give another"):
-        outputs.check_folder(folder, MADE_BY | {"threshold": 0.4})
-    assert json.loads((folder / "predict.json").read_text()) == MADE_BY
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null"])
-def test_a_damaged_record(tmp_path, text):
-    (tmp_path / "predict.json").write_text(text)
-    with pytest.raises(BadInput, match=r"damaged record, no fields, .*predict\.json; remove it"):
-        outputs.check_folder(tmp_path, MADE_BY)
-
-
-def test_a_file_in_place_of_the_folder(tmp_path):
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(BadInput, match=r"cannot write, File exists, .*out; make room or give another --output"):
-        outputs.check_folder(tmp_path / "out", MADE_BY)
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(files, "write_json", refuse)
-    with pytest.raises(BadInput, match="cannot write, Permission denied, "):
-        outputs.check_folder(tmp_path, MADE_BY)
-
 
 @pytest.mark.parametrize("fails", range(6))
 def test_a_disk_that_fills_leaves_whole_files_only_and_the_mask_last(tmp_path, monkeypatch, fails):

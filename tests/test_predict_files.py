@@ -3,6 +3,10 @@
 Runs go through the command line in this process; what is left is read back with SimpleITK.
 """
 
+import csv
+import errno
+import os
+import shutil
 import signal
 import sys
 import threading
@@ -18,8 +22,8 @@ from bright_model import SIZE, Bright, write_workdir
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from PIL import Image
 
-from biedsnet_jax import main, models, parallel, predict_files
-from biedsnet_jax.data import nifti, scans
+from biedsnet_jax import lock, main, models, parallel, predict_files
+from biedsnet_jax.data import nifti, scans, walk
 
 SHAPE = (SIZE, SIZE, 5)  # voxels along x, y, z
 
@@ -115,13 +119,16 @@ def rows(output):
 
 
 def outputs(output):
+    """Time of each file by its name; a lock's is 0."""
     return {
-        path.relative_to(output).as_posix(): path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()
+        path.relative_to(output).as_posix(): path.stat().st_mtime_ns * (path.name != ".lock")
+        for path in output.rglob("*")
+        if path.is_file()
     }
 
 
 MAPS = ("probability", "entropy", "mutual_information", "variance")
-RECORDS = {"summary.csv", "predict.json"}
+RECORDS = {"summary.csv", "predict.json", "made_from.jsonl", ".lock"}
 
 
 def expected(name, extension, maps=MAPS):
@@ -260,6 +267,171 @@ def test_many_pictures_of_several_sizes_share_batches(predict, tmp_path, monkeyp
     assert len(rows(tmp_path / "out")) == 18
 
 
+# --- what changed since ----------------------------------------------------------------------------------------------
+
+
+def test_what_changed_is_made_again_and_told(predict, tmp_path):
+    source, output = tmp_path / "in", tmp_path / "out"
+    for name in ("a", "b", "c", "d"):
+        save_picture(source / f"{name}.png")
+    assert predict()[0] == 0
+    before = outputs(output)
+    bright = np.zeros((SIZE, SIZE), bool)
+    bright[9:14, 1:5] = True
+    Image.fromarray(np.where(bright, 200, 20).astype(np.uint8)).save(source / "a.png")
+    (output / "b_mask.png").write_bytes(b"edited")
+    (source / "c.png").unlink()
+    code, out, err = predict("--quiet")
+    assert code == 0
+    assert out == (
+        f"3 of 3 scans segmented, in {output}; summary.csv has the figures. 1 done before. "
+        "2 made again: 1 because the scan changed, 1 because an output file was changed. "
+        "masks of 1 scan that is no longer there were left\n"
+    )
+    assert err.startswith("biedsnet: warning: 1 output file in ") and "b_mask_replaced_1.png" in err
+    assert err.count("\n") == 1
+    np.testing.assert_array_equal(np.asarray(Image.open(output / "a_mask.png")) == 255, bright)
+    assert (output / "b_mask_replaced_1.png").read_bytes() == b"edited"
+    assert {name for name, time in outputs(output).items() if before.get(name) == time} >= (
+        expected("c", ".png") | expected("d", ".png")
+    )
+    _, out, err = predict()
+    assert "made again" not in out + err and "3 of 3 scans done before" in err
+
+
+def test_a_model_that_was_trained_further_gives_new_masks(predict, tmp_path):
+    workdir = tmp_path / "run"
+    save_scan(tmp_path / "in" / "a.nii.gz")
+    save_picture(tmp_path / "in" / "b.png")
+    write_workdir(workdir)
+    assert predict(f"--workdir={workdir}")[0] == 0
+    first = (tmp_path / "out" / "a_mask.nii.gz").read_bytes()
+    assert np.asarray(nib.load(tmp_path / "out" / "a_mask.nii.gz").dataobj).any()
+    shutil.rmtree(workdir)
+    write_workdir(workdir, above=2.0)  # nothing is so bright, and the step is the same
+    code, out, err = predict(f"--workdir={workdir}")
+    assert code == 0
+    for text in (out, err):
+        assert "2 made again: 2 because the model was trained further" in text
+    assert (tmp_path / "out" / "a_mask.nii.gz").read_bytes() != first
+    assert not np.asarray(nib.load(tmp_path / "out" / "a_mask.nii.gz").dataobj).any()
+    other = write_workdir(tmp_path / "other")
+    code, _, err = predict(f"--workdir={other}")
+    assert code == 2 and f"holds masks of the model in {workdir}" in err
+    one_line(err)
+
+
+@pytest.mark.parametrize("name", ["a.png", "v.nii.gz", "broken link.png"])
+def test_masks_of_a_scan_that_broke_do_not_keep_its_name(predict, tmp_path, name):
+    source, output = tmp_path / "in", tmp_path / "out"
+    save_picture(source / "other.png")
+    (save_scan if name.endswith(".gz") else save_picture)(source / name)
+    assert predict()[0] == 0
+    stem, _, extension = name.partition(".")
+    extension = f".{extension}"
+    whole = (output / f"{stem}_mask{extension}").read_bytes()
+    (source / name).unlink()
+    if "link" in name:
+        (source / name).symlink_to("nowhere")
+    else:
+        (source / name).write_bytes(b"no scan")
+    code, out, err = predict()
+    assert code == 3 and "1 of 2 scans segmented" in out and "made again" not in out
+    assert f"Its earlier masks are kept under other names, such as {stem}_" in err.splitlines()[-1]
+    assert not (output / f"{stem}_mask{extension}").exists()
+    assert (output / f"{stem}_mask_replaced_1{extension}").read_bytes() == whole
+    assert set(rows(output)) == {"other"}
+
+
+def test_a_scan_that_changes_while_it_is_read_is_not_taken(predict, tmp_path, monkeypatch):
+    save_picture(tmp_path / "in" / "a.png")
+    save_picture(tmp_path / "in" / "b.png")
+    read = scans.read
+
+    def replace(item, **named):
+        scan = read(item, **named)
+        if item.name == "a":
+            save_picture(item.files[0], SIZE + 8)
+        return scan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scans, "read", replace)
+        code, _, err = predict()
+    assert code == 3 and "a.png changed while it was read" in err and set(rows(tmp_path / "out")) == {"b"}
+    assert predict()[0] == 0
+    assert Image.open(tmp_path / "out" / "a_mask.png").size == (SIZE, SIZE + 8)
+
+
+def test_a_named_pipe_among_scans_fails_alone(predict, tmp_path):
+    save_picture(tmp_path / "in" / "a.png")
+    os.mkfifo(tmp_path / "in" / "b.png")
+    Path(tmp_path / "in" / "c.png").symlink_to("b.png")
+    code, _, _ = predict()
+    assert code in (0, 3) and set(rows(tmp_path / "out")) == {"a"}
+
+
+def test_what_was_passed_over_is_told_and_listed(predict, tmp_path, monkeypatch):
+    save_picture(tmp_path / "in" / "a.png")
+    search = scans.search
+    why = ["not a format that is read (.bmp)", "hidden", "not a format that is read (.bmp)"]
+    passed = [walk.PassedOver(tmp_path / "in" / f"=x{n}\udcff", one) for n, one in enumerate(why)]
+    with monkeypatch.context() as patch:
+        patch.setattr(scans, "search", lambda *a, **named: search(*a, **named)._replace(passed=passed))
+        code, out, _ = predict("--quiet")
+    assert code == 0
+    assert out.endswith(
+        "3 files passed over: 2 not a format that is read (.bmp), 1 hidden; passed_over.csv names them\n"
+    )
+    found = csv_files.read(tmp_path / "out" / "passed_over.csv")
+    assert [row["why"] for row in found] == why
+    predict()
+    listed = (tmp_path / "out" / "passed_over.csv").exists()
+    assert listed is bool(search(tmp_path / "in", channels=1, leave_out=tmp_path / "out").passed)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1+1", "-x", "@SUM(1)", "a,b", "a\nb", "'quoted"])
+def test_names_that_a_spreadsheet_would_run(predict, tmp_path, name):
+    save_picture(tmp_path / "in" / name / "p.png")
+    assert predict()[0] == 0
+    for row in csv.reader((tmp_path / "out" / "summary.csv").open(newline="")):
+        assert not any(cell.startswith(("=", "+", "-", "@")) for cell in row)
+    assert "1 of 1 scans done before" in predict()[2]
+
+
+@pytest.mark.parametrize("length", [200, 240, 251])
+def test_a_name_that_is_too_long_for_its_masks_is_cut(predict, tmp_path, length):
+    name = "n" * length
+    save_picture(tmp_path / "in" / "short.png")
+    bright = save_picture(tmp_path / "in" / f"{name}.png")
+    code, out, err = predict()
+    assert code == 0 and "2 of 2" in out and set(rows(tmp_path / "out")) == {"short", name}
+    (mask,) = (tmp_path / "out").glob("n*_mask.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(mask)) == 255, bright)
+    assert (f"names of 1 scans are too long for their masks and are cut there, such as {mask.name}" in err) == (
+        length > 200
+    )
+    assert "2 of 2 scans done before" in predict()[2]
+
+
+# --- two runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_into_one_folder_is_told_of_the_first(predict, tmp_path):
+    save_picture(tmp_path / "in" / "a.png")
+    assert predict()[0] == 0
+    before = outputs(tmp_path / "out")
+    with lock.Lock(tmp_path / "out", another="--output"):
+        code, _, err = predict()
+    assert code == 2 and f"{tmp_path / 'out'} is in use by process {os.getpid()} on host" in err
+    assert "another --output" in err
+    one_line(err)
+    assert outputs(tmp_path / "out") == before
+    assert predict()[0] == 0
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -326,7 +498,7 @@ def test_a_folder_that_holds_masks_of_another_model(predict, tmp_path):
     before = outputs(tmp_path / "out")
     for change, name in (("--config.threshold=0.4", "threshold"), ("--config.sampler.ensemble=3", "sampler.ensemble")):
         code, _, err = predict(change)
-        assert code == 2 and f"masks of another run, {name} was " in err
+        assert code == 2 and f"holds masks of another run: {name} was " in err
         one_line(err)
     assert outputs(tmp_path / "out") == before
     assert predict("--config.eval.batch_size=16")[0] == 0  # which changes no mask
@@ -368,6 +540,53 @@ def test_a_full_disk_stops_in_one_line_and_the_next_run_goes_on(predict, tmp_pat
     assert before["a_mask.nii.gz"] == outputs(output)["a_mask.nii.gz"]
     np.testing.assert_array_equal(nib.load(output / "b_mask.nii.gz").get_fdata(), bright)
     assert set(rows(output)) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EILSEQ, errno.EACCES, errno.EIO, errno.EISDIR])
+def test_a_scan_that_cannot_be_written_fails_alone(predict, tmp_path, monkeypatch, number):
+    for name in ("a", "b", "c"):
+        save_scan(tmp_path / "in" / f"{name}.nii.gz")
+    assert predict()[0] == 0
+    for name in ("a", "b", "c"):
+        save_scan(tmp_path / "in" / f"{name}.nii.gz", "LPS")
+    write = nib.Nifti1Image.to_filename
+
+    def refuse(self, path):
+        if path.name == ".partial_b_mask.nii.gz":
+            raise OSError(number, os.strerror(number))
+        write(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nib.Nifti1Image, "to_filename", refuse)
+        code, out, err = predict()
+    assert code == 3 and "2 of 3 scans segmented" in out and set(rows(tmp_path / "out")) == {"a", "c"}
+    assert f"b.nii.gz as {tmp_path / 'out' / 'b_mask.nii.gz'}: {os.strerror(number)}" in err.splitlines()[-1]
+    assert not list((tmp_path / "out").glob("b_*"))  # nothing of half a scan
+    assert predict()[0] == 0 and set(rows(tmp_path / "out")) == {"a", "b", "c"}
+
+
+def test_a_folder_where_a_mask_should_be_fails_that_scan_alone(predict, tmp_path):
+    save_picture(tmp_path / "in" / "a.png")
+    save_picture(tmp_path / "in" / "a_mask.png" / "b.png")
+    save_picture(tmp_path / "in" / "c.png")
+    code, _, err = predict()
+    assert code == 3 and set(rows(tmp_path / "out")) in ({"c", "a"}, {"c", "a_mask.png/b"})
+    assert len(err[err.index("1 of 3 scans failed") :].splitlines()) == 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_what_stops_every_scan_stops_the_run(predict, tmp_path, monkeypatch, number):
+    for name in ("a", "b"):
+        save_scan(tmp_path / "in" / f"{name}.nii.gz")
+
+    def refuse(self, path):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nib.Nifti1Image, "to_filename", refuse)
+        code, _, err = predict()
+    assert code == 2 and err.splitlines()[-1].startswith(f"biedsnet: cannot write, {os.strerror(number)}, ")
+    assert predict()[0] == 0
 
 
 @pytest.mark.parametrize("where", ["reading", "predicting", "writing"])
@@ -415,7 +634,7 @@ def test_progress_counts_slices_and_tells_the_time_to_go(predict, tmp_path):
     assert lines[-1].startswith("predict 10/10 ") and "ETA 0:00" in lines[-1]
 
 
-def test_the_next_scan_is_read_while_one_is_segmented(monkeypatch):
+def test_the_next_scan_is_read_while_one_is_segmented(tmp_path, monkeypatch):
     begun = {name: threading.Event() for name in "abc"}
 
     def read(item, channels):
@@ -423,10 +642,12 @@ def test_the_next_scan_is_read_while_one_is_segmented(monkeypatch):
         return scans.Scan(item, np.zeros((1, 2, 2, 1)))
 
     monkeypatch.setattr(scans, "read", read)
-    items = [scans.Item(name, "nifti", (Path(name),)) for name in "abc"]
+    items = [scans.Item(name, "nifti", (tmp_path / name,)) for name in "abc"]
+    for item in items:
+        item.files[0].touch()
     ahead = predict_files._read_ahead([[item] for item in items], 1)
     for item, following in zip(items, "bc-"):
-        ((found, scan),) = next(ahead)  # and whoever asked for it now segments it
+        ((found, scan, _),) = next(ahead)  # and whoever asked for it now segments it
         assert found is scan.item is item
         assert following == "-" or begun[following].wait(60)
     assert not list(ahead)

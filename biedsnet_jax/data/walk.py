@@ -115,5 +115,7 @@ def write_record(folder: Path, passed: Sequence[PassedOver]) -> None:
     if not passed:
         path.unlink(missing_ok=True)
         return
-    rows = [{"file": str(one.path), "why": one.why} for one in passed]
+    # A name need not be text.
+    names = [str(one.path).encode(errors="backslashreplace").decode() for one in passed]
+    rows = [{"file": name, "why": one.why} for name, one in zip(names, passed)]
     files.write_text(path, csv_text.write(rows, ("file", "why")))
