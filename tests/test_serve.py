@@ -26,7 +26,7 @@ pytest.importorskip("starlette", reason="no starlette: pip install starlette uvi
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
 
 from biedsnet_jax import config, predict, predict_files, serve
-from biedsnet_jax.serve_upload import Limits
+from biedsnet_jax.serve_limits import Limits
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))

@@ -8,7 +8,7 @@ import pytest
 
 from biedsnet_jax import serve_jobs
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.serve_upload import Limits
+from biedsnet_jax.serve_limits import Limits
 
 LIMITS = Limits(waiting=3, kept=2, keep_seconds=60)
 
