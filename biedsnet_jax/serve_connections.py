@@ -7,15 +7,25 @@ not take its answer. Only where all are at work is the newcomer turned away.
 """
 
 import asyncio
+from typing import Protocol, runtime_checkable
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from biedsnet_jax.serve_guard import is_local
 from biedsnet_jax.serve_limits import Limits
 
-_DRAIN_LOOK = 10  # seconds between looks at an answer that is not taken
-_DRAIN_LEAST = 64 * 2**10  # bytes of it that must be taken meanwhile
 NEVER_ASKED, BETWEEN, STUCK, AT_WORK = range(4)
+
+
+@runtime_checkable
+class Member(Protocol):
+    """What a table knows of a connection."""
+
+    address: str  # empty on this machine, where all visitors have one together
+    standing: int  # from NEVER_ASKED to AT_WORK
+
+    def drop(self) -> None:
+        """Close without another word."""
 
 
 class Table:
@@ -23,9 +33,9 @@ class Table:
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self._open: dict[Connection, None] = {}
+        self._open: dict[Member, None] = {}
 
-    def admit(self, connection: "Connection") -> bool:
+    def admit(self, connection: Member) -> bool:
         """Whether a new connection may stay; an older one may lose its place to it."""
         each, most = self.limits.connections_each, self.limits.connections
         address = connection.address
@@ -37,7 +47,7 @@ class Table:
         self._open[connection] = None
         return True
 
-    def forget(self, connection: "Connection") -> None:
+    def forget(self, connection: Member) -> None:
         """It is closed."""
         self._open.pop(connection, None)
 
@@ -125,11 +135,13 @@ class Connection(H11Protocol):
         self._waits = None
 
     def _watch_drain(self, before: int):
-        self._drains = self.loop.call_later(_DRAIN_LOOK, self._look_at_drain, before)
+        self._drains = self.loop.call_later(
+            self._table.limits.answer_seconds, self._look_at_drain, before
+        )
 
     def _look_at_drain(self, before: int):
         now = self.transport.get_write_buffer_size()
-        if before - now < _DRAIN_LEAST:
+        if now >= before:
             self.drop()
         else:
             self._watch_drain(now)

@@ -25,3 +25,4 @@ class Limits:
     connections: int = 128  # of all visitors
     connections_each: int = 32  # of one address, but for this machine's own
     header_seconds: int = 10  # for a request to be complete but for its body, and between two
+    answer_seconds: int = 60  # without any of an answer being taken; systems take it in large pieces
