@@ -62,7 +62,10 @@ def _clear_stale():
 
     count = serve_folder.clear_stale()
     if count:
-        print(f"removed what {count} server{'s' * (count > 1)} had left that did not end by themselves", flush=True)
+        whose = "1 server had left that did not end by itself"
+        if count > 1:
+            whose = f"{count} servers had left that did not end by themselves"
+        print(f"removed what {whose}", flush=True)
 
 
 def _leave_if_busy():
