@@ -190,9 +190,9 @@ def resident_mib(pid: int) -> float:
 
 
 def count_files(folder: Path) -> int:
-    """Below a folder, once what is removed in the background is gone."""
+    """Below a folder, but for the server's lock, once what is removed in the background is gone."""
     for _ in range(100):
-        count = sum(path.is_file() for path in folder.rglob("*"))
+        count = sum(path.is_file() and path.name != ".lock" for path in folder.rglob("*"))
         if not count:
             break
         time.sleep(0.05)

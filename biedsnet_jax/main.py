@@ -158,7 +158,7 @@ def _from_package(name):
 def _limits():
     waiting = {"waiting": _WAITING.value, "kept": _WAITING.value}
     chosen = {"upload": _UPLOAD_MB.value * 2**20, "job_seconds": _SCAN_SECONDS.value, **waiting}
-    return _from_package("serve_upload.Limits")(**chosen)
+    return _from_package("serve_limits.Limits")(**chosen)
 
 
 def parse_flags(argv: list[str]) -> None:

@@ -1,26 +1,26 @@
-"""Mode serve: a page in the browser that segments what is dropped on it, until Ctrl-C or SIGTERM.
+"""Mode serve: a page in the browser that segments what is dropped on it, until Ctrl-C, SIGTERM or SIGHUP.
 
 Nothing is logged of an upload: the server's own lines about requests are off, and so are the warnings of the libraries
 that read files, which may quote them.
 """
 
 import contextlib
+import functools
 import logging
-import pathlib
+import os
 import secrets
 import signal
 import socket
-import tempfile
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 
 from biedsnet_jax import config, predict, processes
 from biedsnet_jax.errors import reason
-from biedsnet_jax.serve_upload import Limits
+from biedsnet_jax.serve_limits import Limits
 from biedsnet_jax.types import BadInput
 
-_CONNECTIONS = 128
 _LAST_WORDS = 2  # seconds that an answer may take once the server is told to stop
 
 
@@ -33,6 +33,7 @@ def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
     config.check(cfg)
     if processes.several():
         raise BadInput("a server of many processes, of --num_processes; start it as one")
+    _clear_stale()
     with _listening(host, port) as listener:
         predictor = predict.load(workdir, cfg)
         logging.disable(logging.CRITICAL)
@@ -42,13 +43,37 @@ def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
             print(f"{workdir}, {cfg.row or cfg.network} at step {predictor.step}, is served at {url}")
             if token:
                 print("the token in this address lets in whoever has it; nothing is encrypted on the way")
-            print(
-                f"at most {limits.upload / 2**20:g} MiB an upload, {limits.waiting} waiting, {limits.job_seconds} s a "
-                f"scan; results are removed {limits.keep_seconds / 60:g} min after they were last seen; Ctrl-C stops",
-                flush=True,
-            )
+            print(_told(limits), flush=True)
             stop.wait()
     print("stopped; no upload or result is left", flush=True)
+    _leave_if_busy()
+
+
+def _told(limits: Limits) -> str:
+    return (
+        f"at most {limits.upload / 2**20:g} MiB an upload, {limits.waiting} waiting, {limits.job_seconds} s a "
+        f"scan, of which {limits.read_seconds} s and {limits.memory / 2**30:g} GiB to read it; results are removed "
+        f"{limits.keep_seconds / 60:g} min after they were last seen; Ctrl-C stops"
+    )
+
+
+def _clear_stale():
+    from biedsnet_jax import serve_folder
+
+    count = serve_folder.clear_stale()
+    if count:
+        whose = "1 server had left that did not end by itself"
+        if count > 1:
+            whose = f"{count} servers had left that did not end by themselves"
+        print(f"removed what {whose}", flush=True)
+
+
+def _leave_if_busy():
+    """A program that is being compiled or run cannot be ended: the process leaves without it."""
+    if any(thread.name == "segment" and thread.is_alive() for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @contextlib.contextmanager
@@ -56,21 +81,15 @@ def serving(
     predictor, listener: socket.socket, limits: Limits, *, token: str | None, ended: threading.Event | None = None
 ) -> Iterator[str]:
     """The server, in threads, while the body runs; gives the address to open. `ended` is set where it ends early."""
-    import uvicorn
-
-    from biedsnet_jax import serve_app, serve_jobs, serve_scan
+    from biedsnet_jax import serve_app, serve_folder, serve_jobs, serve_scan
 
     cfg, (host, port) = predictor.cfg, listener.getsockname()[:2]
-    with tempfile.TemporaryDirectory(prefix="biedsnet_serve_", ignore_cleanup_errors=True) as folder:
-        jobs = serve_jobs.Jobs(pathlib.Path(folder), serve_scan.Worker(predictor, limits), limits)
+    with serve_folder.temporary() as folder:
+        worker = serve_scan.Worker(predictor, limits)
+        worker.reader.start()
+        jobs = serve_jobs.Jobs(folder, worker, limits)
         app = serve_app.make(jobs, limits, model=cfg.row or cfg.network, token=token, port=port)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app, log_config=None, log_level=logging.CRITICAL, access_log=False, server_header=False, ws="none",
-                lifespan="off", loop="asyncio", http="h11", proxy_headers=False, limit_concurrency=_CONNECTIONS,
-                timeout_graceful_shutdown=_LAST_WORDS,
-            )
-        )  # fmt: skip
+        server = _server(app, limits)
 
         def listen():
             try:
@@ -87,6 +106,24 @@ def serving(
             server.should_exit = True
             thread.join()
             jobs.close()
+            worker.reader.close()
+
+
+def _server(app, limits: Limits):
+    """Not uvicorn's limit_concurrency, which counts silent connections and turns visitors away for them."""
+    import uvicorn
+
+    from biedsnet_jax import serve_connections
+
+    table = serve_connections.Table(limits)
+    connection = functools.partial(serve_connections.Connection, table=table)
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, log_config=None, log_level=logging.CRITICAL, access_log=False, server_header=False, ws="none",
+            lifespan="off", loop="asyncio", http=connection, proxy_headers=False,
+            timeout_graceful_shutdown=_LAST_WORDS,
+        )
+    )  # fmt: skip
 
 
 def _check_libraries():
@@ -114,21 +151,37 @@ def _listening(host, port) -> socket.socket:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C or SIGTERM; a second one ends the process at once."""
+    """Set by the first Ctrl-C, SIGTERM or SIGHUP; a second one ends the process at once, and leaves nothing."""
     stop, before = threading.Event(), {}
 
     def hear(number, frame):
+        if stop.is_set():
+            _leave(number)
         stop.set()
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ending():
         before[number] = signal.signal(number, hear)
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _ending() -> list[int]:
+    """The signals that end a server; not one that whoever started it has turned off, as nohup does SIGHUP."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _leave(number):
+    from biedsnet_jax import serve_child, serve_folder
+
+    serve_child.end_all()
+    serve_folder.remove_open()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _url(host, port, token) -> str:

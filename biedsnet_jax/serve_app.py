@@ -12,9 +12,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from biedsnet_jax import serve_scan
-from biedsnet_jax.serve_guard import Guard
+from biedsnet_jax.serve_guard import Guard, is_local
 from biedsnet_jax.serve_jobs import Full, Job, Jobs
-from biedsnet_jax.serve_upload import KINDS, UPLOAD, Limits
+from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serve_upload import KINDS, UPLOAD
 
 _WEB = pathlib.Path(__file__).parent / "web"
 _FILES = {name: "text/css" for name in ("report.css", "serve.css")}
@@ -69,20 +70,23 @@ def _upload(jobs: Jobs, limits: Limits):
             return _refused(too_large, 413, Connection="close")
         like = request.query_params.get("like", "")
         try:
-            job = jobs.new(like if like in KINDS else "")
-        except Full:
-            return _refused("too many uploads are waiting; try again in a minute", 503, Connection="close")
+            job = jobs.new(like if like in KINDS else "", _address(request))
+        except Full as error:
+            return _busy(own=error.own)
         except OSError:
             return _refused(full, 507, Connection="close")
         try:
-            async with asyncio.timeout(limits.upload_seconds):
-                complete = await _receive(request, job.folder / UPLOAD, limits.upload)
+            async with asyncio.timeout(limits.upload_grace) as clock:
+                job.give_up = lambda: clock.reschedule(0)
+                complete = await _receive(request, job, limits, clock)
             if not complete:
                 return _refused(too_large, 413, Connection="close")
+            if job.removed:
+                return _busy(own=False)
             jobs.submit(job)
             return JSONResponse({"id": job.id}, 202)
         except TimeoutError:
-            return _refused(f"too slow, not here after {limits.upload_seconds} s", 408, Connection="close")
+            return _busy(own=False) if job.removed else _refused(_slow(job, limits), 408, Connection="close")
         except OSError:
             return _refused(full, 507, Connection="close")
         except ClientDisconnect:
@@ -94,15 +98,41 @@ def _upload(jobs: Jobs, limits: Limits):
     return endpoint
 
 
-async def _receive(request, path, most) -> bool:
-    """Whether the whole body is in the file, `most` bytes at most."""
-    size = 0
-    with path.open("wb") as file:
+def _address(request: Request) -> str:
+    """Who asks; empty on this machine, where visitors through ssh -L have one address together."""
+    host = request.client.host if request.client else ""
+    return "" if is_local(host) else host
+
+
+def _busy(*, own: bool) -> Response:
+    whose = "uploads of your address" if own else "uploads"
+    text = f"too many {whose} are waiting; try again in a minute"
+    return _refused(text, 503, **{"Connection": "close", "Retry-After": "60"})
+
+
+def _slow(job: Job, limits: Limits) -> str:
+    return (
+        f"Only {job.received} bytes of the upload arrived in time. It may take "
+        f"{limits.upload_seconds} s and needs {limits.upload_rate / 2**10:g} KiB/s."
+    )
+
+
+async def _receive(request: Request, job: Job, limits: Limits, clock: asyncio.Timeout) -> bool:
+    """Whether the whole body is in the file, which is not where it exceeds the limit.
+
+    What has arrived buys time, at the least rate that is allowed.
+    """
+    now = asyncio.get_running_loop().time
+    began = now()
+    with (job.folder / UPLOAD).open("wb") as file:
         async for chunk in request.stream():
-            size += len(chunk)
-            if size > most:
+            job.received += len(chunk)
+            if job.received > limits.upload:
                 return False
             file.write(chunk)
+            seconds = limits.upload_grace + job.received / limits.upload_rate
+            if not job.removed:
+                clock.reschedule(began + min(seconds, limits.upload_seconds))
     return True
 
 

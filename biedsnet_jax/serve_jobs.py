@@ -16,11 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from biedsnet_jax import serve_upload
-from biedsnet_jax.serve_upload import Limits
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.serve_handoff import Failed
+from biedsnet_jax.serve_limits import Limits
 
 ENDED = ("done", "refused", "failed")
 _LOOK = 5  # seconds between looks at what is too old
+_GRACE = 5  # seconds that an upload has before another may take its place
+_LAST_WAIT = 3  # seconds for the running job to end with the server
 
 
 @dataclasses.dataclass
@@ -31,6 +34,10 @@ class Job:
     folder: Path
     like: str  # see serve_upload.read
     touched: float  # when it was last asked for
+    address: str = ""  # who sends it; empty on this machine alone, where all have one address
+    began: float = 0.0
+    received: int = 0  # bytes
+    give_up: Callable[[], None] | None = None  # ends an upload, where another needs its place
     state: str = "uploading"
     text: str = ""  # why it ended, where it is not done
     progress: tuple[int, int] = (0, 0)  # slices: done, all
@@ -39,7 +46,11 @@ class Job:
 
 
 class Full(Exception):
-    """As many uploads wait as may."""
+    """As many uploads wait as may; `own` where all of these are of the address that sends another."""
+
+    def __init__(self, *, own: bool):
+        super().__init__()
+        self.own = own
 
 
 class _Removed(Exception):
@@ -63,17 +74,44 @@ class Jobs:
         self._thread = threading.Thread(target=self._loop, name="segment", daemon=True)
         self._thread.start()
 
-    def new(self, like: str) -> Job:
-        """A job to upload into. Raises Full, and OSError where the disk is."""
+    def new(self, like: str, address: str = "") -> Job:
+        """A job to upload into. Raises Full, and OSError where the disk is.
+
+        One address has half of the places at most. Where all are taken, the slowest upload that is
+        not complete after a while gives up its own: many slow ones keep nobody out.
+        """
         with self._changed:
             self._expire()
-            if sum(job.state in ("uploading", "waiting") for job in self._jobs.values()) >= self._limits.waiting:
-                raise Full
+            self._make_room(address)
             name = secrets.token_urlsafe(24)
-            job = Job(name, self._root / name, like, self._clock())
+            job = Job(name, self._root / name, like, self._clock(), address, self._clock())
             job.folder.mkdir(mode=0o700)
             self._jobs[name] = job
             return job
+
+    def _make_room(self, address):
+        """Raises Full where there is none."""
+        most, taken = self._limits.waiting, self._taken()
+        own = [job for job in taken if address and job.address == address]
+        if len(own) >= max(1, most // 2) and not self._end_slowest(own):
+            raise Full(own=True)
+        if len(self._taken()) >= most and not self._end_slowest(taken):
+            raise Full(own=False)
+
+    def _taken(self) -> list[Job]:
+        return [job for job in self._jobs.values() if job.state in ("uploading", "waiting")]
+
+    def _end_slowest(self, jobs) -> bool:
+        """Whether one gave up its place."""
+        now = self._clock()
+        slow = [job for job in jobs if job.state == "uploading" and job.id in self._jobs]
+        slow = [job for job in slow if job.give_up and now - job.began > _GRACE]
+        if not slow:
+            return False
+        slowest = min(slow, key=lambda job: job.received / (now - job.began))
+        slowest.give_up()
+        self.remove(slowest)
+        return True
 
     def submit(self, job: Job) -> None:
         """Its upload is complete."""
@@ -108,13 +146,13 @@ class Jobs:
                 shutil.rmtree(job.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Forget all, and wait for the thread."""
+        """Forget all, and wait a little for the thread; a program that compiles is not waited for."""
         with self._changed:
             self._closed = True
             for job in list(self._jobs.values()):
                 self.remove(job)
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(_LAST_WAIT)
 
     def _loop(self):
         while job := self._next():
@@ -139,8 +177,13 @@ class Jobs:
             state, text = "refused", serve_upload.without_paths(str(error), job.folder)
         except _Removed:
             pass
+        except Failed as error:
+            state, text = "failed", "an error of the program; try another file"
+            print(f"biedsnet: an upload failed, {error}", file=sys.stderr, flush=True)
         except Exception as error:
             state, text = "failed", f"an error of the program, {type(error).__name__}; try another file"
+            if self._closed:  # its folder is gone
+                return
             print(f"biedsnet: an upload failed, {type(error).__name__}, {_where(error)}", file=sys.stderr, flush=True)
         with self._changed:
             job.state, job.text, job.touched = state, text, self._clock()

@@ -6,6 +6,7 @@ class's probability in LEVELS.
 """
 
 import dataclasses
+import shutil
 import time
 import zlib
 from collections.abc import Callable
@@ -14,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from biedsnet_jax import files, models, outputs, serve_upload
+from biedsnet_jax import files, models, outputs, serve_child, serve_handoff
 from biedsnet_jax.data.scans import Scan
 from biedsnet_jax.predict import Predictor
 from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
 from biedsnet_jax.report_data import LEVELS, levels
-from biedsnet_jax.serve_upload import Limits
+from biedsnet_jax.serve_limits import Limits
 from biedsnet_jax.types import BadInput
 
 SUMMARY = "summary.csv"
@@ -36,6 +37,7 @@ class Worker:
     limits: Limits
     # Programs by the batch size that mode predict would compile for the scan alone: another one rounds otherwise.
     programs: dict[int, dict] = dataclasses.field(default_factory=dict)
+    reader: serve_child.Reader = dataclasses.field(default_factory=serve_child.Reader)
 
     def __call__(self, folder: Path, like: str, tell: Callable[[int, int], None]) -> dict:
         """Do the upload in `folder`; returns what the page must know. `tell(done, all)` hears of the slices.
@@ -43,7 +45,13 @@ class Worker:
         Raises BadInput for what mode predict refuses, and beyond the limits.
         """
         ends = time.monotonic() + self.limits.job_seconds
-        scan = serve_upload.read(folder, like=like, channels=self.predictor.cfg.data.channels, limits=self.limits)
+        scan = self.reader.read(
+            folder,
+            like=like,
+            channels=self.predictor.cfg.data.channels,
+            limits=self.limits,
+            look=lambda: tell(0, 0),
+        )
         count, done = len(scan.slices), 0
         tell(0, count)
 
@@ -53,8 +61,8 @@ class Worker:
             tell(done, count)
             if time.monotonic() > ends:
                 raise BadInput(
-                    f"too long, {done} of {count} slices in {self.limits.job_seconds} s, {scan.item.files[0]}; "
-                    "cut it into parts"
+                    f"Only {done} of {count} slices were segmented within {self.limits.job_seconds} s. "
+                    "Cut the scan into parts."
                 )
 
         prediction = self._predict(scan.slices, advance)
@@ -63,7 +71,7 @@ class Worker:
             rows = [row | _NEUTRAL for row in outputs.write_mask(scan, prediction, mask)]
             files.write_text(folder / SUMMARY, outputs.csv_text(rows))
             _write_slices(folder, scan, prediction, self.predictor.cfg.data.window)
-        serve_upload.forget(folder)
+        shutil.rmtree(folder / serve_handoff.FOLDER, ignore_errors=True)
         return _facts(scan, prediction, mask, rows)
 
     def _predict(self, slices, advance) -> Prediction:

@@ -4,23 +4,20 @@ An upload is one file `upload` in the folder of its job. It is given a fixed nam
 archive: names that a visitor chose make no path.
 """
 
-import dataclasses
-import gzip
-import math
+import lzma
 import re
 import shutil
 import stat
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from biedsnet_jax import predict_files
-from biedsnet_jax.data import dicom, dicom_slice, nifti, pictures, scans
+from biedsnet_jax import files, serve_check
+from biedsnet_jax.data import dicom, scans
 from biedsnet_jax.data.sources import EXTENSIONS
-from biedsnet_jax.data.volumes import Volume
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.serve_limits import Limits
 
 UPLOAD = "upload"
 _SERIES = "series"
@@ -35,44 +32,34 @@ _STARTS = {
     ".nii.gz": b"\x1f\x8b",
 }
 _CHUNK = 2**20
-_DEFLATED = b"1.2.840.10008.1.2.1.99"  # pydicom unpacks such a file as a whole, however large
+_BROKEN_ZIP = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError, OSError,
+)  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What one visitor may ask of a server."""
-
-    upload: int = 256 * 2**20  # bytes
-    upload_seconds: int = 300
-    waiting: int = 16  # uploads that are not segmented yet, of all visitors
-    kept: int = 16  # results, of all visitors
-    keep_seconds: int = 600  # after they were last looked at
-    job_seconds: int = 600
-    files: int = 4096  # of an archive
-    unpacked: int = 2**31  # bytes of an archive or a .nii.gz
-    slices: int = 2048  # of a scan
-    side: int = 4096  # pixels
-    voxels: int = 2**28  # of a scan, as many as 1024 slices of 512 x 512
-
-
-def read(folder: Path, *, like: str, channels: int, limits: Limits) -> scans.Scan:
+def read(
+    folder: Path,
+    *,
+    like: str,
+    channels: int,
+    limits: Limits,
+    declared: Callable[[int], None] = lambda values: None,
+) -> scans.Scan:
     """The one scan of an upload; `like` is one of KINDS or empty.
 
-    Raises BadInput in the words of mode predict, and for what exceeds the limits.
+    `declared` hears how many values the headers promise, before these are read. Raises BadInput in
+    the words of mode predict, and for what exceeds the limits.
     """
     source = _named(folder / UPLOAD, like, limits)
     items = scans.find(source, channels=channels)
     if len(items) > 1:
-        raise BadInput(f"several scans, {len(items)}, {source}; give one at a time")
-    _check_size(items[0], limits)
-    (scan,) = predict_files.read(items, channels)
-    if isinstance(scan, BadInput):
-        raise scan
-    return scan
+        raise BadInput(f"{source} holds {len(items)} scans. Give one at a time.")
+    declared(serve_check.check_size(items[0], limits))
+    return scans.read(items[0], channels=channels)
 
 
 def forget(folder: Path) -> None:
-    """Remove what was sent, once it is segmented."""
+    """Remove what was sent, once it is read."""
     shutil.rmtree(folder / _SERIES, ignore_errors=True)
     for path in folder.glob("scan*"):
         path.unlink()
@@ -102,10 +89,7 @@ def _named(upload: Path, like: str, limits: Limits) -> Path:
     if its == ".zip":
         return _unzipped(upload, upload.with_name(_SERIES), limits)
     path = upload.rename(upload.with_name(f"scan{its}"))
-    if its == ".nii.gz":
-        _check_unpacked(path, limits)
-    if its == ".dcm":
-        _check_syntax(path)
+    serve_check.check_file(path, its, limits)
     return path
 
 
@@ -114,41 +98,49 @@ def _unzipped(archive: Path, folder: Path, limits: Limits) -> Path:
     try:
         with zipfile.ZipFile(archive) as file:
             entries = [one for one in file.infolist() if not one.is_dir() and not _is_hidden(one)]
-            _check_entries(entries, folder, limits)
+            _check_entries(entries, limits)
             folders, left = {}, limits.unpacked
+            folder.mkdir()
             for number, entry in enumerate(entries, start=1):
                 inner = PurePosixPath(entry.filename)
                 place = folder / str(folders.setdefault(inner.parent, len(folders) + 1))
-                place.mkdir(parents=True, exist_ok=True)
+                place.mkdir(exist_ok=True)
                 with file.open(entry) as packed:
                     left -= _copy(packed, place / f"{number}{_extension(inner)}", left)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        if isinstance(error, BadInput):
+    except BadInput:
+        raise
+    except _BROKEN_ZIP as error:
+        if files.is_full(error):
             raise
-        # what is said may quote a name of the archive
-        raise BadInput(f"unreadable or truncated archive, {type(error).__name__}, {folder}; zip it again") from error
+        # What the library says may quote a name of the archive.
+        raise BadInput(
+            f"The archive is unreadable or truncated ({type(error).__name__}). Zip it again."
+        ) from error
     archive.unlink()
     found = [path for path in folder.rglob("*") if path.is_file() and dicom.is_dicom(path)]
     if not found:
-        raise BadInput(f"nothing to segment, no DICOM file, {folder}; zip the files of one series")
+        raise BadInput("The archive holds no DICOM file. Zip the files of one series.")
     for path in found:
-        _check_syntax(path)
+        serve_check.check_syntax(path)
     return folder
 
 
-def _check_entries(entries, folder, limits):
+def _check_entries(entries, limits):
     if not entries:
-        raise BadInput(f"empty archive, 0 files, {folder}; zip the files of one series")
+        raise BadInput("The archive is empty. Zip the files of one series.")
     if len(entries) > limits.files:
-        raise BadInput(f"too many files, {len(entries)} where {limits.files} may be, {folder}; zip one series")
+        raise BadInput(
+            f"The archive holds {len(entries)} files, where {limits.files} are allowed. "
+            "Zip the files of one series."
+        )
     size = sum(entry.file_size for entry in entries)  # as declared: what is written is counted too
     if size > limits.unpacked:
-        raise _too_large(size, folder, limits)
+        raise serve_check.too_large(size, "The archive", limits)
     for entry in entries:
         if stat.S_ISLNK(entry.external_attr >> 16):
-            raise BadInput(f"a link, not a file, in the archive, {folder}; zip the files themselves")
+            raise BadInput("The archive holds a link. Zip the files themselves.")
         if entry.flag_bits & 1:
-            raise BadInput(f"encrypted archive, {folder}; zip it without a password")
+            raise BadInput("The archive is encrypted. Zip it without a password.")
 
 
 def _is_hidden(entry) -> bool:
@@ -168,66 +160,6 @@ def _copy(packed, path: Path, most: int) -> int:
         while chunk := packed.read(_CHUNK):
             size += len(chunk)
             if size > most:
-                raise BadInput(f"too large when unpacked, more than was declared, {path}; zip it again")
+                raise BadInput("The archive is larger when unpacked than it says. Zip it again.")
             file.write(chunk)
     return size
-
-
-def _check_unpacked(path: Path, limits: Limits):
-    """Of a gzip file: count, and keep nothing. What is damaged is told when it is read."""
-    size = 0
-    try:
-        with gzip.open(path) as file:
-            while size <= limits.unpacked and (chunk := file.read(_CHUNK)):
-                size += len(chunk)
-    except (OSError, EOFError, zlib.error):
-        return
-    if size > limits.unpacked:
-        raise _too_large(size, path, limits)
-
-
-def _too_large(size, path, limits):
-    return BadInput(
-        f"too large when unpacked, {size // 2**20} MiB or more where {limits.unpacked // 2**20} may be, {path}; "
-        "cut it into parts"
-    )
-
-
-def _check_syntax(path: Path):
-    """Of a DICOM file."""
-    with path.open("rb") as file:
-        if _DEFLATED in file.read(_HEAD):
-            raise BadInput(f"compressed data set, deflated, {path}; export it uncompressed")
-
-
-def _check_size(item: scans.Item, limits: Limits):
-    """By its headers, before anything is unpacked. Of what is damaged nothing is said, reading does that."""
-    for height, width, slices, values in _shapes(item):
-        if max(height, width) > limits.side:
-            raise BadInput(
-                f"too large a slice, {height}x{width} pixels where {limits.side}x{limits.side} may be, "
-                f"{item.files[0]}; cut it into parts"
-            )
-        if slices > limits.slices or height * width * slices * values > limits.voxels:
-            raise BadInput(
-                f"too large a scan, {slices} slices of {height}x{width} pixels and {values} values where "
-                f"{limits.slices} slices and {limits.voxels} values may be, {item.files[0]}; cut it into parts"
-            )
-
-
-def _shapes(item: scans.Item) -> list[tuple[int, int, int, int]]:
-    """(height, width, slices, values of a pixel) of a scan; of several where the slices of a series differ."""
-    if item.kind == "picture":
-        try:
-            height, width, values = pictures.read_size(item.files[0])
-        except BadInput:
-            return []
-        return [(height, width, 1, values)]
-    if item.kind == "nifti":
-        image = nifti.open_header(item.files[0])
-        shape = nifti.volume_shape(image)
-        voxels = np.broadcast_to(np.uint8(0), shape[:3])
-        depth, height, width = Volume(voxels, image.affine, str(item.files[0])).slices.shape
-        return [(height, width, depth, math.prod(shape[3:]))]
-    sizes = [one.size for path in item.files for one in dicom_slice.read(path)]
-    return [(*size, len(sizes), 1) for size in dict.fromkeys(sizes)]

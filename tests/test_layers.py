@@ -26,7 +26,8 @@ ORDER = [
     "report_data", "report_tables", "report_charts", "report_facts", "report_pictures", "report_page", "report",
     "recording", "evaluations", "evaluate", "class_presence", "validation", "trainer", "distill",
     "prediction", "predict", "overlay", "outputs", "made_from", "output_folder", "scan_results", "predict_files",
-    "serve_upload", "serve_scan", "serve_jobs", "serve_guard", "serve_app", "serve",
+    "serve_limits", "serve_check", "serve_upload", "serve_handoff", "serve_reader", "serve_child",
+    "serve_scan", "serve_folder", "serve_jobs", "serve_guard", "serve_connections", "serve_app", "serve",
     "torch_import", "pretrained", "weight_files", "importer",
     "benchmark_files", "benchmark",
     "export_program", "export_loader", "model_card", "export",
@@ -60,7 +61,7 @@ ONLY_IN = {
     "tensorboardX": ("board",),
     "rich": ("live",),
     "starlette": ("serve_guard", "serve_app", "serve"),
-    "uvicorn": ("serve",),
+    "uvicorn": ("serve", "serve_connections"),
 }
 
 

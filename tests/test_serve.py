@@ -4,6 +4,7 @@ The model is made up (bright_model.py), so that masks are known without training
 """
 
 import csv
+import dataclasses
 import http.client
 import io
 import json
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -26,11 +28,13 @@ pytest.importorskip("starlette", reason="no starlette: pip install starlette uvi
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
 
 from biedsnet_jax import config, predict, predict_files, serve
-from biedsnet_jax.serve_upload import Limits
+from biedsnet_jax.serve_limits import Limits
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
+import serve_attack  # noqa: E402
+import serve_hostile  # noqa: E402
 import serve_load  # noqa: E402
 import serve_uploads  # noqa: E402
 
@@ -158,6 +162,39 @@ def test_the_load_test_fails_where_something_is_wrong(wrong):
     assert serve_load.is_good(good) and not serve_load.is_good(good | wrong)
 
 
+def test_a_visitor_is_answered_while_others_attack(workdir, tmp_path):
+    """benchmarks/serve_attack.py in small; that takes 60 s and looks at times and memory, too."""
+    limits = dataclasses.replace(LIMITS, connections=24, waiting=6, upload=2**25)
+    with served(workdir, tmp_path, limits, token="t0ken") as url:
+        found = serve_attack.attack(url, "t0ken", os.getpid(), uploads=24, silent=48, seconds=8)
+    assert found["answers"] > 3 and set(found["statuses"]) <= {"200", "202", "204", "503"}
+    assert set(found["hostile"]) <= {"refused", "done", "still waiting", "no place"} and found["hostile"]["refused"] > 3
+    assert list(tmp_path.iterdir()) == []
+
+
+GOOD_ATTACK = {
+    "answers": 9, "seconds_most": 0.5, "statuses": {"200": 5, "202": 2, "503": 2}, "mib_before": 500.0,
+    "mib_most": 540.0, "mib_reader_most": 300.0, "exit_code": 0, "left_after_start": 0, "left_at_the_end": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seconds_most": 2.1},
+        {"answers": 0},
+        {"statuses": {"200": 8, "TimeoutError": 1}},
+        {"mib_most": 565.0},
+        {"mib_reader_most": 3200.0},
+        {"exit_code": 1},
+        {"left_after_start": 2},
+        {"left_at_the_end": 1},
+    ],
+)
+def test_the_attack_fails_where_something_is_wrong(wrong):
+    assert serve_attack.is_good(GOOD_ATTACK) and not serve_attack.is_good(GOOD_ATTACK | wrong)
+
+
 def test_refusals_have_the_words_of_mode_predict(url, workdir, tmp_path):
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(b"nothing of the kind")
@@ -193,7 +230,7 @@ def started(workdir, tmp_path):
     processes = []
 
     def start(*flags):
-        (tmp_path / "tmp").mkdir()
+        (tmp_path / "tmp").mkdir(exist_ok=True)
         line = [sys.executable, "-c", _START, str(ROOT), str(ROOT / "tests"), "--mode=serve", f"--workdir={workdir}"]
         env = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "JAX_PLATFORMS": "cpu"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -237,6 +274,51 @@ def test_ctrl_c_ends_it_while_it_segments(started, tmp_path):
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "Traceback" not in rest
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def reading(url, tmp_path):
+    """Have the server read what takes seconds: 4000 files of one place; returns when it does."""
+    files = {f"{n}.dcm": serve_hostile.dicom() for n in range(4000)}
+    status, answer = serve_load._request(url, "POST", "/jobs", serve_hostile.archive(files))
+    assert status == 202
+    job, deadline = f"/jobs/{json.loads(answer)['id']}", time.monotonic() + 60
+    while not list((tmp_path / "tmp").rglob("*.dcm")):
+        assert time.monotonic() < deadline, serve_load._get(url, job)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_reads_ends_it_at_once_and_leaves_nothing(started, tmp_path, number):
+    process, said = started()
+    reading(re.search(r"is served at (\S+)", said).group(1), tmp_path)
+    began = time.monotonic()
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 40  # a busy machine; reading alone may take 60 s
+    assert process.returncode == 0 and rest == "stopped; no upload or result is left\n"
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_second_signal_leaves_nothing_and_the_next_start_removes_what_a_kill_left(started, tmp_path):
+    first, said = started()
+    reading(re.search(r"is served at (\S+)", said).group(1), tmp_path)
+    first.kill()
+    first.communicate()
+    assert list((tmp_path / "tmp").rglob("*.dcm"))
+    second, said = started()
+    assert "removed what 1 server had left that did not end by itself" in said
+    assert len(list((tmp_path / "tmp").iterdir())) == 1 and not list((tmp_path / "tmp").rglob("*.dcm"))
+    url = re.search(r"is served at (\S+)", said).group(1)
+    reading(url, tmp_path)
+    with socket.create_connection(url.split("/")[2].split(":")) as held:  # the first signal waits for it
+        held.sendall(b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\nx")
+        time.sleep(0.2)
+        second.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        second.send_signal(signal.SIGTERM)
+        second.communicate(timeout=60)
+    assert second.returncode == -signal.SIGTERM
     assert list((tmp_path / "tmp").iterdir()) == []
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from biedsnet_jax import serve_jobs
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.serve_upload import Limits
+from biedsnet_jax.serve_limits import Limits
 
 LIMITS = Limits(waiting=3, kept=2, keep_seconds=60)
 
@@ -186,3 +186,85 @@ def test_closing_forgets_what_waits_and_what_runs(tmp_path, work):
     work.go.release()
     closing.join(60)
     assert not closing.is_alive() and list(tmp_path.iterdir()) == [] and work.done == []
+
+
+# --- room for another ------------------------------------------------------------------------------------------------
+
+
+def sending(jobs, received, address=""):
+    """A job that is being uploaded; `gave_up` is whether it was told to."""
+    job = jobs.new("slow", address)
+    job.received, job.gave_up = received, []
+    job.give_up = lambda: job.gave_up.append(True)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("received", "slowest"), [((10, 999, 999), 0), ((999, 0, 999), 1), ((70, 60, 50), 2)]
+)
+def test_the_slowest_upload_gives_up_its_place(jobs, clock, received, slowest):
+    every = [sending(jobs, size) for size in received]
+    with pytest.raises(serve_jobs.Full):
+        jobs.new("at once")  # they have only begun
+    clock.now = 6.0
+    jobs.new("later")
+    assert [bool(job.gave_up) for job in every] == [n == slowest for n in range(3)]
+    assert [job.folder.exists() for job in every] == [n != slowest for n in range(3)]
+
+
+def test_the_slowest_is_told_by_what_it_sends_in_its_time(jobs, clock):
+    sending(jobs, 600)
+    clock.now = 100.0
+    later = sending(jobs, 300)
+    clock.now = 110.0  # 6 bytes/s against 30
+    sending(jobs, 9999)
+    last = jobs.new("last")
+    assert not later.gave_up and last.folder.exists()
+
+
+def test_an_upload_that_is_complete_keeps_its_place(jobs, work, clock):
+    submitted(jobs, "running")
+    assert work.begun.acquire(timeout=60)
+    for like in "abc":
+        submitted(jobs, like)
+    clock.now = 50.0
+    with pytest.raises(serve_jobs.Full) as full:
+        jobs.new("later")
+    assert not full.value.own
+
+
+@pytest.mark.parametrize(("waiting", "share"), [(16, 8), (4, 2), (3, 1), (1, 1)])
+def test_one_address_has_half_of_the_places(tmp_path, work, waiting, share):
+    jobs = serve_jobs.Jobs(tmp_path, work, Limits(waiting=waiting), Clock())
+    for _ in range(share):
+        jobs.new("", "192.0.2.1")
+    with pytest.raises(serve_jobs.Full) as full:
+        jobs.new("", "192.0.2.1")
+    assert full.value.own
+    for _ in range(min(share, waiting - share)):
+        jobs.new("", "192.0.2.2")
+    for _ in range(waiting - share - min(share, waiting - share)):
+        jobs.new("")  # of this machine, where one address stands for all
+    with pytest.raises(serve_jobs.Full) as full:
+        jobs.new("")
+    assert not full.value.own
+    jobs.close()
+
+
+def test_an_address_takes_the_place_of_its_own_slow_upload(tmp_path, work, clock):
+    jobs = serve_jobs.Jobs(tmp_path, work, Limits(waiting=4), clock)
+    others, own = sending(jobs, 0, "192.0.2.9"), [sending(jobs, n, "192.0.2.1") for n in (5, 9)]
+    clock.now = 6.0
+    jobs.new("", "192.0.2.1")
+    assert [bool(job.gave_up) for job in (others, *own)] == [False, True, False]
+    jobs.close()
+
+
+def test_a_server_that_ends_does_not_wait_for_what_cannot_be_ended(tmp_path, work):
+    jobs = serve_jobs.Jobs(tmp_path, work, LIMITS)
+    submitted(jobs, "compiles")
+    assert work.begun.acquire(timeout=60)
+    began = time.monotonic()
+    jobs.close()
+    assert time.monotonic() - began < 30
+    work.go.release()

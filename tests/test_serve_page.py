@@ -13,7 +13,7 @@ pytest.importorskip("starlette", reason="no starlette: pip install starlette uvi
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
 
 from biedsnet_jax import config, predict_files
-from biedsnet_jax.serve_upload import Limits
+from biedsnet_jax.serve_limits import Limits
 
 browser_page, page_log = browser.browser_page, browser.page_log
 

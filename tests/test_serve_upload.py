@@ -16,7 +16,7 @@ from refusals import refused
 from biedsnet_jax import serve_upload
 from biedsnet_jax.data import scans
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.serve_upload import Limits
+from biedsnet_jax.serve_limits import Limits
 
 LIMITS = Limits(unpacked=2**20, files=20, slices=30, side=200, voxels=50_000)
 
@@ -172,19 +172,19 @@ def declared(shape) -> bytes:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (nifti() + gzip.compress(b"\0" * 2**21), "too large when unpacked, "),
-        (gzip.compress(nifti(zipped=False) + b"\0" * 2**21), "too large when unpacked, "),
-        (archive({"a.dcm": b"\0" * 2**21}), "too large when unpacked, "),
-        (archive({f"{n}.dcm": b"" for n in range(21)}), "too many files, 21 where 20"),
-        (archive({"a.dcm": b"x"}, external_attr=0o120777 << 16), "a link"),
-        (archive({"notes.txt": b"x", "a.png": png()}), "nothing to segment, no DICOM file"),
-        (archive({".hidden/a.dcm": b"x"}), "empty archive"),
-        (archive({}), "empty archive"),
-        (archive({"a.dcm": b"x" * 400})[:60], "unreadable or truncated archive"),
-        (huge_png(), "too large a slice, 9000x9000 pixels where 200x200"),
-        (png(300, 20), "too large a slice, 300x20 pixels"),
-        (declared((4, 4, 31)), "too large a scan, 31 slices of 4x4"),
-        (declared((100, 100, 6)), "too large a scan, 6 slices of 100x100"),
+        (nifti() + gzip.compress(b"\0" * 2**21), "is too large when unpacked: "),
+        (gzip.compress(nifti(zipped=False) + b"\0" * 2**21), "is too large when unpacked: "),
+        (archive({"a.dcm": b"\0" * 2**21}), "is too large when unpacked: "),
+        (archive({f"{n}.dcm": b"" for n in range(21)}), "The archive holds 21 files, where 20 are allowed"),
+        (archive({"a.dcm": b"x"}, external_attr=0o120777 << 16), "The archive holds a link"),
+        (archive({"notes.txt": b"x", "a.png": png()}), "The archive holds no DICOM file"),
+        (archive({".hidden/a.dcm": b"x"}), "The archive is empty"),
+        (archive({}), "The archive is empty"),
+        (archive({"a.dcm": b"x" * 400})[:60], "The archive is unreadable or truncated"),
+        (huge_png(), "has slices of 9000x9000 pixels, where 200x200"),
+        (png(300, 20), "has slices of 300x20 pixels"),
+        (declared((4, 4, 31)), "has 31 slices of 4x4"),
+        (declared((100, 100, 6)), "has 6 slices of 100x100"),
     ],
 )
 def test_what_exceeds_the_limits(read, content, says):
@@ -202,26 +202,19 @@ def test_an_encrypted_archive(read):
     content = bytearray(archive({"a.dcm": b"x"}))
     for mark, offset in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
         content[content.index(mark) + offset] |= 1
-    refused(lambda: read(bytes(content)), "encrypted archive")
+    refused(lambda: read(bytes(content)), "The archive is encrypted")
 
 
 def test_two_series_in_an_archive(read, tmp_path):
     files = series(tmp_path / "one") | {f"2{k}": v for k, v in series(tmp_path / "two", series="1.2.3.9").items()}
-    refused(lambda: read(archive(files)), "several scans, 2, ")
+    refused(lambda: read(archive(files)), "holds 2 scans")
 
 
 def test_a_series_with_too_many_slices(read, tmp_path):
     refused(
         lambda: read(archive(series(tmp_path / "one")), limits=dataclasses.replace(LIMITS, slices=3)),
-        "too large a scan, 4 slices of 6x8",
+        "has 4 slices of 6x8",
     )
-
-
-def test_a_deflated_dicom_file_is_not_unpacked(read, tmp_path):
-    (content,) = series(tmp_path / "one", count=1).values()
-    plain, deflated = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"
-    assert content.count(plain) == 1
-    refused(lambda: read(content.replace(plain, deflated)), "compressed data set, deflated, ")
 
 
 @pytest.mark.parametrize(

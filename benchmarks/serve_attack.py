@@ -1,0 +1,308 @@
+"""Does a server answer its visitors while others attack it, and leave nothing behind?
+
+    python benchmarks/serve_attack.py --workdir=runs/phantom [--uploads=200] [--silent=200] [--seconds=60]
+
+The model of --workdir is served with a token on 127.0.0.1, by a process of its own. For at most
+--seconds, hostile files (serve_hostile.py) are uploaded, silent connections are opened and opened
+again when they are closed, and a visitor with the token asks for the page and uploads a picture.
+Told are the visitor's answers in seconds, what became of the hostile files, and the memory of the
+server and of what reads the uploads, before and at most. Then the server is stopped (SIGTERM) while
+it reads, started again, killed (kill -9) while it reads and started once more: what is left on the
+disk is counted each time. Linux alone.
+
+Exit code 1 if an answer took more than 2 s, the server grew by more than 64 MiB, a reader by more
+than its limit and 64 MiB, or anything was left.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+import serve_hostile  # noqa: E402
+
+from biedsnet_jax.serve_limits import Limits  # noqa: E402
+
+MEBI = 2**20
+MOST_SECONDS, MOST_GROWTH = 2.0, 64  # of an answer; MiB
+SENDERS = 16
+WAIT = 120  # seconds for a start or an end
+# As on a network, with a token, but on this machine alone.
+SERVE = (
+    "import sys; from biedsnet_jax import main, serve; serve._is_local = lambda host: False; "
+    "sys.exit(main.run(['main', *sys.argv[1:]]))"
+)
+SILENT = (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n", b"POST /jobs HTTP/1.1\r\nHost: x\r\n")
+
+
+class Memory(threading.Thread):
+    """Looks at a server and at what it started until `ended` is set; `most` is in MiB."""
+
+    def __init__(self, pid: int):
+        super().__init__(daemon=True)
+        self.pid, self.ended = pid, threading.Event()
+        self.before = resident_mib(pid)
+        self.most, self.most_reader = self.before, 0.0
+
+    def run(self) -> None:
+        """Look again and again."""
+        while not self.ended.wait(0.05):
+            self.most = max(self.most, resident_mib(self.pid))
+            for reader in children(self.pid):
+                for pid in (reader, *children(reader)):
+                    self.most_reader = max(self.most_reader, resident_mib(pid))
+
+
+def main() -> int:
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "tmp").mkdir()
+        with server(arguments.workdir, folder) as (url, token, process):
+            result = attack(
+                url,
+                token,
+                process.pid,
+                uploads=arguments.uploads,
+                silent=arguments.silent,
+                seconds=arguments.seconds,
+            )
+            _slow_upload(url, token, folder / "tmp")
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            result["exit_code"] = process.wait(WAIT)
+            result["seconds_to_end"] = round(time.monotonic() - began, 1)
+            result["left_after_sigterm"] = len(list((folder / "tmp").iterdir()))
+        with server(arguments.workdir, folder) as (url, token, process):
+            _slow_upload(url, token, folder / "tmp")
+            process.kill()
+            process.wait(WAIT)
+            result["left_by_kill"] = len(list((folder / "tmp").rglob("*.dcm")))
+        with server(arguments.workdir, folder) as (_, _, process):
+            result["left_after_start"] = len(list((folder / "tmp").rglob("*.dcm")))
+            process.send_signal(signal.SIGTERM)
+            process.wait(WAIT)
+        result["left_at_the_end"] = len(list((folder / "tmp").iterdir()))
+    print(json.dumps(result, indent=2))
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if is_good(result) else 1
+
+
+def is_good(result: dict) -> bool:
+    """Whether nothing in a result is wrong."""
+    left = ("left_after_sigterm", "left_after_start", "left_at_the_end", "exit_code")
+    limit = Limits().memory / MEBI + MOST_GROWTH
+    return (
+        result["answers"] > 0
+        and result["seconds_most"] <= MOST_SECONDS
+        and set(result["statuses"]) <= {"200", "202", "204", "503"}
+        and result["mib_most"] - result["mib_before"] <= MOST_GROWTH
+        and result["mib_reader_most"] <= limit
+        and not any(result.get(name) for name in left)
+    )
+
+
+def attack(url: str, token: str, pid: int, *, uploads: int, silent: int, seconds: float) -> dict:
+    """So many hostile uploads and silent connections for so long, and a visitor meanwhile."""
+    files = serve_hostile.every()
+    ended, found, answers = threading.Event(), collections.Counter(), []
+    others = [
+        threading.Thread(target=_keep_silent, args=(url, silent, ended), daemon=True),
+        threading.Thread(target=_visit, args=(url, token, ended, answers), daemon=True),
+    ]
+    # The first picture has the program compiled, which is not the attack's.
+    good = serve_hostile.Hostile("picture", serve_hostile.tiff(), "")
+    _send(url, token, good, time.monotonic() + WAIT)
+    memory = Memory(pid)
+    ends = time.monotonic() + seconds
+    for thread in (memory, *others):
+        thread.start()
+    chosen = [files[n % len(files)] for n in range(uploads)]
+    with concurrent.futures.ThreadPoolExecutor(SENDERS) as pool:
+        found.update(pool.map(lambda one: _send(url, token, one, ends), chosen))
+    while time.monotonic() < ends:
+        time.sleep(0.1)
+    for event in (ended, memory.ended):
+        event.set()
+    for thread in (memory, *others):
+        thread.join(WAIT)
+    taken = [taken for taken, _ in answers]
+    return {
+        "uploads": uploads,
+        "silent": silent,
+        "hostile": dict(found),
+        "answers": len(answers),
+        "statuses": dict(collections.Counter(str(status) for _, status in answers)),
+        "seconds_p95": round(float(np.percentile(taken, 95)), 3),
+        "seconds_most": round(max(taken), 3),
+        "mib_before": round(memory.before, 1),
+        "mib_most": round(memory.most, 1),
+        "mib_reader_most": round(memory.most_reader, 1),
+    }
+
+
+def _keep_silent(url, count, ended):
+    """So many connections that send little or nothing, opened again when they are closed."""
+    place = _place(url)
+    opened: list[socket.socket] = []
+    while not ended.is_set():
+        for one in list(opened):
+            if _is_closed(one):
+                one.close()
+                opened.remove(one)
+        for _ in range(min(20, count - len(opened))):  # not all at once, for 60 s
+            with contextlib.suppress(OSError):
+                one = socket.create_connection(place, timeout=5)
+                one.sendall(SILENT[len(opened) % len(SILENT)])
+                one.setblocking(False)
+                opened.append(one)
+        ended.wait(0.05)
+    for one in opened:
+        one.close()
+
+
+def _is_closed(one) -> bool:
+    try:
+        return one.recv(2**12) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _visit(url, token, ended, answers):
+    """(seconds, status) of every answer to a visitor: the page, an upload and its state."""
+    asked = (
+        ("GET", "/", None),
+        ("GET", "/serve.js", None),
+        ("POST", "/jobs?like=.tif", serve_hostile.tiff()),
+    )
+    while not ended.is_set():
+        for method, path, body in asked:
+            began = time.monotonic()
+            status, content = ask(url, token, method, path, body)
+            answers.append((time.monotonic() - began, status))
+        if status == 202:
+            began = time.monotonic()
+            status, _ = ask(url, token, "DELETE", f"/jobs/{json.loads(content)['id']}")
+            answers.append((time.monotonic() - began, status))
+        ended.wait(0.2)
+
+
+def _send(url, token, hostile, ends) -> str:
+    """What became of a hostile file; one that finds no place is sent again."""
+    path = "/jobs?" + urllib.parse.urlencode({"like": hostile.like})
+    while time.monotonic() < ends:
+        status, content = ask(url, token, "POST", path, hostile.content)
+        if status != 202:
+            time.sleep(0.3)
+            continue
+        job = f"/jobs/{json.loads(content)['id']}"
+        while time.monotonic() < ends:
+            status, content = ask(url, token, "GET", job)
+            if status != 200:
+                return f"status {status}"
+            state = json.loads(content)["state"]
+            if state in ("done", "refused", "failed"):
+                ask(url, token, "DELETE", job)
+                return state
+            time.sleep(0.2)
+        return "still waiting"
+    return "no place"
+
+
+def ask(url, token, method, path, body=None) -> tuple[int | str, bytes]:
+    """(status, content) of one request; the name of an error where there is no answer."""
+    host, port = _place(url)
+    try:
+        with contextlib.closing(http.client.HTTPConnection(host, port, timeout=WAIT)) as connection:
+            connection.request(method, path, body, {"Authorization": f"Bearer {token}"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        return type(error).__name__, b""
+
+
+def _place(url):
+    parts = urllib.parse.urlsplit(url)
+    return parts.hostname, parts.port
+
+
+def _slow_upload(url, token, folder):
+    """Have the server read what takes seconds; returns when it does."""
+    files = {f"{n}.dcm": serve_hostile.dicom() for n in range(4000)}
+    deadline, content = time.monotonic() + WAIT, serve_hostile.archive(files)
+    while ask(url, token, "POST", "/jobs", content)[0] != 202 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    while not list(folder.rglob("*.dcm")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def resident_mib(pid: int) -> float:
+    """Of a process; 0 where it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) / 1024
+    except (OSError, AttributeError):
+        return 0.0
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process started, by any of its threads."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(number) for number in path.read_text().split()]
+    return found
+
+
+@contextlib.contextmanager
+def server(workdir, folder, program=SERVE):
+    """(address, token, process); `program` takes the flags of the command line."""
+    log = folder / "log"
+    line = [sys.executable, "-c", program, "--mode=serve", f"--workdir={Path(workdir).absolute()}", "--port=0"]
+    env = os.environ | {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}
+    with log.open("w") as file:
+        process = subprocess.Popen(line, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=env)
+    try:
+        while not (match := re.search(r"is served at (\S+)/\?token=(\S+)", log.read_text())):
+            if process.poll() is not None:
+                raise SystemExit(f"the server did not start: {log.read_text()}")
+            time.sleep(0.1)
+        yield match.group(1), match.group(2), process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--uploads", type=int, default=200)
+    parser.add_argument("--silent", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--output")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

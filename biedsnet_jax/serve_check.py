@@ -1,0 +1,232 @@
+"""What an upload declares, looked at before anything of it is unpacked: sizes, counts and compression.
+
+A few bytes can stand for gigabytes or hours. What is refused here is refused at once and in words
+that say why; what slips through ends at the limits of the process that reads (see serve_reader).
+"""
+
+import gzip
+import math
+import mmap
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from biedsnet_jax.data import dicom_slice, nifti, pictures, scans
+from biedsnet_jax.data.sources import EXTENSIONS
+from biedsnet_jax.data.volumes import Volume
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.serve_limits import Limits
+
+# Of Pillow's forty formats those that mode predict takes, and what pydicom has Pillow decode: the
+# others are much code for no use, and one of them starts another program.
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "JPEG2000")
+# Transfer syntaxes whose whole data set is compressed, which pydicom inflates at once.
+DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
+_CHUNK = 2**20
+_PAGES = 64  # of a TIFF file that are counted, for mode predict's words; more are refused uncounted
+_PASSES = 100  # of a progressive JPEG; encoders make about ten
+_EXTENSIONS = 2**22  # bytes of a NIfTI file before its voxels
+_MOST_EXTENSIONS = 256
+_SLACK = 2**24  # bytes of a .nii.gz beside the voxels that its header declares
+_START_OF_SCAN = b"\xff\xda"
+
+
+def only_formats() -> None:
+    """Take the other formats out of this process, where `check_size` refuses what is too large."""
+    Image.MAX_IMAGE_PIXELS = None
+    Image.init()
+    Image.ID[:] = [name for name in Image.ID if name in FORMATS]
+
+
+def check_file(path: Path, kind: str, limits: Limits) -> None:
+    """Refuse one file by its first bytes and its structure; `kind` is one of serve_upload.KINDS."""
+    if kind in (".nii", ".nii.gz"):
+        _check_extensions(path)
+    if kind == ".nii.gz":
+        check_unpacked(path, limits)
+    if kind == ".dcm":
+        check_syntax(path)
+    if kind in EXTENSIONS:
+        _check_pages(path)
+        _check_passes(path)
+
+
+def check_unpacked(path: Path, limits: Limits) -> None:
+    """Count the bytes of a gzip file and keep none. What is damaged is said when it is read."""
+    try:
+        image = nifti.open_header(path)
+    except BadInput:
+        return
+    declared = math.prod(image.shape) * image.get_data_dtype().itemsize + _SLACK
+    most, size = min(limits.unpacked, declared), 0
+    try:
+        with gzip.open(path) as file:
+            while size <= most and (chunk := file.read(_CHUNK)):
+                size += len(chunk)
+    except (OSError, EOFError, zlib.error):
+        return
+    if size > limits.unpacked:
+        raise too_large(size, str(path), limits)
+    if size > most:
+        raise BadInput(
+            f"{path} unpacks to more than its header declares, {declared - _SLACK} bytes of voxels. "
+            "Save it again."
+        )
+
+
+def too_large(size: int, what: str, limits: Limits) -> BadInput:
+    """What is said of a file that is too large once it is unpacked."""
+    return BadInput(
+        f"{what} is too large when unpacked: {size // 2**20} MiB or more, where "
+        f"{limits.unpacked // 2**20} are allowed. Cut it into parts."
+    )
+
+
+def check_syntax(path: Path) -> None:
+    """Refuse a DICOM file whose data set is deflated, wherever its meta group says so."""
+    syntax = deflated_syntax(path)
+    if syntax:
+        raise BadInput(
+            f"The data set of {path} is compressed as a whole (transfer syntax {syntax}). "
+            "Export it uncompressed."
+        )
+
+
+def deflated_syntax(path: Path) -> str:
+    """The transfer syntax of a DICOM file where it is one of DEFLATED, else nothing.
+
+    The meta group is walked element by element with pydicom's own reader, which reads it as
+    explicit VR and, where that fails, as implicit: whichever says deflated counts.
+    """
+    from pydicom.filereader import read_dataset
+
+    for implicit in (False, True):
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+            marked = file.read(132)[128:] == b"DICM"
+            file.seek(132 if marked else 0)
+            try:
+                meta = read_dataset(
+                    file,
+                    is_implicit_VR=implicit,
+                    is_little_endian=True,
+                    stop_when=lambda tag, vr, length: tag >> 16 not in (0, 2),
+                )
+                syntax = str(meta.get("TransferSyntaxUID", "")).strip("\0 ")
+            except Exception:  # a broken file meets pydicom with anything, and is refused by it
+                continue
+        if syntax in DEFLATED:
+            return syntax
+    return ""
+
+
+def check_size(item: scans.Item, limits: Limits) -> int:
+    """Refuse a scan by its headers; returns the number of values that it declares.
+
+    Of what is damaged nothing is said here, reading does that.
+    """
+    values = 0
+    for height, width, slices, channels in _shapes(item):
+        if max(height, width) > limits.side:
+            raise BadInput(
+                f"{item.files[0]} has slices of {height}x{width} pixels, where "
+                f"{limits.side}x{limits.side} are allowed. Cut it into parts."
+            )
+        values = max(values, height * width * slices * channels)
+        if slices > limits.slices or values > limits.voxels:
+            raise BadInput(
+                f"{item.files[0]} has {slices} slices of {height}x{width} pixels and {channels} "
+                f"values a pixel, where {limits.slices} slices and {limits.voxels} values in all "
+                "are allowed. Cut it into parts."
+            )
+    return values
+
+
+def _shapes(item: scans.Item) -> list[tuple[int, int, int, int]]:
+    """(height, width, slices, values of a pixel) of a scan; several where slices of a series differ."""
+    if item.kind == "picture":
+        try:
+            height, width, values = pictures.read_size(item.files[0])
+        except BadInput:
+            return []
+        return [(height, width, 1, values)]
+    if item.kind == "nifti":
+        image = nifti.open_header(item.files[0])
+        shape = nifti.volume_shape(image)
+        voxels = np.broadcast_to(np.uint8(0), shape[:3])
+        depth, height, width = Volume(voxels, image.affine, str(item.files[0])).slices.shape
+        return [(height, width, depth, math.prod(shape[3:]))]
+    sizes = [one.size for path in item.files for one in dicom_slice.read(path)]
+    return [(*size, len(sizes), 1) for size in dict.fromkeys(sizes)]
+
+
+def _check_extensions(path: Path) -> None:
+    """Refuse a NIfTI file whose header is followed by much else, which nibabel would keep in memory.
+
+    An extension is its size in bytes, with these 8, its code and its content.
+    """
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+            head = file.read(_EXTENSIONS)
+    except (OSError, EOFError, zlib.error):
+        return
+    if len(head) < 544:
+        return
+    order = "<" if struct.unpack("<i", head[:4])[0] in (348, 540) else ">"
+    size = struct.unpack(f"{order}i", head[:4])[0]
+    place, kind = (168, "q") if size == 540 else (108, "f")
+    (offset,) = struct.unpack_from(f"{order}{kind}", head, place)
+    if not offset <= _EXTENSIONS:
+        raise BadInput(
+            f"{path} says that its voxels begin at byte {offset:.0f}, where at most {_EXTENSIONS} "
+            "are allowed. Save it without extensions."
+        )
+    if size in (348, 540) and head[size]:
+        _check_chain(head, size + 4, int(offset), order, path)
+
+
+def _check_chain(head: bytes, place: int, end: int, order: str, path: Path) -> None:
+    """Follow the extensions from `place` to where the voxels begin."""
+    for _ in range(_MOST_EXTENSIONS):
+        if place + 16 > min(end, len(head)):
+            return
+        (length,) = struct.unpack_from(f"{order}i", head, place)
+        if not 8 <= length <= end - place:
+            raise BadInput(
+                f"{path} has an extension of {length} bytes in its header, with {end - place} left "
+                "before its voxels. Save it without extensions."
+            )
+        place += length
+    raise BadInput(
+        f"{path} has more than {_MOST_EXTENSIONS} extensions in its header. Save it without."
+    )
+
+
+def _check_pages(path: Path) -> None:
+    """Refuse a TIFF file of many pages, each of which Pillow would visit to count them."""
+    try:
+        with Image.open(path, formats=("TIFF",)) as picture:
+            picture.seek(_PAGES)
+    except Exception:  # fewer pages, or a broken file, which is said when it is read
+        return
+    raise BadInput(f"{path} has more than {_PAGES} pages. Save each slice as a file of its own.")
+
+
+def _check_passes(path: Path) -> None:
+    """Refuse a JPEG file that is painted over and over, each time for all its pixels.
+
+    The two bytes stand for nothing else among compressed pixels, where 0xff is followed by 0.
+    """
+    with path.open("rb") as file:
+        if file.read(2) != b"\xff\xd8":
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            passes, place = 0, content.find(_START_OF_SCAN)
+            while place >= 0 and passes <= _PASSES:
+                passes += 1
+                place = content.find(_START_OF_SCAN, place + 2)
+    if passes > _PASSES:
+        raise BadInput(f"{path} is painted in more than {_PASSES} passes. Save it again as PNG.")

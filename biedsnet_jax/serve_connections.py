@@ -1,0 +1,152 @@
+"""Connections of a server: those that say nothing are closed, and never keep a visitor out.
+
+A connection has some seconds to bring a whole request, but for its body, and as many between two.
+Where there are as many as may be, the newcomer takes the place of the one that has been silent the
+longest: one that never asked before one that is between two requests, and that before one that does
+not take its answer. Only where all are at work is the newcomer turned away.
+"""
+
+import asyncio
+from typing import Protocol, runtime_checkable
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from biedsnet_jax.serve_guard import is_local
+from biedsnet_jax.serve_limits import Limits
+
+NEVER_ASKED, BETWEEN, STUCK, AT_WORK = range(4)
+
+
+@runtime_checkable
+class Member(Protocol):
+    """What a table knows of a connection."""
+
+    address: str  # empty on this machine, where all visitors have one together
+    standing: int  # from NEVER_ASKED to AT_WORK
+
+    def drop(self) -> None:
+        """Close without another word."""
+
+
+class Table:
+    """The open connections, oldest first."""
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+        self._open: dict[Member, None] = {}
+
+    def admit(self, connection: Member) -> bool:
+        """Whether a new connection may stay; an older one may lose its place to it."""
+        each, most = self.limits.connections_each, self.limits.connections
+        address = connection.address
+        alike = [one for one in self._open if address and one.address == address]
+        if len(alike) >= each and not self._drop_one(alike):
+            return False
+        if len(self._open) >= most and not self._drop_one(list(self._open)):
+            return False
+        self._open[connection] = None
+        return True
+
+    def forget(self, connection: Member) -> None:
+        """It is closed."""
+        self._open.pop(connection, None)
+
+    def _drop_one(self, connections) -> bool:
+        """Whether one of them could be closed."""
+        first = min(connections, key=lambda one: one.standing)
+        if first.standing == AT_WORK:
+            return False
+        self.forget(first)
+        first.drop()
+        return True
+
+
+class Connection(H11Protocol):
+    """One connection, as uvicorn makes it, with its place in a table."""
+
+    def __init__(self, *arguments, table: Table, **options):
+        super().__init__(*arguments, **options)
+        self._table = table
+        self._waits: asyncio.TimerHandle | None = None
+        self._drains: asyncio.TimerHandle | None = None
+        self.address = ""
+
+    @property
+    def standing(self) -> int:
+        """How far it is, from NEVER_ASKED to AT_WORK."""
+        if self.cycle is None:
+            return NEVER_ASKED
+        if self.cycle.response_complete:
+            return BETWEEN
+        return STUCK if self._drains else AT_WORK
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Take a place, or leave at once."""
+        super().connection_made(transport)
+        host = self.client[0] if self.client else ""
+        self.address = "" if is_local(host) else host
+        if self._table.admit(self):
+            self._expect_request()
+        else:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes alone buy no time: the whole head of the request must be there."""
+        super().data_received(data)
+        self._expect_request()
+
+    def on_response_complete(self) -> None:
+        """The next request has a time limit of its own."""
+        self._stop_waiting()
+        super().on_response_complete()
+        self._expect_request()
+
+    def pause_writing(self) -> None:
+        """The visitor takes the answer slower than it comes."""
+        super().pause_writing()
+        self._watch_drain(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The visitor has taken the answer."""
+        self._stop_draining()
+        super().resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Give the place back."""
+        self._stop_waiting()
+        self._stop_draining()
+        self._table.forget(self)
+        super().connection_lost(error)
+
+    def drop(self) -> None:
+        """Close without another word."""
+        self.transport.abort()
+
+    def _expect_request(self):
+        if self.standing >= STUCK or self.transport.is_closing():
+            self._stop_waiting()
+        elif self._waits is None:
+            seconds = self._table.limits.header_seconds
+            self._waits = self.loop.call_later(seconds, self.drop)
+
+    def _stop_waiting(self):
+        if self._waits:
+            self._waits.cancel()
+        self._waits = None
+
+    def _watch_drain(self, before: int):
+        self._drains = self.loop.call_later(
+            self._table.limits.answer_seconds, self._look_at_drain, before
+        )
+
+    def _look_at_drain(self, before: int):
+        now = self.transport.get_write_buffer_size()
+        if now >= before:
+            self.drop()
+        else:
+            self._watch_drain(now)
+
+    def _stop_draining(self):
+        if self._drains:
+            self._drains.cancel()
+        self._drains = None

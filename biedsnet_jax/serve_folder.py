@@ -1,0 +1,99 @@
+"""The temporary folder of a server: its own as long as it lives, and gone after it.
+
+A server that is killed (kill -9, a power cut) leaves its folder. Its lock is free then, and the next
+server of the same user removes it.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.lock import Lock
+
+PREFIX = "biedsnet_serve_"
+_NEW = f".{PREFIX}new_"  # not locked yet
+_LOCK = ".lock"
+_DAY = 24 * 3600
+_open: set[Path] = set()
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[Path]:
+    """A new folder below the system's temporary one, which is removed at the end."""
+    new = Path(tempfile.mkdtemp(prefix=_NEW))
+    folder = new.with_name(f"{PREFIX}{secrets.token_hex(8)}")
+    # It has its lock before it has its name: another server never takes it for a stale one.
+    with Lock(new, name=_LOCK, another="TMPDIR"):
+        new.rename(folder)
+        _open.add(folder)
+        try:
+            yield folder
+        finally:
+            remove(folder)
+            _open.discard(folder)
+
+
+def remove_open() -> None:
+    """Remove the folders of this process, for one that leaves at once."""
+    for folder in list(_open):
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, also while others would write into it: first it loses its name."""
+    gone = folder.with_name(f"{folder.name}_gone")
+    with contextlib.suppress(OSError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_stale() -> int:
+    """Remove what servers of this user left that were killed; returns how many there were."""
+    root = Path(tempfile.gettempdir())
+    found = [*root.glob(f"{PREFIX}*"), *root.glob(f"{_NEW}*")]
+    return sum(_clear(folder) for folder in found if _is_own(folder))
+
+
+def _is_own(folder: Path) -> bool:
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return not hasattr(os, "getuid") or status.st_uid == os.getuid()
+
+
+def _clear(folder: Path) -> bool:
+    """Whether it was stale, and is gone."""
+    if not (folder / _LOCK).exists():
+        return _is_abandoned(folder) and _removed(folder)
+    try:
+        with Lock(folder, name=_LOCK) as lock:
+            return lock.held and _removed(folder)
+    except BadInput:  # its server lives, or another one clears it
+        return False
+
+
+def _removed(folder: Path) -> bool:
+    remove(folder)
+    return not folder.exists()
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a folder without a lock, of an earlier version, holds what nobody touched for a day.
+
+    An empty one holds nothing of a visitor's, and may belong to a server that lives and is idle.
+    """
+    try:
+        newest = [path.lstat().st_mtime for path in folder.rglob("*")]
+    except OSError:
+        return False
+    return bool(newest) and time.time() - max(newest) > _DAY

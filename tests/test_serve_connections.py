@@ -1,0 +1,211 @@
+"""Connections that say nothing, send slowly or take nothing: closed in time, and never in a visitor's way.
+
+A real server with a made-up worker, without a model; all on 127.0.0.1.
+"""
+
+import contextlib
+import functools
+import http.client
+import socket
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("starlette", reason="no starlette: pip install starlette uvicorn")
+pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
+
+import uvicorn
+
+from biedsnet_jax import serve_app, serve_connections, serve_jobs
+from biedsnet_jax.serve_connections import AT_WORK, BETWEEN, NEVER_ASKED, STUCK
+from biedsnet_jax.serve_limits import Limits
+
+TOKEN = "t0ken-that-nobody-guesses"
+LIMITS = Limits(connections=20, header_seconds=1, upload_grace=1, waiting=4, upload_rate=1000)
+PATIENCE = 15  # seconds: an answer takes milliseconds, a busy machine more
+
+
+@contextlib.contextmanager
+def listening(app, limits):
+    """The port of a server of `app`."""
+    table = serve_connections.Table(limits)
+    connection = functools.partial(serve_connections.Connection, table=table)
+    options = {"log_level": "critical", "lifespan": "off", "ws": "none", "loop": "asyncio"}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, http=connection, timeout_graceful_shutdown=1, **options)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(PATIENCE)
+
+
+@pytest.fixture
+def port(tmp_path):
+    """Of the page's server, with a token."""
+    jobs = serve_jobs.Jobs(tmp_path, lambda folder, like, tell: {"notes": []}, LIMITS)
+    with listening(serve_app.make(jobs, LIMITS, model="made up", token=TOKEN, port=0), LIMITS) as port:
+        yield port
+    jobs.close()
+
+
+@contextlib.contextmanager
+def connected(port, *sent):
+    """A connection that has sent these bytes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+        for part in sent:
+            connection.sendall(part)
+        yield connection
+
+
+def answer(port, method="GET", path="/", body=None):
+    """(status, seconds) of a visitor's request."""
+    began = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, {"Authorization": f"Bearer {TOKEN}"})
+        status = connection.getresponse().status
+    return status, time.monotonic() - began
+
+
+def ends(connection):
+    """What comes until the other side closes it."""
+    came = b""
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(2**16):
+            came += part
+    return came
+
+
+ASKS = f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+POSTS = f"POST /jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9000\r\n\r\n"
+SILENT = {
+    "nothing": (),
+    "half a line": (b"GET / HT",),
+    "half a head": (b"GET / HTTP/1.1\r\nHost: x\r\n",),
+    "half of the next": (ASKS, b"GET / HTTP/1.1\r\nHo"),
+    "nothing after an answer": (ASKS,),
+    "a body for nobody": (b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\nabc",),
+}
+
+
+@pytest.mark.parametrize("sent", SILENT.values(), ids=SILENT)
+def test_a_silent_connection_is_closed(port, sent):
+    with connected(port, *sent) as connection:
+        assert ends(connection).startswith(b"HTTP/1.1 " if ASKS in sent or b"abc" in b"".join(sent) else b"")
+
+
+def test_bytes_one_by_one_buy_no_time(port):
+    """A head that grows all the time is closed as one that does not."""
+    began = time.monotonic()
+    with connected(port, b"GET / HTTP/1.1\r\nHost: x\r\nX: ") as connection:
+        connection.settimeout(0.05)
+        closed = False
+        while not closed and time.monotonic() - began < PATIENCE:
+            try:
+                connection.sendall(b"y")
+                closed = connection.recv(1) == b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                closed = True
+    assert closed
+
+
+@pytest.mark.parametrize("sent", [(), (b"GET / HT",), (ASKS,), (b"POST /jobs HTTP/1.1\r\n",)])
+def test_silent_connections_keep_no_visitor_out(port, sent):
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):  # of which 20 may be
+            stack.enter_context(connected(port, *sent))
+        for path in ("/", "/serve.js", "/"):
+            assert answer(port, path=path)[0] == 200
+        assert answer(port, "POST", "/jobs", b"x" * 100)[0] == 202
+
+
+def test_a_slow_upload_is_ended(port):
+    with connected(port, POSTS.encode(), b"x" * 10) as connection:
+        came = ends(connection)
+    assert came.startswith(b"HTTP/1.1 408 ") and b"Only 10 bytes of the upload arrived in time" in came
+
+
+def test_an_upload_that_is_fast_enough_may_take_longer_than_its_grace(port):
+    with connected(port, POSTS.encode()) as connection:
+        for _ in range(18):
+            connection.sendall(b"x" * 500)
+            time.sleep(0.1)
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 202 ")
+
+
+def test_uploads_that_stand_still_take_no_place_for_long(port):
+    """More of them than may wait: all are answered that they were too slow, or that there was no room."""
+    with contextlib.ExitStack() as stack:
+        every = [stack.enter_context(connected(port, POSTS.encode(), b"x")) for _ in range(12)]
+        answers = [ends(connection)[9:12] for connection in every]
+        assert {*answers} <= {b"408", b"503"} and answers.count(b"408") == 4
+    assert answer(port, "POST", "/jobs", b"x")[0] == 202
+
+
+async def large(scope, receive, send):
+    """An answer that does not fit into what a system keeps for a connection."""
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(2**25)})
+
+
+def test_an_answer_that_nobody_takes_is_given_up():
+    with listening(large, Limits(answer_seconds=1)) as port, connected(port, ASKS) as connection:
+        time.sleep(3)  # nothing is read meanwhile
+        assert len(ends(connection)) < 2**25
+
+
+def test_an_answer_that_is_taken_slowly_comes_whole():
+    with listening(large, Limits(answer_seconds=5)) as port, connected(port, ASKS) as connection:
+        came = 0
+        for _ in range(15):
+            came += len(connection.recv(2**20))
+            time.sleep(0.1)
+        while part := connection.recv(2**20):
+            came += len(part)
+    assert came > 2**25
+
+
+class Made:
+    """A connection that only stands somewhere."""
+
+    def __init__(self, standing, address=""):
+        self.standing, self.address, self.dropped = standing, address, False
+
+    def drop(self):
+        self.dropped = True
+
+
+@pytest.mark.parametrize(
+    ("standings", "dropped"),
+    [
+        ((AT_WORK, NEVER_ASKED, NEVER_ASKED), 1),
+        ((BETWEEN, STUCK, NEVER_ASKED), 2),
+        ((STUCK, AT_WORK, BETWEEN), 2),
+        ((AT_WORK, AT_WORK, STUCK), 2),
+        ((AT_WORK, AT_WORK, AT_WORK), None),
+    ],
+)
+def test_who_loses_the_place(standings, dropped):
+    table = serve_connections.Table(Limits(connections=3))
+    every = [Made(standing) for standing in standings]
+    assert all(table.admit(one) for one in every)
+    assert table.admit(Made(NEVER_ASKED)) == (dropped is not None)
+    assert [one.dropped for one in every] == [n == dropped for n in range(3)]
+
+
+def test_an_address_has_its_share():
+    table = serve_connections.Table(Limits(connections=9, connections_each=2))
+    working = [Made(AT_WORK, "192.0.2.1") for _ in range(2)]
+    assert all(table.admit(one) for one in working)
+    assert not table.admit(Made(NEVER_ASKED, "192.0.2.1"))
+    quiet = Made(NEVER_ASKED, "192.0.2.2")
+    assert table.admit(quiet) and table.admit(Made(AT_WORK, "192.0.2.2"))
+    assert table.admit(Made(NEVER_ASKED, "192.0.2.2")) and quiet.dropped
+    assert all(table.admit(Made(AT_WORK)) for _ in range(5))  # of this machine: all that are left
+    assert not any(one.dropped for one in working)

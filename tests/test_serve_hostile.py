@@ -1,0 +1,317 @@
+"""Files made to take a server's memory, time or disk: refused, each in little of both."""
+
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pytest.importorskip("pydicom", reason="no pydicom: pip install pydicom")
+
+from refusals import refused
+
+from biedsnet_jax import serve_check, serve_child, serve_handoff, serve_reader, serve_upload
+from biedsnet_jax.data import scans
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.serve_limits import Limits
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import serve_hostile  # noqa: E402
+
+MEBI = 2**20
+HOSTILE = serve_hostile.every()
+MOST = 64 * MEBI + serve_reader.SMALL  # bytes that a copy may have grown by, whatever it is sent
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """A process that reads."""
+    reader = serve_child.Reader()
+    reader.start()
+    yield reader
+    reader.close()
+
+
+@pytest.fixture
+def read(reader, tmp_path):
+    """`read(content)` -> the scan, by a process of its own."""
+
+    def call(content, like="", limits=Limits(), look=lambda: None):  # noqa: B008
+        folder = tmp_path / "job"
+        folder.mkdir()
+        (folder / serve_upload.UPLOAD).write_bytes(content)
+        return reader.read(folder, like=like, channels=1, limits=limits, look=look)
+
+    return call
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda one: one.name)
+def test_a_hostile_file_is_refused(read, tmp_path, hostile):
+    """In words that say why, within seconds; where nothing is said, it may be read if it can be."""
+    try:
+        scan = read(hostile.content, hostile.like, Limits(read_seconds=20))
+    except BadInput as error:
+        said = serve_upload.without_paths(str(error), tmp_path / "job")
+        assert hostile.says in said and "\n" not in said and "more than 20 s" not in said
+        left = {path.name for path in (tmp_path / "job").rglob("*") if path.is_file()}
+        assert left <= {serve_handoff.OUTCOME, "upload"}
+    else:
+        assert hostile.says == "" and scan.slices.size == 64
+
+
+def test_the_hostile_files_are_what_they_are_called():
+    """They unpack to what they stand for: else their refusal would say nothing."""
+    by_name = {one.name: one.content for one in HOSTILE}
+    assert len(by_name) == len(HOSTILE)
+    start = by_name["deflated"].index(b"1.2.840.10008.1.2.1.99") + 22
+    assert len(zlib.decompress(by_name["deflated"][start:], -15)) == 512 * MEBI
+    pages, place = 0, 8
+    while place:
+        pages, place = pages + 1, struct.unpack_from("<I", by_name["40000 pages"], place + 98)[0]
+    assert pages == 40_000
+    assert serve_hostile.jpeg(passes=7).count(b"\xff\xda") == 7
+    assert serve_hostile.dicom() != serve_hostile.dicom(serve_hostile.element(2, 1, b"OB", b"ab"))
+
+
+@pytest.mark.parametrize(
+    "content", [serve_hostile.dicom(), serve_hostile.nifti(), serve_hostile.tiff()]
+)
+def test_what_the_hostile_files_are_made_of_is_read(read, content):
+    assert read(content).slices.size in (64, 256)
+
+
+@pytest.mark.parametrize("before", [0, 20, 900, 3000, 70_000])
+@pytest.mark.parametrize("syntax", serve_check.DEFLATED)
+def test_the_transfer_syntax_is_found_wherever_it_stands(tmp_path, before, syntax):
+    path = tmp_path / "scan.dcm"
+    late = serve_hostile.element(2, 1, b"OB", bytes(before))
+    path.write_bytes(serve_hostile.dicom(late, syntax=syntax))
+    assert serve_check.deflated_syntax(path) == syntax
+    path.write_bytes(serve_hostile.dicom(late))
+    assert serve_check.deflated_syntax(path) == ""
+
+
+def test_a_file_that_only_mentions_the_deflated_syntax_is_read(read):
+    mention = serve_hostile.element(0x40, 0xA124, b"UI", serve_check.DEFLATED[0].encode())
+    assert read(serve_hostile.dicom(rest=mention)).slices.size == 64
+
+
+def made(folder, content, name="scan.nii.gz"):
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+# --- what comes through is what was read ------------------------------------------------------------------------------
+
+
+def volume(kind=nib.Nifti1Image, order="<", slope=None):
+    """A NIfTI file in memory, with codes and units that are not the usual ones."""
+    affine = np.array([[0, -0.7, 0, 3], [0.9, 0, 0.1, 4], [0, 0, -2.5, 5], [0, 0, 0, 1]])
+    voxels = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
+    image = kind(voxels, affine, kind.header_class(endianness=order))
+    image.header.set_xyzt_units("mm", "sec")
+    image.header.set_slope_inter(slope, None if slope is None else 3)
+    image.set_sform(affine, 2)
+    image.set_qform(affine, 1)
+    return image.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "like"),
+    [
+        (volume(), ""),
+        (volume(nib.Nifti2Image), ""),
+        (volume(order=">"), ""),
+        (volume(slope=0.5), ""),
+        (serve_hostile.dicom(), ""),
+        (serve_hostile.tiff(), ""),
+    ],
+    ids=["nifti", "nifti-2", "big-endian", "scaled", "dicom", "tiff"],
+)
+def test_a_scan_comes_through_as_it_is(read, tmp_path, content, like):
+    suffix = serve_upload.kind(content[:1024])
+    path = made(tmp_path / "alone", content, f"scan{suffix}")
+    expected = scans.read(*scans.find(path, channels=1), channels=1)
+    scan = read(content, like)
+    assert isinstance(scan.slices, np.memmap) and scan.slices.dtype == expected.slices.dtype
+    np.testing.assert_array_equal(scan.slices, expected.slices)
+    assert (scan.item.name, scan.item.kind) == (expected.item.name, expected.item.kind)
+    if expected.volume is None:
+        assert scan.volume is None
+        return
+    np.testing.assert_array_equal(scan.volume.voxels, expected.volume.voxels)
+    np.testing.assert_array_equal(scan.volume.affine, expected.volume.affine)
+    assert scan.volume.spacing == expected.volume.spacing
+    if expected.volume.header is not None:
+        assert scan.volume.header.binaryblock == expected.volume.header.binaryblock
+        assert scan.volume.header.endianness == expected.volume.header.endianness
+
+
+def test_every_field_of_a_scan_is_handed_over():
+    """A field that is added to one of these must be added to serve_handoff too."""
+    fields = {kind.__name__: set(kind.__dataclass_fields__) for kind in (scans.Scan, scans.Item)}
+    assert fields == {
+        "Scan": {"item", "slices", "volume", "notes", "scanned"},
+        "Item": {"name", "kind", "files", "depth"},
+    }
+    assert set(serve_handoff.Volume.__dataclass_fields__) == {"voxels", "affine", "path", "header"}
+
+
+def test_slices_that_nobody_scanned_and_warnings_come_through(tmp_path):
+    scan = scans.Scan(
+        scans.Item("a", "picture", (tmp_path / "a",)),
+        np.arange(24, dtype=np.float32).reshape(2, 3, 4, 1),
+        notes=["one"],
+        scanned=np.broadcast_to(np.array([True, False])[:, None, None], (2, 3, 4)),
+    )
+    (tmp_path / serve_handoff.FOLDER).mkdir()
+    serve_handoff.write(tmp_path, scan)
+    found = serve_handoff.load(tmp_path)
+    assert found.notes == ["one"] and found.item == scan.item and found.volume is None
+    np.testing.assert_array_equal(found.scanned, scan.scanned)
+
+
+# --- the limits of a process -----------------------------------------------------------------------------------------
+
+
+def zeros(mebibytes):
+    """A .nii.gz of so many that declares them."""
+    head = serve_hostile.nifti(shape=(1024, 1024, mebibytes))[:352]
+    packed = zlib.compressobj(1, wbits=31)
+    return packed.compress(head) + packed.compress(bytes(mebibytes * MEBI)) + packed.flush()
+
+
+def test_memory_ends_at_its_limit(read):
+    """A quarter of a gibibyte is declared: refused here, read in the next test."""
+    refused(lambda: read(zeros(250), limits=Limits(memory=150 * MEBI)), "needs more memory")
+
+
+def test_memory_that_is_declared_may_be_used(read):
+    refused(lambda: read(zeros(250)), "empty volume")  # it was read whole
+
+
+def test_few_declared_values_get_little_memory(reader, tmp_path):
+    """A slice of 8 x 8 pixels that unpacks to half a gigabyte, though three are allowed."""
+    (hostile,) = [one for one in HOSTILE if one.name == "run lengths"]
+    peak, ended = [0], threading.Event()
+    watch = threading.Thread(target=peaks, args=(os.getpid(), peak, ended))
+    watch.start()
+    (tmp_path / serve_upload.UPLOAD).write_bytes(hostile.content)
+    with pytest.raises(BadInput):
+        reader.read(tmp_path, like="", channels=1, limits=Limits(memory=3 * 2**30))
+    ended.set()
+    watch.join()
+    assert 0 < peak[0] < MOST + len(hostile.content)
+
+
+def peaks(parent, peak, ended):
+    """The most memory, not shared, of a process that reads below `parent`."""
+    while not ended.wait(0.005):
+        for pid in below(parent):
+            peak[0] = max(peak[0], resident(pid))
+
+
+def below(parent):
+    """Processes of the readers' program that `parent` started, and theirs."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (path / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"biedsnet_jax.serve_reader" in line and str(parent).encode() in line:
+            found.append(int(path.name))
+    return found
+
+
+def resident(pid):
+    """Bytes of a process that no file stands for; 0 where it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(re.search(r"RssAnon:\s+(\d+)", status).group(1)) * 1024
+    except (OSError, AttributeError):
+        return 0
+
+
+def slow(tmp_path):
+    """A series of 4000 files of the same place: seconds of work on headers alone."""
+    files = {f"{n}.dcm": serve_hostile.dicom() for n in range(4000)}
+    return serve_hostile.archive(files)
+
+
+def test_time_ends_at_its_limit(read, tmp_path):
+    began = time.monotonic()
+    refused(lambda: read(slow(tmp_path), limits=Limits(read_seconds=1)), "takes more than 1 s")
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "job" / serve_handoff.FOLDER / serve_handoff.OUTCOME).exists()
+
+
+def test_what_nobody_wants_any_more_ends(read, reader, tmp_path):
+    class Unwanted(Exception):
+        pass
+
+    def look():
+        raise Unwanted
+
+    with pytest.raises(Unwanted):
+        read(slow(tmp_path), look=look)
+    assert len(below(os.getpid())) == 1  # the reader itself, which reads the next one
+    again = tmp_path / "again"
+    made(again, serve_hostile.dicom(), serve_upload.UPLOAD)
+    assert reader.read(again, like="", channels=1, limits=Limits()).slices.size == 64
+
+
+def test_a_reader_that_was_killed_starts_again(tmp_path):
+    others, reader = below(os.getpid()), serve_child.Reader()
+    reader.start()
+    for number in range(3):
+        for pid in {*below(os.getpid())} - {*others}:
+            os.kill(pid, signal.SIGKILL)
+        folder = tmp_path / str(number)
+        made(folder, serve_hostile.dicom(), serve_upload.UPLOAD)
+        try:
+            assert reader.read(folder, like="", channels=1, limits=Limits()).slices.size == 64
+        except BadInput as error:  # the kill was not seen yet: this upload, and no other, is lost
+            assert "ended the process that reads" in str(error)
+    reader.close()
+
+
+_HOLD = (
+    "import sys, pathlib; from biedsnet_jax import serve_child; from biedsnet_jax.serve_limits import Limits;"
+    "reader = serve_child.Reader(); reader.start(); print('up', flush=True);"
+    "reader.read(pathlib.Path(sys.argv[1]), like='', channels=1, limits=Limits())"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_reading_ends_with_the_server_however_that_ends(tmp_path, number):
+    made(tmp_path / "job", slow(tmp_path), serve_upload.UPLOAD)
+    line = [sys.executable, "-c", _HOLD, str(tmp_path / "job")]
+    server = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
+    server.stdout.readline()
+    deadline = time.monotonic() + 60
+    while len(below(server.pid)) < 2 and time.monotonic() < deadline:  # the reader and its copy
+        time.sleep(0.01)
+    server.send_signal(number)
+    server.communicate()
+    while below(server.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert below(server.pid) == []
+
+
+def test_no_jax_is_loaded_where_uploads_are_read():
+    code = "import sys, biedsnet_jax.serve_reader, biedsnet_jax.serve_child; print({'jax', 'flax'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr
