@@ -181,7 +181,8 @@ def test_nothing_of_the_broken_saves_is_left(broken, unbroken):
     names = {path.name for path in (broken["workdir"] / "checkpoints").iterdir()}
     assert names == {path.name for path in (unbroken[0] / "checkpoints").iterdir()} and str(STEPS) in names
     assert {path.name for path in broken["workdir"].iterdir()} == {
-        ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
+        ".lock",
+        "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
         "results.json", "tensorboard",
     }  # fmt: skip
 

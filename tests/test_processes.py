@@ -174,7 +174,8 @@ def test_a_checkpoint_of_any_layout_restores_bit_for_bit_in_another(root, target
 
 def test_only_the_first_process_writes(root):
     assert {path.name for path in (root / "2x2").iterdir()} == {
-        ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
+        ".lock",
+        "cases.csv", "checkpoints", "config.json", "metrics.jsonl", "report.html", "report.md", "report_data.npz",
         "results.json", "rows_0.json", "rows_1.json",
     }  # fmt: skip
     said = json.loads((root / "said.json").read_text())
