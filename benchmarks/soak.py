@@ -2,6 +2,7 @@
 
     python benchmarks/soak.py [--kills=40] [--terms=10] [--seed=0] [--folder=DIR] [--output=soak.json]
     python benchmarks/soak.py --power-cuts=50 [--seed=0] [--folder=DIR] [--output=power.json]
+    python benchmarks/soak.py --images=50 [--seed=0] [--folder=DIR] [--output=images.json]
     python benchmarks/soak.py --memory [--steps=2000]
 
 A toy BIEDSNet learns small pictures on the CPU. It is killed (SIGKILL) or asked to go (SIGTERM) at moments drawn from
@@ -13,6 +14,7 @@ bits of the unbroken one. A full disk is a small tmpfs, which needs root; else a
 
 With --power-cuts: so many kills (SIGKILL), each followed by what a power cut may do, see
 soak_power.py. A cut is survived where the next start that gets so far goes on from a good state.
+With --images: the same at moments of one run, without starting it again each time.
 
 With --memory: the slope of the resident memory of one process that trains, validates and checkpoints all the time, in
 MB per 100 steps after the first quarter.
@@ -49,6 +51,13 @@ def main() -> int:
         if arguments.memory:
             report = memory(folder, arguments.steps or 2000)
             good = report["mb_per_100_steps"] < MOST_SLOPE
+        elif arguments.images:
+            import soak_power  # here, since it needs this module
+
+            run = soak_power.PoweredRun(folder, steps=arguments.steps or 600)
+            soak_run.write_pictures(run.data)
+            report = soak_power.images(run, random.Random(arguments.seed), arguments.images)
+            good = report["good"] == arguments.images
         else:
             report = power(folder, arguments) if arguments.power_cuts else soak(folder, arguments)
             good = report["survived"] == report["kills"] and all(report["same_bits"]) and not report["failures"]
@@ -248,6 +257,7 @@ def _arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40, help="by SIGKILL")
     parser.add_argument("--power-cuts", type=int, default=0, help="instead of the kills")
+    parser.add_argument("--images", type=int, default=0, help="power cuts in one run, as copies")
     parser.add_argument("--terms", type=int, default=10, help="by SIGTERM")
     parser.add_argument("--steps", type=int, help="of a run; 600, or 2000 with --memory")
     parser.add_argument("--seed", type=int, default=0)

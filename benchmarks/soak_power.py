@@ -4,6 +4,10 @@ As a program it is the run itself, which notes what it brings to the disk (fsync
 
     python benchmarks/soak_power.py JOURNAL FLAGS...
 
+`PowerCuts` kills the run and starts it again. `images` is the same without the starts: one run is
+stopped (SIGSTOP) again and again, its folder is copied as it then stands, and each copy loses what
+was not on the disk and is opened by the package as a start would open it.
+
 After the kill every file that has changed since its last fsync is cut, or its end becomes zeros, as
 pages that were never written; every name that its folder got since the folder's last fsync may be
 gone. The journal's own calls, and what libraries in C bring to the disk, are not counted as safe.
@@ -13,7 +17,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,20 +59,125 @@ class PowerCuts(soak.Soak):
 
 def cut(rng: random.Random, roots: Iterable[Path], journal: Path) -> list[str]:
     """Spoil what a power cut may spoil below `roots`; says what was done to what."""
+    return [how for root in roots for how in damage(rng, root, *unsafe(root, journal))]
+
+
+def unsafe(root: Path, journal: Path) -> tuple[list[Path], list[Path]]:
+    """(files that a power cut may spoil, names that it may take away), as seen from `root`."""
     files, folders = read(journal)
+    written, named = [], []
+    for folder, _, names in os.walk(root):
+        place = Path(folder)
+        changed = [place / name for name in sorted(names) if not is_safe(place / name, files)]
+        written += [path.relative_to(root) for path in changed]
+        named += [path.relative_to(root) for path in unsafe_names(place, folders)]
+    return written, named
+
+
+def damage(rng: random.Random, root: Path, written: list[Path], named: list[Path]) -> list[str]:
+    """Spoil files and take away names; says what was done to what."""
     done = []
-    for root in roots:
-        # From the deepest: what is spoilt in a folder does not matter where its name is lost.
-        for folder, _, names in os.walk(root, topdown=False):
-            for name in sorted(names):
-                path = Path(folder, name)
-                if not is_safe(path, files) and (how := spoil(rng, path)):
-                    done.append(f"{path.relative_to(root.parent)} {how}")
-            for path in unsafe_names(Path(folder), folders):
-                if rng.random() < 0.5:
-                    remove(path)
-                    done.append(f"{path.relative_to(root.parent)} gone")
+    for path in written:
+        if how := spoil(rng, root / path):
+            done.append(f"{path} {how}")
+    for path in named:
+        # Its folder may be gone by now.
+        if rng.random() < 0.5 and (root / path).exists():
+            remove(root / path)
+            done.append(f"{path} gone")
     return done
+
+
+def images(run: PoweredRun, rng: random.Random, count: int) -> dict:
+    """What becomes of `count` power cuts in one run, each at a random moment of its steps."""
+    whole, workdir, copies = run.folder / "kept", run.folder / "images", run.folder / "copies"
+    keep = soak_run.Run(run.folder, steps=run.steps, more={"checkpoint.keep_latest": 10**6})
+    if not keep.start(whole).end(None, None).finished:
+        raise SystemExit("the run that is not stopped failed")
+    judge, started, outcomes, lost = Judge(whole), None, [], 0
+    while len(outcomes) < count:
+        if started is None or started.process.poll() is not None:
+            shutil.rmtree(workdir, ignore_errors=True)
+            started = run.start(workdir)
+        time.sleep(rng.uniform(0.01, 0.2))
+        if not (workdir / "metrics.jsonl").exists() or not steps(workdir):
+            continue
+        copy = copies / str(len(outcomes))
+        started.process.send_signal(signal.SIGSTOP)
+        try:
+            shutil.copytree(workdir, copy)
+            written, named = unsafe(workdir, run.journal)
+        finally:
+            started.process.send_signal(signal.SIGCONT)
+        lost += bool(damage(rng, copy, written, named))
+        outcomes.append(judge(copy))
+        shutil.rmtree(copy)
+    started.process.kill()
+    started.process.wait()
+    good = [outcome for outcome in outcomes if outcome.startswith(("went on", "refused"))]
+    return {
+        "power_cuts": count,
+        "with_a_loss": lost,
+        "good": len(good),
+        "outcomes": {one: outcomes.count(one) for one in sorted(set(outcomes))},
+    }
+
+
+def steps(workdir: Path) -> list[int]:
+    """The complete checkpoints."""
+    return [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
+
+
+class Judge:
+    """Opens a workdir as a start does, and compares its state with the same step of `whole`."""
+
+    def __init__(self, whole: Path):
+        import jax
+
+        from biedsnet_jax import config, evaluate, experiment, models, parallel, train_state
+
+        cfg = config.load(whole)
+        model, (optimizer, _) = models.build(cfg), experiment.make_optimizer(cfg)
+        self.mesh, self.whole = parallel.make_mesh(), whole
+        self.like = jax.eval_shape(
+            lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer)
+        )
+        self.cfg = cfg
+
+    def __call__(self, workdir: Path) -> str:
+        """In a word; "in silence" is said of checkpoints that were there and are used no more."""
+        from biedsnet_jax import checkpoint, config, run_log
+        from biedsnet_jax.errors import BadInput
+
+        said, there = [], max(steps(workdir), default=0)
+        try:
+            config.check_same_run(self.cfg, workdir)
+            with checkpoint.Checkpoints(workdir, keep_latest=2, warn=said.append) as checkpoints:
+                state = checkpoints.restore_latest(self.like, self.mesh)
+            step = 0 if state is None else int(state.step)
+            with run_log.RunLog(workdir, step=step, tensorboard=True) as log:
+                log.write(step, {"loss": 1.0})
+        except BadInput as error:
+            return f"refused: {error}".replace(str(workdir), "W")
+        except Exception as error:  # whatever it is, it is what is looked for
+            return f"{type(error).__name__}: {error}"
+        if step and not self._same(state, step):
+            return "other numbers"
+        if step < there and not said:
+            return "an earlier step, in silence"
+        word = "went on" if step else "went on from the start"
+        return word + (", with a warning" if said else "")
+
+    def _same(self, state, step) -> bool:
+        import jax
+        import numpy as np
+
+        from biedsnet_jax import checkpoint
+
+        with checkpoint.Checkpoints(self.whole, keep_latest=10**6) as checkpoints:
+            expected = checkpoints.restore(step, self.like, self.mesh)
+        pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
+        return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
 
 def read(journal: Path) -> tuple[dict[int, tuple[int, int]], dict[int, list[str]]]:

@@ -134,8 +134,8 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState, mesh: Mesh) -> TrainState:
         """The state of `step`, on the devices of `mesh`; `like` gives structure and shapes.
 
-        `like` holds arrays or not. One that has no checksums gets them now that it is read. Raises BadInput where it is not
-        what was saved.
+        `like` holds arrays or not. A step without checksums gets them now that it is read. Raises
+        BadInput where it is not what was saved.
         """
         state, what = self._read(step, like, mesh)
         if what:

@@ -45,14 +45,14 @@ def test_outside_the_loop_it_stops_at_once_and_the_handler_is_put_back(sent, cal
 @pytest.mark.parametrize(("sent", "called", "code"), SIGNALS)
 def test_in_the_loop_it_is_told_after_the_step(sent, called, code):
     steps = []
-    with pytest.raises(Preempted, match=f"Stopped by {called} at step 3") as caught:
-        with Watch() as watch, watch.loop("after"):
-            for step in range(1, 9):
-                if step == 3:
-                    send(sent)
-                steps.append(step)
-                if watch.reached(step):
-                    raise watch.stopped(f"at step {step}")
+    says = f"Stopped by {called} at step 3"
+    with pytest.raises(Preempted, match=says) as caught, Watch() as watch, watch.loop("after"):
+        for step in range(1, 9):
+            if step == 3:
+                send(sent)
+            steps.append(step)
+            if watch.reached(step):
+                raise watch.stopped(f"at step {step}")
     assert steps == [1, 2, 3] and caught.value.code == code
 
 
@@ -84,10 +84,10 @@ def test_what_is_ignored_at_the_start_stays_ignored(name):
 
 
 def test_the_first_signal_names_the_end():
-    with pytest.raises(Preempted, match="Stopped by SIGTERM after") as caught, Watch() as watch:
-        with watch.loop("after"):
-            for name in ("SIGTERM", "SIGHUP", "SIGINT"):
-                send(name)
+    says = "Stopped by SIGTERM after"
+    with pytest.raises(Preempted, match=says) as caught, Watch() as watch, watch.loop("after"):
+        for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+            send(name)
     assert caught.value.code == 0
 
 

@@ -130,10 +130,19 @@ def test_only_the_latest_of_several_checkpoints_is_spoilt(tmp_path):
     assert kept.read_bytes() == b"0123456789" and not (spoilt.exists() and spoilt.read_bytes() == b"0123456789")
 
 
-def test_a_toy_run_that_is_killed_ends_in_the_same_bits(tmp_path):
-    run = soak_run.Run(tmp_path, steps=20, more={"eval.every": 10, "checkpoint.every": 4})
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A run of 20 steps that keeps a journal, and what an unbroken one ends in."""
+    folder = tmp_path_factory.mktemp("soak")
+    run = soak_power.PoweredRun(folder, steps=20, more={"eval.every": 10, "checkpoint.every": 4})
     soak_run.write_pictures(run.data)
-    assert run.start(tmp_path / "whole").end(None, None).finished
+    assert run.start(folder / "whole").end(None, None).finished
+    run.expected = run.final_bits(folder / "whole")
+    return run
+
+
+def test_a_toy_run_that_is_killed_ends_in_the_same_bits(tmp_path, toy):
+    run = soak_run.Run(toy.folder, steps=20, more={"eval.every": 10, "checkpoint.every": 4})
     started = run.start(tmp_path / "run")
     while not (soak_run.last_step(tmp_path / "run") or 0) >= 6:
         assert started.process.poll() is None
@@ -141,7 +150,7 @@ def test_a_toy_run_that_is_killed_ends_in_the_same_bits(tmp_path):
     assert started.end(None, None).code == -9
     again = run.start(tmp_path / "run").end(None, None)
     assert again.finished and again.before >= 6 and again.from_step >= 0
-    assert run.final_bits(tmp_path / "run") == run.final_bits(tmp_path / "whole")
+    assert run.final_bits(tmp_path / "run") == toy.expected
 
 
 # --- power cuts -----------------------------------------------------------------------------------
@@ -192,21 +201,21 @@ def test_a_cut_changes_what_is_not_safe_and_no_more(tmp_path):
     assert ends == {"zeroed", "cut", "spared"} and 5 < gone < 35
 
 
-def test_a_few_power_cuts_end_in_the_same_bits(tmp_path):
-    more = {"eval.every": 20, "checkpoint.every": 3, "log.tensorboard": True}
-    run = soak_power.PoweredRun(tmp_path, steps=40, more=more)
-    soak_run.write_pictures(run.data)
-    assert run.start(tmp_path / "whole").end(None, None).finished
-    run.expected = run.final_bits(tmp_path / "whole")
-    (tmp_path / "disk").mkdir()
-    disk = soak_damage.Disk(tmp_path / "disk", False, "a plain folder")
-    cuts = soak_power.PowerCuts(run, random.Random(1), disk, 0.0)
-    for steps in (4, 9):
-        spoilt = cuts._spoil()
-        ended = run.start(cuts.workdir).end(soak_run.Moment(0.0, new_steps=steps), "SIGKILL")
-        cuts._judge(ended, spoilt)
-        cuts.signals.append("SIGKILL")
-        cuts.waiting += 1
-    cuts.finish()
-    report = cuts.report()
-    assert not report["failures"] and report["survived"] == 2 and report["same_bits"] == [True]
+def test_a_power_cut_ends_in_the_same_bits(tmp_path, toy):
+    """The kill comes after a checkpoint was due; what was not on the disk is lost or spoilt."""
+    started = toy.start(tmp_path / "run")
+    assert not started.wait_for(soak_run.Moment(0.0, new_steps=6))
+    assert started.end(soak_run.Moment(0.0), "SIGKILL").code == -9
+    caches = toy.fields["compile_cache"]
+    soak_power.cut(random.Random(0), [tmp_path / "run", caches], toy.journal)
+    again = toy.start(tmp_path / "run").end(None, None)
+    assert again.finished, again.err
+    assert toy.final_bits(tmp_path / "run") == toy.expected
+
+
+def test_images_of_a_run_go_on_from_a_good_state(tmp_path, toy):
+    """Power cuts at many moments of one run, each opened as a start opens it."""
+    more = {"eval.every": 0, "checkpoint.every": 4}
+    run = soak_power.PoweredRun(toy.folder, steps=200, more=more)
+    report = soak_power.images(run, random.Random(2), 6)
+    assert report["good"] == report["power_cuts"] == 6, report
