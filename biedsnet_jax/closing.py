@@ -60,9 +60,11 @@ def segmented(
     `again` counts those that were done before and made again, by the reason; `gone` scans have masks and are not there
     any more; `passed` says what was passed over.
     """
+    # A name need not be text.
+    place = str(folder).encode(errors="backslashreplace").decode()
     if not _on_terminal():
         total = done + skipped + failed
-        said = [f"{done + skipped} of {total} scans segmented, in {folder}; summary.csv has the figures"]
+        said = [f"{done + skipped} of {total} scans segmented, in {place}; summary.csv has the figures"]
         if skipped and again:
             said.append(f"{skipped} done before")
         if again:
@@ -77,13 +79,13 @@ def segmented(
 
     counts = {"done": done, "skipped, done before": skipped, "failed": failed}
     live.print_table("predict", ["scans", ""], [(name, str(count)) for name, count in counts.items()])
-    facts = {"time": _clock(seconds), "masks": str(folder), "figures": f"{folder}/summary.csv"}
+    facts = {"time": _clock(seconds), "masks": place, "figures": f"{place}/summary.csv"}
     if again:
         facts["made again"] = _each(again)
     if gone:
         facts["left"] = _left(gone)
     if passed:
-        facts["passed over"] = f"{passed}; {folder}/passed_over.csv names them"
+        facts["passed over"] = f"{passed}; {place}/passed_over.csv names them"
     live.print_facts(facts)
 
 

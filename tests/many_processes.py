@@ -27,7 +27,7 @@ from biedsnet_jax import (
     trainer,
 )
 from biedsnet_jax.data import pipeline
-from biedsnet_jax.errors import Preempted
+from biedsnet_jax.errors import BadInput, Preempted
 from configs import phantom
 
 STEPS = 4
@@ -112,7 +112,11 @@ def main(spec: dict, process_id: int) -> None:
         workdir, seen = Path(job["workdir"]), []
         pipeline.train_batches = recording(make, seen)
         if job["mode"] == "predict":
-            code = predict_files.run(toy(), str(workdir), job["input"], job["output"])
+            try:
+                code = predict_files.run(toy(), str(workdir), job["input"], job["output"])
+            except BadInput as error:
+                print(f"REFUSED {error}", flush=True)
+                code = 2
             assert code == job["code"], code
             continue
         if job["mode"] == "evaluate":

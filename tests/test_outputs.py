@@ -222,6 +222,7 @@ def damage_row(content):
     ("damage", "kept"),
     [
         (damage_row, ["a", "c"]),
+        (lambda content: content.replace(b"\nb,1,0", b"\nb,1,\0"), ["a", "c"]),
         (lambda content: content.replace(b"\nb,1", b"\nb\xff,1"), ["a", "c"]),
         (lambda content: content.replace(b"\nb,1", b'\n"b,1'), ["a"]),
         (lambda content: content[:-30] + b"\0" * 30, ["a", "b"]),

@@ -18,7 +18,7 @@ from many_processes import CUT, STEPS, restored
 from PIL import Image
 from refusals import refused
 
-from biedsnet_jax import parallel, processes
+from biedsnet_jax import lock, made_from, parallel, processes
 
 ROOT = Path(__file__).resolve().parents[1]
 FSDP = {"1x1": 1, "1x4": 2, "2x2": 4, "4x1": 1}  # of processes x devices
@@ -89,7 +89,14 @@ def root(tmp_path_factory):
     together(1, 4, root, [job(root / "1x4", parallel__fsdp=2)])
     stopped = job(root / "stopped", parallel__fsdp=4, train__steps=400) | {"terminate_at": 2}
     jobs = [scored("2x2"), job(root / "2x2", parallel__fsdp=4), restore("1x1", "2x2"), restore("1x4", "2x2")]
-    said = together(2, 2, root, [*jobs, predict | {"output": str(root / "masks")}, stopped])
+    jobs.append(predict | {"output": str(root / "masks")})
+    shutil.copytree(root / "masks of one", root / "masks gone on")
+    (root / "masks gone on" / "2_mask.png").unlink()
+    jobs.append(predict | {"output": str(root / "masks gone on")})
+    (root / "locked").mkdir()
+    jobs.append(predict | {"output": str(root / "locked"), "code": 2})
+    with lock.Lock(root / "locked", another="--output"):
+        said = together(2, 2, root, [*jobs, stopped])
     (root / "said.json").write_text(json.dumps(said))
     restores = [restore(source, "4x1") for source in ("1x1", "1x4", "2x2")]
     going_on = job(halfway(root / "2x2", root / "2x2 to 4x1"), parallel__fsdp=2, eval__every=STEPS, eval__val_images=5)
@@ -203,6 +210,25 @@ def test_processes_share_scans_and_leave_what_one_leaves(root):
 
     assert left(root / "masks") == left(root / "masks of one")
     assert len(left(root / "masks")[1]) == 5
+
+
+def test_several_processes_go_on_where_one_stopped(root):
+    said = json.loads((root / "said.json").read_text())
+    again = "4 done before. 1 made again: 1 because an output file was missing"
+    assert again in said[0] and again not in said[1]
+    found, before = (made_from.Record(root / name).made for name in ("masks gone on", "masks of one"))
+    assert found.keys() == before.keys() and len(found) == 5
+    assert [name for name in found if found[name] != before[name]] == ["2"]
+    assert found["2"].weights == before["2"].weights
+    mask = "2_mask.png"
+    assert (root / "masks gone on" / mask).read_bytes() == (root / "masks of one" / mask).read_bytes()
+
+
+def test_all_processes_are_told_of_another_run_in_their_folder(root):
+    for text in json.loads((root / "said.json").read_text()):
+        (line,) = [line for line in text.splitlines() if line.startswith("REFUSED")]
+        assert "locked is in use by process " in line
+    assert {path.name for path in (root / "locked").iterdir()} == {".lock"}
 
 
 # --- in this process -------------------------------------------------------------------------------------------------
