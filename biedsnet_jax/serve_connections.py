@@ -3,7 +3,8 @@
 A connection has some seconds to bring a whole request, but for its body, and as many between two.
 Where there are as many as may be, the newcomer takes the place of the one that has been silent the
 longest: one that never asked before one that is between two requests, and that before one that does
-not take its answer. Only where all are at work is the newcomer turned away.
+not take its answer. One that has only come has a second to ask; where many such come at once, twice
+as many may be open. Only where all are at work is the newcomer turned away.
 """
 
 import asyncio
@@ -14,7 +15,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from biedsnet_jax.serve_guard import is_local
 from biedsnet_jax.serve_limits import Limits
 
-NEVER_ASKED, BETWEEN, STUCK, AT_WORK = range(4)
+_FRESH_SECONDS = 1
+_BURST = 2  # times the limit, for those that have only come
+NEVER_ASKED, BETWEEN, STUCK, FRESH, AT_WORK = range(5)
 
 
 @runtime_checkable
@@ -40,9 +43,9 @@ class Table:
         each, most = self.limits.connections_each, self.limits.connections
         address = connection.address
         alike = [one for one in self._open if address and one.address == address]
-        if len(alike) >= each and not self._drop_one(alike):
+        if len(alike) >= each and not self._make_room(alike, each):
             return False
-        if len(self._open) >= most and not self._drop_one(list(self._open)):
+        if len(self._open) >= most and not self._make_room(list(self._open), most):
             return False
         self._open[connection] = None
         return True
@@ -51,13 +54,14 @@ class Table:
         """It is closed."""
         self._open.pop(connection, None)
 
-    def _drop_one(self, connections) -> bool:
-        """Whether one of them could be closed."""
+    def _make_room(self, connections: list[Member], most: int) -> bool:
+        """Whether there is a place for one more beside these."""
         first = min(connections, key=lambda one: one.standing)
         if first.standing == AT_WORK:
             return False
-        self.forget(first)
-        first.drop()
+        if first.standing < FRESH or len(connections) >= _BURST * most:
+            self.forget(first)
+            first.drop()
         return True
 
 
@@ -69,13 +73,15 @@ class Connection(H11Protocol):
         self._table = table
         self._waits: asyncio.TimerHandle | None = None
         self._drains: asyncio.TimerHandle | None = None
+        self._since = self.loop.time()
         self.address = ""
 
     @property
     def standing(self) -> int:
         """How far it is, from NEVER_ASKED to AT_WORK."""
         if self.cycle is None:
-            return NEVER_ASKED
+            fresh = self.loop.time() - self._since < _FRESH_SECONDS
+            return FRESH if fresh else NEVER_ASKED
         if self.cycle.response_complete:
             return BETWEEN
         return STUCK if self._drains else AT_WORK
@@ -123,7 +129,8 @@ class Connection(H11Protocol):
         self.transport.abort()
 
     def _expect_request(self):
-        if self.standing >= STUCK or self.transport.is_closing():
+        asked = self.cycle is not None and not self.cycle.response_complete
+        if asked or self.transport.is_closing():
             self._stop_waiting()
         elif self._waits is None:
             seconds = self._table.limits.header_seconds

@@ -304,7 +304,7 @@ def test_a_second_signal_leaves_nothing_and_the_next_start_removes_what_a_kill_l
     first, said = started()
     reading(re.search(r"is served at (\S+)", said).group(1), tmp_path)
     first.kill()
-    first.communicate()
+    first.communicate(timeout=60)
     assert list((tmp_path / "tmp").rglob("*.dcm"))
     second, said = started()
     assert "removed what 1 server had left that did not end by itself" in said

@@ -18,7 +18,7 @@ pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
 import uvicorn
 
 from biedsnet_jax import serve_app, serve_connections, serve_jobs
-from biedsnet_jax.serve_connections import AT_WORK, BETWEEN, NEVER_ASKED, STUCK
+from biedsnet_jax.serve_connections import AT_WORK, BETWEEN, FRESH, NEVER_ASKED, STUCK
 from biedsnet_jax.serve_limits import Limits
 
 TOKEN = "t0ken-that-nobody-guesses"
@@ -188,6 +188,7 @@ class Made:
         ((BETWEEN, STUCK, NEVER_ASKED), 2),
         ((STUCK, AT_WORK, BETWEEN), 2),
         ((AT_WORK, AT_WORK, STUCK), 2),
+        ((AT_WORK, FRESH, STUCK), 2),
         ((AT_WORK, AT_WORK, AT_WORK), None),
     ],
 )
@@ -197,6 +198,15 @@ def test_who_loses_the_place(standings, dropped):
     assert all(table.admit(one) for one in every)
     assert table.admit(Made(NEVER_ASKED)) == (dropped is not None)
     assert [one.dropped for one in every] == [n == dropped for n in range(3)]
+
+
+def test_those_that_have_only_come_have_time_to_ask():
+    """Twice as many may be open; then the oldest of them loses its place all the same."""
+    table = serve_connections.Table(Limits(connections=3))
+    every = [Made(FRESH) for _ in range(6)]
+    assert all(table.admit(one) for one in every) and not any(one.dropped for one in every)
+    assert table.admit(Made(FRESH))
+    assert [one.dropped for one in every] == [True] + [False] * 5
 
 
 def test_an_address_has_its_share():
