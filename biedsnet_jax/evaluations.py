@@ -24,6 +24,7 @@ RESULTS = "results.json"
 # What a score depends on beside weights, data and, of diffusion, how samples are drawn and fused.
 _SETTINGS = ("threshold", "eval.nsd_tolerance", "eval.nsd_tolerance_mm", "eval.lesions")
 _OF_LESIONS = "eval.lesion_overlap"
+_FIRST = ("method", "steps", "ensemble")  # of the sampler's fields, in a name
 _LONGEST = 100  # bytes of a name
 
 
@@ -38,7 +39,9 @@ def differences(saved: ConfigDict, cfg: ConfigDict) -> dict[str, list]:
 def _settings(cfg) -> dict[str, Any]:
     found = {}
     if models.is_diffusion(cfg):
-        found |= {f"sampler.{name}": value for name, value in config.sampling(cfg).items()}
+        sampling = config.sampling(cfg)
+        names = [*_FIRST, *(name for name in sampling if name not in _FIRST)]
+        found |= {f"sampler.{name}": sampling[name] for name in names}
         found["fusion"] = cfg.fusion
     names = [*_SETTINGS, _OF_LESIONS] if cfg.eval.lesions else _SETTINGS
     return found | {name: config.get_field(cfg, name) for name in names}

@@ -218,7 +218,8 @@ def _table(words, workshop, page):
 
 
 def _picture(words, workshop, page):
-    workshop.trained(_value(words, "workdir"))
+    evaluated = re.search(rf"{MAIN} --mode=evaluate .*--config\.sampler\.steps=5 .*", page)
+    _evaluate(evaluated.group().split(), workshop, page)
     (workshop.folder / "docs").mkdir(exist_ok=True)
     workshop.script(words[1], words[2:])
     with (

@@ -137,6 +137,14 @@ def test_settings_that_change_scores(field, value, counts, counts_without_diffus
         assert found == ({field: [before, value]} if expected else {})
 
 
+def test_a_name_has_the_samplers_fields_in_the_pages_order():
+    cfg = phantom.get_config()
+    other = cfg.copy_and_resolve_references()
+    other.sampler.update(steps=20, ensemble=9, eta=1.0, method="ddpm")
+    name = evaluations.folder_name(evaluations.differences(cfg, other))
+    assert name == "sampler.method=ddpm,sampler.steps=20,sampler.ensemble=9,sampler.eta=1.0"
+
+
 def test_a_finished_run_keeps_the_settings_of_its_scores(tmp_path):
     cfg = phantom.get_config()
     other = cfg.copy_and_resolve_references()
