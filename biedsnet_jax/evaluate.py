@@ -87,7 +87,9 @@ def evaluate(
 
     Of several processes all predict; the first scores and writes, the others wait and return None.
     """
-    with _alone(workdir):
+    # A training that is done waits for a mode evaluate that looks at it meanwhile.
+    held = lock.wait(workdir, name=evaluations.LOCK, say=processes.say) if processes.is_first() else None
+    with held or contextlib.nullcontext():
         return _evaluate(cfg, workdir, model, variables, data, mesh, step=step, scope=scope or scored_cases.Scope())
 
 

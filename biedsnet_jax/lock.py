@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from biedsnet_jax import files
@@ -21,8 +22,19 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+_LOOK = 0.5  # seconds between looks at a lock that another process holds
 # What a file system says that has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+
+
+class InUse(BadInput):
+    """Another process holds the lock."""
+
+    def __init__(self, folder: Path, holder: str, another: str):
+        super().__init__(
+            f"{folder} is in use by {holder}. Wait for it, end it, or give another {another}."
+        )
+        self.holder = holder
 
 
 class Lock:
@@ -49,9 +61,7 @@ class Lock:
         except BlockingIOError:
             holder = _holder(self.path)
             os.close(self._descriptor)
-            raise BadInput(
-                f"{folder} is in use by {holder}. Wait for it, end it, or give another {another}."
-            ) from None
+            raise InUse(folder, holder, another) from None
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -92,6 +102,22 @@ class Lock:
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, json.dumps(who).encode(), 0)
+
+
+def wait(folder: Path, *, name: str, say: Callable[[str], None]) -> Lock:
+    """The lock of a folder as soon as nobody else holds it; `say` is told once who does.
+
+    Raises BadInput where the folder cannot be written.
+    """
+    waiting = False
+    while True:
+        try:
+            return Lock(folder, name=name)
+        except InUse as error:
+            if not waiting:
+                say(f"Waiting for {error.holder}, which is in {folder} too.")
+            waiting = True
+            time.sleep(_LOOK)
 
 
 def _holder(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from biedsnet_jax.lock import Lock
+from biedsnet_jax.lock import Lock, wait
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
@@ -76,3 +76,17 @@ def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch,
 def test_a_folder_that_cannot_be_written(tmp_path):
     refused(lambda: Lock(Path("/sys/kernel")), "/sys/kernel", "--workdir")
     refused(lambda: Lock(tmp_path / "gone"), tmp_path / "gone")
+
+
+def test_waiting_ends_when_the_holder_does(tmp_path, other):
+    told = []
+
+    def say(text):
+        told.append(text)
+        other.kill()
+
+    with wait(tmp_path, name=".lock", say=say) as lock:
+        assert lock.held
+    assert len(told) == 1 and str(other.pid) in told[0] and str(tmp_path) in told[0]
+    with wait(tmp_path, name=".lock", say=say):
+        assert len(told) == 1  # nobody to wait for
