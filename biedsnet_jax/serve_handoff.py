@@ -44,11 +44,12 @@ def write(folder: Path, scan: Scan) -> None:
     if scan.scanned is not None:
         np.save(place / "scanned.npy", np.ascontiguousarray(scan.scanned), allow_pickle=False)
     item = scan.item
-    named = {"name": item.name, "kind": item.kind, "depth": item.depth}
+    named = {"name": item.name, "kind": item.kind, "depth": item.depth, "notes": list(item.notes)}
     fields = {
         "item": named | {"files": [str(path) for path in item.files]},
         "volume": None if scan.volume is None else _volume_fields(scan.volume),
         "notes": scan.notes[:_MOST_NOTES],
+        "turn": scan.turn,
     }
     _write(folder, {"scan": fields})
 
@@ -100,10 +101,11 @@ def _scan(place: Path, fields: dict[str, Any]) -> Scan:
     item = fields["item"]
     paths = tuple(Path(path) for path in item["files"])
     return Scan(
-        item=Item(item["name"], item["kind"], paths, item["depth"]),
+        item=Item(item["name"], item["kind"], paths, item["depth"], tuple(item["notes"])),
         slices=slices,
         volume=_volume(fields["volume"], slices),
         notes=fields["notes"],
+        turn=fields["turn"],
         scanned=np.load(scanned, allow_pickle=False) if scanned.exists() else None,
     )
 

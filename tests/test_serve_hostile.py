@@ -163,23 +163,25 @@ def test_every_field_of_a_scan_is_handed_over():
     """A field that is added to one of these must be added to serve_handoff too."""
     fields = {kind.__name__: set(kind.__dataclass_fields__) for kind in (scans.Scan, scans.Item)}
     assert fields == {
-        "Scan": {"item", "slices", "volume", "notes", "scanned"},
-        "Item": {"name", "kind", "files", "depth"},
+        "Scan": {"item", "slices", "volume", "notes", "scanned", "turn"},
+        "Item": {"name", "kind", "files", "depth", "notes"},
     }
     assert set(serve_handoff.Volume.__dataclass_fields__) == {"voxels", "affine", "path", "header"}
 
 
 def test_slices_that_nobody_scanned_and_warnings_come_through(tmp_path):
     scan = scans.Scan(
-        scans.Item("a", "picture", (tmp_path / "a",)),
+        scans.Item("a", "picture", (tmp_path / "a",), 2, ("known before",)),
         np.arange(24, dtype=np.float32).reshape(2, 3, 4, 1),
         notes=["one"],
         scanned=np.broadcast_to(np.array([True, False])[:, None, None], (2, 3, 4)),
+        turn=6,
     )
     (tmp_path / serve_handoff.FOLDER).mkdir()
     serve_handoff.write(tmp_path, scan)
     found = serve_handoff.load(tmp_path)
     assert found.notes == ["one"] and found.item == scan.item and found.volume is None
+    assert found.turn == 6
     np.testing.assert_array_equal(found.scanned, scan.scanned)
 
 
