@@ -90,30 +90,20 @@ def damage(rng: random.Random, root: Path, written: list[Path], named: list[Path
 
 def images(run: PoweredRun, rng: random.Random, count: int) -> dict:
     """What becomes of `count` power cuts in one run, each at a random moment of its steps."""
-    whole, workdir, copies = run.folder / "kept", run.folder / "images", run.folder / "copies"
+    whole, workdir, copies = run.folder / "kept", run.folder / "images", run.folder / "copy"
     keep = soak_run.Run(run.folder, steps=run.steps, more={"checkpoint.keep_latest": 10**6})
     if not keep.start(whole).end(None, None).finished:
         raise SystemExit("the run that is not stopped failed")
-    judge, started, outcomes, lost = Judge(whole), None, [], 0
+    judge, outcomes, lost = Judge(whole), [], 0
     while len(outcomes) < count:
-        if started is None or started.process.poll() is not None:
-            shutil.rmtree(workdir, ignore_errors=True)
-            started = run.start(workdir)
-        time.sleep(rng.uniform(0.01, 0.2))
-        if not (workdir / "metrics.jsonl").exists() or not steps(workdir):
-            continue
-        copy = copies / str(len(outcomes))
-        started.process.send_signal(signal.SIGSTOP)
-        try:
-            shutil.copytree(workdir, copy)
-            written, named = unsafe(workdir, run.journal)
-        finally:
-            started.process.send_signal(signal.SIGCONT)
-        lost += bool(damage(rng, copy, written, named))
-        outcomes.append(judge(copy))
-        shutil.rmtree(copy)
-    started.process.kill()
-    started.process.wait()
+        shutil.rmtree(workdir, ignore_errors=True)
+        for written, named in _moments(run, rng, workdir, copies):
+            lost += bool(damage(rng, copies, written, named))
+            outcomes.append(judge(copies))
+            print(f"{len(outcomes)} of {count}: {outcomes[-1]}", flush=True)
+            shutil.rmtree(copies)
+            if len(outcomes) == count:
+                break
     good = [outcome for outcome in outcomes if outcome.startswith(("went on", "refused"))]
     return {
         "power_cuts": count,
@@ -121,6 +111,36 @@ def images(run: PoweredRun, rng: random.Random, count: int) -> dict:
         "good": len(good),
         "outcomes": {one: outcomes.count(one) for one in sorted(set(outcomes))},
     }
+
+
+def _moments(run, rng, workdir, copy):
+    """What is unsafe in `workdir` at random moments of a run, of each of which a copy is made."""
+    started = run.start(workdir)
+    try:
+        while started.process.poll() is None:
+            time.sleep(rng.uniform(0.01, 0.2))
+            if not (workdir / "metrics.jsonl").exists() or not steps(workdir):
+                continue
+            _stop(started.process)
+            shutil.copytree(workdir, copy)
+            found = unsafe(workdir, run.journal)
+            started.process.send_signal(signal.SIGCONT)
+            yield found
+    finally:
+        started.process.kill()
+        started.process.wait()
+
+
+def _stop(process) -> None:
+    """Stop all threads, and wait until they stand: a write under way is done first."""
+    process.send_signal(signal.SIGSTOP)
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        late = time.monotonic() + 10
+        while time.monotonic() < late:
+            # After the name, which is in brackets: T stopped, Z and X ended.
+            if (task / "stat").read_text().rpartition(")")[2].split()[0] in "TZX":
+                break
+            time.sleep(0.001)
 
 
 def steps(workdir: Path) -> list[int]:
