@@ -91,7 +91,8 @@ def damage(rng: random.Random, root: Path, written: list[Path], named: list[Path
 def images(run: PoweredRun, rng: random.Random, count: int) -> dict:
     """What becomes of `count` power cuts in one run, each at a random moment of its steps."""
     whole, workdir, copies = run.folder / "kept", run.folder / "images", run.folder / "copy"
-    keep = soak_run.Run(run.folder, steps=run.steps, more={"checkpoint.keep_latest": 10**6})
+    fields = run.fields | {"checkpoint.keep_latest": 10**6}
+    keep = soak_run.Run(run.folder, steps=run.steps, more=fields)
     if not keep.start(whole).end(None, None).finished:
         raise SystemExit("the run that is not stopped failed")
     judge, outcomes, lost = Judge(whole), [], 0

@@ -216,6 +216,6 @@ def test_a_power_cut_ends_in_the_same_bits(tmp_path, toy):
 def test_images_of_a_run_go_on_from_a_good_state(tmp_path, toy):
     """Power cuts at many moments of one run, each opened as a start opens it."""
     more = {"eval.every": 0, "checkpoint.every": 4}
-    run = soak_power.PoweredRun(toy.folder, steps=200, more=more)
+    run = soak_power.PoweredRun(toy.folder, steps=100, more=more)
     report = soak_power.images(run, random.Random(2), 6)
     assert report["good"] == report["power_cuts"] == 6, report
