@@ -165,6 +165,16 @@ def test_an_old_workdir_is_recorded_only_where_its_results_agree(old, capsys, ag
         assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("again", [1, 2, 3])
+def test_scores_of_a_split_that_could_not_be_told_prove_nothing_later(old, again):
+    cfg, workdir, tested = old
+    for _ in range(again):
+        _, scope = scored_cases.open_data(cfg, workdir)
+        found = {"cases": tested, "trained_on": scope.trained_on}
+        (workdir / "results.json").write_text(json.dumps(found))
+    assert scope.trained_on is None and not (workdir / split_record.NAME).exists()
+
+
 def test_an_old_workdir_that_was_tested_on_others_stops_but_for_named_cases(old):
     cfg, workdir, tested = old
     (workdir / "results.json").write_text(json.dumps({"cases": ["p9", *tested]}))
