@@ -130,6 +130,20 @@ def test_cases_of_another_data_set_can_be_named(run, tmp_path):
     refused(lambda: opened(theirs, run[1], "r1"), "unknown case, r1", "the nearest is q1")
 
 
+@pytest.mark.parametrize(
+    ("names", "first", "alike"),
+    [(["p1", "p4", "p5"], 50, ["p1", "p4"]), (["p2"], 60, ["p2"]), (["p5", "q1"], 70, []), (["p1", "p2"], 0, [])],
+)
+def test_other_data_with_names_of_the_training_are_told(run, tmp_path, capsys, names, first, alike):
+    theirs = write(tmp_path / "theirs", names, first=first)
+    _, scope = opened(theirs, run[1])
+    said = capsys.readouterr().err
+    assert scope.trained_on == ({} if first else {"p1": "train", "p2": "train"})
+    assert ("have the name of a case that the model was trained or validated on" in said) == bool(alike)
+    if alike:
+        assert f"{len(alike)} of the {len(names)} cases" in said and ": " + ", ".join(alike) + "." in said
+
+
 def test_one_case_is_enough(run, tmp_path):
     theirs = write(tmp_path / "theirs", ["only"], first=30)
     assert opened(theirs, run[1])[0].cases("test") == ["only"]
