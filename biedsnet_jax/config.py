@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_dict
 from biedsnet_jax import files, known_fields, later_fields, processes
 from biedsnet_jax.config_check import check, check_slices_alone
 from biedsnet_jax.config_fields import flat, get_field
+from biedsnet_jax.data import case_names
 from biedsnet_jax.errors import reason, shown
 from biedsnet_jax.types import BadInput
 
@@ -94,14 +95,13 @@ def _say_once(text):
 def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Raise BadInput when `workdir` belongs to a run that this config would not continue bit for bit.
 
-    A run that was started before data.case was a field goes on with the cases it had: `config` is told so.
+    A run that was started before data.case was a field goes on with the cases it had, each time: `config` is told so.
     """
-    path = workdir / "config.json"
-    if not path.exists():
+    if not (workdir / "config.json").exists():
         return
-    stored = load(workdir)
-    if not later_fields.says(path.read_text(errors="replace"), "data.case"):
-        config.data.case = stored.data.case
+    # The field's default then and now: nobody asks for either. Once the run went on, its config.json has the field.
+    if load(workdir).data.case == case_names.EACH and config.data.case == case_names.AUTO:
+        config.data.case = case_names.EACH
     check_trained(config, workdir)
 
 

@@ -5,7 +5,6 @@ tests/test_later_fields.py notices where that is forgotten. A fork that adds non
 where the run reads the field.
 """
 
-import json
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -44,16 +43,6 @@ def renew(config: ConfigDict) -> list[str]:
     """
     complete(config)
     return [*_drop(config), *_fill(config)]
-
-
-def says(text: str, name: str) -> bool:
-    """Whether a stored config, the text of a config.json, has a value for the field `name`."""
-    section = json.loads(text)
-    for part in name.split("."):
-        if not isinstance(section, dict) or part not in section:
-            return False
-        section = section[part]
-    return True
 
 
 def complete(config: ConfigDict) -> ConfigDict:

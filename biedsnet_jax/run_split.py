@@ -157,10 +157,15 @@ class Part:
 
 
 def tested_cases(workdir: Path) -> list[str] | None:
-    """The cases of results.json, sorted; None where it is not there or does not say."""
+    """The cases of results.json, sorted; None where it is not there or does not say.
+
+    Nor does it where it was scored without knowing what the model was trained on: it proves nothing.
+    """
     try:
-        cases = json.loads((workdir / "results.json").read_text())["cases"]
-        return sorted(map(str, cases))
+        results = json.loads((workdir / "results.json").read_text())
+        if "trained_on" in results and results["trained_on"] is None:
+            return None
+        return sorted(map(str, results["cases"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

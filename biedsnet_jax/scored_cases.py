@@ -50,6 +50,7 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
         dataset = cfg.data.name if cfg.data.name != saved.data.name else os.path.basename(root)
         differs = {"data.root": [before, root]} | differs
         scope = Scope(differs, _seen_in(record, data, own=False), dataset)
+        _tell_same_names(record, scope, data)
     _tell_seen(scope, data)
     return data, scope
 
@@ -134,6 +135,23 @@ def _seen_in(record, data, *, own) -> dict[str, str] | None:
     scored = run_split.files_of(data.source.facts.files, cases)
     seen = record.seen_by_content(cases, split_record.fingerprints(scored))
     return seen | record.seen_by_name(cases) if own else seen
+
+
+def _tell_same_names(record, scope, data):
+    """Say which cases of other data are called as cases of the training and hold other bytes.
+
+    They may be the same patients with masks of another reader, or files that were saved again.
+    """
+    if record is None or not processes.is_first():
+        return
+    cases = data.cases("test")
+    alike = [case for case in record.seen_by_name(cases) if case not in scope.trained_on]
+    if alike:
+        experiment.warn(
+            f"{len(alike)} of the {len(cases)} cases scored have the name of a case that the model was trained or "
+            f"validated on, and other files: {run_split.first(alike)}. Where they are the same patients, "
+            "their scores are not those of unseen ones."
+        )
 
 
 def _tell_seen(scope, data):

@@ -21,6 +21,21 @@ def base():
     return c
 
 
+def of_folder(case: str):
+    """A config that reads a folder, where `case` is the rule of its cases."""
+    c = base()
+    c.data.source, c.data.case = "folder", case
+    return c
+
+
+def write_from_before_data_case(path, stored: str | None):
+    """The config.json of a run of an earlier version; `stored` where a later one went on with it."""
+    fields = json.loads(of_folder("").to_json_best_effort())
+    del fields["data"]["case"]
+    fields["data"] |= {} if stored is None else {"case": stored}
+    path.write_text(json.dumps(fields))
+
+
 def changed(name: str, value):
     """`base` with one field set, whatever its type."""
     c = base()
@@ -295,21 +310,28 @@ def test_fields_that_change_an_update_may_not(tmp_path, name, value):
     refused(lambda: config.check_same_run(changed(name, value), tmp_path), says, str(tmp_path), "another --workdir")
 
 
-@pytest.mark.parametrize(("stored", "asked"), [(None, "auto"), (None, "(p)"), ("", "")])
+@pytest.mark.parametrize(("stored", "asked"), [(None, "auto"), (None, ""), ("", "auto"), ("", "")])
 def test_a_run_from_before_data_case_goes_on_with_the_cases_it_had(tmp_path, stored, asked):
-    fields = json.loads(base().to_json_best_effort())
-    del fields["data"]["case"]
-    fields["data"] |= {} if stored is None else {"case": stored}
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    c = changed("data.case", asked)
-    config.check_same_run(c, tmp_path)
-    assert c.data.case == ""
+    write_from_before_data_case(tmp_path / "config.json", stored)
+    # Twice, as a run that is killed goes on: config.json has the field from the first time on.
+    for _ in range(2):
+        c = of_folder(asked)
+        config.check_same_run(c, tmp_path)
+        assert c.data.case == ""
+        config.save(c, tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("stored", [None, ""])
+def test_a_run_from_before_data_case_does_not_take_a_rule(tmp_path, stored):
+    write_from_before_data_case(tmp_path / "config.json", stored)
+    says = "data.case is '' there and '(p)' here"
+    refused(lambda: config.check_same_run(of_folder("(p)"), tmp_path), says)
 
 
 def test_another_rule_of_cases_is_another_run(tmp_path):
-    config.save(base(), tmp_path / "config.json")
+    config.save(of_folder("auto"), tmp_path / "config.json")
     says = "data.case is 'auto' there and '' here"
-    refused(lambda: config.check_same_run(changed("data.case", ""), tmp_path), says)
+    refused(lambda: config.check_same_run(of_folder(""), tmp_path), says)
 
 
 def test_a_new_workdir_is_anyones(tmp_path):

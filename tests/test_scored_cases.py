@@ -130,6 +130,20 @@ def test_cases_of_another_data_set_can_be_named(run, tmp_path):
     refused(lambda: opened(theirs, run[1], "r1"), "unknown case, r1", "the nearest is q1")
 
 
+@pytest.mark.parametrize(
+    ("names", "first", "alike"),
+    [(["p1", "p4", "p5"], 50, ["p1", "p4"]), (["p2"], 60, ["p2"]), (["p5", "q1"], 70, []), (["p1", "p2"], 0, [])],
+)
+def test_other_data_with_names_of_the_training_are_told(run, tmp_path, capsys, names, first, alike):
+    theirs = write(tmp_path / "theirs", names, first=first)
+    _, scope = opened(theirs, run[1])
+    said = capsys.readouterr().err
+    assert scope.trained_on == ({} if first else {"p1": "train", "p2": "train"})
+    assert ("have the name of a case that the model was trained or validated on" in said) == bool(alike)
+    if alike:
+        assert f"{len(alike)} of the {len(names)} cases" in said and ": " + ", ".join(alike) + "." in said
+
+
 def test_one_case_is_enough(run, tmp_path):
     theirs = write(tmp_path / "theirs", ["only"], first=30)
     assert opened(theirs, run[1])[0].cases("test") == ["only"]
@@ -163,6 +177,16 @@ def test_an_old_workdir_is_recorded_only_where_its_results_agree(old, capsys, ag
     if agree:
         scored_cases.open_data(cfg, workdir)
         assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("again", [1, 2, 3])
+def test_scores_of_a_split_that_could_not_be_told_prove_nothing_later(old, again):
+    cfg, workdir, tested = old
+    for _ in range(again):
+        _, scope = scored_cases.open_data(cfg, workdir)
+        found = {"cases": tested, "trained_on": scope.trained_on}
+        (workdir / "results.json").write_text(json.dumps(found))
+    assert scope.trained_on is None and not (workdir / split_record.NAME).exists()
 
 
 def test_an_old_workdir_that_was_tested_on_others_stops_but_for_named_cases(old):

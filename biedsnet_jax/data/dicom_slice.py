@@ -26,6 +26,7 @@ _GROUP = {  # where a file of many frames has what a file of one slice has at th
     "RescaleIntercept": "PixelValueTransformationSequence",
 }
 _MADE = ("SEG", "RTDOSE")  # Modality
+_LOCALIZER = "LOCALIZER"  # ImageType of the scout that most series of CT and MR come with
 _STACKED = ("CT", "MR", "PT", "NM", "")  # Modality of slices, which have a place in the body
 _MARK, _BEFORE_MARK = b"DICM", 128
 _META, _IDENTIFICATION = 2, 8  # groups, of which a file without the mark has its first element
@@ -162,20 +163,27 @@ def why_no_scan(header) -> str:
     kind = shown(header.get("Modality") or "no modality")
     if "DirectoryRecordSequence" in header:
         return "a DICOM directory"
+    if _is_localizer(header):
+        return f"a DICOM localizer ({kind})"
     if "Rows" in header:
         return f"DICOM made from a scan ({kind})"
     return f"DICOM without an image ({kind})"
 
 
 def is_scan(header, path: Path) -> bool:
-    """False for reports, and for what has pixels but was made from a scan. Raises BadFile for an image cut short."""
+    """False for reports, localizers and what was made from a scan. Raises BadFile for an image cut short."""
     if "Rows" in header:
-        return header.get("Modality") not in _MADE
+        return header.get("Modality") not in _MADE and not _is_localizer(header)
     # in order of their tags, so that the class is complete where the instance follows
     report = "SOPInstanceUID" in header and "Image Storage" not in header.SOPClassUID.name
     if not report and "DirectoryRecordSequence" not in header:  # which is a DICOMDIR
         raise BadFile(f"unreadable or truncated file, an image without Rows, {path}; export it again")
     return False
+
+
+def _is_localizer(header) -> bool:
+    kinds = header.get("ImageType") or ()
+    return _LOCALIZER in ([kinds] if isinstance(kinds, str) else list(kinds))
 
 
 def height(header, path: Path) -> float:
@@ -309,7 +317,21 @@ def _decode(data, frames, path) -> Iterator[Num[np.ndarray, "h w"]]:
         if not readable:
             name = shown(syntax.name)
             raise BadFile(f"compressed pixels, {name}, {path}; pip install 'pylibjpeg[all]', or export uncompressed")
+    else:
+        _check_frames(data, path)
     return pydicom.pixels.iter_pixels(data, indices=frames)
+
+
+def _check_frames(data, path):
+    """Raises BadFile where there are pixels of more frames than it says: Rows or Columns is wrong."""
+    said = int(data.get("NumberOfFrames") or 1)
+    bits = data.Rows * data.Columns * data.get("SamplesPerPixel", 1) * data.BitsAllocated
+    there = 8 * len(data.get("PixelData") or b"") // max(1, bits)
+    if there > said:
+        raise BadFile(
+            f"{path} has pixels of {there} images of {data.Rows}x{data.Columns}, and says that it holds {said}. "
+            "Export it again."
+        )
 
 
 def _rescale(pixels: Num[np.ndarray, "h w"], one: Slice) -> Num[np.ndarray, "h w"]:

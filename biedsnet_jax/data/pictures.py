@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from biedsnet_jax.data import png, tiff
 from biedsnet_jax.data.walk import check_regular
-from biedsnet_jax.errors import reason
+from biedsnet_jax.errors import reason, shown
 from biedsnet_jax.types import BadInput
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -205,11 +205,12 @@ def _check_bands(tags: tiff.Tags, bands: int, path: Path) -> None:
 
 
 def _unknown_tiff(tags: tiff.Tags, path: Path) -> BadInput:
-    bits = "-".join(map(str, tags.many(258, 1)))
+    # A damaged file may have thousands of entries in each.
+    bits = shown("-".join(map(str, tags.many(258, 1))))
     return BadInput(
         f"{path} is a TIFF of a kind that is not read: {bits} bits, sample format "
-        f"{tags.one(339, 1)}, photometric interpretation {tags.photometric}, compression "
-        f"{tags.one(259, 1)}. Save it as PNG, or as TIFF in grey or RGB of 8, 16 or 32 bits."
+        f"{shown(tags.one(339, 1))}, photometric interpretation {shown(tags.photometric)}, "
+        f"compression {shown(tags.one(259, 1))}. Save it as PNG, or as TIFF in grey or RGB of 8, 16 or 32 bits."
     )
 
 

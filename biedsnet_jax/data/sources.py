@@ -169,20 +169,34 @@ def _pair(root: Path) -> tuple[list[tuple[str, Path, Path]], list[PassedOver]]:
     """(name, image, mask) of every slice, by the name without extension below `images/` and `masks/`; what else is."""
     (images, passed), (masks, passed_masks) = _files(root / "images"), _files(root / "masks")
     if not images:
-        kinds = ", ".join(EXTENSIONS)
-        raise BadInput(f"no images, 0 files, {root / 'images'}; put {kinds} files there, a folder for each case")
+        kinds, there = ", ".join(EXTENSIONS), walk.summary(passed)
+        said = f" ({there})" if there else ""
+        raise BadInput(f"no images, 0 files, {root / 'images'}; put {kinds} files there, a folder for each case{said}")
     for found, partners, what, partner in (
         (images, masks, "images without masks", "masks"),
         (masks, images, "masks without images", "images"),
     ):
         lonely = [path for name, path in found.items() if name not in partners]
         if lonely:
+            _check_formats(lonely, partner, root, passed + passed_masks)
             raise BadInput(
                 f"{what}, {len(lonely)} of {len(found)}, first {lonely[0]}; "
                 f"put a file of the same name under {root / partner}, or take these away"
             )
     pairs = [(name, images[name], masks[name]) for name in sorted(images, key=natural)]
     return pairs, passed + passed_masks
+
+
+def _check_formats(lonely: Sequence[Path], partner: str, root: Path, passed: Sequence[PassedOver]) -> None:
+    """Raises BadInput where the partner of the first is there, in a format that is not read."""
+    other = "images" if partner == "masks" else "masks"
+    name = (root / partner / lonely[0].relative_to(root / other)).with_suffix("")
+    for one in passed:
+        if one.path.with_suffix("") == name and one.path != name:
+            raise BadInput(
+                f"{one.path} belongs to {lonely[0]}, but is {one.why}. Save {partner} as PNG or TIFF: "
+                f"{len(lonely)} {other} have none that can be read."
+            )
 
 
 def _files(folder: Path) -> tuple[dict[str, Path], list[PassedOver]]:

@@ -217,6 +217,8 @@ def test_compressed_pixels_that_need_a_plugin_are_named(tmp_path, monkeypatch):
         ({"NumberOfFrames": 3}, r"frames without a place each, 3, .*odd\.dcm; export"),
         ({"PixelData": STORED[0].tobytes()[:40]}, r"unreadable or truncated file, .*less than expected.*odd\.dcm"),
         ({"PixelData": None}, r"unreadable or truncated file, .*odd\.dcm; export"),
+        ({"PixelData": STORED[:2].tobytes()}, r"odd\.dcm has pixels of 2 images of 7x6, and says that it holds 1\."),
+        ({"PixelData": STORED.tobytes()}, r"odd\.dcm has pixels of 5 images of 7x6, and says that it holds 1\."),
     ],
 )  # fmt: skip
 def test_a_slice_that_does_not_fit_is_refused_by_name(tmp_path, odd, message):
@@ -418,6 +420,30 @@ def test_find_series_sorts_by_position_and_passes_over_what_is_no_scan(tmp_path)
     assert heights == [30, 32.5, 35, 37.5, 40]
     with pytest.raises(BadInput, match=r"not a DICOM file, no DICM after 128 bytes, .*broken\.dcm; "):
         dicom.read_series([broken])
+
+
+@pytest.mark.parametrize("kinds", [["ORIGINAL", "PRIMARY", "LOCALIZER"], ["DERIVED", "SECONDARY", "LOCALIZER", "M"]])
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_a_localizer_beside_a_scan_is_passed_over(tmp_path, kinds, modality):
+    files = write_series(tmp_path, STORED, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], Modality=modality)
+    scout = {"position": (0, 0, 0), "orientation": (1, 0, 0, 0, 0, -1), "series": "1.2.3.2", "Modality": modality}
+    write_slice(tmp_path / "scout.dcm", STORED[0], ImageType=kinds, **scout)
+    series, passed = dicom.search(sorted(tmp_path.iterdir()))
+    assert {name: sorted(found) for name, found in series.items()} == {"1.2.3.1": sorted(files)}
+    assert passed == [(tmp_path / "scout.dcm", f"a DICOM localizer ({modality})")]
+
+
+def test_a_pixel_more_than_an_image_needs_is_padding(tmp_path):
+    files = write_series(tmp_path, STORED, fields=lambda n: {"PixelData": STORED[n].tobytes() + b"\0\0"})
+    volume, _, _ = dicom.read_series(files)
+    assert np.array_equal(volume.voxels, STORED.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("kinds", ["ORIGINAL", ["ORIGINAL", "PRIMARY"], None, ""])
+def test_other_kinds_of_image_are_scans(tmp_path, kinds):
+    write_series(tmp_path, STORED, ImageType=kinds)
+    series, passed = dicom.search(sorted(tmp_path.iterdir()))
+    assert len(series["1.2.3.1"]) == 5 and passed == []
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from refusals import refused
 
 from biedsnet_jax.data import pictures
 from biedsnet_jax.data.pictures import read_picture, read_picture_turned, turn_back, turn_upright
+from biedsnet_jax.types import BadInput
 
 RNG = np.random.default_rng(0)
 SHAPE = (21, 35)
@@ -410,3 +411,21 @@ def test_size_by_the_header_alone(tmp_path, order):
     assert pictures.read_size(path) == (*SHAPE, 3)
     Image.new("LA", (7, 5)).save(tmp_path / "a.png")
     assert pictures.read_size(tmp_path / "a.png") == (5, 7, 2)
+
+
+@pytest.mark.parametrize("tag", [258, 259, 262, 339])
+def test_what_a_damaged_tiff_holds_thousands_of_is_cut_in_the_message(tmp_path, tag):
+    short = {256: 4, 257: 4, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: 32, 339: 1}
+    many = 3000
+    start = 8 + 32 + 2 * many
+    data = b"II*\0" + struct.pack("<I", start) + bytes(32) + struct.pack("<H", 141) * many
+    data += struct.pack("<H", len(short))
+    for number, value in short.items():
+        count, value = (many, 40) if number == tag else (1, value)
+        data += struct.pack("<HHII", number, 3, count, value)
+    path = tmp_path / "a.tif"
+    path.write_bytes(data + bytes(4))
+    with pytest.raises(BadInput) as refusal:
+        read_picture(path, 1)
+    said = str(refusal.value).replace(str(path), "")
+    assert len(said) < 500 and "\n" not in said

@@ -415,3 +415,33 @@ def test_real_flat_folder_with_jpeg_images_and_png_masks():
     source.verify()
     assert len(source) == len(set(source.cases)) == 48
     assert all(source[i]["mask"].any() for i in range(0, 48, 8))
+
+
+@pytest.mark.parametrize("extension", [".bmp", ".gif", ".webp", ".nrrd", ".png.txt"])
+@pytest.mark.parametrize("partner", ["masks", "images"])
+def test_a_partner_in_a_format_that_is_not_read_is_named(tmp_path, extension, partner):
+    other = {"masks": "images", "images": "masks"}[partner]
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "a").mkdir(parents=True)
+        for name in "123":
+            Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / kind / "a" / f"{name}.png")
+    (tmp_path / partner / "a" / "2.png").rename(tmp_path / partner / "a" / f"2{extension}")
+    named = extension != ".png.txt"
+    found = refusal_of(tmp_path)
+    assert (f"{partner}/a/2{extension} belongs to {tmp_path}/{other}/a/2.png" in found) == named
+    assert ("without" in found) != named
+
+
+@pytest.mark.parametrize("extension", [".bmp", ".dcm", ".nii"])
+def test_images_in_another_format_are_counted(tmp_path, extension):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for name in "12":
+            (tmp_path / kind / f"{name}{extension}").touch()
+    assert f"2 files passed over: 2 not a format that is read ({extension})" in refusal_of(tmp_path)
+
+
+def refusal_of(root):
+    with pytest.raises(BadInput) as refusal:
+        ImageFolder(root)
+    return str(refusal.value)
