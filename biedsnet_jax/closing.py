@@ -100,8 +100,8 @@ def _each(again):
 
 def _left(gone):
     if gone == 1:
-        return "masks of 1 scan that is no longer there were left"
-    return f"masks of {gone} scans that are no longer there were left"
+        return "Masks of 1 scan that is no longer there were left"
+    return f"Masks of {gone} scans that are no longer there were left"
 
 
 def _on_terminal():

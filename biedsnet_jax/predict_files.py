@@ -170,7 +170,9 @@ def _announce(job, plan) -> None:
     short = [item for item in job.items if outputs.is_shortened(item, job.where[item])]
     if short:
         first = job.where[short[0]]["mask"].name
-        cut = f"names of {len(short)} scans are too long for their masks and are cut there"
+        cut = f"{len(short)} names are too long for their masks and are cut there"
+        if len(short) == 1:
+            cut = "1 name is too long for its masks and is cut there"
         console.tell(f"{cut}, such as {first}", sys.stderr)
 
 

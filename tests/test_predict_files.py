@@ -286,7 +286,7 @@ def test_what_changed_is_made_again_and_told(predict, tmp_path):
     assert out == (
         f"3 of 3 scans segmented, in {output}; summary.csv has the figures. 1 done before. "
         "2 made again: 1 because the scan changed, 1 because an output file was changed. "
-        "masks of 1 scan that is no longer there were left\n"
+        "Masks of 1 scan that is no longer there were left\n"
     )
     assert err.startswith("biedsnet: warning: 1 output file in ") and "b_mask_replaced_1.png" in err
     assert err.count("\n") == 1
@@ -410,7 +410,7 @@ def test_a_name_that_is_too_long_for_its_masks_is_cut(predict, tmp_path, length)
     assert code == 0 and "2 of 2" in out and set(rows(tmp_path / "out")) == {"short", name}
     (mask,) = (tmp_path / "out").glob("n*_mask.png")
     np.testing.assert_array_equal(np.asarray(Image.open(mask)) == 255, bright)
-    assert (f"names of 1 scans are too long for their masks and are cut there, such as {mask.name}" in err) == (
+    assert (f"1 name is too long for its masks and is cut there, such as {mask.name}" in err) == (
         length > 200
     )
     assert "2 of 2 scans done before" in predict()[2]
