@@ -309,7 +309,8 @@ def _unproven(manager, step, state, warn):
     An earlier version's is taken as it is, with a warning.
     """
     try:
-        expected = (manager.metadata(step).custom_metadata or {}).get(_SUMS)
+        with _unlogged():
+            expected = (manager.metadata(step).custom_metadata or {}).get(_SUMS)
     except Exception:  # a library's, of many kinds
         expected = None
     if expected is not None:
@@ -328,6 +329,18 @@ def _abstract(tree, mesh):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(shape, tree, state_sharding(tree, mesh))
+
+
+@contextlib.contextmanager
+def _unlogged():
+    """Without Orbax's words of the items that it was not told how to restore, for nobody asked."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _hush():

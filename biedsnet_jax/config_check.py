@@ -84,6 +84,9 @@ def check(config: ConfigDict) -> None:
     for name in _POSITIVE:
         if not _number(config, name) > 0:
             raise BadInput(f"value not positive, {_leaf(config, name)}, in {name}; use a number above 0")
+        # Gradients that are never clipped are meant so.
+        if math.isinf(_number(config, name)) and name != "train.clip_norm":
+            raise BadInput(f"{name} is infinite. Give a finite number above 0.")
     for name in _UNIT_INTERVAL:
         if not 0 <= _number(config, name) <= 1:
             raise BadInput(f"value outside 0 to 1, {_leaf(config, name)}, in {name}; use a number from 0 to 1")

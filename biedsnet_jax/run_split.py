@@ -40,7 +40,8 @@ def open_training(cfg: ConfigDict, workdir: Path) -> Data:
     for folder in (workdir, *_teacher(cfg)):
         check_tested(folder, data)
         if _is_trained(folder):
-            tell_unrecorded(folder, "They are recorded now.")
+            where = "" if folder == workdir else f" in {workdir}"
+            tell_unrecorded(folder, f"They are recorded now{where}.")
     return data
 
 

@@ -51,7 +51,7 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
         differs = {"data.root": [before, root]} | differs
         scope = Scope(differs, _seen_in(record, data, own=False), dataset)
         _tell_same_names(record, scope, data)
-    _tell_seen(scope, data)
+    _tell_seen(scope, data, workdir)
     return data, scope
 
 
@@ -77,7 +77,6 @@ def _open_unrecorded(saved, workdir, source, root, *, named):
     if not named:
         run_split.check_tested(workdir, data)
     if tested != data.cases("test"):
-        run_split.tell_unrecorded(workdir, "Whether they lay so in its training cannot be told.")
         return data, None
     record = run_split.make(data)
     if processes.is_first():
@@ -154,11 +153,11 @@ def _tell_same_names(record, scope, data):
         )
 
 
-def _tell_seen(scope, data):
+def _tell_seen(scope, data, workdir):
     if scope.trained_on is None:
         experiment.warn(
-            "The run has no record of what it was trained on. Whether cases of its training are "
-            "scored here cannot be told."
+            f"{workdir} has no record of its split. Whether cases of its training are scored here "
+            "cannot be told."
         )
     elif scope.trained_on:
         names = [f"{case} ({side})" for case, side in scope.trained_on.items()]

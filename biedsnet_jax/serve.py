@@ -50,9 +50,10 @@ def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
 
 
 def _told(limits: Limits) -> str:
+    reading = min(limits.read_seconds, limits.job_seconds)
     return (
         f"at most {limits.upload / 2**20:g} MiB an upload, {limits.waiting} waiting, {limits.job_seconds} s a "
-        f"scan, of which {limits.read_seconds} s and {limits.memory / 2**30:g} GiB to read it; results are removed "
+        f"scan, of which {reading} s and {limits.memory / 2**30:g} GiB to read it; results are removed "
         f"{limits.keep_seconds / 60:g} min after they were last seen; Ctrl-C stops"
     )
 

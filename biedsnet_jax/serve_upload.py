@@ -31,6 +31,10 @@ _STARTS = {
     ".zip": b"PK",
     ".nii.gz": b"\x1f\x8b",
 }
+_UNKNOWN = (
+    "The upload is in no format that is read. Give a PNG, JPEG, TIFF, NIfTI or DICOM file, or a ZIP "
+    "of one DICOM series."
+)
 _CHUNK = 2**20
 _BROKEN_ZIP = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError, OSError,
@@ -89,6 +93,8 @@ def _named(upload: Path, like: str, limits: Limits) -> Path:
     if its == ".zip":
         return _unzipped(upload, upload.with_name(_SERIES), limits)
     path = upload.rename(upload.with_name(f"scan{its}"))
+    if not its and not dicom.is_dicom(path):
+        raise BadInput(_UNKNOWN)
     serve_check.check_file(path, its, limits)
     return path
 

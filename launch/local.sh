@@ -103,7 +103,8 @@ wait_all() {
       fi
     done
     left=(${still[@]+"${still[@]}"})
-    ((${#left[@]} == 0)) || sleep 0.1
+    # Ctrl-C in a terminal reaches the sleep too, which is no reason to leave the processes behind.
+    ((${#left[@]} == 0)) || sleep 0.1 || true
   done
 }
 

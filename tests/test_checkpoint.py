@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -367,6 +368,28 @@ def test_an_earlier_versions_checkpoint_is_used_and_that_is_said_once(tmp_path, 
             assert bits(checkpoints.restore_latest(large(0, mesh), mesh)) == bits(large(4, mesh))
     (line,) = said
     assert "step 4" in line and "earlier version" in line
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_checkpoint_without_checksums_is_read_without_the_librarys_words(
+    tmp_path, mesh, earlier
+):
+    save_large(tmp_path, mesh, {4: 0.5})
+    folder = tmp_path / "checkpoints" / "4"
+    of_an_earlier_version(folder) if earlier else (folder / "checksums.json").unlink()
+    log, level, said = logging.getLogger("absl"), logging.getLogger("absl").level, []
+    heard = logging.Handler()
+    heard.emit = lambda record: said.append(record.getMessage())
+    # Opening a workdir to write, as above, keeps Orbax quiet. A process that evaluates does not.
+    log.setLevel(logging.WARNING)
+    log.addHandler(heard)
+    try:
+        checkpoint.restore_variables(tmp_path, large(0, mesh), mesh)
+        log.warning("the last")
+    finally:
+        log.removeHandler(heard)
+        log.setLevel(level)
+    assert said == ["the last"]
 
 
 def test_evaluation_passes_over_one_that_is_not_what_was_saved(tmp_path, mesh, capsys):

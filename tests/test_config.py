@@ -177,6 +177,9 @@ def test_every_network_has_its_fields():
         ("checkpoint.every", 0, ["0, in checkpoint.every"]),
         ("train.learning_rate", 0.0, ["0.0, in train.learning_rate", "above 0"]),
         ("train.learning_rate", math.nan, ["nan, in train.learning_rate"]),
+        ("train.learning_rate", math.inf, ["train.learning_rate is infinite"]),
+        ("diffusion.mask_scale", math.inf, ["diffusion.mask_scale is infinite"]),
+        ("loss.smooth_l1_beta", math.inf, ["loss.smooth_l1_beta is infinite"]),
         ("threshold", 1.5, ["1.5, in threshold", "0 to 1"]),
         ("train.ema", math.nan, ["nan, in train.ema"]),
         ("eval.nsd_tolerance", -0.5, ["-0.5, in eval.nsd_tolerance", "0 or more"]),
@@ -329,9 +332,16 @@ def test_a_run_from_before_data_case_does_not_take_a_rule(tmp_path, stored):
 
 
 def test_another_rule_of_cases_is_another_run(tmp_path):
-    config.save(of_folder("auto"), tmp_path / "config.json")
+    cfg = folder.get_config()
+    config.save(cfg, tmp_path / "config.json")
+    cfg.data.case = ""
     says = "data.case is 'auto' there and '' here"
-    refused(lambda: config.check_same_run(of_folder(""), tmp_path), says)
+    refused(lambda: config.check_same_run(cfg, tmp_path), says)
+
+
+def test_a_rule_of_cases_that_is_not_used_may_differ(tmp_path):
+    config.save(base(), tmp_path / "config.json")
+    config.check_same_run(changed("data.case", ""), tmp_path)
 
 
 def test_a_new_workdir_is_anyones(tmp_path):

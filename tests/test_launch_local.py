@@ -58,6 +58,7 @@ def local(tmp_path):
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
@@ -108,6 +109,18 @@ def test_a_signal_reaches_all_and_nothing_starts_again(local, tmp_path, how):
     run.send_signal(how)
     assert run.wait(300) == 0
     assert sorted(calls(tmp_path)) == ["0.0", "1.0", "stopped.0", "stopped.1"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("n", [1, 2])
+def test_it_waits_where_the_signal_goes_to_the_whole_group_as_from_a_terminal(local, tmp_path, n, how):
+    run = local(f"{n}", "c.py", "run", EXITS_0="wait", EXITS_1="wait")
+    while len(calls(tmp_path)) < n:
+        assert run.poll() is None
+        time.sleep(0.01)
+    os.killpg(run.pid, how)
+    assert run.wait(300) == 0
+    assert sorted(call for call in calls(tmp_path) if "stopped" in call) == [f"stopped.{i}" for i in range(n)]
 
 
 def nvidia(tmp_path, count):

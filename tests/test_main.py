@@ -224,7 +224,7 @@ def test_splits(refused, tmp_path):
     named = ("--config.split.train=a", "--config.split.train=b", "--config.split.val=c")
     refused(FOLDER, data, *named, "--config.split.test=b", says=["one case on two sides, b", "train", "test"])
     refused(FOLDER, data, *named, "--config.split.test=7", says=["unknown case, 7", "test"])
-    refused(FOLDER, data, *named, says=["empty split, test"])
+    refused(FOLDER, data, *named, says=["split.test names no case"])
     two = f"--config.data.root={slices(tmp_path / 'two', ['a/1', 'a/2', 'b/1'])}"
     refused(FOLDER, two, says=["too few cases, 2"])
 

@@ -268,6 +268,17 @@ def test_a_student_has_its_teachers_sides_whatever_was_added(run, tmp_path, caps
     assert sides(start(student, tmp_path / "student")) == at_start
 
 
+def test_a_student_of_an_old_teacher_says_where_the_sides_are_recorded(run, tmp_path, capsys):
+    cfg, workdir, _, at_start = run
+    as_of_an_earlier_version(workdir, at_start["test"])
+    start(student_of(cfg, workdir), tmp_path / "student")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {workdir} has no record of its split")
+    assert line.endswith(f"They are recorded now in {tmp_path / 'student'}.")
+    assert not (workdir / split_record.NAME).exists()
+    assert (tmp_path / "student" / split_record.NAME).exists()
+
+
 def test_a_student_of_an_old_teacher_is_not_tested_on_what_it_was_trained_on(run, tmp_path):
     cfg, workdir, root, at_start = run
     as_of_an_earlier_version(workdir, at_start["test"])

@@ -221,7 +221,7 @@ def test_refusals_are_shown_and_the_next_file_is_taken(browser_page, url, scan, 
     page.set_input_files("#file", {"name": "big.png", "mimeType": "x/y", "buffer": bytes(2**20 + 1)})
     refusal(page, "big.png: too large, more than 1 MiB")
     page.set_input_files("#file", {"name": "letter.pdf", "mimeType": "x/y", "buffer": b"%PDF-1.7"})
-    refusal(page, "letter.pdf: nothing to segment, scan, in --input; give .png")
+    refusal(page, "letter.pdf: The upload is in no format that is read. Give a PNG")
     page.set_input_files("#file", scan)
     browser.until(page, "document.getElementById('score').dataset.slice")
     assert not page.locator("#refusal").is_visible()

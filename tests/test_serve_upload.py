@@ -125,7 +125,6 @@ def test_a_dicom_file_alone_is_read(read, tmp_path):
         (nifti(zipped=False)[:600], "scan.nii"),
         (nifti(shape=(6, 7, 8, 2)), "scan.nii.gz"),
         (gzip.compress(b"\0" * 900, mtime=0), "scan.nii.gz"),
-        (b"whatever", "scan"),
     ],
 )
 def test_what_mode_predict_refuses_is_refused_in_its_words(read, tmp_path, content, name):
@@ -138,6 +137,13 @@ def test_what_mode_predict_refuses_is_refused_in_its_words(read, tmp_path, conte
         read(content, like=name.removeprefix("scan"))
     said = serve_upload.without_paths(str(found.value), tmp_path / "job")
     assert said == str(expected.value).replace(f"{alone.parent}/", "") and str(tmp_path) not in said
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"%PDF-1.4", b"GIF89a" + bytes(400), b"BM" + bytes(400)])
+def test_another_format_is_refused_without_words_of_the_command_line(read, content):
+    with pytest.raises(BadInput, match="in no format that is read") as refusal:
+        read(content)
+    assert "--" not in str(refusal.value) and "passed over" not in str(refusal.value)
 
 
 def test_a_truncated_series_is_refused_in_the_same_words(read, tmp_path):

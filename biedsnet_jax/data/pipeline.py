@@ -55,7 +55,7 @@ def train_batches(
     (`contextlib.closing`) to stop its threads. Raises BadInput if there is nothing to read.
     """
     if not len(indices):
-        raise BadInput("no training slices, 0, data.split; give the training split at least one case")
+        raise BadInput("No slice is left to train on. Give split.train at least one case that has slices.")
     examples = grain.MapDataset.source(_Prepared(source, indices, prepare)).seed(seed).shuffle().repeat()
     examples = examples.random_map(lambda example, rng: transforms.augment(example, rng, **augment))
     mine = range(batch_size) if rows is None else rows

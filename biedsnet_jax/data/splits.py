@@ -35,7 +35,9 @@ def k_fold(cases: Sequence[str], folds: int, fold: int, seed: int = 0, val_fract
     `val_fraction` is of the slices that are not test. Raises BadInput if the cases do not suffice.
     """
     if folds < 2 or not 0 <= fold < folds:
-        raise BadInput(f"fold, {fold} of {folds}, data.fold; give at least 2 folds and a fold from 0 to folds - 1")
+        raise BadInput(
+            f"split.fold is {fold} of split.folds={folds}. Give at least 2 folds, and a fold from 0 to split.folds - 1."
+        )
     if not 0 < val_fraction < 1:
         raise BadInput(f"validation fraction, {val_fraction}, val_fraction; give one between 0 and 1")
     slices, order = Counter(cases), _shuffled(cases, seed)
@@ -84,7 +86,7 @@ def named(cases: Sequence[str], *, train: Sequence[str], val: Sequence[str], tes
     wanted, known = {}, set(cases)
     for side, names in zip(SIDES, (train, val, test)):
         if not names:
-            raise BadInput(f"an empty split, {side}, data.split; name at least one case for it")
+            raise BadInput(f"split.{side} names no case, and another side does. Name at least one case for each side.")
         wanted[side] = set().union(*(fitting(name, known, side) for name in names))
     splits = {side: [i for i, case in enumerate(cases) if case in names] for side, names in wanted.items()}
     check_disjoint(cases, splits)

@@ -109,7 +109,7 @@ def test_resize_and_normalisation_come_before_the_batch():
 
 
 def test_nothing_to_read_is_refused():
-    with pytest.raises(BadInput, match="no training slices"):
+    with pytest.raises(BadInput, match="No slice is left to train on"):
         read(1, indices=[])
 
 

@@ -78,7 +78,12 @@ def test_k_fold_tests_each_case_exactly_once(folds, seed):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [((1, 0), "fold, 0 of 1"), ((5, 5), "fold, 5 of 5"), ((5, -1), "fold, -1 of 5"), ((4, 0), "too few cases, 3")],
+    [
+        ((1, 0), "split.fold is 0 of split.folds=1"),
+        ((5, 5), "split.fold is 5 of"),
+        ((5, -1), "split.fold is -1 of"),
+        ((4, 0), "too few cases, 3"),
+    ],
 )
 def test_k_fold_refuses(arguments, said):
     with pytest.raises(BadInput, match=said):
@@ -105,7 +110,7 @@ def test_named_takes_the_cases_it_is_given():
     ("sides", "said"),
     [
         ({"train": ["case_1"], "val": ["case_2"], "test": ["cas_3"]}, "unknown case, cas_3, split test; .*case_3"),
-        ({"train": ["case_1"], "val": [], "test": ["case_2"]}, "an empty split, val"),
+        ({"train": ["case_1"], "val": [], "test": ["case_2"]}, "split.val names no case"),
         (
             {"train": ["case_1", "case_2"], "val": ["case_3"], "test": ["case_2"]},
             "one case on two sides, case_2, splits train and test",
