@@ -305,6 +305,12 @@ RULES = [
     Rule(
         "load of the server", r"python benchmarks/serve_load\.py .*", _script_flags, "50 uploads; tests/test_serve.py"
     ),
+    Rule(
+        "attack on the server",
+        r"python benchmarks/serve_attack\.py .*",
+        _script_flags,
+        "a minute; tests/test_serve.py",
+    ),
     Rule("soak", r"python benchmarks/soak\.py .*", _script_flags, "50 kills; tests/test_soak.py has one"),
     Rule("input pipeline", r"python benchmarks/input_pipeline\.py.*", _script_flags, "gigabytes of volumes"),
     Rule("search for settings", r"python benchmarks/search\.py .*", _script_flags, "an hour; tests/test_search.py"),

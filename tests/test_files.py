@@ -32,7 +32,10 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
 
 def test_an_appended_line_is_on_the_disk(tmp_path, synced):
     files.append_text(tmp_path / "log", "one\n")
-    assert synced == ["log"]
+    # The name of a new file too.
+    assert synced == ["log", tmp_path.name]
+    files.append_text(tmp_path / "log", "two\n")
+    assert synced[2:] == ["log"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

@@ -110,7 +110,7 @@ def test_weights_that_do_not_fit_leave_nothing_behind(weights, cfg, tmp_path):
 
 @pytest.mark.parametrize("place", ["weights.npz", "weights.npz/run", "/sys/kernel/run"])
 def test_a_workdir_that_cannot_be_written_is_named_before_anything_is_read(cfg, weights, tmp_path, place):
-    with pytest.raises(BadInput, match=r"cannot be written: .*give another --workdir"):
+    with pytest.raises(BadInput, match=r"Cannot write to .*give another --workdir"):
         importer.run(cfg, str(tmp_path / place), str(tmp_path / "gone.npz"))
 
 

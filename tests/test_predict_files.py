@@ -154,7 +154,8 @@ def test_a_folder_of_pictures_volumes_and_one_bad_file(predict, tmp_path, sitk):
     assert "6 of 7 scans segmented" in out
     listed = err[err.index("biedsnet: 1 of 7 scans failed:") :].splitlines()
     assert len(listed) == 2 and "not a NIfTI file" in listed[1] and "bad.nii.gz" in listed[1]
-    files = RECORDS | expected("photo", ".png") | set().union(*(expected(name, ".nii.gz") for name in SCANS))
+    volumes = set().union(*(expected(name, ".nii.gz") for name in SCANS))
+    files = RECORDS | {"passed_over.csv"} | expected("photo", ".png") | volumes
     assert set(outputs(output)) == files
 
     found = rows(output)

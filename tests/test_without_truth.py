@@ -102,11 +102,12 @@ def write_cases(root, truths):
     ids=["one case has all", "one case", "none, odd names", "no class 2", "one slice, no class 1", "not in each"],
 )
 def test_cases_and_classes_that_have_none(tmp_path, monkeypatch, capsys, classes, truths, says):
-    others = {"train": [[1, 2][:classes]], "val": [[1]]}
+    others = {"of_training": [[1, 2][:classes]], "of_validation": [[1]]}
     write_cases(tmp_path / "data", truths | others)
     cfg = folder.get_config()
     fields = {"data.root": str(tmp_path / "data"), "data.size": SIZE, "data.classes": classes, "eval.batch_size": 8}
-    fields |= {"split.train": ("train",), "split.val": ("val",), "split.test": tuple(truths), "eval.pictures": 2}
+    fields |= {"split.train": ("of_training",), "split.val": ("of_validation",)}
+    fields |= {"split.test": tuple(truths), "eval.pictures": 2}
     cfg.update_from_flattened_dict(fields | {"method": "direct", "log.tensorboard": False, "eval.lesions": True})
     found = evaluated(cfg, tmp_path / "run", monkeypatch, above=-99)  # everything is predicted
     closing.tested(found, str(tmp_path / "run"), seconds=1.0)
