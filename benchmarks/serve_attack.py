@@ -24,7 +24,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -38,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import serve_hostile  # noqa: E402
+import serve_process  # noqa: E402
 
 from biedsnet_jax.serve_limits import Limits  # noqa: E402
 
@@ -278,20 +278,11 @@ def children(pid: int) -> list[int]:
 @contextlib.contextmanager
 def server(workdir, folder, program=SERVE):
     """(address, token, process); `program` takes the flags of the command line."""
-    log = folder / "log"
     line = [sys.executable, "-c", program, "--mode=serve", f"--workdir={Path(workdir).absolute()}", "--port=0"]
     env = os.environ | {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}
-    with log.open("w") as file:
-        process = subprocess.Popen(line, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=env)
-    try:
-        while not (match := re.search(r"is served at (\S+)/\?token=(\S+)", log.read_text())):
-            if process.poll() is not None:
-                raise SystemExit(f"the server did not start: {log.read_text()}")
-            time.sleep(0.1)
+    says = r"is served at (\S+)/\?token=(\S+)"
+    with serve_process.running(line, log=folder / "log", env=env, says=says) as (match, process):
         yield match.group(1), match.group(2), process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _arguments():

@@ -23,7 +23,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
+import serve_process  # noqa: E402
 import serve_uploads  # noqa: E402
 from serve_uploads import MEBI, SECRET, Upload  # noqa: E402
 
@@ -204,18 +204,10 @@ def _server(workdir, folder):
     """(address, process); what it prints goes to `log`."""
     line = [sys.executable, "-m", "biedsnet_jax.main", "--mode=serve", f"--workdir={Path(workdir).absolute()}"]
     line += ["--port=0", f"--upload_mb={LARGEST}"]
-    with (folder / "log").open("w") as log:
-        env = os.environ | {"TMPDIR": str(folder / "tmp")}
-        process = subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=env)
-    try:
-        while not (match := re.search(r"is served at (\S+)", (folder / "log").read_text())):
-            if process.poll() is not None:
-                raise SystemExit(f"the server did not start: {(folder / 'log').read_text()}")
-            time.sleep(0.1)
+    env = os.environ | {"TMPDIR": str(folder / "tmp")}
+    says = r"is served at (\S+)"
+    with serve_process.running(line, log=folder / "log", env=env, says=says) as (match, process):
         yield match.group(1), process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _arguments():
