@@ -21,6 +21,22 @@ def get_field(config: ConfigDict, name: str) -> Any:
     return value
 
 
+def set_field(config: ConfigDict, name: str, value: Any) -> None:
+    """Give the field at a dotted name a value; sections that are not there are made.
+
+    Nothing is set where a value stands in the place of a section, which `known_fields.check_known` refuses.
+    """
+    *sections, field = name.split(".")
+    section = config
+    for part in sections:
+        if part not in section:
+            section[part] = ConfigDict()
+        section = section[part]
+        if not isinstance(section, ConfigDict):
+            return
+    section[field] = value
+
+
 def nearest(name: str, names: Collection[str]) -> str:
     """The one of `names` most like `name`, of those with the same last part if there are any."""
     last = name.rsplit(".", 1)[-1]

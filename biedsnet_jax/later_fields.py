@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from biedsnet_jax import known_fields
-from biedsnet_jax.config_fields import flat
+from biedsnet_jax.config_fields import flat, set_field
 from biedsnet_jax.errors import shown
 
 ADDED = {
@@ -63,17 +63,7 @@ def _fill(config):
     there = flat(config)
     missing = {name: value for name, value in known_fields.defaults().items() if name not in there}
     for name, value in missing.items():
-        *sections, field = name.split(".")
-        section = config
-        for part in sections:
-            if part not in section:
-                section[part] = ConfigDict()
-            section = section[part]
-            if not isinstance(section, ConfigDict):
-                # A value where a section belongs, which check_known refuses.
-                break
-        else:
-            section[field] = config_dict.placeholder(str) if value is None else value
+        set_field(config, name, config_dict.placeholder(str) if value is None else value)
     read = {name: value for name, value in missing.items() if known_fields.is_used(name, there)}
     if read:
         yield f"lacks {_listed(read)}, which configs/default.py has. The default is taken."

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from refusals import refused
 
 from biedsnet_jax import config, config_fields, known_fields, student_config
+from biedsnet_jax.config_fields import set_field
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.networks.unet import UNet
 from configs import covid, default, folder, nifti, phantom, variants
@@ -15,13 +16,7 @@ from configs import covid, default, folder, nifti, phantom, variants
 def with_field(name: str, value, chosen: str | None = None) -> ConfigDict:
     """An unlocked config with one field more."""
     c = phantom.get_config(chosen).unlock()
-    *sections, field = name.split(".")
-    section = c
-    for part in sections:
-        if part not in section:
-            section[part] = ConfigDict()
-        section = section[part]
-    section[field] = value
+    set_field(c, name, value)
     return c
 
 

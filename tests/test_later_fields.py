@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from refusals import refused
 
 from biedsnet_jax import benchmark_files, config, known_fields, later_fields
+from biedsnet_jax.config_fields import set_field
 from configs import default, phantom
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -106,13 +107,7 @@ def with_fields(c: ConfigDict, **fields) -> ConfigDict:
     """A config of the fork, dots as double underscores."""
     c.unlock()
     for name, value in fields.items():
-        *sections, field = name.split("__")
-        section = c
-        for part in sections:
-            if part not in section:
-                section[part] = ConfigDict()
-            section = section[part]
-        section[field] = value
+        set_field(c, name.replace("__", "."), value)
     return c
 
 
