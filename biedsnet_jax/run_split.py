@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from biedsnet_jax import checkpoint_folder, experiment, processes, split_record
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.sources import Example, Facts, Source
-from biedsnet_jax.errors import BadInput, reason
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.experiment import Data
 from biedsnet_jax.split_record import SIDES, SplitRecord
 
@@ -56,10 +56,8 @@ def write(cfg: ConfigDict, workdir: Path, data: Data) -> None:
                 "validation. Keep one of each, or the scores promise too much."
             )
         save(workdir, record)
-    try:
+    with checkpoint_folder.writing(workdir):
         walk.write_record(workdir, data.source.facts.passed)
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
 
 
 def make(data: Data) -> SplitRecord:
@@ -222,13 +220,5 @@ def check_any(chosen, what, root):
 
 def save(workdir: Path, record: SplitRecord) -> None:
     """Write a record. Raises BadInput where it cannot be written."""
-    try:
+    with checkpoint_folder.writing(workdir):
         split_record.save(workdir, record)
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
-
-
-def _unwritable(workdir, error):
-    return BadInput(
-        f"Cannot write to {workdir}: {reason(error)}. Make room or give another --workdir."
-    )
