@@ -78,11 +78,7 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
     config.check_slices_alone(cfg)
     workdir = pathlib.Path(workdir)
     config.check_same_run(cfg, workdir)
-    mesh = parallel.make_mesh(fsdp=cfg.parallel.fsdp)
-    parallel.check_divisible(
-        cfg.train.batch_size, mesh.size * cfg.train.accumulate, field="train.batch_size", what="devices and parts"
-    )
-    parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    mesh = _make_mesh(cfg)
     with processes.first_alone("data"):
         data = run_split.open_training(cfg, workdir)
 
@@ -133,6 +129,16 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
         if best != int(state.step):
             state = checkpoints.restore(best, state, mesh)
     return Fitted(workdir, model, data, mesh, state, best)
+
+
+def _make_mesh(cfg):
+    """The mesh, over whose devices the batches of training and evaluation divide."""
+    mesh = parallel.make_mesh(fsdp=cfg.parallel.fsdp)
+    parallel.check_divisible(
+        cfg.train.batch_size, mesh.size * cfg.train.accumulate, field="train.batch_size", what="devices and parts"
+    )
+    parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    return mesh
 
 
 def _trace_fresh(cfg, model, optimizer, mesh):
