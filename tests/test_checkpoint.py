@@ -7,13 +7,13 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from places import ROOT
 from refusals import refused
 
 from biedsnet_jax import checkpoint, parallel, train_state
@@ -467,9 +467,8 @@ with checkpoint.Checkpoints(workdir, keep_latest=2) as checkpoints:
 
 @pytest.mark.parametrize(("moment", "latest"), [("before", 1), ("after", 1), ("commit", 2)])
 def test_a_kill_at_any_moment_leaves_no_step_without_checksums(tmp_path, mesh, moment, latest):
-    root = Path(__file__).resolve().parents[1]
     line = [sys.executable, "-c", DIE, tmp_path / "run", moment]
-    assert subprocess.run(line, cwd=root, env=os.environ | {"JAX_PLATFORMS": "cpu"}).returncode == 9
+    assert subprocess.run(line, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}).returncode == 9
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         assert "tmp" in folder.name or (folder / "checksums.json").is_file()
     made = train_state.create({"params": {"w": jnp.zeros(64)}, "batch_stats": {}}, optax.identity())

@@ -8,13 +8,13 @@ import pytest
 from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 from refusals import refused
 
 from biedsnet_jax import command_line, config, main
 from biedsnet_jax.errors import BadInput
 from configs import phantom
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 READ = ("mode", "workdir", "network", "output", "debug")
 NAMES = ["workdir", "mode", "network", "output", "quiet", "noquiet", "debug", "nodebug", "noworkdir", "wokdir"]
 VALUES = ["train", "report", "runs/a", "a\nb", "a=b", "", "=", "--quiet", "--workdir=x", "-5", "~", "true", "x y", "ä"]

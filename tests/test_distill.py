@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from places import ROOT
 from refusals import refused
 
 from biedsnet_jax import (
@@ -35,7 +36,6 @@ from biedsnet_jax import (
 from biedsnet_jax.diffusion import schedule
 from configs import phantom
 
-ROOT = Path(__file__).resolve().parents[1]
 NOISES = schedule.linear(100)
 
 

@@ -9,8 +9,8 @@ import documented_rules
 import jax
 import numpy as np
 import pytest
-from documented import ROOT
 from documented_workshop import Workshop
+from places import ROOT
 
 from biedsnet_jax import parallel
 
@@ -37,7 +37,7 @@ def workshop(shared, monkeypatch, capsys):
 
 def test_every_command_has_a_rule():
     without = [f"{place}: {text}" for place, text in COMMANDS if not documented_rules.rule_of(shlex.split(text))]
-    assert not without, "write a rule in tests/documented_rules.py for\n" + "\n".join(without)
+    assert not without, "write a rule in tests/helpers/documented_rules.py for\n" + "\n".join(without)
 
 
 def test_every_rule_has_a_command():

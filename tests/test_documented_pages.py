@@ -5,7 +5,7 @@ import re
 import shlex
 
 import documented
-from documented import ROOT
+from places import ROOT
 
 from biedsnet_jax import config
 from configs import default

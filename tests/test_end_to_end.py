@@ -19,12 +19,12 @@ import orbax.checkpoint as ocp
 import pytest
 from evaluated_workdir import closing_lines
 from PIL import Image
+from places import ROOT
 
 from biedsnet_jax import config, evaluate, run_log, trainer, validation
 from biedsnet_jax.errors import BadInput, Diverged, Preempted
 from configs import folder, phantom
 
-ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}  # the same bits twice is not promised of every accelerator
 STEPS = 30
 TOY = {

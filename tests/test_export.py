@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from refusals import refused
-from test_predict import image, toy, untrained
+from untrained import image, toy, untrained
 
 from biedsnet_jax import evaluate, export, export_loader, export_program, files, main, models, predict
 from biedsnet_jax.data import transforms

@@ -1,6 +1,5 @@
 """Mode import: weights of another program become a workdir that the other modes read."""
 
-import pathlib
 import resource
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from places import GOLDEN
 from refusals import refused
 
 from biedsnet_jax import (
@@ -26,12 +26,12 @@ from biedsnet_jax.lock import Lock
 from biedsnet_jax.types import BadInput
 from configs import folder, phantom
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "unet_4uiiurz1_w8.npz"
+VECTORS = GOLDEN / "unet_4uiiurz1_w8.npz"
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN) as file:
+    with np.load(VECTORS) as file:
         return dict(file)
 
 
@@ -66,7 +66,7 @@ def test_an_imported_workdir_predicts_what_pytorch_did(golden, weights, cfg, tmp
 
 
 def test_evaluate_and_predict_accept_an_imported_workdir(tmp_path):
-    with np.load(GOLDEN.with_name("unext_s_full_in1.npz")) as file:
+    with np.load(VECTORS.with_name("unext_s_full_in1.npz")) as file:
         np.savez(tmp_path / "w.npz", **{name[2:]: file[name] for name in file.files if name.startswith("w:")})
     c = phantom.get_config("unext")
     c.networks.unext.channels, c.data.size = (8, 16, 32, 64, 128), 32

@@ -14,14 +14,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
+from places import GOLDEN, ROOT
 from refusals import refused
 
 from biedsnet_jax import benchmark_files, config, known_fields, later_fields
 from biedsnet_jax.config_fields import set_field
 from configs import default, phantom
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-FIRST = pathlib.Path(__file__).parent / "golden" / "first_config.json"
+FIRST = GOLDEN / "first_config.json"
 
 
 def names(fields, prefix=""):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import shlex
 import stat
@@ -10,8 +9,9 @@ import subprocess
 import sys
 
 import pytest
+from places import ROOT
 
-LAUNCH = pathlib.Path(__file__).resolve().parents[1] / "launch"
+LAUNCH = ROOT / "launch"
 TABLE_1 = ["unet", "unetpp", "attention_unet", "unext", "swin_unet", "medsegdiff", "trans_unet", "biedsnet"]
 TABLE_2 = ["row1", "row2", "row3", "row4", "row5"]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT
 
-LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
 # Writes its flags to CALLS/<number of its kind>; the first EXITS words are its exit codes, "wait" waits for SIGTERM.

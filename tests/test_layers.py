@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-PACKAGE = Path(__file__).resolve().parents[1] / "biedsnet_jax"
+PACKAGE = ROOT / "biedsnet_jax"
 
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from refusals import refused
 
 from biedsnet_jax.lock import Lock, wait
 
-ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
 import pathlib, sys, time
 from biedsnet_jax.lock import Lock

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
+from places import ROOT
 
 from biedsnet_jax import config, main, trainer
 from biedsnet_jax.errors import BadInput, Diverged, Preempted
 
-ROOT = Path(__file__).resolve().parents[1]
 PHANTOM, FOLDER, COVID = (f"--config={ROOT}/configs/{name}.py" for name in ("phantom", "folder", "covid"))
 
 

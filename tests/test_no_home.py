@@ -4,17 +4,15 @@ import os
 import pwd
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import pytest
+from places import ROOT
 from refusals import refused
 
 from biedsnet_jax import experiment, parallel
 from biedsnet_jax.data import tfds_source
 from configs import nifti
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

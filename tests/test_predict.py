@@ -2,45 +2,14 @@
 
 import jax
 import numpy as np
-import optax
 import pytest
 from PIL import Image
+from untrained import SIZE, image, toy, untrained
 
-from biedsnet_jax import checkpoint, config, evaluate, models, parallel, predict, train_state
+from biedsnet_jax import config, evaluate, parallel, predict
 from biedsnet_jax.prediction import label_map
 from biedsnet_jax.types import BadInput
-from configs import folder, nifti, variants
-
-SIZE = 16
-
-
-def toy(module=folder, chosen=None, **fields):
-    c = module.get_config(chosen)
-    variants.toy(c)
-    c.data.size = SIZE
-    c.data.normalise = "minmax"
-    c.eval.batch_size = 8
-    c.sampler.ensemble = 3
-    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-    return c
-
-
-def untrained(workdir, cfg):
-    """A workdir as training leaves it, but with random weights."""
-    model, rng = models.build(cfg), np.random.default_rng(0)
-
-    def draw(path, x):
-        if path[-1].key == "kernel":
-            return rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype(np.float32)
-        return np.full(x.shape, path[-1].key in ("scale", "var"), np.float32)
-
-    shapes = jax.eval_shape(lambda: evaluate.init_variables(model, cfg))
-    drawn = jax.tree_util.tree_map_with_path(draw, shapes)
-    workdir.mkdir(parents=True)
-    with checkpoint.Checkpoints(workdir) as checkpoints:
-        checkpoints.save(train_state.create(drawn, optax.identity()), config=cfg.to_dict())
-    config.save(cfg, workdir / "config.json")
-    return workdir
+from configs import nifti
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +27,6 @@ def workdirs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def predictors(workdirs):
     return {name: predict.load(workdir) for name, workdir in workdirs.items()}
-
-
-def image(*shape, seed=0):
-    return np.random.default_rng(seed).normal(0, 300, shape).astype(np.float32)
 
 
 def resized(plane, height, width):

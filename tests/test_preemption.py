@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from biedsnet_jax.errors import Preempted
 from biedsnet_jax.preemption import Watch
 
-ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = [("SIGTERM", "SIGTERM", 0), ("SIGINT", "Ctrl-C", 130), ("SIGHUP", "SIGHUP", 129)]
 
 

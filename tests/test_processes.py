@@ -16,11 +16,11 @@ import orbax.checkpoint as ocp
 import pytest
 from many_processes import CUT, STEPS, restored
 from PIL import Image
+from places import ROOT
 from refusals import refused
 
 from biedsnet_jax import lock, made_from, parallel, processes
 
-ROOT = Path(__file__).resolve().parents[1]
 FSDP = {"1x1": 1, "1x4": 2, "2x2": 4, "4x1": 1}  # of processes x devices
 LAYOUTS = tuple(FSDP)
 
@@ -37,7 +37,7 @@ def together(count: int, devices: int, folder: Path, jobs: list[dict]) -> list[s
     # same step, fused otherwise, comes to gradients a thousandth apart.
     flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     env = os.environ | cache | flags | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, str(ROOT / "tests" / "many_processes.py"), str(spec)]
+    line = [sys.executable, str(ROOT / "tests" / "helpers" / "many_processes.py"), str(spec)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     started = [subprocess.Popen([*line, str(i)], cwd=ROOT, env=env, **pipes) for i in range(count)]
     try:

@@ -7,13 +7,13 @@ import itertools
 import json
 import math
 import os
-import pathlib
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from places import ROOT
 from refusals import refused
 from scipy import stats
 
@@ -21,7 +21,6 @@ from biedsnet_jax import comparison, paper_tables, report, results
 from biedsnet_jax.tables import Table, html_table, markdown
 from biedsnet_jax.types import BadInput
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAN = math.nan
 
 

@@ -4,16 +4,15 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import browser
 import evaluated_workdir
 import numpy as np
 import pytest
+from places import ROOT
 
 from biedsnet_jax import metrics, report, report_data
 
-ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "<img src=x onerror=hacked=1></script><script>hacked=1</script>&amp;"
 browser_page, page_log = browser.browser_page, browser.page_log
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,16 +26,14 @@ from refusals import refused
 pytest.importorskip("starlette", reason="no starlette: pip install starlette uvicorn")
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
 
+import serve_attack
+import serve_hostile
+import serve_load
+import serve_uploads
+from places import ROOT
+
 from biedsnet_jax import config, predict, predict_files, serve
 from biedsnet_jax.serve_limits import Limits
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import serve_attack  # noqa: E402
-import serve_hostile  # noqa: E402
-import serve_load  # noqa: E402
-import serve_uploads  # noqa: E402
 
 LIMITS = Limits(upload=2**21, unpacked=2**24)
 
@@ -231,7 +228,8 @@ def started(workdir, tmp_path):
 
     def start(*flags):
         (tmp_path / "tmp").mkdir(exist_ok=True)
-        line = [sys.executable, "-c", _START, str(ROOT), str(ROOT / "tests"), "--mode=serve", f"--workdir={workdir}"]
+        helpers = str(ROOT / "tests" / "helpers")
+        line = [sys.executable, "-c", _START, str(ROOT), helpers, "--mode=serve", f"--workdir={workdir}"]
         env = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "JAX_PLATFORMS": "cpu"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         processes.append(subprocess.Popen([*line, "--port=0", *flags], cwd=tmp_path, env=env, **pipes))

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from biedsnet_jax import serve_folder
 
-ROOT = Path(__file__).resolve().parents[1]
 _HOLD = (
     "from biedsnet_jax import serve_folder\n"
     "with serve_folder.temporary() as folder:\n"

@@ -17,17 +17,14 @@ import pytest
 
 pytest.importorskip("pydicom", reason="no pydicom: pip install pydicom")
 
+import serve_hostile
+from places import ROOT
 from refusals import refused
 
 from biedsnet_jax import serve_check, serve_child, serve_handoff, serve_reader, serve_upload
 from biedsnet_jax.data import scans
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.serve_limits import Limits
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import serve_hostile  # noqa: E402
 
 MEBI = 2**20
 HOSTILE = serve_hostile.every()

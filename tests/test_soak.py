@@ -4,21 +4,15 @@ import json
 import os
 import random
 import signal
-import sys
 import types
-from pathlib import Path
 
 import pytest
+import soak
+import soak_damage
+import soak_power
+import soak_run
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-import soak  # noqa: E402
-import soak_damage  # noqa: E402
-import soak_power  # noqa: E402
-import soak_run  # noqa: E402
-
-from biedsnet_jax import files  # noqa: E402
+from biedsnet_jax import files
 
 PARAMETERS = "1,234 parameters, 1 x cpu; train 9 slices of 3 cases"
 

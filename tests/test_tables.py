@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = {
     "table1": ["unet", "unetpp", "attention_unet", "unext", "swin_unet", "medsegdiff", "trans_unet", "biedsnet"],
     "table2": ["row1", "row2", "row3", "row4", "row5"],

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import GOLDEN, SHARED
 
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.torch_import import FIRST, load_torch_state, to_variables
 from biedsnet_jax.types import BadInput
 from biedsnet_jax.weight_files import read_state
 
-TESTS = pathlib.Path(__file__).resolve().parent
-FOLDERS = (TESTS / "golden", TESTS.parent / ".." / "shared" / "golden")
+FOLDERS = (GOLDEN, SHARED / "golden")
 WIDTHS = {"channels": (8, 16, 32, 64, 128)}
 
 

@@ -5,18 +5,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
 import tpu_cost
 import tpu_hlo
 import tpu_profile
+from places import ROOT
 from refusals import refused
 
-ROOT = Path(__file__).resolve().parents[1]
 HLO = """\
 HloModule jit_step, is_scheduled=true
 

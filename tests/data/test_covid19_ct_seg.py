@@ -16,13 +16,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from places import ROOT
 from refusals import refused
 
 from biedsnet_jax.data import covid19_ct_seg, splits
 from biedsnet_jax.data.tfds_source import Tfds
 from biedsnet_jax.types import BadInput
 
-ROOT = Path(__file__).resolve().parents[2]
 CASES = ("coronacases_001", "coronacases_002", "radiopaedia_10_85902_1", "radiopaedia_10_85902_3",
          "radiopaedia_7_85703_0")  # fmt: skip
 IMAGES, INFECTION, LUNG, BOTH = covid19_ct_seg.FOLDERS.values()

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 from refusals import refused
 
 from biedsnet_jax.data import slice_cache
 from biedsnet_jax.data.slice_cache import SliceCache
 from biedsnet_jax.types import BadInput
 
-ROOT = Path(__file__).resolve().parents[2]
 RAMP = np.arange(24).reshape(2, 3, 4, 1)
 
 

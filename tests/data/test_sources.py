@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from places import SHARED
 from refusals import refused
 
 from biedsnet_jax.data.sources import Cached, Facts, ImageFolder
 from biedsnet_jax.types import BadInput
 
-REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+REAL = SHARED / "data"
 RAMP = np.arange(20, dtype=np.uint8).reshape(4, 5)
 
 

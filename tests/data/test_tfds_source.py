@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from places import ROOT
 from refusals import refused
 
 from biedsnet_jax.data import tfds_source
 from biedsnet_jax.data.sources import Source
 from biedsnet_jax.data.tfds_source import Tfds, find
 
-ROOT = Path(__file__).resolve().parents[2]
 FEATURES = {"image": "scan", "mask": "seg", "case": "patient", "slice": "number", "spacing": "mm"}
 
 

@@ -2,18 +2,18 @@
 
 import functools
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import GOLDEN
 from scipy import stats
 
 from biedsnet_jax.diffusion import process, schedule, vlb
 from biedsnet_jax.types import BadInput
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "medsegdiff_diffusion_math.npz"
+VECTORS = GOLDEN / "medsegdiff_diffusion_math.npz"
 
 SCHEDULE = schedule.linear(1000)
 T = jnp.array([0, 400, 999])
@@ -148,7 +148,7 @@ def test_vlb_of_a_hopeless_prediction_is_finite():
 
 
 def test_loss_terms_equal_guided_diffusion():
-    golden = np.load(GOLDEN)
+    golden = np.load(VECTORS)
 
     def last(name):  # the mask is the last channel of "b c h w"
         return jnp.asarray(golden[name][:, -1, :, :, None])

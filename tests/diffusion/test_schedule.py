@@ -1,21 +1,21 @@
 """Schedules against golden vectors, hand-worked numbers and the definitions summed up slowly."""
 
 import math
-import pathlib
 
 import numpy as np
 import pytest
+from places import GOLDEN
 
 from biedsnet_jax.diffusion import schedule as schedules
 from biedsnet_jax.types import BadInput
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "medsegdiff_diffusion_math.npz"
+VECTORS = GOLDEN / "medsegdiff_diffusion_math.npz"
 
 
 @pytest.mark.parametrize("timesteps", [50, 1000])
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_constants_equal_guided_diffusion(name, timesteps):
-    golden = np.load(GOLDEN)
+    golden = np.load(VECTORS)
     schedule = schedules.make(name, timesteps)
     ours = {
         "betas": schedule.beta,
@@ -90,7 +90,7 @@ def test_every_number_of_steps_gives_distinct_times(spacing):
 
 
 def test_spacing_equals_guided_diffusion():
-    golden = np.load(GOLDEN)
+    golden = np.load(VECTORS)
 
     def ascending(*args):
         return schedules.select_timesteps(*args)[::-1]

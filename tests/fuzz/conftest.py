@@ -3,12 +3,7 @@
 python -m pytest tests/fuzz --hypothesis-profile=thorough
 """
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))  # made_dicom
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ It can be run: its config survives its workdir, and segmenter, optimizer and dat
 """
 
 import sys
-from pathlib import Path
 
 import absl_flags
 import jax
@@ -12,13 +11,13 @@ import pytest
 from damage import damaged, tried
 from hypothesis import given
 from hypothesis import strategies as st
+from places import ROOT
 
 from biedsnet_jax import config, evaluate, experiment, main, models
 from biedsnet_jax.data import splits
 from biedsnet_jax.networks import NETWORKS
 from configs import phantom
 
-ROOT = Path(__file__).resolve().parents[2]
 BASE = phantom.get_config()
 FIELDS = sorted(config.flat(BASE))
 SAVED = BASE.to_json_best_effort().encode()

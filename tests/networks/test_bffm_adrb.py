@@ -1,21 +1,18 @@
 """BFFM and ADRB: the paper's equations 1 to 5 computed plainly, and the vectors of the PyTorch lineage's blocks."""
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import GOLDEN
 from random_weights import initial, normal, weights
 from scipy import ndimage
 
 from biedsnet_jax.networks.adrb import ADRB, Attention
 from biedsnet_jax.networks.bffm import BFFM, boundary
 from biedsnet_jax.torch_import import to_variables
-
-GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
-
 
 # ---- The boundary module: equations 1 to 4
 

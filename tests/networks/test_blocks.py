@@ -1,12 +1,12 @@
 """Pooling, resizing, depthwise convolution, group norm, time embedding against jax, Flax or hand-worked values."""
 
-import pathlib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import GOLDEN
 from random_weights import normal
 
 from biedsnet_jax.networks.blocks import (
@@ -20,7 +20,7 @@ from biedsnet_jax.networks.blocks import (
     upsample_nearest,
 )
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "medsegdiff_diffusion_math.npz"
+VECTORS = GOLDEN / "medsegdiff_diffusion_math.npz"
 
 
 @pytest.mark.parametrize("window", [2, 3])
@@ -114,7 +114,7 @@ def test_timestep_embedding_by_hand(dtype):
 
 
 def test_timestep_embedding_is_guided_diffusions():
-    golden = np.load(GOLDEN)
+    golden = np.load(VECTORS)
     t = jnp.asarray(golden["timestep_embedding128:t"], jnp.int32)
     np.testing.assert_allclose(timestep_embedding(t, 128), golden["timestep_embedding128"], atol=1e-4)
 

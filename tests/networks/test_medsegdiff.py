@@ -1,7 +1,6 @@
 """MedSegDiff, version new, against the published code's golden vectors, and its contract as a denoiser."""
 
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import optax
 import pytest
 from flax import traverse_util
 from jax.flatten_util import ravel_pytree
+from places import GOLDEN, SHARED
 from random_weights import normal, weights
 
 from biedsnet_jax import fusion, losses
@@ -19,8 +19,7 @@ from biedsnet_jax.torch_import import load_torch_state
 from biedsnet_jax.types import BadInput
 from configs import covid
 
-HERE = pathlib.Path(__file__).resolve()
-SHARED_GOLDEN = HERE.parents[2] / ".." / "shared" / "golden" / "medsegdiff_new_c32_in1.npz"
+SHARED_GOLDEN = SHARED / "golden" / "medsegdiff_new_c32_in1.npz"
 TOY = {"channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "attention_downsample": (2,), "highway_channels": 8}
 
 
@@ -87,7 +86,7 @@ def test_forward_matches_the_published_code():
 
 
 def test_ff_parser_matches_the_published_code():
-    golden = np.load(HERE.parents[1] / "golden" / "medsegdiff_ffparser.npz")
+    golden = np.load(GOLDEN / "medsegdiff_ffparser.npz")
     assert json.loads(str(golden["meta"]))["ctor"] == "FFParser(dim=4,h=16,w=9)"
     weight = golden["w:complex_weight"].transpose(1, 2, 0, 3)  # c h w 2 -> h w c 2
     x, expected = (golden[name].transpose(0, 2, 3, 1) for name in ("in:x", "out:y"))
@@ -96,7 +95,7 @@ def test_ff_parser_matches_the_published_code():
 
 
 def test_calibration_loss_and_staple_match_the_published_code():
-    golden = np.load(HERE.parents[1] / "golden" / "medsegdiff_diffusion_math.npz")
+    golden = np.load(GOLDEN / "medsegdiff_diffusion_math.npz")
     names = ("loss:cal", "loss:x_start", "staple:in", "staple:out")
     calibration, inputs, samples, fused = (jnp.moveaxis(jnp.asarray(golden[name]), 1, -1) for name in names)
     mask = inputs[..., -1:]  # after the image

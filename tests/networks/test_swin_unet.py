@@ -1,25 +1,25 @@
 """SwinUNet: sizes and forward pass as published, windows against a plain reference, training, refused sizes."""
 
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from places import SHARED
 from random_weights import squares, weights
 
 from biedsnet_jax.networks.swin_unet import PatchMerging, SwinBlock, SwinUNet, WindowAttention
 from biedsnet_jax.torch_import import load_torch_state
 from biedsnet_jax.types import BadInput
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "swinunet_e24_w4_64_in1.npz"
+VECTORS = SHARED / "golden" / "swinunet_e24_w4_64_in1.npz"
 TOY = SwinUNet(image_size=32, window=4, embed_dim=12, depths=(2, 1), heads=(2, 4), drop_path=0.1)
 
 
-@pytest.mark.skipif(not GOLDEN.is_file(), reason="needs shared/golden beside the project")
+@pytest.mark.skipif(not VECTORS.is_file(), reason="needs shared/golden beside the project")
 def test_forward_pass_is_the_published_one():
-    with np.load(GOLDEN) as golden:
+    with np.load(VECTORS) as golden:
         state = {name[2:]: golden[name] for name in golden.files if name.startswith("w:")}
         image = jnp.asarray(np.moveaxis(golden["in:x"], 1, -1))
         expected = np.moveaxis(golden["out:y"], 1, -1)

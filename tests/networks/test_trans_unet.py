@@ -1,27 +1,27 @@
 """TransUNet: sizes and forward pass as published, standardised weights, training, refused sizes."""
 
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from places import SHARED
 from random_weights import squares, weights
 
 from biedsnet_jax.networks.trans_unet import Bottleneck, StandardisedConv, TransUNet
 from biedsnet_jax.torch_import import load_torch_state
 from biedsnet_jax.types import BadInput
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "transunet_small_64.npz"
+VECTORS = SHARED / "golden" / "transunet_small_64.npz"
 TOY = TransUNet(
     image_size=32, hidden=16, mlp=32, heads=2, layers=1, resnet_units=(1, 1, 1), resnet_width=32, decoder=(8, 8, 8, 8)
 )
 
 
-@pytest.mark.skipif(not GOLDEN.is_file(), reason="needs shared/golden beside the project")
+@pytest.mark.skipif(not VECTORS.is_file(), reason="needs shared/golden beside the project")
 def test_forward_pass_is_the_published_one():
-    with np.load(GOLDEN) as golden:
+    with np.load(VECTORS) as golden:
         state = {name[2:]: golden[name] for name in golden.files if name.startswith("w:")}
         image = jnp.asarray(np.moveaxis(golden["in:x"], 1, -1))
         expected = np.moveaxis(golden["out:y"], 1, -1)

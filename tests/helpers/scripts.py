@@ -3,9 +3,10 @@
 import importlib.util
 import sys
 import types
-from pathlib import Path
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from places import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def load(name: str) -> types.ModuleType:

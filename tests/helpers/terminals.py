@@ -10,9 +10,9 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from places import ROOT
+
 COLUMNS = 110
 WAIT = 300  # seconds without a sign of life
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import scripts
 import yaml
-from documented import ROOT
 from documented_workshop import Workshop, check_script_flag, script_flags
 from hypothesis import settings
 from packaging.requirements import Requirement
 from PIL import Image
+from places import ROOT
 
 MAIN = r"python -m biedsnet_jax\.main"
 

@@ -1,6 +1,6 @@
 """One of several processes of `test_processes.py`: joins the others, then does jobs in the order they are given.
 
-python tests/many_processes.py SPEC.json PROCESS_ID
+python tests/helpers/many_processes.py SPEC.json PROCESS_ID
 """
 
 import json

@@ -16,8 +16,8 @@ import absl_flags
 import nibabel as nib
 import numpy as np
 from absl import flags
-from documented import ROOT
 from PIL import Image
+from places import ROOT
 
 from biedsnet_jax import config, main
 from configs import default

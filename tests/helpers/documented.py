@@ -10,7 +10,8 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+from places import ROOT
+
 PROGRAMS = ("python", "pip", "sbatch", "kubectl", "apt-get", "git", "docker", "gcloud", "tensorboard")  # and launch/...
 LANGUAGES = ("", "text", "python")
 
