@@ -1,6 +1,5 @@
 """`python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom`: flags and modes, nothing else."""
 
-import importlib
 import os
 import pathlib
 import re
@@ -15,17 +14,17 @@ from ml_collections import config_flags
 from biedsnet_jax import command_line, console
 from biedsnet_jax.errors import BadInput, Diverged, Preempted, shown
 
-# Imported when chosen: a report needs no jax.
-MODES = {
-    "train": "trainer.train",
-    "distill": "distill.run",
-    "evaluate": "evaluate.run",
-    "predict": "predict_files.run",
-    "import": "importer.run",
-    "export": "export.run",
-    "benchmark": "benchmark.run",
-    "report": "report.run",
-    "serve": "serve.run",
+# What is said of the next start where Ctrl-C came. Training says it itself once it has begun.
+_NEXT = {
+    "train": "Nothing was trained yet. The same command begins where this one did.",
+    "distill": "Nothing was trained yet. The same command begins where this one did.",
+    "evaluate": "The same command scores all cases again.",
+    "predict": "The same command goes on with the scans that are not done.",
+    "import": "The same command begins again.",
+    "export": "The same command begins again.",
+    "benchmark": "",
+    "report": "The same command begins again.",
+    "serve": "",
 }
 
 _MODE_HELP = (
@@ -37,7 +36,7 @@ _MODE_HELP = (
     "serve opens a page that segments what is dropped on it"
 )
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:VARIANT,VARIANT]; fields: --config.train.steps=100")
-_MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), _MODE_HELP)
+_MODE = flags.DEFINE_enum("mode", "train", sorted(_NEXT), _MODE_HELP)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, results; report: several")
 _OUTPUT = flags.DEFINE_string(
     "output",
@@ -67,19 +66,6 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "of many processes: which
 _QUIET = flags.DEFINE_bool("quiet", False, "show nothing but errors, warnings and the closing word")
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
-# What is said of the next start where Ctrl-C came. Training says it itself once it has begun.
-_NEXT = {
-    "train": "Nothing was trained yet. The same command begins where this one did.",
-    "distill": "Nothing was trained yet. The same command begins where this one did.",
-    "evaluate": "The same command scores all cases again.",
-    "predict": "The same command goes on with the scans that are not done.",
-    "import": "The same command begins again.",
-    "export": "The same command begins again.",
-    "benchmark": "",
-    "report": "The same command begins again.",
-    "serve": "",
-}
-
 _NO_CONFIG = "no config, nothing, in --config; give a file such as --config=configs/phantom.py"
 
 
@@ -91,41 +77,12 @@ def run(argv: list[str]) -> int:
     Ctrl-C, 129: SIGHUP, training with a checkpoint written. All but the first say so on stderr, in
     one line or, for 3, one a scan.
     """
-    began = time.monotonic()
     try:
         parse_flags(argv)
         console.set_quiet(_QUIET.value)
         if not _WORKDIR.value and _MODE.value != "benchmark":
             raise BadInput("no workdir, nothing, in --workdir; give the folder where the run is, or is to be, kept")
-        mode = _from_package(MODES[_MODE.value])
-        if _MODE.value == "report":
-            mode(_WORKDIR.value, _OUTPUT.value)
-            return 0
-        if _CONFIG.value is None:
-            raise BadInput(_NO_CONFIG)
-        _from_package("processes.start")(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        if _MODE.value == "benchmark":  # without the compile cache: compiling is timed
-            command = shlex.join(["python", "-m", "biedsnet_jax.main", *argv[1:]])
-            options = {"output": _OUTPUT.value, "baseline": _COMPARE.value, "repeats": _REPEATS.value}
-            mode(_CONFIG.value, command=command, **options)
-            return 0
-        _from_package("parallel.enable_compile_cache")(_CONFIG.value.compile_cache)
-        if _MODE.value == "import":
-            mode(_CONFIG.value, _WORKDIR.value, _INPUT.value)
-        elif _MODE.value == "export":
-            mode(_CONFIG.value, _WORKDIR.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
-        elif _MODE.value == "predict":
-            return mode(_CONFIG.value, _WORKDIR.value, _INPUT.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
-        elif _MODE.value == "serve":
-            mode(_CONFIG.value, _WORKDIR.value, _HOST.value, _PORT.value, _limits())
-        else:
-            distilled = (_OUTPUT.value,) if _MODE.value == "distill" else ()
-            results = mode(_CONFIG.value, _WORKDIR.value, *distilled)
-            if results:  # the first of several processes has them
-                folder = pathlib.Path(distilled[0] if distilled else _WORKDIR.value)
-                folder = _from_package("evaluations.folder_of")(folder, results)
-                _from_package("closing.tested")(results, folder, seconds=time.monotonic() - began)
-        return 0
+        return _MODES[_MODE.value](argv) or 0
     except (BadInput, Diverged) as error:
         if _shows_tracebacks(argv):
             raise
@@ -135,9 +92,120 @@ def run(argv: list[str]) -> int:
     except Preempted as stop:
         return _failed(str(stop), stop.code)
     except Exception as error:
-        if _shows_tracebacks(argv) or not _from_package("processes.several")():
+        if _shows_tracebacks(argv):
             raise
-        return _failed(_from_package("processes.told")(error), 1)
+        from biedsnet_jax import processes
+
+        if not processes.several():
+            raise
+        return _failed(processes.told(error), 1)
+
+
+# One function a mode, with its imports inside: a report needs no jax, predicting no training.
+
+
+def _train(argv):
+    began = time.monotonic()
+    from biedsnet_jax import trainer
+
+    _tell_scores(trainer.train(_start(), _WORKDIR.value), _WORKDIR.value, began)
+
+
+def _distill(argv):
+    began = time.monotonic()
+    from biedsnet_jax import distill
+
+    _tell_scores(distill.run(_start(), _WORKDIR.value, _OUTPUT.value), _OUTPUT.value, began)
+
+
+def _evaluate(argv):
+    began = time.monotonic()
+    from biedsnet_jax import evaluate
+
+    _tell_scores(evaluate.run(_start(), _WORKDIR.value), _WORKDIR.value, began)
+
+
+def _predict(argv):
+    from biedsnet_jax import predict_files
+
+    return predict_files.run(_start(), _WORKDIR.value, _INPUT.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
+
+
+def _import(argv):
+    from biedsnet_jax import importer
+
+    importer.run(_start(), _WORKDIR.value, _INPUT.value)
+
+
+def _export(argv):
+    from biedsnet_jax import export
+
+    export.run(_start(), _WORKDIR.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
+
+
+def _benchmark(argv):
+    from biedsnet_jax import benchmark
+
+    benchmark.run(
+        _start(compile_cache=False),  # compiling is timed
+        command=shlex.join(["python", "-m", "biedsnet_jax.main", *argv[1:]]),
+        output=_OUTPUT.value,
+        baseline=_COMPARE.value,
+        repeats=_REPEATS.value,
+    )
+
+
+def _report(argv):
+    from biedsnet_jax import report
+
+    report.run(_WORKDIR.value, _OUTPUT.value)
+
+
+def _serve(argv):
+    from biedsnet_jax import serve
+    from biedsnet_jax.serve_limits import Limits
+
+    limits = Limits(
+        upload=_UPLOAD_MB.value * 2**20,
+        job_seconds=_SCAN_SECONDS.value,
+        waiting=_WAITING.value,
+        kept=_WAITING.value,
+    )
+    serve.run(_start(), _WORKDIR.value, _HOST.value, _PORT.value, limits)
+
+
+_MODES = {
+    "train": _train,
+    "distill": _distill,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "import": _import,
+    "export": _export,
+    "benchmark": _benchmark,
+    "report": _report,
+    "serve": _serve,
+}
+
+
+def _start(*, compile_cache: bool = True):
+    """Join the other processes, if there are any, and turn on the cache of compiled programs; returns the config."""
+    from biedsnet_jax import parallel, processes
+
+    if _CONFIG.value is None:
+        raise BadInput(_NO_CONFIG)
+    processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if compile_cache:
+        parallel.enable_compile_cache(_CONFIG.value.compile_cache)
+    return _CONFIG.value
+
+
+def _tell_scores(results, workdir, began):
+    """The closing word of a test, on the first of several processes, which has the results."""
+    from biedsnet_jax import closing, evaluations
+
+    if results:
+        folder = evaluations.folder_of(pathlib.Path(workdir), results)
+        closing.tested(results, folder, seconds=time.monotonic() - began)
 
 
 def _failed(text, code):
@@ -145,20 +213,10 @@ def _failed(text, code):
     if "biedsnet_jax.processes" not in sys.modules:  # before jax was needed
         print(f"biedsnet: {text}", file=sys.stderr)
         return code
-    _from_package("processes.say")(text)
-    return _from_package("processes.leave")(code)
+    from biedsnet_jax import processes
 
-
-def _from_package(name):
-    """A function by "module.function"."""
-    module, function = name.split(".")
-    return getattr(importlib.import_module(f"biedsnet_jax.{module}"), function)
-
-
-def _limits():
-    waiting = {"waiting": _WAITING.value, "kept": _WAITING.value}
-    chosen = {"upload": _UPLOAD_MB.value * 2**20, "job_seconds": _SCAN_SECONDS.value, **waiting}
-    return _from_package("serve_limits.Limits")(**chosen)
+    processes.say(text)
+    return processes.leave(code)
 
 
 def parse_flags(argv: list[str]) -> None:
@@ -172,8 +230,11 @@ def parse_flags(argv: list[str]) -> None:
     if overrides and not file:
         raise BadInput(_NO_CONFIG)
     defaults = _load_config(file) if file else None
-    for name in overrides:
-        _from_package("config.get_field")(defaults, name)
+    if overrides:
+        from biedsnet_jax import config_fields
+
+        for name in overrides:
+            config_fields.get_field(defaults, name)
     read = {name: _flag_value(argv, name) for name in ("config", "mode", "workdir", "network")}
     sys.argv[:] = argv  # config_flags looks for overrides there
     try:
@@ -265,7 +326,9 @@ def _reworded(error, defaults):
     text = " ".join(str(error).split()).rstrip(".").removeprefix("flag ")
     if match := re.match(r"--config\.([\w.]+)=(.*?): ", text):
         name, value = match.groups()
-        usual = _from_package("config.get_field")(defaults, name)
+        from biedsnet_jax import config_fields
+
+        usual = config_fields.get_field(defaults, name)
         if hasattr(usual, "keys"):
             one = f"--config.{name}.{next(iter(usual))}"
             return f"one value for many fields, {shown(value)}, in --config.{name}; set each, such as {one}"
