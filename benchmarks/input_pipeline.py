@@ -103,10 +103,11 @@ def feed(folder: Path) -> dict:
 
 def train(folder: Path) -> dict:
     """The update of the same config, as mode benchmark times it."""
-    from biedsnet_jax import benchmark, parallel
+    from biedsnet_jax import benchmark
+    from biedsnet_jax.runtime import devices
 
-    parallel.enable_compile_cache("auto")
-    _, update = benchmark.programs(_config(folder), parallel.make_mesh())
+    devices.enable_compile_cache("auto")
+    _, update = benchmark.programs(_config(folder), devices.make_mesh())
     _, fields, _ = benchmark.measure(update, repeats=10)
     return {"steps_per_second": 1e3 / fields["milliseconds"]["median"]}
 

@@ -18,8 +18,9 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from biedsnet_jax import config, evaluate, experiment, models, parallel, train_state, train_step
+from biedsnet_jax import config, evaluate, experiment, models, train_state, train_step
 from biedsnet_jax.data import pipeline
+from biedsnet_jax.runtime import devices
 from configs import phantom
 
 NETWORKS = (
@@ -30,7 +31,7 @@ SLICES, ENOUGH, LOOKS = 8, 0.95, 8
 
 def main() -> int:
     arguments = _arguments()
-    parallel.enable_compile_cache("auto")
+    devices.enable_compile_cache("auto")
     failed = []
     for name in arguments.networks or NETWORKS:
         start = time.monotonic()
@@ -53,15 +54,15 @@ def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, int, int]:
         c.data.size, c.train.steps = 32, steps
         c.sampler.update(method="ddpm", steps=100)
     config.check(c)
-    data, model, mesh = experiment.open_data(c), models.build(c), parallel.make_mesh()
+    data, model, mesh = experiment.open_data(c), models.build(c), devices.make_mesh()
     chosen = [i for i in data.train if data.source[i]["mask"].sum() > 40][: SLICES * 9 : 9]
     assert len(chosen) == SLICES
     optimizer, _ = experiment.make_optimizer(c)
     step = train_step.make_train_step(model, optimizer, mesh, ema_decay=c.train.ema)
     fresh = jax.jit(
-        lambda: train_state.create(evaluate.init_variables(model, c), optimizer), compiler_options=parallel.RUN_ONCE
+        lambda: train_state.create(evaluate.init_variables(model, c), optimizer), compiler_options=devices.RUN_ONCE
     )
-    state = jax.device_put(fresh(), parallel.replicated(mesh))
+    state = jax.device_put(fresh(), devices.replicated(mesh))
     batches = pipeline.train_batches(
         data.source,
         chosen,
@@ -73,7 +74,7 @@ def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, int, int]:
     predict = evaluate.make_predict(model, mesh, ensemble=1, fusion="mean", seed=0)
     with contextlib.closing(batches):
         for done in range(1, steps + 1):
-            state, metrics = step(state, parallel.put_batch(next(batches), mesh), jax.random.key(0))
+            state, metrics = step(state, devices.put_batch(next(batches), mesh), jax.random.key(0))
             if done % -(-steps // LOOKS) == 0 or done == steps:
                 dice = evaluate.mean_dice(c, predict, state.ema_variables, data, chosen, mesh)
                 if dice >= ENOUGH:

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import kept_rows
 
-from biedsnet_jax import config, evaluate, files, metrics, models, parallel, progress, run_split, tables, trainer
+from biedsnet_jax import config, evaluate, metrics, models, run_split, tables, trainer
 from biedsnet_jax import main as command_line
 from biedsnet_jax.errors import BadInput, exit_code
+from biedsnet_jax.runtime import devices, files, progress
 
 MARGIN = 0.003  # of Dice
 STEPS = (1, 2, 3, 4, 5, 8, 10, 20, 50)
@@ -68,7 +69,7 @@ def _evaluations(r):
 def main() -> int:
     arguments, cfg = _arguments()
     workdir = Path(arguments.workdir)
-    parallel.enable_compile_cache(cfg.compile_cache)
+    devices.enable_compile_cache(cfg.compile_cache)
     if not (workdir / "results.json").exists():  # which training ends with
         trainer.train(cfg, str(workdir))
     bench = Bench(cfg, workdir, arguments.images)

@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import search
 
-from biedsnet_jax import files, report, results, tables
+from biedsnet_jax import report, results, tables
 from biedsnet_jax.errors import BadInput, exit_code
+from biedsnet_jax.runtime import files
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ("results.json", "cases.csv", "command.txt")

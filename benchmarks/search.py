@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import kept_rows
 
-from biedsnet_jax import files, parallel, tables, trainer
+from biedsnet_jax import tables, trainer
 from biedsnet_jax.errors import BadInput, Diverged, exit_code
+from biedsnet_jax.runtime import devices, files
 from configs import covid
 
 FOLDS = 2
@@ -244,7 +245,7 @@ def config_of(variants: str, fields: dict, root: str, fold: int):
     cfg.data.root = root
     cfg.split.update(folds=FOLDS, fold=fold)
     cfg.update_from_flattened_dict({name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
-    parallel.enable_compile_cache(cfg.compile_cache)
+    devices.enable_compile_cache(cfg.compile_cache)
     return cfg
 
 

@@ -155,11 +155,12 @@ class Judge:
     def __init__(self, whole: Path):
         import jax
 
-        from biedsnet_jax import config, evaluate, experiment, models, parallel, train_state
+        from biedsnet_jax import config, evaluate, experiment, models, train_state
+        from biedsnet_jax.runtime import devices
 
         cfg = config.load(whole)
         model, (optimizer, _) = models.build(cfg), experiment.make_optimizer(cfg)
-        self.mesh, self.whole = parallel.make_mesh(), whole
+        self.mesh, self.whole = devices.make_mesh(), whole
         self.like = jax.eval_shape(
             lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer)
         )

@@ -39,9 +39,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from biedsnet_jax import config, experiment, models, parallel, train_state, train_step
+from biedsnet_jax import config, experiment, models, train_state, train_step
 from biedsnet_jax import main as command_line
 from biedsnet_jax.errors import BadInput, exit_code
+from biedsnet_jax.runtime import devices
 
 try:
     import torch
@@ -60,7 +61,7 @@ UNTIMED = 2
 def main() -> int:
     arguments, cfg = _arguments()
     device = _device(cfg)
-    parallel.enable_compile_cache(cfg.compile_cache)
+    devices.enable_compile_cache(cfg.compile_cache)
     fields = cfg.networks.biedsnet.to_dict()
     for name in ("fold", "remat"):  # how it is computed here, not what
         del fields[name]
@@ -123,11 +124,11 @@ class Ours:
 
     def training_step(self, batch: dict) -> Callable[[], object]:
         optimizer, _ = experiment.make_optimizer(self.cfg)
-        mesh = parallel.make_mesh(jax.devices()[:1])
+        mesh = devices.make_mesh(jax.devices()[:1])
         step = train_step.make_train_step(self.model, optimizer, mesh, ema_decay=self.cfg.train.ema)
         state = train_state.create(jax.tree.map(jnp.copy, self.variables), optimizer)  # a copy: the step donates it
-        state = jax.device_put(state, parallel.replicated(mesh))
-        batch, key = parallel.put_batch(batch, mesh), jax.random.key(0)
+        state = jax.device_put(state, devices.replicated(mesh))
+        batch, key = devices.put_batch(batch, mesh), jax.random.key(0)
 
         def call():
             nonlocal state
@@ -253,7 +254,7 @@ def _machine(device) -> dict:
     if device.type == "cuda":
         names = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     else:
-        names = {"device": parallel.processor(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+        names = {"device": devices.processor(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
     return {**names, "python": platform.python_version(), **versions}
 
 

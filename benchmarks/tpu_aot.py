@@ -41,20 +41,10 @@ import tpu_profile
 from absl import flags
 from jax.experimental import topologies
 
-from biedsnet_jax import (
-    benchmark,
-    config,
-    evaluate,
-    experiment,
-    files,
-    models,
-    parallel,
-    roofline,
-    train_state,
-    train_step,
-)
+from biedsnet_jax import benchmark, config, evaluate, experiment, models, roofline, train_state, train_step
 from biedsnet_jax import main as command_line
 from biedsnet_jax.errors import BadInput, exit_code, reason, shown
+from biedsnet_jax.runtime import devices, files
 
 PROGRAMS = ("train", "sampler")
 
@@ -95,13 +85,13 @@ def open_mesh(topology: str) -> jax.sharding.Mesh:
     except Exception as error:  # jaxlib raises several kinds
         what = f"no such slice, {topology}, in --topology ({reason(error, most=80)})"
         raise BadInput(f"{what}; use one such as v5e:2x4, v5e:16x16, v5p:4x4x4 or v6e:8x8") from error
-    return parallel.make_mesh(list(chips))
+    return devices.make_mesh(list(chips))
 
 
 def set_batch(cfg, images: int, mesh) -> None:
     """Both batch sizes of a config. Raises BadInput where they do not divide over the chips."""
     parts = mesh.size * cfg.train.accumulate
-    parallel.check_divisible(images, parts, field="--total or --per-chip", what="chips and parts")
+    devices.check_divisible(images, parts, field="--total or --per-chip", what="chips and parts")
     cfg.train.batch_size = cfg.eval.batch_size = images
 
 

@@ -22,12 +22,12 @@ from biedsnet_jax import (
     experiment,
     macs,
     models,
-    parallel,
     roofline,
     timing,
     train_state,
     train_step,
 )
+from biedsnet_jax.runtime import devices
 from biedsnet_jax.types import BadInput
 
 # Large enough to fill the device, small enough to take seconds: side of the matrices, bytes copied.
@@ -57,11 +57,11 @@ def run(cfg, *, output: str | None, baseline: str | None, repeats: int, command:
     config.check_slices_alone(cfg)
     if repeats < 1:
         raise BadInput(f"too few repeats, {repeats}, in --repeats; use 1 or more, such as 7")
-    mesh = parallel.make_mesh(fsdp=cfg.parallel.fsdp)
-    parallel.check_divisible(
+    mesh = devices.make_mesh(fsdp=cfg.parallel.fsdp)
+    devices.check_divisible(
         cfg.train.batch_size, mesh.size * cfg.train.accumulate, field="train.batch_size", what="devices and parts"
     )
-    parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    devices.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
     result = {"command": command, "device": device(mesh), "versions": versions(), "config": flat(cfg)}
     old = benchmark_files.read_baseline(baseline, result) if baseline else None
     path = benchmark_files.output_path(output) if output else None
@@ -86,14 +86,14 @@ def programs(cfg, mesh) -> list[Program]:
     """The train step and predict, as modes train and evaluate run them, with random images and masks."""
     model = models.build(cfg)
     optimizer, _ = experiment.make_optimizer(cfg)
-    one = parallel.make_mesh(jax.devices()[:1])
+    one = devices.make_mesh(jax.devices()[:1])
 
     def fresh():
         return train_state.create(evaluate.init_variables(model, cfg), optimizer)
 
     state_shape = jax.eval_shape(fresh)
-    sharding = parallel.state_sharding(state_shape, mesh)
-    state = jax.jit(fresh, out_shardings=sharding).lower().compile(parallel.RUN_ONCE)()
+    sharding = devices.state_sharding(state_shape, mesh)
+    state = jax.jit(fresh, out_shardings=sharding).lower().compile(devices.RUN_ONCE)()
     # A copy: the train step donates the state.
     variables = jax.tree.map(lambda x: x.copy(), state.ema_variables)
 
@@ -104,14 +104,14 @@ def programs(cfg, mesh) -> list[Program]:
             mesh,
             ema_decay=cfg.train.ema,
             accumulate=cfg.train.accumulate,
-            state_sharding=parallel.state_sharding(state_shape, mesh),
+            state_sharding=devices.state_sharding(state_shape, mesh),
         )
 
     def predict(mesh):
         return evaluate.make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
 
     batch, part = _inputs(cfg, cfg.train.batch_size, mesh)
-    key = jax.device_put(jax.random.key(cfg.seed), parallel.replicated(mesh))
+    key = jax.device_put(jax.random.key(cfg.seed), devices.replicated(mesh))
     trained = {"inputs": (state, _only(batch, "image", "mask"), key)}
     trained["alone_inputs"] = (state_shape, _only(part, "image", "mask"), key)
     batch, part = _inputs(cfg, cfg.eval.batch_size, mesh)
@@ -159,7 +159,7 @@ def against(cost: roofline.Cost, fields: dict, ceilings: roofline.Ceilings) -> d
 
 def device(mesh) -> dict:
     """What a baseline must share: platform, kind, and how many."""
-    return {"platform": mesh.devices.flat[0].platform, "kind": parallel.device_kind(mesh), "count": mesh.size}
+    return {"platform": mesh.devices.flat[0].platform, "kind": devices.device_kind(mesh), "count": mesh.size}
 
 
 def versions() -> dict:
@@ -228,7 +228,7 @@ def _inputs(cfg, count, mesh):
         "index": np.arange(mine, dtype=np.int32),
     }
     part = {k: jax.ShapeDtypeStruct((count // mesh.size, *x.shape[1:]), x.dtype) for k, x in arrays.items()}
-    return parallel.put_batch(arrays, mesh), part
+    return devices.put_batch(arrays, mesh), part
 
 
 def _only(values, *names):

@@ -21,10 +21,11 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
-from biedsnet_jax import array_sums, checkpoint_folder, checksums, files, processes
+from biedsnet_jax import array_sums, checkpoint_folder, checksums
 from biedsnet_jax.errors import Preempted, reason
-from biedsnet_jax.lock import Lock
-from biedsnet_jax.parallel import state_sharding
+from biedsnet_jax.runtime import files, processes
+from biedsnet_jax.runtime.devices import state_sharding
+from biedsnet_jax.runtime.lock import Lock
 from biedsnet_jax.train_state import TrainState
 from biedsnet_jax.types import BadInput
 

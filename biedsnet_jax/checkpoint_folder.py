@@ -5,8 +5,9 @@ import json
 import math
 import pathlib
 
-from biedsnet_jax import checksums, files
+from biedsnet_jax import checksums
 from biedsnet_jax.errors import reason
+from biedsnet_jax.runtime import files
 from biedsnet_jax.types import BadInput
 
 DAMAGED = "damaged_checkpoints"  # in the workdir

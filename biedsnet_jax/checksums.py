@@ -7,7 +7,7 @@ import json
 import pathlib
 import zlib
 
-from biedsnet_jax import files
+from biedsnet_jax.runtime import files
 
 NAME = "checksums.json"
 _BLOCK = 2**22  # bytes

@@ -4,8 +4,9 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
-from biedsnet_jax import console, false_lesions
+from biedsnet_jax import false_lesions
 from biedsnet_jax.false_lesions import number
+from biedsnet_jax.runtime import console
 
 # Of `standard` in results.json, with what they are called.
 SCORES = {
@@ -26,12 +27,12 @@ def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> Non
     if not _on_terminal():
         _print_tested(results, workdir)
         return
-    from biedsnet_jax import live
+    from biedsnet_jax.runtime import terminal
 
     rows = [_row(name, results["standard"][key]) for key, name in SCORES.items() if key in results["standard"]]
     for label, of_class in results.get("classes", {}).items():
         rows.append(_row(f"Dice, class {label}", of_class["standard"]["dice"]))
-    live.print_table(_what(results), ["", "mean", "95 % by case", "mean of cases"], rows)
+    terminal.print_table(_what(results), ["", "mean", "95 % by case", "mean of cases"], rows)
     without = false_lesions.of_results(results)
     facts = {"without lesion": "\n".join(without)} if without else {}
     facts |= {"lesions": _lesions(results)} if "lesions" in results else {}
@@ -41,7 +42,7 @@ def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> Non
     facts |= {"report": f"{workdir}/report.html"}
     if (pathlib.Path(workdir) / "tensorboard").is_dir():
         facts |= {"curves": f"tensorboard --logdir={workdir}"}
-    live.print_facts(facts)
+    terminal.print_facts(facts)
 
 
 def segmented(
@@ -75,10 +76,10 @@ def segmented(
             said.append(f"{passed}; passed_over.csv names them")
         print(". ".join(said))
         return
-    from biedsnet_jax import live
+    from biedsnet_jax.runtime import terminal
 
     counts = {"done": done, "skipped, done before": skipped, "failed": failed}
-    live.print_table("predict", ["scans", ""], [(name, str(count)) for name, count in counts.items()])
+    terminal.print_table("predict", ["scans", ""], [(name, str(count)) for name, count in counts.items()])
     facts = {"time": _clock(seconds), "masks": place, "figures": f"{place}/summary.csv"}
     if again:
         facts["made again"] = _each(again)
@@ -86,7 +87,7 @@ def segmented(
         facts["left"] = _left(gone)
     if passed:
         facts["passed over"] = f"{passed}; {place}/passed_over.csv names them"
-    live.print_facts(facts)
+    terminal.print_facts(facts)
 
 
 def made_again(again: Mapping[str, int]) -> str:

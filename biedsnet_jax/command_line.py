@@ -7,8 +7,8 @@ import dataclasses
 import os
 from typing import Any
 
-from biedsnet_jax import files
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.runtime import files
 
 PATHS = ("config", "workdir", "input", "output", "compare")
 _TRUE = ("true", "t", "1")  # of absl's flags, in any case

@@ -9,11 +9,12 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from biedsnet_jax import files, known_fields, later_fields, processes
+from biedsnet_jax import known_fields, later_fields
 from biedsnet_jax.config_check import check, check_slices_alone
 from biedsnet_jax.config_fields import flat, get_field
 from biedsnet_jax.data import case_names
 from biedsnet_jax.errors import reason, shown
+from biedsnet_jax.runtime import files, processes
 from biedsnet_jax.types import BadInput
 
 __all__ = [

@@ -21,21 +21,14 @@ from jax.sharding import Mesh
 from biedsnet_jax import (
     checkpoint,
     config,
-    console,
-    csv_text,
     evaluations,
     experiment,
-    files,
     hyperparameters,
     lesions,
-    lock,
     macs,
     metrics,
     models,
-    parallel,
     pr_curve,
-    processes,
-    progress,
     recording,
     report,
     report_charts,
@@ -48,6 +41,7 @@ from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import reason
 from biedsnet_jax.fusion import FUSIONS
 from biedsnet_jax.results import EVALUATIONS
+from biedsnet_jax.runtime import console, csv_text, devices, files, lock, processes, progress
 from biedsnet_jax.types import BadInput
 
 Predict = Callable[[dict, jax.Array, jax.Array], jax.Array]
@@ -150,7 +144,7 @@ def _results(cfg, model, variables, data, mesh, scope, tally, rows, lesion_rows,
         "threshold": cfg.threshold,
         "nsd_tolerance": cfg.eval.nsd_tolerance,
         "nsd_tolerance_mm": cfg.eval.nsd_tolerance_mm,
-        "device": f"{mesh.size} x {parallel.device_kind(mesh)}",
+        "device": f"{mesh.size} x {devices.device_kind(mesh)}",
         "calibration_error": report_charts.expected_calibration_error(tally.histogram),
         "seconds_per_image": clock.seconds / max(1, clock.images),
         **metrics.summarise(rows),
@@ -223,8 +217,8 @@ def open_model(
     """
     config.check(cfg)
     config.check_trained(cfg, workdir, free=free)
-    mesh = parallel.make_mesh(fsdp=cfg.parallel.fsdp)
-    parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    mesh = devices.make_mesh(fsdp=cfg.parallel.fsdp)
+    devices.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
     model = models.build(cfg)
     like = jax.eval_shape(lambda: train_state.create(init_variables(model, cfg), optax.identity()))
     variables, step = checkpoint.restore_variables(workdir, like, mesh)
@@ -248,7 +242,7 @@ def make_predict(model, mesh: Mesh, *, ensemble: int, fusion: str, seed: int) ->
     def predict(variables, image, index):
         return fuse(model.predict(variables, image, noise_keys(seed, index), ensemble=ensemble))
 
-    return parallel.jit_batches(predict, mesh)
+    return devices.jit_batches(predict, mesh)
 
 
 def predict_split(
@@ -263,7 +257,7 @@ def predict_split(
     for batch, examples in batches:
         number = np.zeros(cfg.eval.batch_size, np.int32)
         number[: len(examples)] = [example["index"] for example in examples]
-        inputs = parallel.put_whole_batch({"image": batch["image"], "index": number}, mesh)
+        inputs = devices.put_whole_batch({"image": batch["image"], "index": number}, mesh)
         if clock and not clock.images:
             jax.block_until_ready(predict(variables, inputs["image"], inputs["index"]))  # compiles, outside the clock
         start = time.perf_counter()

@@ -16,8 +16,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax import checkpoint_folder, config, files, models
+from biedsnet_jax import checkpoint_folder, config, models
 from biedsnet_jax.results import EVALUATIONS
+from biedsnet_jax.runtime import files
 
 LOCK = ".evaluate.lock"
 RESULTS = "results.json"

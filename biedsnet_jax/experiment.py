@@ -7,10 +7,11 @@ import sys
 
 import optax
 
-from biedsnet_jax import console, files, processes, train_step
+from biedsnet_jax import train_step
 from biedsnet_jax.data import sources, splits, transforms
 from biedsnet_jax.data.nifti_folder import NiftiFolder
 from biedsnet_jax.data.phantom import Phantom
+from biedsnet_jax.runtime import console, files, processes
 from biedsnet_jax.types import BadInput
 
 SPLITS = ("train", "val", "test")

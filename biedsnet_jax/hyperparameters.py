@@ -7,7 +7,8 @@ It comes after training: TensorBoard reads on in the file of the latest name.
 import pathlib
 from typing import Any
 
-from biedsnet_jax import board, checkpoint_folder, config, models
+from biedsnet_jax import checkpoint_folder, config, models
+from biedsnet_jax.runtime import tensorboard
 
 SUFFIX = ".test"
 FIELDS = ("network", "data.name", "data.size", "train.learning_rate", "train.steps", "train.batch_size", "seed")
@@ -17,13 +18,13 @@ VAL_DICE = "best_val_dice"  # of the checkpoint that was tested
 
 def record(cfg, workdir: pathlib.Path, results: dict) -> None:
     """Write the line of a workdir that was evaluated, with `results`."""
-    folder, step = workdir / board.FOLDER, results["checkpoint_step"]
+    folder, step = workdir / tensorboard.FOLDER, results["checkpoint_step"]
     fields, present = _fields(cfg)
-    file = board.Board(folder, SUFFIX)
-    file.add(step, board.hparams(fields, present, [VAL_DICE, *map(_tag, SCORES)]))
-    file.add(step, board.scalars(_scores(workdir, results)))
+    file = tensorboard.Board(folder, SUFFIX)
+    file.add(step, tensorboard.hparams(fields, present, [VAL_DICE, *map(_tag, SCORES)]))
+    file.add(step, tensorboard.scalars(_scores(workdir, results)))
     file.close()
-    *earlier, _ = sorted(board.files_of(folder, SUFFIX))  # by the second
+    *earlier, _ = sorted(tensorboard.files_of(folder, SUFFIX))  # by the second
     for path in earlier:
         path.unlink()
 

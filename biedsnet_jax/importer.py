@@ -14,14 +14,13 @@ from biedsnet_jax import (
     config,
     evaluate,
     experiment,
-    files,
     models,
-    parallel,
     pretrained,
     torch_import,
     train_state,
     weight_files,
 )
+from biedsnet_jax.runtime import devices, files
 from biedsnet_jax.types import BadInput
 
 
@@ -38,9 +37,9 @@ def run(cfg, workdir: str, source: str | None) -> None:
         raise BadInput(f"workdir in use, {workdir}, in --workdir; give a new folder")
     with checkpoint_folder.writing(folder):
         files.check_writable(folder)
-    tensors, mesh = weight_files.read_state(source), parallel.make_mesh()
+    tensors, mesh = weight_files.read_state(source), devices.make_mesh()
     variables, start = _variables(cfg, tensors)
-    state = jax.device_put(train_state.create(variables, experiment.make_optimizer(cfg)[0]), parallel.replicated(mesh))
+    state = jax.device_put(train_state.create(variables, experiment.make_optimizer(cfg)[0]), devices.replicated(mesh))
     _write(cfg, folder, state)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     print(f"{cfg.network}: {len(tensors)} tensors, {parameters:,} parameters, {start}, in {workdir}")
@@ -73,7 +72,7 @@ def _variables(cfg, tensors):
     load = _imagenet_start(cfg.network, tensors)
     if load is None:
         return torch_import.to_variables(cfg.network, tensors, jax.eval_shape(fresh)), "the network's own"
-    drawn = jax.jit(fresh).lower().compile(compiler_options=parallel.RUN_ONCE)()
+    drawn = jax.jit(fresh).lower().compile(compiler_options=devices.RUN_ONCE)()
     return load(tensors, jax.tree.map(np.asarray, drawn)), "an ImageNet start"
 
 

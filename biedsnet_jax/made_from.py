@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from biedsnet_jax import files
 from biedsnet_jax.data.walk import check_regular
+from biedsnet_jax.runtime import files
 
 NAME = "made_from.jsonl"
 # Raised when this program reads scans otherwise than before, so that old masks are made again.

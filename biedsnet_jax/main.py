@@ -11,8 +11,9 @@ import time
 from absl import app, flags
 from ml_collections import config_flags
 
-from biedsnet_jax import command_line, console
+from biedsnet_jax import command_line
 from biedsnet_jax.errors import BadInput, Diverged, Preempted, shown
+from biedsnet_jax.runtime import console
 
 # What is said of the next start where Ctrl-C came. Training says it itself once it has begun.
 _NEXT = {
@@ -94,7 +95,7 @@ def run(argv: list[str]) -> int:
     except Exception as error:
         if _shows_tracebacks(argv):
             raise
-        from biedsnet_jax import processes
+        from biedsnet_jax.runtime import processes
 
         if not processes.several():
             raise
@@ -189,13 +190,13 @@ _MODES = {
 
 def _start(*, compile_cache: bool = True):
     """Join the other processes, if there are any, and turn on the cache of compiled programs; returns the config."""
-    from biedsnet_jax import parallel, processes
+    from biedsnet_jax.runtime import devices, processes
 
     if _CONFIG.value is None:
         raise BadInput(_NO_CONFIG)
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if compile_cache:
-        parallel.enable_compile_cache(_CONFIG.value.compile_cache)
+        devices.enable_compile_cache(_CONFIG.value.compile_cache)
     return _CONFIG.value
 
 
@@ -210,10 +211,10 @@ def _tell_scores(results, workdir, began):
 
 def _failed(text, code):
     """Say it on stderr; returns the exit code."""
-    if "biedsnet_jax.processes" not in sys.modules:  # before jax was needed
+    if "biedsnet_jax.runtime.processes" not in sys.modules:  # before jax was needed
         print(f"biedsnet: {text}", file=sys.stderr)
         return code
-    from biedsnet_jax import processes
+    from biedsnet_jax.runtime import processes
 
     processes.say(text)
     return processes.leave(code)

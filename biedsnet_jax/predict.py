@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Shaped
 
-from biedsnet_jax import config, evaluate, experiment, fusion, models, parallel, processes, segmenter
+from biedsnet_jax import config, evaluate, experiment, fusion, models, segmenter
 from biedsnet_jax.data import volumes
 from biedsnet_jax.prediction import Prediction
+from biedsnet_jax.runtime import devices, processes
 from biedsnet_jax.types import BadInput, Image
 
 
@@ -133,14 +134,14 @@ class Predictor:
         known = [maps[n]["probability"][z - 1] for n, z in chosen]
         padded = np.zeros((batch_size, *known[0].shape), np.float32)
         padded[: len(known)] = known
-        return parallel.put_batch({"previous": padded}, self.mesh)["previous"]
+        return devices.put_batch({"previous": padded}, self.mesh)["previous"]
 
     def _inputs(self, images, numbers, batch_size):
         image = np.zeros((batch_size, *images[0].shape), np.float32)
         image[: len(images)] = images
         number = np.zeros(batch_size, np.int32)
         number[: len(numbers)] = numbers
-        inputs = parallel.put_batch({"image": image, "number": number}, self.mesh)
+        inputs = devices.put_batch({"image": image, "number": number}, self.mesh)
         return inputs["image"], inputs["number"]
 
     def _collect(self, maps, running, chosen, keep_samples, done):
@@ -173,7 +174,7 @@ def load(workdir: str | pathlib.Path, cfg=None) -> Predictor:
     cfg = cfg or config.load(workdir)
     model, variables, step, mesh = evaluate.open_model(cfg, workdir)
     if processes.several():
-        variables, mesh = parallel.on_this_process(variables)
+        variables, mesh = devices.on_this_process(variables)
     return Predictor(cfg, variables, step, mesh, _make_run_batch(cfg, model, mesh))
 
 
@@ -199,7 +200,7 @@ def _make_run_batch(cfg, model, mesh):
         keys, start = evaluate.noise_keys(cfg.seed, number), {} if previous is None else {"previous": previous}
         return maps(cfg, model, variables, image, keys, **start)
 
-    split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    split, everywhere = devices.batch_sharding(mesh), devices.replicated(mesh)
     return jax.jit(run_batch, in_shardings=(everywhere, split, split, split))
 
 

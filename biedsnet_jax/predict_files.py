@@ -19,22 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from biedsnet_jax import (
-    closing,
-    config,
-    console,
-    lock,
-    made_from,
-    models,
-    output_folder,
-    outputs,
-    predict,
-    processes,
-    progress,
-    scan_results,
-)
+from biedsnet_jax import closing, config, made_from, models, output_folder, outputs, predict, scan_results
 from biedsnet_jax.data import scans, walk
 from biedsnet_jax.errors import reason
+from biedsnet_jax.runtime import console, lock, processes, progress
 from biedsnet_jax.types import BadInput
 
 FAILED = 3  # exit code where some scans could not be segmented

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from biedsnet_jax import experiment, fusion, models, parallel, processes, report_data
+from biedsnet_jax import experiment, fusion, models, report_data
+from biedsnet_jax.runtime import devices, processes
 
 TRAJECTORIES = 3  # slices whose steps are kept: the worst, the median and the best
 MOST_SAMPLING_STEPS = 100  # with more, the steps are left out: all of them are on the device at once
@@ -78,7 +79,7 @@ def make_explain(cfg, model, variables: dict, keys_of: Keys, mesh: Mesh) -> dict
         told["disagreement"] = disagreement
     if diffusion and cfg.sampler.steps <= MOST_SAMPLING_STEPS:
         told["steps"] = steps
-    return {name: functools.partial(parallel.jit_batches(one, mesh), variables) for name, one in told.items()}
+    return {name: functools.partial(devices.jit_batches(one, mesh), variables) for name, one in told.items()}
 
 
 def _explain(kept, cfg, explain, images, numbers, mesh):
@@ -89,7 +90,7 @@ def _explain(kept, cfg, explain, images, numbers, mesh):
         image = np.zeros((rows, *images.shape[1:]), np.float32)
         number = np.zeros(rows, np.int32)
         image[:count], number[:count] = images[first : first + rows], numbers[first : first + rows]
-        inputs = parallel.put_whole_batch({"image": image, "number": number}, mesh)
+        inputs = devices.put_whole_batch({"image": image, "number": number}, mesh)
         if "disagreement" in explain:
             found = explain["disagreement"](inputs["image"], inputs["number"])
             bits = np.clip(np.asarray(found["mutual_information"])[:count], 0, 1)

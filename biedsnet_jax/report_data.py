@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from biedsnet_jax import files, results
+from biedsnet_jax import results
+from biedsnet_jax.runtime import files
 
 NAME = "report_data.npz"
 LEVELS = 200

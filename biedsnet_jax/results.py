@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from biedsnet_jax import csv_text, files
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.false_lesions import Mask
+from biedsnet_jax.runtime import csv_text, files
 
 # Columns of cases.csv that a report shows, by convention.
 STANDARD = ("dice", "hd", "hd95", "nsd", "iou", "accuracy", "recall", "precision")

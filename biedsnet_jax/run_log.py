@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from biedsnet_jax import board, files, pr_curve, processes
+from biedsnet_jax import pr_curve
 from biedsnet_jax.errors import reason
+from biedsnet_jax.runtime import files, processes, tensorboard
 from biedsnet_jax.types import BadInput
 
 _GOES_ON = "the same command then goes on from its last checkpoint"
@@ -23,7 +24,7 @@ _GOES_ON = "the same command then goes on from its last checkpoint"
 class RunLog:
     """The logs of one workdir. A run that goes on from `step` first drops the lines its forerunner wrote after it."""
 
-    def __init__(self, workdir: pathlib.Path, *, step: int, tensorboard: bool):
+    def __init__(self, workdir: pathlib.Path, *, step: int, to_tensorboard: bool):
         self._lines, self._board, self._warned = workdir / "metrics.jsonl", None, False
         self._folder_is = files.identity(workdir)
         if not processes.is_first():
@@ -32,8 +33,8 @@ class RunLog:
             _drop_after(self._lines, step)
         except OSError as error:
             self._lost(step, error)
-        if tensorboard:
-            self._board = self._open_board(workdir / board.FOLDER, step)
+        if to_tensorboard:
+            self._board = self._open_board(workdir / tensorboard.FOLDER, step)
 
     def __enter__(self):
         return self
@@ -56,19 +57,19 @@ class RunLog:
         except OSError as error:
             self._lost(step, error)
         if self._board:
-            self._show(step, board.scalars(scalars))
+            self._show(step, tensorboard.scalars(scalars))
 
     def config(self, step: int, fields: Mapping[str, Any]) -> None:
         """What a run starts with, or goes on with from `step`, as a text; for TensorBoard alone, as are the next."""
         if self._board:
-            self._show(step, [board.table("config", fields)])
+            self._show(step, [tensorboard.table("config", fields)])
 
     def curves(self, step: int, counts: pr_curve.Counts) -> None:
         """Precision by recall, a curve a class."""
         if self._board:
             curves = counts.curves()
             names = ["pr_curve"] if len(curves) == 1 else [f"pr_curve/class_{k + 1}" for k in range(len(curves))]
-            self._show(step, [board.pr_curve(name, curve) for name, curve in zip(names, curves)])
+            self._show(step, [tensorboard.pr_curve(name, curve) for name, curve in zip(names, curves)])
 
     def panel(
         self,
@@ -79,11 +80,11 @@ class RunLog:
     ) -> None:
         """Image, truth and probability side by side, a row a slice and class."""
         if self._board:
-            self._show(step, [board.picture("validation", _panel(image, truth, probability))])
+            self._show(step, [tensorboard.picture("validation", _panel(image, truth, probability))])
 
     def _open_board(self, folder, step):
         try:
-            return board.Board(folder, f".from_{step}", after=step)
+            return tensorboard.Board(folder, f".from_{step}", after=step)
         except OSError as error:
             if not files.is_full(error):
                 raise BadInput(
@@ -93,7 +94,7 @@ class RunLog:
             self._lost(step, error)
             return None
 
-    def _show(self, step: int, summaries: Iterable[board.Summary]) -> None:
+    def _show(self, step: int, summaries: Iterable[tensorboard.Summary]) -> None:
         try:
             self._board.add(step, summaries)
         except OSError as error:

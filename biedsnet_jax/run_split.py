@@ -12,11 +12,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax import checkpoint_folder, experiment, processes, split_record
+from biedsnet_jax import checkpoint_folder, experiment, split_record
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.sources import Example, Facts, Source
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.experiment import Data
+from biedsnet_jax.runtime import processes
 from biedsnet_jax.split_record import SIDES, SplitRecord
 
 _FEW = 3  # names in a message

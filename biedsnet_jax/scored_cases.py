@@ -11,9 +11,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax import config, experiment, processes, run_split, split_record
+from biedsnet_jax import config, experiment, run_split, split_record
 from biedsnet_jax.data import splits
 from biedsnet_jax.experiment import Data
+from biedsnet_jax.runtime import processes
 
 
 @dataclasses.dataclass(frozen=True)

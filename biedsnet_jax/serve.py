@@ -16,8 +16,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-from biedsnet_jax import config, predict, processes
+from biedsnet_jax import config, predict
 from biedsnet_jax.errors import reason
+from biedsnet_jax.runtime import processes
 from biedsnet_jax.serve_limits import Limits
 from biedsnet_jax.types import BadInput
 

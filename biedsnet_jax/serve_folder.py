@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.lock import Lock
+from biedsnet_jax.runtime.lock import Lock
 
 PREFIX = "biedsnet_serve_"
 _NEW = f".{PREFIX}new_"  # not locked yet

@@ -24,8 +24,9 @@ import traceback
 from pathlib import Path
 from typing import TypedDict
 
-from biedsnet_jax import files, serve_check, serve_handoff, serve_upload
+from biedsnet_jax import serve_check, serve_handoff, serve_upload
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.runtime import files
 from biedsnet_jax.serve_limits import Limits
 
 try:

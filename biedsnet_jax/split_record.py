@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from biedsnet_jax import files
 from biedsnet_jax.errors import BadInput, reason
+from biedsnet_jax.runtime import files
 
 NAME = "split.json"
 SIDES = ("train", "val", "test")

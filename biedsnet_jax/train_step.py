@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Num
 
 from biedsnet_jax.packing import Packing
-from biedsnet_jax.parallel import batch_sharding, replicated
+from biedsnet_jax.runtime.devices import batch_sharding, replicated
 from biedsnet_jax.train_state import TrainState
 from biedsnet_jax.types import Batch, PRNGKey
 

@@ -16,16 +16,10 @@ from biedsnet_jax import (
     checkpoint_folder,
     class_presence,
     config,
-    console,
     distillation,
     evaluate,
     evaluations,
     experiment,
-    files,
-    parallel,
-    preemption,
-    processes,
-    progress,
     run_log,
     run_split,
     scored_cases,
@@ -36,7 +30,8 @@ from biedsnet_jax import (
 )
 from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import Diverged, reason
-from biedsnet_jax.lock import Lock
+from biedsnet_jax.runtime import console, devices, files, preemption, processes, progress
+from biedsnet_jax.runtime.lock import Lock
 from biedsnet_jax.types import BadInput
 
 
@@ -87,7 +82,7 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
     optimizer, schedule = experiment.make_optimizer(cfg)
     fresh = _trace_fresh(cfg, model, optimizer, mesh)
     fields = {"ema_decay": cfg.train.ema, "accumulate": cfg.train.accumulate, "fixed": "distill" in cfg}
-    fields["state_sharding"] = parallel.state_sharding(fresh.out_info, mesh)
+    fields["state_sharding"] = devices.state_sharding(fresh.out_info, mesh)
     update = _trace_update(cfg, train_step.make_train_step(model, optimizer, mesh, **fields), fresh.out_info)
 
     # State: fresh, or the last complete checkpoint's. Traced before anything is written.
@@ -114,7 +109,7 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
             _announce(cfg, data, state, start, mesh)
 
         # Loop.
-        with run_log.RunLog(workdir, step=start, tensorboard=cfg.log.tensorboard) as log:
+        with run_log.RunLog(workdir, step=start, to_tensorboard=cfg.log.tensorboard) as log:
             log.config(start, config.flat(cfg))
             validated = validation.Validation(cfg, model, data, mesh)
             others = () if teacher is None else ({"teacher": teacher},)
@@ -133,11 +128,11 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
 
 def _make_mesh(cfg):
     """The mesh, over whose devices the batches of training and evaluation divide."""
-    mesh = parallel.make_mesh(fsdp=cfg.parallel.fsdp)
-    parallel.check_divisible(
+    mesh = devices.make_mesh(fsdp=cfg.parallel.fsdp)
+    devices.check_divisible(
         cfg.train.batch_size, mesh.size * cfg.train.accumulate, field="train.batch_size", what="devices and parts"
     )
-    parallel.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    devices.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
     return mesh
 
 
@@ -147,7 +142,7 @@ def _trace_fresh(cfg, model, optimizer, mesh):
     def fresh():
         return train_state.create(evaluate.init_variables(model, cfg), optimizer)
 
-    sharding = parallel.state_sharding(jax.eval_shape(fresh), mesh)
+    sharding = devices.state_sharding(jax.eval_shape(fresh), mesh)
     return jax.jit(fresh, out_shardings=sharding).trace()
 
 
@@ -191,7 +186,7 @@ def _start(fresh, checkpoints, mesh, teacher):
     state = checkpoints.restore_latest(fresh.out_info, mesh)
     if state is not None:
         return state
-    state = fresh.lower().compile(compiler_options=parallel.RUN_ONCE)()
+    state = fresh.lower().compile(compiler_options=devices.RUN_ONCE)()
     return state if teacher is None else _with_weights(state, teacher)
 
 
@@ -252,7 +247,7 @@ class _Loop:
             stack.enter_context(contextlib.closing(bar))
             batches = stack.enter_context(contextlib.closing(self._batches(start)))
             for step in range(start + 1, cfg.train.steps + 1):
-                batch = parallel.put_batch(next(batches), self.mesh)
+                batch = devices.put_batch(next(batches), self.mesh)
                 state, metrics = self.update(state, batch, key, *self.others)
                 pending.append(metrics)
                 last = step == cfg.train.steps
@@ -290,7 +285,7 @@ class _Loop:
             batch_size=cfg.train.batch_size,
             seed=cfg.seed,
             start_step=start,
-            rows=parallel.my_rows(cfg.train.batch_size, self.mesh),
+            rows=devices.my_rows(cfg.train.batch_size, self.mesh),
         )
 
     def _summary(self, step, values, seconds):

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from biedsnet_jax import evaluate, pr_curve, progress
+from biedsnet_jax import evaluate, pr_curve
+from biedsnet_jax.runtime import progress
 
 
 class Validation:

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from biedsnet_jax import benchmark, benchmark_files, evaluate, losses, macs, parallel, roofline, segmenter, timing
+from biedsnet_jax import benchmark, benchmark_files, evaluate, losses, macs, roofline, segmenter, timing
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.runtime import devices
 from configs import phantom
 
 # --- times -----------------------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def predict_cost(steps, ensemble):
     sampling = segmenter.Sampling(steps=steps)
     model = segmenter.Diffusion(TOY, schedule.make("linear", 100), losses.dice, sampling=sampling)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), (32, 32, 1)))
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = devices.make_mesh(jax.devices()[:1])
     fn = evaluate.make_predict(model, mesh, ensemble=ensemble, fusion="mean", seed=0)
     inputs = (variables, jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32))
     return roofline.program_cost(fn.lower(*inputs).compile(), fn, *inputs), 2 * macs.count_macs(fn, *inputs)
@@ -158,13 +159,13 @@ def measured(tmp_path_factory):
 
 
 def test_a_cpu_is_told_by_its_processor_and_how_many_cores_may_be_used(monkeypatch):
-    mesh = parallel.make_mesh()
+    mesh = devices.make_mesh()
     told = "processor\t: 0\nmodel name\t: Some: CPU\nmodel name\t: Other\n"
     monkeypatch.setattr(Path, "read_text", lambda path: told)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
-    assert parallel.device_kind(mesh) == "Some: CPU, 2 cores"
+    assert devices.device_kind(mesh) == "Some: CPU, 2 cores"
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
-    assert parallel.device_kind(mesh) == "Some: CPU, 1 core"
+    assert devices.device_kind(mesh) == "Some: CPU, 1 core"
 
 
 def test_the_json_is_strict_and_whole(measured):
@@ -172,7 +173,7 @@ def test_the_json_is_strict_and_whole(measured):
     kept = strict(path)
     assert kept == result
     assert kept["command"] == "a command" and kept["repeats"] == 2
-    assert kept["device"] == {"platform": "cpu", "kind": parallel.device_kind(parallel.make_mesh()), "count": 8}
+    assert kept["device"] == {"platform": "cpu", "kind": devices.device_kind(devices.make_mesh()), "count": 8}
     assert kept["versions"]["jax"] == jax.__version__
     assert kept["config"]["data.size"] == 32 and kept["config"]["networks.biedsnet.channels"] == [8, 16]
     assert list(kept["ceilings"]["matmul_flop_per_second"]) == ["float32"]

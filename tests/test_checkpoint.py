@@ -16,8 +16,9 @@ import pytest
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import checkpoint, parallel, train_state
-from biedsnet_jax.lock import Lock
+from biedsnet_jax import checkpoint, train_state
+from biedsnet_jax.runtime import devices
+from biedsnet_jax.runtime.lock import Lock
 from biedsnet_jax.types import BadInput
 
 CONFIG = {"network": "toy", "train": {"steps": 3}}
@@ -25,7 +26,7 @@ CONFIG = {"network": "toy", "train": {"steps": 3}}
 
 @pytest.fixture(scope="module")
 def mesh():
-    return parallel.make_mesh()
+    return devices.make_mesh()
 
 
 def state(step: int, mesh) -> train_state.TrainState:
@@ -40,7 +41,7 @@ def state(step: int, mesh) -> train_state.TrainState:
     made = train_state.create({"params": params, "batch_stats": stats}, optax.adamw(1e-3))
     ema = jax.tree.map(lambda x: 3 * x, params)
     made = dataclasses.replace(made, step=jnp.int32(step), ema_params=ema, skipped_steps=jnp.int32(step + 7))
-    return jax.device_put(made, parallel.replicated(mesh))
+    return jax.device_put(made, devices.replicated(mesh))
 
 
 def bits(tree) -> list[tuple]:
@@ -74,7 +75,7 @@ def test_a_state_comes_back_bit_for_bit_though_its_buffers_were_donated(tmp_path
         checkpoints.wait()
         restored = checkpoints.restore(5, changed, mesh)
         assert bits(restored) == expected
-        assert all(x.sharding.is_equivalent_to(parallel.replicated(mesh), x.ndim) for x in jax.tree.leaves(restored))
+        assert all(x.sharding.is_equivalent_to(devices.replicated(mesh), x.ndim) for x in jax.tree.leaves(restored))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:  # a later process, which knows shapes alone
         shapes = jax.eval_shape(lambda: state(0, mesh))
         assert bits(checkpoints.restore(checkpoints.latest_step(), shapes, mesh)) == expected
@@ -293,7 +294,7 @@ def large(step: int, mesh) -> train_state.TrainState:
     made = train_state.create({"params": {"kernel": drawn()}, "batch_stats": {}}, optax.trace(0.9))
     trace, ema = jax.tree.map(lambda _: drawn(), made.opt_state), {"kernel": drawn()}
     made = dataclasses.replace(made, step=jnp.int32(step), ema_params=ema, opt_state=trace)
-    return jax.device_put(made, parallel.replicated(mesh))
+    return jax.device_put(made, devices.replicated(mesh))
 
 
 def save_large(workdir, mesh, dice: dict[int, float | None]) -> None:
@@ -474,7 +475,7 @@ def test_a_kill_at_any_moment_leaves_no_step_without_checksums(tmp_path, mesh, m
     made = train_state.create({"params": {"w": jnp.zeros(64)}, "batch_stats": {}}, optax.identity())
     said = []
     with checkpoint.Checkpoints(tmp_path / "run", keep_latest=2, warn=said.append) as checkpoints:
-        found = checkpoints.restore_latest(jax.device_put(made, parallel.replicated(mesh)), mesh)
+        found = checkpoints.restore_latest(jax.device_put(made, devices.replicated(mesh)), mesh)
     assert int(found.step) == latest and said == []
     assert found.params["w"].tolist() == list(range(64))
 

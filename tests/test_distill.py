@@ -25,7 +25,6 @@ from biedsnet_jax import (
     evaluate,
     losses,
     models,
-    parallel,
     run_log,
     segmenter,
     student_config,
@@ -34,6 +33,7 @@ from biedsnet_jax import (
     trainer,
 )
 from biedsnet_jax.diffusion import schedule
+from biedsnet_jax.runtime import devices
 from configs import phantom
 
 NOISES = schedule.linear(100)
@@ -145,12 +145,12 @@ def test_students_of_the_denoiser_of_one_mask_have_no_loss_when_they_are_it():
 
 
 def test_the_update_moves_the_student_and_neither_moves_nor_donates_the_teacher():
-    mesh, optimizer = parallel.make_mesh(), optax.sgd(1.0)
-    everywhere = parallel.replicated(mesh)
+    mesh, optimizer = devices.make_mesh(), optax.sgd(1.0)
+    everywhere = devices.replicated(mesh)
     state = jax.device_put(train_state.create(line(b=0.5), optimizer), everywhere)
     others = jax.device_put({"teacher": line(b=2.0)}, everywhere)
     step = train_step.make_train_step(consistency(losses.bce), optimizer, mesh, ema_decay=0.9, accumulate=2, fixed=True)
-    batch = parallel.put_batch(jax.device_get(batch_of(16)), mesh)
+    batch = devices.put_batch(jax.device_get(batch_of(16)), mesh)
     for _ in range(2):
         state, _ = step(state, batch, jax.random.key(0), others)
     assert float(state.params["b"]) != 0.5

@@ -12,7 +12,7 @@ import pytest
 from documented_workshop import Workshop
 from places import ROOT
 
-from biedsnet_jax import parallel
+from biedsnet_jax.runtime import devices
 
 COMMANDS = [command for page in documented.pages() for command in documented.commands(page)]
 FIRST = [said for i, said in enumerate(COMMANDS) if said.text not in [other.text for other in COMMANDS[:i]]]
@@ -25,8 +25,8 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def workshop(shared, monkeypatch, capsys):
-    one = parallel.make_mesh(jax.devices()[:1])  # quicker than eight
-    monkeypatch.setattr(parallel, "make_mesh", lambda *devices, **fields: one)
+    one = devices.make_mesh(jax.devices()[:1])  # quicker than eight
+    monkeypatch.setattr(devices, "make_mesh", lambda *_, **fields: one)
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.syspath_prepend(str(ROOT))  # config files import one another
     monkeypatch.chdir(shared.folder)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax import evaluate, experiment, fusion, parallel, report_data
+from biedsnet_jax import evaluate, experiment, fusion, report_data
 from biedsnet_jax.diffusion.sampler import Trajectory
+from biedsnet_jax.runtime import devices
 from configs import phantom
 
 
@@ -59,7 +60,7 @@ def probabilities(cfg, model, mesh, *, seed=0, fusion="mean", variables=None):
 
 
 def test_an_images_noise_is_its_own_whatever_shares_its_batch_or_device():
-    eight, one = parallel.make_mesh(), parallel.make_mesh(jax.devices()[:1])
+    eight, one = devices.make_mesh(), devices.make_mesh(jax.devices()[:1])
     expected, _ = probabilities(config(**{"eval.batch_size": 8}), Noise(), eight)
     assert len(expected) == 12 and len(np.unique(expected[:, 0, 0, 0])) == 12
     for mesh, batch_size in ((eight, 16), (one, 5), (one, 1)):
@@ -70,7 +71,7 @@ def test_an_images_noise_is_its_own_whatever_shares_its_batch_or_device():
 
 
 def test_samples_are_fused():
-    mesh, cfg = parallel.make_mesh(), config(**{"eval.batch_size": 8})
+    mesh, cfg = devices.make_mesh(), config(**{"eval.batch_size": 8})
     mean, _ = probabilities(cfg, Noise(), mesh)
     squared, _ = probabilities(cfg, Noise(), mesh, fusion="mean_squared")
     majority, _ = probabilities(cfg, Noise(), mesh, fusion="majority")
@@ -80,7 +81,7 @@ def test_samples_are_fused():
 
 def test_staple_is_the_same_on_one_device_and_on_eight():
     found = []
-    for mesh in (parallel.make_mesh(), parallel.make_mesh(jax.devices()[:1])):
+    for mesh in (devices.make_mesh(), devices.make_mesh(jax.devices()[:1])):
         found += [probabilities(config(**{"eval.batch_size": 8}), Noise(), mesh, fusion="staple")[0]]
     np.testing.assert_allclose(*found, atol=1e-5)
     assert found[0].std() > 0.1
@@ -88,7 +89,7 @@ def test_staple_is_the_same_on_one_device_and_on_eight():
 
 @pytest.mark.parametrize("above", [-9.0, 0.0, 9.0])
 def test_mean_dice_is_over_the_slices_with_truth(above):
-    mesh, cfg, variables = parallel.make_mesh(), config(**{"eval.batch_size": 8}), {"above": jnp.float32(above)}
+    mesh, cfg, variables = devices.make_mesh(), config(**{"eval.batch_size": 8}), {"above": jnp.float32(above)}
     data = experiment.open_data(cfg)
     predict = evaluate.make_predict(Bright(), mesh, ensemble=1, fusion="mean", seed=0)
     found = evaluate.mean_dice(cfg, predict, variables, data, data.train + data.test, mesh)
@@ -102,7 +103,7 @@ def test_mean_dice_is_over_the_slices_with_truth(above):
 
 
 def test_mean_dice_without_any_truth_is_undefined():
-    mesh, cfg = parallel.make_mesh(), config(**{"eval.batch_size": 8, "data.phantom.empty_fraction": 1.0})
+    mesh, cfg = devices.make_mesh(), config(**{"eval.batch_size": 8, "data.phantom.empty_fraction": 1.0})
     data = experiment.open_data(cfg)
     predict = evaluate.make_predict(Bright(), mesh, ensemble=1, fusion="mean", seed=0)
     assert evaluate.mean_dice(cfg, predict, {"above": jnp.float32(0)}, data, data.val, mesh) is None
@@ -113,7 +114,7 @@ def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
     monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
     variables = {"above": jnp.float32(0.7), "params": {}}
     workdir.mkdir(exist_ok=True)
-    mesh, data = mesh or parallel.make_mesh(), experiment.open_data(cfg)
+    mesh, data = mesh or devices.make_mesh(), experiment.open_data(cfg)
     evaluate.evaluate(cfg, workdir, model or Bright(), variables, data, mesh, step=7)
     return json.loads((workdir / "results.json").read_text()), csv_files.read(workdir / "cases.csv")
 
@@ -148,7 +149,7 @@ def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):
         pixels = sum(int(row["pixels"]) for row in rows if row["mask"] == mask)
         assert pixels == sum(int(case[name]) for case in cases for name in columns)
     results, _ = scored(config(), tmp_path, monkeypatch)
-    assert results["device"] == f"8 x {parallel.device_kind(parallel.make_mesh())}"
+    assert results["device"] == f"8 x {devices.device_kind(devices.make_mesh())}"
     assert "lesions" not in results and not (tmp_path / "lesions.csv").exists()  # none of another evaluation
 
 
@@ -208,7 +209,7 @@ def test_each_slice_has_its_entropy_and_the_run_its_calibration_error(tmp_path, 
 
 
 def test_what_is_kept_depends_on_neither_devices_nor_batch(tmp_path, monkeypatch):
-    one = parallel.make_mesh(jax.devices()[:1])
+    one = devices.make_mesh(jax.devices()[:1])
     kept(config(**{"eval.batch_size": 8}), tmp_path / "8", monkeypatch, model=Noise())
     kept(config(**{"eval.batch_size": 4}), tmp_path / "1", monkeypatch, model=Noise(), mesh=one)
     contents = [(tmp_path / name / report_data.NAME).read_bytes() for name in "81"]

@@ -14,8 +14,9 @@ import pytest
 from refusals import refused
 from untrained import image, toy, untrained
 
-from biedsnet_jax import evaluate, export, export_loader, export_program, files, main, models, predict
+from biedsnet_jax import evaluate, export, export_loader, export_program, main, models, predict
 from biedsnet_jax.data import transforms
+from biedsnet_jax.runtime import files
 from configs import nifti
 
 # Closeness: float32 normalisation against float64, and bfloat16 in batches of another size.

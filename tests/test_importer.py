@@ -11,18 +11,9 @@ from PIL import Image
 from places import GOLDEN
 from refusals import refused
 
-from biedsnet_jax import (
-    checkpoint,
-    config,
-    evaluate,
-    importer,
-    models,
-    parallel,
-    predict_files,
-    pretrained,
-    train_state,
-)
-from biedsnet_jax.lock import Lock
+from biedsnet_jax import checkpoint, config, evaluate, importer, models, predict_files, pretrained, train_state
+from biedsnet_jax.runtime import devices
+from biedsnet_jax.runtime.lock import Lock
 from biedsnet_jax.types import BadInput
 from configs import folder, phantom
 
@@ -52,7 +43,7 @@ def cfg():
 
 def test_an_imported_workdir_predicts_what_pytorch_did(golden, weights, cfg, tmp_path):
     importer.run(cfg, str(tmp_path / "run"), str(weights))
-    saved, mesh = config.load(tmp_path / "run"), parallel.make_mesh(jax.devices()[:1])
+    saved, mesh = config.load(tmp_path / "run"), devices.make_mesh(jax.devices()[:1])
     model = models.build(saved)
     like = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, saved), optax.identity()))
     variables, step = checkpoint.restore_variables(tmp_path / "run", like, mesh)

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from biedsnet_jax import losses, parallel, segmenter
+from biedsnet_jax import losses, segmenter
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.macs import count_macs, prediction_gmacs
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.networks.bffm import boundary
 from biedsnet_jax.networks.blocks import DepthwiseConv, resize_bilinear
+from biedsnet_jax.runtime import devices
 
 
 def shaped(*shape, dtype=jnp.float32):
@@ -99,7 +100,7 @@ def test_counts_inside_the_functions_that_a_function_calls(fn, squares):
 
 
 def test_shards_are_counted_on_all_devices():
-    mesh = parallel.make_mesh()
+    mesh = devices.make_mesh()
     fn = jax.shard_map(square, mesh=mesh, in_specs=P(None, None), out_specs=P(None, None), check_vma=False)
     assert count_macs(fn, A) == mesh.size * 64
 

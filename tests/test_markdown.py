@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from biedsnet_jax import csv_text, metrics, model_card, report, results, tables
+from biedsnet_jax import metrics, model_card, report, results, tables
+from biedsnet_jax.runtime import csv_text
 
 NAMES = [
     "a|b",

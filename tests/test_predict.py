@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 from untrained import SIZE, image, toy, untrained
 
-from biedsnet_jax import config, evaluate, parallel, predict
+from biedsnet_jax import config, evaluate, predict
 from biedsnet_jax.prediction import label_map
+from biedsnet_jax.runtime import devices
 from biedsnet_jax.types import BadInput
 from configs import nifti
 
@@ -176,7 +177,7 @@ def test_a_slice_does_not_depend_on_what_shares_its_batch(workdirs, predictors):
 def test_few_sizes_of_batch_are_compiled(predictors, monkeypatch, slices, sizes):
     compiled = []
     monkeypatch.setattr(predict.Predictor, "_compile", lambda self, size, follows: compiled.append(size) or print)
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = devices.make_mesh(jax.devices()[:1])
     predictor = predict.Predictor(predictors["direct"].cfg, {}, step=0, mesh=mesh, run_batch=print)
     for number in slices:
         size, _ = predictor._programs(number, later=False)

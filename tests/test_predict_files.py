@@ -22,8 +22,9 @@ from bright_model import SIZE, Bright, write_workdir
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from PIL import Image
 
-from biedsnet_jax import lock, main, models, parallel, predict_files
+from biedsnet_jax import main, models, predict_files
 from biedsnet_jax.data import nifti, scans, walk
+from biedsnet_jax.runtime import devices, lock
 
 SHAPE = (SIZE, SIZE, 5)  # voxels along x, y, z
 
@@ -37,8 +38,8 @@ def workdir(tmp_path_factory):
 @pytest.fixture
 def predict(workdir, tmp_path, monkeypatch, capsys):
     """`predict(*flags)` -> (exit code, stdout, stderr), from `in` to `out`, in this process."""
-    one = parallel.make_mesh(jax.devices()[:1])  # quicker than eight
-    monkeypatch.setattr(parallel, "make_mesh", lambda **fields: one)
+    one = devices.make_mesh(jax.devices()[:1])  # quicker than eight
+    monkeypatch.setattr(devices, "make_mesh", lambda **fields: one)
     monkeypatch.setattr(models, "build", lambda cfg: Bright())
     monkeypatch.setattr(sys, "argv", list(sys.argv))
 

@@ -15,8 +15,8 @@ from refusals import refused
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto import event_pb2
 
-from biedsnet_jax import board, files
 from biedsnet_jax.run_log import RunLog
+from biedsnet_jax.runtime import files, tensorboard
 
 
 def lines(folder) -> list[dict]:
@@ -25,8 +25,8 @@ def lines(folder) -> list[dict]:
     return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]  # strict: no NaN
 
 
-def write(folder, steps, *, start=0, tensorboard=False, **scalars):
-    with RunLog(folder, step=start, tensorboard=tensorboard) as log:
+def write(folder, steps, *, start=0, to_tensorboard=False, **scalars):
+    with RunLog(folder, step=start, to_tensorboard=to_tensorboard) as log:
         for step in steps:
             log.write(step, {"loss": 1.0 / step, **scalars})
 
@@ -107,7 +107,7 @@ def test_lines_that_cannot_be_sorted_at_the_start_are_said(tmp_path):
 
 
 def test_lines_of_the_checkpoints_own_step_stay(tmp_path):
-    with RunLog(tmp_path, step=0, tensorboard=False) as log:
+    with RunLog(tmp_path, step=0, to_tensorboard=False) as log:
         log.write(2, {"loss": 0.5})
         log.write(2, {"val_dice": 0.25})
     write(tmp_path, [], start=2)
@@ -132,7 +132,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 def test_a_full_disk_costs_lines_and_is_said_once(tmp_path, capsys, room):
     """No file may grow by more than `room` bytes, which is what a full disk is to who writes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with RunLog(tmp_path, step=0, tensorboard=True) as log:
+    with RunLog(tmp_path, step=0, to_tensorboard=True) as log:
         log.write(1, {"loss": 1.0})
         size = (tmp_path / "metrics.jsonl").stat().st_size + room
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -150,7 +150,7 @@ def test_a_full_disk_costs_lines_and_is_said_once(tmp_path, capsys, room):
 def test_a_folder_that_vanishes_is_an_error(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    with RunLog(folder, step=0, tensorboard=True) as log:
+    with RunLog(folder, step=0, to_tensorboard=True) as log:
         log.write(1, {"loss": 1.0})
         folder.rename(tmp_path / "elsewhere")
         refused(lambda: log.write(2, {"loss": 1.0}), "is gone, at step 2", str(folder))
@@ -166,7 +166,7 @@ def test_scalars_and_the_panel_are_in_the_event_file(tmp_path):
     image[0, ..., 0], image[1, 0, 0, 0] = 7.0, -5.0  # a flat slice, and one with a single dark pixel
     truth, probability = np.zeros((2, 4, 3, 2), np.float32), np.zeros((2, 4, 3, 2), np.float32)
     truth[1, :, :, 1], probability[0, 2, 1, 0] = 1.0, 0.5
-    with RunLog(tmp_path, step=0, tensorboard=True) as log:
+    with RunLog(tmp_path, step=0, to_tensorboard=True) as log:
         log.write(3, {"loss": 0.75, "train_dice": 0.125})
         log.panel(4, image, truth, probability)
     values = [(event.step, value) for event in events(tmp_path) for value in event.summary.value]
@@ -185,8 +185,8 @@ def test_scalars_and_the_panel_are_in_the_event_file(tmp_path):
 
 
 def test_going_on_marks_the_steps_that_no_longer_count(tmp_path):
-    write(tmp_path, (1, 2, 3), tensorboard=True)
-    write(tmp_path, (3,), start=2, tensorboard=True)
+    write(tmp_path, (1, 2, 3), to_tensorboard=True)
+    write(tmp_path, (3,), start=2, to_tensorboard=True)
     said = [event.step for event in events(tmp_path) if event.summary.value]
     assert said == [1, 2, 3, 3]
     marks = [event.step for event in events(tmp_path) if event.session_log.status == event_pb2.SessionLog.START]
@@ -194,21 +194,21 @@ def test_going_on_marks_the_steps_that_no_longer_count(tmp_path):
 
 
 def test_without_tensorboard_a_panel_is_nothing(tmp_path):
-    with RunLog(tmp_path, step=0, tensorboard=False) as log:
+    with RunLog(tmp_path, step=0, to_tensorboard=False) as log:
         log.panel(1, *[np.zeros((1, 2, 2, 1), np.float32)] * 3)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_where_the_folder_of_curves_would_be_is_refused(tmp_path):
     (tmp_path / "tensorboard").write_text("")
-    refused(lambda: write(tmp_path, [1], tensorboard=True), tmp_path / "tensorboard", "File exists")
+    refused(lambda: write(tmp_path, [1], to_tensorboard=True), tmp_path / "tensorboard", "File exists")
 
 
 def test_a_disk_that_is_full_at_the_start_costs_the_curves_and_not_the_run(tmp_path, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(board, "Board", full)
-    write(tmp_path, [1], tensorboard=True)
+    monkeypatch.setattr(tensorboard, "Board", full)
+    write(tmp_path, [1], to_tensorboard=True)
     assert [line["step"] for line in lines(tmp_path)] == [1]
     assert "disk full, logs of step 0 lost" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import soak_damage
 import soak_power
 import soak_run
 
-from biedsnet_jax import files
+from biedsnet_jax.runtime import files
 
 PARAMETERS = "1,234 parameters, 1 x cpu; train 9 slices of 3 cases"
 

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from biedsnet_jax import losses, parallel, train_state
+from biedsnet_jax import losses, train_state
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.networks.biedsnet import BIEDSNet
+from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenter import Diffusion, Direct
 from biedsnet_jax.train_step import make_optimizer, make_train_step, one_or_other
 
@@ -41,7 +42,7 @@ class Lines(nn.Module):
 
 
 def one_device():
-    return parallel.make_mesh(jax.devices()[:1])
+    return devices.make_mesh(jax.devices()[:1])
 
 
 def pull_state(w: float, optimizer):
@@ -121,7 +122,7 @@ def test_each_step_draws_from_the_runs_key_and_its_own_number():
 def test_the_old_state_is_donated():
     optimizer = optax.adam(0.1)
     mesh = one_device()
-    old = jax.device_put(pull_state(1.0, optimizer), parallel.replicated(mesh))
+    old = jax.device_put(pull_state(1.0, optimizer), devices.replicated(mesh))
     new, _ = make_train_step(Pull(), optimizer, mesh, ema_decay=0.9)(old, pixels(0.0), jax.random.key(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.ema_params, old.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
@@ -210,7 +211,7 @@ def test_a_batch_in_parts_is_the_batch_at_once_over_any_devices():
 
     whole = updated(one_device(), 1)
     assert_equal(updated(one_device(), 2), whole, atol=1e-6)
-    assert_equal(updated(parallel.make_mesh(), 2), whole, atol=1e-6)
+    assert_equal(updated(devices.make_mesh(), 2), whole, atol=1e-6)
 
 
 def train_small(mesh, steps: int):
@@ -221,7 +222,7 @@ def train_small(mesh, steps: int):
     variables = weights(network, batch["mask"], batch["image"], jnp.zeros(8, jnp.int32))
     state = train_state.create(variables, optimizer)
     step = make_train_step(diffusion, optimizer, mesh, ema_decay=0.9)
-    batch = parallel.put_batch(jax.device_get(batch), mesh)
+    batch = devices.put_batch(jax.device_get(batch), mesh)
     first, values = None, []
     for _ in range(steps):
         state, metrics = step(state, batch, jax.random.key(0))
@@ -232,7 +233,7 @@ def train_small(mesh, steps: int):
 
 def test_eight_devices_make_the_update_of_one_and_steps_lower_the_loss():
     one, seen = train_small(one_device(), 12)
-    eight, (loss,) = train_small(parallel.make_mesh(), 1)
+    eight, (loss,) = train_small(devices.make_mesh(), 1)
     assert loss == pytest.approx(seen[0], abs=1e-5)
     # Batch norm included: its statistics are the whole batch's, not a device's.
     assert_equal(eight, one, atol=1e-5)

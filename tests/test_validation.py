@@ -5,7 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from biedsnet_jax import evaluate, parallel, progress, validation
+from biedsnet_jax import evaluate, validation
+from biedsnet_jax.runtime import devices, progress
 
 
 class Heard:
@@ -36,7 +37,7 @@ def made(monkeypatch):
         log = types.SimpleNamespace(tensorboard=False)
         cfg = types.SimpleNamespace(eval=options, log=log, fusion="mean", seed=0, threshold=0.5)
         data = types.SimpleNamespace(val=list(range(len(truths))))
-        return validation.Validation(cfg, None, data, parallel.make_mesh())
+        return validation.Validation(cfg, None, data, devices.make_mesh())
 
     return make
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from biedsnet_jax import closing, evaluate, experiment, parallel, report, results
+from biedsnet_jax import closing, evaluate, experiment, report, results
 from biedsnet_jax.diffusion.sampler import Trajectory
+from biedsnet_jax.runtime import devices
 from configs import folder, phantom
 
 SIZE = 16
@@ -36,7 +37,7 @@ def evaluated(cfg, workdir, monkeypatch, *, above):
     """What evaluation returns; `above` 9: nothing is predicted."""
     monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
     workdir.mkdir()
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = devices.make_mesh(jax.devices()[:1])
     variables = {"above": jnp.float32(above), "params": {}}
     data = experiment.open_data(cfg)
     return evaluate.evaluate(cfg, workdir, Made(cfg.data.classes), variables, data, mesh, step=7)

@@ -28,7 +28,7 @@ from biedsnet_jax.data import nifti
 from biedsnet_jax.data.sources import natural
 from biedsnet_jax.data.volumes import Volume, check_same_grid
 from biedsnet_jax.data.walk import check_regular
-from biedsnet_jax.files import sync, sync_folder
+from biedsnet_jax.runtime.files import sync, sync_folder
 from biedsnet_jax.types import BadInput
 
 NAME, VERSION = "covid19_ct_seg", "1.0.0"

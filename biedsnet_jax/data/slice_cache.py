@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from biedsnet_jax.files import whole_file
+from biedsnet_jax.runtime.files import whole_file
 from biedsnet_jax.types import BadInput
 
 VERSION = 3  # of what is stored

@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Shaped
 
-from biedsnet_jax import files
 from biedsnet_jax.data.nifti_folder import class_masks, known_labels
 from biedsnet_jax.data.sources import Example, Facts, check_foreground, natural
+from biedsnet_jax.runtime import files
 from biedsnet_jax.types import BadInput
 
 ROLES = ("image", "mask", "case", "slice", "spacing")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from biedsnet_jax import csv_text, files
 from biedsnet_jax.errors import BadInput, reason
+from biedsnet_jax.runtime import csv_text, files
 
 RECORD = "passed_over.csv"  # a row a file that was not read, and why
 

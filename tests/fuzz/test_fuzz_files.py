@@ -16,7 +16,8 @@ from damage import damaged, tried
 from hypothesis import given
 from hypothesis import strategies as st
 
-from biedsnet_jax import checkpoint, parallel, train_state, weight_files
+from biedsnet_jax import checkpoint, train_state, weight_files
+from biedsnet_jax.runtime import devices
 
 STEPS = (1, 2)
 
@@ -34,10 +35,10 @@ def numbers(tree) -> list[bytes]:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A workdir with the checkpoints of two steps, and their files."""
-    workdir, mesh = tmp_path_factory.mktemp("saved") / "run", parallel.make_mesh()
+    workdir, mesh = tmp_path_factory.mktemp("saved") / "run", devices.make_mesh()
     with checkpoint.Checkpoints(workdir, keep_latest=2) as checkpoints:
         for step in STEPS:
-            checkpoints.save(jax.device_put(state(step), parallel.replicated(mesh)), config={}, val_dice=0.1 * step)
+            checkpoints.save(jax.device_put(state(step), devices.replicated(mesh)), config={}, val_dice=0.1 * step)
     files = sorted(path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file())
     return workdir, mesh, files
 

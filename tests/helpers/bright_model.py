@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from biedsnet_jax import checkpoint, config, models, parallel, predict, train_state
+from biedsnet_jax import checkpoint, config, models, predict, train_state
+from biedsnet_jax.runtime import devices
 from configs import folder, variants
 
 SIZE = 16
@@ -54,9 +55,9 @@ def write_workdir(workdir, above=0.5):
 @contextlib.contextmanager
 def in_place():
     """Workdirs are the made-up model's, on one device, which is quicker than eight."""
-    one = parallel.make_mesh(jax.devices()[:1])
+    one = devices.make_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "make_mesh", lambda **fields: one)
+        patch.setattr(devices, "make_mesh", lambda **fields: one)
         patch.setattr(models, "build", lambda cfg: Bright())
         yield
 

@@ -169,7 +169,7 @@ def _serve(words, workshop, page):
 
 
 def _tensorboard(words, workshop, page):
-    """The folder has what it shows; tests/test_tensorboard.py reads it as TensorBoard does."""
+    """The folder has what it shows; tests/runtime/test_tensorboard.py reads it as TensorBoard does."""
     workshop.trained("runs/phantom")
     assert list((workshop.folder / _value(words, "logdir")).rglob("*tfevents*"))
 
@@ -280,7 +280,7 @@ RULES = [
     Rule("packages", r"pip install .*", _packages, "hundreds of megabytes"),
     Rule("a package of the system", r"apt-get install .*", _system_package, "needs root"),
     Rule("tests", r"python -m pytest.*", _tests, "it is what runs this"),
-    Rule("processes", rf"{MAIN} .*--coordinator.*", _processes, "tests/test_processes.py has several processes"),
+    Rule("processes", rf"{MAIN} .*--coordinator.*", _processes, "tests/runtime/test_processes.py has several"),
     Rule(
         "row of a table", rf"{MAIN} .*--workdir=WORKDIR", _processes, "minutes a row; tests/test_segmenter.py has all"
     ),

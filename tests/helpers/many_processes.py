@@ -15,19 +15,10 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from biedsnet_jax import (
-    checkpoint,
-    evaluate,
-    experiment,
-    models,
-    parallel,
-    predict_files,
-    processes,
-    train_state,
-    trainer,
-)
+from biedsnet_jax import checkpoint, evaluate, experiment, models, predict_files, train_state, trainer
 from biedsnet_jax.data import pipeline
 from biedsnet_jax.errors import BadInput, Preempted
+from biedsnet_jax.runtime import devices, processes
 from configs import phantom
 
 STEPS = 4
@@ -104,7 +95,7 @@ def restored(workdir: Path, mesh) -> dict[str, int]:
 
 
 def main(spec: dict, process_id: int) -> None:
-    parallel.enable_compile_cache(toy().compile_cache)
+    devices.enable_compile_cache(toy().compile_cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     processes.start(f"localhost:{spec['port']}", spec["processes"], process_id)
     make = pipeline.train_batches
@@ -123,7 +114,7 @@ def main(spec: dict, process_id: int) -> None:
             evaluate.run(toy(), str(workdir))
             continue
         if job["mode"] == "restore":
-            found = restored(workdir, parallel.make_mesh(fsdp=job["fsdp"]))
+            found = restored(workdir, devices.make_mesh(fsdp=job["fsdp"]))
             if processes.is_first():
                 Path(job["output"]).write_text(json.dumps(found))
             continue

@@ -12,11 +12,11 @@ import pytest
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax.lock import Lock, wait
+from biedsnet_jax.runtime.lock import Lock, wait
 
 HOLD = """
 import pathlib, sys, time
-from biedsnet_jax.lock import Lock
+from biedsnet_jax.runtime.lock import Lock
 lock = Lock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(100)

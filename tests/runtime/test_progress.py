@@ -7,7 +7,7 @@ import sys
 import pytest
 from terminals import screen
 
-from biedsnet_jax import console, progress
+from biedsnet_jax.runtime import console, progress
 
 
 class Terminal(io.StringIO):

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from biedsnet_jax import console
+from biedsnet_jax.runtime import console
 
 
 class Progress:
@@ -79,6 +79,6 @@ def _write(text):
 
 
 def _bar(what, total, start):
-    from biedsnet_jax import live  # here: rich is of use to terminals alone
+    from biedsnet_jax.runtime import terminal  # here: rich is of use to terminals alone
 
-    return live.Bar(what, total, start)
+    return terminal.Bar(what, total, start)

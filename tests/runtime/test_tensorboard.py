@@ -37,7 +37,7 @@ def test_precision_by_recall_of_each_validation(tmp_path, classes, tags):
     truth[0, 1, 0] = True  # tp, fp, tn, fn at 0.5: 1, 1, 1, 1
     counts = pr_curve.Counts(classes)
     counts.add(probability, truth)
-    with RunLog(tmp_path, step=0, tensorboard=True) as log:
+    with RunLog(tmp_path, step=0, to_tensorboard=True) as log:
         for step in (10, 20):
             log.write(step, {"val_dice": 0.5})
             log.curves(step, counts)
@@ -58,7 +58,7 @@ def test_precision_by_recall_of_each_validation(tmp_path, classes, tags):
 
 def test_the_config_is_a_text_that_a_resumed_run_says_again(tmp_path):
     for start, steps in ((0, 30), (7, 40)):
-        with RunLog(tmp_path, step=start, tensorboard=True) as log:
+        with RunLog(tmp_path, step=start, to_tensorboard=True) as log:
             log.config(start, {"train.steps": steps, "data.hint": "a | b\n`c`", "data.labels": (), "row": ""})
     found = read(tmp_path)
     tag = "config/text_summary"
@@ -121,7 +121,7 @@ def test_a_run_that_was_tested_has_a_line_of_fields_and_scores(tmp_path):
 
 
 def test_another_evaluation_replaces_the_line_and_leaves_the_curves(tmp_path):
-    with RunLog(tmp_path, step=0, tensorboard=True) as log:
+    with RunLog(tmp_path, step=0, to_tensorboard=True) as log:
         log.write(40, {"loss": 0.25})
     evaluated(tmp_path, dice=0.5)
     (first,) = (tmp_path / "tensorboard").glob("*.test")

@@ -19,19 +19,20 @@ from PIL import Image
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import lock, made_from, parallel, processes
+from biedsnet_jax import made_from
+from biedsnet_jax.runtime import devices, lock, processes
 
 FSDP = {"1x1": 1, "1x4": 2, "2x2": 4, "4x1": 1}  # of processes x devices
 LAYOUTS = tuple(FSDP)
 
 
-def together(count: int, devices: int, folder: Path, jobs: list[dict]) -> list[str]:
-    """Run jobs in `count` processes of `devices` each; the output of every process."""
+def together(count: int, devices_each: int, folder: Path, jobs: list[dict]) -> list[str]:
+    """Run jobs in `count` processes of `devices_each` devices; the output of every process."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     spec = folder / f"{count}.json"
-    spec.write_text(json.dumps({"port": port, "processes": count, "devices": devices, "jobs": jobs}))
+    spec.write_text(json.dumps({"port": port, "processes": count, "devices": devices_each, "jobs": jobs}))
     cache = {"TEST_COMPILE_CACHE": str(folder / "cache")}
     # As users' programs are compiled, not as conftest.py asks: without fusion emitters sums round so coarsely that the
     # same step, fused otherwise, comes to gradients a thousandth apart.
@@ -175,7 +176,7 @@ def test_a_checkpoint_of_any_layout_restores_bit_for_bit_in_another(root, target
             found = json.loads((root / f"{source} on {target}.json").read_text())
         else:
             count = int(target[-1])
-            found = restored(root / source, parallel.make_mesh(jax.devices()[:count], fsdp=FSDP[target]))
+            found = restored(root / source, devices.make_mesh(jax.devices()[:count], fsdp=FSDP[target]))
         assert sorted(found.values()) == expected and len(expected) > 50
 
 
@@ -235,18 +236,18 @@ def test_all_processes_are_told_of_another_run_in_their_folder(root):
 
 
 def test_large_arrays_are_cut_along_their_largest_axis_that_divides():
-    mesh = parallel.make_mesh(fsdp=4)
+    mesh = devices.make_mesh(fsdp=4)
     shapes = {"kernel": (3, 3, 64, 128), "turned": (128, 64), "odd": (4097,), "small": (63, 64), "square": (64, 64)}
     tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
-    found = {name: tuple(sharding.spec) for name, sharding in parallel.state_sharding(tree, mesh).items()}
+    found = {name: tuple(sharding.spec) for name, sharding in devices.state_sharding(tree, mesh).items()}
     kernel = (None, None, None, "fsdp")
     assert found == {"kernel": kernel, "turned": ("fsdp",), "odd": (), "small": (), "square": (None, "fsdp")}
-    whole = parallel.state_sharding(tree, parallel.make_mesh())
+    whole = devices.state_sharding(tree, devices.make_mesh())
     assert all(sharding.is_fully_replicated for sharding in whole.values())
 
 
 def test_a_mesh_that_does_not_divide_is_refused():
-    refused(lambda: parallel.make_mesh(fsdp=3), "parts that do not divide 8 devices, 3, in parallel.fsdp", "1, 2, 4, 8")
+    refused(lambda: devices.make_mesh(fsdp=3), "parts that do not divide 8 devices, 3, in parallel.fsdp", "1, 2, 4, 8")
 
 
 @pytest.mark.parametrize(

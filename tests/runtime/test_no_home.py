@@ -10,8 +10,9 @@ import pytest
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import experiment, parallel
+from biedsnet_jax import experiment
 from biedsnet_jax.data import tfds_source
+from biedsnet_jax.runtime import devices
 from configs import nifti
 
 
@@ -40,7 +41,7 @@ def compile_cache(monkeypatch):
 
 
 def test_caches_lie_in_the_temporary_folder(homeless, compile_cache, capsys):
-    parallel.enable_compile_cache("auto")
+    devices.enable_compile_cache("auto")
     assert compile_cache() == f"{homeless}/xla" and capsys.readouterr().err == ""
     assert experiment.cache_folder(nifti.get_config()) == homeless / "slices"
 
@@ -51,7 +52,7 @@ def test_a_home_that_is_not_known_is_refused_in_every_field(homeless, compile_ca
     c.data.update(cache_dir=path, root=path)
     refused(lambda: experiment.cache_folder(c), path, "not known")
     refused(lambda: experiment.open_data(c), path, "not known")
-    refused(lambda: parallel.enable_compile_cache(path), path, "not known")
+    refused(lambda: devices.enable_compile_cache(path), path, "not known")
     refused(lambda: tfds_source.find("set", path), path, "not known")
     assert not (homeless.parent / "~").exists()
 
@@ -67,7 +68,7 @@ def test_a_tilde_in_a_field_is_the_home(monkeypatch, tmp_path, compile_cache):
     c = nifti.get_config()
     c.data.cache_dir = "~/slices"
     assert experiment.cache_folder(c) == tmp_path / "slices"
-    parallel.enable_compile_cache("~/xla")
+    devices.enable_compile_cache("~/xla")
     assert compile_cache() == f"{tmp_path}/xla"
     refused(lambda: tfds_source.find("set", "~/sets"), f"{tmp_path}/sets")
     c.data.root = "~/gone"
@@ -78,7 +79,7 @@ def test_a_tilde_in_a_field_is_the_home(monkeypatch, tmp_path, compile_cache):
 def test_a_compile_cache_that_cannot_be_written_is_told_once_and_done_without(tmp_path, compile_cache, capsys, folder):
     (tmp_path / "file").touch()
     before = compile_cache()
-    parallel.enable_compile_cache(str(tmp_path / folder))
+    devices.enable_compile_cache(str(tmp_path / folder))
     assert compile_cache() == before
     err = capsys.readouterr().err
     assert err.startswith("biedsnet: The compile cache ") and err.count("\n") == 1
@@ -88,7 +89,7 @@ def test_a_compile_cache_that_cannot_be_written_is_told_once_and_done_without(tm
 def test_a_home_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, compile_cache, capsys):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/sys/kernel")
-    parallel.enable_compile_cache("auto")
+    devices.enable_compile_cache("auto")
     assert "/sys/kernel/.cache/biedsnet_jax/xla cannot be written" in capsys.readouterr().err
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from biedsnet_jax import files
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.runtime import files
 
 
 @pytest.fixture

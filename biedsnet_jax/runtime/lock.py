@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from biedsnet_jax import files
 from biedsnet_jax.errors import BadInput, reason, shown
+from biedsnet_jax.runtime import files
 
 try:
     import fcntl

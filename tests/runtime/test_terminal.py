@@ -13,7 +13,8 @@ import pytest
 import terminals
 from evaluated_workdir import closing_lines
 
-from biedsnet_jax import closing, console, trainer
+from biedsnet_jax import closing, trainer
+from biedsnet_jax.runtime import console
 
 TOY = {
     "data.size": 16,
@@ -94,7 +95,7 @@ def test_the_cursor_is_never_left_hidden(trained):
 def test_ctrl_c_leaves_the_cursor_and_a_new_line():
     code = """
 import contextlib, time
-from biedsnet_jax import progress
+from biedsnet_jax.runtime import progress
 with contextlib.closing(progress.Progress("train", 10**6)) as bar:
     step = 0
     while True:
@@ -133,7 +134,8 @@ def test_without_a_terminal_rich_is_not_imported():
 import sys
 import threading
 from concurrent import futures
-from biedsnet_jax import closing, progress
+from biedsnet_jax import closing
+from biedsnet_jax.runtime import progress
 bar = progress.Progress("train", 2)
 bar.update(2, {}, plain=True)
 bar.close()

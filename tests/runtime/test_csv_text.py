@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from biedsnet_jax import csv_text
+from biedsnet_jax.runtime import csv_text
 
 NAMES = ["=1+1", "+a", "-a", "@SUM(A1)", "'=1", "''-x", "\t=x", "plain", "'quoted'", "a,b", 'a"b', "a\nb", ""]
 

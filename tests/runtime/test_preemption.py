@@ -12,7 +12,7 @@ import pytest
 from places import ROOT
 
 from biedsnet_jax.errors import Preempted
-from biedsnet_jax.preemption import Watch
+from biedsnet_jax.runtime.preemption import Watch
 
 SIGNALS = [("SIGTERM", "SIGTERM", 0), ("SIGINT", "Ctrl-C", 130), ("SIGHUP", "SIGHUP", 129)]
 
@@ -99,7 +99,7 @@ def test_no_library_takes_it_for_a_fault():
 
 TWICE = """
 import signal, time
-from biedsnet_jax.preemption import Watch
+from biedsnet_jax.runtime.preemption import Watch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with Watch() as watch, watch.loop("after"):
     print("ready", flush=True)
