@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import kept_rows
 
-from biedsnet_jax import config, evaluate, metrics, models, run_split, tables, trainer
+from biedsnet_jax import config, evaluate, models, run_split, tables, trainer
 from biedsnet_jax import main as command_line
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.runtime import devices, files, progress
+from biedsnet_jax.scoring import metrics
 
 MARGIN = 0.003  # of Dice
 STEPS = (1, 2, 3, 4, 5, 8, 10, 20, 50)

@@ -22,9 +22,10 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from biedsnet_jax import overlay, report_data, results
+from biedsnet_jax import overlay, report_data
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.runtime import files
+from biedsnet_jax.scoring import results
 
 TILE, GAP, TITLE, MARGIN = 208, 10, 40, 20  # pixels
 GROUND, INK = (13, 17, 23), (230, 237, 243)

@@ -4,9 +4,9 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
-from biedsnet_jax import false_lesions
-from biedsnet_jax.false_lesions import number
 from biedsnet_jax.runtime import console
+from biedsnet_jax.scoring import false_lesions
+from biedsnet_jax.scoring.false_lesions import number
 
 # Of `standard` in results.json, with what they are called.
 SCORES = {

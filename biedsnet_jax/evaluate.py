@@ -24,11 +24,8 @@ from biedsnet_jax import (
     evaluations,
     experiment,
     hyperparameters,
-    lesions,
     macs,
-    metrics,
     models,
-    pr_curve,
     recording,
     report,
     report_charts,
@@ -40,8 +37,9 @@ from biedsnet_jax import (
 from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import reason
 from biedsnet_jax.fusion import FUSIONS
-from biedsnet_jax.results import EVALUATIONS
 from biedsnet_jax.runtime import console, csv_text, devices, files, lock, processes, progress
+from biedsnet_jax.scoring import lesions, metrics, pr_curve
+from biedsnet_jax.scoring.results import EVALUATIONS
 from biedsnet_jax.types import BadInput
 
 Predict = Callable[[dict, jax.Array, jax.Array], jax.Array]

@@ -17,8 +17,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from biedsnet_jax import checkpoint_folder, config, models
-from biedsnet_jax.results import EVALUATIONS
 from biedsnet_jax.runtime import files
+from biedsnet_jax.scoring.results import EVALUATIONS
 
 LOCK = ".evaluate.lock"
 RESULTS = "results.json"

@@ -10,11 +10,12 @@ row cost. Rows without results are "not measured".
 import pathlib
 from collections import defaultdict
 
-from biedsnet_jax import comparison, report_facts, report_tables, results
+from biedsnet_jax import report_facts, report_tables
 from biedsnet_jax.errors import BadInput, reason, shown
-from biedsnet_jax.false_lesions import number
 from biedsnet_jax.report_page import page
 from biedsnet_jax.runtime import files
+from biedsnet_jax.scoring import comparison, results
+from biedsnet_jax.scoring.false_lesions import number
 from biedsnet_jax.tables import Table, markdown
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from biedsnet_jax import results
 from biedsnet_jax.runtime import files
+from biedsnet_jax.scoring import results
 
 NAME = "report_data.npz"
 LEVELS = 200

@@ -6,8 +6,9 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from biedsnet_jax import charts, paper_tables, report_charts, report_data, results
+from biedsnet_jax import charts, paper_tables, report_charts, report_data
 from biedsnet_jax.report_data import Evaluated
+from biedsnet_jax.scoring import results
 from biedsnet_jax.tables import Table
 
 _NOT_RECORDED = "not recorded"

@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 
-from biedsnet_jax import comparison, false_lesions, paper_tables, results
+from biedsnet_jax import paper_tables
+from biedsnet_jax.scoring import comparison, false_lesions, results
 from biedsnet_jax.tables import Table
 
 NOT_MEASURED = "not measured"

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from biedsnet_jax import evaluate, pr_curve
+from biedsnet_jax import evaluate
 from biedsnet_jax.runtime import progress
+from biedsnet_jax.scoring import pr_curve
 
 
 class Validation:

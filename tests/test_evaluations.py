@@ -13,10 +13,11 @@ from bright_model import Bright, in_place
 from case_folders import cfg_of, start, write
 from refusals import refused
 
-from biedsnet_jax import checkpoint, closing, config, evaluate, evaluations, report, results, train_state
+from biedsnet_jax import checkpoint, closing, config, evaluate, evaluations, report, train_state
 from biedsnet_jax.data import walk
-from biedsnet_jax.results import EVALUATIONS
 from biedsnet_jax.runtime import lock
+from biedsnet_jax.scoring import results
+from biedsnet_jax.scoring.results import EVALUATIONS
 from configs import folder, phantom
 
 # ---- Names

@@ -14,12 +14,11 @@ PACKAGE = ROOT / "biedsnet_jax"
 
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
-    "errors", "types", "runtime", "split_record", "checksums", "data", "networks", "diffusion", "losses",
-    "distances", "statistics", "false_lesions", "metrics", "pr_curve", "lesions", "fusion", "macs", "timing",
-    "roofline", "segmenter", "models", "distillation", "packing", "train_state", "train_step",
-    "checkpoint_folder", "array_sums", "checkpoint", "run_log", "closing", "config_fields", "known_fields",
-    "later_fields", "config_check", "config", "experiment", "run_split", "scored_cases", "hyperparameters",
-    "results", "comparison", "paper_tables", "tables", "charts", "report_data", "report_tables",
+    "errors", "types", "runtime", "scoring", "split_record", "checksums", "data", "networks", "diffusion",
+    "losses", "fusion", "macs", "timing", "roofline", "segmenter", "models", "distillation", "packing",
+    "train_state", "train_step", "checkpoint_folder", "array_sums", "checkpoint", "run_log", "closing",
+    "config_fields", "known_fields", "later_fields", "config_check", "config", "experiment", "run_split",
+    "scored_cases", "hyperparameters", "paper_tables", "tables", "charts", "report_data", "report_tables",
     "report_charts", "report_facts", "report_pictures", "report_page", "report", "recording", "evaluations",
     "evaluate", "class_presence", "validation", "trainer", "distill", "prediction", "predict", "overlay",
     "outputs", "made_from", "output_folder", "scan_results", "predict_files", "serve_limits", "serve_check",
@@ -31,16 +30,13 @@ ORDER = [
 
 # Leaves, and what of the package they may know beside errors, types and themselves.
 LEAVES = {
+    "runtime": (),
+    "scoring": ("runtime",),
     "data": ("runtime",),
     "networks": (),
     "diffusion": (),
     "losses": (),
     "fusion": (),
-    "distances": (),
-    "statistics": (),
-    "false_lesions": (),
-    "metrics": ("distances", "statistics", "false_lesions"),
-    "lesions": (),
 }
 
 # Outside libraries that only some layers may import.

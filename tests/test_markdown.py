@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from biedsnet_jax import metrics, model_card, report, results, tables
+from biedsnet_jax import model_card, report, tables
 from biedsnet_jax.runtime import csv_text
+from biedsnet_jax.scoring import metrics, results
 
 NAMES = [
     "a|b",

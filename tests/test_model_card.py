@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax import metrics, model_card
+from biedsnet_jax import model_card
+from biedsnet_jax.scoring import metrics
 
 ABOUT = {
     "row": "row5", "network": "biedsnet", "parameters": 1234567, "dtype": "float32", "checkpoint_step": 80,

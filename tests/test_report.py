@@ -17,7 +17,8 @@ from places import ROOT
 from refusals import refused
 from scipy import stats
 
-from biedsnet_jax import comparison, paper_tables, report, results
+from biedsnet_jax import paper_tables, report
+from biedsnet_jax.scoring import comparison, results
 from biedsnet_jax.tables import Table, html_table, markdown
 from biedsnet_jax.types import BadInput
 

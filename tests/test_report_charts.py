@@ -7,8 +7,9 @@ import evaluated_workdir
 import numpy as np
 import pytest
 
-from biedsnet_jax import charts, report_charts, report_facts, results
+from biedsnet_jax import charts, report_charts, report_facts
 from biedsnet_jax.charts import Axis, Figure, Series
+from biedsnet_jax.scoring import results
 
 
 def pixels(count=3000):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from biedsnet_jax import metrics, report, report_data
+from biedsnet_jax import report, report_data
+from biedsnet_jax.scoring import metrics
 
 HOSTILE = "<img src=x onerror=hacked=1></script><script>hacked=1</script>&amp;"
 browser_page, page_log = browser.browser_page, browser.page_log

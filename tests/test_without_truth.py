@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from biedsnet_jax import closing, evaluate, experiment, report, results
+from biedsnet_jax import closing, evaluate, experiment, report
 from biedsnet_jax.diffusion.sampler import Trajectory
 from biedsnet_jax.runtime import devices
+from biedsnet_jax.scoring import results
 from configs import folder, phantom
 
 SIZE = 16

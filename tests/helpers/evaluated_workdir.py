@@ -6,7 +6,8 @@ import json
 import numpy as np
 from scipy import ndimage
 
-from biedsnet_jax import false_lesions, metrics, report_data
+from biedsnet_jax import report_data
+from biedsnet_jax.scoring import false_lesions, metrics
 
 
 def blobs(rng, count, size, classes):

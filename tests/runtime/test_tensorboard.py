@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from biedsnet_jax import hyperparameters, metrics, pr_curve
+from biedsnet_jax import hyperparameters
 from biedsnet_jax.run_log import RunLog
+from biedsnet_jax.scoring import metrics, pr_curve
 from configs import phantom
 
 reader = pytest.importorskip(

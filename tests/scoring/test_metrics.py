@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import directed_hausdorff
 
-from biedsnet_jax import metrics
+from biedsnet_jax.scoring import metrics
 from biedsnet_jax.types import BadInput
 
 

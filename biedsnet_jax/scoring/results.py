@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from biedsnet_jax.errors import BadInput, reason, shown
-from biedsnet_jax.false_lesions import Mask
 from biedsnet_jax.runtime import csv_text, files
+from biedsnet_jax.scoring.false_lesions import Mask
 
 # Columns of cases.csv that a report shows, by convention.
 STANDARD = ("dice", "hd", "hd95", "nsd", "iou", "accuracy", "recall", "precision")

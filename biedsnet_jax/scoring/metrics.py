@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from biedsnet_jax import false_lesions, statistics
-from biedsnet_jax.distances import Spacing, row_hausdorff, surface_distances
+from biedsnet_jax.scoring import false_lesions, statistics
+from biedsnet_jax.scoring.distances import Spacing, row_hausdorff, surface_distances
 from biedsnet_jax.types import BadInput
 
 COUNTS = ("tp", "fp", "fn", "tn")

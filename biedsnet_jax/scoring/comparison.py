@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from biedsnet_jax import statistics
-from biedsnet_jax.results import Run
+from biedsnet_jax.scoring import statistics
+from biedsnet_jax.scoring.results import Run
 
 FEWEST_CASES = 6  # below, no two-sided signed-rank test can reach p < 0.05: 2 / 2^5 = 0.0625
 

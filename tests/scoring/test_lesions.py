@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from biedsnet_jax import lesions
+from biedsnet_jax.scoring import lesions
 
 
 def mask(*rows: str) -> np.ndarray:

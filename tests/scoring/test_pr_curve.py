@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from biedsnet_jax import pr_curve
+from biedsnet_jax.scoring import pr_curve
 
 
 def test_counts_are_those_of_a_loop_over_thresholds_and_pixels():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from biedsnet_jax import comparison, metrics, results, statistics
+from biedsnet_jax.scoring import comparison, metrics, results, statistics
 
 NAN = math.nan
 
