@@ -76,7 +76,8 @@ def read(folder: Path) -> dict:
 def feed(folder: Path) -> dict:
     """Training batches from the cache, an epoch of them and then a timed stretch."""
     from biedsnet_jax import experiment
-    from biedsnet_jax.data import nifti, pipeline
+    from biedsnet_jax.data import pipeline
+    from biedsnet_jax.data.formats import nifti
 
     cfg, opened = _config(folder), []
     original = nifti.read

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 SUPPORTED = {  # the other fields: any value
     "bffm": (True,),

@@ -27,8 +27,8 @@ from biedsnet_jax import (
     train_state,
     train_step,
 )
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import devices
-from biedsnet_jax.types import BadInput
 
 # Large enough to fill the device, small enough to take seconds: side of the matrices, bytes copied.
 _CEILINGS = {"cpu": ((512, 1024, 2048), 2**28), "other": ((2048, 4096, 8192), 2**30)}

@@ -6,9 +6,8 @@ import math
 import pathlib
 
 from biedsnet_jax import checksums
-from biedsnet_jax.errors import reason
+from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import files
-from biedsnet_jax.types import BadInput
 
 DAMAGED = "damaged_checkpoints"  # in the workdir
 SCORE = "val_dice"

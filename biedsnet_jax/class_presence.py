@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from biedsnet_jax import experiment
-from biedsnet_jax.data.sources import Source
+from biedsnet_jax.data.sources.source import Source
 
 MOST = 1000  # slices of a split that are looked at
 

@@ -13,9 +13,8 @@ from biedsnet_jax import known_fields, later_fields
 from biedsnet_jax.config_check import check, check_slices_alone
 from biedsnet_jax.config_fields import flat, get_field
 from biedsnet_jax.data import case_names
-from biedsnet_jax.errors import reason, shown
+from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files, processes
-from biedsnet_jax.types import BadInput
 
 __all__ = [
     "check", "check_same_run", "check_slices_alone", "check_teacher", "check_trained", "flat", "get_field", "load",

@@ -8,11 +8,10 @@ from biedsnet_jax import models
 from biedsnet_jax.config_fields import get_field
 from biedsnet_jax.data import case_names
 from biedsnet_jax.diffusion import schedule
-from biedsnet_jax.errors import shown
+from biedsnet_jax.errors import BadInput, shown
 from biedsnet_jax.fusion import FUSIONS
 from biedsnet_jax.known_fields import check_known
 from biedsnet_jax.networks import DENOISERS, NETWORKS
-from biedsnet_jax.types import BadInput
 
 _CHOICES = {
     "method": ("auto", "diffusion", "direct"),

@@ -6,8 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax.errors import shown
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput, shown
 
 
 def get_field(config: ConfigDict, name: str) -> Any:

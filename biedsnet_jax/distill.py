@@ -3,7 +3,7 @@
 import pathlib
 
 from biedsnet_jax import checkpoint, config, trainer
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 
 def run(cfg, workdir: str, output: str | None) -> dict:

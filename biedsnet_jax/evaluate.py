@@ -35,12 +35,11 @@ from biedsnet_jax import (
     train_state,
 )
 from biedsnet_jax.data import pipeline, walk
-from biedsnet_jax.errors import reason
+from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.fusion import FUSIONS
 from biedsnet_jax.runtime import console, csv_text, devices, files, lock, processes, progress
 from biedsnet_jax.scoring import lesions, metrics, pr_curve
 from biedsnet_jax.scoring.results import EVALUATIONS
-from biedsnet_jax.types import BadInput
 
 Predict = Callable[[dict, jax.Array, jax.Array], jax.Array]
 # Fields of a run that an evaluation may change, beside those that anyone may.

@@ -8,11 +8,13 @@ import sys
 import optax
 
 from biedsnet_jax import train_step
-from biedsnet_jax.data import sources, splits, transforms
-from biedsnet_jax.data.nifti_folder import NiftiFolder
-from biedsnet_jax.data.phantom import Phantom
+from biedsnet_jax.data import splits, transforms
+from biedsnet_jax.data.sources.image_folder import ImageFolder
+from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
+from biedsnet_jax.data.sources.phantom import Phantom
+from biedsnet_jax.data.sources.source import Cached, Source
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import console, files, processes
-from biedsnet_jax.types import BadInput
 
 SPLITS = ("train", "val", "test")
 
@@ -21,7 +23,7 @@ SPLITS = ("train", "val", "test")
 class Data:
     """A random-access source, and the indices of each split."""
 
-    source: sources.Source
+    source: Source
     train: list[int]
     val: list[int]
     test: list[int]
@@ -41,7 +43,7 @@ def open_data(config) -> Data:
     return deal(config, open_source(config))
 
 
-def open_source(config) -> sources.Source:
+def open_source(config) -> Source:
     """The source a config names; with `data.verify`, every file has been read once.
 
     What the source warns of is printed by the first process.
@@ -49,10 +51,10 @@ def open_source(config) -> sources.Source:
     source = _SOURCES[config.data.source](config)
     for note in source.facts.notes:
         warn(note)
-    return sources.Cached(source) if config.data.cache else source
+    return Cached(source) if config.data.cache else source
 
 
-def deal(config, source: sources.Source) -> Data:
+def deal(config, source: Source) -> Data:
     """The source's cases on the sides that the config asks for."""
     return Data(source, **_split(source.cases, config.split, source.facts.sides), root=data_root(config))
 
@@ -108,7 +110,7 @@ def _phantom(config):
 
 def _folder(config):
     data = config.data
-    source = sources.ImageFolder(_root(config), classes=data.classes, channels=data.channels, case=data.case)
+    source = ImageFolder(_root(config), classes=data.classes, channels=data.channels, case=data.case)
     return _verified(source, config)
 
 
@@ -128,18 +130,19 @@ def _nifti(config):
 
 
 def _tfds(config):
-    from biedsnet_jax.data import covid19_ct_seg, tfds_source  # here, since TFDS takes as long to import as jax
+    # TFDS takes as long to import as jax.
+    from biedsnet_jax.data.sources import covid19_ct_seg, tfds
 
     data, fields = config.data, config.data.tfds
     cache = _cache(config, "tfds")
     if fields.name == covid19_ct_seg.NAME and not fields.data_dir:
         prepared = covid19_ct_seg.prepare(pathlib.Path(_root(config)), cache, quiet=console.is_quiet())
     else:
-        prepared = tfds_source.find(fields.name, fields.data_dir)
-    source = tfds_source.Tfds(
+        prepared = tfds.find(fields.name, fields.data_dir)
+    source = tfds.Tfds(
         prepared,
         cache,
-        {role: fields[role] for role in tfds_source.ROLES},
+        {role: fields[role] for role in tfds.ROLES},
         split=fields.split,
         classes=data.classes,
         channels=data.channels,

@@ -14,10 +14,10 @@ import numpy as np
 from jax import export
 
 from biedsnet_jax import config, evaluate, export_loader, export_program, model_card, predict
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.models import is_diffusion
 from biedsnet_jax.outputs import writing
 from biedsnet_jax.runtime import files, processes
-from biedsnet_jax.types import BadInput
 
 PROGRAM, WEIGHTS, ABOUT, LOADER, CARD = "predict.stablehlo", "weights.npz", "export.json", "load.py", "MODEL_CARD.md"
 _MEANS = {

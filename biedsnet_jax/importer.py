@@ -20,8 +20,8 @@ from biedsnet_jax import (
     train_state,
     weight_files,
 )
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import devices, files
-from biedsnet_jax.types import BadInput
 
 
 def run(cfg, workdir: str, source: str | None) -> None:

@@ -15,9 +15,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from biedsnet_jax.config_fields import flat, nearest
-from biedsnet_jax.errors import reason, shown
+from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.networks import DENOISERS, NETWORKS
-from biedsnet_jax.types import BadInput
 
 DEFAULT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "default.py")
 STUDENT = ("distill.teacher", "distill.step", "distill.grid", "distill.truth_weight")

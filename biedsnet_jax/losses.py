@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from biedsnet_jax.types import BadInput, Logits, Mask
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.types import Logits, Mask
 
 PerExample = Float[Array, " b"]
 LossFn = Callable[[Logits, Mask], PerExample]

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from biedsnet_jax.data import nifti, pictures
-from biedsnet_jax.data.nifti_folder import class_masks
+from biedsnet_jax.data.formats import nifti, pictures
+from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.data.scans import Item, Scan
-from biedsnet_jax.data.volumes import Volume
+from biedsnet_jax.data.sources.nifti_folder import class_masks
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.overlay import overlay
 from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
 from biedsnet_jax.report_data import LIKELY
 from biedsnet_jax.runtime import files
 from biedsnet_jax.runtime.csv_text import read as read_csv
 from biedsnet_jax.runtime.csv_text import write as write_csv
-from biedsnet_jax.types import BadInput
 
 COLUMNS = (
     "name", "class", "labels", "slices", "height", "width", "pixels", "volume_ml", "largest_area_mm2",

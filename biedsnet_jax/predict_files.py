@@ -21,9 +21,8 @@ import jax
 
 from biedsnet_jax import closing, config, made_from, models, output_folder, outputs, predict, scan_results
 from biedsnet_jax.data import scans, walk
-from biedsnet_jax.errors import reason
+from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import console, lock, processes, progress
-from biedsnet_jax.types import BadInput
 
 FAILED = 3  # exit code where some scans could not be segmented
 # Fields that change no mask of given weights. A field that a later version adds counts until it is

@@ -21,7 +21,7 @@ import scipy.ndimage
 from flax import traverse_util
 from jaxtyping import Float
 
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 # (regex of a parameter's path, its tensor's name): the first full match counts.
 _VIT_R50 = (

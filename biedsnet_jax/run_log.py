@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from biedsnet_jax.errors import reason
+from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import files, processes, tensorboard
 from biedsnet_jax.scoring import pr_curve
-from biedsnet_jax.types import BadInput
 
 _GOES_ON = "the same command then goes on from its last checkpoint"
 

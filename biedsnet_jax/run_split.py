@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from biedsnet_jax import checkpoint_folder, experiment, split_record
 from biedsnet_jax.data import walk
-from biedsnet_jax.data.sources import Example, Facts, Source
+from biedsnet_jax.data.sources.source import Example, Facts, Source
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.experiment import Data
 from biedsnet_jax.runtime import processes

@@ -17,10 +17,9 @@ import warnings
 from collections.abc import Iterator
 
 from biedsnet_jax import config, predict
-from biedsnet_jax.errors import reason
+from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import processes
 from biedsnet_jax.serve_limits import Limits
-from biedsnet_jax.types import BadInput
 
 _LAST_WORDS = 2  # seconds that an answer may take once the server is told to stop
 

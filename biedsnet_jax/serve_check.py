@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from biedsnet_jax.data import dicom_slice, nifti, pictures, scans
-from biedsnet_jax.data.sources import EXTENSIONS
-from biedsnet_jax.data.volumes import Volume
+from biedsnet_jax.data import scans
+from biedsnet_jax.data.formats import dicom_slice, nifti, pictures
+from biedsnet_jax.data.formats.pictures import EXTENSIONS
+from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.serve_limits import Limits
 

@@ -17,12 +17,12 @@ from jaxtyping import Shaped, UInt8
 
 from biedsnet_jax import models, outputs, serve_child, serve_handoff
 from biedsnet_jax.data.scans import Scan
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.predict import Predictor
 from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
 from biedsnet_jax.report_data import LEVELS, levels
 from biedsnet_jax.runtime import files
 from biedsnet_jax.serve_limits import Limits
-from biedsnet_jax.types import BadInput
 
 SUMMARY = "summary.csv"
 # The largest value of each, which is 255 in a plane; half a bit of entropy or less is all that samples disagree by.

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import DENOISERS, NETWORKS
-from biedsnet_jax.types import BadInput
 
 # For each network, (regex, replacement) applied in order by `re.sub` to the PyTorch module path without its leaf, say
 # "block1.0.mlp.fc1"; the dots left become the slashes of the Flax path. No entry: the names are the same.

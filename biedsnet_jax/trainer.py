@@ -29,10 +29,9 @@ from biedsnet_jax import (
     validation,
 )
 from biedsnet_jax.data import pipeline, walk
-from biedsnet_jax.errors import Diverged, reason
+from biedsnet_jax.errors import BadInput, Diverged, reason
 from biedsnet_jax.runtime import console, devices, files, preemption, processes, progress
 from biedsnet_jax.runtime.lock import Lock
-from biedsnet_jax.types import BadInput
 
 
 def train(cfg, workdir: str) -> dict | None:

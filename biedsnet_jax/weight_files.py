@@ -10,7 +10,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 SAFETENSORS_DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,

@@ -17,9 +17,9 @@ from places import ROOT
 from refusals import refused
 
 from biedsnet_jax import checkpoint, train_state
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.runtime.lock import Lock
-from biedsnet_jax.types import BadInput
 
 CONFIG = {"network": "toy", "train": {"steps": 3}}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from biedsnet_jax import class_presence, experiment
-from biedsnet_jax.data.sources import Facts
+from biedsnet_jax.data.sources.source import Facts
 
 
 @dataclasses.dataclass

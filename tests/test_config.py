@@ -8,8 +8,8 @@ import pytest
 from refusals import refused
 
 from biedsnet_jax import config, evaluate, trainer
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import NETWORKS
-from biedsnet_jax.types import BadInput
 from configs import covid, default, folder, phantom, variants
 
 

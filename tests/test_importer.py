@@ -12,9 +12,9 @@ from places import GOLDEN
 from refusals import refused
 
 from biedsnet_jax import checkpoint, config, evaluate, importer, models, predict_files, pretrained, train_state
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.runtime.lock import Lock
-from biedsnet_jax.types import BadInput
 from configs import folder, phantom
 
 VECTORS = GOLDEN / "unet_4uiiurz1_w8.npz"

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "biedsnet_jax"
 
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
-    "errors", "types", "runtime", "scoring", "split_record", "checksums", "data", "networks", "diffusion",
+    "errors", "types", "runtime", "data", "scoring", "split_record", "checksums", "networks", "diffusion",
     "losses", "fusion", "macs", "timing", "roofline", "segmenter", "models", "distillation", "packing",
     "train_state", "train_step", "checkpoint_folder", "array_sums", "checkpoint", "run_log", "closing",
     "config_fields", "known_fields", "later_fields", "config_check", "config", "experiment", "run_split",

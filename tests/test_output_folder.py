@@ -12,8 +12,8 @@ from PIL import Image
 from refusals import refused
 
 from biedsnet_jax import made_from, output_folder, outputs, scan_results
+from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.data.scans import Item, Scan
-from biedsnet_jax.data.volumes import Volume
 from biedsnet_jax.prediction import Prediction
 
 SETTINGS = {"model": "unet", "threshold": 0.5, "sampler.steps": 3, "data.window": [0, 1]}

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from biedsnet_jax import outputs
-from biedsnet_jax.data import nifti, scans
-from biedsnet_jax.data.pictures import read_picture
+from biedsnet_jax.data import scans
+from biedsnet_jax.data.formats import nifti
+from biedsnet_jax.data.formats.pictures import read_picture
+from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.data.scans import Item, Scan
-from biedsnet_jax.data.volumes import Volume
 from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
 
 SHAPE = (3, 4, 5)  # d h w

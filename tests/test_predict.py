@@ -7,9 +7,9 @@ from PIL import Image
 from untrained import SIZE, image, toy, untrained
 
 from biedsnet_jax import config, evaluate, predict
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import label_map
 from biedsnet_jax.runtime import devices
-from biedsnet_jax.types import BadInput
 from configs import nifti
 
 

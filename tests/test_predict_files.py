@@ -23,7 +23,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from PIL import Image
 
 from biedsnet_jax import main, models, predict_files
-from biedsnet_jax.data import nifti, scans, walk
+from biedsnet_jax.data import scans, walk
+from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.runtime import devices, lock
 
 SHAPE = (SIZE, SIZE, 5)  # voxels along x, y, z

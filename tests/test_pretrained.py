@@ -9,10 +9,10 @@ import pytest
 from flax import traverse_util
 
 from biedsnet_jax import importer
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks.swin_unet import SwinUNet
 from biedsnet_jax.networks.trans_unet import TransUNet
 from biedsnet_jax.pretrained import load_pretrained_swin_t, load_pretrained_vit_r50
-from biedsnet_jax.types import BadInput
 from configs import folder
 
 HIDDEN, MLP, HEADS, WIDTH = 16, 32, 2, 32

@@ -18,9 +18,9 @@ from refusals import refused
 from scipy import stats
 
 from biedsnet_jax import paper_tables, report
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.scoring import comparison, results
 from biedsnet_jax.tables import Table, html_table, markdown
-from biedsnet_jax.types import BadInput
 
 NAN = math.nan
 

@@ -11,7 +11,7 @@ from refusals import refused
 
 from biedsnet_jax import config, experiment, run_split, split_record
 from biedsnet_jax.data import splits, walk
-from biedsnet_jax.data.sources import Facts
+from biedsnet_jax.data.sources.source import Facts
 from configs import phantom
 
 CASES = [f"p{n:02d}" for n in range(1, 9)]

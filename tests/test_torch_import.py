@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from places import GOLDEN, SHARED
 
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.torch_import import FIRST, load_torch_state, to_variables
-from biedsnet_jax.types import BadInput
 from biedsnet_jax.weight_files import read_state
 
 FOLDERS = (GOLDEN, SHARED / "golden")

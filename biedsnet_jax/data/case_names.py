@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 AUTO = "auto"
 EACH = ""  # as earlier versions did: each folder is a case, and each file of a flat one

@@ -14,8 +14,8 @@ import grain
 import numpy as np
 
 from biedsnet_jax.data import transforms
-from biedsnet_jax.data.sources import Source
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.data.sources.source import Source
+from biedsnet_jax.errors import BadInput
 
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # grain's own default reads 500 batches ahead
 

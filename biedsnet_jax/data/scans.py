@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from biedsnet_jax.data import dicom, nifti, walk
-from biedsnet_jax.data.nifti_layouts import check_channels, group_channels, plain
-from biedsnet_jax.data.pictures import EXTENSIONS, read_picture_turned
-from biedsnet_jax.data.sources import natural
-from biedsnet_jax.data.volumes import Volume, check_same_grid, plane_note
+from biedsnet_jax.data import walk
+from biedsnet_jax.data.formats import dicom, nifti
+from biedsnet_jax.data.formats.pictures import EXTENSIONS, read_picture_turned
+from biedsnet_jax.data.formats.volumes import Volume, check_same_grid, plane_note
+from biedsnet_jax.data.sources.nifti_layouts import check_channels, group_channels, plain
 from biedsnet_jax.data.walk import PassedOver
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.runtime.files import natural
 
 RECORD = "predict.json"  # marks a folder of masks
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 Splits = dict[str, list[int]]
 

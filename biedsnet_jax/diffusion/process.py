@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from biedsnet_jax.diffusion.schedule import Schedule, Series
-from biedsnet_jax.types import BadInput, Noisy
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.types import Noisy
 
 Times = Int[Array, " b"]
 PerExample = Float[Array, "b 1 1 1"]

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Integer, Key
 
 from biedsnet_jax.diffusion import process
 from biedsnet_jax.diffusion.schedule import Schedule, respace, select_timesteps, times_below
-from biedsnet_jax.types import BadInput, Noisy
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.types import Noisy
 
 Keys = Key[Array, " b"]
 Denoise = Callable[[Noisy, process.Times], Noisy]

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 from jaxtyping import Float64, Integer
 
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 Series = Float64[np.ndarray, " t"]  # one value per time
 

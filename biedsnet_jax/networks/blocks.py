@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 Features = Float[Array, "b h w c"]
 Time = Int[Array, " b"] | Float[Array, " b"]

@@ -21,9 +21,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Real
 
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks.blocks import GroupNorm, check_size, conv, timestep_embedding, upsample_nearest
 from biedsnet_jax.networks.medsegdiff_highway import GATES, LEVELS, Highway, highway_widths
-from biedsnet_jax.types import BadInput, Image, Noisy
+from biedsnet_jax.types import Image, Noisy
 
 VERSIONS = ("new", "v1")
 

@@ -15,8 +15,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks.blocks import Features, conv
-from biedsnet_jax.types import BadInput, Image, Logits
+from biedsnet_jax.types import Image, Logits
 
 PATCH = 4  # pixels a side
 

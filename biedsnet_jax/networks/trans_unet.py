@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks.blocks import Features, batch_norm, check_size, conv, resize_bilinear
-from biedsnet_jax.types import BadInput, Image, Logits
+from biedsnet_jax.types import Image, Logits
 
 PATCH = 16  # pixels a side of one token
 

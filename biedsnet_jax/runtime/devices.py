@@ -19,9 +19,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from biedsnet_jax.errors import reason
+from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import files, processes
-from biedsnet_jax.types import BadInput
 
 # Compiler options for a program that runs once, such as the hundreds of small random draws of an initialisation:
 # optimising it costs several times what it saves.

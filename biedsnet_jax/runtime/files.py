@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -210,3 +211,8 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def natural(name: str) -> tuple:
+    """Sort key that takes digits as numbers."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)), name

@@ -19,8 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from biedsnet_jax.errors import reason
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput, reason
 
 WAIT = 24 * 3600  # seconds for what may take hours on one process, such as unpacking a data set
 # In what collectives and the coordinator raise where another process is gone.

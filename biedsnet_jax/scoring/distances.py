@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from scipy.ndimage import binary_erosion, generate_binary_structure
 from scipy.spatial import cKDTree
 
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 Spacing = Sequence[float] | Float[np.ndarray, " axes"]  # mm, one number an axis
 

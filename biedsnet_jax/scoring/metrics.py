@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.scoring import false_lesions, statistics
 from biedsnet_jax.scoring.distances import Spacing, row_hausdorff, surface_distances
-from biedsnet_jax.types import BadInput
 
 COUNTS = ("tp", "fp", "fn", "tn")
 OVERLAPS = ("dice", "iou", "accuracy", "recall", "precision")

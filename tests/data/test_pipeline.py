@@ -8,11 +8,11 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from biedsnet_jax.data.phantom import Phantom
 from biedsnet_jax.data.pipeline import eval_batches, train_batches
-from biedsnet_jax.data.sources import Cached, Facts
+from biedsnet_jax.data.sources.phantom import Phantom
+from biedsnet_jax.data.sources.source import Cached, Facts
 from biedsnet_jax.data.transforms import Prepare
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 AUGMENT = {"hflip": 0.5, "vflip": 0.5, "rotate_degrees": 10.0, "scale": 0.1, "intensity": 0.1}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from biedsnet_jax.data.splits import by_case, by_folder, check_disjoint, k_fold, named
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 
 def uneven(seed: int, n_cases: int = 20) -> list[str]:

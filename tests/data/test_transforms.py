@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from biedsnet_jax.data.transforms import METHODS, Prepare, _jitter, _turn, augment, normalise, resize_mask, window
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 RAMP = np.arange(12.0).reshape(3, 4)
 

@@ -11,7 +11,7 @@ from places import GOLDEN
 from scipy import stats
 
 from biedsnet_jax.diffusion import process, schedule, vlb
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 VECTORS = GOLDEN / "medsegdiff_diffusion_math.npz"
 

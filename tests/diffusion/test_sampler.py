@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from biedsnet_jax.diffusion import process, sampler, schedule
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 METHODS = ["ddpm", "ddim", "dpm_solver"]
 LINEAR = schedule.linear(1000)

@@ -7,7 +7,7 @@ import pytest
 from places import GOLDEN
 
 from biedsnet_jax.diffusion import schedule as schedules
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 VECTORS = GOLDEN / "medsegdiff_diffusion_math.npz"
 

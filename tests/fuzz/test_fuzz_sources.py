@@ -13,8 +13,8 @@ from PIL import Image
 
 from biedsnet_jax import outputs
 from biedsnet_jax.data import scans
-from biedsnet_jax.data.nifti_folder import NiftiFolder
-from biedsnet_jax.data.sources import ImageFolder
+from biedsnet_jax.data.sources.image_folder import ImageFolder
+from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
 
 RNG = np.random.default_rng(0)
 LABEL = RNG.integers(0, 2, (16, 12), np.uint8)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 
 def refused(call, *says) -> None:

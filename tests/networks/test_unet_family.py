@@ -13,11 +13,11 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks.attention_unet import AttentionUNet
 from biedsnet_jax.networks.unet import UNet
 from biedsnet_jax.networks.unetpp import UNetPlusPlus
 from biedsnet_jax.networks.unext import UNeXt
-from biedsnet_jax.types import BadInput
 
 TOYS = [
     pytest.param(UNet(channels=(4, 8), dtype=jnp.bfloat16), id="unet"),

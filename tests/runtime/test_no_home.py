@@ -11,7 +11,7 @@ from places import ROOT
 from refusals import refused
 
 from biedsnet_jax import experiment
-from biedsnet_jax.data import tfds_source
+from biedsnet_jax.data.sources import tfds
 from biedsnet_jax.runtime import devices
 from configs import nifti
 
@@ -53,14 +53,14 @@ def test_a_home_that_is_not_known_is_refused_in_every_field(homeless, compile_ca
     refused(lambda: experiment.cache_folder(c), path, "not known")
     refused(lambda: experiment.open_data(c), path, "not known")
     refused(lambda: devices.enable_compile_cache(path), path, "not known")
-    refused(lambda: tfds_source.find("set", path), path, "not known")
+    refused(lambda: tfds.find("set", path), path, "not known")
     assert not (homeless.parent / "~").exists()
 
 
 def test_tfds_own_folder_is_in_the_home(homeless, monkeypatch):
-    refused(lambda: tfds_source.find("set", ""), "data.tfds.data_dir is empty", "no home folder is known")
+    refused(lambda: tfds.find("set", ""), "data.tfds.data_dir is empty", "no home folder is known")
     monkeypatch.setenv("TFDS_DATA_DIR", str(homeless))
-    refused(lambda: tfds_source.find("set", ""), f"'set' in data.tfds.name, {homeless}")
+    refused(lambda: tfds.find("set", ""), f"'set' in data.tfds.name, {homeless}")
 
 
 def test_a_tilde_in_a_field_is_the_home(monkeypatch, tmp_path, compile_cache):
@@ -70,7 +70,7 @@ def test_a_tilde_in_a_field_is_the_home(monkeypatch, tmp_path, compile_cache):
     assert experiment.cache_folder(c) == tmp_path / "slices"
     devices.enable_compile_cache("~/xla")
     assert compile_cache() == f"{tmp_path}/xla"
-    refused(lambda: tfds_source.find("set", "~/sets"), f"{tmp_path}/sets")
+    refused(lambda: tfds.find("set", "~/sets"), f"{tmp_path}/sets")
     c.data.root = "~/gone"
     refused(lambda: experiment.open_data(c), f"{tmp_path}/gone", "data.root")
 

@@ -9,8 +9,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import directed_hausdorff
 
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.scoring import metrics
-from biedsnet_jax.types import BadInput
 
 
 def mask(*rows: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Shaped
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 CANONICAL = axcodes2ornt("LPS")  # i to the left, j to the back, k to the head
 _PLANES = ("axial", "coronal", "sagittal")  # of slices that follow along axis d, h or w

@@ -12,9 +12,9 @@ import tensorflow_datasets as tfds
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax.data import tfds_source
-from biedsnet_jax.data.sources import Source
-from biedsnet_jax.data.tfds_source import Tfds, find
+from biedsnet_jax.data.sources import tfds as tfds_source
+from biedsnet_jax.data.sources.source import Source
+from biedsnet_jax.data.sources.tfds import Tfds, find
 
 FEATURES = {"image": "scan", "mask": "seg", "case": "patient", "slice": "number", "spacing": "mm"}
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax.data import dicom, dicom_slice, nifti, walk
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.data import walk
+from biedsnet_jax.data.formats import dicom, dicom_slice, nifti
+from biedsnet_jax.errors import BadInput
 
 pydicom = pytest.importorskip("pydicom")
 sitk = pytest.importorskip("SimpleITK")

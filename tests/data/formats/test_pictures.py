@@ -9,9 +9,9 @@ from made_pictures import png16, tiff
 from PIL import Image, ImageOps
 from refusals import refused
 
-from biedsnet_jax.data import pictures
-from biedsnet_jax.data.pictures import read_picture, read_picture_turned, turn_back, turn_upright
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.data.formats import pictures
+from biedsnet_jax.data.formats.pictures import read_picture, read_picture_turned, turn_back, turn_upright
+from biedsnet_jax.errors import BadInput
 
 RNG = np.random.default_rng(0)
 SHAPE = (21, 35)

@@ -5,76 +5,20 @@ case, slice, spacing (row, column) in mm or None, path. `ImageFolder` reads PNG,
 `Cached` keeps any source's examples in memory.
 """
 
-import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
-from biedsnet_jax.data import case_names, picture_masks, walk
-from biedsnet_jax.data.pictures import EXTENSIONS as EXTENSIONS
-from biedsnet_jax.data.pictures import read_picture as read_picture
-from biedsnet_jax.data.pictures import read_picture_turned
+from biedsnet_jax.data import case_names, walk
+from biedsnet_jax.data.formats.pictures import EXTENSIONS, read_picture_turned
+from biedsnet_jax.data.sources import picture_masks
+from biedsnet_jax.data.sources.source import Example, Facts, check_foreground
 from biedsnet_jax.data.walk import PassedOver
-from biedsnet_jax.types import BadInput
-
-Example = dict[str, Any]
-
-FEWEST_WITH_FOREGROUND = 1 / 200  # of all slices: where fewer have any, the masks are most likely read wrongly
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a source knows of its data beside the slices."""
-
-    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # of each case; none where nothing is read
-    sides: Mapping[str, str] = field(default_factory=dict)  # case -> "train", "val" or "test", where folders say so
-    passed: Sequence[PassedOver] = ()  # files that are not read
-    notes: Sequence[str] = ()  # warnings, a line each
-
-
-@runtime_checkable
-class Source(Protocol):
-    """What splits and the pipeline need of a source; `data.phantom.Phantom` is one too."""
-
-    @property
-    def cases(self) -> Sequence[str]: ...
-
-    @property
-    def facts(self) -> Facts: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
-
-
-@dataclass(frozen=True)
-class Cached:
-    """`source` with every example kept in memory after its first reading, read-only since all readers share it."""
-
-    source: Source
-    _kept: dict[int, Example] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    @property
-    def cases(self) -> Sequence[str]:
-        return self.source.cases
-
-    @property
-    def facts(self) -> Facts:
-        return self.source.facts
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Example:
-        if index not in self._kept:  # two threads may both read it: they store the same
-            example = self.source[index]
-            example["image"].flags.writeable = example["mask"].flags.writeable = False
-            self._kept[index] = example
-        return dict(self._kept[index])
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.runtime.files import natural
 
 
 @dataclass(frozen=True)
@@ -156,15 +100,6 @@ class ImageFolder:
         return bool(self[index]["mask"].any())
 
 
-def check_foreground(found: int, of: int, where: str) -> None:
-    """Raises BadInput where so few slices have any foreground that their masks are most likely read wrongly."""
-    if found == 0 or found < FEWEST_WITH_FOREGROUND * of:
-        raise BadInput(
-            f"{found} of {of} masks in {where} have any foreground. Check the masks, data.classes and data.labels, "
-            "or go on with data.verify=False."
-        )
-
-
 def _pair(root: Path) -> tuple[list[tuple[str, Path, Path]], list[PassedOver]]:
     """(name, image, mask) of every slice, by the name without extension below `images/` and `masks/`; what else is."""
     (images, passed), (masks, passed_masks) = _files(root / "images"), _files(root / "masks")
@@ -220,8 +155,3 @@ def _two_of_one_name(first: Path, second: Path) -> BadInput:
             "form (NFC) and one in the decomposed (NFD). Keep one, or rename it."
         )
     return BadInput(f"two files of one name, {first.name} and {second.name}, {first.parent}; keep one")
-
-
-def natural(name: str) -> tuple:
-    """Sort key that takes digits as numbers."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)), name

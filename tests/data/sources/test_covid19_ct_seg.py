@@ -19,9 +19,10 @@ import pytest
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax.data import covid19_ct_seg, splits
-from biedsnet_jax.data.tfds_source import Tfds
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.data import splits
+from biedsnet_jax.data.sources import covid19_ct_seg
+from biedsnet_jax.data.sources.tfds import Tfds
+from biedsnet_jax.errors import BadInput
 
 CASES = ("coronacases_001", "coronacases_002", "radiopaedia_10_85902_1", "radiopaedia_10_85902_3",
          "radiopaedia_7_85703_0")  # fmt: skip
@@ -292,7 +293,7 @@ def test_a_cache_that_cannot_be_written(tmp_path):
 SLOW = """
 import sys, time
 from pathlib import Path
-from biedsnet_jax.data import covid19_ct_seg as covid
+from biedsnet_jax.data.sources import covid19_ct_seg as covid
 read = covid.read_case
 def slow(archives, case):
     print("reads", case, file=sys.stderr, flush=True)

@@ -24,12 +24,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
-from biedsnet_jax.data import nifti
-from biedsnet_jax.data.sources import natural
-from biedsnet_jax.data.volumes import Volume, check_same_grid
+from biedsnet_jax.data.formats import nifti
+from biedsnet_jax.data.formats.volumes import Volume, check_same_grid
 from biedsnet_jax.data.walk import check_regular
-from biedsnet_jax.runtime.files import sync, sync_folder
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.runtime.files import natural, sync, sync_folder
 
 NAME, VERSION = "covid19_ct_seg", "1.0.0"
 ORIGIN = "zenodo.org/records/3757476"

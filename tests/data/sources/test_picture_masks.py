@@ -8,7 +8,7 @@ from made_pictures import tiff
 from PIL import Image
 from refusals import refused
 
-from biedsnet_jax.data.picture_masks import read_mask
+from biedsnet_jax.data.sources.picture_masks import read_mask
 
 TRUTH = np.zeros((48, 56), bool)
 TRUTH[10:30, 12:40] = True

@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime.files import whole_file
-from biedsnet_jax.types import BadInput
 
 VERSION = 3  # of what is stored
 EXACT = 2**24  # up to which float32 holds every whole number

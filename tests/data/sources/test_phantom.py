@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from biedsnet_jax.data.phantom import Phantom
+from biedsnet_jax.data.sources.phantom import Phantom
 from biedsnet_jax.data.transforms import normalise
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 
 def test_the_same_index_gives_the_same_bits_in_any_order():

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
-from biedsnet_jax.data.pictures import GREY_SPREAD, Stored, read_stored
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.data.formats.pictures import GREY_SPREAD, Stored, read_stored
+from biedsnet_jax.errors import BadInput
 
 LEAST_LOSSY = 24  # the lowest grey level that stands out of what JPEG adds
 _MIDDLE = (

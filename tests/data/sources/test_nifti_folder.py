@@ -11,9 +11,9 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from refusals import refused
 
-from biedsnet_jax.data import nifti
-from biedsnet_jax.data.nifti_folder import NiftiFolder, class_masks
-from biedsnet_jax.data.nifti_layouts import find_cases, group_channels
+from biedsnet_jax.data.formats import nifti
+from biedsnet_jax.data.sources.nifti_folder import NiftiFolder, class_masks
+from biedsnet_jax.data.sources.nifti_layouts import find_cases, group_channels
 
 SPACING = (0.7, 1.1, 5.0)  # mm along x, y, z
 SHAPE = (6, 5, 4)  # voxels along x, y, z

@@ -19,10 +19,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Shaped
 
-from biedsnet_jax.data.nifti_folder import class_masks, known_labels
-from biedsnet_jax.data.sources import Example, Facts, check_foreground, natural
+from biedsnet_jax.data.sources.nifti_folder import class_masks, known_labels
+from biedsnet_jax.data.sources.source import Example, Facts, check_foreground
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import files
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.runtime.files import natural
 
 ROLES = ("image", "mask", "case", "slice", "spacing")
 _INFO = "dataset_info.json"

@@ -23,11 +23,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from biedsnet_jax.data import dicom_slice
-from biedsnet_jax.data.dicom_slice import Slice
-from biedsnet_jax.data.volumes import Volume, check_affine
+from biedsnet_jax.data.formats import dicom_slice
+from biedsnet_jax.data.formats.dicom_slice import Slice
+from biedsnet_jax.data.formats.volumes import Volume, check_affine
 from biedsnet_jax.data.walk import PassedOver, unread
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
 
 EXTENSIONS = (".dcm", ".dicom")
 BROKEN = ""  # stands for the series of files whose header cannot be read

@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from biedsnet_jax.data import png, tiff
+from biedsnet_jax.data.formats import png, tiff
 from biedsnet_jax.data.walk import check_regular
-from biedsnet_jax.errors import reason, shown
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput, reason, shown
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 GREY_SPREAD = 32  # of 255: channels of a grey JPEG saved as colour differ by a few

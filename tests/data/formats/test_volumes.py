@@ -7,8 +7,8 @@ import pytest
 from nibabel.orientations import aff2axcodes
 from refusals import refused
 
-from biedsnet_jax.data.volumes import Volume, check_affine, check_same_grid, plane_note
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.data.formats.volumes import Volume, check_affine, check_same_grid, plane_note
+from biedsnet_jax.errors import BadInput
 
 
 def oblique(degrees: float):

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from biedsnet_jax.data.sources import Facts
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.data.sources.source import Facts
+from biedsnet_jax.errors import BadInput
 
 AIR, LUNG, FAT, SOFT_TISSUE, BONE = -1000.0, -850.0, -90.0, 40.0, 450.0  # Hounsfield units
 GROUND_GLASS, CONSOLIDATION = 0, 1

@@ -7,7 +7,7 @@ import os
 import pytest
 from refusals import refused
 
-from biedsnet_jax.data import dataset_json
+from biedsnet_jax.data.sources import dataset_json
 
 CONTENT = {
     "channel_names": {"0": "CT", "1": "PET"},

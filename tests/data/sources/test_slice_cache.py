@@ -16,9 +16,9 @@ import pytest
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax.data import slice_cache
-from biedsnet_jax.data.slice_cache import SliceCache
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.data.sources import slice_cache
+from biedsnet_jax.data.sources.slice_cache import SliceCache
+from biedsnet_jax.errors import BadInput
 
 RAMP = np.arange(24).reshape(2, 3, 4, 1)
 
@@ -352,7 +352,7 @@ def test_of_threads_that_want_one_volume_one_reads_it(tmp_path, scan):
 
 SCRIPT = """
 import sys, time, pathlib, numpy as np
-from biedsnet_jax.data import slice_cache
+from biedsnet_jax.data.sources import slice_cache
 folder, scan, slow = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), float(sys.argv[3])
 encode = slice_cache._encode
 slice_cache._encode = lambda *a: (print("writing", flush=True), time.sleep(slow), encode(*a))[-1]

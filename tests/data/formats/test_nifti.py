@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import refusals
 
-from biedsnet_jax.data import nifti
-from biedsnet_jax.data.volumes import Volume
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.data.formats import nifti
+from biedsnet_jax.data.formats.volumes import Volume
+from biedsnet_jax.errors import BadInput
 
 RAMP = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
 TURN = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])  # a rotation: 7-24-25 triangle

@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from biedsnet_jax.data import dataset_json, nifti, walk
-from biedsnet_jax.data.dataset_json import DatasetJson
-from biedsnet_jax.data.sources import natural
+from biedsnet_jax.data import walk
+from biedsnet_jax.data.formats import nifti
+from biedsnet_jax.data.sources import dataset_json
+from biedsnet_jax.data.sources.dataset_json import DatasetJson
 from biedsnet_jax.data.walk import PassedOver
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.errors import BadInput
+from biedsnet_jax.runtime.files import natural
 
 LAYOUTS = (("images", "labels"), ("images", "masks"), ("imagesTr", "labelsTr"))
 _CHANNEL = re.compile(r"(.+)_(\d{4})")

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from biedsnet_jax.data.volumes import Volume, check_affine
+from biedsnet_jax.data.formats.volumes import Volume, check_affine
 from biedsnet_jax.data.walk import check_regular
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import files

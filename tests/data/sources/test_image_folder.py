@@ -13,8 +13,9 @@ from PIL import Image, ImageOps
 from places import SHARED
 from refusals import refused
 
-from biedsnet_jax.data.sources import Cached, Facts, ImageFolder
-from biedsnet_jax.types import BadInput
+from biedsnet_jax.data.sources.image_folder import ImageFolder
+from biedsnet_jax.data.sources.source import Cached, Facts
+from biedsnet_jax.errors import BadInput
 
 REAL = SHARED / "data"
 RAMP = np.arange(20, dtype=np.uint8).reshape(4, 5)
