@@ -20,7 +20,6 @@ from biedsnet_jax import (
     config,
     evaluate,
     experiment,
-    macs,
     models,
     roofline,
     timing,
@@ -29,6 +28,7 @@ from biedsnet_jax import (
 )
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import devices
+from biedsnet_jax.segmenters import macs
 
 # Large enough to fill the device, small enough to take seconds: side of the matrices, bytes copied.
 _CEILINGS = {"cpu": ((512, 1024, 2048), 2**28), "other": ((2048, 4096, 8192), 2**30)}

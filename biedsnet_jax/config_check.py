@@ -9,9 +9,9 @@ from biedsnet_jax.config_fields import get_field
 from biedsnet_jax.data import case_names
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.errors import BadInput, shown
-from biedsnet_jax.fusion import FUSIONS
 from biedsnet_jax.known_fields import check_known
 from biedsnet_jax.networks import DENOISERS, NETWORKS
+from biedsnet_jax.segmenters.fusion import FUSIONS
 
 _CHOICES = {
     "method": ("auto", "diffusion", "direct"),

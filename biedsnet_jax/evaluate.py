@@ -24,22 +24,21 @@ from biedsnet_jax import (
     evaluations,
     experiment,
     hyperparameters,
-    macs,
     models,
     recording,
     report,
     report_charts,
     report_data,
     scored_cases,
-    segmenter,
     train_state,
 )
 from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import BadInput, reason
-from biedsnet_jax.fusion import FUSIONS
 from biedsnet_jax.runtime import console, csv_text, devices, files, lock, processes, progress
 from biedsnet_jax.scoring import lesions, metrics, pr_curve
 from biedsnet_jax.scoring.results import EVALUATIONS
+from biedsnet_jax.segmenters import macs, segmenter
+from biedsnet_jax.segmenters.fusion import FUSIONS
 
 Predict = Callable[[dict, jax.Array, jax.Array], jax.Array]
 # Fields of a run that an evaluation may change, beside those that anyone may.

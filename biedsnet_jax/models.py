@@ -6,10 +6,11 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from biedsnet_jax import losses
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.networks import DENOISERS, NETWORKS
-from biedsnet_jax.segmenter import Diffusion, Direct, NoisePrediction, Sampling, Segmenter
+from biedsnet_jax.segmenters import losses
+from biedsnet_jax.segmenters.consistency import Consistency
+from biedsnet_jax.segmenters.segmenter import Diffusion, Direct, NoisePrediction, Sampling, Segmenter
 
 SIZED = ("swin_unet", "trans_unet", "medsegdiff")  # networks whose parameters may depend on the image size
 
@@ -23,7 +24,13 @@ def make_network(config) -> nn.Module:
 
 
 def build(config) -> Segmenter:
-    """The segmenter that a checked config asks for."""
+    """The segmenter that a checked config asks for, with its teacher's loss where it has a section `distill`."""
+    if "distill" not in config:
+        return _build_untaught(config)
+    return Consistency(_build_untaught(config), config.distill.grid, config.distill.truth_weight)
+
+
+def _build_untaught(config):
     network = make_network(config)
     loss, weights = _loss_function(config.loss), config.loss.supervision_weights
     denoiser = config.network == "biedsnet"

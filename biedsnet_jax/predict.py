@@ -14,11 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Shaped
 
-from biedsnet_jax import config, evaluate, experiment, fusion, models, segmenter
+from biedsnet_jax import config, evaluate, experiment, models
 from biedsnet_jax.data.formats import volumes
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import Prediction
 from biedsnet_jax.runtime import devices, processes
+from biedsnet_jax.segmenters import fusion, segmenter
 from biedsnet_jax.types import Image
 
 

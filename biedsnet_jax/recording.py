@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from biedsnet_jax import experiment, fusion, models, report_data
+from biedsnet_jax import experiment, models, report_data
 from biedsnet_jax.runtime import devices, processes
+from biedsnet_jax.segmenters import fusion
 
 TRAJECTORIES = 3  # slices whose steps are kept: the worst, the median and the best
 MOST_SAMPLING_STEPS = 100  # with more, the steps are left out: all of them are on the device at once

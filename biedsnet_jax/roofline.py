@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from biedsnet_jax import macs, timing
+from biedsnet_jax import timing
+from biedsnet_jax.segmenters import macs
 
 
 @dataclasses.dataclass(frozen=True)

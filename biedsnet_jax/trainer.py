@@ -16,14 +16,12 @@ from biedsnet_jax import (
     checkpoint_folder,
     class_presence,
     config,
-    distillation,
     evaluate,
     evaluations,
     experiment,
     run_log,
     run_split,
     scored_cases,
-    segmenter,
     train_state,
     train_step,
     validation,
@@ -32,6 +30,7 @@ from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import BadInput, Diverged, reason
 from biedsnet_jax.runtime import console, devices, files, preemption, processes, progress
 from biedsnet_jax.runtime.lock import Lock
+from biedsnet_jax.segmenters import segmenter
 
 
 def train(cfg, workdir: str) -> dict | None:
@@ -77,7 +76,7 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
         data = run_split.open_training(cfg, workdir)
 
     # Segmenter and update.
-    model = distillation.build(cfg)
+    model = models.build(cfg)
     optimizer, schedule = experiment.make_optimizer(cfg)
     fresh = _trace_fresh(cfg, model, optimizer, mesh)
     fields = {"ema_decay": cfg.train.ema, "accumulate": cfg.train.accumulate, "fixed": "distill" in cfg}

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from biedsnet_jax import benchmark, benchmark_files, evaluate, losses, macs, roofline, segmenter, timing
+from biedsnet_jax import benchmark, benchmark_files, evaluate, roofline, timing
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.runtime import devices
+from biedsnet_jax.segmenters import losses, macs, segmenter
 from configs import phantom
 
 # --- times -----------------------------------------------------------------------------------------------------------

@@ -21,12 +21,9 @@ from biedsnet_jax import (
     checkpoint,
     config,
     distill,
-    distillation,
     evaluate,
-    losses,
     models,
     run_log,
-    segmenter,
     student_config,
     train_state,
     train_step,
@@ -34,6 +31,8 @@ from biedsnet_jax import (
 )
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.runtime import devices
+from biedsnet_jax.segmenters import losses, segmenter
+from biedsnet_jax.segmenters.consistency import Consistency
 from configs import phantom
 
 NOISES = schedule.linear(100)
@@ -59,7 +58,7 @@ def consistency(loss, *, mask_range="plus_minus", mask_scale=1.0, **fields):
         return loss(heads[0], y)
 
     student = segmenter.Diffusion(Line(), NOISES, heads_loss, mask_range, mask_scale)
-    return distillation.Consistency(student, **fields)
+    return Consistency(student, **fields)
 
 
 def batch_of(count: int):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax import evaluate, experiment, fusion, report_data
+from biedsnet_jax import evaluate, experiment, report_data
 from biedsnet_jax.diffusion.sampler import Trajectory
 from biedsnet_jax.runtime import devices
+from biedsnet_jax.segmenters import fusion
 from configs import phantom
 
 

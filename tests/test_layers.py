@@ -15,17 +15,17 @@ PACKAGE = ROOT / "biedsnet_jax"
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
     "errors", "types", "runtime", "data", "scoring", "split_record", "checksums", "networks", "diffusion",
-    "losses", "fusion", "macs", "timing", "roofline", "segmenter", "models", "distillation", "packing",
-    "train_state", "train_step", "checkpoint_folder", "array_sums", "checkpoint", "run_log", "closing",
-    "config_fields", "known_fields", "later_fields", "config_check", "config", "experiment", "run_split",
-    "scored_cases", "hyperparameters", "paper_tables", "tables", "charts", "report_data", "report_tables",
-    "report_charts", "report_facts", "report_pictures", "report_page", "report", "recording", "evaluations",
-    "evaluate", "class_presence", "validation", "trainer", "distill", "prediction", "predict", "overlay",
-    "outputs", "made_from", "output_folder", "scan_results", "predict_files", "serve_limits", "serve_check",
-    "serve_upload", "serve_handoff", "serve_reader", "serve_child", "serve_scan", "serve_folder",
-    "serve_jobs", "serve_guard", "serve_connections", "serve_app", "serve", "torch_import", "pretrained",
-    "weight_files", "importer", "benchmark_files", "benchmark", "export_program", "export_loader",
-    "model_card", "export", "saved_config", "student_config", "command_line", "main",
+    "segmenters", "timing", "roofline", "models", "packing", "train_state", "train_step", "checkpoint_folder",
+    "array_sums", "checkpoint", "run_log", "closing", "config_fields", "known_fields", "later_fields",
+    "config_check", "config", "experiment", "run_split", "scored_cases", "hyperparameters", "paper_tables",
+    "tables", "charts", "report_data", "report_tables", "report_charts", "report_facts", "report_pictures",
+    "report_page", "report", "recording", "evaluations", "evaluate", "class_presence", "validation",
+    "trainer", "distill", "prediction", "predict", "overlay", "outputs", "made_from", "output_folder",
+    "scan_results", "predict_files", "serve_limits", "serve_check", "serve_upload", "serve_handoff",
+    "serve_reader", "serve_child", "serve_scan", "serve_folder", "serve_jobs", "serve_guard",
+    "serve_connections", "serve_app", "serve", "torch_import", "pretrained", "weight_files", "importer",
+    "benchmark_files", "benchmark", "export_program", "export_loader", "model_card", "export", "saved_config",
+    "student_config", "command_line", "main",
 ]  # fmt: skip
 
 # Leaves, and what of the package they may know beside errors, types and themselves.
@@ -35,13 +35,11 @@ LEAVES = {
     "data": ("runtime",),
     "networks": (),
     "diffusion": (),
-    "losses": (),
-    "fusion": (),
 }
 
 # Outside libraries that only some layers may import.
 ONLY_IN = {
-    "flax.linen": ("networks", "segmenter", "models"),
+    "flax.linen": ("networks", "segmenters", "models"),
     "absl.flags": ("main",),
     "absl.app": ("main",),
     "ml_collections.config_flags": ("main",),

@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from biedsnet_jax import losses, train_state
+from biedsnet_jax import train_state
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.networks.biedsnet import BIEDSNet
 from biedsnet_jax.runtime import devices
-from biedsnet_jax.segmenter import Diffusion, Direct
+from biedsnet_jax.segmenters import losses
+from biedsnet_jax.segmenters.segmenter import Diffusion, Direct
 from biedsnet_jax.train_step import make_optimizer, make_train_step, one_or_other
 
 

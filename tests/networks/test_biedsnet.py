@@ -11,10 +11,10 @@ import pytest
 from random_weights import initial, normal, weights
 
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.macs import count_macs
 from biedsnet_jax.networks.adrb import ADRB
 from biedsnet_jax.networks.biedsnet import BIEDSNet, Denoiser
 from biedsnet_jax.networks.blocks import GroupNorm, max_pool
+from biedsnet_jax.segmenters.macs import count_macs
 from configs import default, variants
 
 LINEAGE = BIEDSNet(dconv="lineage", count_include_pad=True, residual="conv", attention_per="level")

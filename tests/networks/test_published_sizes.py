@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from biedsnet_jax.macs import count_macs
 from biedsnet_jax.networks import DENOISERS, NETWORKS
+from biedsnet_jax.segmenters.macs import count_macs
 
 UNEXT_S = {"channels": (8, 16, 32, 64, 128)}
 U_NET = {"gates": False}  # LeeJunHyun's U_Net is AttU_Net without the gates

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from biedsnet_jax import losses, segmenter
 from biedsnet_jax.diffusion import schedule
-from biedsnet_jax.macs import count_macs, prediction_gmacs
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.networks.bffm import boundary
 from biedsnet_jax.networks.blocks import DepthwiseConv, resize_bilinear
 from biedsnet_jax.runtime import devices
+from biedsnet_jax.segmenters import losses, segmenter
+from biedsnet_jax.segmenters.macs import count_macs, prediction_gmacs
 
 
 def shaped(*shape, dtype=jnp.float32):

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biedsnet_jax import losses
 from biedsnet_jax.diffusion import process, schedule
 from biedsnet_jax.models import build
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.networks.biedsnet import BIEDSNet
-from biedsnet_jax.segmenter import Diffusion, Direct, NoisePrediction, Sampling, Segmenter
+from biedsnet_jax.segmenters import losses
+from biedsnet_jax.segmenters.segmenter import Diffusion, Direct, NoisePrediction, Sampling, Segmenter
 from configs import covid, default, variants
 
 RUNS = []  # entry points of Oracle, in the order in which compiled programs ran them

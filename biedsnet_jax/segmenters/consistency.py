@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from biedsnet_jax import losses, models, segmenter
 from biedsnet_jax.diffusion import process, sampler, schedule
+from biedsnet_jax.segmenters import losses, segmenter
 from biedsnet_jax.types import Batch, Image, Mask, Noisy, PRNGKey
 
 
@@ -77,11 +77,3 @@ class Consistency:
 
     def _encode(self, p):
         return process.encode_mask(p, mask_range=self.student.mask_range, mask_scale=self.student.mask_scale)
-
-
-def build(config) -> segmenter.Segmenter:
-    """The segmenter that a checked config trains: with a teacher's loss where it has a section `distill`."""
-    model = models.build(config)
-    if "distill" not in config:
-        return model
-    return Consistency(model, config.distill.grid, config.distill.truth_weight)

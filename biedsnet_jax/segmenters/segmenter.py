@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from biedsnet_jax import losses
 from biedsnet_jax.diffusion import process, sampler, schedule, vlb
 from biedsnet_jax.networks import winograd
+from biedsnet_jax.segmenters import losses
 from biedsnet_jax.types import Batch, Image, Mask, PRNGKey
 
 Variables = dict

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from biedsnet_jax import fusion
+from biedsnet_jax.segmenters import fusion
 
 STAPLE = jax.jit(fusion.staple)
 

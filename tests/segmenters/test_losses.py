@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from biedsnet_jax import losses
+from biedsnet_jax.segmenters import losses
 
 LOSSES = [losses.joint, losses.mse_only, losses.dice_bce, losses.bce]
 
