@@ -19,6 +19,7 @@ from biedsnet_jax import (
     evaluate,
     evaluations,
     experiment,
+    models,
     run_log,
     run_split,
     scored_cases,

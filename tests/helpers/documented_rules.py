@@ -282,7 +282,7 @@ RULES = [
     Rule("tests", r"python -m pytest.*", _tests, "it is what runs this"),
     Rule("processes", rf"{MAIN} .*--coordinator.*", _processes, "tests/runtime/test_processes.py has several"),
     Rule(
-        "row of a table", rf"{MAIN} .*--workdir=WORKDIR", _processes, "minutes a row; tests/segmenters/test_segmenter.py has all"
+        "row of a table", rf"{MAIN} .*--workdir=WORKDIR", _processes, "minutes a row; tests/segmenters has all"
     ),
     Rule("train", rf"{MAIN} (?!.*--mode).*", _train),
     Rule("evaluate", rf"{MAIN} --mode=evaluate .*", _evaluate),
