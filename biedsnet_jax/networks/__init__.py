@@ -21,4 +21,4 @@ NETWORKS = {
 }
 
 # Those called with (x_t, image, t) instead of (image).
-DENOISERS = ("biedsnet", "medsegdiff")
+DENOISERS = tuple(name for name, network in NETWORKS.items() if hasattr(network, "denoise"))

@@ -6,6 +6,7 @@ CGR is a 3x3 convolution, a norm and ReLU; RL is ReLU and a linear layer on the 
 attention follow; the paper promises both and gives no equation, see docs/paper.md for the two readings.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -15,17 +16,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from biedsnet_jax.networks.blocks import Features, GroupNorm, batch_norm
-from biedsnet_jax.networks.convolutions import Conv, Maps, UpsampledConv
+from biedsnet_jax.networks.convolutions import Conv, Maps, UpsampledConv, in_place
 
-Embedding = Float[Array, "b e"]
-Share = tuple[Float[Array, "b _h _w _c"], Float[Array, "b _h _w _c"]]  # before the first norm, residual branch
+# What a part of the input gives to the two branches of equation 5, before their first norms: to the
+# one with the time embedding, and to the residual one.
+Share = tuple[Float[Array, "b _h _w _c"], Float[Array, "b _h _w _c"]]
 
 
 class CGR(nn.Module):
     """3x3 convolution without bias, group or batch norm, ReLU: `activate(conv(x))`."""
 
     features: int  # channels out
-    inputs: int  # channels in
+    inputs: int | None = None  # channels in; None: x is all
     upsample: bool = False  # double x by nearest neighbour first
     norm: str = "group"  # "group" or "batch": the symbol in eq 5 says group, the prose says batch
     groups: int = 16
@@ -33,9 +35,10 @@ class CGR(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        fields = {"folded": self.folded, "dtype": self.dtype}
-        upsample = self.upsample
-        self.conv = UpsampledConv(self.features, **fields) if upsample else Conv(self.features, self.inputs, **fields)
+        if self.upsample:
+            self.conv = UpsampledConv(self.features, folded=self.folded, dtype=self.dtype)
+        else:
+            self.conv = Conv(self.features, self.inputs, folded=self.folded, dtype=self.dtype)
         if self.norm == "batch":
             self.normalise = batch_norm(None, dtype=self.dtype, name="norm")
         else:
@@ -45,8 +48,9 @@ class CGR(nn.Module):
 
     def activate(self, x: Features, *, train: bool) -> Features:
         """Norm and ReLU of what the convolution gave."""
-        mode = {"use_running_average": not train} if self.norm == "batch" else {}
-        return jax.nn.relu(self.normalise(x, **mode))
+        if self.norm == "batch":
+            return jax.nn.relu(self.normalise(x, use_running_average=not train))
+        return jax.nn.relu(self.normalise(x))
 
     def __call__(self, x: Maps, *, train: bool) -> Float[Array, "b _h _w c2"]:
         return self.activate(self.conv(x), train=train)
@@ -55,8 +59,8 @@ class CGR(nn.Module):
 class ADRB(nn.Module):
     """Equation 5 with attention behind it: "b h w c_in", "b e" -> "b h w features".
 
-    What reads the input is linear up to the first norms, so channels that are known beforehand need not come with x:
-    `share(c, first)` is their part, which `__call__` adds.
+    Both branches read the input by a convolution. So a condition feature c, its last channels, need
+    not come with x: `share(c)` is computed once, and `__call__` adds it at every step.
     """
 
     features: int  # channels out
@@ -69,48 +73,61 @@ class ADRB(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        fields = {"folded": self.folded, "dtype": self.dtype}
-        norm = {"norm": self.norm, "groups": self.groups}
+        cgr = functools.partial(
+            CGR,
+            self.features,
+            norm=self.norm,
+            groups=self.groups,
+            folded=self.folded,
+            dtype=self.dtype,
+        )
         self.linear = nn.Dense(self.features, dtype=self.dtype)
-        self.cgr_1 = CGR(self.features, self.inputs, **norm, **fields)
-        self.cgr_2 = CGR(self.features, self.features, **norm, **fields)
+        self.cgr_1 = cgr(self.inputs)
+        self.cgr_2 = cgr()
         if self.residual == "cgr":
-            self.cgr_skip = CGR(self.features, self.inputs, **norm, **fields)
+            self.cgr_skip = cgr(self.inputs)
         elif self.inputs != self.features:
-            self.conv_skip = Conv(self.features, self.inputs, use_bias=True, **fields)
+            self.conv_skip = Conv(
+                self.features, self.inputs, use_bias=True, folded=self.folded, dtype=self.dtype
+            )
         if self.attention != "none":
-            self.attend = Attention(self.features, order=self.attention, **fields, name="attention")
+            self.attend = Attention(
+                self.features,
+                order=self.attention,
+                folded=self.folded,
+                dtype=self.dtype,
+                name="attention",
+            )
 
-    def share(self, x: Maps, *, first: int = 0) -> Share:
-        """What the input's channels from `first` on, x, give before the first norm and on the residual branch."""
-        if self.residual == "cgr":
-            skip = self.cgr_skip.conv(x, first=first)
-        elif self.inputs != self.features:
-            skip = self.conv_skip(x, first=first)
-        else:
-            skip = self._in_place(x, first)  # never of several: a tuple is wider than the block
-        return self.cgr_1.conv(x, first=first), skip
+    def share(self, c: Features) -> Share:
+        """The part of the condition feature, which needs neither x_t nor t."""
+        return self._branches(c, last=True)
 
     def __call__(
-        self, x: Maps, emb: Embedding, share: Share | None = None, train: bool = False
+        self, x: Maps, emb: Float[Array, "b e"], share: Share | None = None, train: bool = False
     ) -> Float[Array, "b h w c2"]:
-        h, skip = self.share(x)
+        h, skip = self._branches(x, last=False)
         if share is not None:
             h, skip = h + share[0], skip + share[1]
         rl = self.linear(jax.nn.relu(emb))
         rl = jnp.tile(rl, (1, 4)) if self.folded else rl
         h = self.cgr_1.activate(h, train=train)
         h = self.cgr_2(h + rl[:, None, None, :], train=train)
-        h = h + (self.cgr_skip.activate(skip, train=train) if self.residual == "cgr" else skip)
+        if self.residual == "cgr":
+            skip = self.cgr_skip.activate(skip, train=train)
+        h = h + skip  # (5)
         return h if self.attention == "none" else self.attend(h)
 
-    def _in_place(self, x, first):
-        """x at its channels of the input, the others zero."""
-        pixels = 4 if self.folded else 1
-        b, h, w, c = x.shape
-        x = x.reshape(b, h, w, pixels, c // pixels)
-        x = jnp.pad(x, [(0, 0)] * 4 + [(first, self.features - first - x.shape[-1])])
-        return x.reshape(b, h, w, pixels * self.features)
+    def _branches(self, x, *, last):
+        """What x, the input's first or last channels, gives to both branches before their norms."""
+        if self.residual == "cgr":
+            skip = self.cgr_skip.conv(x, last=last)
+        elif self.inputs != self.features:
+            skip = self.conv_skip(x, last=last)
+        else:
+            # Never of several parts: side by side they are wider than the block.
+            skip = in_place(x, self.features, last=last, folded=self.folded)
+        return self.cgr_1.conv(x, last=last), skip
 
 
 class Attention(nn.Module):

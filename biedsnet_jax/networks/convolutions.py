@@ -1,4 +1,4 @@
-"""Convolutions that do less: of parts known beforehand, of maps that need not be upsampled, of folded maps.
+"""Convolutions that do less: of parts known beforehand, of up-sampled maps, of folded maps.
 
 Each gives what the plain convolution gives, with its parameters (names and shapes of `blocks.conv`).
 
@@ -16,17 +16,21 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from biedsnet_jax.networks import winograd
-from biedsnet_jax.networks.blocks import Features
+from biedsnet_jax.networks.blocks import Features, max_pool
 
 Maps = Features | tuple[Float[Array, "b h w _c"], ...]  # a tuple stands side by side, as if concatenated
 
 
 class Conv(nn.Module):
-    """Convolution padded to the same size, whose input may come in parts and whose maps may be folded.
+    """Same-size convolution, whose input may come in parts and whose maps may be folded.
 
-    Parts side by side are a tuple; parts at different times are added: conv([x, c]) = conv(x) + conv(c, first=channels
-    of x), where the part at channel 0 brings the bias. Folded: all maps are `space_to_depth` maps. The parameters have
-    the names and shapes of the plain `conv([x, c])`.
+    Parts side by side are a tuple. Parts known at different times are added, and the bias comes
+    with the first one:
+
+        conv([x, c]) = conv(x) + conv(c, last=True)
+
+    Folded: all maps are `space_to_depth` maps. The parameters have the names and shapes of the
+    plain `conv([x, c])`.
     """
 
     features: int  # channels out
@@ -37,37 +41,38 @@ class Conv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Maps, *, first: int = 0) -> Float[Array, "b h w c2"]:
+    def __call__(self, x: Maps, *, last: bool = False) -> Float[Array, "b h w c2"]:
+        """The convolution of the first channels of the input, or of the last ones."""
         parts, pixels = x if isinstance(x, tuple) else (x,), 4 if self.folded else 1
-        ends = first + np.cumsum([part.shape[-1] // pixels for part in parts])
-        shape = (self.kernel, self.kernel, self.inputs or int(ends[-1]), self.features)
+        widths = [part.shape[-1] // pixels for part in parts]
+        inputs = self.inputs or sum(widths)
+        read = slice(inputs - sum(widths), None) if last else slice(sum(widths))
+        shape = (self.kernel, self.kernel, inputs, self.features)
         kernel = jnp.asarray(self.param("kernel", nn.initializers.lecun_normal(), shape), self.dtype)
-        kernel = kernel[:, :, first : ends[-1]]
+        kernel = kernel[:, :, read]
         if self.folded:  # part by part, as the maps lie
-            kernels = jnp.split(kernel, ends[:-1] - first, axis=2)
+            kernels = jnp.split(kernel, np.cumsum(widths)[:-1], axis=2)
             kernel = jnp.concatenate([fold_kernel(each) for each in kernels], axis=2)
         x = jnp.concatenate(parts, axis=-1).astype(self.dtype)
-        if self.has_variable(winograd.COLLECTION, "kernel") and self._may_transform(x):
-            transformed = self.get_variable(winograd.COLLECTION, "kernel")[:, first : ends[-1]]
-            x = jax.lax.platform_dependent(x, kernel, transformed, cpu=_by_winograd, default=_plainly)
+        # In bfloat16 the sums of several inputs would cost digits.
+        if (
+            self.has_variable(winograd.COLLECTION, "kernel")
+            and self.dtype == jnp.float32
+            and not self.folded
+            and x.shape[1] % 2 == x.shape[2] % 2 == 0
+        ):
+            transformed = self.get_variable(winograd.COLLECTION, "kernel")[:, read]
+            x = jax.lax.platform_dependent(
+                x,
+                cpu=lambda x: winograd.convolve(x, transformed),
+                default=lambda x: convolve(x, kernel),
+            )
         else:
             x = convolve(x, kernel)
         if self.use_bias:
             bias = jnp.tile(self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype), pixels)
-            x = x if first else x + bias[None, None, None]
+            x = x if last else x + bias[None, None, None]
         return x
-
-    def _may_transform(self, x):
-        """Sums of several inputs cost bfloat16 digits."""
-        return not self.folded and self.dtype == jnp.float32 and x.shape[1] % 2 == x.shape[2] % 2 == 0
-
-
-def _by_winograd(x, kernel, transformed):
-    return winograd.convolve(x, transformed)
-
-
-def _plainly(x, kernel, transformed):
-    return convolve(x, kernel)
 
 
 # (pixel of a block, tap of a 2x2 kernel) -> taps of the 3x3 kernel, along one axis, that see the same small pixel
@@ -160,6 +165,26 @@ def fold_kernel(kernel: Float[Array, "k k c c2"]) -> Float[Array, "_k _k _c4 _c8
     return folded.reshape(size, size, 4 * c_in, 4 * c_out)
 
 
-def max_pool_folded(x: Float[Array, "b h w c4"]) -> Float[Array, "b h w c"]:
-    """`max_pool` of the map that x, a `space_to_depth` map, stands for."""
+def fold(x: Features, folded: bool) -> Float[Array, "b _h _w _c"]:
+    """A plain map as a level keeps it, whose maps may be folded."""
+    return space_to_depth(x) if folded else x
+
+
+def unfold(x: Features, folded: bool) -> Float[Array, "b _h _w _c"]:
+    """The inverse of `fold`."""
+    return depth_to_space(x) if folded else x
+
+
+def pool(x: Features, folded: bool) -> Float[Array, "b _h _w _c"]:
+    """`max_pool` of the map that x, as a level keeps it, stands for; the result is a plain map."""
+    if not folded:
+        return max_pool(x)
     return functools.reduce(jnp.maximum, jnp.split(x, 4, axis=-1))
+
+
+def in_place(x: Features, channels: int, *, last: bool, folded: bool) -> Float[Array, "b h w _c"]:
+    """x at the first or the last of `channels` channels, the others zero."""
+    x = unfold(x, folded)
+    missing = channels - x.shape[-1]
+    x = jnp.pad(x, [(0, 0)] * 3 + [(missing, 0) if last else (0, missing)])
+    return fold(x, folded)

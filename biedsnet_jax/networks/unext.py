@@ -16,10 +16,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from biedsnet_jax.networks.blocks import DepthwiseConv, batch_norm, check_size, conv, max_pool, upsample_bilinear
+from biedsnet_jax.networks.blocks import (
+    DepthwiseConv,
+    Features,
+    batch_norm,
+    check_size,
+    conv,
+    max_pool,
+    upsample_bilinear,
+)
 from biedsnet_jax.types import Image, Logits
-
-Features = Float[Array, "b h w c"]
 
 # The source's initialisation: dense layers normal 0.02 (it truncates at 2, a hundred deviations away), convolutions
 # normal with variance 2 / fan_out, where a depthwise filter has a fan-out of its nine taps alone.

@@ -12,7 +12,7 @@ from random_weights import initial, normal, weights
 
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks.adrb import ADRB
-from biedsnet_jax.networks.biedsnet import BIEDSNet, Denoiser
+from biedsnet_jax.networks.biedsnet import BIEDSNet, Denoiser, input_widths
 from biedsnet_jax.networks.blocks import GroupNorm, max_pool
 from biedsnet_jax.segmenters.macs import count_macs
 from configs import default, variants
@@ -131,6 +131,40 @@ def test_a_condition_feature_that_joins_before_the_blocks_is_read_by_its_own_lev
         "encoder_1_block_1": 2 + 4, "encoder_2_block_1": 4 + 8, "encoder_3_block_1": 8,
         "decoder_2_block_1": 8 + 8, "decoder_1_block_1": 4 + 4,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("joins", "expected"),
+    [
+        (
+            "after",
+            {
+                ("encoder", 1): (4, 8),
+                ("encoder", 2): (8 + 8, 12),
+                ("encoder", 3): (12 + 12, 20),
+                ("decoder", 1): (8 + 8 + 8, 16),
+                ("decoder", 2): (12 + 12 + 12, 24),
+            },
+        ),
+        (
+            "before",
+            {
+                ("encoder", 1): (4 + 8, 8),
+                ("encoder", 2): (8 + 12, 12),
+                ("encoder", 3): (12, 20),
+                ("decoder", 1): (8 + 8, 16),
+                ("decoder", 2): (12 + 12, 24),
+            },
+        ),
+    ],
+)
+def test_widths_that_the_first_and_second_blocks_of_three_levels_read(joins, expected):
+    assert input_widths((8, 12, 20), joins, second_skip=True) == expected
+    without = input_widths((8, 12, 20), joins, second_skip=False)
+    assert [second for _, second in without.values()] == [8, 12, 20, 8, 12]
+    assert {block: first for block, (first, _) in without.items()} == {
+        block: first for block, (first, _) in expected.items()
+    }
 
 
 def concatenating(call, args, kwargs, context):

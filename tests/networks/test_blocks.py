@@ -23,12 +23,11 @@ from biedsnet_jax.networks.blocks import (
 VECTORS = GOLDEN / "medsegdiff_diffusion_math.npz"
 
 
-@pytest.mark.parametrize("window", [2, 3])
-def test_max_pool_is_a_window_reduction(window):
+def test_max_pool_is_a_window_reduction():
     x = normal(2, 6, 12, 3)
-    strides = (1, window, window, 1)
+    strides = (1, 2, 2, 1)
     expected = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, strides, strides, "VALID")
-    np.testing.assert_array_equal(jax.jit(lambda x: max_pool(x, window))(x), expected)
+    np.testing.assert_array_equal(jax.jit(max_pool)(x), expected)
 
 
 def test_max_pool_sends_the_gradient_to_the_maximum_and_shares_it_between_equals():

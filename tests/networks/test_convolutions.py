@@ -15,8 +15,11 @@ from biedsnet_jax.networks.convolutions import (
     Conv,
     UpsampledConv,
     depth_to_space,
-    max_pool_folded,
+    fold,
+    in_place,
+    pool,
     space_to_depth,
+    unfold,
 )
 
 
@@ -42,7 +45,7 @@ def test_convolution_of_parts_is_that_of_their_concatenation(folded, size, use_b
     conv = Conv(5, inputs=9, kernel=size, use_bias=use_bias, folded=folded)
     if folded:
         first, second, third = map(space_to_depth, (first, second, third))
-    got = conv.apply(variables, (first, second)) + conv.apply(variables, third, first=5)
+    got = conv.apply(variables, (first, second)) + conv.apply(variables, third, last=True)
     expected = plain(size, use_bias=use_bias).apply(variables, together)
     np.testing.assert_allclose(depth_to_space(got) if folded else got, expected, atol=2e-5)
 
@@ -87,7 +90,17 @@ def test_on_folded_maps_a_module_gives_the_folded_result(module):
 
 def test_maximum_pool_of_a_folded_map_is_that_of_the_map():
     x = normal(2, 4, 6, 3)
-    np.testing.assert_array_equal(max_pool_folded(space_to_depth(x)), max_pool(x))
+    np.testing.assert_array_equal(pool(space_to_depth(x), True), max_pool(x))
+    np.testing.assert_array_equal(pool(x, False), max_pool(x))
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_parts_in_their_place_add_up_to_their_concatenation(folded):
+    x, c = normal(2, 4, 6, 3), normal(2, 4, 6, 2, seed=1)
+    first, last = (fold(part, folded) for part in (x, c))
+    got = in_place(first, 5, last=False, folded=folded)
+    got += in_place(last, 5, last=True, folded=folded)
+    np.testing.assert_array_equal(unfold(got, folded), jnp.concatenate([x, c], axis=-1))
 
 
 def test_gradient_of_the_depthwise_convolution_is_that_of_jaxs():
