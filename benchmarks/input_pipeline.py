@@ -75,7 +75,7 @@ def read(folder: Path) -> dict:
 
 def feed(folder: Path) -> dict:
     """Training batches from the cache, an epoch of them and then a timed stretch."""
-    from biedsnet_jax import experiment
+    from biedsnet_jax.config import build_data
     from biedsnet_jax.data import pipeline
     from biedsnet_jax.data.formats import nifti
 
@@ -86,7 +86,7 @@ def feed(folder: Path) -> dict:
     batches = pipeline.train_batches(
         data.source,
         data.train,
-        prepare=experiment.make_prepare(cfg),
+        prepare=build_data.make_prepare(cfg),
         augment=cfg.augment.to_dict(),
         batch_size=cfg.train.batch_size,
         seed=0,
@@ -114,20 +114,20 @@ def train(folder: Path) -> dict:
 
 
 def _open(cfg):
-    from biedsnet_jax import experiment
+    from biedsnet_jax.config import build_data
 
-    return experiment.open_data(cfg)
+    return build_data.open_data(cfg)
 
 
 def _config(folder):
-    from biedsnet_jax import config
+    from biedsnet_jax.config.check import check_config
     from configs import nifti
 
     cfg = nifti.get_config("cpu")
     cfg.data.root, cfg.data.cache_dir = str(folder / "data"), str(folder / "cache")
     cfg.data.window, cfg.data.normalise = (-1250.0, 250.0), "none"
     cfg.split.train, cfg.split.val, cfg.split.test = ("case_0",), ("case_1",), ("case_2",)
-    config.check(cfg)
+    check_config(cfg)
     return cfg
 
 

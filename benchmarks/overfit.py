@@ -18,7 +18,9 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from biedsnet_jax import config, evaluate, experiment, models, train_state, train_step
+from biedsnet_jax import evaluate, train_state, train_step
+from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.data import pipeline
 from biedsnet_jax.runtime import devices
 from configs import phantom
@@ -53,11 +55,11 @@ def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, int, int]:
         steps *= 3
         c.data.size, c.train.steps = 32, steps
         c.sampler.update(method="ddpm", steps=100)
-    config.check(c)
-    data, model, mesh = experiment.open_data(c), models.build(c), devices.make_mesh()
+    check_config(c)
+    data, model, mesh = build_data.open_data(c), build_model.build(c), devices.make_mesh()
     chosen = [i for i in data.train if data.source[i]["mask"].sum() > 40][: SLICES * 9 : 9]
     assert len(chosen) == SLICES
-    optimizer, _ = experiment.make_optimizer(c)
+    optimizer, _ = build_data.make_optimizer(c)
     step = train_step.make_train_step(model, optimizer, mesh, ema_decay=c.train.ema)
     fresh = jax.jit(
         lambda: train_state.create(evaluate.init_variables(model, c), optimizer), compiler_options=devices.RUN_ONCE
@@ -66,7 +68,7 @@ def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, int, int]:
     batches = pipeline.train_batches(
         data.source,
         chosen,
-        prepare=experiment.make_prepare(c),
+        prepare=build_data.make_prepare(c),
         augment=dict.fromkeys(c.augment, 0.0),
         batch_size=SLICES,
         seed=0,

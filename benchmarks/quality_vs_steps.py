@@ -22,8 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import kept_rows
 
-from biedsnet_jax import config, evaluate, models, run_split, tables, trainer
+from biedsnet_jax import evaluate, tables, trainer
 from biedsnet_jax import main as command_line
+from biedsnet_jax.config import build_model, run_split
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.runtime import devices, files, progress
 from biedsnet_jax.scoring import metrics
@@ -131,8 +133,8 @@ class Bench:
     def _score(self, fields):
         cfg = self.cfg.copy_and_resolve_references()
         cfg.sampler.update(fields)
-        config.check(cfg)
-        model, clock, rows = models.build(cfg), evaluate.Clock(), []
+        check_config(cfg)
+        model, clock, rows = build_model.build(cfg), evaluate.Clock(), []
         options = {"ensemble": cfg.sampler.ensemble, "fusion": cfg.fusion, "seed": cfg.seed}
         predict = evaluate.make_predict(model, self.mesh, **options)
         inputs = (cfg, predict, self.variables, self.data, self.indices, self.mesh)
@@ -182,8 +184,8 @@ def _arguments():
         rest = [f"--config={Path(__file__).resolve().parents[1] / 'configs' / 'phantom.py'}", *rest]
     command_line.parse_flags([sys.argv[0], f"--workdir={arguments.workdir}", *rest])
     cfg = flags.FLAGS.config
-    config.check(cfg)
-    if not models.is_diffusion(cfg) or cfg.network == "medsegdiff":
+    check_config(cfg)
+    if not build_model.is_diffusion(cfg) or cfg.network == "medsegdiff":
         raise BadInput(f"no starts to compare, {cfg.network}, in --config; give a biedsnet trained by diffusion")
     return arguments, cfg
 

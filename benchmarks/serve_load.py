@@ -37,7 +37,8 @@ import serve_process  # noqa: E402
 import serve_uploads  # noqa: E402
 from serve_uploads import MEBI, SECRET, Upload  # noqa: E402
 
-from biedsnet_jax import config, predict_files  # noqa: E402
+from biedsnet_jax import predict_files
+from biedsnet_jax.config import run_config  # noqa: E402
 
 MOST_GROWTH = 32  # MiB
 LARGEST = 4  # MiB an upload, of the server
@@ -77,7 +78,7 @@ def is_good(result: dict) -> bool:
 
 def expected(workdir: str, scans: Path, masks: Path) -> dict[str, tuple[bytes, list[dict]]]:
     """Of each scan the mask and the rows that mode predict writes for it alone."""
-    cfg, found = config.load(Path(workdir)), {}
+    cfg, found = run_config.load(Path(workdir)), {}
     for path in sorted(scans.iterdir()):
         name = path.name.split(".")[0]
         predict_files.run(cfg, workdir, str(path), str(masks / name))

@@ -155,11 +155,12 @@ class Judge:
     def __init__(self, whole: Path):
         import jax
 
-        from biedsnet_jax import config, evaluate, experiment, models, train_state
+        from biedsnet_jax import evaluate, train_state
+        from biedsnet_jax.config import build_data, build_model, run_config
         from biedsnet_jax.runtime import devices
 
-        cfg = config.load(whole)
-        model, (optimizer, _) = models.build(cfg), experiment.make_optimizer(cfg)
+        cfg = run_config.load(whole)
+        model, (optimizer, _) = build_model.build(cfg), build_data.make_optimizer(cfg)
         self.mesh, self.whole = devices.make_mesh(), whole
         self.like = jax.eval_shape(
             lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer)
@@ -168,12 +169,13 @@ class Judge:
 
     def __call__(self, workdir: Path) -> str:
         """In a word; "in silence" is said of checkpoints that were there and are used no more."""
-        from biedsnet_jax import checkpoint, config, run_log
+        from biedsnet_jax import checkpoint, run_log
+        from biedsnet_jax.config import run_config
         from biedsnet_jax.errors import BadInput
 
         said, there = [], max(steps(workdir), default=0)
         try:
-            config.check_same_run(self.cfg, workdir)
+            run_config.check_same_run(self.cfg, workdir)
             with checkpoint.Checkpoints(workdir, keep_latest=2, warn=said.append) as checkpoints:
                 state = checkpoints.restore_latest(self.like, self.mesh)
             step = 0 if state is None else int(state.step)

@@ -16,7 +16,8 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from biedsnet_jax import config, experiment, run_split
+from biedsnet_jax.config import build_data, run_split
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.data import pipeline
 
 _CONFIG = config_flags.DEFINE_config_file("config")
@@ -26,9 +27,9 @@ LEVELS = 33
 
 def main(_) -> None:
     cfg = _CONFIG.value
-    config.check(cfg)
+    check_config(cfg)
     workdir = _WORKDIR.value
-    data = run_split.open_training(cfg, Path(workdir)) if workdir else experiment.open_data(cfg)
+    data = run_split.open_training(cfg, Path(workdir)) if workdir else build_data.open_data(cfg)
     train, test = _slices(cfg, data, data.train[::4]), _slices(cfg, data, data.test)
     levels = np.quantile(np.concatenate([image.ravel() for image, _ in train]), np.linspace(0, 1, LEVELS))
     bands = [(low, high) for low in levels for high in levels if high > low]
@@ -41,7 +42,7 @@ def main(_) -> None:
 
 def _slices(cfg, data, indices):
     """(image, truth) of the slices that have truth."""
-    batches = pipeline.eval_batches(data.source, indices, prepare=experiment.make_prepare(cfg), batch_size=1)
+    batches = pipeline.eval_batches(data.source, indices, prepare=build_data.make_prepare(cfg), batch_size=1)
     pairs = [(batch["image"][0, ..., 0], batch["mask"][0].any(-1)) for batch, _ in batches]
     return [(image, truth) for image, truth in pairs if truth.any()]
 

@@ -39,8 +39,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from biedsnet_jax import config, experiment, models, train_state, train_step
 from biedsnet_jax import main as command_line
+from biedsnet_jax import train_state, train_step
+from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.runtime import devices
 
@@ -65,7 +67,7 @@ def main() -> int:
     fields = cfg.networks.biedsnet.to_dict()
     for name in ("fold", "remat"):  # how it is computed here, not what
         del fields[name]
-    network = BIEDSNet(image_channels=experiment.image_shape(cfg)[2], classes=cfg.data.classes, **fields)
+    network = BIEDSNet(image_channels=build_data.image_shape(cfg)[2], classes=cfg.data.classes, **fields)
     variables = random_variables(cfg)
     load_variables(network, variables)
     report = {"config": flags.FLAGS["config"].config_filename, "size": cfg.data.size, "dtype": cfg.dtype}
@@ -120,10 +122,10 @@ class Ours:
     """Calls that return when the work is done."""
 
     def __init__(self, cfg, variables: dict):
-        self.cfg, self.variables, self.model = cfg, jax.device_put(variables), models.build(cfg)
+        self.cfg, self.variables, self.model = cfg, jax.device_put(variables), build_model.build(cfg)
 
     def training_step(self, batch: dict) -> Callable[[], object]:
-        optimizer, _ = experiment.make_optimizer(self.cfg)
+        optimizer, _ = build_data.make_optimizer(self.cfg)
         mesh = devices.make_mesh(jax.devices()[:1])
         step = train_step.make_train_step(self.model, optimizer, mesh, ema_decay=self.cfg.train.ema)
         state = train_state.create(jax.tree.map(jnp.copy, self.variables), optimizer)  # a copy: the step donates it
@@ -224,7 +226,7 @@ def _device(cfg) -> "torch.device":
     """PyTorch's name of the device JAX runs on. Raises BadInput where the two cannot be compared."""
     if torch is None:
         raise BadInput("PyTorch not installed, torch, for this benchmark; pip install torch")
-    if cfg.network != "biedsnet" or not models.is_diffusion(cfg) or cfg.loss.name != "joint":
+    if cfg.network != "biedsnet" or not build_model.is_diffusion(cfg) or cfg.loss.name != "joint":
         asked = f"{cfg.network}, {cfg.method}, {cfg.loss.name}"
         raise BadInput(
             f"not in the PyTorch program, {asked}, in --config; use BIEDSNet as diffusion with the joint loss"
@@ -274,7 +276,7 @@ def _arguments():
     command_line.parse_flags([sys.argv[0], *rest])
     if flags.FLAGS.config is None:
         raise BadInput("no config, nothing, in --config; give a file such as --config=configs/covid.py:cpu")
-    config.check(flags.FLAGS.config)
+    check_config(flags.FLAGS.config)
     return arguments, flags.FLAGS.config
 
 

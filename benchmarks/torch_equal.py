@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch_method import Predictor, Trainer, sampler_rows
 
-from biedsnet_jax import experiment, models
+from biedsnet_jax.config import build_data, build_model
 
 
 def random_variables(cfg) -> dict:
     """Weights of the network's shapes, with no scale, bias or running statistic left at 0 or 1."""
-    rng, model = np.random.default_rng(0), models.build(cfg)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), experiment.image_shape(cfg)))
+    rng, model = np.random.default_rng(0), build_model.build(cfg)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), build_data.image_shape(cfg)))
 
     def draw(path, leaf):
         if path[-1].key in ("scale", "var"):
@@ -47,7 +47,7 @@ def load_variables(network: torch.nn.Module, variables: dict) -> None:
 
 def noise_batch(cfg, images: int) -> dict[str, np.ndarray]:
     """Images of noise and random masks."""
-    rng, (height, width, channels) = np.random.default_rng(1), experiment.image_shape(cfg)
+    rng, (height, width, channels) = np.random.default_rng(1), build_data.image_shape(cfg)
     mask = rng.random((images, height, width, cfg.data.classes)) > 0.9
     return {"image": rng.random((images, height, width, channels), np.float32), "mask": mask.astype(np.float32)}
 
@@ -64,7 +64,7 @@ def differences(cfg, variables: dict, network: torch.nn.Module, device: torch.de
     """
     cfg = cfg.copy_and_resolve_references()
     cfg.dtype = "float32"
-    model, batch = models.build(cfg), noise_batch(cfg, 2)
+    model, batch = build_model.build(cfg), noise_batch(cfg, 2)
     predictor, trainer = Predictor(network, cfg, device), Trainer(network, cfg, device)
     found = {"logits": _logits(model, predictor, variables, batch), **_loss(model, trainer, variables, batch)}
     plan = sampler_rows(cfg)

@@ -41,8 +41,10 @@ import tpu_profile
 from absl import flags
 from jax.experimental import topologies
 
-from biedsnet_jax import benchmark, config, evaluate, experiment, models, roofline, train_state, train_step
+from biedsnet_jax import benchmark, evaluate, roofline, train_state, train_step
 from biedsnet_jax import main as command_line
+from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code, reason, shown
 from biedsnet_jax.runtime import devices, files
 
@@ -121,7 +123,7 @@ def does_not_fit(message: str) -> str:
 
 def train_program(cfg, mesh) -> tuple:
     """(jitted, shapes it is called on) of the train step."""
-    model, optimizer = models.build(cfg), experiment.make_optimizer(cfg)[0]
+    model, optimizer = build_model.build(cfg), build_data.make_optimizer(cfg)[0]
     step = train_step.make_train_step(model, optimizer, mesh, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate)
     state = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer))
     batch = {"image": _images(cfg), "mask": _images(cfg, cfg.data.classes)}
@@ -130,7 +132,7 @@ def train_program(cfg, mesh) -> tuple:
 
 def sampler_program(cfg, mesh) -> tuple:
     """The same of predict: all steps and samples, fused."""
-    model = models.build(cfg)
+    model = build_model.build(cfg)
     predict = evaluate.make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
     variables = jax.eval_shape(lambda: evaluate.init_variables(model, cfg))
     return predict, (variables, _images(cfg), jax.ShapeDtypeStruct((cfg.eval.batch_size,), "int32"))
@@ -164,7 +166,7 @@ def describe(compiled, module: tpu_hlo.Module, chip: tpu_cost.Chip, chips: int) 
 
 def parameters(cfg) -> int:
     """Of the network."""
-    shapes = jax.eval_shape(lambda: evaluate.init_variables(models.build(cfg), cfg)["params"])
+    shapes = jax.eval_shape(lambda: evaluate.init_variables(build_model.build(cfg), cfg)["params"])
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 
@@ -202,14 +204,14 @@ def _with_loops(counts):
 
 
 def _images(cfg, channels=None):
-    height, width, own = experiment.image_shape(cfg)
+    height, width, own = build_data.image_shape(cfg)
     return jax.ShapeDtypeStruct((cfg.train.batch_size, height, width, channels or own), "float32")
 
 
 def _config():
     if flags.FLAGS.config is None:
         raise BadInput("no config, nothing, in --config; give a file such as --config=configs/covid.py")
-    config.check(flags.FLAGS.config)
+    check_config(flags.FLAGS.config)
     return flags.FLAGS.config
 
 

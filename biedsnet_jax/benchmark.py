@@ -15,17 +15,9 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from biedsnet_jax import (
-    benchmark_files,
-    config,
-    evaluate,
-    experiment,
-    models,
-    roofline,
-    timing,
-    train_state,
-    train_step,
-)
+from biedsnet_jax import benchmark_files, evaluate, roofline, timing, train_state, train_step
+from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.config.check import check_config, check_slices_alone
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import macs
@@ -53,8 +45,8 @@ def run(cfg, *, output: str | None, baseline: str | None, repeats: int, command:
     Raises BadInput for a config that cannot be, and a baseline that is damaged or of another device or config, before
     anything compiles.
     """
-    config.check(cfg)
-    config.check_slices_alone(cfg)
+    check_config(cfg)
+    check_slices_alone(cfg)
     if repeats < 1:
         raise BadInput(f"too few repeats, {repeats}, in --repeats; use 1 or more, such as 7")
     mesh = devices.make_mesh(fsdp=cfg.parallel.fsdp)
@@ -84,8 +76,8 @@ def run(cfg, *, output: str | None, baseline: str | None, repeats: int, command:
 
 def programs(cfg, mesh) -> list[Program]:
     """The train step and predict, as modes train and evaluate run them, with random images and masks."""
-    model = models.build(cfg)
-    optimizer, _ = experiment.make_optimizer(cfg)
+    model = build_model.build(cfg)
+    optimizer, _ = build_data.make_optimizer(cfg)
     one = devices.make_mesh(jax.devices()[:1])
 
     def fresh():
@@ -220,7 +212,7 @@ def _products(fn, *args):
 def _inputs(cfg, count, mesh):
     """A batch over all devices, and the shapes of one device's part of it."""
     rng = np.random.default_rng(cfg.seed)
-    height, width, channels = experiment.image_shape(cfg)
+    height, width, channels = build_data.image_shape(cfg)
     mine = count // jax.process_count()
     arrays = {
         "image": rng.random((mine, height, width, channels), np.float32),

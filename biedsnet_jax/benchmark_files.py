@@ -4,12 +4,13 @@ import json
 import math
 import pathlib
 
-from biedsnet_jax import config, known_fields, timing
+from biedsnet_jax import timing
+from biedsnet_jax.config import known_fields, run_config
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files
 
 # Fields that change neither program, so that a baseline may have others.
-_FREE = tuple(name for name in config.FREE if name not in ("eval.", "sampler.", "fusion"))
+_FREE = tuple(name for name in run_config.FREE if name not in ("eval.", "sampler.", "fusion"))
 _NOT_KNOWN = "not known"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from biedsnet_jax import experiment
+from biedsnet_jax.config import build_data
 from biedsnet_jax.data.sources.source import Source
 
 MOST = 1000  # slices of a split that are looked at
@@ -16,9 +16,9 @@ _MEANS = {
 }
 
 
-def warnings(data: experiment.Data, classes: int) -> Iterator[str]:
+def warnings(data: build_data.Data, classes: int) -> Iterator[str]:
     """A sentence for each split that has no slice of some class."""
-    for split in experiment.SPLITS:
+    for split in build_data.SPLITS:
         indices = getattr(data, split)
         absent, looked = missing(data.source, indices, classes)
         if not absent or not indices:

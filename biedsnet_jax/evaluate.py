@@ -20,11 +20,8 @@ from jax.sharding import Mesh
 
 from biedsnet_jax import (
     checkpoint,
-    config,
     evaluations,
-    experiment,
     hyperparameters,
-    models,
     recording,
     report,
     report_charts,
@@ -32,6 +29,8 @@ from biedsnet_jax import (
     scored_cases,
     train_state,
 )
+from biedsnet_jax.config import build_data, build_model, run_config
+from biedsnet_jax.config.check import check_config, check_slices_alone
 from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import console, csv_text, devices, files, lock, processes, progress
@@ -51,7 +50,7 @@ def run(cfg, workdir: str) -> dict | None:
     On the run's own data that is the test split, or the cases that split.test names; on others all cases, or those.
     """
     workdir = pathlib.Path(workdir)
-    config.check_slices_alone(cfg)
+    check_slices_alone(cfg)
     model, variables, step, mesh = open_model(cfg, workdir, free=FREE)
     with _alone(workdir):
         with processes.first_alone("data"):
@@ -124,7 +123,7 @@ def _results(cfg, model, variables, data, mesh, scope, tally, rows, lesion_rows,
         "seed": cfg.seed,
         "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
         "gmacs_per_image": macs.prediction_gmacs(
-            model, variables, experiment.image_shape(cfg), ensemble=cfg.sampler.ensemble
+            model, variables, build_data.image_shape(cfg), ensemble=cfg.sampler.ensemble
         ),
         "dataset": scope.dataset or cfg.data.name,
         "split": "test",
@@ -135,8 +134,8 @@ def _results(cfg, model, variables, data, mesh, scope, tally, rows, lesion_rows,
         "batch_size": cfg.train.batch_size,
         "checkpoint_step": step,
         "dtype": cfg.dtype,
-        "sampler": config.sampling(cfg) if models.is_diffusion(cfg) else None,
-        "fusion": cfg.fusion if models.is_diffusion(cfg) else None,
+        "sampler": run_config.sampling(cfg) if build_model.is_diffusion(cfg) else None,
+        "fusion": cfg.fusion if build_model.is_diffusion(cfg) else None,
         "threshold": cfg.threshold,
         "nsd_tolerance": cfg.eval.nsd_tolerance,
         "nsd_tolerance_mm": cfg.eval.nsd_tolerance_mm,
@@ -162,7 +161,7 @@ def _save(cfg, workdir, scope, data, results, rows, lesion_rows, recorded):
     """
     differs = dict(scope.differs)
     if (workdir / "config.json").exists():
-        differs |= evaluations.differences(config.load(workdir), cfg)
+        differs |= evaluations.differences(run_config.load(workdir), cfg)
     folder, passed = evaluations.place(workdir, differs), data.source.facts.passed
     results |= {
         "data": data.root or None,
@@ -211,11 +210,11 @@ def open_model(
 
     Raises BadInput where the config cannot be, or the workdir holds no run, or not this config's.
     """
-    config.check(cfg)
-    config.check_trained(cfg, workdir, free=free)
+    check_config(cfg)
+    run_config.check_trained(cfg, workdir, free=free)
     mesh = devices.make_mesh(fsdp=cfg.parallel.fsdp)
     devices.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
-    model = models.build(cfg)
+    model = build_model.build(cfg)
     like = jax.eval_shape(lambda: train_state.create(init_variables(model, cfg), optax.identity()))
     variables, step = checkpoint.restore_variables(workdir, like, mesh)
     return model, variables, step, mesh
@@ -248,7 +247,7 @@ def predict_split(
 
     On every process the same: each reads the whole batch, and its devices predict their rows.
     """
-    prepare = experiment.make_prepare(cfg)
+    prepare = build_data.make_prepare(cfg)
     batches = pipeline.eval_batches(data.source, indices, prepare=prepare, batch_size=cfg.eval.batch_size)
     for batch, examples in batches:
         number = np.zeros(cfg.eval.batch_size, np.int32)
@@ -291,7 +290,7 @@ def mean_dice(
 def init_variables(model, cfg) -> dict:
     """Fresh variables, the same for the same seed. Raises BadInput where the fields of the network do not fit."""
     try:
-        return model.init(jax.random.key(cfg.seed), experiment.image_shape(cfg))
+        return model.init(jax.random.key(cfg.seed), build_data.image_shape(cfg))
     except BadInput:
         raise
     except Exception as error:  # layers refuse widths, heads and depths with anything

@@ -16,7 +16,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax import checkpoint_folder, config, models
+from biedsnet_jax import checkpoint_folder
+from biedsnet_jax.config import build_model, run_config
+from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.runtime import files
 from biedsnet_jax.scoring.results import EVALUATIONS
 
@@ -39,13 +41,13 @@ def differences(saved: ConfigDict, cfg: ConfigDict) -> dict[str, list]:
 
 def _settings(cfg) -> dict[str, Any]:
     found = {}
-    if models.is_diffusion(cfg):
-        sampling = config.sampling(cfg)
+    if build_model.is_diffusion(cfg):
+        sampling = run_config.sampling(cfg)
         names = [*_FIRST, *(name for name in sampling if name not in _FIRST)]
         found |= {f"sampler.{name}": sampling[name] for name in names}
         found["fusion"] = cfg.fusion
     names = [*_SETTINGS, _OF_LESIONS] if cfg.eval.lesions else _SETTINGS
-    return found | {name: config.get_field(cfg, name) for name in names}
+    return found | {name: get_field(cfg, name) for name in names}
 
 
 def config_of_run(cfg: ConfigDict, workdir: Path) -> ConfigDict:
@@ -56,10 +58,10 @@ def config_of_run(cfg: ConfigDict, workdir: Path) -> ConfigDict:
     done = cfg.train.steps in checkpoint_folder.steps(workdir / "checkpoints")
     if not done or not (workdir / RESULTS).exists() or not (workdir / "config.json").exists():
         return cfg
-    saved, kept = config.load(workdir), cfg.copy_and_resolve_references()
+    saved, kept = run_config.load(workdir), cfg.copy_and_resolve_references()
     settings = {f"sampler.{name}": value for name, value in saved.sampler.items()}
     for name in ("fusion", *_SETTINGS, _OF_LESIONS):
-        settings[name] = config.get_field(saved, name)
+        settings[name] = get_field(saved, name)
     kept.update_from_flattened_dict(settings)
     return kept
 

@@ -16,7 +16,8 @@ from flax import traverse_util
 from jax import export
 from jaxtyping import Array, Float
 
-from biedsnet_jax import evaluate, experiment, predict
+from biedsnet_jax import evaluate, predict
+from biedsnet_jax.config import build_data
 from biedsnet_jax.types import Image
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -27,7 +28,7 @@ _PERCENTILES = (0.5, 99.5)  # those of data.transforms.normalise
 
 def lower(cfg, model, weights: Weights, *, keep_samples: bool) -> export.Exported:
     """The program of `make` for all of PLATFORMS, its batch of any size; of the weights only shapes matter."""
-    height, width, channels = experiment.image_shape(cfg)
+    height, width, channels = build_data.image_shape(cfg)
     (b,) = export.symbolic_shape("b")
     inputs = (
         {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()},

@@ -7,7 +7,9 @@ It comes after training: TensorBoard reads on in the file of the latest name.
 import pathlib
 from typing import Any
 
-from biedsnet_jax import checkpoint_folder, config, models
+from biedsnet_jax import checkpoint_folder
+from biedsnet_jax.config import build_model, run_config
+from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.runtime import tensorboard
 
 SUFFIX = ".test"
@@ -31,11 +33,11 @@ def record(cfg, workdir: pathlib.Path, results: dict) -> None:
 
 def _fields(cfg) -> tuple[dict[str, Any], list[str]]:
     """(every field that any run has, the names of those that this one reads)."""
-    diffusion = models.is_diffusion(cfg)
+    diffusion = build_model.is_diffusion(cfg)
     fields = {"row": cfg.row or cfg.network, "method": "diffusion" if diffusion else "direct"}
-    fields |= {name: config.get_field(cfg, name) for name in FIELDS}
+    fields |= {name: get_field(cfg, name) for name in FIELDS}
     sampler = {f"sampler.{name}": value for name, value in cfg.sampler.items()} | {"fusion": cfg.fusion}
-    read = [f"sampler.{name}" for name in config.sampling(cfg)] + ["fusion"] if diffusion else []
+    read = [f"sampler.{name}" for name in run_config.sampling(cfg)] + ["fusion"] if diffusion else []
     return fields | sampler, [*fields, *read]
 
 

@@ -8,18 +8,9 @@ import pathlib
 import jax
 import numpy as np
 
-from biedsnet_jax import (
-    checkpoint,
-    checkpoint_folder,
-    config,
-    evaluate,
-    experiment,
-    models,
-    pretrained,
-    torch_import,
-    train_state,
-    weight_files,
-)
+from biedsnet_jax import checkpoint, checkpoint_folder, evaluate, pretrained, torch_import, train_state, weight_files
+from biedsnet_jax.config import build_data, build_model, run_config
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import devices, files
 
@@ -29,7 +20,7 @@ def run(cfg, workdir: str, source: str | None) -> None:
 
     Raises BadInput for a file that cannot be read or does not fit, each tensor by name, and for a workdir in use.
     """
-    config.check(cfg)
+    check_config(cfg)
     folder = pathlib.Path(workdir)
     if not source:
         raise BadInput("no weights, nothing, in --input; give a .npz, .safetensors or .pth file")
@@ -39,7 +30,7 @@ def run(cfg, workdir: str, source: str | None) -> None:
         files.check_writable(folder)
     tensors, mesh = weight_files.read_state(source), devices.make_mesh()
     variables, start = _variables(cfg, tensors)
-    state = jax.device_put(train_state.create(variables, experiment.make_optimizer(cfg)[0]), devices.replicated(mesh))
+    state = jax.device_put(train_state.create(variables, build_data.make_optimizer(cfg)[0]), devices.replicated(mesh))
     _write(cfg, folder, state)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     print(f"{cfg.network}: {len(tensors)} tensors, {parameters:,} parameters, {start}, in {workdir}")
@@ -59,12 +50,12 @@ def _write(cfg, folder, state):
         checkpoints.save(state, config=cfg.to_dict())
         checkpoints.wait(saved=0)
         with checkpoint_folder.writing(folder):
-            config.save(cfg, folder / "config.json")
+            run_config.save(cfg, folder / "config.json")
 
 
 def _variables(cfg, tensors):
     """(variables, what they are)."""
-    model = models.build(cfg)
+    model = build_model.build(cfg)
 
     def fresh():
         return evaluate.init_variables(model, cfg)

@@ -11,7 +11,8 @@ import time
 from absl import app, flags
 from ml_collections import config_flags
 
-from biedsnet_jax import command_line
+from biedsnet_jax.config import command_line
+from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.errors import BadInput, Diverged, Preempted, shown
 from biedsnet_jax.runtime import console
 
@@ -231,11 +232,8 @@ def parse_flags(argv: list[str]) -> None:
     if overrides and not file:
         raise BadInput(_NO_CONFIG)
     defaults = _load_config(file) if file else None
-    if overrides:
-        from biedsnet_jax import config_fields
-
-        for name in overrides:
-            config_fields.get_field(defaults, name)
+    for name in overrides:
+        get_field(defaults, name)
     read = {name: _flag_value(argv, name) for name in ("config", "mode", "workdir", "network")}
     sys.argv[:] = argv  # config_flags looks for overrides there
     try:
@@ -269,9 +267,9 @@ def _check_read_alike(read):
 
 
 def _with_saved_config(argv):
-    """Put `--config=saved_config.py:WORKDIR` first where a trained workdir stands, or must, and no config is named.
+    """Put `--config=saved.py:WORKDIR` first where a trained workdir stands, or must, and no config is named.
 
-    In mode distill `student_config.py:WORKDIR`.
+    In mode distill `student.py:WORKDIR`.
     """
     workdir = _flag_value(argv, "workdir")
     if _flag_value(argv, "config") or not workdir or _flag_value(argv, "mode") == "report":
@@ -279,8 +277,8 @@ def _with_saved_config(argv):
     trained = os.path.exists(os.path.join(workdir, "config.json"))
     if not trained and _flag_value(argv, "mode") in (None, "train"):
         return argv
-    file = "student_config.py" if _flag_value(argv, "mode") == "distill" else "saved_config.py"
-    loader = os.path.join(os.path.dirname(os.path.abspath(__file__)), file)
+    file = "student.py" if _flag_value(argv, "mode") == "distill" else "saved.py"
+    loader = os.path.join(os.path.dirname(os.path.abspath(__file__)), "config", file)
     return [argv[0], f"--config={loader}:{workdir}", *argv[1:]]
 
 
@@ -327,9 +325,7 @@ def _reworded(error, defaults):
     text = " ".join(str(error).split()).rstrip(".").removeprefix("flag ")
     if match := re.match(r"--config\.([\w.]+)=(.*?): ", text):
         name, value = match.groups()
-        from biedsnet_jax import config_fields
-
-        usual = config_fields.get_field(defaults, name)
+        usual = get_field(defaults, name)
         if hasattr(usual, "keys"):
             one = f"--config.{name}.{next(iter(usual))}"
             return f"one value for many fields, {shown(value)}, in --config.{name}; set each, such as {one}"

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from biedsnet_jax import later_fields, made_from, outputs
+from biedsnet_jax import made_from, outputs
+from biedsnet_jax.config import earlier_versions
 from biedsnet_jax.data.scans import RECORD, Item
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files
@@ -132,7 +133,7 @@ def _check(folder: Path, there: dict, settings: Mapping[str, Any], model: Model)
         # An earlier version told these by the digest of the config alone.
         if earlier and name not in there:
             continue
-        old = there.get(name, later_fields.ADDED.get(name))
+        old = there.get(name, earlier_versions.ADDED.get(name))
         if old != value:
             raise _of_other_settings(folder, name, old, value)
     if earlier or there["weights"] == model.weights:

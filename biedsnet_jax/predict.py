@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Shaped
 
-from biedsnet_jax import config, evaluate, experiment, models
+from biedsnet_jax import evaluate
+from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.data.formats import volumes
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import Prediction
@@ -67,7 +68,7 @@ class Predictor:
         its batch. With sampler.start "slice" a volume is cut into runs of sampler.start_run slices, and a batch holds
         the same place of many runs, those before it being done: here too the batch decides nothing.
         """
-        prepared = experiment.make_prepare(self.cfg)
+        prepared = build_data.make_prepare(self.cfg)
         places = _places([len(scan) for scan in scans], self._run())
         # Compiled here, so that the clock does not count it.
         batch_size, programs = self._programs(len(places[0]), later=len(places) > 1)
@@ -98,7 +99,7 @@ class Predictor:
 
     def _follows(self):
         """Whether a slice starts from the one before it."""
-        return models.is_diffusion(self.cfg) and self.cfg.sampler.start == "slice"
+        return build_model.is_diffusion(self.cfg) and self.cfg.sampler.start == "slice"
 
     def first_batch(self, slices: int) -> int:
         """The batch size of a scan of so many slices where nothing is compiled yet."""
@@ -125,7 +126,7 @@ class Predictor:
         return size, [self.programs[size, follows] for follows in (False, True)[: 1 + later]]
 
     def _compile(self, batch_size, follows):
-        height, width, channels = experiment.image_shape(self.cfg)
+        height, width, channels = build_data.image_shape(self.cfg)
         image = jax.ShapeDtypeStruct((batch_size, height, width, channels), np.float32)
         number = jax.ShapeDtypeStruct((batch_size,), np.int32)
         previous = jax.ShapeDtypeStruct((batch_size, height, width, self.cfg.data.classes), np.float32)
@@ -173,7 +174,7 @@ def load(workdir: str | pathlib.Path, cfg=None) -> Predictor:
     Raises BadInput where the workdir holds no run, or not this config's.
     """
     workdir = pathlib.Path(workdir)
-    cfg = cfg or config.load(workdir)
+    cfg = cfg or run_config.load(workdir)
     model, variables, step, mesh = evaluate.open_model(cfg, workdir)
     if processes.several():
         variables, mesh = devices.on_this_process(variables)
@@ -189,7 +190,7 @@ def maps(cfg, model, variables: dict, image: Image, keys: segmenter.Keys, **star
     """What `cfg` asks for of prepared images: maps "b h w k", UNCERTAINTIES of diffusion methods only, and samples."""
     samples = model.predict(variables, image, keys, ensemble=cfg.sampler.ensemble, **start)
     found = {"probability": fusion.FUSIONS[cfg.fusion](samples), "samples": samples}
-    return found | (fusion.uncertainty(samples) if models.is_diffusion(cfg) else {})
+    return found | (fusion.uncertainty(samples) if build_model.is_diffusion(cfg) else {})
 
 
 def _make_run_batch(cfg, model, mesh):

@@ -19,7 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from biedsnet_jax import closing, config, made_from, models, output_folder, outputs, predict, scan_results
+from biedsnet_jax import closing, made_from, output_folder, outputs, predict, scan_results
+from biedsnet_jax.config import build_model, run_config
+from biedsnet_jax.config.check import check_config
+from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import scans, walk
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import console, lock, processes, progress
@@ -67,16 +70,16 @@ def run(
         raise BadInput("no scans, nothing, in --input; give an image, a volume or a folder of them")
     if not output:
         raise BadInput("no folder, nothing, in --output; give the folder that the masks go to")
-    config.check(cfg)
+    check_config(cfg)
     source, folder = pathlib.Path(source), pathlib.Path(output)
     items, passed = scans.search(source, channels=cfg.data.channels, leave_out=folder)
     predictor = predict.load(workdir, cfg)
-    keep_samples = keep_samples and models.is_diffusion(cfg)
+    keep_samples = keep_samples and build_model.is_diffusion(cfg)
     job = scan_results.job(
         folder,
         items,
         classes=cfg.data.classes,
-        diffusion=models.is_diffusion(cfg),
+        diffusion=build_model.is_diffusion(cfg),
         ensemble=cfg.sampler.ensemble,
         keep_samples=keep_samples,
         settings=_settings(cfg),
@@ -283,11 +286,11 @@ def _settings(cfg) -> dict:
     """What must be the same for masks to share a folder, in JSON's types."""
     own = f"networks.{cfg.network}."
     fields = {}
-    for name, value in config.flat(cfg).items():
+    for name, value in flat(cfg).items():
         of_others = name.startswith("networks.") and not name.startswith(own)
         if not of_others and not name.startswith(_NOT_READ):
             fields[name] = value
     fields["model"] = cfg.row or cfg.network
-    if models.is_diffusion(cfg):
-        fields |= {f"sampler.{name}": value for name, value in config.sampling(cfg).items()}
+    if build_model.is_diffusion(cfg):
+        fields |= {f"sampler.{name}": value for name, value in run_config.sampling(cfg).items()}
     return json.loads(json.dumps(fields))

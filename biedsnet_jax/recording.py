@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from biedsnet_jax import experiment, models, report_data
+from biedsnet_jax import report_data
+from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.runtime import devices, processes
 from biedsnet_jax.segmenters import fusion
 
@@ -25,7 +26,7 @@ Keys = Callable[[jax.Array], jax.Array]
 
 
 def record(
-    cfg, model, variables: dict, data: experiment.Data, mesh: Mesh, tally: report_data.Tally, show: Show, keys_of: Keys
+    cfg, model, variables: dict, data: build_data.Data, mesh: Mesh, tally: report_data.Tally, show: Show, keys_of: Keys
 ) -> report_data.ReportData | None:
     """What a report needs of a test split that was scored; None on all processes but the first, which has the tally.
 
@@ -48,7 +49,7 @@ def _report_data(cfg, data, tally, chosen, kept):
     without = {"probability": maps, "truth": maps, "mutual_information": None, "x_t": steps, "x_0": steps}
     numbers, groups = np.array(chosen, np.int32).reshape(-1, 2).T
     return report_data.ReportData(
-        facts={"versions": _versions(), "splits": {split: _counts(data, split) for split in experiment.SPLITS}},
+        facts={"versions": _versions(), "splits": {split: _counts(data, split) for split in build_data.SPLITS}},
         dice=np.array(tally.dice),
         entropy=np.array(tally.entropy),
         histogram=tally.histogram,
@@ -75,7 +76,7 @@ def make_explain(cfg, model, variables: dict, keys_of: Keys, mesh: Mesh) -> dict
         trajectory = model.trajectory(variables, image, keys_of(number))._asdict()
         return {name: jnp.moveaxis(value, 0, 1) for name, value in trajectory.items()}
 
-    told, diffusion = {}, models.is_diffusion(cfg)
+    told, diffusion = {}, build_model.is_diffusion(cfg)
     if diffusion and cfg.sampler.ensemble > 1:
         told["disagreement"] = disagreement
     if diffusion and cfg.sampler.steps <= MOST_SAMPLING_STEPS:
@@ -107,7 +108,7 @@ def _explain(kept, cfg, explain, images, numbers, mesh):
 
 def _times(cfg):
     """The times of the steps that are kept."""
-    times = models.make_sampling(cfg).visited(models.make_schedule(cfg))
+    times = build_model.make_sampling(cfg).visited(build_model.make_schedule(cfg))
     return times[report_data.evenly(len(times))].astype(np.int32)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax import config, experiment, run_split, split_record
+from biedsnet_jax.config import build_data, run_config, run_split, split_record
+from biedsnet_jax.config.build_data import Data
 from biedsnet_jax.data import splits
-from biedsnet_jax.experiment import Data
 from biedsnet_jax.runtime import processes
 
 
@@ -34,8 +34,8 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
     of another data set all cases, or those named. Raises BadInput where there are none, and where
     the run's own are missing.
     """
-    saved, record = config.load(workdir), run_split.find_record(cfg, workdir)
-    source, root = experiment.open_source(cfg), experiment.data_root(cfg)
+    saved, record = run_config.load(workdir), run_split.find_record(cfg, workdir)
+    source, root = build_data.open_source(cfg), build_data.data_root(cfg)
     here, there = ([str(name) for name in c.split.test] for c in (cfg, saved))
     names = here if here != there else []
     differs = {"split.test": [there, names]} if names else {}
@@ -47,7 +47,7 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
         scope = Scope(differs, _seen_in(record, data, own=True))
     else:
         data = Data(source, [], [], _chosen(source.cases, names or ["*"]), root=root)
-        before = record.root if record else experiment.data_root(saved)
+        before = record.root if record else build_data.data_root(saved)
         dataset = cfg.data.name if cfg.data.name != saved.data.name else os.path.basename(root)
         differs = {"data.root": [before, root]} | differs
         scope = Scope(differs, _seen_in(record, data, own=False), dataset)
@@ -73,7 +73,7 @@ def _open_unrecorded(saved, workdir, source, root, *, named):
 
     Where its results.json has the cases that this gives for the test, they are recorded.
     """
-    data = dataclasses.replace(experiment.deal(saved, source), root=root)
+    data = dataclasses.replace(build_data.deal(saved, source), root=root)
     tested = run_split.tested_cases(workdir)
     if not named:
         run_split.check_tested(workdir, data)
@@ -96,7 +96,7 @@ def of_training(workdir: Path) -> Scope:
 
 def _is_of_run(record, saved, workdir, source, root):
     """Whether the data are the run's own, where they were or moved."""
-    before = record.root if record else experiment.data_root(saved)
+    before = record.root if record else build_data.data_root(saved)
     if _same_folder(before, root):
         return True
     if record is None:
@@ -147,7 +147,7 @@ def _tell_same_names(record, scope, data):
     cases = data.cases("test")
     alike = [case for case in record.seen_by_name(cases) if case not in scope.trained_on]
     if alike:
-        experiment.warn(
+        build_data.warn(
             f"{len(alike)} of the {len(cases)} cases scored have the name of a case that the model was trained or "
             f"validated on, and other files: {run_split.first(alike)}. Where they are the same patients, "
             "their scores are not those of unseen ones."
@@ -156,13 +156,13 @@ def _tell_same_names(record, scope, data):
 
 def _tell_seen(scope, data, workdir):
     if scope.trained_on is None:
-        experiment.warn(
+        build_data.warn(
             f"{workdir} has no record of its split. Whether cases of its training are scored here "
             "cannot be told."
         )
     elif scope.trained_on:
         names = [f"{case} ({side})" for case, side in scope.trained_on.items()]
-        experiment.warn(
+        build_data.warn(
             f"The model was trained or validated on {len(names)} of the {len(data.cases('test'))} "
             f"cases scored: {run_split.first(names)}."
         )

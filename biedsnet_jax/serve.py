@@ -16,7 +16,8 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-from biedsnet_jax import config, predict
+from biedsnet_jax import predict
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import processes
 from biedsnet_jax.serve_limits import Limits
@@ -30,7 +31,7 @@ def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
     Raises BadInput where it cannot: no model, no libraries for it, an address that cannot be had.
     """
     _check_libraries()
-    config.check(cfg)
+    check_config(cfg)
     if processes.several():
         raise BadInput("a server of many processes, of --num_processes; start it as one")
     _clear_stale()

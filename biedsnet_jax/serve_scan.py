@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from biedsnet_jax import models, outputs, serve_child, serve_handoff
+from biedsnet_jax import outputs, serve_child, serve_handoff
+from biedsnet_jax.config import build_model
 from biedsnet_jax.data.scans import Scan
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.predict import Predictor
@@ -78,7 +79,7 @@ class Worker:
     def _predict(self, slices, advance) -> Prediction:
         programs = self.programs.setdefault(self.predictor.first_batch(len(slices)), {})
         predictor = dataclasses.replace(self.predictor, programs=programs)
-        keep = models.is_diffusion(predictor.cfg)
+        keep = build_model.is_diffusion(predictor.cfg)
         return predictor.predict([slices], keep_samples=keep, done=advance)[0]
 
 

@@ -15,18 +15,17 @@ from biedsnet_jax import (
     checkpoint,
     checkpoint_folder,
     class_presence,
-    config,
     evaluate,
     evaluations,
-    experiment,
-    models,
     run_log,
-    run_split,
     scored_cases,
     train_state,
     train_step,
     validation,
 )
+from biedsnet_jax.config import build_data, build_model, run_config, run_split
+from biedsnet_jax.config.check import check_config, check_slices_alone
+from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import BadInput, Diverged, reason
 from biedsnet_jax.runtime import console, devices, files, preemption, processes, progress
@@ -53,7 +52,7 @@ class Fitted:
 
     workdir: pathlib.Path
     model: segmenter.Segmenter
-    data: experiment.Data
+    data: build_data.Data
     mesh: jax.sharding.Mesh
     state: train_state.TrainState
     step: int
@@ -68,17 +67,17 @@ def fit(cfg, workdir: str) -> Fitted:
 def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
     """Train; `held` gets what the test needs too: the watch for signals, the workdir's lock."""
     # Data: everything that can be wrong with it is said here, before anything is written or compiled.
-    config.check(cfg)
-    config.check_slices_alone(cfg)
+    check_config(cfg)
+    check_slices_alone(cfg)
     workdir = pathlib.Path(workdir)
-    config.check_same_run(cfg, workdir)
+    run_config.check_same_run(cfg, workdir)
     mesh = _make_mesh(cfg)
     with processes.first_alone("data"):
         data = run_split.open_training(cfg, workdir)
 
     # Segmenter and update.
-    model = models.build(cfg)
-    optimizer, schedule = experiment.make_optimizer(cfg)
+    model = build_model.build(cfg)
+    optimizer, schedule = build_data.make_optimizer(cfg)
     fresh = _trace_fresh(cfg, model, optimizer, mesh)
     fields = {"ema_decay": cfg.train.ema, "accumulate": cfg.train.accumulate, "fixed": "distill" in cfg}
     fields["state_sharding"] = devices.state_sharding(fresh.out_info, mesh)
@@ -90,10 +89,10 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
     if processes.is_first():
         lock = held.enter_context(_hold(workdir))
         # Once more, since only now nobody else writes there.
-        config.check_same_run(cfg, workdir)
+        run_config.check_same_run(cfg, workdir)
         with checkpoint_folder.writing(workdir):
             run_split.write(cfg, workdir, data)
-            config.save(evaluations.config_of_run(cfg, workdir), workdir / "config.json")
+            run_config.save(evaluations.config_of_run(cfg, workdir), workdir / "config.json")
     keep = cfg.checkpoint
     with (
         checkpoint.Checkpoints(
@@ -109,7 +108,7 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
 
         # Loop.
         with run_log.RunLog(workdir, step=start, to_tensorboard=cfg.log.tensorboard) as log:
-            log.config(start, config.flat(cfg))
+            log.config(start, flat(cfg))
             validated = validation.Validation(cfg, model, data, mesh)
             others = () if teacher is None else ({"teacher": teacher},)
             compiled = _result(compiling)
@@ -147,7 +146,7 @@ def _trace_fresh(cfg, model, optimizer, mesh):
 
 def _trace_update(cfg, update, state):
     """The update for such a state, uncompiled; a network or a loss that refuses the config does so here."""
-    *size, channels = experiment.image_shape(cfg)
+    *size, channels = build_data.image_shape(cfg)
     image, mask = (
         jax.ShapeDtypeStruct((cfg.train.batch_size, *size, n), jnp.float32) for n in (channels, cfg.data.classes)
     )
@@ -171,7 +170,7 @@ def _restore_teacher(cfg, like, mesh):
     """The variables of a student's teacher; None of a run that has none."""
     if "distill" not in cfg:
         return None
-    config.check_teacher(cfg)
+    run_config.check_teacher(cfg)
     variables, step = checkpoint.restore_variables(files.expanded(cfg.distill.teacher), like, mesh)
     if step != cfg.distill.step:
         raise BadInput(
@@ -209,7 +208,7 @@ def _result(compiling):
 
 def _announce(cfg, data, state, start, mesh):
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    counts = ", ".join(f"{s} {len(getattr(data, s))} slices of {len(data.cases(s))} cases" for s in experiment.SPLITS)
+    counts = ", ".join(f"{s} {len(getattr(data, s))} slices of {len(data.cases(s))} cases" for s in build_data.SPLITS)
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     hosts += f", fsdp {mesh.shape['fsdp']}" if mesh.shape["fsdp"] > 1 else ""
     device = mesh.devices.flat[0].device_kind
@@ -228,7 +227,7 @@ class _Loop:
     """The steps from `start` to train.steps, with logs, validations and checkpoints on their way."""
 
     cfg: object
-    data: experiment.Data
+    data: build_data.Data
     mesh: jax.sharding.Mesh
     update: object
     schedule: object
@@ -279,7 +278,7 @@ class _Loop:
         return pipeline.train_batches(
             self.data.source,
             self.data.train,
-            prepare=experiment.make_prepare(cfg),
+            prepare=build_data.make_prepare(cfg),
             augment=cfg.augment.to_dict(),
             batch_size=cfg.train.batch_size,
             seed=cfg.seed,

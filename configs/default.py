@@ -1,7 +1,7 @@
 """Every field there is, with the value that stands where a config says nothing. Other configs import this one.
 
 A field on the command line: `--config.train.steps=2000`. An unknown field is an error that names the nearest one.
-From Python too: the config is locked, and `config.check` refuses what is not a field here.
+From Python too: the config is locked, and `check_config` refuses what is not a field here.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from biedsnet_jax import class_presence, experiment
+from biedsnet_jax import class_presence
+from biedsnet_jax.config import build_data
 from biedsnet_jax.data.sources.source import Facts
 
 
@@ -38,10 +39,10 @@ class Masks:
 
 def told(labels: dict[str, list[tuple[int, ...]]], classes: int) -> list[str]:
     splits, every = {}, []
-    for split in experiment.SPLITS:
+    for split in build_data.SPLITS:
         splits[split] = list(range(len(every), len(every) + len(labels[split])))
         every += labels[split]
-    data = experiment.Data(Masks(every, classes), **splits)
+    data = build_data.Data(Masks(every, classes), **splits)
     return list(class_presence.warnings(data, classes))
 
 

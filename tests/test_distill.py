@@ -17,18 +17,10 @@ import pytest
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import (
-    checkpoint,
-    config,
-    distill,
-    evaluate,
-    models,
-    run_log,
-    student_config,
-    train_state,
-    train_step,
-    trainer,
-)
+from biedsnet_jax import checkpoint, distill, evaluate, run_log, train_state, train_step, trainer
+from biedsnet_jax.config import build_model, run_config
+from biedsnet_jax.config import student as student_config
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import losses, segmenter
@@ -171,7 +163,7 @@ def teacher_config(chosen="toy", **fields):
 
 def trained(workdir: Path, cfg) -> Path:
     """A workdir as training leaves it, but with random weights."""
-    model, rng = models.build(cfg), np.random.default_rng(0)
+    model, rng = build_model.build(cfg), np.random.default_rng(0)
 
     def draw(path, x):
         if path[-1].key == "kernel":
@@ -182,7 +174,7 @@ def trained(workdir: Path, cfg) -> Path:
     variables = jax.tree_util.tree_map_with_path(draw, shapes)
     with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(train_state.create(variables, optax.identity()), config=cfg.to_dict())
-    config.save(cfg, workdir / "config.json")
+    run_config.save(cfg, workdir / "config.json")
     return workdir
 
 
@@ -237,7 +229,7 @@ def runs(tmp_path_factory, teacher):
 
 def test_a_student_is_a_quarter_of_the_training_one_step_and_a_row_of_its_own(teacher):
     c = student_of(teacher)
-    config.check(c)
+    check_config(c)
     assert (c.train.steps, c.sampler.steps, c.sampler.method, c.row) == (4, 1, "ddim", "biedsnet_distilled")
     assert c.distill.teacher == str(teacher) and c.train.learning_rate < teacher_config().train.learning_rate
 
@@ -276,12 +268,12 @@ def test_a_teacher_that_is_none(tmp_path):
     refused(lambda: student_of(tmp_path / "none"), "no trained run", tmp_path / "none")
     for chosen, says in [("toy,unet", "teacher in one pass, unet"), ("toy,direct", "teacher in one pass, biedsnet"),
                          ("toy,medsegdiff", "teacher that predicts noise, medsegdiff")]:  # fmt: skip
-        config.save(teacher_config(chosen), tmp_path / "config.json")
+        run_config.save(teacher_config(chosen), tmp_path / "config.json")
         refused(lambda: distill.run(student_of(tmp_path), str(tmp_path), str(tmp_path / "new")), says, "in network")
-    config.save(teacher_config(diffusion__self_condition=True), tmp_path / "config.json")
+    run_config.save(teacher_config(diffusion__self_condition=True), tmp_path / "config.json")
     said = "in diffusion.self_condition"
     refused(lambda: distill.run(student_of(tmp_path), str(tmp_path), str(tmp_path / "new")), said)
-    config.save(teacher_config(), tmp_path / "config.json")
+    run_config.save(teacher_config(), tmp_path / "config.json")
     refused(lambda: distill.run(student_of(tmp_path), str(tmp_path), str(tmp_path / "new")), "no complete checkpoint")
     refused(lambda: distill.run(teacher_config(), str(tmp_path), str(tmp_path / "new")), "no student", "--config")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -292,9 +284,9 @@ def test_an_output_that_is_no_place_for_it(teacher, tmp_path, output):
     says = {None: "no folder", "": "no folder", ".": "teacher's folder", "other": "folder of another run"}
     where = output and str((teacher if output == "." else tmp_path) / output)
     (tmp_path / "other").mkdir()
-    config.save(teacher_config(), tmp_path / "other" / "config.json")
+    run_config.save(teacher_config(), tmp_path / "other" / "config.json")
     (tmp_path / "sibling").mkdir()
-    config.save(student_of(teacher, distill__grid=3, distill__step=0), tmp_path / "sibling" / "config.json")
+    run_config.save(student_of(teacher, distill__grid=3, distill__step=0), tmp_path / "sibling" / "config.json")
     before = files(tmp_path)
     said = says.get(output, "distill.grid is 3 there and 10 here")
     refused(lambda: distill.run(student_of(teacher), str(teacher), where), said)
@@ -324,5 +316,5 @@ def test_a_teacher_that_is_gone_or_has_changed(teacher, tmp_path):
                          ({"distill.step": 7}, "teacher has changed, best step 0 and not 7")]:  # fmt: skip
         cfg = student_of(teacher)
         cfg.update_from_flattened_dict(fields)
-        config.save(cfg, tmp_path / "student" / "config.json")
+        run_config.save(cfg, tmp_path / "student" / "config.json")
         refused(functools.partial(trainer.train, cfg, str(tmp_path / "student")), says)

@@ -7,7 +7,7 @@ import shlex
 import documented
 from places import ROOT
 
-from biedsnet_jax import config
+from biedsnet_jax.config.fields import get_field
 from configs import default
 
 SPANS = [span for page in documented.pages() for span in documented.spans(page)]
@@ -22,9 +22,9 @@ def test_fields_in_running_text_exist():
         name = name.removesuffix(".*")
         section = hasattr(fields.get(name.split(".")[0]), "keys")
         if section and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+(?<!\.py)(?<!\.json)", name):
-            config.get_field(fields, name)
+            get_field(fields, name)
             if equals and "..." not in value:
-                usual, (given,) = config.get_field(fields, name), shlex.split(value)
+                usual, (given,) = get_field(fields, name), shlex.split(value)
                 assert isinstance(usual, str) or type(ast.literal_eval(given)) is type(usual), f"{place}: {text}"
             checked += 1
     assert checked > 30

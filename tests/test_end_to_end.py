@@ -21,7 +21,8 @@ from evaluated_workdir import closing_lines
 from PIL import Image
 from places import ROOT
 
-from biedsnet_jax import config, evaluate, run_log, trainer, validation
+from biedsnet_jax import evaluate, run_log, trainer, validation
+from biedsnet_jax.config import run_config
 from biedsnet_jax.errors import BadInput, Diverged, Preempted
 from configs import folder, phantom
 
@@ -373,7 +374,7 @@ def test_a_users_folder_trains_and_its_best_checkpoint_is_scored(tmp_path, monke
     assert "hd_mm" not in returned["standard"]  # PNG and TIFF files do not say their spacing
 
     trained = scores(workdir)
-    evaluate.run(config.load(workdir), str(workdir))
+    evaluate.run(run_config.load(workdir), str(workdir))
     assert scores(workdir) == trained
     split = json.loads((workdir / "split.json").read_text())
     assert split["root"] == str(tmp_path / "scans") == trained["data"]
@@ -382,7 +383,7 @@ def test_a_users_folder_trains_and_its_best_checkpoint_is_scored(tmp_path, monke
     # The same command with another setting scores again, beside what the run has.
     cfg.threshold = 0.75
     assert trainer.train(cfg, str(workdir))["evaluation"] == "threshold=0.75"
-    assert scores(workdir) | {"evaluations": {}} == trained and config.load(workdir).threshold == 0.5
+    assert scores(workdir) | {"evaluations": {}} == trained and run_config.load(workdir).threshold == 0.5
     assert results(workdir / "evaluations" / "threshold=0.75")["threshold"] == 0.75
 
 

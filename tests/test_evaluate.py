@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax import evaluate, experiment, report_data
+from biedsnet_jax import evaluate, report_data
+from biedsnet_jax.config import build_data
 from biedsnet_jax.diffusion.sampler import Trajectory
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import fusion
@@ -52,7 +53,7 @@ def config(**fields):
 
 
 def probabilities(cfg, model, mesh, *, seed=0, fusion="mean", variables=None):
-    data = experiment.open_data(cfg)
+    data = build_data.open_data(cfg)
     predict = evaluate.make_predict(model, mesh, ensemble=2, fusion=fusion, seed=seed)
     batches = list(evaluate.predict_split(cfg, predict, variables or {}, data, data.train + data.test, mesh))
     assert [e["index"] for _, _, examples in batches for e in examples] == data.train + data.test
@@ -91,7 +92,7 @@ def test_staple_is_the_same_on_one_device_and_on_eight():
 @pytest.mark.parametrize("above", [-9.0, 0.0, 9.0])
 def test_mean_dice_is_over_the_slices_with_truth(above):
     mesh, cfg, variables = devices.make_mesh(), config(**{"eval.batch_size": 8}), {"above": jnp.float32(above)}
-    data = experiment.open_data(cfg)
+    data = build_data.open_data(cfg)
     predict = evaluate.make_predict(Bright(), mesh, ensemble=1, fusion="mean", seed=0)
     found = evaluate.mean_dice(cfg, predict, variables, data, data.train + data.test, mesh)
     dice = []
@@ -105,7 +106,7 @@ def test_mean_dice_is_over_the_slices_with_truth(above):
 
 def test_mean_dice_without_any_truth_is_undefined():
     mesh, cfg = devices.make_mesh(), config(**{"eval.batch_size": 8, "data.phantom.empty_fraction": 1.0})
-    data = experiment.open_data(cfg)
+    data = build_data.open_data(cfg)
     predict = evaluate.make_predict(Bright(), mesh, ensemble=1, fusion="mean", seed=0)
     assert evaluate.mean_dice(cfg, predict, {"above": jnp.float32(0)}, data, data.val, mesh) is None
 
@@ -115,7 +116,7 @@ def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
     monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
     variables = {"above": jnp.float32(0.7), "params": {}}
     workdir.mkdir(exist_ok=True)
-    mesh, data = mesh or devices.make_mesh(), experiment.open_data(cfg)
+    mesh, data = mesh or devices.make_mesh(), build_data.open_data(cfg)
     evaluate.evaluate(cfg, workdir, model or Bright(), variables, data, mesh, step=7)
     return json.loads((workdir / "results.json").read_text()), csv_files.read(workdir / "cases.csv")
 
@@ -172,7 +173,7 @@ def test_pictures_are_those_of_the_masks_that_were_scored(tmp_path, monkeypatch)
         mask, truth = found.probability[i] > round(0.6 * 200), found.truth[i] > 0
         assert (mask & truth).sum() == int(rows[number]["tp"]) and (mask & ~truth).sum() == int(rows[number]["fp"])
     # The samples again, from the keys that evaluation gives them.
-    data = experiment.open_data(cfg)
+    data = build_data.open_data(cfg)
     indices = jnp.array([data.test[number] for number in found.slices])
     keys = evaluate.noise_keys(cfg.seed, indices)
     samples = Noise().predict({}, jnp.zeros((4, 16, 16, 1)), keys, ensemble=3)

@@ -13,7 +13,9 @@ from bright_model import Bright, in_place
 from case_folders import cfg_of, start, write
 from refusals import refused
 
-from biedsnet_jax import checkpoint, closing, config, evaluate, evaluations, report, train_state
+from biedsnet_jax import checkpoint, closing, evaluate, evaluations, report, train_state
+from biedsnet_jax.config import run_config
+from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.data import walk
 from biedsnet_jax.runtime import lock
 from biedsnet_jax.scoring import results
@@ -132,7 +134,7 @@ def test_settings_that_change_scores(field, value, counts, counts_without_diffus
     for chosen, expected in ((phantom.get_config(), counts), (folder.get_config("unet"), counts_without_diffusion)):
         other = chosen.copy_and_resolve_references()
         other.update_from_flattened_dict({field: value})
-        before = config.get_field(chosen, field)
+        before = get_field(chosen, field)
         found = evaluations.differences(chosen, other)
         if field == "eval.lesions":
             found.pop("eval.lesion_overlap")
@@ -152,7 +154,7 @@ def test_a_finished_run_keeps_the_settings_of_its_scores(tmp_path):
     other = cfg.copy_and_resolve_references()
     other.update_from_flattened_dict({"sampler.steps": 9, "threshold": 0.3, "eval.batch_size": 2})
     assert evaluations.config_of_run(other, tmp_path) is other  # nothing there
-    config.save(cfg, tmp_path / "config.json")
+    run_config.save(cfg, tmp_path / "config.json")
     (tmp_path / "results.json").write_text("{}")
     assert evaluations.config_of_run(other, tmp_path) is other  # tested on the way, not trained to its end
     (tmp_path / "checkpoints" / str(cfg.train.steps)).mkdir(parents=True)
@@ -176,7 +178,7 @@ def trained(tmp_path_factory):
         checkpoints.save(train_state.create(Bright().init(None, None), optax.identity()), config=cfg.to_dict())
     with in_place(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.macs, "prediction_gmacs", lambda *_, **fields: 0.0)
-        evaluate.run(config.load(root / "run"), str(root / "run"))
+        evaluate.run(run_config.load(root / "run"), str(root / "run"))
     return root
 
 
@@ -190,7 +192,7 @@ def run(trained, tmp_path, monkeypatch):
 
 
 def again(run, **fields):
-    cfg = config.load(run)
+    cfg = run_config.load(run)
     cfg.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
     return evaluate.run(cfg, str(run))
 

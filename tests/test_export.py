@@ -14,7 +14,8 @@ import pytest
 from refusals import refused
 from untrained import image, toy, untrained
 
-from biedsnet_jax import evaluate, export, export_loader, export_program, main, models, predict
+from biedsnet_jax import evaluate, export, export_loader, export_program, main, predict
+from biedsnet_jax.config import build_model
 from biedsnet_jax.data import transforms
 from biedsnet_jax.runtime import files
 from configs import nifti
@@ -155,7 +156,7 @@ FIELDS = {
 def test_every_network_can_be_exported(variant):
     chosen = "biedsnet" if variant in FIELDS else variant
     cfg = toy(chosen=chosen, data__size=32, **FIELDS.get(variant, {}))
-    model = models.build(cfg)
+    model = build_model.build(cfg)
     shapes = jax.eval_shape(lambda: evaluate.init_variables(model, cfg))
     program = export_program.lower(cfg, model, export_program.flatten(shapes), keep_samples=False)
     (probability,) = [x for x in program.out_avals if x.shape[1:] == (32, 32, 1)][:1]

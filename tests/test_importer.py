@@ -11,7 +11,8 @@ from PIL import Image
 from places import GOLDEN
 from refusals import refused
 
-from biedsnet_jax import checkpoint, config, evaluate, importer, models, predict_files, pretrained, train_state
+from biedsnet_jax import checkpoint, evaluate, importer, predict_files, pretrained, train_state
+from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.runtime.lock import Lock
@@ -43,8 +44,8 @@ def cfg():
 
 def test_an_imported_workdir_predicts_what_pytorch_did(golden, weights, cfg, tmp_path):
     importer.run(cfg, str(tmp_path / "run"), str(weights))
-    saved, mesh = config.load(tmp_path / "run"), devices.make_mesh(jax.devices()[:1])
-    model = models.build(saved)
+    saved, mesh = run_config.load(tmp_path / "run"), devices.make_mesh(jax.devices()[:1])
+    model = build_model.build(saved)
     like = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, saved), optax.identity()))
     variables, step = checkpoint.restore_variables(tmp_path / "run", like, mesh)
     image = jnp.asarray(golden["in:x"].transpose(0, 2, 3, 1))
@@ -63,7 +64,7 @@ def test_evaluate_and_predict_accept_an_imported_workdir(tmp_path):
     c.networks.unext.channels, c.data.size = (8, 16, 32, 64, 128), 32
     c.data.phantom.update(n_cases=3, slices_per_case=2)
     importer.run(c, str(tmp_path / "run"), str(tmp_path / "w.npz"))
-    saved = config.load(tmp_path / "run")
+    saved = run_config.load(tmp_path / "run")
     assert evaluate.run(saved, str(tmp_path / "run"))["parameters"] == 253_417
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)).save(tmp_path / "slice.png")
     predicted = tmp_path / "out"

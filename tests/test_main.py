@@ -12,7 +12,8 @@ from absl import flags
 from PIL import Image
 from places import ROOT
 
-from biedsnet_jax import config, main, trainer
+from biedsnet_jax import main, trainer
+from biedsnet_jax.config import run_config
 from biedsnet_jax.errors import BadInput, Diverged, Preempted
 
 PHANTOM, FOLDER, COVID = (f"--config={ROOT}/configs/{name}.py" for name in ("phantom", "folder", "covid"))
@@ -265,7 +266,7 @@ def phantom_config():
 def test_a_workdir_of_another_config(refused, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    config.save(phantom_config(), workdir / "config.json")
+    run_config.save(phantom_config(), workdir / "config.json")
     said = f"train.learning_rate is {phantom_config().train.learning_rate} there and 0.123 here"
     for mode in ("train", "evaluate"):
         says = ["workdir of another config", said, str(workdir)]
@@ -277,7 +278,7 @@ def test_a_workdir_without_a_run(refused, tmp_path):
     refused("--mode=evaluate", PHANTOM, says=["no trained run", f"{tmp_path}/run", "train first"])
     (tmp_path / "run").mkdir()
     refused("--mode=evaluate", "--config.sampler.steps=2", says=["no trained run", "train first"])
-    config.save(phantom_config(), tmp_path / "run" / "config.json")
+    run_config.save(phantom_config(), tmp_path / "run" / "config.json")
     refused("--mode=evaluate", says=["no complete checkpoint", f"{tmp_path}/run/checkpoints", "--mode=train"])
 
 
@@ -285,7 +286,7 @@ def test_a_workdir_without_a_run(refused, tmp_path):
 def test_a_damaged_config_json(refused, tmp_path, cut):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    config.save(phantom_config(), workdir / "config.json")
+    run_config.save(phantom_config(), workdir / "config.json")
     (workdir / "config.json").write_text((workdir / "config.json").read_text()[cut])
     for arguments in ([], ["--mode=evaluate"], [PHANTOM]):
         refused(*arguments, says=["damaged config", f"{workdir}/config.json"])

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from untrained import SIZE, image, toy, untrained
 
-from biedsnet_jax import config, evaluate, predict
+from biedsnet_jax import evaluate, predict
+from biedsnet_jax.config import run_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import label_map
 from biedsnet_jax.runtime import devices
@@ -42,7 +43,7 @@ def prepared(array, size=SIZE):
 
 def samples_by_hand(workdir, images, numbers):
     """ "n b h w k" of prepared images, by the segmenter itself on one device."""
-    cfg = config.load(workdir)
+    cfg = run_config.load(workdir)
     model, variables, _, _ = evaluate.open_model(cfg, workdir)
     keys = jax.numpy.stack([jax.random.fold_in(jax.random.key(cfg.seed), n) for n in numbers])
     run = jax.jit(lambda v, x, k: model.predict(v, x, k, ensemble=cfg.sampler.ensemble))
@@ -160,7 +161,7 @@ def test_a_slice_does_not_depend_on_what_shares_its_batch(workdirs, predictors):
     shared = predictors["diffusion"].predict([other, scan, other], done=heard.append)
     assert heard == [8, 8, 1]
     assert [one.probability.shape for one in shared] == [(3, 9, 30, 1), (11, 20, 24, 1), (3, 9, 30, 1)]
-    cfg = config.load(workdirs["diffusion"])
+    cfg = run_config.load(workdirs["diffusion"])
     cfg.eval.batch_size = 16
     larger = predict.load(workdirs["diffusion"], cfg).predict([scan])[0]
     for found in (shared[1], larger):
@@ -219,7 +220,7 @@ def test_the_label_map_of_true_regions_is_the_label_map_they_came_from(order):
 
 
 def test_load_takes_another_sampling(workdirs):
-    cfg = config.load(workdirs["diffusion"])
+    cfg = run_config.load(workdirs["diffusion"])
     cfg.sampler.ensemble, cfg.threshold = 2, 0.0
     found = predict.load(str(workdirs["diffusion"]), cfg)(image(8, 8), keep_samples=True)
     assert len(found.samples) == 2 and found.threshold == 0.0
@@ -231,11 +232,11 @@ def test_what_cannot_be_loaded(workdirs, tmp_path):
     (tmp_path / "config.json").write_text((workdirs["direct"] / "config.json").read_text())
     with pytest.raises(BadInput, match="no complete checkpoint"):
         predict.load(tmp_path)
-    cfg = config.load(workdirs["direct"])
+    cfg = run_config.load(workdirs["direct"])
     cfg.data.size = 32
     with pytest.raises(BadInput, match=r"workdir of another config, data\.size is 16 there and 32 here"):
         predict.load(workdirs["direct"], cfg)
-    cfg = config.load(workdirs["direct"])
+    cfg = run_config.load(workdirs["direct"])
     cfg.eval.batch_size = 12
     with pytest.raises(BadInput, match=r"batch of 12 does not divide over 8 devices, in eval\.batch_size"):
         predict.load(workdirs["direct"], cfg)

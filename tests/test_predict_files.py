@@ -22,7 +22,8 @@ from bright_model import SIZE, Bright, write_workdir
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from PIL import Image
 
-from biedsnet_jax import main, models, predict_files
+from biedsnet_jax import main, predict_files
+from biedsnet_jax.config import build_model
 from biedsnet_jax.data import scans, walk
 from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.runtime import devices, lock
@@ -41,7 +42,7 @@ def predict(workdir, tmp_path, monkeypatch, capsys):
     """`predict(*flags)` -> (exit code, stdout, stderr), from `in` to `out`, in this process."""
     one = devices.make_mesh(jax.devices()[:1])  # quicker than eight
     monkeypatch.setattr(devices, "make_mesh", lambda **fields: one)
-    monkeypatch.setattr(models, "build", lambda cfg: Bright())
+    monkeypatch.setattr(build_model, "build", lambda cfg: Bright())
     monkeypatch.setattr(sys, "argv", list(sys.argv))
 
     def call(*arguments, source=tmp_path / "in", output=tmp_path / "out"):
@@ -244,7 +245,7 @@ def test_samples_are_kept_where_asked_for(predict, tmp_path):
 
 
 def test_a_method_without_samples_has_no_uncertainty_either(predict, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "is_diffusion", lambda cfg: False)
+    monkeypatch.setattr(build_model, "is_diffusion", lambda cfg: False)
     save_picture(tmp_path / "in" / "a.png")
     assert predict("--samples")[0] == 0
     assert set(outputs(tmp_path / "out")) == RECORDS | expected("a", ".png", ("probability",))

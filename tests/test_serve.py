@@ -32,7 +32,8 @@ import serve_load
 import serve_uploads
 from places import ROOT
 
-from biedsnet_jax import config, predict, predict_files, serve
+from biedsnet_jax import predict, predict_files, serve
+from biedsnet_jax.config import run_config
 from biedsnet_jax.serve_limits import Limits
 
 LIMITS = Limits(upload=2**21, unpacked=2**24)
@@ -196,7 +197,7 @@ def test_refusals_have_the_words_of_mode_predict(url, workdir, tmp_path):
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError) as error:
-        predict_files.run(config.load(workdir), str(workdir), str(path), str(tmp_path / "out"))
+        predict_files.run(run_config.load(workdir), str(workdir), str(path), str(tmp_path / "out"))
     _, now = ended(url, path.read_bytes(), like=".nii.gz")
     assert now["state"] == "refused" and now["text"] == str(error.value).replace(f"{tmp_path}/", "")
 
@@ -216,8 +217,9 @@ def test_an_upload_of_another_site_is_refused(url):
 # --- from the command line -------------------------------------------------------------------------------------------
 
 _START = (
-    "import sys; sys.path[:0] = sys.argv[1:3]; import bright_model; from biedsnet_jax import main, models; "
-    "models.build = lambda cfg: bright_model.Bright(); sys.exit(main.run(['main', *sys.argv[3:]]))"
+    "import sys; sys.path[:0] = sys.argv[1:3]; import bright_model; "
+    "from biedsnet_jax import main; from biedsnet_jax.config import build_model; "
+    "build_model.build = lambda cfg: bright_model.Bright(); sys.exit(main.run(['main', *sys.argv[3:]]))"
 )
 
 
@@ -329,13 +331,14 @@ def test_a_second_signal_leaves_nothing_and_the_next_start_removes_what_a_kill_l
     ],
 )
 def test_an_address_that_cannot_be_had(workdir, host, port, says):
-    refused(lambda: serve.run(config.load(workdir), str(workdir), host, port, LIMITS), says, "--host or --port")
+    refused(lambda: serve.run(run_config.load(workdir), str(workdir), host, port, LIMITS), says, "--host or --port")
 
 
 def test_a_port_that_is_taken(workdir):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused(lambda: serve.run(config.load(workdir), str(workdir), "127.0.0.1", port, LIMITS), "cannot listen", port)
+        cfg = run_config.load(workdir)
+        refused(lambda: serve.run(cfg, str(workdir), "127.0.0.1", port, LIMITS), "cannot listen", port)
 
 
 def test_without_the_libraries(workdir, monkeypatch):

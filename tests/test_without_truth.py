@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from biedsnet_jax import closing, evaluate, experiment, report
+from biedsnet_jax import closing, evaluate, report
+from biedsnet_jax.config import build_data
 from biedsnet_jax.diffusion.sampler import Trajectory
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.scoring import results
@@ -40,7 +41,7 @@ def evaluated(cfg, workdir, monkeypatch, *, above):
     workdir.mkdir()
     mesh = devices.make_mesh(jax.devices()[:1])
     variables = {"above": jnp.float32(above), "params": {}}
-    data = experiment.open_data(cfg)
+    data = build_data.open_data(cfg)
     return evaluate.evaluate(cfg, workdir, Made(cfg.data.classes), variables, data, mesh, step=7)
 
 

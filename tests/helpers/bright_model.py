@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from biedsnet_jax import checkpoint, config, models, predict, train_state
+from biedsnet_jax import checkpoint, predict, train_state
+from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.runtime import devices
 from configs import folder, variants
 
@@ -48,7 +49,7 @@ def write_workdir(workdir, above=0.5):
     state = train_state.create(variables, optax.identity())
     with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, config=cfg.to_dict())
-    config.save(cfg, workdir / "config.json")
+    run_config.save(cfg, workdir / "config.json")
     return workdir
 
 
@@ -58,7 +59,7 @@ def in_place():
     one = devices.make_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "make_mesh", lambda **fields: one)
-        patch.setattr(models, "build", lambda cfg: Bright())
+        patch.setattr(build_model, "build", lambda cfg: Bright())
         yield
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from biedsnet_jax import config, run_split
+from biedsnet_jax.config import run_config, run_split
 from configs import folder as folder_config
 from configs import variants
 
@@ -39,7 +39,7 @@ def start(cfg, workdir):
     data = run_split.open_training(cfg, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     run_split.write(cfg, workdir, data)
-    config.save(cfg, workdir / "config.json")
+    run_config.save(cfg, workdir / "config.json")
     return data
 
 

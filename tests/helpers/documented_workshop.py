@@ -19,7 +19,9 @@ from absl import flags
 from PIL import Image
 from places import ROOT
 
-from biedsnet_jax import config, main
+from biedsnet_jax import main
+from biedsnet_jax.config.check import check_config
+from biedsnet_jax.config.fields import get_field
 from configs import default
 
 # In a command these stand for what the reader fills in.
@@ -89,7 +91,7 @@ class Workshop:
         named = [word for word in words if _is_named(word)]
         for name in map(_name, named):
             if name.startswith("config."):
-                config.get_field(default.get_config(), name.removeprefix("config."))
+                get_field(default.get_config(), name.removeprefix("config."))
             else:
                 assert name in flags.FLAGS, f"no flag --{name} in biedsnet_jax.main"
         known = [word for word in words if word not in named]
@@ -97,7 +99,7 @@ class Workshop:
             known = ["--config=configs/nifti.py", *known]
         absl_flags.forget()
         main.parse_flags(["biedsnet_jax", *known])
-        config.check(flags.FLAGS.config)
+        check_config(flags.FLAGS.config)
 
     def trained(self, name: str) -> Path:
         """A workdir, trained now if no command has made it yet: the user's own, or one like that of the phantom."""

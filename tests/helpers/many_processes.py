@@ -15,7 +15,8 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from biedsnet_jax import checkpoint, evaluate, experiment, models, predict_files, train_state, trainer
+from biedsnet_jax import checkpoint, evaluate, predict_files, train_state, trainer
+from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.data import pipeline
 from biedsnet_jax.errors import BadInput, Preempted
 from biedsnet_jax.runtime import devices, processes
@@ -86,7 +87,7 @@ def terminate_at(step: int, workdir: Path) -> None:
 def restored(workdir: Path, mesh) -> dict[str, int]:
     """Checksums of every array of step CUT, restored onto a mesh."""
     cfg = toy()
-    model, (optimizer, _) = models.build(cfg), experiment.make_optimizer(cfg)
+    model, (optimizer, _) = build_model.build(cfg), build_data.make_optimizer(cfg)
     like = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer))
     with checkpoint.Checkpoints(workdir, keep_latest=2) as checkpoints:
         state = checkpoints.restore(CUT, like, mesh)

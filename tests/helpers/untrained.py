@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import optax
 
-from biedsnet_jax import checkpoint, config, evaluate, models, train_state
+from biedsnet_jax import checkpoint, evaluate, train_state
+from biedsnet_jax.config import build_model, run_config
 from configs import folder, variants
 
 SIZE = 16  # pixels, height and width that they see
@@ -23,7 +24,7 @@ def toy(module=folder, chosen=None, **fields):
 
 def untrained(workdir, cfg):
     """A workdir as training leaves it, but with random weights."""
-    model, rng = models.build(cfg), np.random.default_rng(0)
+    model, rng = build_model.build(cfg), np.random.default_rng(0)
 
     def draw(path, x):
         if path[-1].key == "kernel":
@@ -35,7 +36,7 @@ def untrained(workdir, cfg):
     workdir.mkdir(parents=True)
     with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(train_state.create(drawn, optax.identity()), config=cfg.to_dict())
-    config.save(cfg, workdir / "config.json")
+    run_config.save(cfg, workdir / "config.json")
     return workdir
 
 

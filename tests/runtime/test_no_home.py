@@ -10,7 +10,7 @@ import pytest
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import experiment
+from biedsnet_jax.config import build_data
 from biedsnet_jax.data.sources import tfds
 from biedsnet_jax.runtime import devices
 from configs import nifti
@@ -43,15 +43,15 @@ def compile_cache(monkeypatch):
 def test_caches_lie_in_the_temporary_folder(homeless, compile_cache, capsys):
     devices.enable_compile_cache("auto")
     assert compile_cache() == f"{homeless}/xla" and capsys.readouterr().err == ""
-    assert experiment.cache_folder(nifti.get_config()) == homeless / "slices"
+    assert build_data.cache_folder(nifti.get_config()) == homeless / "slices"
 
 
 @pytest.mark.parametrize("path", ["~", "~/cache", "~nobody_at_all/cache"])
 def test_a_home_that_is_not_known_is_refused_in_every_field(homeless, compile_cache, path):
     c = nifti.get_config("unet,toy")
     c.data.update(cache_dir=path, root=path)
-    refused(lambda: experiment.cache_folder(c), path, "not known")
-    refused(lambda: experiment.open_data(c), path, "not known")
+    refused(lambda: build_data.cache_folder(c), path, "not known")
+    refused(lambda: build_data.open_data(c), path, "not known")
     refused(lambda: devices.enable_compile_cache(path), path, "not known")
     refused(lambda: tfds.find("set", path), path, "not known")
     assert not (homeless.parent / "~").exists()
@@ -67,12 +67,12 @@ def test_a_tilde_in_a_field_is_the_home(monkeypatch, tmp_path, compile_cache):
     monkeypatch.setenv("HOME", str(tmp_path))
     c = nifti.get_config()
     c.data.cache_dir = "~/slices"
-    assert experiment.cache_folder(c) == tmp_path / "slices"
+    assert build_data.cache_folder(c) == tmp_path / "slices"
     devices.enable_compile_cache("~/xla")
     assert compile_cache() == f"{tmp_path}/xla"
     refused(lambda: tfds.find("set", "~/sets"), f"{tmp_path}/sets")
     c.data.root = "~/gone"
-    refused(lambda: experiment.open_data(c), f"{tmp_path}/gone", "data.root")
+    refused(lambda: build_data.open_data(c), f"{tmp_path}/gone", "data.root")
 
 
 @pytest.mark.parametrize("folder", ["file/xla", "file", "/sys/kernel/xla"])

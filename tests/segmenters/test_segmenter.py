@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from biedsnet_jax.config.build_model import build
 from biedsnet_jax.diffusion import process, schedule
-from biedsnet_jax.models import build
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.networks.biedsnet import BIEDSNet
 from biedsnet_jax.segmenters import losses

@@ -261,13 +261,14 @@ def test_a_run_on_any_prepared_set_by_its_config(prepared, tmp_path):
     fields |= {f"data.tfds.{role}": name for role, name in FEATURES.items()}
     code = """
 import sys
-from biedsnet_jax import config, experiment
+from biedsnet_jax.config import build_data
+from biedsnet_jax.config.check import check_config
 from configs import default
 c = default.get_config()
 c.data.source, c.data.classes, c.split.fractions = "tfds", 2, (0.34, 0.33, 0.33)
 c.update_from_flattened_dict(dict(argument.split("=", 1) for argument in sys.argv[1:]))
-config.check(c)
-data = experiment.open_data(c)
+check_config(c)
+data = build_data.open_data(c)
 print(sorted(data.cases("train") + data.cases("val") + data.cases("test")), "tensorflow" in sys.modules)
 """
     line = [sys.executable, "-c", code, *(f"{name}={value}" for name, value in fields.items())]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import command_line, config, main
+from biedsnet_jax import main
+from biedsnet_jax.config import command_line, run_config
 from biedsnet_jax.errors import BadInput
 from configs import phantom
 
@@ -90,7 +91,7 @@ def workdir_of(folder: pathlib.Path, seed: int) -> pathlib.Path:
     c = phantom.get_config("unet,toy")
     c.seed = seed
     folder.mkdir(parents=True)
-    config.save(c, folder / "config.json")
+    run_config.save(c, folder / "config.json")
     return folder
 
 

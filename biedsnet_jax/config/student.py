@@ -1,4 +1,4 @@
-"""The config file that stands for a student of a workdir: `--config=student_config.py:WORKDIR`, for mode distill.
+"""The config file that stands for a student of a workdir: `--config=student.py:WORKDIR`, for mode distill.
 
 It is the teacher's with these fields changed, and a section `distill`, which no other config has.
 """
@@ -7,12 +7,12 @@ import os
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax import config
+from biedsnet_jax.config import run_config
 
 
 def get_config(workdir: str) -> ConfigDict:
     """What a student of the run in `workdir` trains with, before overrides."""
-    c = config.load(workdir)
+    c = run_config.load(workdir)
     distill = ConfigDict()
     distill.teacher = os.path.abspath(workdir)
     distill.step = 0  # of the teacher's checkpoint; set by mode distill

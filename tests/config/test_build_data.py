@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from refusals import refused
 
-from biedsnet_jax import experiment
+from biedsnet_jax.config import build_data
 from configs import folder
 
 
@@ -22,7 +22,7 @@ def data(root, counts, *, nested=False, **fields):
     config = folder.get_config("unet,toy")
     config.data.root = str(root)
     config.update_from_flattened_dict(fields)
-    return experiment.open_data(config)
+    return build_data.open_data(config)
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -4,12 +4,12 @@ import math
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax import models
-from biedsnet_jax.config_fields import get_field
+from biedsnet_jax.config import build_model
+from biedsnet_jax.config.fields import get_field
+from biedsnet_jax.config.known_fields import check_known
 from biedsnet_jax.data import case_names
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.errors import BadInput, shown
-from biedsnet_jax.known_fields import check_known
 from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.segmenters.fusion import FUSIONS
 
@@ -63,7 +63,7 @@ _MAY_BE_EMPTY = ("attention_downsample",)  # of the tuples of networks
 _NAMES = ("split.train", "split.val", "split.test")
 
 
-def check(config: ConfigDict) -> None:
+def check_config(config: ConfigDict) -> None:
     """Raise BadInput at the first field that cannot be, or that does not exist."""
     check_known(config)
     network = _leaf(config, "network")
@@ -115,7 +115,7 @@ def check(config: ConfigDict) -> None:
         raise BadInput(f"no network for it, {config.network}, in diffusion.self_condition; use biedsnet, or False")
     if "distill" in config:
         _check_distill(config)
-    models.make_network(config).check_size((config.data.size, config.data.size))
+    build_model.make_network(config).check_size((config.data.size, config.data.size))
 
 
 def _check_kinds(config):
@@ -149,7 +149,7 @@ def _check_sampler(config):
         raise BadInput(f"more sampling steps than timesteps, {fields.steps}, in sampler.steps; use at most {timesteps}")
     if fields.start == "noise":
         return
-    if config.network == "medsegdiff" or not models.is_diffusion(config):
+    if config.network == "medsegdiff" or not build_model.is_diffusion(config):
         raise BadInput(
             f"no mask to start from, {fields.start!r}, in sampler.start; use 'noise': only a diffusion network that "
             f"predicts masks has one, {config.network} here does not"
@@ -164,7 +164,7 @@ def _check_sampler(config):
 
 def _check_distill(config):
     """Fields that a student's config has, and what its teacher may be."""
-    if not models.is_diffusion(config):
+    if not build_model.is_diffusion(config):
         raise BadInput(
             f"teacher in one pass, {config.network}, in network; distill a BIEDSNet trained by diffusion, "
             "this one is as fast as it can be"

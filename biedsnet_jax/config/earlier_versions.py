@@ -1,7 +1,7 @@
 """Config fields that came and went after the first version, so that workdirs of earlier ones stay usable.
 
 Whoever adds a field to configs/default.py adds it here too, with the value that stands for what was done before it;
-tests/test_later_fields.py notices where that is forgotten. A fork that adds none here gets the default, and one line
+tests/config/test_earlier_versions.py notices where that is forgotten. A fork that adds none here gets the default, and one line
 where the run reads the field.
 """
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from biedsnet_jax import known_fields
-from biedsnet_jax.config_fields import flat, set_field
+from biedsnet_jax.config import known_fields
+from biedsnet_jax.config.fields import flat, set_field
 from biedsnet_jax.errors import shown
 
 ADDED = {

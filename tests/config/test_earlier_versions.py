@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 from places import GOLDEN, ROOT
 from refusals import refused
 
-from biedsnet_jax import benchmark_files, config, known_fields, later_fields
-from biedsnet_jax.config_fields import set_field
+from biedsnet_jax import benchmark_files
+from biedsnet_jax.config import earlier_versions, known_fields, run_config
+from biedsnet_jax.config.check import check_config
+from biedsnet_jax.config.fields import flat, get_field, set_field
 from configs import default, phantom
 
 FIRST = GOLDEN / "first_config.json"
@@ -47,39 +49,39 @@ def old_workdir(folder, without=()):
 
 
 def test_the_first_versions_workdir_has_every_field_of_today(tmp_path):
-    loaded = later_fields.complete(ConfigDict(json.loads(FIRST.read_text())))
+    loaded = earlier_versions.complete(ConfigDict(json.loads(FIRST.read_text())))
     missing = set(names(default.get_config())) - set(names(loaded))
-    assert not missing, "give each a line in biedsnet_jax/later_fields.py"
+    assert not missing, "give each a line in biedsnet_jax/config/earlier_versions.py"
 
 
 def test_the_first_versions_workdir_goes_on_without_a_word(tmp_path, capsys):
-    loaded = config.load(old_workdir(tmp_path))
-    config.check(loaded)
-    config.check_same_run(loaded, tmp_path)
+    loaded = run_config.load(old_workdir(tmp_path))
+    check_config(loaded)
+    run_config.check_same_run(loaded, tmp_path)
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", later_fields.ADDED)
+@pytest.mark.parametrize("name", earlier_versions.ADDED)
 def test_todays_config_goes_on_with_a_workdir_that_lacks_a_later_field(tmp_path, name):
     workdir = old_workdir(tmp_path, without=[name])
-    assert plain(config.get_field(config.load(workdir), name)) == plain(later_fields.ADDED[name])
+    assert plain(get_field(run_config.load(workdir), name)) == plain(earlier_versions.ADDED[name])
     same = phantom.get_config()
-    same.update_from_flattened_dict({name: later_fields.ADDED[name]})
-    config.check_same_run(same, workdir)
+    same.update_from_flattened_dict({name: earlier_versions.ADDED[name]})
+    run_config.check_same_run(same, workdir)
 
 
 def test_a_value_that_is_there_stays_and_a_missing_section_is_not_made_up():
     c = default.get_config().unlock()
     c.sampler.start = "direct"
-    assert later_fields.complete(c).sampler.start == "direct"
+    assert earlier_versions.complete(c).sampler.start == "direct"
     del c.sampler
-    assert "sampler" not in later_fields.complete(c)
+    assert "sampler" not in earlier_versions.complete(c)
 
 
 def test_sections_that_are_filled_in_are_each_configs_own():
     one, other = ConfigDict(), ConfigDict()
-    later_fields.complete(one).parallel.fsdp = 4
-    assert later_fields.complete(other).parallel.fsdp == 1
+    earlier_versions.complete(one).parallel.fsdp = 4
+    assert earlier_versions.complete(other).parallel.fsdp == 1
 
 
 # --- a fork that added or took away fields ---------------------------------------------------------------------------
@@ -113,14 +115,14 @@ def with_fields(c: ConfigDict, **fields) -> ConfigDict:
 
 @pytest.mark.parametrize("line", [NETWORK, OTHER_NETWORK, OTHER_SOURCE, DIFFUSION, CHANGED])
 def test_what_a_run_does_not_read_may_be_added_or_changed_without_a_word(tmp_path, monkeypatch, capsys, line):
-    config.save(phantom.get_config("unet"), tmp_path / "config.json")
+    run_config.save(phantom.get_config("unet"), tmp_path / "config.json")
     monkeypatch.setattr(known_fields, "DEFAULT", longer_default(tmp_path, line))
     forks = phantom.get_config("unet")
     with forks.unlocked():
         exec(line, {"c": forks, "ConfigDict": ConfigDict})
-    config.check(forks)
-    config.check_same_run(forks, tmp_path)
-    config.check(config.load(tmp_path))
+    check_config(forks)
+    run_config.check_same_run(forks, tmp_path)
+    check_config(run_config.load(tmp_path))
     assert capsys.readouterr().err == ""
 
 
@@ -129,15 +131,15 @@ def test_what_a_run_does_not_read_may_be_added_or_changed_without_a_word(tmp_pat
     [(TRAIN, "train.more", 3), (OWN_NETWORK, "networks.unet.more", 2), (SECTION, "extra.field", 7)],
 )
 def test_what_a_run_reads_gets_the_default_and_one_line(tmp_path, monkeypatch, capsys, line, name, value):
-    config.save(phantom.get_config("unet"), tmp_path / "config.json")
+    run_config.save(phantom.get_config("unet"), tmp_path / "config.json")
     monkeypatch.setattr(known_fields, "DEFAULT", longer_default(tmp_path, line))
-    assert config.get_field(config.load(tmp_path), name) == value
+    assert get_field(run_config.load(tmp_path), name) == value
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and f"{tmp_path}/config.json lacks {name}={value}, " in err
-    config.check_same_run(with_fields(phantom.get_config("unet"), **{name.replace(".", "__"): value}), tmp_path)
+    run_config.check_same_run(with_fields(phantom.get_config("unet"), **{name.replace(".", "__"): value}), tmp_path)
     assert capsys.readouterr().err == ""  # said once
     other = with_fields(phantom.get_config("unet"), **{name.replace(".", "__"): value + 1})
-    refused(lambda: config.check_same_run(other, tmp_path), f"{name} is {value} there and {value + 1} here")
+    refused(lambda: run_config.check_same_run(other, tmp_path), f"{name} is {value} there and {value + 1} here")
 
 
 @pytest.mark.parametrize(
@@ -153,29 +155,29 @@ def test_what_a_run_reads_gets_the_default_and_one_line(tmp_path, monkeypatch, c
 )
 def test_what_is_gone_is_left_out_and_told_where_the_run_read_it(tmp_path, capsys, name, said):
     c = with_fields(phantom.get_config("unet"), **{name.replace(".", "__"): 5})
-    config.save(c, tmp_path / "config.json")
-    loaded = config.load(tmp_path)
-    config.check(loaded)
-    refused(lambda: config.get_field(loaded, name), name)
-    config.check_same_run(phantom.get_config("unet"), tmp_path)
+    run_config.save(c, tmp_path / "config.json")
+    loaded = run_config.load(tmp_path)
+    check_config(loaded)
+    refused(lambda: get_field(loaded, name), name)
+    run_config.check_same_run(phantom.get_config("unet"), tmp_path)
     err = capsys.readouterr().err
     assert (err == "") if said is None else (said in err and err.count("\n") == 1)
 
 
 def test_what_is_gone_and_did_nothing_is_not_told(tmp_path, monkeypatch, capsys):
-    config.save(with_fields(phantom.get_config("unet"), train__gone=5), tmp_path / "config.json")
-    monkeypatch.setitem(later_fields.REMOVED, "train.gone", 5)
-    assert "gone" not in config.load(tmp_path).train and capsys.readouterr().err == ""
+    run_config.save(with_fields(phantom.get_config("unet"), train__gone=5), tmp_path / "config.json")
+    monkeypatch.setitem(earlier_versions.REMOVED, "train.gone", 5)
+    assert "gone" not in run_config.load(tmp_path).train and capsys.readouterr().err == ""
 
 
 def test_a_students_section_stays(tmp_path):
     student = with_fields(phantom.get_config(), distill__grid=4, distill__teacher="there")
-    config.save(student, tmp_path / "config.json")
-    assert config.load(tmp_path).distill.to_dict() == {"grid": 4, "teacher": "there"}
+    run_config.save(student, tmp_path / "config.json")
+    assert run_config.load(tmp_path).distill.to_dict() == {"grid": 4, "teacher": "there"}
 
 
 def flattened(c) -> dict:
-    return json.loads(json.dumps(config.flat(c)))
+    return json.loads(json.dumps(flat(c)))
 
 
 @pytest.mark.parametrize(("line", "goes"), [(NETWORK, True), (OTHER_NETWORK, True), (CHANGED, True), (TRAIN, False)])
@@ -190,7 +192,7 @@ def test_a_baseline_of_a_benchmark_is_compared_by_what_is_read(tmp_path, line, g
     (tmp_path / "bench.json").write_text(json.dumps(fields))
     forks = phantom.get_config("unet").unlock()
     exec(line, {"c": forks, "ConfigDict": ConfigDict})
-    here = {"device": fields["device"], "config": config.flat(forks)}
+    here = {"device": fields["device"], "config": flat(forks)}
     if goes:
         assert benchmark_files.read_baseline(str(tmp_path / "bench.json"), here)["config"] == fields["config"]
     else:

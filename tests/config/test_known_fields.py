@@ -6,8 +6,10 @@ import pytest
 from ml_collections import ConfigDict
 from refusals import refused
 
-from biedsnet_jax import config, config_fields, known_fields, student_config
-from biedsnet_jax.config_fields import set_field
+from biedsnet_jax.config import known_fields, run_config
+from biedsnet_jax.config import student as student_config
+from biedsnet_jax.config.check import check_config
+from biedsnet_jax.config.fields import flat, get_field, set_field
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.networks.unet import UNet
 from configs import covid, default, folder, nifti, phantom, variants
@@ -39,11 +41,11 @@ def test_variants_leave_a_config_locked(chosen):
 
 
 def test_a_config_read_from_a_workdir_and_a_students_are_locked(tmp_path):
-    config.save(phantom.get_config(), tmp_path / "config.json")
-    for c in (config.load(tmp_path), student_config.get_config(str(tmp_path))):
+    run_config.save(phantom.get_config(), tmp_path / "config.json")
+    for c in (run_config.load(tmp_path), student_config.get_config(str(tmp_path))):
         assert c.is_locked and c.train.is_locked
     student = student_config.get_config(str(tmp_path))
-    config.check(student)
+    check_config(student)
     with pytest.raises(AttributeError, match="gird"):
         student.distill.gird = 3
 
@@ -67,16 +69,16 @@ def test_a_config_read_from_a_workdir_and_a_students_are_locked(tmp_path):
     ],
 )
 def test_a_field_that_does_not_exist_is_refused_with_the_nearest(name, value, says):
-    refused(lambda: config.check(with_field(name, value)), *says, "configs/default.py")
+    refused(lambda: check_config(with_field(name, value)), *says, "configs/default.py")
 
 
 @pytest.mark.parametrize(("section", "first"), [("train", "accumulate"), ("networks", ""), ("data.phantom", "")])
 def test_a_value_in_the_place_of_a_section(section, first):
     c = phantom.get_config().unlock()
     *above, last = section.split(".")
-    with (config.get_field(c, above[0]) if above else c).ignore_type():
-        (config.get_field(c, above[0]) if above else c)[last] = 3
-    refused(lambda: config.check(c), f"{section} is 3 where a section of fields belongs", f"{section}.{first}")
+    with (get_field(c, above[0]) if above else c).ignore_type():
+        (get_field(c, above[0]) if above else c)[last] = 3
+    refused(lambda: check_config(c), f"{section} is 3 where a section of fields belongs", f"{section}.{first}")
 
 
 @pytest.mark.parametrize(
@@ -86,10 +88,10 @@ def test_a_value_in_the_place_of_a_section(section, first):
 def test_true_is_not_a_number(name, value):
     c = phantom.get_config()
     *sections, field = name.split(".")
-    section = config.get_field(c, sections[0]) if sections else c
+    section = get_field(c, sections[0]) if sections else c
     with section.ignore_type():
         section[field] = value
-    refused(lambda: config.check(c), name, repr(value))
+    refused(lambda: check_config(c), name, repr(value))
 
 
 @pytest.mark.parametrize("value", ["many", (3,), 2.5, {"a": 1}])
@@ -99,16 +101,16 @@ def test_the_wrong_type_from_python_is_refused_at_once_or_by_the_check(value):
         c.train.steps = value
     with c.train.ignore_type():
         c.train.steps = value
-    refused(lambda: config.check(c), "train.steps")
+    refused(lambda: check_config(c), "train.steps")
 
 
 def test_a_network_of_ones_own_needs_no_section_in_the_default(monkeypatch):
     monkeypatch.setitem(NETWORKS, "mine", UNet)
     c = with_field("networks.mine.channels", (4, 4, 8, 8, 8), "unet,toy")
     c.network = "mine"
-    config.check(c.lock())
+    check_config(c.lock())
     refused(
-        lambda: config.check(with_field("networks.mine.channel", (4, 4), "unet,toy")),
+        lambda: check_config(with_field("networks.mine.channel", (4, 4), "unet,toy")),
         "networks.mine.channel ((4, 4))",
         "Use networks.mine.channels,",
     )
@@ -117,20 +119,20 @@ def test_a_network_of_ones_own_needs_no_section_in_the_default(monkeypatch):
 def test_a_field_added_to_the_default_is_known(tmp_path, monkeypatch):
     text = pathlib.Path(known_fields.DEFAULT).read_text().replace("c.seed = 0\n", "c.seed = 0\n    c.my_own = 3\n")
     (tmp_path / "default.py").write_text(text)
-    refused(lambda: config.check(with_field("my_own", 4)), "my_own (4)")
+    refused(lambda: check_config(with_field("my_own", 4)), "my_own (4)")
     monkeypatch.setattr(known_fields, "DEFAULT", str(tmp_path / "default.py"))
-    config.check(with_field("my_own", 4))
+    check_config(with_field("my_own", 4))
 
 
 def test_a_default_that_fails_is_named(tmp_path, monkeypatch):
     (tmp_path / "default.py").write_text("def get_config():\n    return 1 / 0\n")
     monkeypatch.setattr(known_fields, "DEFAULT", str(tmp_path / "default.py"))
-    refused(lambda: config.check(phantom.get_config()), "default.py fails with ZeroDivisionError")
+    refused(lambda: check_config(phantom.get_config()), "default.py fails with ZeroDivisionError")
 
 
 def test_without_the_configs_beside_the_package_no_field_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(known_fields, "DEFAULT", str(tmp_path / "default.py"))
-    config.check(with_field("my_own", 4))
+    check_config(with_field("my_own", 4))
     assert known_fields.unknown(phantom.get_config()) == []
 
 
@@ -144,7 +146,7 @@ def test_without_the_configs_beside_the_package_no_field_is_unknown(tmp_path, mo
     ],
 )
 def test_what_a_run_reads(chosen, read, unread):
-    fields = config_fields.flat(phantom.get_config(chosen))
+    fields = flat(phantom.get_config(chosen))
     read, unread = [*read, "data.phantom.seed", "data.size", "seed", "new.section"], [*unread, "data.tfds.name"]
     assert [known_fields.is_used(name, fields) for name in read] == [True] * len(read)
     assert [known_fields.is_used(name, fields) for name in unread] == [False] * len(unread)

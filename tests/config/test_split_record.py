@@ -3,8 +3,8 @@
 import pytest
 from refusals import refused
 
-from biedsnet_jax import split_record
-from biedsnet_jax.split_record import SplitRecord
+from biedsnet_jax.config import split_record
+from biedsnet_jax.config.split_record import SplitRecord
 
 RECORD = SplitRecord("/data", {"train": ["a", "b"], "val": ["c"], "test": ["=d"]}, {"a": "0f"}, ("e",))
 

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax import config, evaluate, trainer
+from biedsnet_jax import evaluate, trainer
+from biedsnet_jax.config import run_config
+from biedsnet_jax.config.check import check_config
+from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import NETWORKS
 from configs import covid, default, folder, phantom, variants
@@ -39,7 +42,7 @@ def write_from_before_data_case(path, stored: str | None):
 def changed(name: str, value):
     """`base` with one field set, whatever its type."""
     c = base()
-    section = c if "." not in name else config.get_field(c, name.rpartition(".")[0])
+    section = c if "." not in name else get_field(c, name.rpartition(".")[0])
     with section.ignore_type():
         section[name.rpartition(".")[2]] = value
     return c
@@ -52,12 +55,12 @@ def changed(name: str, value):
 @pytest.mark.parametrize("file", [phantom, covid, folder])
 def test_every_variant_passes_and_comes_back_from_a_workdir_as_it_was(tmp_path, file, chosen):
     c = file.get_config(chosen)
-    config.check(c)
-    config.save(c, tmp_path / "config.json")
-    back = config.load(tmp_path)
+    check_config(c)
+    run_config.save(c, tmp_path / "config.json")
+    back = run_config.load(tmp_path)
     assert back.to_dict() == c.to_dict()
     assert type(back.networks.biedsnet.channels) is tuple and back.data.root is None
-    config.check_trained(c, tmp_path)
+    run_config.check_trained(c, tmp_path)
     back.data.root = "elsewhere"  # an unset string stays one that may be set
 
 
@@ -65,7 +68,7 @@ def test_cpu_makes_a_variant_smaller():
     for file in (covid, folder):
         full, small = file.get_config("unet"), file.get_config("unet,cpu")
         assert small.network == full.network == "unet" and small.data.size < full.data.size
-        config.check(small)
+        check_config(small)
 
 
 def test_quarter_narrows_every_network_to_a_quarter_and_nothing_else():
@@ -79,7 +82,7 @@ def test_quarter_narrows_every_network_to_a_quarter_and_nothing_else():
     assert not kept & set(widths.split())
     c = covid.get_config("quarter")
     assert c.data.size == 64 and c.train.steps == covid.get_config("cpu").train.steps
-    config.check(c)
+    check_config(c)
 
 
 def test_paper_takes_back_what_measurement_changed():
@@ -116,22 +119,22 @@ def test_a_variant_that_is_not_there():
 def test_a_method_that_a_network_has_not(network, method, says):
     c = phantom.get_config(network)
     c.method = method
-    refused(lambda: config.check(c), says, "'auto'")
+    refused(lambda: check_config(c), says, "'auto'")
 
 
 @pytest.mark.parametrize("variant", ["medsegdiff", "unet", "direct"])
 def test_a_warm_start_needs_a_diffusion_network_that_predicts_masks(variant):
     c = phantom.get_config(variant)
     c.sampler.start = "direct"
-    refused(lambda: config.check(c), "'direct', in sampler.start", "use 'noise'")
+    refused(lambda: check_config(c), "'direct', in sampler.start", "use 'noise'")
 
 
 def test_a_warm_start_has_fewer_times_than_T():
     c = phantom.get_config()
     c.sampler.update(start="direct", start_fraction=0.05, steps=51)
-    refused(lambda: config.check(c), "51, in sampler.steps", "at most 50", "sampler.start_fraction above 0.05")
+    refused(lambda: check_config(c), "51, in sampler.steps", "at most 50", "sampler.start_fraction above 0.05")
     c.sampler.steps = 50
-    config.check(c)
+    check_config(c)
 
 
 @pytest.mark.parametrize(
@@ -141,14 +144,14 @@ def test_a_warm_start_has_fewer_times_than_T():
 def test_records_name_a_start_only_where_there_is_one(start, more):
     c = phantom.get_config()
     c.sampler.start = start
-    assert set(config.sampling(c)) == {"method", "steps", "eta", "spacing", "ensemble"} | more
+    assert set(run_config.sampling(c)) == {"method", "steps", "eta", "spacing", "ensemble"} | more
 
 
 @pytest.mark.parametrize("mode", [trainer.train, evaluate.run])
 def test_only_prediction_starts_a_slice_from_its_neighbour(tmp_path, mode):
     c = phantom.get_config()
     c.sampler.start = "slice"
-    config.check(c)
+    check_config(c)
     refused(lambda: mode(c, str(tmp_path / "run")), "'slice', in sampler.start", "--mode=predict")
     assert not (tmp_path / "run").exists()
 
@@ -213,21 +216,21 @@ def test_every_network_has_its_fields():
     ],
 )
 def test_a_value_that_cannot_be(name, value, says):
-    refused(lambda: config.check(changed(name, value)), *says)
+    refused(lambda: check_config(changed(name, value)), *says)
 
 
 @pytest.mark.parametrize("chosen", ["unet", "medsegdiff"])
 def test_a_network_that_cannot_see_its_last_prediction_is_not_asked_to(chosen):
     c = phantom.get_config(chosen)
     c.diffusion.self_condition = True
-    refused(lambda: config.check(c), f"no network for it, {chosen}, in diffusion.self_condition", "use biedsnet")
+    refused(lambda: check_config(c), f"no network for it, {chosen}, in diffusion.self_condition", "use biedsnet")
 
 
 def test_folded_maps_with_batch_norm_are_refused():
     c = base()
     c.networks.biedsnet.update(fold=True, norm="batch")
     with pytest.raises(BadInput, match=r"networks\.biedsnet\.fold; use norm='group' or fold=False"):
-        config.check(c)
+        check_config(c)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +252,7 @@ def test_folded_maps_with_batch_norm_are_refused():
 def test_a_size_that_a_network_cannot_take_is_answered_with_those_it_can(variant, size, fits):
     c = covid.get_config(variant)
     c.data.size = size
-    refused(lambda: config.check(c), f", {size}, in data.size; use {fits}")
+    refused(lambda: check_config(c), f", {size}, in data.size; use {fits}")
 
 
 def _fields(c, prefix=""):
@@ -262,7 +265,7 @@ def test_no_value_of_any_field_breaks_the_check_itself(name):
     """What a hand-edited config.json may hold: refused with one line or accepted, never another exception."""
     for value in ("nonsense", -1, 0, 2.5, math.nan, math.inf, True, (), ("x",), (0, 0)):
         try:
-            config.check(changed(name, value))
+            check_config(changed(name, value))
         except BadInput as error:
             assert "\n" not in str(error)
 
@@ -280,7 +283,7 @@ def test_no_value_of_any_field_breaks_the_check_itself(name):
 )
 def test_a_field_that_is_not_there_is_told_the_nearest(asked, near):
     refused(
-        lambda: config.get_field(phantom.get_config(), asked), f"field, {asked},", f"the nearest is --config.{near}"
+        lambda: get_field(phantom.get_config(), asked), f"field, {asked},", f"the nearest is --config.{near}"
     )
 
 
@@ -288,12 +291,12 @@ def test_a_field_that_is_not_there_is_told_the_nearest(asked, near):
 
 
 def test_fields_that_change_no_update_may_differ(tmp_path):
-    config.save(phantom.get_config(), tmp_path / "config.json")
+    run_config.save(phantom.get_config(), tmp_path / "config.json")
     c = phantom.get_config()
     c.data.root, c.compile_cache, c.threshold, c.fusion = "there", "", 0.3, "majority"
     c.sampler.update(steps=2, ensemble=1, method="ddpm")
     c.eval.every, c.log.every, c.checkpoint.every = 7, 7, 7
-    config.check_same_run(c, tmp_path)
+    run_config.check_same_run(c, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -308,9 +311,9 @@ def test_fields_that_change_no_update_may_differ(tmp_path):
     ],
 )
 def test_fields_that_change_an_update_may_not(tmp_path, name, value):
-    config.save(base(), tmp_path / "config.json")
-    says = f"{name} is {config.get_field(base(), name)!r} there and {value!r} here"
-    refused(lambda: config.check_same_run(changed(name, value), tmp_path), says, str(tmp_path), "another --workdir")
+    run_config.save(base(), tmp_path / "config.json")
+    says = f"{name} is {get_field(base(), name)!r} there and {value!r} here"
+    refused(lambda: run_config.check_same_run(changed(name, value), tmp_path), says, str(tmp_path), "another --workdir")
 
 
 @pytest.mark.parametrize(("stored", "asked"), [(None, "auto"), (None, ""), ("", "auto"), ("", "")])
@@ -319,45 +322,45 @@ def test_a_run_from_before_data_case_goes_on_with_the_cases_it_had(tmp_path, sto
     # Twice, as a run that is killed goes on: config.json has the field from the first time on.
     for _ in range(2):
         c = of_folder(asked)
-        config.check_same_run(c, tmp_path)
+        run_config.check_same_run(c, tmp_path)
         assert c.data.case == ""
-        config.save(c, tmp_path / "config.json")
+        run_config.save(c, tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("stored", [None, ""])
 def test_a_run_from_before_data_case_does_not_take_a_rule(tmp_path, stored):
     write_from_before_data_case(tmp_path / "config.json", stored)
     says = "data.case is '' there and '(p)' here"
-    refused(lambda: config.check_same_run(of_folder("(p)"), tmp_path), says)
+    refused(lambda: run_config.check_same_run(of_folder("(p)"), tmp_path), says)
 
 
 def test_another_rule_of_cases_is_another_run(tmp_path):
     cfg = folder.get_config()
-    config.save(cfg, tmp_path / "config.json")
+    run_config.save(cfg, tmp_path / "config.json")
     cfg.data.case = ""
     says = "data.case is 'auto' there and '' here"
-    refused(lambda: config.check_same_run(cfg, tmp_path), says)
+    refused(lambda: run_config.check_same_run(cfg, tmp_path), says)
 
 
 def test_a_rule_of_cases_that_is_not_used_may_differ(tmp_path):
-    config.save(base(), tmp_path / "config.json")
-    config.check_same_run(changed("data.case", ""), tmp_path)
+    run_config.save(base(), tmp_path / "config.json")
+    run_config.check_same_run(changed("data.case", ""), tmp_path)
 
 
 def test_a_new_workdir_is_anyones(tmp_path):
-    config.check_same_run(phantom.get_config(), tmp_path)
-    refused(lambda: config.check_trained(phantom.get_config(), tmp_path), "no trained run", str(tmp_path))
+    run_config.check_same_run(phantom.get_config(), tmp_path)
+    refused(lambda: run_config.check_trained(phantom.get_config(), tmp_path), "no trained run", str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"seed": 0', "[1, 2]", "7", "null", "\x00\xff"])
 def test_a_damaged_config_json_is_named(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    refused(lambda: config.load(tmp_path), "damaged config", str(tmp_path / "config.json"))
+    refused(lambda: run_config.load(tmp_path), "damaged config", str(tmp_path / "config.json"))
 
 
 def test_a_config_json_is_plain_json_and_replaced_at_once(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("old")
-    config.save(phantom.get_config(), path)
+    run_config.save(phantom.get_config(), path)
     assert json.loads(path.read_text())["split"]["fractions"] == [0.8, 0.1, 0.1]
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

@@ -9,16 +9,17 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax.config_fields import flat, nearest
+from biedsnet_jax.config.fields import flat, nearest
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.networks import DENOISERS, NETWORKS
 
-DEFAULT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "default.py")
+DEFAULT = str(pathlib.Path(__file__).absolute().parents[2] / "configs" / "default.py")
 STUDENT = ("distill.teacher", "distill.step", "distill.grid", "distill.truth_weight")
 # Fields of every Linen module that no config sets.
 _OF_LINEN = ("parent", "name")

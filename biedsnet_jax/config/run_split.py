@@ -12,13 +12,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax import checkpoint_folder, experiment, split_record
+from biedsnet_jax import checkpoint_folder
+from biedsnet_jax.config import build_data, split_record
+from biedsnet_jax.config.build_data import Data
+from biedsnet_jax.config.split_record import SIDES, SplitRecord
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.sources.source import Example, Facts, Source
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.experiment import Data
 from biedsnet_jax.runtime import processes
-from biedsnet_jax.split_record import SIDES, SplitRecord
 
 _FEW = 3  # names in a message
 
@@ -29,15 +30,15 @@ def open_training(cfg: ConfigDict, workdir: Path) -> Data:
     A student has its teacher's sides. Raises BadInput where recorded cases are missing.
     """
     record = find_record(cfg, workdir)
-    source = experiment.open_source(cfg)
+    source = build_data.open_source(cfg)
     if record is not None:
-        root = experiment.data_root(cfg)
+        root = build_data.data_root(cfg)
         check_missing(record, source, workdir, root)
         data = follow(record, without_added(record, source, workdir, root), workdir, root)
         for side in SIDES:
             check_any(getattr(data, side), f"slices of the side {side}", root)
         return data
-    data = experiment.deal(cfg, source)
+    data = build_data.deal(cfg, source)
     for folder in (workdir, *_teacher(cfg)):
         check_tested(folder, data)
         if _is_trained(folder):
@@ -52,7 +53,7 @@ def write(cfg: ConfigDict, workdir: Path, data: Data) -> None:
         record = next(filter(None, map(split_record.load, _teacher(cfg))), None) or make(data)
         twins = record.seen_by_content(record.sides["test"], record.fingerprints)
         if twins:
-            experiment.warn(
+            build_data.warn(
                 f"The test has {listed(twins)} with the same content as a case of training or "
                 "validation. Keep one of each, or the scores promise too much."
             )
@@ -111,7 +112,7 @@ def without_added(record: SplitRecord, source: Source, workdir: Path, root: str)
     added = sorted(set(source.cases) - known)
     if not added:
         return source
-    experiment.warn(
+    build_data.warn(
         f"Left out: {listed(added)}, which {root or 'the data'} did not have when the run in "
         f"{workdir} started."
     )
@@ -124,7 +125,7 @@ def follow(record: SplitRecord, source: Source, workdir: Path, root: str) -> Dat
     if processes.is_first():
         changed = record.changed(files_of(source.facts.files, record.cases))
         if changed:
-            experiment.warn(
+            build_data.warn(
                 f"Changed since the run in {workdir} started: the files of {listed(changed)} in "
                 f"{root}. Restore them, unless they were repaired on purpose."
             )
@@ -184,7 +185,7 @@ def check_tested(workdir: Path, data: Data) -> None:
 
 def tell_unrecorded(workdir: Path, what: str) -> None:
     """Say that a workdir is of an earlier version, and what follows from it."""
-    experiment.warn(
+    build_data.warn(
         f"{workdir} has no record of its split, so its cases are dealt as its config says. {what}"
     )
 

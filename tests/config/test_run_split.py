@@ -9,7 +9,7 @@ import pytest
 from case_folders import SLICES, cfg_of, sides, start, write
 from refusals import refused
 
-from biedsnet_jax import config, experiment, run_split, split_record
+from biedsnet_jax.config import build_data, run_config, run_split, split_record
 from biedsnet_jax.data import splits, walk
 from biedsnet_jax.data.sources.source import Facts
 from configs import phantom
@@ -122,7 +122,7 @@ def sourced(monkeypatch):
     """Has a folder's source be `Made` of these arguments."""
 
     def use(*arguments):
-        monkeypatch.setattr(experiment.sources, "ImageFolder", lambda *_, **fields: Made(*arguments))
+        monkeypatch.setattr(build_data, "ImageFolder", lambda *_, **fields: Made(*arguments))
 
     return use
 
@@ -243,7 +243,7 @@ def test_an_imported_workdir_is_not_called_old(tmp_path, capsys):
     """It has a checkpoint of step 0 and no split until it is trained."""
     cfg, workdir = cfg_of(write(tmp_path / "data", CASES)), tmp_path / "run"
     (workdir / "checkpoints" / "0").mkdir(parents=True)
-    config.save(cfg, workdir / "config.json")
+    run_config.save(cfg, workdir / "config.json")
     at_start = sides(start(cfg, workdir))
     assert capsys.readouterr().err == "" and dict(split_record.load(workdir).sides) == at_start
 
@@ -296,7 +296,7 @@ def test_a_student_with_another_split_than_its_teacher_is_refused(run, tmp_path,
     cfg, workdir, _, _ = run
     student = student_of(cfg, workdir)
     student.split[field] = value
-    refused(lambda: config.check_teacher(student), f"split.{field}", workdir)
+    refused(lambda: run_config.check_teacher(student), f"split.{field}", workdir)
 
 
 def test_the_part_of_a_source_is_a_source():

@@ -1,7 +1,4 @@
-"""The config of a run: checked before anything compiles, and stored with its workdir.
-
-Every mistake raises BadInput with the field, its value and the fix. `configs/default.py` says what the fields mean.
-"""
+"""The config of a run, stored with its workdir, and what may differ from it when the run goes on."""
 
 import json
 import pathlib
@@ -9,17 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from biedsnet_jax import known_fields, later_fields
-from biedsnet_jax.config_check import check, check_slices_alone
-from biedsnet_jax.config_fields import flat, get_field
+from biedsnet_jax.config import earlier_versions, known_fields
+from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import case_names
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files, processes
-
-__all__ = [
-    "check", "check_same_run", "check_slices_alone", "check_teacher", "check_trained", "flat", "get_field", "load",
-    "sampling", "save",
-]  # fmt: skip
 
 # Fields that may differ between a workdir and the command that goes on with it: they change no update.
 FREE = (
@@ -66,7 +57,7 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise BadInput(f"damaged config, no fields, {path}; restore it or use another --workdir")
     _check_whole(config, path)
-    for sentences in later_fields.renew(config):
+    for sentences in earlier_versions.renew(config):
         _say_once(f"{path} {sentences}")
     return config.lock()
 
