@@ -155,7 +155,8 @@ class Judge:
     def __init__(self, whole: Path):
         import jax
 
-        from biedsnet_jax import evaluate, train_state
+        from biedsnet_jax import evaluate
+        from biedsnet_jax.checkpoints import train_state
         from biedsnet_jax.config import build_data, build_model, run_config
         from biedsnet_jax.runtime import devices
 
@@ -169,7 +170,8 @@ class Judge:
 
     def __call__(self, workdir: Path) -> str:
         """In a word; "in silence" is said of checkpoints that were there and are used no more."""
-        from biedsnet_jax import checkpoint, run_log
+        from biedsnet_jax import run_log
+        from biedsnet_jax.checkpoints import checkpoint
         from biedsnet_jax.config import run_config
         from biedsnet_jax.errors import BadInput
 
@@ -196,7 +198,7 @@ class Judge:
         import jax
         import numpy as np
 
-        from biedsnet_jax import checkpoint
+        from biedsnet_jax.checkpoints import checkpoint
 
         with checkpoint.Checkpoints(self.whole, keep_latest=10**6) as checkpoints:
             expected = checkpoints.restore(step, self.like, self.mesh)

@@ -40,7 +40,8 @@ import numpy as np
 from absl import flags
 
 from biedsnet_jax import main as command_line
-from biedsnet_jax import train_state, train_step
+from biedsnet_jax import train_step
+from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code

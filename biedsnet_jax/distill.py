@@ -2,7 +2,8 @@
 
 import pathlib
 
-from biedsnet_jax import checkpoint, trainer
+from biedsnet_jax import trainer
+from biedsnet_jax.checkpoints import checkpoint
 from biedsnet_jax.config import run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput

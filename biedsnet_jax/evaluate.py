@@ -18,17 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from biedsnet_jax import (
-    checkpoint,
-    evaluations,
-    hyperparameters,
-    recording,
-    report,
-    report_charts,
-    report_data,
-    scored_cases,
-    train_state,
-)
+from biedsnet_jax import evaluations, hyperparameters, recording, report, report_charts, report_data, scored_cases
+from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.config.check import check_config, check_slices_alone
 from biedsnet_jax.data import pipeline, walk

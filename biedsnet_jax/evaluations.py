@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax import checkpoint_folder
+from biedsnet_jax.checkpoints import checkpoint_folder
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.runtime import files

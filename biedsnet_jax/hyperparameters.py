@@ -7,7 +7,7 @@ It comes after training: TensorBoard reads on in the file of the latest name.
 import pathlib
 from typing import Any
 
-from biedsnet_jax import checkpoint_folder
+from biedsnet_jax.checkpoints import checkpoint_folder
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.runtime import tensorboard

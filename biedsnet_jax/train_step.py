@@ -13,9 +13,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Num
 
+from biedsnet_jax.checkpoints.train_state import TrainState
 from biedsnet_jax.packing import Packing
 from biedsnet_jax.runtime.devices import batch_sharding, replicated
-from biedsnet_jax.train_state import TrainState
 from biedsnet_jax.types import Batch, PRNGKey
 
 Metrics = dict[str, Num[Array, ""]]

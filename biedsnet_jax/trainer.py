@@ -11,18 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from biedsnet_jax import (
-    checkpoint,
-    checkpoint_folder,
-    class_presence,
-    evaluate,
-    evaluations,
-    run_log,
-    scored_cases,
-    train_state,
-    train_step,
-    validation,
-)
+from biedsnet_jax import class_presence, evaluate, evaluations, run_log, scored_cases, train_step, validation
+from biedsnet_jax.checkpoints import checkpoint, checkpoint_folder, train_state
 from biedsnet_jax.config import build_data, build_model, run_config, run_split
 from biedsnet_jax.config.check import check_config, check_slices_alone
 from biedsnet_jax.config.fields import flat

@@ -17,7 +17,8 @@ import pytest
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import checkpoint, distill, evaluate, run_log, train_state, train_step, trainer
+from biedsnet_jax import distill, evaluate, run_log, train_step, trainer
+from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.config import student as student_config
 from biedsnet_jax.config.check import check_config

@@ -11,7 +11,8 @@ from PIL import Image
 from places import GOLDEN
 from refusals import refused
 
-from biedsnet_jax import checkpoint, evaluate, importer, predict_files, pretrained, train_state
+from biedsnet_jax import evaluate, importer, predict_files, pretrained
+from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import devices

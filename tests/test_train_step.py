@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from biedsnet_jax import train_state
+from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.networks.biedsnet import BIEDSNet
 from biedsnet_jax.runtime import devices

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax import checkpoint_folder
+from biedsnet_jax.checkpoints import checkpoint_folder
 from biedsnet_jax.config import build_data, split_record
 from biedsnet_jax.config.build_data import Data
 from biedsnet_jax.config.split_record import SIDES, SplitRecord

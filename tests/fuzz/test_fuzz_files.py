@@ -16,7 +16,8 @@ from damage import damaged, tried
 from hypothesis import given
 from hypothesis import strategies as st
 
-from biedsnet_jax import checkpoint, train_state, weight_files
+from biedsnet_jax import weight_files
+from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.runtime import devices
 
 STEPS = (1, 2)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from biedsnet_jax import checkpoint, predict, train_state
+from biedsnet_jax import predict
+from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.runtime import devices
 from configs import folder, variants

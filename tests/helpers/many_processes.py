@@ -15,7 +15,8 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from biedsnet_jax import checkpoint, evaluate, predict_files, train_state, trainer
+from biedsnet_jax import evaluate, predict_files, trainer
+from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.data import pipeline
 from biedsnet_jax.errors import BadInput, Preempted

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import optax
 
-from biedsnet_jax import checkpoint, evaluate, train_state
+from biedsnet_jax import evaluate
+from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from configs import folder, variants
 

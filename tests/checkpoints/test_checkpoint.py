@@ -16,7 +16,7 @@ import pytest
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import checkpoint, train_state
+from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.runtime.lock import Lock

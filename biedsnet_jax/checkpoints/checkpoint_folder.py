@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 
-from biedsnet_jax import checksums
+from biedsnet_jax.checkpoints import checksums
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import files
 

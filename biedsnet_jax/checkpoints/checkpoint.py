@@ -21,12 +21,12 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
-from biedsnet_jax import array_sums, checkpoint_folder, checksums
+from biedsnet_jax.checkpoints import array_sums, checkpoint_folder, checksums
+from biedsnet_jax.checkpoints.train_state import TrainState
 from biedsnet_jax.errors import BadInput, Preempted, reason
 from biedsnet_jax.runtime import files, processes
 from biedsnet_jax.runtime.devices import state_sharding
 from biedsnet_jax.runtime.lock import Lock
-from biedsnet_jax.train_state import TrainState
 
 _ITEMS = ("state", "meta")
 _PATIENCE = 300  # seconds that processes wait for one another in a save
