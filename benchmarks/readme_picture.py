@@ -22,8 +22,9 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from biedsnet_jax import overlay, report_data
+from biedsnet_jax import report_data
 from biedsnet_jax.errors import BadInput, exit_code
+from biedsnet_jax.prediction import overlay
 from biedsnet_jax.runtime import files
 from biedsnet_jax.scoring import results
 

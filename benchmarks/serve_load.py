@@ -37,8 +37,8 @@ import serve_process  # noqa: E402
 import serve_uploads  # noqa: E402
 from serve_uploads import MEBI, SECRET, Upload  # noqa: E402
 
-from biedsnet_jax import predict_files
 from biedsnet_jax.config import run_config  # noqa: E402
+from biedsnet_jax.prediction import predict  # noqa: E402
 
 MOST_GROWTH = 32  # MiB
 LARGEST = 4  # MiB an upload, of the server
@@ -81,7 +81,7 @@ def expected(workdir: str, scans: Path, masks: Path) -> dict[str, tuple[bytes, l
     cfg, found = run_config.load(Path(workdir)), {}
     for path in sorted(scans.iterdir()):
         name = path.name.split(".")[0]
-        predict_files.run(cfg, workdir, str(path), str(masks / name))
+        predict.run(cfg, workdir, str(path), str(masks / name))
         (mask,) = (masks / name).rglob("*_mask.*")
         with (masks / name / "summary.csv").open(newline="") as file:
             found[name] = mask.read_bytes(), list(csv.DictReader(file))

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from jax import export
 
-from biedsnet_jax import evaluate, export_loader, export_program, model_card, predict
+from biedsnet_jax import evaluate, export_loader, export_program, model_card
 from biedsnet_jax.config import run_config
 from biedsnet_jax.config.build_model import is_diffusion
 from biedsnet_jax.config.check import check_config, check_slices_alone
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.outputs import writing
+from biedsnet_jax.prediction import predictor
+from biedsnet_jax.prediction.outputs import writing
 from biedsnet_jax.runtime import files, processes
 
 PROGRAM, WEIGHTS, ABOUT, LOADER, CARD = "predict.stablehlo", "weights.npz", "export.json", "load.py", "MODEL_CARD.md"
@@ -78,7 +79,7 @@ def describe(cfg, exported: export.Exported, weights: dict[str, np.ndarray], *, 
         "outputs": {name: _field(aval, name) for name, aval in outputs.items()},
         "threshold": cfg.threshold,
         "classes": data.classes,
-        "labels": [list(labels) for labels in predict.class_labels(cfg)],  # values of each class in the training masks
+        "labels": [list(labels) for labels in predictor.class_labels(cfg)],  # values in the training masks
         "seed": cfg.seed,
         "sampler": run_config.sampling(cfg) if diffusion else None,
         "fusion": cfg.fusion if diffusion else None,

@@ -16,8 +16,9 @@ from flax import traverse_util
 from jax import export
 from jaxtyping import Array, Float
 
-from biedsnet_jax import evaluate, predict
+from biedsnet_jax import evaluate
 from biedsnet_jax.config import build_data
+from biedsnet_jax.prediction import predictor
 from biedsnet_jax.types import Image
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -62,7 +63,7 @@ def make(cfg, model, *, keep_samples: bool) -> Callable[..., dict[str, Array]]:
     def biedsnet_predict(weights, image, number, seed):
         prepared = normalise(window(image, *low_high) if low_high else image, method)
         keys = evaluate.noise_keys(seed, number)
-        maps = predict.maps(cfg, model, unflatten(weights), prepared, keys)
+        maps = predictor.maps(cfg, model, unflatten(weights), prepared, keys)
         return {name: value for name, value in maps.items() if name != "samples" or keep_samples}
 
     return biedsnet_predict

@@ -128,9 +128,9 @@ def _evaluate(argv):
 
 
 def _predict(argv):
-    from biedsnet_jax import predict_files
+    from biedsnet_jax.prediction import predict
 
-    return predict_files.run(_start(), _WORKDIR.value, _INPUT.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
+    return predict.run(_start(), _WORKDIR.value, _INPUT.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
 
 
 def _import(argv):

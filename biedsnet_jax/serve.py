@@ -16,9 +16,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-from biedsnet_jax import predict
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, reason
+from biedsnet_jax.prediction import predictor as predict
 from biedsnet_jax.runtime import processes
 from biedsnet_jax.serve_limits import Limits
 

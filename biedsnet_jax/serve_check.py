@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from biedsnet_jax.data import scans
 from biedsnet_jax.data.formats import dicom_slice, nifti, pictures
 from biedsnet_jax.data.formats.pictures import EXTENSIONS
 from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.prediction import scans
 from biedsnet_jax.serve_limits import Limits
 
 # Of Pillow's forty formats those that mode predict takes, and what pydicom has Pillow decode: the

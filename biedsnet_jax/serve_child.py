@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from biedsnet_jax import serve_handoff
-from biedsnet_jax.data.scans import Scan
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.prediction.scans import Scan
 from biedsnet_jax.serve_limits import Limits
 
 _LOOK = 0.05  # seconds between looks at whether an upload is still wanted

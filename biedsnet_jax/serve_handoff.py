@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 
 from biedsnet_jax.data.formats.volumes import Volume
-from biedsnet_jax.data.scans import Item, Scan
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.prediction.scans import Item, Scan
 from biedsnet_jax.runtime import files
 
 OUTCOME = "outcome.json"

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from biedsnet_jax import outputs, serve_child, serve_handoff
+from biedsnet_jax import serve_child, serve_handoff
 from biedsnet_jax.config import build_model
-from biedsnet_jax.data.scans import Scan
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.predict import Predictor
-from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
+from biedsnet_jax.prediction import outputs
+from biedsnet_jax.prediction.predictor import Predictor
+from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
+from biedsnet_jax.prediction.scans import Scan
 from biedsnet_jax.report_data import LEVELS, levels
 from biedsnet_jax.runtime import files
 from biedsnet_jax.serve_limits import Limits

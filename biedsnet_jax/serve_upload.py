@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from biedsnet_jax import serve_check
-from biedsnet_jax.data import scans
 from biedsnet_jax.data.formats import dicom
 from biedsnet_jax.data.formats.pictures import EXTENSIONS
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.prediction import scans
 from biedsnet_jax.runtime import files
 from biedsnet_jax.serve_limits import Limits
 

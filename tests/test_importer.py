@@ -11,10 +11,11 @@ from PIL import Image
 from places import GOLDEN
 from refusals import refused
 
-from biedsnet_jax import evaluate, importer, predict_files, pretrained
+from biedsnet_jax import evaluate, importer, pretrained
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.prediction import predict
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.runtime.lock import Lock
 from configs import folder, phantom
@@ -69,7 +70,7 @@ def test_evaluate_and_predict_accept_an_imported_workdir(tmp_path):
     assert evaluate.run(saved, str(tmp_path / "run"))["parameters"] == 253_417
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)).save(tmp_path / "slice.png")
     predicted = tmp_path / "out"
-    assert predict_files.run(saved, str(tmp_path / "run"), str(tmp_path / "slice.png"), str(predicted)) == 0
+    assert predict.run(saved, str(tmp_path / "run"), str(tmp_path / "slice.png"), str(predicted)) == 0
     assert [Image.open(path).size for path in predicted.rglob("*mask*.png")] == [(50, 40)]
 
 

@@ -32,8 +32,10 @@ import serve_load
 import serve_uploads
 from places import ROOT
 
-from biedsnet_jax import predict, predict_files, serve
+from biedsnet_jax import serve
 from biedsnet_jax.config import run_config
+from biedsnet_jax.prediction import predict as predict_files
+from biedsnet_jax.prediction import predictor
 from biedsnet_jax.serve_limits import Limits
 
 LIMITS = Limits(upload=2**21, unpacked=2**24)
@@ -100,7 +102,7 @@ def test_downloads_are_what_mode_predict_writes(url, uploads, known):
 
 
 def test_the_size_of_a_batch_is_that_of_mode_predict_alone(workdir):
-    model = predict.load(workdir)
+    model = predictor.load(workdir)
     assert [model.first_batch(slices) for slices in (1, 2, 3, 8, 9, 100)] == [1, 2, 4, 8, 8, 8]
 
 

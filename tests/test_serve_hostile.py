@@ -22,8 +22,8 @@ from places import ROOT
 from refusals import refused
 
 from biedsnet_jax import serve_check, serve_child, serve_handoff, serve_reader, serve_upload
-from biedsnet_jax.data import scans
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.prediction import scans
 from biedsnet_jax.serve_limits import Limits
 
 MEBI = 2**20

@@ -12,8 +12,8 @@ from PIL import Image
 pytest.importorskip("starlette", reason="no starlette: pip install starlette uvicorn")
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
 
-from biedsnet_jax import predict_files
 from biedsnet_jax.config import run_config
+from biedsnet_jax.prediction import predict
 from biedsnet_jax.serve_limits import Limits
 
 browser_page, page_log = browser.browser_page, browser.page_log
@@ -49,7 +49,7 @@ def scan(tmp_path_factory):
 def predicted(workdir, scan, tmp_path_factory):
     """The folder that mode predict wrote for it."""
     folder = tmp_path_factory.mktemp("masks")
-    predict_files.run(run_config.load(workdir), str(workdir), str(scan), str(folder))
+    predict.run(run_config.load(workdir), str(workdir), str(scan), str(folder))
     return folder
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from biedsnet_jax import serve_scan
-from biedsnet_jax.prediction import Prediction
+from biedsnet_jax.prediction.result import Prediction
 
 
 def prediction(samples=None):

@@ -14,8 +14,8 @@ from PIL import Image
 from refusals import refused
 
 from biedsnet_jax import serve_upload
-from biedsnet_jax.data import scans
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.prediction import scans
 from biedsnet_jax.serve_limits import Limits
 
 LIMITS = Limits(unpacked=2**20, files=20, slices=30, side=200, voxels=50_000)

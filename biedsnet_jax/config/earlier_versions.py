@@ -1,8 +1,8 @@
 """Config fields that came and went after the first version, so that workdirs of earlier ones stay usable.
 
 Whoever adds a field to configs/default.py adds it here too, with the value that stands for what was done before it;
-tests/config/test_earlier_versions.py notices where that is forgotten. A fork that adds none here gets the default, and one line
-where the run reads the field.
+tests/config/test_earlier_versions.py notices where that is forgotten. A fork that adds none here gets the default, and
+one line where the run reads the field.
 """
 
 from typing import Any

@@ -438,7 +438,7 @@ def test_files_that_hold_no_arrays_may_be_spoilt(tmp_path, mesh, name, content):
 DIE = """
 import dataclasses, os, sys
 import jax.numpy as jnp, optax
-from biedsnet_jax import checkpoint, checksums, train_state
+from biedsnet_jax.checkpoints import checkpoint, checksums, train_state
 
 workdir, moment = sys.argv[1:]
 made = train_state.create({"params": {"w": jnp.arange(64.0)}, "batch_stats": {}}, optax.identity())

@@ -18,8 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from biedsnet_jax import outputs, prediction
-from biedsnet_jax.data import scans
+from biedsnet_jax.prediction import outputs, result, scans
 
 GREY = np.arange(20 * 24, dtype=np.uint8).reshape(20, 24)
 
@@ -156,6 +155,6 @@ def segmented(source: Path, folder: Path, channels: int):
     item = scans.find(source, channels=channels)[0]
     scan = scans.read(item, channels=channels)
     maps = {"probability": np.full((len(scan.slices), 4, 4, 1), 0.7, np.float32)}
-    made = prediction.Prediction(scan.slices.shape[1:3], maps, None, 0.5, ((1,),), 0.0)
+    made = result.Prediction(scan.slices.shape[1:3], maps, None, 0.5, ((1,),), 0.0)
     outputs.write(scan, made, outputs.paths(folder, item, classes=1, diffusion=False, samples=0))
     return scan

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from biedsnet_jax import outputs
-from biedsnet_jax.data import scans
 from biedsnet_jax.data.sources.image_folder import ImageFolder
 from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
+from biedsnet_jax.prediction import outputs, scans
 
 RNG = np.random.default_rng(0)
 LABEL = RNG.integers(0, 2, (16, 12), np.uint8)

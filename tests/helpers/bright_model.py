@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from biedsnet_jax import predict
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
+from biedsnet_jax.prediction import predictor
 from biedsnet_jax.runtime import devices
 from configs import folder, variants
 
@@ -71,5 +71,5 @@ def served(workdir, folder, limits, token=None):
 
     with pytest.MonkeyPatch.context() as patch, serve._listening("127.0.0.1", 0) as listener:
         patch.setattr(tempfile, "tempdir", str(folder))
-        with serve.serving(predict.load(workdir), listener, limits, token=token) as url:
+        with serve.serving(predictor.load(workdir), listener, limits, token=token) as url:
             yield url

@@ -15,11 +15,12 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from biedsnet_jax import evaluate, predict_files, trainer
+from biedsnet_jax import evaluate, trainer
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.data import pipeline
 from biedsnet_jax.errors import BadInput, Preempted
+from biedsnet_jax.prediction import predict
 from biedsnet_jax.runtime import devices, processes
 from configs import phantom
 
@@ -106,7 +107,7 @@ def main(spec: dict, process_id: int) -> None:
         pipeline.train_batches = recording(make, seen)
         if job["mode"] == "predict":
             try:
-                code = predict_files.run(toy(), str(workdir), job["input"], job["output"])
+                code = predict.run(toy(), str(workdir), job["input"], job["output"])
             except BadInput as error:
                 print(f"REFUSED {error}", flush=True)
                 code = 2

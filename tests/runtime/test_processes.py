@@ -19,7 +19,7 @@ from PIL import Image
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import made_from
+from biedsnet_jax.prediction import made_from
 from biedsnet_jax.runtime import devices, lock, processes
 
 FSDP = {"1x1": 1, "1x4": 2, "2x2": 4, "4x1": 1}  # of processes x devices

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from biedsnet_jax.overlay import COLOURS, overlay
+from biedsnet_jax.prediction.overlay import COLOURS, overlay
 
 GREY = np.linspace(0, 200, 300 * 300).reshape(1, 300, 300, 1)
 

@@ -18,7 +18,7 @@ from biedsnet_jax import evaluate
 from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.data.formats import volumes
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.prediction import Prediction
+from biedsnet_jax.prediction.result import Prediction
 from biedsnet_jax.runtime import devices, processes
 from biedsnet_jax.segmenters import fusion, segmenter
 from biedsnet_jax.types import Image

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from refusals import refused
 
-from biedsnet_jax.data import scans
 from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.prediction import scans
 
 VOXELS = np.random.default_rng(2).integers(0, 900, (4, 5, 6)).astype(np.int16)
 AFFINE = np.diag([0.7, 1.1, 3.0, 1.0])  # i to the right: reading turns it round

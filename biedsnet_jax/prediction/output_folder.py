@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from biedsnet_jax import made_from, outputs
 from biedsnet_jax.config import earlier_versions
-from biedsnet_jax.data.scans import RECORD, Item
 from biedsnet_jax.errors import BadInput, reason, shown
+from biedsnet_jax.prediction import made_from, outputs
+from biedsnet_jax.prediction.scans import RECORD, Item
 from biedsnet_jax.runtime import files
 
 Where = Mapping[Item, Mapping[str, Path]]

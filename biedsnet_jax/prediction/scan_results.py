@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from biedsnet_jax import made_from, output_folder, outputs
-from biedsnet_jax.data.scans import Item, Scan
 from biedsnet_jax.errors import BadInput, reason
-from biedsnet_jax.prediction import Prediction
+from biedsnet_jax.prediction import made_from, output_folder, outputs
+from biedsnet_jax.prediction.result import Prediction
+from biedsnet_jax.prediction.scans import Item, Scan
 from biedsnet_jax.runtime import files
 
 

@@ -22,10 +22,12 @@ from bright_model import SIZE, Bright, write_workdir
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from PIL import Image
 
-from biedsnet_jax import main, predict_files
+from biedsnet_jax import main
 from biedsnet_jax.config import build_model
-from biedsnet_jax.data import scans, walk
+from biedsnet_jax.data import walk
 from biedsnet_jax.data.formats import nifti
+from biedsnet_jax.prediction import predict as predict_files
+from biedsnet_jax.prediction import scans
 from biedsnet_jax.runtime import devices, lock
 
 SHAPE = (SIZE, SIZE, 5)  # voxels along x, y, z

@@ -13,11 +13,11 @@ import numpy as np
 
 from biedsnet_jax.data.formats import nifti, pictures
 from biedsnet_jax.data.formats.volumes import Volume
-from biedsnet_jax.data.scans import Item, Scan
 from biedsnet_jax.data.sources.nifti_folder import class_masks
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.overlay import overlay
-from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
+from biedsnet_jax.prediction.overlay import overlay
+from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
+from biedsnet_jax.prediction.scans import Item, Scan
 from biedsnet_jax.report_data import LIKELY
 from biedsnet_jax.runtime import files
 from biedsnet_jax.runtime.csv_text import read as read_csv

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from biedsnet_jax import outputs
-from biedsnet_jax.data import scans
 from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.data.formats.pictures import read_picture
 from biedsnet_jax.data.formats.volumes import Volume
-from biedsnet_jax.data.scans import Item, Scan
-from biedsnet_jax.prediction import UNCERTAINTIES, Prediction
+from biedsnet_jax.prediction import outputs, scans
+from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
+from biedsnet_jax.prediction.scans import Item, Scan
 
 SHAPE = (3, 4, 5)  # d h w
 AFFINE = np.array(

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from refusals import refused
 
-from biedsnet_jax import made_from, output_folder, outputs, scan_results
 from biedsnet_jax.data.formats.volumes import Volume
-from biedsnet_jax.data.scans import Item, Scan
-from biedsnet_jax.prediction import Prediction
+from biedsnet_jax.prediction import made_from, output_folder, outputs, scan_results
+from biedsnet_jax.prediction.result import Prediction
+from biedsnet_jax.prediction.scans import Item, Scan
 
 SETTINGS = {"model": "unet", "threshold": 0.5, "sampler.steps": 3, "data.window": [0, 1]}
 
