@@ -22,9 +22,9 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from biedsnet_jax import report_data
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.prediction import overlay
+from biedsnet_jax.reporting import record
 from biedsnet_jax.runtime import files
 from biedsnet_jax.scoring import results
 
@@ -37,7 +37,7 @@ HEAT = np.array(
 SHOWN_STEPS = 3  # of the denoising: noise, one between, the last
 
 
-def picture(data: report_data.ReportData, threshold: float, rows: int) -> Image.Image:
+def picture(data: record.ReportData, threshold: float, rows: int) -> Image.Image:
     """A row a slice, of the first class: image, truth, prediction, uncertainty, then the mask as it is denoised."""
     table = [list(_tiles(data, i, threshold)) for i in range(rows)]
     titles = [title for title, _ in table[0]]
@@ -61,14 +61,14 @@ def _tiles(data, i, threshold) -> Iterator[tuple[str, Image.Image]]:
     image = _larger(np.asarray(Image.open(io.BytesIO(data.images[i])), np.float64))
     grey = np.repeat(image[..., None], 3, axis=-1)
     levels = _larger(data.probability[i, ..., 0])
-    found, truth = levels > threshold * report_data.LEVELS, _larger(data.truth[i, ..., 0] * 255) > 127
+    found, truth = levels > threshold * record.LEVELS, _larger(data.truth[i, ..., 0] * 255) > 127
     yield "image", _tile(grey)
     yield "truth", _tile(_outlined(grey, truth, TRUTH))
     yield "prediction", _tile(_outlined(grey, found, FOUND))
-    p = np.clip(levels / report_data.LEVELS, 1e-6, 1 - 1e-6)
+    p = np.clip(levels / record.LEVELS, 1e-6, 1 - 1e-6)
     yield "uncertainty", _tile(_heat(-(p * np.log2(p) + (1 - p) * np.log2(1 - p))))
     for step in np.linspace(0, len(data.times) - 1, SHOWN_STEPS).round().astype(int):
-        noisy = _larger(data.x_t[i, step, ..., 0] * (255 / report_data.GREYS), Image.Resampling.NEAREST)
+        noisy = _larger(data.x_t[i, step, ..., 0] * (255 / record.GREYS), Image.Resampling.NEAREST)
         yield f"step {step + 1}", _tile(np.repeat(noisy[..., None], 3, axis=-1))
 
 
@@ -96,7 +96,7 @@ def _tile(rgb):
 def main() -> None:
     arguments = _arguments()
     run = results.load(Path(arguments.workdir))
-    data = report_data.load(run.workdir, run.scores["dice"])
+    data = record.load(run.workdir, run.scores["dice"])
     if isinstance(data, str) or len(data.x_0) < arguments.rows:
         raise BadInput(
             f"fewer denoised slices than rows, {run.workdir}, in --workdir; --mode=evaluate there keeps three"

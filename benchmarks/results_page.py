@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import search
 
-from biedsnet_jax import report, tables
 from biedsnet_jax.errors import BadInput, exit_code
+from biedsnet_jax.reporting import report
+from biedsnet_jax.reporting import table as tables
 from biedsnet_jax.runtime import files
 from biedsnet_jax.scoring import results
 

@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import kept_rows
 
-from biedsnet_jax import tables, trainer
+from biedsnet_jax import trainer
 from biedsnet_jax.errors import BadInput, Diverged, exit_code
+from biedsnet_jax.reporting import table as tables
 from biedsnet_jax.runtime import devices, files
 from configs import covid
 

@@ -158,7 +158,7 @@ def _benchmark(argv):
 
 
 def _report(argv):
-    from biedsnet_jax import report
+    from biedsnet_jax.reporting import report
 
     report.run(_WORKDIR.value, _OUTPUT.value)
 

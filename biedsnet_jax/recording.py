@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from biedsnet_jax import report_data
 from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.reporting import record as report_data
 from biedsnet_jax.runtime import devices, processes
 from biedsnet_jax.segmenters import fusion
 

@@ -22,7 +22,7 @@ from biedsnet_jax.prediction import outputs
 from biedsnet_jax.prediction.predictor import Predictor
 from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
 from biedsnet_jax.prediction.scans import Scan
-from biedsnet_jax.report_data import LEVELS, levels
+from biedsnet_jax.reporting.record import LEVELS, levels
 from biedsnet_jax.runtime import files
 from biedsnet_jax.serve_limits import Limits
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax import evaluate, report_data
+from biedsnet_jax import evaluate
 from biedsnet_jax.config import build_data
 from biedsnet_jax.diffusion.sampler import Trajectory
+from biedsnet_jax.reporting import record
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import fusion
 from configs import phantom
@@ -160,8 +161,8 @@ def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):
 
 def kept(cfg, workdir, monkeypatch, **fields):
     _, rows = scored(cfg, workdir, monkeypatch, **fields)
-    found = report_data.load(workdir, np.array([float(row["dice"]) for row in rows]))
-    assert isinstance(found, report_data.ReportData), found
+    found = record.load(workdir, np.array([float(row["dice"]) for row in rows]))
+    assert isinstance(found, record.ReportData), found
     return found, rows
 
 
@@ -180,7 +181,7 @@ def test_pictures_are_those_of_the_masks_that_were_scored(tmp_path, monkeypatch)
     mutual = fusion.uncertainty(samples)["mutual_information"]
     np.testing.assert_allclose(found.mutual_information, 255 * np.asarray(mutual), atol=0.51)
     assert found.x_0.shape == (3, 2, 16, 16, 1) and found.times.tolist() == [999, 499]
-    expected = report_data.levels(np.asarray(samples[0, :3]), 0.6)
+    expected = record.levels(np.asarray(samples[0, :3]), 0.6)
     np.testing.assert_array_equal(found.x_0[:, 1], expected)
 
 
@@ -196,9 +197,9 @@ def test_the_histogram_counts_every_pixel_of_the_test_split(tmp_path, monkeypatc
 def test_each_slice_has_its_entropy_and_the_run_its_calibration_error(tmp_path, monkeypatch):
     found, rows = kept(config(**{"eval.pictures": 6}), tmp_path / "run", monkeypatch, model=Noise())
     wrong = 0.0  # |sum of p - number of true pixels| in each twentieth of the probabilities
-    for low in range(0, report_data.BINS, report_data.BINS // 20):
-        each = [(i, found.histogram[0, i].sum(-1)) for i in range(low, low + report_data.BINS // 20)]
-        said = sum((i + 0.5) / report_data.BINS * pixels.sum() for i, pixels in each)
+    for low in range(0, record.BINS, record.BINS // 20):
+        each = [(i, found.histogram[0, i].sum(-1)) for i in range(low, low + record.BINS // 20)]
+        said = sum((i + 0.5) / record.BINS * pixels.sum() for i, pixels in each)
         wrong += abs(said - sum(pixels[1] for _, pixels in each))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["calibration_error"] == pytest.approx(wrong / found.histogram.sum())
@@ -214,7 +215,7 @@ def test_what_is_kept_depends_on_neither_devices_nor_batch(tmp_path, monkeypatch
     one = devices.make_mesh(jax.devices()[:1])
     kept(config(**{"eval.batch_size": 8}), tmp_path / "8", monkeypatch, model=Noise())
     kept(config(**{"eval.batch_size": 4}), tmp_path / "1", monkeypatch, model=Noise(), mesh=one)
-    contents = [(tmp_path / name / report_data.NAME).read_bytes() for name in "81"]
+    contents = [(tmp_path / name / record.NAME).read_bytes() for name in "81"]
     assert contents[0] == contents[1]
 
 

@@ -321,5 +321,5 @@ RULES = [
     ),
     Rule("launch", r"launch/(local|tpu_vm|gpu_vm)\.sh .*", _launch, "the machines: stand-ins take the calls"),
     Rule("SLURM", r"sbatch .*", _batch, "a cluster: a stand-in takes the call"),
-    Rule("Kubernetes", r"kubectl apply -f \S+", _kubernetes, "a cluster; tests/test_launch_local.py reads the rest"),
+    Rule("Kubernetes", r"kubectl apply -f \S+", _kubernetes, "a cluster; tests/launch reads the rest"),
 ]

@@ -6,7 +6,7 @@ import json
 import numpy as np
 from scipy import ndimage
 
-from biedsnet_jax import report_data
+from biedsnet_jax.reporting import record
 from biedsnet_jax.scoring import false_lesions, metrics
 
 
@@ -57,7 +57,7 @@ def write(
     rng = np.random.default_rng(seed)
     image, probability, truth = blobs(rng, count, size, classes)
     truth[..., [label - 1 for label in absent]] = False
-    tally, rows = report_data.Tally(classes, threshold), []
+    tally, rows = record.Tally(classes, threshold), []
     for i in range(count):
         of_slice = [
             metrics.slice_row(pred=probability[i, ..., k] > threshold, truth=truth[i, ..., k], case=f"case {i // 3}",
@@ -75,17 +75,17 @@ def write(
     traced = numbers[: 3 if steps else 0]
     share = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None, None, None]
     noise = rng.normal(size=(len(traced), steps, size, size, classes))
-    data = report_data.ReportData(
+    data = record.ReportData(
         facts={"versions": {"jax": "0.1"}, "splits": {"train": {"case 7": 3}, "val": {}, "test": {"case 0": 3}}},
         dice=np.array(tally.dice), entropy=np.array(tally.entropy), histogram=tally.histogram, slices=numbers,
-        groups=groups, images=[report_data.jpeg(image[i]) for i in numbers],
-        probability=report_data.levels(probability[numbers], threshold), truth=truth[numbers].astype(np.uint8),
+        groups=groups, images=[record.jpeg(image[i]) for i in numbers],
+        probability=record.levels(probability[numbers], threshold), truth=truth[numbers].astype(np.uint8),
         mutual_information=(probability[numbers] * 99).astype(np.uint8) if samples > 1 else None,
         times=np.linspace(999, 99, steps).astype(np.int32) if steps else np.zeros(0, np.int32),
-        x_t=report_data.thinned(probability[traced][:, None] * share + noise * (1 - share)),
-        x_0=report_data.levels(probability[traced][:, None] * (0.5 + 0.5 * share), threshold),
+        x_t=record.thinned(probability[traced][:, None] * share + noise * (1 - share)),
+        x_0=record.levels(probability[traced][:, None] * (0.5 + 0.5 * share), threshold),
     )  # fmt: skip
-    report_data.save(folder, data)
+    record.save(folder, data)
     results = {
         "row": "biedsnet", "network": "biedsnet", "seed": seed, "dataset": "blobs", "split": "test", "parameters": 1000,
         "gmacs_per_image": 1.5, "seconds_per_image": 0.25, "size": size, "train_steps": 40, "batch_size": 8,

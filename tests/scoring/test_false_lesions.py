@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import terminals
 
-from biedsnet_jax import closing, model_card, report
+from biedsnet_jax import closing, model_card
+from biedsnet_jax.reporting import report
 from biedsnet_jax.scoring import false_lesions, metrics, results
 
 EMPTY, FULL = np.zeros((4, 4), bool), np.ones((4, 4), bool)

@@ -10,13 +10,13 @@ row cost. Rows without results are "not measured".
 import pathlib
 from collections import defaultdict
 
-from biedsnet_jax import report_facts, report_tables
 from biedsnet_jax.errors import BadInput, reason, shown
-from biedsnet_jax.report_page import page
+from biedsnet_jax.reporting import run_tables, score_tables
+from biedsnet_jax.reporting.page import page
+from biedsnet_jax.reporting.table import Table, markdown
 from biedsnet_jax.runtime import files
 from biedsnet_jax.scoring import comparison, results
 from biedsnet_jax.scoring.false_lesions import number
-from biedsnet_jax.tables import Table, markdown
 
 
 def run(workdirs: str, output: str | None) -> None:
@@ -39,7 +39,7 @@ def _write(path, runs, begun):
         names = [[str(workdir), "no results yet; the command that began it goes on"] for workdir in begun]
         tables.append(Table("Runs not finished", "Left out of every table above.", ["Workdir", "State"], names))
     title = "BIEDSNet: measured, and as published"
-    text = page(title, tables, report_facts.evaluated(runs))
+    text = page(title, tables, run_tables.evaluated(runs))
     try:
         files.check_writable(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +66,8 @@ def make_tables(runs: list[results.Run]) -> list[Table]:
         rows = {}
         for name, of_row in by_name.items():
             results.check_same_row(of_row)
-            rows[name] = report_tables.Row(name, of_row, comparison.pool(of_row))
-        tables += report_tables.of_data_set(dataset, rows)
+            rows[name] = score_tables.Row(name, of_row, comparison.pool(of_row))
+        tables += score_tables.of_data_set(dataset, rows)
     return tables
 
 

@@ -17,10 +17,11 @@ from places import ROOT
 from refusals import refused
 from scipy import stats
 
-from biedsnet_jax import paper_tables, report
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.reporting import published as paper_tables
+from biedsnet_jax.reporting import report
+from biedsnet_jax.reporting.table import Table, html_table, markdown
 from biedsnet_jax.scoring import comparison, results
-from biedsnet_jax.tables import Table, html_table, markdown
 
 NAN = math.nan
 

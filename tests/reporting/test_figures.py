@@ -7,8 +7,9 @@ import evaluated_workdir
 import numpy as np
 import pytest
 
-from biedsnet_jax import charts, report_charts, report_facts
-from biedsnet_jax.charts import Axis, Figure, Series
+from biedsnet_jax.reporting import figures as report_charts
+from biedsnet_jax.reporting import run_tables, svg
+from biedsnet_jax.reporting.svg import Axis, Figure, Series
 from biedsnet_jax.scoring import results
 
 
@@ -55,7 +56,7 @@ def test_slice_risk_coverage_worked_by_hand():
 
 
 def parse(figure):
-    return ET.fromstring(f"<div>{charts.svg(figure)}</div>")
+    return ET.fromstring(f"<div>{svg.svg(figure)}</div>")
 
 
 def test_a_chart_puts_points_where_its_axes_say_and_leaves_out_what_cannot_be():
@@ -117,14 +118,14 @@ def test_columns_without_a_value_make_charts_of_what_there_is(tmp_path, runs):
     for seed, fields in enumerate(runs):
         evaluated_workdir.write(tmp_path / f"{seed}", seed=seed, pictures=2, steps=0, **fields)
     loaded = [results.load(tmp_path / f"{seed}") for seed in range(len(runs))]
-    shown = report_facts.evaluated(loaded)
+    shown = run_tables.evaluated(loaded)
     scored = [one.name for one in shown if not np.isnan(one.run.scores["dice"]).all()]
     for make in (report_charts.by_case, report_charts.by_size, report_charts.risk_coverage, report_charts.reliability):
         figures = make(shown)
         of_dice = [figure for figure in figures if "Dice" in figure.y.label]
         assert bool(of_dice) == (bool(scored) and make is not report_charts.reliability), make
         for figure in figures:
-            text = charts.svg(figure)
+            text = svg.svg(figure)
             ET.fromstring(f"<div>{text}</div>")
             assert "nan" not in text.lower() and "inf" not in text.lower(), make
         if len(shown) > 1 and make is not report_charts.reliability:

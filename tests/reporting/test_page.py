@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from biedsnet_jax import report, report_data
+from biedsnet_jax.reporting import record, report
 from biedsnet_jax.scoring import metrics
 
 HOSTILE = "<img src=x onerror=hacked=1></script><script>hacked=1</script>&amp;"
@@ -272,4 +272,4 @@ def test_eight_full_size_runs_stay_below_five_megabytes_and_need_no_jax(tmp_path
     assert 200_000 < len(text.encode()) < 5_000_000
     assert len(re.findall(r'"label":', text)) >= 8 * 3  # of each run, the worst, the median and the best
     assert len(re.findall(r'"x_0":', text)) >= 8
-    assert report_data.NAME in {path.name for path in (tmp_path / "x" / "seed0").iterdir()}
+    assert record.NAME in {path.name for path in (tmp_path / "x" / "seed0").iterdir()}

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from biedsnet_jax.charts import GREY, Axis, Figure, Series
-from biedsnet_jax.report_data import BINS, Evaluated
+from biedsnet_jax.reporting.record import BINS, Evaluated
+from biedsnet_jax.reporting.svg import GREY, Axis, Figure, Series
 
 _MOST_POINTS = 300  # of a line
 _MOST_SLICES = 600  # dots of slices, of all runs together

@@ -6,10 +6,10 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from biedsnet_jax import charts, paper_tables, report_charts, report_data
-from biedsnet_jax.report_data import Evaluated
+from biedsnet_jax.reporting import figures, published, record, svg
+from biedsnet_jax.reporting.record import Evaluated
+from biedsnet_jax.reporting.table import Table
 from biedsnet_jax.scoring import results
-from biedsnet_jax.tables import Table
 
 _NOT_RECORDED = "not recorded"
 _MOST_CASES = 200  # names of a split
@@ -20,9 +20,9 @@ def evaluated(runs: Sequence[results.Run]) -> list[Evaluated]:
     rows = list(dict.fromkeys(run.fields["row"] for run in runs))
     found = []
     for run, name in zip(runs, _names(runs)):
-        data = report_data.load(run.workdir, run.scores["dice"])
+        data = record.load(run.workdir, run.scores["dice"])
         known = not isinstance(data, str)
-        colour = rows.index(run.fields["row"]) % charts.COLOURS
+        colour = rows.index(run.fields["row"]) % svg.COLOURS
         found.append(Evaluated(name, colour, run, data if known else None, "" if known else data))
     return found
 
@@ -63,7 +63,7 @@ def _names(runs):
         lambda run: f"fold {run.fields.get('fold')}",
         lambda run: str(run.workdir),
     )
-    names = [paper_tables.LABELS.get(run.fields["row"], run.fields["row"]) for run in runs]
+    names = [published.LABELS.get(run.fields["row"], run.fields["row"]) for run in runs]
     for part in more:
         if len(set(names)) == len(names):
             break
@@ -76,7 +76,7 @@ def _names(runs):
 def _facts(one):
     fields = one.run.fields
     versions = one.data.facts["versions"] if one.data else {}
-    times = [line["time"] for line in report_charts.read_metrics(one.run.workdir) if "time" in line]
+    times = [line["time"] for line in figures.read_metrics(one.run.workdir) if "time" in line]
     sampler = fields.get("sampler") or {}
     split = {name: len(cases) for name, cases in one.data.facts["splits"].items()} if one.data else {}
     return {

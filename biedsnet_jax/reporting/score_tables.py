@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from biedsnet_jax import paper_tables
+from biedsnet_jax.reporting import published as paper_tables
+from biedsnet_jax.reporting.table import Table
 from biedsnet_jax.scoring import comparison, false_lesions, results
-from biedsnet_jax.tables import Table
 
 NOT_MEASURED = "not measured"
 _NONE = "-"

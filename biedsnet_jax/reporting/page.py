@@ -8,11 +8,13 @@ import pathlib
 import string
 from collections.abc import Sequence
 
-from biedsnet_jax import charts, report_charts, report_facts, report_pictures
-from biedsnet_jax.report_data import Evaluated
-from biedsnet_jax.tables import Table, html_table
+from biedsnet_jax.reporting import figures as report_charts
+from biedsnet_jax.reporting import pictures as report_pictures
+from biedsnet_jax.reporting import run_tables, svg
+from biedsnet_jax.reporting.record import Evaluated
+from biedsnet_jax.reporting.table import Table, html_table
 
-_WEB = pathlib.Path(__file__).parent / "web"
+_WEB = pathlib.Path(__file__).parents[1] / "web"
 
 
 def page(title: str, tables: Sequence[Table], shown: Sequence[Evaluated]) -> str:
@@ -26,9 +28,9 @@ def page(title: str, tables: Sequence[Table], shown: Sequence[Evaluated]) -> str
         policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
         style=style,
         script=script,
-        facts=html_table(report_facts.facts_table(shown)),
-        cases=html_table(report_facts.cases_table(shown)),
-        config=html_table(report_facts.config_table(shown)),
+        facts=html_table(run_tables.facts_table(shown)),
+        cases=html_table(run_tables.cases_table(shown)),
+        config=html_table(run_tables.config_table(shown)),
         tables="\n".join(map(html_table, tables)),
         learning=_figures(report_charts.learning_curves(shown), "No metrics.jsonl in the workdir."),
         dice=_figures(report_charts.by_case(shown) + report_charts.by_size(shown), "No slice has truth."),
@@ -42,7 +44,7 @@ def page(title: str, tables: Sequence[Table], shown: Sequence[Evaluated]) -> str
 
 def _figures(figures, otherwise):
     parts = [
-        f"<figure>\n<h3>{html.escape(one.title)}</h3>\n{charts.svg(one)}\n"
+        f"<figure>\n<h3>{html.escape(one.title)}</h3>\n{svg.svg(one)}\n"
         f"<figcaption>{html.escape(one.caption)}</figcaption>\n</figure>"
         for one in figures
     ]

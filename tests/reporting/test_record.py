@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from biedsnet_jax import report_data
-from biedsnet_jax.report_data import GROUPS, LEVELS, Tally, levels
+from biedsnet_jax.reporting import record
+from biedsnet_jax.reporting.record import GROUPS, LEVELS, Tally, levels
 
 NAN = float("nan")
 
@@ -44,8 +44,8 @@ def test_a_tally_counts_pixel_by_pixel():
 def test_mean_entropy_is_scipys_over_the_likely_pixels():
     p = np.array([[0.0, 0.04, 0.05, 0.3], [0.5, 0.9, 1.0, 0.0]])
     expected = np.mean([stats.entropy([q, 1 - q], base=2) for q in (0.05, 0.3, 0.5, 0.9, 1.0)])
-    assert report_data.mean_entropy(p) == pytest.approx(expected)
-    assert report_data.mean_entropy(np.zeros((2, 2))) == 0.0
+    assert record.mean_entropy(p) == pytest.approx(expected)
+    assert record.mean_entropy(np.zeros((2, 2))) == 0.0
 
 
 def chosen(dice, most, classes=1):
@@ -74,23 +74,23 @@ def test_a_slice_without_truth_has_no_rank_and_one_class_is_enough():
 def test_the_file_gives_back_what_was_saved_in_the_same_bytes(tmp_path):
     for name in "ab":
         evaluated_workdir.write(tmp_path / name, classes=2, size=20)
-    contents = [(tmp_path / name / report_data.NAME).read_bytes() for name in "ab"]
+    contents = [(tmp_path / name / record.NAME).read_bytes() for name in "ab"]
     assert contents[0] == contents[1]
     dice = np.load(io.BytesIO(contents[0]))["dice"]
-    loaded = report_data.load(tmp_path / "a", dice)
-    report_data.save(tmp_path / "b", loaded)
-    again = report_data.load(tmp_path / "b", dice)
+    loaded = record.load(tmp_path / "a", dice)
+    record.save(tmp_path / "b", loaded)
+    again = record.load(tmp_path / "b", dice)
     for field in dataclasses.fields(loaded):
         np.testing.assert_equal(getattr(again, field.name), getattr(loaded, field.name))
     assert Image.open(io.BytesIO(loaded.images[0])).size == (20, 20)
-    assert report_data.load(tmp_path / "a", dice + 0.1) == "report_data.npz is of another evaluation"
-    assert report_data.load(tmp_path, dice) == "none were recorded"
+    assert record.load(tmp_path / "a", dice + 0.1) == "report_data.npz is of another evaluation"
+    assert record.load(tmp_path, dice) == "none were recorded"
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "field", "pickle", "shape"])
 def test_a_damaged_file_is_said_to_be(tmp_path, damage):
     evaluated_workdir.write(tmp_path / "run")
-    path = tmp_path / "run" / report_data.NAME
+    path = tmp_path / "run" / record.NAME
     with np.load(path) as stored:
         arrays = dict(stored)
     if damage == "cut":
@@ -101,13 +101,13 @@ def test_a_damaged_file_is_said_to_be(tmp_path, damage):
         replaced = {"field": {}, "pickle": {"times": np.array([{}])}, "shape": {"truth": np.zeros(3, np.uint8)}}[damage]
         arrays = {name: value for name, value in arrays.items() if name != "times"} | replaced
         np.savez(path, **arrays)
-    assert report_data.load(tmp_path / "run", arrays["dice"]) == "report_data.npz is damaged"
+    assert record.load(tmp_path / "run", arrays["dice"]) == "report_data.npz is damaged"
 
 
 def test_noise_is_thinned_and_a_trajectory_too():
     x = np.linspace(-1, 2, 300 * 300).reshape(1, 300, 300, 1)
-    small = report_data.thinned(x)
-    assert small.shape == (1, 100, 100, 1) and (small.min(), small.max()) == (0, report_data.GREYS)
-    assert report_data.evenly(3) == [0, 1, 2]
-    many = report_data.evenly(100)
-    assert len(many) == report_data.MOST_STEPS and (many[0], many[-1]) == (0, 99)
+    small = record.thinned(x)
+    assert small.shape == (1, 100, 100, 1) and (small.min(), small.max()) == (0, record.GREYS)
+    assert record.evenly(3) == [0, 1, 2]
+    many = record.evenly(100)
+    assert len(many) == record.MOST_STEPS and (many[0], many[-1]) == (0, 99)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from biedsnet_jax.report_data import GREYS, GROUPS, LEVELS, Evaluated
+from biedsnet_jax.reporting.record import GREYS, GROUPS, LEVELS, Evaluated
 
 MOST_BYTES = 4_300_000  # of all runs together; a report is to stay below 5 MB
 _TURN = 3  # slices of each run come before the denoising steps of one, as many more before those of the next
