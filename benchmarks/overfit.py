@@ -18,11 +18,12 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from biedsnet_jax import evaluate, train_step
+from biedsnet_jax import train_step
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.data import pipeline
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices
 from configs import phantom
 

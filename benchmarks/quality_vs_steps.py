@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import kept_rows
 
-from biedsnet_jax import evaluate, trainer
 from biedsnet_jax import main as command_line
+from biedsnet_jax import trainer
 from biedsnet_jax.config import build_model, run_split
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.reporting import table
 from biedsnet_jax.runtime import devices, files, progress
 from biedsnet_jax.scoring import metrics

@@ -155,9 +155,9 @@ class Judge:
     def __init__(self, whole: Path):
         import jax
 
-        from biedsnet_jax import evaluate
         from biedsnet_jax.checkpoints import train_state
         from biedsnet_jax.config import build_data, build_model, run_config
+        from biedsnet_jax.evaluation import evaluate
         from biedsnet_jax.runtime import devices
 
         cfg = run_config.load(whole)

@@ -41,12 +41,13 @@ import tpu_profile
 from absl import flags
 from jax.experimental import topologies
 
-from biedsnet_jax import benchmark, evaluate, roofline, train_step
+from biedsnet_jax import benchmark, roofline, train_step
 from biedsnet_jax import main as command_line
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code, reason, shown
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices, files
 
 PROGRAMS = ("train", "sampler")

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from biedsnet_jax import benchmark_files, evaluate, roofline, timing, train_step
+from biedsnet_jax import benchmark_files, roofline, timing, train_step
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config, check_slices_alone
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import macs
 

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from jax import export
 
-from biedsnet_jax import evaluate, export_loader, export_program, model_card
+from biedsnet_jax import export_loader, export_program, model_card
 from biedsnet_jax.config import run_config
 from biedsnet_jax.config.build_model import is_diffusion
 from biedsnet_jax.config.check import check_config, check_slices_alone
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.prediction import predictor
 from biedsnet_jax.prediction.outputs import writing
 from biedsnet_jax.runtime import files, processes

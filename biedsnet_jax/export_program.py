@@ -16,8 +16,8 @@ from flax import traverse_util
 from jax import export
 from jaxtyping import Array, Float
 
-from biedsnet_jax import evaluate
 from biedsnet_jax.config import build_data
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.prediction import predictor
 from biedsnet_jax.types import Image
 

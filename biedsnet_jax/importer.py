@@ -8,11 +8,12 @@ import pathlib
 import jax
 import numpy as np
 
-from biedsnet_jax import evaluate, pretrained, torch_import, weight_files
+from biedsnet_jax import pretrained, torch_import, weight_files
 from biedsnet_jax.checkpoints import checkpoint, checkpoint_folder, train_state
 from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices, files
 
 

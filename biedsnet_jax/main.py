@@ -122,7 +122,7 @@ def _distill(argv):
 
 def _evaluate(argv):
     began = time.monotonic()
-    from biedsnet_jax import evaluate
+    from biedsnet_jax.evaluation import evaluate
 
     _tell_scores(evaluate.run(_start(), _WORKDIR.value), _WORKDIR.value, began)
 
@@ -203,7 +203,7 @@ def _start(*, compile_cache: bool = True):
 
 def _tell_scores(results, workdir, began):
     """The closing word of a test, on the first of several processes, which has the results."""
-    from biedsnet_jax import closing, evaluations
+    from biedsnet_jax.evaluation import closing, evaluations
 
     if results:
         folder = evaluations.folder_of(pathlib.Path(workdir), results)

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from biedsnet_jax import class_presence, evaluate, evaluations, run_log, scored_cases, train_step, validation
+from biedsnet_jax import class_presence, run_log, train_step, validation
 from biedsnet_jax.checkpoints import checkpoint, checkpoint_folder, train_state
 from biedsnet_jax.config import build_data, build_model, run_config, run_split
 from biedsnet_jax.config.check import check_config, check_slices_alone
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import BadInput, Diverged, reason
+from biedsnet_jax.evaluation import evaluate, evaluations, scored_cases
 from biedsnet_jax.runtime import console, devices, files, preemption, processes, progress
 from biedsnet_jax.runtime.lock import Lock
 from biedsnet_jax.segmenters import segmenter

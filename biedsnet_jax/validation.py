@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from biedsnet_jax import evaluate
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import progress
 from biedsnet_jax.scoring import pr_curve
 

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from biedsnet_jax import benchmark, benchmark_files, evaluate, roofline, timing
+from biedsnet_jax import benchmark, benchmark_files, roofline, timing
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import losses, macs, segmenter

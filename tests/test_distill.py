@@ -17,12 +17,13 @@ import pytest
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import distill, evaluate, run_log, train_step, trainer
+from biedsnet_jax import distill, run_log, train_step, trainer
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.config import student as student_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.diffusion import schedule
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import losses, segmenter
 from biedsnet_jax.segmenters.consistency import Consistency

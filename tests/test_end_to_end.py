@@ -21,9 +21,10 @@ from evaluated_workdir import closing_lines
 from PIL import Image
 from places import ROOT
 
-from biedsnet_jax import evaluate, run_log, trainer, validation
+from biedsnet_jax import run_log, trainer, validation
 from biedsnet_jax.config import run_config
 from biedsnet_jax.errors import BadInput, Diverged, Preempted
+from biedsnet_jax.evaluation import evaluate
 from configs import folder, phantom
 
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}  # the same bits twice is not promised of every accelerator

@@ -14,9 +14,10 @@ import pytest
 from refusals import refused
 from untrained import image, toy, untrained
 
-from biedsnet_jax import evaluate, export, export_loader, export_program, main
+from biedsnet_jax import export, export_loader, export_program, main
 from biedsnet_jax.config import build_model
 from biedsnet_jax.data import transforms
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.prediction import predictor as predict
 from biedsnet_jax.runtime import files
 from configs import nifti

@@ -11,10 +11,11 @@ from PIL import Image
 from places import GOLDEN
 from refusals import refused
 
-from biedsnet_jax import evaluate, importer, pretrained
+from biedsnet_jax import importer, pretrained
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.prediction import predict
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.runtime.lock import Lock

@@ -98,7 +98,7 @@ def toy(script, monkeypatch):
     monkeypatch.setattr(script, "RATES", [{"train.learning_rate": 1e-3}])
     monkeypatch.setattr(script, "STRONGER", {"train.learning_rate": 2e-3})
     monkeypatch.setattr(trainer, "fit", fit)
-    test = "biedsnet_jax.evaluate.evaluate"
+    test = "biedsnet_jax.evaluation.evaluate.evaluate"
     monkeypatch.setattr(test, lambda cfg, workdir, *_, **fields: seen.tested.append((workdir, fields["step"])))
     return seen
 

@@ -5,7 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from biedsnet_jax import evaluate, validation
+from biedsnet_jax import validation
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices, progress
 
 

@@ -18,10 +18,10 @@ from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction.overlay import overlay
 from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
-from biedsnet_jax.reporting.record import LIKELY
 from biedsnet_jax.runtime import files
 from biedsnet_jax.runtime.csv_text import read as read_csv
 from biedsnet_jax.runtime.csv_text import write as write_csv
+from biedsnet_jax.scoring.calibration import LIKELY
 
 COLUMNS = (
     "name", "class", "labels", "slices", "height", "width", "pixels", "volume_ml", "largest_area_mm2",

@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Shaped
 
-from biedsnet_jax import evaluate
 from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.data.formats import volumes
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.prediction.result import Prediction
 from biedsnet_jax.runtime import devices, processes
 from biedsnet_jax.segmenters import fusion, segmenter

@@ -6,15 +6,19 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from biedsnet_jax.reporting.record import BINS, Evaluated
+from biedsnet_jax.reporting.record import Evaluated
 from biedsnet_jax.reporting.svg import GREY, Axis, Figure, Series
+from biedsnet_jax.scoring.calibration import (
+    calibration,
+    expected_calibration_error,
+    pixel_risk_coverage,
+    slice_risk_coverage,
+)
 
 _MOST_POINTS = 300  # of a line
 _MOST_SLICES = 600  # dots of slices, of all runs together
 _SIZES = (1, 10, 100, 1000, 10_000, 100_000)  # borders between sizes, pixels
-_RELIABILITY_BINS = 20
 
 Named = Sequence[Evaluated]
 
@@ -156,44 +160,6 @@ def risk_coverage(named: Named) -> list[Figure]:
         x = Axis("share of slices kept", 0, 1)
         figures.append(Figure("Does high uncertainty mean error? Slices", caption, x, Axis("1 - Dice", 0, 1), slices))
     return figures
-
-
-def calibration(histogram: Int[np.ndarray, "k bins 2 2"]) -> tuple[list[float], list[float], list[int]]:
-    """Mean probability, share of truth and number of pixels of each of 20 bins that has any."""
-    count = histogram.sum((0, 3)).reshape(_RELIABILITY_BINS, -1, 2)  # bin, finer bin, truth
-    centres = ((np.arange(BINS) + 0.5) / BINS).reshape(_RELIABILITY_BINS, -1)
-    total = count.sum((1, 2))
-    some = total > 0
-    predicted = (count.sum(2) * centres).sum(1)[some] / total[some]
-    observed = count[..., 1].sum(1)[some] / total[some]
-    return predicted.tolist(), observed.tolist(), total[some].tolist()
-
-
-def expected_calibration_error(histogram: Int[np.ndarray, "k bins 2 2"]) -> float:
-    """Mean of |probability - share of truth| over the bins of `calibration`, weighed by pixels (Guo et al. 2017)."""
-    predicted, observed, count = map(np.array, calibration(histogram))
-    return float((np.abs(predicted - observed) * count).sum() / count.sum()) if len(count) else math.nan
-
-
-def pixel_risk_coverage(histogram: Int[np.ndarray, "k bins 2 2"]) -> tuple[list[float], list[float]]:
-    """(share kept, share of those wrong), pixels kept from the surest probability to 0.5 (El-Yaniv & Wiener 2010)."""
-    wrong = histogram[..., 0, 1] + histogram[..., 1, 0]
-    order = np.argsort(-np.abs(np.arange(BINS) + 0.5 - BINS / 2), kind="stable")
-    order = order.reshape(-1, 2)  # p and 1 - p have the same entropy
-    kept = histogram.sum((0, 2, 3))[order].sum(1).cumsum()
-    errors = wrong.sum(0)[order].sum(1).cumsum()
-    some = kept > 0
-    return (kept[some] / kept[-1]).tolist(), (errors[some] / kept[some]).tolist()
-
-
-def slice_risk_coverage(
-    dice: Float[np.ndarray, " rows"], uncertainty: Float[np.ndarray, " rows"]
-) -> tuple[list[float], list[float]]:
-    """(share kept, mean of 1 - Dice of those), rows with a Dice kept from the least uncertain on."""
-    known = np.flatnonzero(~np.isnan(dice))
-    order = known[np.argsort(uncertainty[known], kind="stable")]
-    number = np.arange(1, len(order) + 1)
-    return (number / max(1, len(order))).tolist(), ((1 - dice[order]).cumsum() / number).tolist()
 
 
 def _case_means(run):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from biedsnet_jax.runtime import files
@@ -23,8 +23,6 @@ from biedsnet_jax.scoring import results
 
 NAME = "report_data.npz"
 LEVELS = 200
-BINS = 1000  # of the histogram, over probabilities 0 to 1
-LIKELY = 0.05  # mean entropy is over pixels at least so probable: elsewhere it is 0 and there is a lot of elsewhere
 GROUPS = ("worst", "median", "best", "other")
 MOST_STEPS, MOST_SIDE, GREYS = 20, 128, 15  # of a recorded trajectory: steps, pixels a side of x_t, levels of x_t
 _JPEG = 85  # quality
@@ -57,53 +55,6 @@ class Evaluated(NamedTuple):
     run: results.Run
     data: ReportData | None
     missing: str  # why there is no data
-
-
-class Tally:
-    """What is counted over all slices of the test split."""
-
-    def __init__(self, classes: int, threshold: float):
-        self.threshold = threshold
-        self.dice, self.entropy = [], []
-        self.histogram = np.zeros((classes, BINS, 2, 2), np.int64)
-
-    def add(self, probability: Float[np.ndarray, "h w k"], truth: Bool[np.ndarray, "h w k"], dice: list[float]) -> None:
-        """One slice, with the Dice of each class."""
-        self.dice += dice
-        for k in range(len(dice)):
-            p = probability[..., k]
-            self.entropy.append(mean_entropy(p))
-            bins = np.minimum((p * BINS).astype(np.int64), BINS - 1)
-            cell = (bins * 2 + truth[..., k]) * 2 + (p > self.threshold)
-            self.histogram[k] += np.bincount(cell.ravel(), minlength=BINS * 4).reshape(BINS, 2, 2)
-
-    def choose(self, most: int) -> list[tuple[int, int]]:
-        """(number, group) of at most `most` slices: a sixth each of the worst, the median and the best by mean Dice of
-        their classes, in turns, then others evenly spaced."""
-        classes = len(self.histogram)
-        dice = np.array(self.dice).reshape(-1, classes)
-        known = ~np.isnan(dice)
-        score = np.where(known, dice, 0).sum(1) / np.maximum(known.sum(1), 1)
-        ranked = [n for n in np.lexsort((np.arange(len(score)), score)).tolist() if known[n].any()]
-        each = min(max(1, most // 6), -(-len(ranked) // 3))
-        middle = max(0, len(ranked) // 2 - each // 2)
-        chosen = {}
-        for turn in zip(ranked[:each], ranked[middle : middle + each], ranked[::-1][:each]):
-            for group, number in enumerate(turn):
-                chosen.setdefault(number, group)
-        rest = [n for n in range(len(score)) if n not in chosen]
-        room = min(len(rest), max(0, most - len(chosen)))
-        others = [rest[i] for i in np.linspace(0, len(rest) - 1, room).round().astype(int)]
-        chosen |= dict.fromkeys(others, GROUPS.index("other"))
-        return list(chosen.items())[:most]
-
-
-def mean_entropy(p: Float[np.ndarray, "h w"]) -> float:
-    """Of the pixels that are LIKELY, in bits: how unsure a slice's mask is. 0 where none is."""
-    p = p[p >= LIKELY].astype(np.float64)
-    q = 1 - p
-    bits = -(p * np.log2(p) + q * np.log2(np.where(q > 0, q, 1)))
-    return float(bits.mean()) if p.size else 0.0
 
 
 def levels(probability: Float[np.ndarray, "*space"], threshold: float) -> UInt8[np.ndarray, "*space"]:

@@ -1,6 +1,7 @@
 """Who is shown what: whether --quiet was given, and whether a stream is a terminal that somebody looks at."""
 
 import os
+import sys
 from typing import Any
 
 _quiet = False
@@ -26,3 +27,12 @@ def tell(text: str, stream: Any) -> None:
 def is_terminal(stream: Any) -> bool:
     """Whether a stream is a terminal that can renew a line."""
     return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def on_terminal():
+    return console.is_terminal(sys.stdout) and not console.is_quiet()
+
+
+def clock(seconds):
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

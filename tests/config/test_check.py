@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax import evaluate, trainer
+from biedsnet_jax import trainer
 from biedsnet_jax.config import run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.networks import NETWORKS
 from configs import covid, default, folder, phantom, variants
 

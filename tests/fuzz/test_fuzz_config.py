@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import ROOT
 
-from biedsnet_jax import evaluate, main
+from biedsnet_jax import main
 from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat, get_field
 from biedsnet_jax.data import splits
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.networks import NETWORKS
 from configs import phantom
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from biedsnet_jax import evaluate, trainer
+from biedsnet_jax import trainer
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.data import pipeline
 from biedsnet_jax.errors import BadInput, Preempted
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.prediction import predict
 from biedsnet_jax.runtime import devices, processes
 from configs import phantom

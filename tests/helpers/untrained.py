@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import optax
 
-from biedsnet_jax import evaluate
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
+from biedsnet_jax.evaluation import evaluate
 from configs import folder, variants
 
 SIZE = 16  # pixels, height and width that they see

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 from untrained import SIZE, image, toy, untrained
 
-from biedsnet_jax import evaluate
 from biedsnet_jax.config import run_config
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.prediction import predictor as predict
 from biedsnet_jax.prediction.result import label_map
 from biedsnet_jax.runtime import devices

@@ -10,7 +10,7 @@ import pytest
 from biedsnet_jax.reporting import figures as report_charts
 from biedsnet_jax.reporting import run_tables, svg
 from biedsnet_jax.reporting.svg import Axis, Figure, Series
-from biedsnet_jax.scoring import results
+from biedsnet_jax.scoring import calibration, results
 
 
 def pixels(count=3000):
@@ -26,19 +26,19 @@ def pixels(count=3000):
 
 def test_calibration_is_that_of_pixels_binned_one_by_one():
     p, truth, _, histogram = pixels()
-    predicted, observed, count = report_charts.calibration(histogram)
+    predicted, observed, count = calibration.calibration(histogram)
     error = 0.0
     for b in range(20):
         inside = (p >= b / 20) & (p < (b + 1) / 20)
         assert count[b] == inside.sum()
         assert predicted[b] == pytest.approx(p[inside].mean()) and observed[b] == pytest.approx(truth[inside].mean())
         error += inside.mean() * abs(p[inside].mean() - truth[inside].mean())
-    assert report_charts.expected_calibration_error(histogram) == pytest.approx(error)
+    assert calibration.expected_calibration_error(histogram) == pytest.approx(error)
 
 
 def test_pixel_risk_coverage_keeps_the_surest_first():
     p, truth, mask, histogram = pixels()
-    coverage, risk = report_charts.pixel_risk_coverage(histogram)
+    coverage, risk = calibration.pixel_risk_coverage(histogram)
     assert len(coverage) == 500  # pairs of bins of the same entropy
     for at in (0, 10, 250, 499):
         kept = np.abs(p - 0.5) >= 0.4995 - at / 1000 - 1e-9
@@ -49,10 +49,10 @@ def test_pixel_risk_coverage_keeps_the_surest_first():
 
 def test_slice_risk_coverage_worked_by_hand():
     dice, entropy = np.array([0.5, math.nan, 0.9, 0.7]), np.array([0.8, 0.0, 0.1, 0.3])
-    coverage, risk = report_charts.slice_risk_coverage(dice, entropy)
+    coverage, risk = calibration.slice_risk_coverage(dice, entropy)
     assert coverage == pytest.approx([1 / 3, 2 / 3, 1])
     assert risk == pytest.approx([0.1, 0.2, 0.3])
-    assert report_charts.slice_risk_coverage(np.array([math.nan]), np.array([0.0])) == ([], [])
+    assert calibration.slice_risk_coverage(np.array([math.nan]), np.array([0.0])) == ([], [])
 
 
 def parse(figure):

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from biedsnet_jax.evaluation.tally import Tally
 from biedsnet_jax.reporting import record
-from biedsnet_jax.reporting.record import GROUPS, LEVELS, Tally, levels
+from biedsnet_jax.reporting.record import GROUPS, LEVELS, levels
+from biedsnet_jax.scoring import calibration
 
 NAN = float("nan")
 
@@ -44,8 +46,8 @@ def test_a_tally_counts_pixel_by_pixel():
 def test_mean_entropy_is_scipys_over_the_likely_pixels():
     p = np.array([[0.0, 0.04, 0.05, 0.3], [0.5, 0.9, 1.0, 0.0]])
     expected = np.mean([stats.entropy([q, 1 - q], base=2) for q in (0.05, 0.3, 0.5, 0.9, 1.0)])
-    assert record.mean_entropy(p) == pytest.approx(expected)
-    assert record.mean_entropy(np.zeros((2, 2))) == 0.0
+    assert calibration.mean_entropy(p) == pytest.approx(expected)
+    assert calibration.mean_entropy(np.zeros((2, 2))) == 0.0
 
 
 def chosen(dice, most, classes=1):

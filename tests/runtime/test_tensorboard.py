@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from biedsnet_jax import hyperparameters
+from biedsnet_jax.evaluation import hparams as hyperparameters
 from biedsnet_jax.run_log import RunLog
 from biedsnet_jax.scoring import metrics, pr_curve
 from configs import phantom

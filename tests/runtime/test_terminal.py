@@ -13,7 +13,9 @@ import pytest
 import terminals
 from evaluated_workdir import closing_lines
 
-from biedsnet_jax import closing, trainer
+from biedsnet_jax import trainer
+from biedsnet_jax.evaluation import closing
+from biedsnet_jax.prediction.closing import segmented
 from biedsnet_jax.runtime import console
 
 TOY = {
@@ -134,7 +136,7 @@ def test_without_a_terminal_rich_is_not_imported():
 import sys
 import threading
 from concurrent import futures
-from biedsnet_jax import closing
+from biedsnet_jax.prediction import closing
 from biedsnet_jax.runtime import progress
 bar = progress.Progress("train", 2)
 bar.update(2, {}, plain=True)
@@ -170,7 +172,7 @@ def shown(monkeypatch):
 
 
 def test_the_table_of_a_prediction(shown):
-    found = shown(closing.segmented, Path("out"), done=4, skipped=2, failed=1, seconds=3725.9)
+    found = shown(segmented, Path("out"), done=4, skipped=2, failed=1, seconds=3725.9)
     rows = [line.split() for line in found.splitlines()]
     for row in (["done", "4"], ["skipped,", "done", "before", "2"], ["failed", "1"], ["time", "1:02:05"]):
         assert row in rows

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax import evaluate
 from biedsnet_jax.config import build_data
 from biedsnet_jax.diffusion.sampler import Trajectory
+from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.reporting import record
 from biedsnet_jax.runtime import devices
+from biedsnet_jax.scoring import calibration
 from biedsnet_jax.segmenters import fusion
 from configs import phantom
 
@@ -197,9 +198,9 @@ def test_the_histogram_counts_every_pixel_of_the_test_split(tmp_path, monkeypatc
 def test_each_slice_has_its_entropy_and_the_run_its_calibration_error(tmp_path, monkeypatch):
     found, rows = kept(config(**{"eval.pictures": 6}), tmp_path / "run", monkeypatch, model=Noise())
     wrong = 0.0  # |sum of p - number of true pixels| in each twentieth of the probabilities
-    for low in range(0, record.BINS, record.BINS // 20):
-        each = [(i, found.histogram[0, i].sum(-1)) for i in range(low, low + record.BINS // 20)]
-        said = sum((i + 0.5) / record.BINS * pixels.sum() for i, pixels in each)
+    for low in range(0, calibration.BINS, calibration.BINS // 20):
+        each = [(i, found.histogram[0, i].sum(-1)) for i in range(low, low + calibration.BINS // 20)]
+        said = sum((i + 0.5) / calibration.BINS * pixels.sum() for i, pixels in each)
         wrong += abs(said - sum(pixels[1] for _, pixels in each))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["calibration_error"] == pytest.approx(wrong / found.histogram.sum())

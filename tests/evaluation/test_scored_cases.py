@@ -7,8 +7,8 @@ import pytest
 from case_folders import cfg_of, sides, start, write
 from refusals import refused
 
-from biedsnet_jax import scored_cases
 from biedsnet_jax.config import split_record
+from biedsnet_jax.evaluation import scored_cases
 
 CASES = ["p1", "p2", "p3", "p4", "p5", "p6"]
 NAMED = {"split__train": ("p1", "p2", "p3"), "split__val": ("p4",), "split__test": ("p5", "p6")}

@@ -13,11 +13,11 @@ from bright_model import Bright, in_place
 from case_folders import cfg_of, start, write
 from refusals import refused
 
-from biedsnet_jax import closing, evaluate, evaluations
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import run_config
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.data import walk
+from biedsnet_jax.evaluation import closing, evaluate, evaluations
 from biedsnet_jax.reporting import report
 from biedsnet_jax.runtime import lock
 from biedsnet_jax.scoring import results

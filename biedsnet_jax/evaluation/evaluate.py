@@ -18,15 +18,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from biedsnet_jax import evaluations, hyperparameters, recording, scored_cases
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.config.check import check_config, check_slices_alone
 from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import BadInput, reason
-from biedsnet_jax.reporting import figures, record, report
+from biedsnet_jax.evaluation import evaluations, hparams, recording, scored_cases, tally
+from biedsnet_jax.reporting import record, report
 from biedsnet_jax.runtime import console, csv_text, devices, files, lock, processes, progress
-from biedsnet_jax.scoring import lesions, metrics, pr_curve
+from biedsnet_jax.scoring import calibration, lesions, metrics, pr_curve
 from biedsnet_jax.scoring.results import EVALUATIONS
 from biedsnet_jax.segmenters import macs, segmenter
 from biedsnet_jax.segmenters.fusion import FUSIONS
@@ -82,7 +82,7 @@ def _alone(workdir):
 def _evaluate(cfg, workdir, model, variables, data, mesh, *, step, scope):
     predict = make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
     clock = Clock()
-    rows, lesion_rows, tally = [], [], record.Tally(cfg.data.classes, cfg.threshold)
+    rows, lesion_rows, tally = [], [], tally.Tally(cfg.data.classes, cfg.threshold)
     first = processes.is_first()
     with contextlib.closing(progress.Progress("test", len(data.test), quiet=not first)) as bar:
         for probability, batch, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):
@@ -132,7 +132,7 @@ def _results(cfg, model, variables, data, mesh, scope, tally, rows, lesion_rows,
         "nsd_tolerance": cfg.eval.nsd_tolerance,
         "nsd_tolerance_mm": cfg.eval.nsd_tolerance_mm,
         "device": f"{mesh.size} x {devices.device_kind(mesh)}",
-        "calibration_error": figures.expected_calibration_error(tally.histogram),
+        "calibration_error": calibration.expected_calibration_error(tally.histogram),
         "seconds_per_image": clock.seconds / max(1, clock.images),
         **metrics.summarise(rows),
     }
@@ -173,7 +173,7 @@ def _save(cfg, workdir, scope, data, results, rows, lesion_rows, recorded):
         if differs:
             evaluations.update_index(workdir)
         elif cfg.log.tensorboard:
-            hyperparameters.record(cfg, workdir, results)
+            hparams.record(cfg, workdir, results)
     except OSError as error:
         raise BadInput(
             f"cannot write, {reason(error)}, {folder}; make room or let it be written, --mode=evaluate scores again"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from biedsnet_jax import closing, evaluate
 from biedsnet_jax.config import build_data
 from biedsnet_jax.diffusion.sampler import Trajectory
+from biedsnet_jax.evaluation import closing, evaluate
 from biedsnet_jax.reporting import report
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.scoring import results

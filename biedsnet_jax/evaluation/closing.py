@@ -1,10 +1,8 @@
 """The closing word of a mode, on stdout: a table on a terminal, lines elsewhere and with --quiet."""
 
 import pathlib
-import sys
-from collections.abc import Mapping
 
-from biedsnet_jax.runtime import console
+from biedsnet_jax.runtime.console import clock, on_terminal
 from biedsnet_jax.scoring import false_lesions
 from biedsnet_jax.scoring.false_lesions import number
 
@@ -24,7 +22,7 @@ _FEW = 3  # names in a line
 
 def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> None:
     """The scores of a test split, as results.json has them, after `seconds` of the whole command."""
-    if not _on_terminal():
+    if not on_terminal():
         _print_tested(results, workdir)
         return
     from biedsnet_jax.runtime import terminal
@@ -37,76 +35,12 @@ def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> Non
     facts = {"without lesion": "\n".join(without)} if without else {}
     facts |= {"lesions": _lesions(results)} if "lesions" in results else {}
     facts |= _beside(results)
-    facts |= {"time": f"{_clock(seconds)}, {results['seconds_per_image']:.3f} s an image to predict"}
+    facts |= {"time": f"{clock(seconds)}, {results['seconds_per_image']:.3f} s an image to predict"}
     facts |= {"scores": f"{workdir}/results.json, slice by slice in cases.csv"}
     facts |= {"report": f"{workdir}/report.html"}
     if (pathlib.Path(workdir) / "tensorboard").is_dir():
         facts |= {"curves": f"tensorboard --logdir={workdir}"}
     terminal.print_facts(facts)
-
-
-def segmented(
-    folder: pathlib.Path,
-    *,
-    done: int,
-    skipped: int,
-    failed: int,
-    seconds: float,
-    again: Mapping[str, int] | None = None,
-    gone: int = 0,
-    passed: str = "",
-) -> None:
-    """How many scans were done by this command, had been done before, and could not be, and where the masks are.
-
-    `again` counts those that were done before and made again, by the reason; `gone` scans have masks and are not there
-    any more; `passed` says what was passed over.
-    """
-    # A name need not be text.
-    place = str(folder).encode(errors="backslashreplace").decode()
-    if not _on_terminal():
-        total = done + skipped + failed
-        said = [f"{done + skipped} of {total} scans segmented, in {place}; summary.csv has the figures"]
-        if skipped and again:
-            said.append(f"{skipped} done before")
-        if again:
-            said.append(made_again(again))
-        if gone:
-            said.append(_left(gone))
-        if passed:
-            said.append(f"{passed}; passed_over.csv names them")
-        print(". ".join(said))
-        return
-    from biedsnet_jax.runtime import terminal
-
-    counts = {"done": done, "skipped, done before": skipped, "failed": failed}
-    terminal.print_table("predict", ["scans", ""], [(name, str(count)) for name, count in counts.items()])
-    facts = {"time": _clock(seconds), "masks": place, "figures": f"{place}/summary.csv"}
-    if again:
-        facts["made again"] = _each(again)
-    if gone:
-        facts["left"] = _left(gone)
-    if passed:
-        facts["passed over"] = f"{passed}; {place}/passed_over.csv names them"
-    terminal.print_facts(facts)
-
-
-def made_again(again: Mapping[str, int]) -> str:
-    """How many scans were made again, and why."""
-    return f"{sum(again.values())} made again: {_each(again)}"
-
-
-def _each(again):
-    return ", ".join(f"{count} because {why}" for why, count in sorted(again.items(), key=lambda one: -one[1]))
-
-
-def _left(gone):
-    if gone == 1:
-        return "Masks of 1 scan that is no longer there were left"
-    return f"Masks of {gone} scans that are no longer there were left"
-
-
-def _on_terminal():
-    return console.is_terminal(sys.stdout) and not console.is_quiet()
 
 
 def _print_tested(results, workdir):
@@ -167,8 +101,3 @@ def _interval(entry):
 
 def _number(value):
     return "none" if value is None else f"{value:.4f}"
-
-
-def _clock(seconds):
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
