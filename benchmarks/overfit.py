@@ -18,13 +18,14 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from biedsnet_jax import train_step
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.data import pipeline
 from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices
+from biedsnet_jax.training import train_step
+from biedsnet_jax.training.optimizer import make_optimizer
 from configs import phantom
 
 NETWORKS = (
@@ -61,7 +62,7 @@ def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, int, int]:
     data, model, mesh = build_data.open_data(c), build_model.build(c), devices.make_mesh()
     chosen = [i for i in data.train if data.source[i]["mask"].sum() > 40][: SLICES * 9 : 9]
     assert len(chosen) == SLICES
-    optimizer, _ = build_data.make_optimizer(c)
+    optimizer, _ = make_optimizer(c.train)
     step = train_step.make_train_step(model, optimizer, mesh, ema_decay=c.train.ema)
     fresh = jax.jit(
         lambda: train_state.create(evaluate.init_variables(model, c), optimizer), compiler_options=devices.RUN_ONCE

@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import kept_rows
 
 from biedsnet_jax import main as command_line
-from biedsnet_jax import trainer
 from biedsnet_jax.config import build_model, run_split
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code
@@ -31,6 +30,7 @@ from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.reporting import table
 from biedsnet_jax.runtime import devices, files, progress
 from biedsnet_jax.scoring import metrics
+from biedsnet_jax.training import train
 
 MARGIN = 0.003  # of Dice
 STEPS = (1, 2, 3, 4, 5, 8, 10, 20, 50)
@@ -76,7 +76,7 @@ def main() -> int:
     workdir = Path(arguments.workdir)
     devices.enable_compile_cache(cfg.compile_cache)
     if not (workdir / "results.json").exists():  # which training ends with
-        trainer.train(cfg, str(workdir))
+        train.train(cfg, str(workdir))
     bench = Bench(cfg, workdir, arguments.images)
     samples = arguments.samples or cfg.sampler.ensemble
     rows = [r | {"ensemble": samples} for r in sweep(cfg.diffusion.timesteps)]

@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import kept_rows
 
-from biedsnet_jax import trainer
 from biedsnet_jax.errors import BadInput, Diverged, exit_code
 from biedsnet_jax.reporting import table as tables
 from biedsnet_jax.runtime import devices, files
+from biedsnet_jax.training import train
 from configs import covid
 
 FOLDS = 2
@@ -180,7 +180,7 @@ class Search:
             if not workdir.exists() and self._place(best).exists():
                 workdir.parent.mkdir(parents=True, exist_ok=True)
                 self._place(best).rename(workdir)
-            trainer.train(self._config(best), str(workdir))  # trained already, where its weights were kept
+            train.train(self._config(best), str(workdir))  # trained already, where its weights were kept
             jax.clear_caches()
             told = [f"--config=configs/covid.py:{row},{self.variant}", "--config.seed=0"]
             told += [f"--config.split.folds={FOLDS}", f"--config.split.fold={self.fold}", *flags(best["fields"])]
@@ -210,7 +210,7 @@ class Search:
         begin, workdir, dice = time.monotonic(), self._place(same), {}
         workdir.mkdir(parents=True, exist_ok=True)
         try:
-            trainer.fit(self._config(same), str(workdir))
+            train.fit(self._config(same), str(workdir))
             lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
             dice = {str(line["step"]): line["val_dice"] for line in lines if "val_dice" in line}
         except Diverged as error:

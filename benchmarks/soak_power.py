@@ -156,12 +156,13 @@ class Judge:
         import jax
 
         from biedsnet_jax.checkpoints import train_state
-        from biedsnet_jax.config import build_data, build_model, run_config
+        from biedsnet_jax.config import build_model, run_config
         from biedsnet_jax.evaluation import evaluate
         from biedsnet_jax.runtime import devices
+        from biedsnet_jax.training.optimizer import make_optimizer
 
         cfg = run_config.load(whole)
-        model, (optimizer, _) = build_model.build(cfg), build_data.make_optimizer(cfg)
+        model, (optimizer, _) = build_model.build(cfg), make_optimizer(cfg.train)
         self.mesh, self.whole = devices.make_mesh(), whole
         self.like = jax.eval_shape(
             lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer)
@@ -170,10 +171,10 @@ class Judge:
 
     def __call__(self, workdir: Path) -> str:
         """In a word; "in silence" is said of checkpoints that were there and are used no more."""
-        from biedsnet_jax import run_log
         from biedsnet_jax.checkpoints import checkpoint
         from biedsnet_jax.config import run_config
         from biedsnet_jax.errors import BadInput
+        from biedsnet_jax.training import run_log
 
         said, there = [], max(steps(workdir), default=0)
         try:

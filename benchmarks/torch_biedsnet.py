@@ -40,12 +40,13 @@ import numpy as np
 from absl import flags
 
 from biedsnet_jax import main as command_line
-from biedsnet_jax import train_step
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.runtime import devices
+from biedsnet_jax.training import train_step
+from biedsnet_jax.training.optimizer import make_optimizer
 
 try:
     import torch
@@ -126,7 +127,7 @@ class Ours:
         self.cfg, self.variables, self.model = cfg, jax.device_put(variables), build_model.build(cfg)
 
     def training_step(self, batch: dict) -> Callable[[], object]:
-        optimizer, _ = build_data.make_optimizer(self.cfg)
+        optimizer, _ = make_optimizer(self.cfg.train)
         mesh = devices.make_mesh(jax.devices()[:1])
         step = train_step.make_train_step(self.model, optimizer, mesh, ema_decay=self.cfg.train.ema)
         state = train_state.create(jax.tree.map(jnp.copy, self.variables), optimizer)  # a copy: the step donates it

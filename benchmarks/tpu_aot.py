@@ -41,7 +41,7 @@ import tpu_profile
 from absl import flags
 from jax.experimental import topologies
 
-from biedsnet_jax import benchmark, roofline, train_step
+from biedsnet_jax import benchmark, roofline
 from biedsnet_jax import main as command_line
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
@@ -49,6 +49,8 @@ from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code, reason, shown
 from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices, files
+from biedsnet_jax.training import train_step
+from biedsnet_jax.training.optimizer import make_optimizer
 
 PROGRAMS = ("train", "sampler")
 
@@ -125,7 +127,7 @@ def does_not_fit(message: str) -> str:
 
 def train_program(cfg, mesh) -> tuple:
     """(jitted, shapes it is called on) of the train step."""
-    model, optimizer = build_model.build(cfg), build_data.make_optimizer(cfg)[0]
+    model, optimizer = build_model.build(cfg), make_optimizer(cfg.train)[0]
     step = train_step.make_train_step(model, optimizer, mesh, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate)
     state = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer))
     batch = {"image": _images(cfg), "mask": _images(cfg, cfg.data.classes)}

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from biedsnet_jax import benchmark_files, roofline, timing, train_step
+from biedsnet_jax import benchmark_files, roofline, timing
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config, check_slices_alone
@@ -23,6 +23,8 @@ from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import macs
+from biedsnet_jax.training import train_step
+from biedsnet_jax.training.optimizer import make_optimizer
 
 # Large enough to fill the device, small enough to take seconds: side of the matrices, bytes copied.
 _CEILINGS = {"cpu": ((512, 1024, 2048), 2**28), "other": ((2048, 4096, 8192), 2**30)}
@@ -79,7 +81,7 @@ def run(cfg, *, output: str | None, baseline: str | None, repeats: int, command:
 def programs(cfg, mesh) -> list[Program]:
     """The train step and predict, as modes train and evaluate run them, with random images and masks."""
     model = build_model.build(cfg)
-    optimizer, _ = build_data.make_optimizer(cfg)
+    optimizer, _ = make_optimizer(cfg.train)
     one = devices.make_mesh(jax.devices()[:1])
 
     def fresh():

@@ -10,11 +10,12 @@ import numpy as np
 
 from biedsnet_jax import pretrained, torch_import, weight_files
 from biedsnet_jax.checkpoints import checkpoint, checkpoint_folder, train_state
-from biedsnet_jax.config import build_data, build_model, run_config
+from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices, files
+from biedsnet_jax.training.optimizer import make_optimizer
 
 
 def run(cfg, workdir: str, source: str | None) -> None:
@@ -32,7 +33,7 @@ def run(cfg, workdir: str, source: str | None) -> None:
         files.check_writable(folder)
     tensors, mesh = weight_files.read_state(source), devices.make_mesh()
     variables, start = _variables(cfg, tensors)
-    state = jax.device_put(train_state.create(variables, build_data.make_optimizer(cfg)[0]), devices.replicated(mesh))
+    state = jax.device_put(train_state.create(variables, make_optimizer(cfg.train)[0]), devices.replicated(mesh))
     _write(cfg, folder, state)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     print(f"{cfg.network}: {len(tensors)} tensors, {parameters:,} parameters, {start}, in {workdir}")

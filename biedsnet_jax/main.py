@@ -108,14 +108,14 @@ def run(argv: list[str]) -> int:
 
 def _train(argv):
     began = time.monotonic()
-    from biedsnet_jax import trainer
+    from biedsnet_jax.training import train
 
-    _tell_scores(trainer.train(_start(), _WORKDIR.value), _WORKDIR.value, began)
+    _tell_scores(train.train(_start(), _WORKDIR.value), _WORKDIR.value, began)
 
 
 def _distill(argv):
     began = time.monotonic()
-    from biedsnet_jax import distill
+    from biedsnet_jax.training import distill
 
     _tell_scores(distill.run(_start(), _WORKDIR.value, _OUTPUT.value), _OUTPUT.value, began)
 

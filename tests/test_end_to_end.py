@@ -21,10 +21,10 @@ from evaluated_workdir import closing_lines
 from PIL import Image
 from places import ROOT
 
-from biedsnet_jax import run_log, trainer, validation
 from biedsnet_jax.config import run_config
 from biedsnet_jax.errors import BadInput, Diverged, Preempted
 from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.training import run_log, train, validation
 from configs import folder, phantom
 
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}  # the same bits twice is not promised of every accelerator
@@ -312,7 +312,7 @@ def test_divergence_stops_names_step_and_rate_and_leaves_a_good_checkpoint(tmp_p
         train__clip_norm=1e30, eval__every=0, checkpoint__every=2, log__every=6, data__phantom__n_cases=3,
     )  # fmt: skip
     with pytest.raises(Diverged) as caught:
-        trainer.train(cfg, str(tmp_path / "run"))
+        train.train(cfg, str(tmp_path / "run"))
     # Step 1 is good and its update is the end: 2, 3 and 4 are bad, as the log of step 6 tells.
     message = str(caught.value)
     assert "3 steps in a row, at step 4, learning rate 9." in message and "e+29" in message
@@ -337,7 +337,7 @@ def test_sigterm_in_the_loop_writes_a_checkpoint_of_the_step_it_came_in(tmp_path
 
     monkeypatch.setattr(run_log.RunLog, "write", write_then_terminate)
     with pytest.raises(Preempted, match=r"SIGTERM at step 5; its checkpoint .* goes on there"):
-        trainer.train(toy(phantom.get_config(), data__phantom__n_cases=3, **fields), str(tmp_path / "run"))
+        train.train(toy(phantom.get_config(), data__phantom__n_cases=3, **fields), str(tmp_path / "run"))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name == "5"]
     assert not (tmp_path / "run" / "results.json").exists()
 
@@ -366,7 +366,7 @@ def test_a_users_folder_trains_and_its_best_checkpoint_is_scored(tmp_path, monke
     cfg = toy(folder.get_config(), data__root=str(tmp_path / "scans"), train__steps=2, eval__every=1)
     cfg.update_from_flattened_dict(named | {"train.learning_rate": 0.1, "train.warmup_steps": 0})
     workdir = tmp_path / "run"
-    returned = trainer.train(cfg, str(workdir))
+    returned = train.train(cfg, str(workdir))
     assert returned == results(workdir)
     assert (returned["n_images"], returned["n_cases"], returned["n_empty"]) == (2, 1, 1)
     assert returned["checkpoint_step"] == 1 and returned["cases"] == ["patient 3"]
@@ -383,7 +383,7 @@ def test_a_users_folder_trains_and_its_best_checkpoint_is_scored(tmp_path, monke
 
     # The same command with another setting scores again, beside what the run has.
     cfg.threshold = 0.75
-    assert trainer.train(cfg, str(workdir))["evaluation"] == "threshold=0.75"
+    assert train.train(cfg, str(workdir))["evaluation"] == "threshold=0.75"
     assert scores(workdir) | {"evaluations": {}} == trained and run_config.load(workdir).threshold == 0.5
     assert results(workdir / "evaluations" / "threshold=0.75")["threshold"] == 0.75
 
@@ -397,6 +397,6 @@ def test_a_file_that_breaks_while_training_is_still_named(tmp_path):
     cfg.update_from_flattened_dict({"split.train": ("patient 0", "patient 1")})
     cfg.update_from_flattened_dict({"split.val": ("patient 2",), "split.test": ("patient 3",)})
     with pytest.raises(BadInput) as caught:
-        trainer.train(cfg, str(tmp_path / "run"))
+        train.train(cfg, str(tmp_path / "run"))
     message = str(caught.value)
     assert message.startswith("unreadable or truncated file, ") and "patient 1" in message and "\n" not in message

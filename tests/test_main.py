@@ -12,9 +12,10 @@ from absl import flags
 from PIL import Image
 from places import ROOT
 
-from biedsnet_jax import main, trainer
+from biedsnet_jax import main
 from biedsnet_jax.config import run_config
 from biedsnet_jax.errors import BadInput, Diverged, Preempted
+from biedsnet_jax.training import train as trainer
 
 PHANTOM, FOLDER, COVID = (f"--config={ROOT}/configs/{name}.py" for name in ("phantom", "folder", "covid"))
 

@@ -7,8 +7,8 @@ import pytest
 import scripts
 from refusals import refused
 
-from biedsnet_jax import trainer
 from biedsnet_jax.errors import Diverged
+from biedsnet_jax.training import train
 from configs import phantom
 
 
@@ -88,7 +88,7 @@ def toy(script, monkeypatch):
         c.update_from_flattened_dict(fields)
         return c
 
-    def fit(cfg, workdir, real=trainer.fit):
+    def fit(cfg, workdir, real=train.fit):
         seen.fitted.append(cfg.train.learning_rate)
         return real(cfg, workdir)
 
@@ -97,7 +97,7 @@ def toy(script, monkeypatch):
     monkeypatch.setattr(script, "VALIDATIONS", 2)
     monkeypatch.setattr(script, "RATES", [{"train.learning_rate": 1e-3}])
     monkeypatch.setattr(script, "STRONGER", {"train.learning_rate": 2e-3})
-    monkeypatch.setattr(trainer, "fit", fit)
+    monkeypatch.setattr(train, "fit", fit)
     test = "biedsnet_jax.evaluation.evaluate.evaluate"
     monkeypatch.setattr(test, lambda cfg, workdir, *_, **fields: seen.tested.append((workdir, fields["step"])))
     return seen
@@ -128,10 +128,10 @@ def test_a_trial_that_diverges_has_no_dice_and_is_not_run_again(script, tmp_path
     def diverge(cfg, workdir):
         raise Diverged("loss not finite")
 
-    monkeypatch.setattr(trainer, "fit", diverge)
+    monkeypatch.setattr(train, "fit", diverge)
     done = script.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2})
     assert done["dice"] == {} and json.loads((tmp_path / "fold1.json").read_text()) == [done]
-    monkeypatch.setattr(trainer, "fit", None)
+    monkeypatch.setattr(train, "fit", None)
     assert script.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2}) == done
 
 

@@ -1,13 +1,10 @@
-"""From a checked config to what several modes start with: data split by case, and the optimizer."""
+"""From a checked config to its data, split by case, and what is done to every slice."""
 
 import dataclasses
 import os
 import pathlib
 import sys
 
-import optax
-
-from biedsnet_jax import train_step
 from biedsnet_jax.data import splits, transforms
 from biedsnet_jax.data.sources.image_folder import ImageFolder
 from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
@@ -88,19 +85,6 @@ def make_prepare(config) -> transforms.Prepare:
 def cache_folder(config) -> pathlib.Path:
     """Where slices of volumes are kept."""
     return _cache(config, "slices")
-
-
-def make_optimizer(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer a config asks for, and its learning rate by step."""
-    fields = config.train
-    return train_step.make_optimizer(
-        learning_rate=fields.learning_rate,
-        steps=fields.steps,
-        warmup_steps=fields.warmup_steps,
-        final_fraction=fields.final_fraction,
-        weight_decay=fields.weight_decay,
-        clip_norm=fields.clip_norm,
-    )
 
 
 def _phantom(config):

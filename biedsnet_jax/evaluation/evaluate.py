@@ -23,7 +23,8 @@ from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.config.check import check_config, check_slices_alone
 from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import BadInput, reason
-from biedsnet_jax.evaluation import evaluations, hparams, recording, scored_cases, tally
+from biedsnet_jax.evaluation import evaluations, hparams, recording, scored_cases
+from biedsnet_jax.evaluation.tally import Tally
 from biedsnet_jax.reporting import record, report
 from biedsnet_jax.runtime import console, csv_text, devices, files, lock, processes, progress
 from biedsnet_jax.scoring import calibration, lesions, metrics, pr_curve
@@ -82,7 +83,7 @@ def _alone(workdir):
 def _evaluate(cfg, workdir, model, variables, data, mesh, *, step, scope):
     predict = make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
     clock = Clock()
-    rows, lesion_rows, tally = [], [], tally.Tally(cfg.data.classes, cfg.threshold)
+    rows, lesion_rows, tally = [], [], Tally(cfg.data.classes, cfg.threshold)
     first = processes.is_first()
     with contextlib.closing(progress.Progress("test", len(data.test), quiet=not first)) as bar:
         for probability, batch, examples in predict_split(cfg, predict, variables, data, data.test, mesh, clock=clock):

@@ -24,7 +24,6 @@ from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import walk
 from biedsnet_jax.errors import BadInput, reason
-from biedsnet_jax.evaluation import closing
 from biedsnet_jax.prediction import closing, made_from, output_folder, outputs, scan_results, scans
 from biedsnet_jax.prediction import predictor as predict
 from biedsnet_jax.runtime import console, lock, processes, progress

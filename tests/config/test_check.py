@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax import trainer
 from biedsnet_jax.config import run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.training import train
 from configs import covid, default, folder, phantom, variants
 
 
@@ -148,7 +148,7 @@ def test_records_name_a_start_only_where_there_is_one(start, more):
     assert set(run_config.sampling(c)) == {"method", "steps", "eta", "spacing", "ensemble"} | more
 
 
-@pytest.mark.parametrize("mode", [trainer.train, evaluate.run])
+@pytest.mark.parametrize("mode", [train.train, evaluate.run])
 def test_only_prediction_starts_a_slice_from_its_neighbour(tmp_path, mode):
     c = phantom.get_config()
     c.sampler.start = "slice"

@@ -20,6 +20,7 @@ from biedsnet_jax.config.fields import flat, get_field
 from biedsnet_jax.data import splits
 from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.training.optimizer import make_optimizer
 from configs import phantom
 
 BASE = phantom.get_config()
@@ -48,7 +49,7 @@ def run_of(cfg):
     """What a mode makes of a config before it compiles."""
     check_config(cfg)
     build_model.build(cfg)
-    build_data.make_optimizer(cfg)
+    make_optimizer(cfg.train)
     build_data.make_prepare(cfg)
     if cfg.data.source == "phantom" and cfg.data.phantom.n_cases < 1000:
         build_data.open_data(cfg)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 from scipy import ndimage
 
-from biedsnet_jax.evaluation import tally
+from biedsnet_jax.evaluation.tally import Tally
 from biedsnet_jax.reporting import record
 from biedsnet_jax.scoring import false_lesions, metrics
 
@@ -58,7 +58,7 @@ def write(
     rng = np.random.default_rng(seed)
     image, probability, truth = blobs(rng, count, size, classes)
     truth[..., [label - 1 for label in absent]] = False
-    tally, rows = tally.Tally(classes, threshold), []
+    tally, rows = Tally(classes, threshold), []
     for i in range(count):
         of_slice = [
             metrics.slice_row(pred=probability[i, ..., k] > threshold, truth=truth[i, ..., k], case=f"case {i // 3}",

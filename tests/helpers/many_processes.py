@@ -15,14 +15,15 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from biedsnet_jax import trainer
 from biedsnet_jax.checkpoints import checkpoint, train_state
-from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.config import build_model
 from biedsnet_jax.data import pipeline
 from biedsnet_jax.errors import BadInput, Preempted
 from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.prediction import predict
 from biedsnet_jax.runtime import devices, processes
+from biedsnet_jax.training import train
+from biedsnet_jax.training.optimizer import make_optimizer
 from configs import phantom
 
 STEPS = 4
@@ -90,7 +91,7 @@ def terminate_at(step: int, workdir: Path) -> None:
 def restored(workdir: Path, mesh) -> dict[str, int]:
     """Checksums of every array of step CUT, restored onto a mesh."""
     cfg = toy()
-    model, (optimizer, _) = build_model.build(cfg), build_data.make_optimizer(cfg)
+    model, (optimizer, _) = build_model.build(cfg), make_optimizer(cfg.train)
     like = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer))
     with checkpoint.Checkpoints(workdir, keep_latest=2) as checkpoints:
         state = checkpoints.restore(CUT, like, mesh)
@@ -125,7 +126,7 @@ def main(spec: dict, process_id: int) -> None:
         if "terminate_at" in job and process_id == jax.process_count() - 1:
             terminate_at(job["terminate_at"], workdir)
         try:
-            trainer.train(toy(**job["fields"]), str(workdir))
+            train.train(toy(**job["fields"]), str(workdir))
         except Preempted as stop:
             print(f"PREEMPTED {stop}", flush=True)
         (workdir / f"rows_{process_id}.json").write_text(json.dumps(seen))

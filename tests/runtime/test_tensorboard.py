@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from biedsnet_jax.evaluation import hparams as hyperparameters
-from biedsnet_jax.run_log import RunLog
 from biedsnet_jax.scoring import metrics, pr_curve
+from biedsnet_jax.training.run_log import RunLog
 from configs import phantom
 
 reader = pytest.importorskip(

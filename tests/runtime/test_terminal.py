@@ -13,10 +13,10 @@ import pytest
 import terminals
 from evaluated_workdir import closing_lines
 
-from biedsnet_jax import trainer
 from biedsnet_jax.evaluation import closing
 from biedsnet_jax.prediction.closing import segmented
 from biedsnet_jax.runtime import console
+from biedsnet_jax.training import train as trainer
 
 TOY = {
     "data.size": 16,

@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 
-from biedsnet_jax import validation
 from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices, progress
+from biedsnet_jax.training import validation
 
 
 class Heard:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.diffusion import schedule
@@ -15,7 +16,8 @@ from biedsnet_jax.networks.biedsnet import BIEDSNet
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import losses
 from biedsnet_jax.segmenters.segmenter import Diffusion, Direct
-from biedsnet_jax.train_step import make_optimizer, make_train_step, one_or_other
+from biedsnet_jax.training.optimizer import make_optimizer
+from biedsnet_jax.training.train_step import make_train_step, one_or_other
 
 
 class Pull:
@@ -163,7 +165,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_its_loss_is():
 
 def optimizer_of(**changes):
     fields = dict(learning_rate=0.1, steps=12, warmup_steps=2, final_fraction=0.2, weight_decay=0.01, clip_norm=1.0)
-    return make_optimizer(**(fields | changes))
+    return make_optimizer(ConfigDict(fields | changes))
 
 
 @pytest.mark.parametrize(

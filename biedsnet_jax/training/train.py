@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from biedsnet_jax import class_presence, run_log, train_step, validation
 from biedsnet_jax.checkpoints import checkpoint, checkpoint_folder, train_state
 from biedsnet_jax.config import build_data, build_model, run_config, run_split
 from biedsnet_jax.config.check import check_config, check_slices_alone
@@ -22,6 +21,8 @@ from biedsnet_jax.evaluation import evaluate, evaluations, scored_cases
 from biedsnet_jax.runtime import console, devices, files, preemption, processes, progress
 from biedsnet_jax.runtime.lock import Lock
 from biedsnet_jax.segmenters import segmenter
+from biedsnet_jax.training import class_presence, run_log, train_step, validation
+from biedsnet_jax.training.optimizer import make_optimizer
 
 
 def train(cfg, workdir: str) -> dict | None:
@@ -68,7 +69,7 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
 
     # Segmenter and update.
     model = build_model.build(cfg)
-    optimizer, schedule = build_data.make_optimizer(cfg)
+    optimizer, schedule = make_optimizer(cfg.train)
     fresh = _trace_fresh(cfg, model, optimizer, mesh)
     fields = {"ema_decay": cfg.train.ema, "accumulate": cfg.train.accumulate, "fixed": "distill" in cfg}
     fields["state_sharding"] = devices.state_sharding(fresh.out_info, mesh)

@@ -15,8 +15,8 @@ from refusals import refused
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto import event_pb2
 
-from biedsnet_jax.run_log import RunLog
 from biedsnet_jax.runtime import files, tensorboard
+from biedsnet_jax.training.run_log import RunLog
 
 
 def lines(folder) -> list[dict]:

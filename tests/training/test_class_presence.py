@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from biedsnet_jax import class_presence
 from biedsnet_jax.config import build_data
 from biedsnet_jax.data.sources.source import Facts
+from biedsnet_jax.training import class_presence
 
 
 @dataclasses.dataclass

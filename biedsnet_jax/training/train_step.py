@@ -14,26 +14,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Num
 
 from biedsnet_jax.checkpoints.train_state import TrainState
-from biedsnet_jax.packing import Packing
 from biedsnet_jax.runtime.devices import batch_sharding, replicated
+from biedsnet_jax.training.packing import Packing
 from biedsnet_jax.types import Batch, PRNGKey
 
 Metrics = dict[str, Num[Array, ""]]
-
-
-def make_optimizer(
-    *, learning_rate: float, steps: int, warmup_steps: int, final_fraction: float, weight_decay: float, clip_norm: float
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW behind a global-norm clip; linear warm-up, then cosine down to `final_fraction` of the peak rate."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup_steps else learning_rate,
-        peak_value=learning_rate,
-        warmup_steps=warmup_steps,
-        decay_steps=max(steps, warmup_steps + 1),
-        end_value=learning_rate * final_fraction,
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(schedule, weight_decay=weight_decay))
-    return optimizer, schedule
 
 
 def make_train_step(

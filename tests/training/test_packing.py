@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from biedsnet_jax.packing import SMALL, Packed, Packing
+from biedsnet_jax.training.packing import SMALL, Packed, Packing
 
 PARAMS = {"kernel": jnp.arange(6.0).reshape(2, 3), "large": jnp.ones(SMALL + 1), "scale": jnp.asarray(7.0)}
 

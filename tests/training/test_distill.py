@@ -17,7 +17,6 @@ import pytest
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import distill, run_log, train_step, trainer
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.config import student as student_config
@@ -27,6 +26,8 @@ from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import losses, segmenter
 from biedsnet_jax.segmenters.consistency import Consistency
+from biedsnet_jax.training import distill, run_log, train_step
+from biedsnet_jax.training import train as trainer
 from configs import phantom
 
 NOISES = schedule.linear(100)

@@ -2,11 +2,11 @@
 
 import pathlib
 
-from biedsnet_jax import trainer
 from biedsnet_jax.checkpoints import checkpoint
 from biedsnet_jax.config import run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.training import train
 
 
 def run(cfg, workdir: str, output: str | None) -> dict:
@@ -26,4 +26,4 @@ def run(cfg, workdir: str, output: str | None) -> dict:
     if (folder / "config.json").exists() and "distill" not in run_config.load(folder):
         raise BadInput(f"folder of another run, {output}, in --output; give a new one")
     cfg.distill.step = checkpoint.best_step(workdir)
-    return trainer.train(cfg, output)
+    return train.train(cfg, output)
