@@ -39,7 +39,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 import serve_hostile  # noqa: E402
 import serve_process  # noqa: E402
 
-from biedsnet_jax.serve_limits import Limits  # noqa: E402
+from biedsnet_jax.serving.limits import Limits  # noqa: E402
 
 MEBI = 2**20
 MOST_SECONDS, MOST_GROWTH = 2.0, 64  # of an answer; MiB
@@ -47,7 +47,8 @@ SENDERS = 16
 WAIT = 120  # seconds for a start or an end
 # As on a network, with a token, but on this machine alone.
 SERVE = (
-    "import sys; from biedsnet_jax import main, serve; serve._is_local = lambda host: False; "
+    "import sys; from biedsnet_jax import main; from biedsnet_jax.serving import serve; "
+    "serve._is_local = lambda host: False; "
     "sys.exit(main.run(['main', *sys.argv[1:]]))"
 )
 SILENT = (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n", b"POST /jobs HTTP/1.1\r\nHost: x\r\n")

@@ -164,8 +164,8 @@ def _report(argv):
 
 
 def _serve(argv):
-    from biedsnet_jax import serve
-    from biedsnet_jax.serve_limits import Limits
+    from biedsnet_jax.serving import serve
+    from biedsnet_jax.serving.limits import Limits
 
     limits = Limits(
         upload=_UPLOAD_MB.value * 2**20,

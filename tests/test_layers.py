@@ -15,11 +15,9 @@ PACKAGE = ROOT / "biedsnet_jax"
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
     "errors", "types", "runtime", "checkpoints", "data", "scoring", "reporting", "networks", "diffusion",
-    "segmenters", "timing", "roofline", "config", "evaluation", "training", "prediction", "serve_limits",
-    "serve_check", "serve_upload", "serve_handoff", "serve_reader", "serve_child", "serve_scan",
-    "serve_folder", "serve_jobs", "serve_guard", "serve_connections", "serve_app", "serve", "torch_import",
-    "pretrained", "weight_files", "importer", "benchmark_files", "benchmark", "export_program",
-    "export_loader", "model_card", "export", "main",
+    "segmenters", "timing", "roofline", "config", "evaluation", "training", "prediction", "serving",
+    "torch_import", "pretrained", "weight_files", "importer", "benchmark_files", "benchmark",
+    "export_program", "export_loader", "model_card", "export", "main",
 ]  # fmt: skip
 
 # Leaves, and what of the package they may know beside errors, types and themselves.
@@ -43,8 +41,8 @@ ONLY_IN = {
     "grain": ("data",),
     "tensorboardX": ("runtime",),
     "rich": ("runtime",),
-    "starlette": ("serve_guard", "serve_app", "serve"),
-    "uvicorn": ("serve", "serve_connections"),
+    "starlette": ("serving",),
+    "uvicorn": ("serving",),
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from biedsnet_jax.config import build_data, build_model
-from biedsnet_jax.evaluation import tally
+from biedsnet_jax.evaluation.tally import Tally
 from biedsnet_jax.reporting import record as report_data
 from biedsnet_jax.runtime import devices, processes
 from biedsnet_jax.segmenters import fusion
@@ -27,7 +27,7 @@ Keys = Callable[[jax.Array], jax.Array]
 
 
 def record(
-    cfg, model, variables: dict, data: build_data.Data, mesh: Mesh, tally: tally.Tally, show: Show, keys_of: Keys
+    cfg, model, variables: dict, data: build_data.Data, mesh: Mesh, tally: Tally, show: Show, keys_of: Keys
 ) -> report_data.ReportData | None:
     """What a report needs of a test split that was scored; None on all processes but the first, which has the tally.
 

@@ -67,7 +67,7 @@ def in_place():
 @contextlib.contextmanager
 def served(workdir, folder, limits, token=None):
     """The address of a server in this process, whose temporary files are in `folder`."""
-    from biedsnet_jax import serve
+    from biedsnet_jax.serving import serve
 
     with pytest.MonkeyPatch.context() as patch, serve._listening("127.0.0.1", 0) as listener:
         patch.setattr(tempfile, "tempdir", str(folder))

@@ -288,7 +288,7 @@ RULES = [
     Rule("evaluate", rf"{MAIN} --mode=evaluate .*", _evaluate),
     Rule("predict", rf"{MAIN} --mode=predict .*", _predict),
     Rule("report", rf"{MAIN} --mode=report .*", _report),
-    Rule("serve", rf"{MAIN} --mode=serve .*", _serve, "it serves until it is stopped; tests/test_serve.py asks it"),
+    Rule("serve", rf"{MAIN} --mode=serve .*", _serve, "it serves until it is stopped; tests/serving asks it"),
     Rule("import", rf"{MAIN} --mode=import .*", _import),
     Rule("export", rf"{MAIN} --mode=export .*", _export),
     Rule("distill", rf"{MAIN} --mode=distill .*", _distill),
@@ -303,13 +303,13 @@ RULES = [
     Rule("beside PyTorch", r"python benchmarks/torch_biedsnet\.py .*", _script_flags, "needs PyTorch"),
     Rule("TensorBoard", r"tensorboard --logdir=\S+", _tensorboard, "it serves until it is stopped"),
     Rule(
-        "load of the server", r"python benchmarks/serve_load\.py .*", _script_flags, "50 uploads; tests/test_serve.py"
+        "load of the server", r"python benchmarks/serve_load\.py .*", _script_flags, "50 uploads; tests/serving"
     ),
     Rule(
         "attack on the server",
         r"python benchmarks/serve_attack\.py .*",
         _script_flags,
-        "a minute; tests/test_serve.py",
+        "a minute; tests/serving",
     ),
     Rule("soak", r"python benchmarks/soak\.py .*", _script_flags, "50 kills; tests/test_soak.py has one"),
     Rule("input pipeline", r"python benchmarks/input_pipeline\.py.*", _script_flags, "gigabytes of volumes"),

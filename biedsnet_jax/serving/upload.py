@@ -13,13 +13,13 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from biedsnet_jax import serve_check
 from biedsnet_jax.data.formats import dicom
 from biedsnet_jax.data.formats.pictures import EXTENSIONS
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
 from biedsnet_jax.runtime import files
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving import check
+from biedsnet_jax.serving.limits import Limits
 
 UPLOAD = "upload"
 _SERIES = "series"
@@ -60,7 +60,7 @@ def read(
     items = scans.find(source, channels=channels)
     if len(items) > 1:
         raise BadInput(f"{source} holds {len(items)} scans. Give one at a time.")
-    declared(serve_check.check_size(items[0], limits))
+    declared(check.check_size(items[0], limits))
     return scans.read(items[0], channels=channels)
 
 
@@ -97,7 +97,7 @@ def _named(upload: Path, like: str, limits: Limits) -> Path:
     path = upload.rename(upload.with_name(f"scan{its}"))
     if not its and not dicom.is_dicom(path):
         raise BadInput(_UNKNOWN)
-    serve_check.check_file(path, its, limits)
+    check.check_file(path, its, limits)
     return path
 
 
@@ -129,7 +129,7 @@ def _unzipped(archive: Path, folder: Path, limits: Limits) -> Path:
     if not found:
         raise BadInput("The archive holds no DICOM file. Zip the files of one series.")
     for path in found:
-        serve_check.check_syntax(path)
+        check.check_syntax(path)
     return folder
 
 
@@ -143,7 +143,7 @@ def _check_entries(entries, limits):
         )
     size = sum(entry.file_size for entry in entries)  # as declared: what is written is counted too
     if size > limits.unpacked:
-        raise serve_check.too_large(size, "The archive", limits)
+        raise check.too_large(size, "The archive", limits)
     for entry in entries:
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise BadInput("The archive holds a link. Zip the files themselves.")

@@ -15,10 +15,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from biedsnet_jax import serve_upload
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.serve_handoff import Failed
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving import upload
+from biedsnet_jax.serving.handoff import Failed
+from biedsnet_jax.serving.limits import Limits
 
 ENDED = ("done", "refused", "failed")
 _LOOK = 5  # seconds between looks at what is too old
@@ -172,9 +172,9 @@ class Jobs:
         state, text = "done", ""
         try:
             job.facts = self._work(job.folder, job.like, lambda *progress: self._tell(job, progress))
-            job.facts["notes"] = [serve_upload.without_paths(note, job.folder) for note in job.facts["notes"]]
+            job.facts["notes"] = [upload.without_paths(note, job.folder) for note in job.facts["notes"]]
         except BadInput as error:
-            state, text = "refused", serve_upload.without_paths(str(error), job.folder)
+            state, text = "refused", upload.without_paths(str(error), job.folder)
         except _Removed:
             pass
         except Failed as error:
@@ -213,7 +213,7 @@ class Jobs:
 def _where(error) -> str:
     """The line of this package where it happened; what the error says may quote the upload."""
     inner = [
-        one for one in traceback.extract_tb(error.__traceback__) if Path(__file__).parent.as_posix() in one.filename
+        one for one in traceback.extract_tb(error.__traceback__) if Path(__file__).parents[1].as_posix() in one.filename
     ]
     last = inner[-1]
     return f"{Path(last.filename).name}:{last.lineno}"

@@ -11,13 +11,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from biedsnet_jax import serve_scan
-from biedsnet_jax.serve_guard import Guard, is_local
-from biedsnet_jax.serve_jobs import Full, Job, Jobs
-from biedsnet_jax.serve_limits import Limits
-from biedsnet_jax.serve_upload import KINDS, UPLOAD
+from biedsnet_jax.serving import worker
+from biedsnet_jax.serving.guard import Guard, is_local
+from biedsnet_jax.serving.jobs import Full, Job, Jobs
+from biedsnet_jax.serving.limits import Limits
+from biedsnet_jax.serving.upload import KINDS, UPLOAD
 
-_WEB = pathlib.Path(__file__).parent / "web"
+_WEB = pathlib.Path(__file__).parents[1] / "web"
 _FILES = {name: "text/css" for name in ("report.css", "serve.css")}
 _FILES |= {name: "text/javascript" for name in ("theme.js", "serve.js")}
 
@@ -156,7 +156,7 @@ def _remove(jobs: Jobs, job: Job, request) -> Response:
 
 
 def _slice(jobs: Jobs, job: Job, request) -> Response:
-    return _file(job, serve_scan.slice_path(job.folder, request.path_params["z"]), "application/octet-stream")
+    return _file(job, worker.slice_path(job.folder, request.path_params["z"]), "application/octet-stream")
 
 
 def _mask(jobs: Jobs, job: Job, request) -> Response:
@@ -165,7 +165,7 @@ def _mask(jobs: Jobs, job: Job, request) -> Response:
 
 
 def _summary(jobs: Jobs, job: Job, request) -> Response:
-    return _file(job, job.folder / serve_scan.SUMMARY, "text/csv", attached=True)
+    return _file(job, job.folder / worker.SUMMARY, "text/csv", attached=True)
 
 
 def _file(job, path, kind, *, attached=False) -> Response:

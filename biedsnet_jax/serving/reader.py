@@ -1,6 +1,6 @@
 """The process that reads uploads, each in a copy of itself, so that a hostile file ends that and not the server.
 
-    python -m biedsnet_jax.serve_reader
+    python -m biedsnet_jax.serving.reader
 
 Each line on stdin is an order (see `Order`), each line on stdout the exit code of its copy; an empty
 line meanwhile ends the copy. A scan or a refusal is handed over in the job's folder (see
@@ -24,10 +24,10 @@ import traceback
 from pathlib import Path
 from typing import TypedDict
 
-from biedsnet_jax import serve_check, serve_handoff, serve_upload
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import files
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving import check, handoff, upload
+from biedsnet_jax.serving.limits import Limits
 
 try:
     import resource
@@ -54,7 +54,7 @@ class Order(TypedDict):
 def main(argv: list[str]) -> int:
     """Do orders until the server ends; `argv` names its process."""
     _end_with(int(argv[1]))
-    serve_check.only_formats()
+    check.only_formats()
     with open(0, "rb", buffering=0, closefd=False) as orders:
         while line := orders.readline():
             if not line.strip():  # the end of a copy that had ended by itself
@@ -104,26 +104,26 @@ def _silence() -> None:
 def _do(order: Order) -> int:
     """Read one upload; 0 where something was handed over."""
     folder, limits = Path(order["folder"]), Limits(**order["limits"])
-    allow = _limited(limits, (folder / serve_upload.UPLOAD).stat().st_size)
+    allow = _limited(limits, (folder / upload.UPLOAD).stat().st_size)
     try:
-        scan = serve_upload.read(
+        scan = upload.read(
             folder,
             like=order["like"],
             channels=order["channels"],
             limits=limits,
             declared=allow,
         )
-        serve_handoff.write(folder, scan)
+        handoff.write(folder, scan)
     except BadInput as error:
-        serve_handoff.refuse(folder, _too_large() if _is_memory(error) else str(error))
+        handoff.refuse(folder, _too_large() if _is_memory(error) else str(error))
     except MemoryError:
-        serve_handoff.refuse(folder, _too_large())
+        handoff.refuse(folder, _too_large())
     except Exception as error:
         if files.is_full(error):
-            serve_handoff.refuse(folder, "The server's disk is full. Try again later.")
+            handoff.refuse(folder, "The server's disk is full. Try again later.")
         else:
-            serve_handoff.fail(folder, _where(error))
-    serve_upload.forget(folder)
+            handoff.fail(folder, _where(error))
+    upload.forget(folder)
     return 0
 
 

@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from biedsnet_jax.serve_guard import is_local
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving.guard import is_local
+from biedsnet_jax.serving.limits import Limits
 
 _FRESH_SECONDS = 1
 _BURST = 2  # times the limit, for those that have only come

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from biedsnet_jax import serve_jobs
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving import jobs as serve_jobs
+from biedsnet_jax.serving.limits import Limits
 
 LIMITS = Limits(waiting=3, kept=2, keep_seconds=60)
 

@@ -17,9 +17,11 @@ pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
 
 import uvicorn
 
-from biedsnet_jax import serve_app, serve_connections, serve_jobs
-from biedsnet_jax.serve_connections import AT_WORK, BETWEEN, FRESH, NEVER_ASKED, STUCK
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving import app as serve_app
+from biedsnet_jax.serving import connections
+from biedsnet_jax.serving import jobs as serve_jobs
+from biedsnet_jax.serving.connections import AT_WORK, BETWEEN, FRESH, NEVER_ASKED, STUCK
+from biedsnet_jax.serving.limits import Limits
 
 TOKEN = "t0ken-that-nobody-guesses"
 LIMITS = Limits(connections=20, header_seconds=1, upload_grace=1, waiting=4, upload_rate=1000)
@@ -29,8 +31,8 @@ PATIENCE = 15  # seconds: an answer takes milliseconds, a busy machine more
 @contextlib.contextmanager
 def listening(app, limits):
     """The port of a server of `app`."""
-    table = serve_connections.Table(limits)
-    connection = functools.partial(serve_connections.Connection, table=table)
+    table = connections.Table(limits)
+    connection = functools.partial(connections.Connection, table=table)
     options = {"log_level": "critical", "lifespan": "off", "ws": "none", "loop": "asyncio"}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(app, http=connection, timeout_graceful_shutdown=1, **options)
@@ -193,7 +195,7 @@ class Made:
     ],
 )
 def test_who_loses_the_place(standings, dropped):
-    table = serve_connections.Table(Limits(connections=3))
+    table = connections.Table(Limits(connections=3))
     every = [Made(standing) for standing in standings]
     assert all(table.admit(one) for one in every)
     assert table.admit(Made(NEVER_ASKED)) == (dropped is not None)
@@ -202,7 +204,7 @@ def test_who_loses_the_place(standings, dropped):
 
 def test_those_that_have_only_come_have_time_to_ask():
     """Twice as many may be open; then the oldest of them loses its place all the same."""
-    table = serve_connections.Table(Limits(connections=3))
+    table = connections.Table(Limits(connections=3))
     every = [Made(FRESH) for _ in range(6)]
     assert all(table.admit(one) for one in every) and not any(one.dropped for one in every)
     assert table.admit(Made(FRESH))
@@ -210,7 +212,7 @@ def test_those_that_have_only_come_have_time_to_ask():
 
 
 def test_an_address_has_its_share():
-    table = serve_connections.Table(Limits(connections=9, connections_each=2))
+    table = connections.Table(Limits(connections=9, connections_each=2))
     working = [Made(AT_WORK, "192.0.2.1") for _ in range(2)]
     assert all(table.admit(one) for one in working)
     assert not table.admit(Made(NEVER_ASKED, "192.0.2.1"))

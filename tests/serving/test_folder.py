@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from biedsnet_jax import serve_folder
+from biedsnet_jax.serving import folder as serve_folder
 
 _HOLD = (
-    "from biedsnet_jax import serve_folder\n"
+    "from biedsnet_jax.serving import folder as serve_folder\n"
     "with serve_folder.temporary() as folder:\n"
     "    (folder / 'job').mkdir(); (folder / 'job' / 'upload').write_text('private')\n"
     "    print(folder, flush=True); input()\n"

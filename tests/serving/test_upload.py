@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from refusals import refused
 
-from biedsnet_jax import serve_upload
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving import upload
+from biedsnet_jax.serving.limits import Limits
 
 LIMITS = Limits(unpacked=2**20, files=20, slices=30, side=200, voxels=50_000)
 
@@ -61,8 +61,8 @@ def read(tmp_path):
     def call(content, like="", channels=1, limits=LIMITS):
         folder = tmp_path / "job"
         folder.mkdir()
-        (folder / serve_upload.UPLOAD).write_bytes(content)
-        return serve_upload.read(folder, like=like, channels=channels, limits=limits)
+        (folder / upload.UPLOAD).write_bytes(content)
+        return upload.read(folder, like=like, channels=channels, limits=limits)
 
     return call
 
@@ -85,7 +85,7 @@ def read(tmp_path):
     ],
 )
 def test_a_file_is_what_its_bytes_say(head, kind):
-    assert serve_upload.kind(head[:1024]) == kind
+    assert upload.kind(head[:1024]) == kind
 
 
 @pytest.mark.parametrize("content", [nifti(), nifti(zipped=False), nifti(zipped=False, kind=nib.Nifti2Image)])
@@ -135,7 +135,7 @@ def test_what_mode_predict_refuses_is_refused_in_its_words(read, tmp_path, conte
         scans.read(*scans.find(alone, channels=1), channels=1)
     with pytest.raises(BadInput) as found:
         read(content, like=name.removeprefix("scan"))
-    said = serve_upload.without_paths(str(found.value), tmp_path / "job")
+    said = upload.without_paths(str(found.value), tmp_path / "job")
     assert said == str(expected.value).replace(f"{alone.parent}/", "") and str(tmp_path) not in said
 
 
@@ -233,4 +233,4 @@ def test_a_series_with_too_many_slices(read, tmp_path):
     ],
 )
 def test_no_path_is_told(tmp_path, text, left):
-    assert serve_upload.without_paths(text.replace("FOLDER", str(tmp_path)), tmp_path) == left
+    assert upload.without_paths(text.replace("FOLDER", str(tmp_path)), tmp_path) == left

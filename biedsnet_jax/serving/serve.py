@@ -20,7 +20,7 @@ from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.prediction import predictor as predict
 from biedsnet_jax.runtime import processes
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving.limits import Limits
 
 _LAST_WORDS = 2  # seconds that an answer may take once the server is told to stop
 
@@ -60,7 +60,7 @@ def _told(limits: Limits) -> str:
 
 
 def _clear_stale():
-    from biedsnet_jax import serve_folder
+    from biedsnet_jax.serving import folder as serve_folder
 
     count = serve_folder.clear_stale()
     if count:
@@ -83,7 +83,10 @@ def serving(
     predictor, listener: socket.socket, limits: Limits, *, token: str | None, ended: threading.Event | None = None
 ) -> Iterator[str]:
     """The server, in threads, while the body runs; gives the address to open. `ended` is set where it ends early."""
-    from biedsnet_jax import serve_app, serve_folder, serve_jobs, serve_scan
+    from biedsnet_jax.serving import app as serve_app
+    from biedsnet_jax.serving import folder as serve_folder
+    from biedsnet_jax.serving import jobs as serve_jobs
+    from biedsnet_jax.serving import worker as serve_scan
 
     cfg, (host, port) = predictor.cfg, listener.getsockname()[:2]
     with serve_folder.temporary() as folder:
@@ -115,10 +118,10 @@ def _server(app, limits: Limits):
     """Not uvicorn's limit_concurrency, which counts silent connections and turns visitors away for them."""
     import uvicorn
 
-    from biedsnet_jax import serve_connections
+    from biedsnet_jax.serving import connections
 
-    table = serve_connections.Table(limits)
-    connection = functools.partial(serve_connections.Connection, table=table)
+    table = connections.Table(limits)
+    connection = functools.partial(connections.Connection, table=table)
     return uvicorn.Server(
         uvicorn.Config(
             app, log_config=None, log_level=logging.CRITICAL, access_log=False, server_header=False, ws="none",
@@ -139,9 +142,9 @@ def _check_libraries():
 
 
 def _is_local(host):
-    from biedsnet_jax import serve_guard
+    from biedsnet_jax.serving import guard
 
-    return serve_guard.is_local(host)
+    return guard.is_local(host)
 
 
 def _listening(host, port) -> socket.socket:
@@ -178,9 +181,10 @@ def _ending() -> list[int]:
 
 
 def _leave(number):
-    from biedsnet_jax import serve_child, serve_folder
+    from biedsnet_jax.serving import child
+    from biedsnet_jax.serving import folder as serve_folder
 
-    serve_child.end_all()
+    child.end_all()
     serve_folder.remove_open()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

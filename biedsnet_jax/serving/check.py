@@ -1,7 +1,7 @@
 """What an upload declares, looked at before anything of it is unpacked: sizes, counts and compression.
 
 A few bytes can stand for gigabytes or hours. What is refused here is refused at once and in words
-that say why; what slips through ends at the limits of the process that reads (see serve_reader).
+that say why; what slips through ends at the limits of the process that reads (see reader).
 """
 
 import gzip
@@ -20,7 +20,7 @@ from biedsnet_jax.data.formats.pictures import EXTENSIONS
 from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving.limits import Limits
 
 # Of Pillow's forty formats those that mode predict takes, and what pydicom has Pillow decode: the
 # others are much code for no use, and one of them starts another program.

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from biedsnet_jax import serve_scan
 from biedsnet_jax.prediction.result import Prediction
+from biedsnet_jax.serving import worker
 
 
 def prediction(samples=None):
@@ -19,7 +19,7 @@ def test_planes_come_class_by_class_map_by_map_sample_by_sample():
     samples = np.stack([one.maps["probability"] * np.float32(factor) for factor in (0.2, 0.6)])
     one, _ = prediction(samples)
     image = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
-    planes = serve_scan.planes(image, np.ones((2, 3), bool), one, 1)
+    planes = worker.planes(image, np.ones((2, 3), bool), one, 1)
     assert len(planes) == 3 + 2 + 2 * 2 + 2 * 2
     for c in range(3):
         np.testing.assert_array_equal(planes[c], image[..., c])
@@ -35,7 +35,7 @@ def test_planes_come_class_by_class_map_by_map_sample_by_sample():
 def test_where_nobody_scanned_only_the_image_is_left():
     scanned = np.array([[True, False, True], [False, True, True]])
     image = np.full((2, 3, 1), 9, np.uint8)
-    planes = serve_scan.planes(image, scanned, prediction()[0], 0)
+    planes = worker.planes(image, scanned, prediction()[0], 0)
     assert (planes[0] == 9).all() and len(planes) == 1 + 2 + 2 * 2
     np.testing.assert_allclose(planes[1][scanned], [100, 112, 108, 114], atol=1)
     assert all((plane[~scanned] == 0).all() for plane in planes[1:])

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from biedsnet_jax import serve_child, serve_handoff
 from biedsnet_jax.config import build_model
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import outputs
@@ -24,7 +23,8 @@ from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
 from biedsnet_jax.prediction.scans import Scan
 from biedsnet_jax.reporting.record import LEVELS, levels
 from biedsnet_jax.runtime import files
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving import child, handoff
+from biedsnet_jax.serving.limits import Limits
 
 SUMMARY = "summary.csv"
 # The largest value of each, which is 255 in a plane; half a bit of entropy or less is all that samples disagree by.
@@ -40,7 +40,7 @@ class Worker:
     limits: Limits
     # Programs by the batch size that mode predict would compile for the scan alone: another one rounds otherwise.
     programs: dict[int, dict] = dataclasses.field(default_factory=dict)
-    reader: serve_child.Reader = dataclasses.field(default_factory=serve_child.Reader)
+    reader: child.Reader = dataclasses.field(default_factory=child.Reader)
 
     def __call__(self, folder: Path, like: str, tell: Callable[[int, int], None]) -> dict:
         """Do the upload in `folder`; returns what the page must know. `tell(done, all)` hears of the slices.
@@ -74,7 +74,7 @@ class Worker:
             rows = [row | _NEUTRAL for row in outputs.write_mask(scan, prediction, mask)]
             files.write_text(folder / SUMMARY, outputs.csv_text(rows))
             _write_slices(folder, scan, prediction, self.predictor.cfg.data.window)
-        shutil.rmtree(folder / serve_handoff.FOLDER, ignore_errors=True)
+        shutil.rmtree(folder / handoff.FOLDER, ignore_errors=True)
         return _facts(scan, prediction, mask, rows)
 
     def _predict(self, slices, advance) -> Prediction:

@@ -1,4 +1,4 @@
-"""Has uploads read by a process of their own (serve_reader), and ends what takes too long.
+"""Has uploads read by a process of their own (reader), and ends what takes too long.
 
 The server itself opens nothing that a visitor sent.
 """
@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from biedsnet_jax import serve_handoff
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction.scans import Scan
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving import handoff
+from biedsnet_jax.serving.limits import Limits
 
 _LOOK = 0.05  # seconds between looks at whether an upload is still wanted
 _LAST_WAIT = 5.0  # seconds for a reading to end when told to
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 # One thread each: more take address space, which is limited, and cores from the server.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _running: set[subprocess.Popen] = set()
@@ -51,7 +51,7 @@ class Reader:
         as serve_upload.read does, and beyond the limits of time and memory.
         """
         seconds = min(limits.read_seconds, limits.job_seconds)
-        (folder / serve_handoff.FOLDER).mkdir()
+        (folder / handoff.FOLDER).mkdir()
         order = {
             "folder": str(folder),
             "like": like,
@@ -61,7 +61,7 @@ class Reader:
         self.start()
         self._say(json.dumps(order))
         code = self._code(seconds, look)
-        scan = serve_handoff.load(folder) if code == 0 else None
+        scan = handoff.load(folder) if code == 0 else None
         if scan is None:
             raise _cut_short(code, seconds)
         return scan
@@ -133,7 +133,7 @@ def _start() -> subprocess.Popen:
     env |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "MALLOC_ARENA_MAX": "1"}
     process = subprocess.Popen(
         # -P: a visitor's file is never imported.
-        [sys.executable, "-P", "-m", "biedsnet_jax.serve_reader", str(os.getpid())],
+        [sys.executable, "-P", "-m", "biedsnet_jax.serving.reader", str(os.getpid())],
         cwd=_ROOT,
         env=env,
         stdin=subprocess.PIPE,

@@ -32,11 +32,11 @@ import serve_load
 import serve_uploads
 from places import ROOT
 
-from biedsnet_jax import serve
 from biedsnet_jax.config import run_config
 from biedsnet_jax.prediction import predict as predict_files
 from biedsnet_jax.prediction import predictor
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving import serve
+from biedsnet_jax.serving.limits import Limits
 
 LIMITS = Limits(upload=2**21, unpacked=2**24)
 

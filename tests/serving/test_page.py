@@ -14,7 +14,7 @@ pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
 
 from biedsnet_jax.config import run_config
 from biedsnet_jax.prediction import predict
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving.limits import Limits
 
 browser_page, page_log = browser.browser_page, browser.page_log
 

@@ -9,7 +9,7 @@ pytest.importorskip("starlette", reason="no starlette: pip install starlette uvi
 
 from starlette.responses import PlainTextResponse
 
-from biedsnet_jax import serve_guard
+from biedsnet_jax.serving import guard as serve_guard
 
 TOKEN = "t0ken-that-nobody-guesses"
 

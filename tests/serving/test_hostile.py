@@ -21,10 +21,11 @@ import serve_hostile
 from places import ROOT
 from refusals import refused
 
-from biedsnet_jax import serve_check, serve_child, serve_handoff, serve_reader, serve_upload
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
-from biedsnet_jax.serve_limits import Limits
+from biedsnet_jax.serving import check, child, handoff, upload
+from biedsnet_jax.serving import reader as serve_reader
+from biedsnet_jax.serving.limits import Limits
 
 MEBI = 2**20
 HOSTILE = serve_hostile.every()
@@ -34,7 +35,7 @@ MOST = 64 * MEBI + serve_reader.SMALL  # bytes that a copy may have grown by, wh
 @pytest.fixture(scope="module")
 def reader():
     """A process that reads."""
-    reader = serve_child.Reader()
+    reader = child.Reader()
     reader.start()
     yield reader
     reader.close()
@@ -47,7 +48,7 @@ def read(reader, tmp_path):
     def call(content, like="", limits=Limits(), look=lambda: None):  # noqa: B008
         folder = tmp_path / "job"
         folder.mkdir()
-        (folder / serve_upload.UPLOAD).write_bytes(content)
+        (folder / upload.UPLOAD).write_bytes(content)
         return reader.read(folder, like=like, channels=1, limits=limits, look=look)
 
     return call
@@ -59,10 +60,10 @@ def test_a_hostile_file_is_refused(read, tmp_path, hostile):
     try:
         scan = read(hostile.content, hostile.like, Limits(read_seconds=20))
     except BadInput as error:
-        said = serve_upload.without_paths(str(error), tmp_path / "job")
+        said = upload.without_paths(str(error), tmp_path / "job")
         assert hostile.says in said and "\n" not in said and "more than 20 s" not in said
         left = {path.name for path in (tmp_path / "job").rglob("*") if path.is_file()}
-        assert left <= {serve_handoff.OUTCOME, "upload"}
+        assert left <= {handoff.OUTCOME, "upload"}
     else:
         assert hostile.says == "" and scan.slices.size == 64
 
@@ -89,18 +90,18 @@ def test_what_the_hostile_files_are_made_of_is_read(read, content):
 
 
 @pytest.mark.parametrize("before", [0, 20, 900, 3000, 70_000])
-@pytest.mark.parametrize("syntax", serve_check.DEFLATED)
+@pytest.mark.parametrize("syntax", check.DEFLATED)
 def test_the_transfer_syntax_is_found_wherever_it_stands(tmp_path, before, syntax):
     path = tmp_path / "scan.dcm"
     late = serve_hostile.element(2, 1, b"OB", bytes(before))
     path.write_bytes(serve_hostile.dicom(late, syntax=syntax))
-    assert serve_check.deflated_syntax(path) == syntax
+    assert check.deflated_syntax(path) == syntax
     path.write_bytes(serve_hostile.dicom(late))
-    assert serve_check.deflated_syntax(path) == ""
+    assert check.deflated_syntax(path) == ""
 
 
 def test_a_file_that_only_mentions_the_deflated_syntax_is_read(read):
-    mention = serve_hostile.element(0x40, 0xA124, b"UI", serve_check.DEFLATED[0].encode())
+    mention = serve_hostile.element(0x40, 0xA124, b"UI", check.DEFLATED[0].encode())
     assert read(serve_hostile.dicom(rest=mention)).slices.size == 64
 
 
@@ -138,7 +139,7 @@ def volume(kind=nib.Nifti1Image, order="<", slope=None):
     ids=["nifti", "nifti-2", "big-endian", "scaled", "dicom", "tiff"],
 )
 def test_a_scan_comes_through_as_it_is(read, tmp_path, content, like):
-    suffix = serve_upload.kind(content[:1024])
+    suffix = upload.kind(content[:1024])
     path = made(tmp_path / "alone", content, f"scan{suffix}")
     expected = scans.read(*scans.find(path, channels=1), channels=1)
     scan = read(content, like)
@@ -163,7 +164,7 @@ def test_every_field_of_a_scan_is_handed_over():
         "Scan": {"item", "slices", "volume", "notes", "scanned", "turn"},
         "Item": {"name", "kind", "files", "depth", "notes"},
     }
-    assert set(serve_handoff.Volume.__dataclass_fields__) == {"voxels", "affine", "path", "header"}
+    assert set(handoff.Volume.__dataclass_fields__) == {"voxels", "affine", "path", "header"}
 
 
 def test_slices_that_nobody_scanned_and_warnings_come_through(tmp_path):
@@ -174,9 +175,9 @@ def test_slices_that_nobody_scanned_and_warnings_come_through(tmp_path):
         scanned=np.broadcast_to(np.array([True, False])[:, None, None], (2, 3, 4)),
         turn=6,
     )
-    (tmp_path / serve_handoff.FOLDER).mkdir()
-    serve_handoff.write(tmp_path, scan)
-    found = serve_handoff.load(tmp_path)
+    (tmp_path / handoff.FOLDER).mkdir()
+    handoff.write(tmp_path, scan)
+    found = handoff.load(tmp_path)
     assert found.notes == ["one"] and found.item == scan.item and found.volume is None
     assert found.turn == 6
     np.testing.assert_array_equal(found.scanned, scan.scanned)
@@ -207,7 +208,7 @@ def test_few_declared_values_get_little_memory(reader, tmp_path):
     peak, ended = [0], threading.Event()
     watch = threading.Thread(target=peaks, args=(os.getpid(), peak, ended))
     watch.start()
-    (tmp_path / serve_upload.UPLOAD).write_bytes(hostile.content)
+    (tmp_path / upload.UPLOAD).write_bytes(hostile.content)
     with pytest.raises(BadInput):
         reader.read(tmp_path, like="", channels=1, limits=Limits(memory=3 * 2**30))
     ended.set()
@@ -230,7 +231,7 @@ def below(parent):
             line = (path / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"biedsnet_jax.serve_reader" in line and str(parent).encode() in line:
+        if b"biedsnet_jax.serving.reader" in line and str(parent).encode() in line:
             found.append(int(path.name))
     return found
 
@@ -254,7 +255,7 @@ def test_time_ends_at_its_limit(read, tmp_path):
     began = time.monotonic()
     refused(lambda: read(slow(tmp_path), limits=Limits(read_seconds=1)), "takes more than 1 s")
     assert time.monotonic() - began < 30
-    assert not (tmp_path / "job" / serve_handoff.FOLDER / serve_handoff.OUTCOME).exists()
+    assert not (tmp_path / "job" / handoff.FOLDER / handoff.OUTCOME).exists()
 
 
 def test_what_nobody_wants_any_more_ends(read, reader, tmp_path):
@@ -268,18 +269,18 @@ def test_what_nobody_wants_any_more_ends(read, reader, tmp_path):
         read(slow(tmp_path), look=look)
     assert len(below(os.getpid())) == 1  # the reader itself, which reads the next one
     again = tmp_path / "again"
-    made(again, serve_hostile.dicom(), serve_upload.UPLOAD)
+    made(again, serve_hostile.dicom(), upload.UPLOAD)
     assert reader.read(again, like="", channels=1, limits=Limits()).slices.size == 64
 
 
 def test_a_reader_that_was_killed_starts_again(tmp_path):
-    others, reader = below(os.getpid()), serve_child.Reader()
+    others, reader = below(os.getpid()), child.Reader()
     reader.start()
     for number in range(3):
         for pid in {*below(os.getpid())} - {*others}:
             os.kill(pid, signal.SIGKILL)
         folder = tmp_path / str(number)
-        made(folder, serve_hostile.dicom(), serve_upload.UPLOAD)
+        made(folder, serve_hostile.dicom(), upload.UPLOAD)
         try:
             assert reader.read(folder, like="", channels=1, limits=Limits()).slices.size == 64
         except BadInput as error:  # the kill was not seen yet: this upload, and no other, is lost
@@ -288,7 +289,8 @@ def test_a_reader_that_was_killed_starts_again(tmp_path):
 
 
 _HOLD = (
-    "import sys, pathlib; from biedsnet_jax import serve_child; from biedsnet_jax.serve_limits import Limits;"
+    "import sys, pathlib; from biedsnet_jax.serving import child as serve_child; "
+    "from biedsnet_jax.serving.limits import Limits;"
     "reader = serve_child.Reader(); reader.start(); print('up', flush=True);"
     "reader.read(pathlib.Path(sys.argv[1]), like='', channels=1, limits=Limits())"
 )
@@ -296,7 +298,7 @@ _HOLD = (
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_reading_ends_with_the_server_however_that_ends(tmp_path, number):
-    made(tmp_path / "job", slow(tmp_path), serve_upload.UPLOAD)
+    made(tmp_path / "job", slow(tmp_path), upload.UPLOAD)
     line = [sys.executable, "-c", _HOLD, str(tmp_path / "job")]
     server = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
     server.stdout.readline()
@@ -311,6 +313,7 @@ def test_reading_ends_with_the_server_however_that_ends(tmp_path, number):
 
 
 def test_no_jax_is_loaded_where_uploads_are_read():
-    code = "import sys, biedsnet_jax.serve_reader, biedsnet_jax.serve_child; print({'jax', 'flax'} & {*sys.modules})"
+    code = "import sys, biedsnet_jax.serving.reader, biedsnet_jax.serving.child; "
+    code += "print({'jax', 'flax'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr
