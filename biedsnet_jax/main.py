@@ -140,7 +140,7 @@ def _import(argv):
 
 
 def _export(argv):
-    from biedsnet_jax import export
+    from biedsnet_jax.exporting import export
 
     export.run(_start(), _WORKDIR.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
 

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "biedsnet_jax"
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
     "errors", "types", "runtime", "checkpoints", "data", "scoring", "reporting", "networks", "diffusion",
-    "segmenters", "timing", "roofline", "config", "evaluation", "training", "prediction", "serving",
-    "torch_import", "pretrained", "weight_files", "importer", "benchmark_files", "benchmark",
-    "export_program", "export_loader", "model_card", "export", "main",
+    "segmenters", "timing", "roofline", "config", "evaluation", "training", "prediction", "exporting",
+    "serving", "torch_import", "pretrained", "weight_files", "importer", "benchmark_files", "benchmark",
+    "main",
 ]  # fmt: skip
 
 # Leaves, and what of the package they may know beside errors, types and themselves.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from biedsnet_jax import model_card
+from biedsnet_jax.exporting import model_card
 from biedsnet_jax.reporting import report
 from biedsnet_jax.reporting import table as tables
 from biedsnet_jax.runtime import csv_text

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import terminals
 
-from biedsnet_jax import model_card
 from biedsnet_jax.evaluation import closing
+from biedsnet_jax.exporting import model_card
 from biedsnet_jax.reporting import report
 from biedsnet_jax.scoring import false_lesions, metrics, results
 

@@ -14,10 +14,12 @@ import pytest
 from refusals import refused
 from untrained import image, toy, untrained
 
-from biedsnet_jax import export, export_loader, export_program, main
+from biedsnet_jax import main
 from biedsnet_jax.config import build_model
 from biedsnet_jax.data import transforms
 from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.exporting import export, loader
+from biedsnet_jax.exporting import program as export_program
 from biedsnet_jax.prediction import predictor as predict
 from biedsnet_jax.runtime import files
 from configs import nifti
@@ -47,7 +49,7 @@ def exported(tmp_path_factory):
             cfg = KINDS[kind][0]()
             workdir, folder = untrained(root / kind, cfg), root / f"{kind}_export"
             export.run(cfg, str(workdir), str(folder), keep_samples=True)
-            made[kind] = predict.load(workdir), folder, *export_loader.load(folder)
+            made[kind] = predict.load(workdir), folder, *loader.load(folder)
         return made[kind]
 
     return get
@@ -309,4 +311,4 @@ def test_the_command_writes_the_folder(command, tmp_path, capsys):
     about = json.loads((tmp_path / "deep" / "out" / "export.json").read_text())
     assert about["threshold"] == 0.3 and about["network"] == "unet" and about["sampler"] is None
     assert "samples" not in about["outputs"]
-    assert (Path(export_loader.__file__)).read_text() == (tmp_path / "deep" / "out" / "load.py").read_text()
+    assert (Path(loader.__file__)).read_text() == (tmp_path / "deep" / "out" / "load.py").read_text()

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from jax import export
 
-from biedsnet_jax import export_loader, export_program, model_card
 from biedsnet_jax.config import run_config
 from biedsnet_jax.config.build_model import is_diffusion
 from biedsnet_jax.config.check import check_config, check_slices_alone
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.exporting import loader, model_card, program
 from biedsnet_jax.prediction import predictor
 from biedsnet_jax.prediction.outputs import writing
 from biedsnet_jax.runtime import files, processes
@@ -53,8 +53,8 @@ def run(cfg, workdir: str, output: str | None, *, keep_samples: bool = False) ->
         files.check_writable(folder)
     results = model_card.read_results(pathlib.Path(workdir))
     model, variables, step, _ = evaluate.open_model(cfg, pathlib.Path(workdir))
-    weights = export_program.flatten(jax.device_get(variables))
-    exported = export_program.lower(cfg, model, weights, keep_samples=keep_samples)
+    weights = program.flatten(jax.device_get(variables))
+    exported = program.lower(cfg, model, weights, keep_samples=keep_samples)
     binaries = {PROGRAM: bytes(exported.serialize()), WEIGHTS: _npz(weights)}
     about = describe(cfg, exported, weights, step=step)
     about["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in binaries.items()}
@@ -119,6 +119,6 @@ def _write(folder, about, binaries, card):
     (folder / ABOUT).unlink(missing_ok=True)
     for name, data in binaries.items():
         files.write_bytes(folder / name, data)
-    files.write_text(folder / LOADER, pathlib.Path(export_loader.__file__).read_text(encoding="utf-8"))
+    files.write_text(folder / LOADER, pathlib.Path(loader.__file__).read_text(encoding="utf-8"))
     files.write_text(folder / CARD, card)
     files.write_json(folder / ABOUT, about)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax import model_card
+from biedsnet_jax.exporting import model_card
 from biedsnet_jax.scoring import metrics
 
 ABOUT = {
