@@ -134,9 +134,9 @@ def _predict(argv):
 
 
 def _import(argv):
-    from biedsnet_jax import importer
+    from biedsnet_jax.importing import import_weights
 
-    importer.run(_start(), _WORKDIR.value, _INPUT.value)
+    import_weights.run(_start(), _WORKDIR.value, _INPUT.value)
 
 
 def _export(argv):

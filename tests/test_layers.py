@@ -15,9 +15,8 @@ PACKAGE = ROOT / "biedsnet_jax"
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
     "errors", "types", "runtime", "checkpoints", "data", "scoring", "reporting", "networks", "diffusion",
-    "segmenters", "timing", "roofline", "config", "evaluation", "training", "prediction", "exporting",
-    "serving", "torch_import", "pretrained", "weight_files", "importer", "benchmark_files", "benchmark",
-    "main",
+    "segmenters", "timing", "roofline", "config", "evaluation", "training", "importing", "prediction",
+    "exporting", "serving", "benchmark_files", "benchmark", "main",
 ]  # fmt: skip
 
 # Leaves, and what of the package they may know beside errors, types and themselves.
@@ -36,7 +35,7 @@ ONLY_IN = {
     "absl.app": ("main",),
     "ml_collections.config_flags": ("main",),
     "tensorflow": (),
-    "torch": ("weight_files",),
+    "torch": ("importing",),
     "orbax": ("checkpoints", "runtime"),
     "grain": ("data",),
     "tensorboardX": ("runtime",),

@@ -16,8 +16,8 @@ from damage import damaged, tried
 from hypothesis import given
 from hypothesis import strategies as st
 
-from biedsnet_jax import weight_files
 from biedsnet_jax.checkpoints import checkpoint, train_state
+from biedsnet_jax.importing import weight_files
 from biedsnet_jax.runtime import devices
 
 STEPS = (1, 2)

@@ -10,9 +10,9 @@ from places import GOLDEN
 from random_weights import initial, normal, weights
 from scipy import ndimage
 
+from biedsnet_jax.importing.torch_weights import to_variables
 from biedsnet_jax.networks.adrb import ADRB, Attention
 from biedsnet_jax.networks.bffm import BFFM, boundary
-from biedsnet_jax.torch_import import to_variables
 
 # ---- The boundary module: equations 1 to 4
 

@@ -13,10 +13,10 @@ from places import GOLDEN, SHARED
 from random_weights import normal, weights
 
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.importing.torch_weights import load_torch_state
 from biedsnet_jax.networks.medsegdiff import MedSegDiff, ResBlock, SelfAttention
 from biedsnet_jax.networks.medsegdiff_highway import FFParser, HighwayBlock
 from biedsnet_jax.segmenters import fusion, losses
-from biedsnet_jax.torch_import import load_torch_state
 from configs import covid
 
 SHARED_GOLDEN = SHARED / "golden" / "medsegdiff_new_c32_in1.npz"

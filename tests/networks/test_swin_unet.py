@@ -10,8 +10,8 @@ from places import SHARED
 from random_weights import squares, weights
 
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.importing.torch_weights import load_torch_state
 from biedsnet_jax.networks.swin_unet import PatchMerging, SwinBlock, SwinUNet, WindowAttention
-from biedsnet_jax.torch_import import load_torch_state
 
 VECTORS = SHARED / "golden" / "swinunet_e24_w4_64_in1.npz"
 TOY = SwinUNet(image_size=32, window=4, embed_dim=12, depths=(2, 1), heads=(2, 4), drop_path=0.1)

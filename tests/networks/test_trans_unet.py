@@ -10,8 +10,8 @@ from places import SHARED
 from random_weights import squares, weights
 
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.importing.torch_weights import load_torch_state
 from biedsnet_jax.networks.trans_unet import Bottleneck, StandardisedConv, TransUNet
-from biedsnet_jax.torch_import import load_torch_state
 
 VECTORS = SHARED / "golden" / "transunet_small_64.npz"
 TOY = TransUNet(

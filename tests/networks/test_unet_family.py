@@ -1,6 +1,6 @@
 """The convolutional networks: sizes as published, training, half precision, refused image sizes.
 
-That their forward passes are the published ones is tested in tests/test_torch_import.py, on golden vectors.
+That their forward passes are the published ones is tested in tests/importing/test_torch_weights.py, on golden vectors.
 """
 
 import functools

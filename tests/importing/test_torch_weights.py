@@ -15,9 +15,9 @@ import pytest
 from places import GOLDEN, SHARED
 
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.importing.torch_weights import FIRST, load_torch_state, to_variables
+from biedsnet_jax.importing.weight_files import read_state
 from biedsnet_jax.networks import NETWORKS
-from biedsnet_jax.torch_import import FIRST, load_torch_state, to_variables
-from biedsnet_jax.weight_files import read_state
 
 FOLDERS = (GOLDEN, SHARED / "golden")
 WIDTHS = {"channels": (8, 16, 32, 64, 128)}

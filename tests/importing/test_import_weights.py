@@ -11,11 +11,11 @@ from PIL import Image
 from places import GOLDEN
 from refusals import refused
 
-from biedsnet_jax import importer, pretrained
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.importing import imagenet, import_weights
 from biedsnet_jax.prediction import predict
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.runtime.lock import Lock
@@ -46,7 +46,7 @@ def cfg():
 
 
 def test_an_imported_workdir_predicts_what_pytorch_did(golden, weights, cfg, tmp_path):
-    importer.run(cfg, str(tmp_path / "run"), str(weights))
+    import_weights.run(cfg, str(tmp_path / "run"), str(weights))
     saved, mesh = run_config.load(tmp_path / "run"), devices.make_mesh(jax.devices()[:1])
     model = build_model.build(saved)
     like = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, saved), optax.identity()))
@@ -66,7 +66,7 @@ def test_evaluate_and_predict_accept_an_imported_workdir(tmp_path):
     c = phantom.get_config("unext")
     c.networks.unext.channels, c.data.size = (8, 16, 32, 64, 128), 32
     c.data.phantom.update(n_cases=3, slices_per_case=2)
-    importer.run(c, str(tmp_path / "run"), str(tmp_path / "w.npz"))
+    import_weights.run(c, str(tmp_path / "run"), str(tmp_path / "w.npz"))
     saved = run_config.load(tmp_path / "run")
     assert evaluate.run(saved, str(tmp_path / "run"))["parameters"] == 253_417
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)).save(tmp_path / "slice.png")
@@ -91,7 +91,7 @@ def test_a_size_that_weights_cannot_have_is_answered_with_that_they_can(tmp_path
     c = folder.get_config(network)
     c.networks[network].update(fields)
     with pytest.raises(BadInput) as error:
-        importer.run(c, str(tmp_path / "run"), str(tmp_path / "w.npz"))
+        import_weights.run(c, str(tmp_path / "run"), str(tmp_path / "w.npz"))
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -99,20 +99,20 @@ def test_a_size_that_weights_cannot_have_is_answered_with_that_they_can(tmp_path
 def test_weights_that_do_not_fit_leave_nothing_behind(weights, cfg, tmp_path):
     cfg.networks.unet.channels = (4, 16, 32, 64, 128)
     with pytest.raises(BadInput, match=r"misshapen: conv0_0\.conv1\.weight"):
-        importer.run(cfg, str(tmp_path / "run"), str(weights))
+        import_weights.run(cfg, str(tmp_path / "run"), str(weights))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("place", ["weights.npz", "weights.npz/run", "/sys/kernel/run"])
 def test_a_workdir_that_cannot_be_written_is_named_before_anything_is_read(cfg, weights, tmp_path, place):
     with pytest.raises(BadInput, match=r"Cannot write to .*give another --workdir"):
-        importer.run(cfg, str(tmp_path / place), str(tmp_path / "gone.npz"))
+        import_weights.run(cfg, str(tmp_path / place), str(tmp_path / "gone.npz"))
 
 
 def test_a_workdir_in_use_is_kept(weights, cfg, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BadInput, match="workdir in use"):
-        importer.run(cfg, str(tmp_path), str(weights))
+        import_weights.run(cfg, str(tmp_path), str(weights))
 
 
 def other_weights(weights, path):
@@ -122,11 +122,11 @@ def other_weights(weights, path):
 
 
 def test_what_a_killed_import_left_is_not_taken_for_the_weights_of_another(weights, cfg, tmp_path):
-    importer.run(cfg, str(tmp_path / "run"), str(weights))
+    import_weights.run(cfg, str(tmp_path / "run"), str(weights))
     (tmp_path / "run" / "config.json").unlink()  # it comes last
     other = other_weights(weights, tmp_path / "other.npz")
     refused(
-        lambda: importer.run(cfg, str(tmp_path / "run"), str(other)),
+        lambda: import_weights.run(cfg, str(tmp_path / "run"), str(other)),
         tmp_path / "run",
         "ended before it was done",
         "--workdir",
@@ -136,13 +136,13 @@ def test_what_a_killed_import_left_is_not_taken_for_the_weights_of_another(weigh
 
 def test_a_workdir_that_somebody_else_writes_is_refused(weights, cfg, tmp_path):
     with Lock(tmp_path):
-        refused(lambda: importer.run(cfg, str(tmp_path), str(weights)), tmp_path, "is in use by")
+        refused(lambda: import_weights.run(cfg, str(tmp_path), str(weights)), tmp_path, "is in use by")
     assert not (tmp_path / "config.json").exists()
 
 
 @pytest.mark.parametrize("place", ["/sys/kernel", "/sys/kernel/run", "/dev/null/run"])
 def test_a_place_that_cannot_be_written_is_refused(weights, cfg, place):
-    refused(lambda: importer.run(cfg, place, str(weights)), place, "--workdir")
+    refused(lambda: import_weights.run(cfg, place, str(weights)), place, "--workdir")
 
 
 def test_a_disk_that_is_full_leaves_no_workdir(weights, cfg, tmp_path):
@@ -150,19 +150,19 @@ def test_a_disk_that_is_full_leaves_no_workdir(weights, cfg, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
     try:
         refused(
-            lambda: importer.run(cfg, str(tmp_path / "run"), str(weights)),
+            lambda: import_weights.run(cfg, str(tmp_path / "run"), str(weights)),
             "checkpoint of step 0 not saved",
             tmp_path / "run",
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (tmp_path / "run" / "config.json").exists()
-    importer.run(cfg, str(tmp_path / "run"), str(weights))
+    import_weights.run(cfg, str(tmp_path / "run"), str(weights))
     assert (tmp_path / "run" / "config.json").exists()
 
 
 def test_imagenet_layouts_are_told_from_a_networks_own():
     names = {"Transformer/encoder_norm/scale": 0}
-    assert importer._imagenet_start("trans_unet", names) is pretrained.load_pretrained_vit_r50
-    assert importer._imagenet_start("swin_unet", {"head.weight": 0}) is pretrained.load_pretrained_swin_t
-    assert importer._imagenet_start("swin_unet", {"output.weight": 0}) is None
+    assert import_weights._imagenet_start("trans_unet", names) is imagenet.load_pretrained_vit_r50
+    assert import_weights._imagenet_start("swin_unet", {"head.weight": 0}) is imagenet.load_pretrained_swin_t
+    assert import_weights._imagenet_start("swin_unet", {"output.weight": 0}) is None

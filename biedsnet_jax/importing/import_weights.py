@@ -8,12 +8,12 @@ import pathlib
 import jax
 import numpy as np
 
-from biedsnet_jax import pretrained, torch_import, weight_files
 from biedsnet_jax.checkpoints import checkpoint, checkpoint_folder, train_state
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.importing import imagenet, torch_weights, weight_files
 from biedsnet_jax.runtime import devices, files
 from biedsnet_jax.training.optimizer import make_optimizer
 
@@ -65,7 +65,7 @@ def _variables(cfg, tensors):
 
     load = _imagenet_start(cfg.network, tensors)
     if load is None:
-        return torch_import.to_variables(cfg.network, tensors, jax.eval_shape(fresh)), "the network's own"
+        return torch_weights.to_variables(cfg.network, tensors, jax.eval_shape(fresh)), "the network's own"
     drawn = jax.jit(fresh).lower().compile(compiler_options=devices.RUN_ONCE)()
     return load(tensors, jax.tree.map(np.asarray, drawn)), "an ImageNet start"
 
@@ -73,7 +73,7 @@ def _variables(cfg, tensors):
 def _imagenet_start(network, tensors):
     """The loader of an ImageNet classifier's layout, None where the tensors are the network's own."""
     if network == "trans_unet" and any(name.startswith("Transformer/") for name in tensors):
-        return pretrained.load_pretrained_vit_r50
+        return imagenet.load_pretrained_vit_r50
     if network == "swin_unet" and "head.weight" in tensors:
-        return pretrained.load_pretrained_swin_t
+        return imagenet.load_pretrained_swin_t
     return None

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from biedsnet_jax import importer
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.importing import import_weights
+from biedsnet_jax.importing.imagenet import load_pretrained_swin_t, load_pretrained_vit_r50
 from biedsnet_jax.networks.swin_unet import SwinUNet
 from biedsnet_jax.networks.trans_unet import TransUNet
-from biedsnet_jax.pretrained import load_pretrained_swin_t, load_pretrained_vit_r50
 from configs import folder
 
 HIDDEN, MLP, HEADS, WIDTH = 16, 32, 2, 32
@@ -244,12 +244,12 @@ def test_swin_misfits_are_listed_by_name(swin_tensors):
 
 def test_mode_import_takes_an_imagenet_start_and_draws_the_rest(swin_tensors, monkeypatch):
     drawn = jax.tree.map(jnp.ones_like, zeros(SWIN))  # for a true draw, which takes long to compile
-    monkeypatch.setattr(importer.evaluate, "init_variables", lambda model, cfg: drawn)
+    monkeypatch.setattr(import_weights.evaluate, "init_variables", lambda model, cfg: drawn)
     c = folder.get_config("swin_unet")
     c.data.size = SWIN.image_size
     fields = {name: getattr(SWIN, name) for name in ("window", "embed_dim", "depths", "heads")}
     c.networks.swin_unet.update(fields)
-    variables, what = importer._variables(c, swin_tensors)
+    variables, what = import_weights._variables(c, swin_tensors)
     assert what == "an ImageNet start"
     expected = swin_tensors["layers.0.blocks.1.attn.qkv.weight"].T
     for block in ("encoder_0_block_1", "decoder_2_block_1"):
