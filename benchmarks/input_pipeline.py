@@ -104,7 +104,7 @@ def feed(folder: Path) -> dict:
 
 def train(folder: Path) -> dict:
     """The update of the same config, as mode benchmark times it."""
-    from biedsnet_jax import benchmark
+    from biedsnet_jax.benchmarking import benchmark
     from biedsnet_jax.runtime import devices
 
     devices.enable_compile_cache("auto")

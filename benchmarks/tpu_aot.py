@@ -41,8 +41,8 @@ import tpu_profile
 from absl import flags
 from jax.experimental import topologies
 
-from biedsnet_jax import benchmark, roofline
 from biedsnet_jax import main as command_line
+from biedsnet_jax.benchmarking import benchmark, roofline
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config

@@ -146,7 +146,7 @@ def _export(argv):
 
 
 def _benchmark(argv):
-    from biedsnet_jax import benchmark
+    from biedsnet_jax.benchmarking import benchmark
 
     benchmark.run(
         _start(compile_cache=False),  # compiling is timed

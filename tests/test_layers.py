@@ -15,8 +15,8 @@ PACKAGE = ROOT / "biedsnet_jax"
 # In reading order: a module imports from lines above its own, and within a package from its neighbours without a cycle.
 ORDER = [
     "errors", "types", "runtime", "checkpoints", "data", "scoring", "reporting", "networks", "diffusion",
-    "segmenters", "timing", "roofline", "config", "evaluation", "training", "importing", "prediction",
-    "exporting", "serving", "benchmark_files", "benchmark", "main",
+    "segmenters", "config", "evaluation", "training", "benchmarking", "importing", "prediction", "exporting",
+    "serving", "main",
 ]  # fmt: skip
 
 # Leaves, and what of the package they may know beside errors, types and themselves.

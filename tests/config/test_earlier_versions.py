@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from places import GOLDEN, ROOT
 from refusals import refused
 
-from biedsnet_jax import benchmark_files
+from biedsnet_jax.benchmarking import baseline
 from biedsnet_jax.config import earlier_versions, known_fields, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat, get_field, set_field
@@ -194,9 +194,9 @@ def test_a_baseline_of_a_benchmark_is_compared_by_what_is_read(tmp_path, line, g
     exec(line, {"c": forks, "ConfigDict": ConfigDict})
     here = {"device": fields["device"], "config": flat(forks)}
     if goes:
-        assert benchmark_files.read_baseline(str(tmp_path / "bench.json"), here)["config"] == fields["config"]
+        assert baseline.read_baseline(str(tmp_path / "bench.json"), here)["config"] == fields["config"]
     else:
-        refused(lambda: benchmark_files.read_baseline(str(tmp_path / "bench.json"), here), "train.more is None")
+        refused(lambda: baseline.read_baseline(str(tmp_path / "bench.json"), here), "train.more is None")
 
 
 def test_training_goes_on_bit_for_bit_after_a_fork_added_what_the_run_does_not_read(tmp_path):

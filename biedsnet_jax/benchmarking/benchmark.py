@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from biedsnet_jax import benchmark_files, roofline, timing
+from biedsnet_jax.benchmarking import baseline as benchmark_files
+from biedsnet_jax.benchmarking import roofline, timing
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config, check_slices_alone

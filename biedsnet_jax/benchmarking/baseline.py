@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 
-from biedsnet_jax import timing
+from biedsnet_jax.benchmarking import timing
 from biedsnet_jax.config import known_fields, run_config
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from biedsnet_jax import benchmark, benchmark_files, roofline, timing
+from biedsnet_jax.benchmarking import baseline as benchmark_files
+from biedsnet_jax.benchmarking import benchmark, roofline, timing
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate

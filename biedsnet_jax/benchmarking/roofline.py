@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from biedsnet_jax import timing
+from biedsnet_jax.benchmarking import timing
 from biedsnet_jax.segmenters import macs
 
 
