@@ -4,7 +4,7 @@
         [--images=N] [--samples=K] [--most-steps=100] [--methods=ddim,ddpm]
 
 Trains the config (configs/phantom.py where none is given) into `--workdir`, or goes on there; a trained workdir needs
-no --config. Then it scores a row for each sampler, number of steps, spacing and start, and for the chosen ones each
+no --config. Then it scores a row for each sampler, number of steps, and spacing, and for the chosen ones each
 number of samples. Finished rows are kept in DIR/quality_vs_steps.json, so that the same command goes on where it
 stopped. Prints Markdown tables and the default that follows: the fewest steps within 0.003 Dice of the best.
 
@@ -50,15 +50,12 @@ def sweep(timesteps: int) -> list[dict]:
     rows += [row("dpm_solver", steps) for steps in STEPS if steps > 2]
     rows += [row("ddpm", steps) for steps in (*STEPS, timesteps) if steps > 1]
     rows += [row("ddim", steps, spacing=s) for s in ("linspace", "leading") for steps in FEW if steps > 1]
-    rows += [row("ddim", steps, start="direct") for steps in FEW]
-    rows += [row("ddim", 2, start="direct", start_fraction=share) for share in (0.25, 0.75)]
-    return sorted((r for r in rows if r["steps"] <= timesteps * r["start_fraction"]), key=lambda r: r["steps"])
+    return sorted((r for r in rows if r["steps"] <= timesteps), key=lambda r: r["steps"])
 
 
-def row(method: str, steps: int, spacing: str = "trailing", start: str = "noise", start_fraction: float = 0.5) -> dict:
-    """Fields of `sampler`; start_fraction is 1 for noise, which does not read it."""
-    fraction = 1.0 if start == "noise" else start_fraction
-    return {"method": method, "steps": steps, "spacing": spacing, "start": start, "start_fraction": fraction}
+def row(method: str, steps: int, spacing: str = "trailing") -> dict:
+    """Fields of `sampler`."""
+    return {"method": method, "steps": steps, "spacing": spacing}
 
 
 def choose(rows: list[dict]) -> dict:
@@ -68,7 +65,7 @@ def choose(rows: list[dict]) -> dict:
 
 
 def _evaluations(r):
-    return r["ensemble"] * r["steps"] + (r["start"] != "noise")
+    return r["ensemble"] * r["steps"]
 
 
 def main() -> int:
@@ -93,7 +90,7 @@ def main() -> int:
 
 def _asked(r, arguments):
     """Whether the flags leave this row in; --methods leaves the plain ones of these samplers."""
-    plain = r["spacing"] == "trailing" and r["start"] == "noise"
+    plain = r["spacing"] == "trailing"
     named = not arguments.methods or (r["method"] in arguments.methods and plain)
     return named and r["steps"] <= (arguments.most_steps or r["steps"])
 
@@ -151,14 +148,13 @@ class Bench:
 
 
 def _markdown(title: str, caption: str, rows: list[dict]) -> str:
-    header = ["sampler", "steps", "spacing", "start", "K", "Dice", "HD95", "s an image"]
+    header = ["sampler", "steps", "spacing", "K", "Dice", "HD95", "s an image"]
     page = table.markdown("", [table.Table(title, caption, header, [_cells(r) for r in rows])])
     return page.partition("\n\n")[2]
 
 
 def _cells(r):
-    start = r["start"] if r["start"] == "noise" else f"{r['start']} at {r['start_fraction']:g}"
-    names = [r["method"], str(r["steps"]), r["spacing"], start, str(r["ensemble"])]
+    names = [r["method"], str(r["steps"]), r["spacing"], str(r["ensemble"])]
     return [*names, f"{r['dice']:.4f}", f"{r['hd95']:.2f}", f"{r['seconds_per_image']:.3f}"]
 
 
@@ -188,7 +184,7 @@ def _arguments():
     cfg = flags.FLAGS.config
     check_config(cfg)
     if not build_model.is_diffusion(cfg) or cfg.network == "medsegdiff":
-        raise BadInput(f"no starts to compare, {cfg.network}, in --config; give a biedsnet trained by diffusion")
+        raise BadInput(f"no sampler to compare, {cfg.network}, in --config; give a biedsnet trained by diffusion")
     return arguments, cfg
 
 

@@ -233,8 +233,6 @@ def _device(cfg) -> "torch.device":
         raise BadInput(
             f"not in the PyTorch program, {asked}, in --config; use BIEDSNet as diffusion with the joint loss"
         )
-    if cfg.sampler.start != "noise":
-        raise BadInput(f"not in the PyTorch program, {cfg.sampler.start!r}, in sampler.start; use 'noise'")
     backend = jax.default_backend()
     if backend == "cpu":
         return torch.device("cpu")

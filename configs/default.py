@@ -85,9 +85,6 @@ def get_config() -> ConfigDict:
     c.sampler.eta = 0.0  # DDIM: 0 is deterministic, 1 is DDPM
     c.sampler.spacing = "trailing"  # of the timesteps: "trailing", "linspace", "leading"
     c.sampler.ensemble = 5  # K samples an image
-    c.sampler.start = "noise"  # "direct": a first mask, from the image alone, noised; "slice": the last slice's mask
-    c.sampler.start_fraction = 0.5  # of T: where a start other than noise begins
-    c.sampler.start_run = 8  # "slice": so many slices follow one another, the first of them from a direct start
 
     c.fusion = "mean"  # of the K samples: "mean", "majority", "staple", "mean_squared" (what MedSegDiff calls staple)
     c.threshold = 0.5  # mask = probability > threshold

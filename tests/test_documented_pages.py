@@ -15,7 +15,7 @@ REPOSITORY = ("tests", "benchmarks", "configs", "launch", "docs", "results", "bi
 
 
 def test_fields_in_running_text_exist():
-    """`sampler.start=direct`, `train.max_bad_steps`, `loss.*`; values are of the right type."""
+    """`sampler.steps=5`, `train.max_bad_steps`, `loss.*`; values are of the right type."""
     fields, checked = default.get_config(), 0
     for place, text in SPANS:
         name, equals, value = text.partition("=")

@@ -13,8 +13,8 @@ def script():
     return scripts.load("quality_vs_steps")
 
 
-def scored(script, steps, dice, start="noise", ensemble=5):
-    return script.row("ddim", steps, start=start) | {"dice": dice, "ensemble": ensemble}
+def scored(script, steps, dice, ensemble=5):
+    return script.row("ddim", steps) | {"dice": dice, "ensemble": ensemble}
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,7 @@ def scored(script, steps, dice, start="noise", ensemble=5):
         ([(1, 0.7), (2, 0.796), (5, 0.797), (50, 0.8)], 2),  # 0.797 is within 0.003 of 0.8, 0.796 is not
         ([(1, 0.9), (50, 0.8)], 0),
         ([(2, 0.798), (2, 0.799), (50, 0.8)], 1),  # the better of two as quick
-        ([(2, 0.8, "direct"), (2, 0.799), (1, 0.7)], 1),  # the first guess is an evaluation more
-        ([(2, 0.8, "noise", 10), (3, 0.8, "noise", 5)], 1),  # 20 evaluations against 15
+        ([(2, 0.8, 10), (3, 0.8, 5)], 1),  # 20 evaluations against 15
     ],
 )
 def test_the_fewest_evaluations_within_the_margin(script, table, chosen):
@@ -73,6 +72,6 @@ def test_the_script_trains_scores_and_goes_on(script, tmp_path, monkeypatch, cap
     found = json.loads((workdir / "quality_vs_steps.json").read_text())
     assert [(row["method"], row["steps"]) for row in found] == [("ddim", 1), ("ddpm", 2)]
     printed = capsys.readouterr().out
-    assert f"| ddim | 1 | trailing | noise | 1 | 0.1250 | {kept['hd95']:.2f} |" in printed
-    assert f"| ddpm | 2 | trailing | noise | 1 | {found[1]['dice']:.4f} |" in printed
-    assert f"best: {'ddim 1' if found[1]['dice'] < 0.125 else 'ddpm 2'} trailing noise 1, Dice" in printed
+    assert f"| ddim | 1 | trailing | 1 | 0.1250 | {kept['hd95']:.2f} |" in printed
+    assert f"| ddpm | 2 | trailing | 1 | {found[1]['dice']:.4f} |" in printed
+    assert f"best: {'ddim 1' if found[1]['dice'] < 0.125 else 'ddpm 2'} trailing 1, Dice" in printed

@@ -8,7 +8,6 @@ from biedsnet_jax.config import build_model
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.config.known_fields import check_known
 from biedsnet_jax.data import case_names
-from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.errors import BadInput, shown
 from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.segmenters.fusion import FUSIONS
@@ -24,7 +23,6 @@ _CHOICES = {
     "fusion": tuple(FUSIONS),
     "sampler.method": ("ddpm", "ddim", "dpm_solver"),
     "sampler.spacing": ("trailing", "linspace", "leading"),
-    "sampler.start": ("noise", "direct", "slice"),
     "networks.biedsnet.dconv": ("separable", "lineage"),
     "networks.biedsnet.residual": ("cgr", "conv"),
     "networks.biedsnet.attention": ("parallel", "sequential", "none"),
@@ -36,7 +34,7 @@ _CHOICES = {
 _AT_LEAST = {
     "data.phantom.n_cases": 1, "data.phantom.slices_per_case": 1, "data.phantom.seed": 0, "split.fold": 0,
     "data.size": 1, "data.channels": 1, "data.classes": 1, "data.context": 0, "data.min_foreground": 0,
-    "diffusion.timesteps": 1, "sampler.steps": 1, "sampler.ensemble": 1, "sampler.start_run": 2,
+    "diffusion.timesteps": 1, "sampler.steps": 1, "sampler.ensemble": 1,
     "train.steps": 1, "train.batch_size": 1, "train.accumulate": 1, "train.warmup_steps": 0, "train.max_bad_steps": 1,
     "eval.every": 0, "eval.batch_size": 1, "eval.val_images": 0, "eval.val_ensemble": 1, "eval.pictures": 0,
     "checkpoint.every": 1, "checkpoint.keep_latest": 1, "checkpoint.keep_best": 0, "log.every": 1, "log.images": 0,
@@ -46,10 +44,10 @@ _AT_LEAST = {
 _MOST = 2**31 - 1  # of all these: counters and seeds are int32
 _NUMBERS = ("split.fractions", "loss.supervision_weights")
 _POSITIVE = (
-    "diffusion.mask_scale", "loss.smooth_l1_beta", "sampler.start_fraction", "train.learning_rate", "train.clip_norm",
+    "diffusion.mask_scale", "loss.smooth_l1_beta", "train.learning_rate", "train.clip_norm",
 )  # fmt: skip
 _UNIT_INTERVAL = (
-    "sampler.eta", "sampler.start_fraction", "threshold", "train.ema", "train.final_fraction", "augment.hflip",
+    "sampler.eta", "threshold", "train.ema", "train.final_fraction", "augment.hflip",
     "augment.vflip", "eval.lesion_overlap", "data.phantom.difficulty", "data.phantom.empty_fraction",
 )  # fmt: skip
 _DISTANCES = ("eval.nsd_tolerance", "eval.nsd_tolerance_mm")
@@ -133,33 +131,11 @@ def _check_kinds(config):
                 raise BadInput(f"wrong kind of value, {shown(repr(value))}, in {name}; give {usual}")
 
 
-def check_slices_alone(config: ConfigDict) -> None:
-    """Raise BadInput where slices are to start from their neighbours, for modes that take each by itself."""
-    if config.sampler.start == "slice":
-        raise BadInput(
-            "slices that start from their neighbours, 'slice', in sampler.start; use 'direct' or 'noise': only "
-            "--mode=predict takes a volume's slices in order"
-        )
-
-
 def _check_sampler(config):
-    """As many times as steps, and a start that the network can make."""
-    fields, timesteps = config.sampler, config.diffusion.timesteps
-    if fields.steps > timesteps:
-        raise BadInput(f"more sampling steps than timesteps, {fields.steps}, in sampler.steps; use at most {timesteps}")
-    if fields.start == "noise":
-        return
-    if config.network == "medsegdiff" or not build_model.is_diffusion(config):
-        raise BadInput(
-            f"no mask to start from, {fields.start!r}, in sampler.start; use 'noise': only a diffusion network that "
-            f"predicts masks has one, {config.network} here does not"
-        )
-    below = schedule.times_below(timesteps, fields.start_fraction)
-    if fields.steps > below:
-        raise BadInput(
-            f"more sampling steps than timesteps below the start, {fields.steps}, in sampler.steps; use at most "
-            f"{below}, or a sampler.start_fraction above {fields.start_fraction}"
-        )
+    """As many times as steps."""
+    steps, timesteps = config.sampler.steps, config.diffusion.timesteps
+    if steps > timesteps:
+        raise BadInput(f"more sampling steps than timesteps, {steps}, in sampler.steps; use at most {timesteps}")
 
 
 def _check_distill(config):

@@ -14,9 +14,6 @@ from biedsnet_jax.config.fields import flat, set_field
 from biedsnet_jax.errors import shown
 
 ADDED = {
-    "sampler.start": "noise",
-    "sampler.start_fraction": 0.5,  # which "noise" does not read, nor the next
-    "sampler.start_run": 8,
     "diffusion.self_condition": False,
     "networks.biedsnet.fold": False,
     "networks.biedsnet.remat": False,
@@ -29,7 +26,11 @@ ADDED = {
 }
 
 # Fields that configs/default.py had once, with the value that means what is done today.
-REMOVED: dict[str, Any] = {}
+REMOVED: dict[str, Any] = {
+    "sampler.start": "noise",
+    "sampler.start_fraction": 0.5,
+    "sampler.start_run": 8,
+}
 
 # Names in one line; a config has a hundred and fifty.
 _MOST = 3

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -104,12 +103,6 @@ def check_trained(config: ConfigDict, workdir: pathlib.Path, *, free: tuple[str,
                 f"workdir of another config, {shown(name)} is {there!r} there and {here!r} here, {workdir}; "
                 "use another --workdir, or the config it was started with"
             )
-
-
-def sampling(config: ConfigDict) -> dict[str, Any]:
-    """What a record says of the sampler: no field that its start does not read, so that older records equal it."""
-    unread = {"noise": ("start", "start_fraction", "start_run"), "direct": ("start_run",), "slice": ()}
-    return {name: value for name, value in config.sampler.items() if name not in unread[config.sampler.start]}
 
 
 def check_teacher(config: ConfigDict) -> None:

@@ -45,21 +45,6 @@ def eps_from_x_0(schedule: Schedule, *, x_t: Noisy, x_0: Noisy, t: Times) -> Noi
     return (x_t - _alpha(schedule, t) * x_0) / _sigma(schedule, t)
 
 
-def v_from_x_0_eps(schedule: Schedule, *, x_0: Noisy, eps: Noisy, t: Times) -> Noisy:
-    """The velocity v = alpha eps - sigma x_0."""
-    return _alpha(schedule, t) * eps - _sigma(schedule, t) * x_0
-
-
-def x_0_from_v(schedule: Schedule, *, x_t: Noisy, v: Noisy, t: Times) -> Noisy:
-    """The clean mask, from x_t and its velocity."""
-    return _alpha(schedule, t) * x_t - _sigma(schedule, t) * v
-
-
-def eps_from_v(schedule: Schedule, *, x_t: Noisy, v: Noisy, t: Times) -> Noisy:
-    """The noise, from x_t and its velocity."""
-    return _sigma(schedule, t) * x_t + _alpha(schedule, t) * v
-
-
 def posterior(schedule: Schedule, *, x_0: Noisy, x_t: Noisy, t: Times) -> tuple[Noisy, PerExample, PerExample]:
     """Mean, variance and log variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 6-7).
 
@@ -72,7 +57,7 @@ def posterior(schedule: Schedule, *, x_0: Noisy, x_t: Noisy, t: Times) -> tuple[
 def learned_range_log_variance(schedule: Schedule, *, v: Noisy, t: Times) -> Noisy:
     """The log variance that a network's v in [-1, 1] picks between the posterior's and beta's.
 
-    Source: Nichol & Dhariwal 2021, eq. 15, with v scaled as in guided-diffusion. (Not the velocity above.)
+    Source: Nichol & Dhariwal 2021, eq. 15, with v scaled as in guided-diffusion.
     """
     low = _at(schedule.posterior_log_variance, t)
     high = jnp.log(_at(schedule.beta, t))

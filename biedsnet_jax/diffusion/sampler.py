@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
 from biedsnet_jax.diffusion import process
-from biedsnet_jax.diffusion.schedule import Schedule, respace, select_timesteps, times_below
+from biedsnet_jax.diffusion.schedule import Schedule, respace, select_timesteps
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.types import Noisy
 
@@ -44,39 +44,26 @@ def sample(
     method: str,
     eta: float = 0.0,
     spacing: str = "trailing",
-    start_fraction: float = 1.0,
     self_condition: bool = False,
 ) -> Noisy:
     """x_0 after `steps` calls of `denoise`, in float32 whatever the network computes in.
 
     `method` is "ddpm" (ancestral), "ddim" or "dpm_solver" (DPM-Solver++(2M)); `eta` in [0, 1] is DDIM's share of noise,
     which the others ignore. `keys` holds one key per example, so that a mask does not depend on what shares its batch;
-    none may be a key that x_T was drawn with. With a `start_fraction` below 1, x_T is x_t at the first of `visited`
-    instead, such as `warm_start` gives. With `self_condition`, `denoise` sees x_t beside its last prediction, 0 at
-    first, as further channels (Chen et al. 2023, arXiv:2208.04202). Raises BadInput on another method, or on steps,
-    spacing, eta or start_fraction out of range.
+    none may be a key that x_T was drawn with. With `self_condition`, `denoise` sees x_t beside its last prediction, 0
+    at first, as further channels (Chen et al. 2023, arXiv:2208.04202). Raises BadInput on another method, or on steps,
+    spacing or eta out of range.
     """
-    plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing, start_fraction=start_fraction)
+    plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing)
     x_0, _ = _run(_step_function(denoise, keys, plan, self_condition), _start(x_T), plan)
     return x_0
 
 
 def visited(
-    schedule: Schedule, *, steps: int, spacing: str = "trailing", start_fraction: float = 1.0
+    schedule: Schedule, *, steps: int, spacing: str = "trailing"
 ) -> Integer[np.ndarray, " steps"]:
-    """The times of the schedule that `sample` calls `denoise` at, descending, all below `start_fraction` of T."""
-    return select_timesteps(times_below(schedule.timesteps, start_fraction), steps, spacing)
-
-
-def warm_start(
-    x_0: Noisy, noise: Noisy, schedule: Schedule, *, steps: int, spacing: str = "trailing", start_fraction: float
-) -> Noisy:
-    """Where `sample` begins from a first guess x_0: a draw of q(x_t | x_0) at the first of `visited`.
-
-    Source: SDEdit (Meng et al. 2022, arXiv:2108.01073).
-    """
-    t = visited(schedule, steps=steps, spacing=spacing, start_fraction=start_fraction)[0]
-    return process.q_sample(schedule, x_0, jnp.full(x_0.shape[0], t), noise)
+    """The times of the schedule that `sample` calls `denoise` at, descending."""
+    return select_timesteps(schedule.timesteps, steps, spacing)
 
 
 def sample_trajectory(
@@ -89,11 +76,10 @@ def sample_trajectory(
     method: str,
     eta: float = 0.0,
     spacing: str = "trailing",
-    start_fraction: float = 1.0,
     self_condition: bool = False,
 ) -> Trajectory:
     """What `denoise` sees and says at every step of `sample`, for figures; the last x_0 is what `sample` returns."""
-    plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing, start_fraction=start_fraction)
+    plan = _plan(schedule, steps=steps, method=method, eta=eta, spacing=spacing)
     step = _step_function(denoise, keys, plan, self_condition)
     return _follow(step, _start(x_T), plan, lambda carry: carry[0])
 
@@ -201,9 +187,9 @@ def _noise(keys: Keys, index, shape) -> Noisy:
 
 
 def _plan(
-    schedule: Schedule, *, steps: int, method: str, eta: float, spacing: str, start_fraction: float = 1.0
+    schedule: Schedule, *, steps: int, method: str, eta: float, spacing: str
 ) -> _Plan:
-    times = visited(schedule, steps=steps, spacing=spacing, start_fraction=start_fraction)
+    times = visited(schedule, steps=steps, spacing=spacing)
     chain = respace(schedule, times)
     if method == "ddpm":
         coefficients = _ddpm(chain)

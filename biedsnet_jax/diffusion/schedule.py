@@ -113,16 +113,6 @@ def select_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> I
     raise BadInput(f"unknown timestep spacing, {spacing!r}, spacing; use 'trailing', 'linspace' or 'leading'")
 
 
-def times_below(timesteps: int, fraction: float) -> int:
-    """How many times, 0 onwards, a sampler has that begins at `fraction` of T; at least 1, all T for 1.
-
-    Raises BadInput unless 0 < fraction <= 1.
-    """
-    if not 0.0 < fraction <= 1.0:
-        raise BadInput(f"share of T outside 0..1, {fraction:g}, start_fraction; use 1 for all, 0.5 for half")
-    return max(1, round(fraction * timesteps))
-
-
 def respace(schedule: Schedule, kept: Integer[np.ndarray, " steps"]) -> Schedule:
     """The shorter chain that visits only the times `kept`, in ascending order: time i of it is the i-th smallest.
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_data, build_model, run_config
-from biedsnet_jax.config.check import check_config, check_slices_alone
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.evaluation import evaluations, hparams, recording, scored_cases
@@ -43,7 +43,6 @@ def run(cfg, workdir: str) -> dict | None:
     On the run's own data that is the test split, or the cases that split.test names; on others all cases, or those.
     """
     workdir = pathlib.Path(workdir)
-    check_slices_alone(cfg)
     model, variables, step, mesh = open_model(cfg, workdir, free=FREE)
     with _alone(workdir):
         with processes.first_alone("data"):
@@ -127,7 +126,7 @@ def _results(cfg, model, variables, data, mesh, scope, tally, rows, lesion_rows,
         "batch_size": cfg.train.batch_size,
         "checkpoint_step": step,
         "dtype": cfg.dtype,
-        "sampler": run_config.sampling(cfg) if build_model.is_diffusion(cfg) else None,
+        "sampler": dict(cfg.sampler) if build_model.is_diffusion(cfg) else None,
         "fusion": cfg.fusion if build_model.is_diffusion(cfg) else None,
         "threshold": cfg.threshold,
         "nsd_tolerance": cfg.eval.nsd_tolerance,

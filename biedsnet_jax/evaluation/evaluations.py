@@ -42,7 +42,7 @@ def differences(saved: ConfigDict, cfg: ConfigDict) -> dict[str, list]:
 def _settings(cfg) -> dict[str, Any]:
     found = {}
     if build_model.is_diffusion(cfg):
-        sampling = run_config.sampling(cfg)
+        sampling = dict(cfg.sampler)
         names = [*_FIRST, *(name for name in sampling if name not in _FIRST)]
         found |= {f"sampler.{name}": sampling[name] for name in names}
         found["fusion"] = cfg.fusion

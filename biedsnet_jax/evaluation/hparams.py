@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from biedsnet_jax.checkpoints import checkpoint_folder
-from biedsnet_jax.config import build_model, run_config
+from biedsnet_jax.config import build_model
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.runtime import tensorboard
 
@@ -37,7 +37,7 @@ def _fields(cfg) -> tuple[dict[str, Any], list[str]]:
     fields = {"row": cfg.row or cfg.network, "method": "diffusion" if diffusion else "direct"}
     fields |= {name: get_field(cfg, name) for name in FIELDS}
     sampler = {f"sampler.{name}": value for name, value in cfg.sampler.items()} | {"fusion": cfg.fusion}
-    read = [f"sampler.{name}" for name in run_config.sampling(cfg)] + ["fusion"] if diffusion else []
+    read = [f"sampler.{name}" for name in cfg.sampler] + ["fusion"] if diffusion else []
     return fields | sampler, [*fields, *read]
 
 

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 from jax import export
 
-from biedsnet_jax.config import run_config
 from biedsnet_jax.config.build_model import is_diffusion
-from biedsnet_jax.config.check import check_config, check_slices_alone
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.exporting import loader, model_card, program
@@ -44,7 +43,6 @@ def run(cfg, workdir: str, output: str | None, *, keep_samples: bool = False) ->
     if not output:
         raise BadInput("no folder, nothing, in --output; give the folder that the program goes to")
     check_config(cfg)
-    check_slices_alone(cfg)
     if processes.several():
         raise BadInput(f"several processes, {jax.process_count()}, in --num_processes; export with one")
     folder = pathlib.Path(output)
@@ -82,7 +80,7 @@ def describe(cfg, exported: export.Exported, weights: dict[str, np.ndarray], *, 
         "classes": data.classes,
         "labels": [list(labels) for labels in predictor.class_labels(cfg)],  # values in the training masks
         "seed": cfg.seed,
-        "sampler": run_config.sampling(cfg) if diffusion else None,
+        "sampler": dict(cfg.sampler) if diffusion else None,
         "fusion": cfg.fusion if diffusion else None,
         "data": {name: data[name] for name in ("name", "size", "channels", "context", "normalise")}
         | {"window": list(data.window)},

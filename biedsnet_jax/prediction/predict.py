@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from biedsnet_jax.config import build_model, run_config
+from biedsnet_jax.config import build_model
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import walk
@@ -293,5 +293,5 @@ def _settings(cfg) -> dict:
             fields[name] = value
     fields["model"] = cfg.row or cfg.network
     if build_model.is_diffusion(cfg):
-        fields |= {f"sampler.{name}": value for name, value in run_config.sampling(cfg).items()}
+        fields |= {f"sampler.{name}": value for name, value in cfg.sampler.items()}
     return json.loads(json.dumps(fields))

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -32,9 +32,8 @@ class Predictor:
     variables: dict
     step: int  # of the checkpoint
     mesh: Mesh
-    run_batch: Callable  # jitted (variables, image, number, previous) -> maps and samples
-    # The same compiled, by size of the batch and whether there is a previous slice.
-    programs: dict[tuple[int, bool], Callable] = dataclasses.field(default_factory=dict)
+    run_batch: Callable  # jitted (variables, image, number) -> maps and samples
+    sizes: set[int] = dataclasses.field(default_factory=set)  # of batches that are compiled
 
     def __call__(self, array: Shaped[np.ndarray, "..."], *, keep_samples: bool = False) -> Prediction:
         """Segment "h w" or "h w c", which is one slice, or "d h w c"; c is the number the model was trained on.
@@ -65,27 +64,22 @@ class Predictor:
         """Several scans in shared batches; `done` hears of the slices as they are finished.
 
         A slice's noise follows from the seed and its number in the scan, so its mask does not depend on what shares
-        its batch. With sampler.start "slice" a volume is cut into runs of sampler.start_run slices, and a batch holds
-        the same place of many runs, those before it being done: here too the batch decides nothing.
+        its batch.
         """
         prepared = build_data.make_prepare(self.cfg)
-        places = _places([len(scan) for scan in scans], self._run())
-        # Compiled here, so that the clock does not count it.
-        batch_size, programs = self._programs(len(places[0]), later=len(places) > 1)
+        chosen = [(n, z) for n, scan in enumerate(scans) for z in range(len(scan))]
+        batch_size = self._batch_size(len(chosen))
         maps: list[dict] = [{} for _ in scans]
         start, waiting = time.perf_counter(), None
-        for later, chosen in _batches(places, batch_size):
-            images = [prepared.image(volumes.neighbours(scans[n], z, self.cfg.data.context)) for n, z in chosen]
-            inputs = self._inputs(images, [z for _, z in chosen], batch_size)
-            if waiting and later:  # what this batch starts from may be in there
-                waiting = self._collect(maps, *waiting, keep_samples, done)
-            previous = self._previous(maps, chosen, batch_size) if later else None
-            running = programs[later](self.variables, *inputs, previous)
+        for first in range(0, len(chosen), batch_size):
+            batch = chosen[first : first + batch_size]
+            images = [prepared.image(volumes.neighbours(scans[n], z, self.cfg.data.context)) for n, z in batch]
+            running = self.run_batch(self.variables, *self._inputs(images, [z for _, z in batch], batch_size))
             if waiting:  # fetched only now, so that the next batch was prepared while this one ran
                 self._collect(maps, *waiting, keep_samples, done)
-            waiting = running, chosen
+            waiting = running, batch
         self._collect(maps, *waiting, keep_samples, done)
-        seconds = (time.perf_counter() - start) / sum(map(len, places))
+        seconds = (time.perf_counter() - start) / len(chosen)
         return [self._prediction(scan, parts, seconds * len(scan)) for scan, parts in zip(scans, maps)]
 
     def weights_digest(self) -> str:
@@ -97,47 +91,27 @@ class Predictor:
             digest.update(array.tobytes())
         return digest.hexdigest()[:32]
 
-    def _follows(self):
-        """Whether a slice starts from the one before it."""
-        return build_model.is_diffusion(self.cfg) and self.cfg.sampler.start == "slice"
-
     def first_batch(self, slices: int) -> int:
-        """The batch size of a scan of so many slices where nothing is compiled yet."""
-        return self._new_batch(len(range(0, slices, self._run())))
+        """The batch size of a scan of so many slices where nothing is compiled yet.
 
-    def _run(self):
-        """Slices that follow one another."""
-        return self.cfg.sampler.start_run if self._follows() else 1
-
-    def _new_batch(self, slices):
-        """The least power of two that holds `slices`, but at most eval.batch_size."""
+        It is the least power of two that holds `slices`, but at most eval.batch_size.
+        """
         most, size = self.cfg.eval.batch_size, self.mesh.size
         while size < min(slices, most):
             size *= 2
         return min(size, most)
 
-    def _programs(self, slices, *, later):
-        """(batch size, [program, and if `later` that for slices with a previous one]): the smallest compiled that holds
-        all `slices`, else one of `_new_batch`."""
-        size = next((known for known, _ in sorted(self.programs) if known >= slices), self._new_batch(slices))
-        for follows in (False, True)[: 1 + later]:
-            if (size, follows) not in self.programs:
-                self.programs[size, follows] = self._compile(size, follows)
-        return size, [self.programs[size, follows] for follows in (False, True)[: 1 + later]]
-
-    def _compile(self, batch_size, follows):
-        height, width, channels = build_data.image_shape(self.cfg)
-        image = jax.ShapeDtypeStruct((batch_size, height, width, channels), np.float32)
-        number = jax.ShapeDtypeStruct((batch_size,), np.int32)
-        previous = jax.ShapeDtypeStruct((batch_size, height, width, self.cfg.data.classes), np.float32)
-        return self.run_batch.lower(self.variables, image, number, previous if follows else None).compile()
-
-    def _previous(self, maps, chosen, batch_size):
-        """The probability of the slice before each."""
-        known = [maps[n]["probability"][z - 1] for n, z in chosen]
-        padded = np.zeros((batch_size, *known[0].shape), np.float32)
-        padded[: len(known)] = known
-        return devices.put_batch({"previous": padded}, self.mesh)["previous"]
+    def _batch_size(self, slices):
+        """The smallest compiled that holds all `slices`, else a new one, warmed up so that no clock counts it."""
+        known = [size for size in self.sizes if size >= slices]
+        if known:
+            return min(known)
+        size = self.first_batch(slices)
+        if size not in self.sizes:
+            image = np.zeros(build_data.image_shape(self.cfg), np.float32)
+            jax.block_until_ready(self.run_batch(self.variables, *self._inputs([image], [0], size)))
+            self.sizes.add(size)
+        return size
 
     def _inputs(self, images, numbers, batch_size):
         image = np.zeros((batch_size, *images[0].shape), np.float32)
@@ -186,36 +160,18 @@ def class_labels(cfg) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, cfg.data.labels)) or tuple((k,) for k in range(1, cfg.data.classes + 1))
 
 
-def maps(cfg, model, variables: dict, image: Image, keys: segmenter.Keys, **start) -> dict[str, jax.Array]:
+def maps(cfg, model, variables: dict, image: Image, keys: segmenter.Keys) -> dict[str, jax.Array]:
     """What `cfg` asks for of prepared images: maps "b h w k", UNCERTAINTIES of diffusion methods only, and samples."""
-    samples = model.predict(variables, image, keys, ensemble=cfg.sampler.ensemble, **start)
+    samples = model.predict(variables, image, keys, ensemble=cfg.sampler.ensemble)
     found = {"probability": fusion.FUSIONS[cfg.fusion](samples), "samples": samples}
     return found | (fusion.uncertainty(samples) if build_model.is_diffusion(cfg) else {})
 
 
 def _make_run_batch(cfg, model, mesh):
-    """Jitted `(variables, image, number, previous) -> maps "b h w k", and samples "n b h w k"`.
+    """Jitted `(variables, image, number) -> maps "b h w k", and samples "n b h w k"`."""
 
-    `previous` is None but for slices that start from another's probability.
-    """
-
-    def run_batch(variables, image, number, previous):
-        keys, start = evaluate.noise_keys(cfg.seed, number), {} if previous is None else {"previous": previous}
-        return maps(cfg, model, variables, image, keys, **start)
+    def run_batch(variables, image, number):
+        return maps(cfg, model, variables, image, evaluate.noise_keys(cfg.seed, number))
 
     split, everywhere = devices.batch_sharding(mesh), devices.replicated(mesh)
-    return jax.jit(run_batch, in_shardings=(everywhere, split, split, split))
-
-
-def _places(depths: Sequence[int], run: int) -> list[list[tuple[int, int]]]:
-    """(scan, slice) of all slices by their place in runs of `run` slices; places that no run is long enough for are
-    left out."""
-    places = [[(n, z) for n, depth in enumerate(depths) for z in range(place, depth, run)] for place in range(run)]
-    return [slices for slices in places if slices]
-
-
-def _batches(places, size) -> Iterator[tuple[bool, list[tuple[int, int]]]]:
-    """Whether they have a previous slice in their run, and (scan, slice) of each; every batch from one place."""
-    for place, slices in enumerate(places):
-        for first in range(0, len(slices), size):
-            yield place > 0, slices[first : first + size]
+    return jax.jit(run_batch, in_shardings=(everywhere, split, split))

@@ -30,7 +30,7 @@ def is_terminal(stream: Any) -> bool:
 
 
 def on_terminal():
-    return console.is_terminal(sys.stdout) and not console.is_quiet()
+    return is_terminal(sys.stdout) and not is_quiet()
 
 
 def clock(seconds):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 from biedsnet_jax.diffusion import process, sampler, schedule, vlb
 from biedsnet_jax.networks import winograd
 from biedsnet_jax.segmenters import losses
-from biedsnet_jax.types import Batch, Image, Mask, PRNGKey
+from biedsnet_jax.types import Batch, Image, PRNGKey
 
 Variables = dict
 Probabilities = Float[Array, "n b h w k"]
@@ -45,40 +45,21 @@ class Segmenter(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a diffusion method samples; the first four as in `sampler.sample`.
-
-    `start` "noise" begins with pure noise. "direct" begins at `start_fraction` of T with a noised first guess: the mask
-    that the network gives at the last time, where x_T holds nothing of the mask, for x_T at its mean, 0. One guess, one
-    evaluation, serves all samples of an image. "slice" takes the caller's guess, as "direct" where there is none.
-    """
+    """How a diffusion method samples, as in `sampler.sample`."""
 
     method: str = "ddim"
     steps: int = 10
     eta: float = 0.0
     spacing: str = "trailing"
-    start: str = "noise"
-    start_fraction: float = 0.5
 
     @property
     def fields(self) -> dict:
         """Those of `sampler.sample`."""
-        fraction = 1.0 if self.start == "noise" else self.start_fraction
-        return {
-            "method": self.method, "steps": self.steps, "eta": self.eta, "spacing": self.spacing,
-            "start_fraction": fraction,
-        }  # fmt: skip
+        return dataclasses.asdict(self)
 
     def visited(self, noise_schedule: schedule.Schedule) -> np.ndarray:
         """The times of its steps, as `sampler.visited`."""
-        where = {name: self.fields[name] for name in ("steps", "spacing", "start_fraction")}
-        return sampler.visited(noise_schedule, **where)
-
-    def begin(self, x_0: Array | None, noise: Array, noise_schedule: schedule.Schedule) -> Array:
-        """What the first step sees: the guess `x_0` noised, or noise alone where there is none."""
-        if x_0 is None:
-            return noise
-        where = {"steps": self.steps, "spacing": self.spacing, "start_fraction": self.start_fraction}
-        return sampler.warm_start(x_0, noise, noise_schedule, **where)
+        return sampler.visited(noise_schedule, steps=self.steps, spacing=self.spacing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,25 +94,20 @@ class Diffusion:
             inputs = self._guessed(variables, *inputs, key_dropout, train)
         return _loss(self.network, self.heads_loss, variables, inputs, y, key_dropout, train)
 
-    def predict(
-        self, variables: Variables, image: Image, keys: Keys, *, ensemble: int, previous: Mask | None = None
-    ) -> Probabilities:
-        """See Segmenter. The image is encoded once, whatever the steps and samples.
+    def predict(self, variables: Variables, image: Image, keys: Keys, *, ensemble: int) -> Probabilities:
+        """See Segmenter. The image is encoded once, whatever the steps and samples."""
+        denoise = self._denoiser(variables, image, ensemble)
 
-        `previous`, for start "slice", holds each image's neighbour as predicted, in [0, 1].
-        """
-        denoise, start = self._process(variables, image, previous, ensemble)
-
-        def one_sample(noise, keys):
-            return self._decode(sampler.sample(denoise, start(noise), keys, self.schedule, **self._sampling))
+        def one_sample(x_T, keys):
+            return self._decode(sampler.sample(denoise, x_T, keys, self.schedule, **self._sampling))
 
         return _samples(one_sample, keys, (*image.shape[1:3], self.network.classes), ensemble)
 
     def trajectory(self, variables: Variables, image: Image, keys: Keys) -> sampler.Trajectory:
         """See Segmenter."""
-        denoise, start = self._process(variables, image, None, 1)
-        noise, keys = _draw(keys, (*image.shape[1:3], self.network.classes), 0)
-        steps = sampler.sample_trajectory(denoise, start(noise), keys, self.schedule, **self._sampling)
+        denoise = self._denoiser(variables, image, 1)
+        x_T, keys = _draw(keys, (*image.shape[1:3], self.network.classes), 0)
+        steps = sampler.sample_trajectory(denoise, x_T, keys, self.schedule, **self._sampling)
         return sampler.Trajectory(*map(self._decode, steps))
 
     @property
@@ -152,8 +128,8 @@ class Diffusion:
         chosen = jax.random.bernoulli(jax.random.fold_in(key, 1))
         return self._beside(x_t, jax.lax.cond(chosen, guess, lambda: jnp.zeros_like(x_t))), image, t
 
-    def _process(self, variables, image, previous, samples):
-        """(`denoise(x_t, t) -> x_0`, `start(noise) -> x_T`) for these images, of which so many samples are drawn."""
+    def _denoiser(self, variables, image, samples):
+        """`denoise(x_t, t) -> x_0` for these images, of which so many samples are drawn."""
         network = self.network
         variables = winograd.prepare(variables, uses=samples * self.sampling.steps)
         features = network.apply(variables, image, train=False, method=network.encode)
@@ -162,13 +138,7 @@ class Diffusion:
             logits, _ = network.apply(variables, features, x_t, image, t, train=False, method=network.denoise)
             return self._encode(jax.nn.sigmoid(logits))
 
-        guess = None
-        if self.sampling.start == "slice" and previous is not None:
-            guess = self._encode(previous)
-        elif self.sampling.start != "noise":
-            shape = (*image.shape[:3], network.classes)
-            guess = denoise(self._beside(jnp.zeros(shape)), jnp.full(image.shape[0], self.schedule.timesteps - 1))
-        return denoise, lambda noise: self.sampling.begin(guess, noise, self.schedule)
+        return denoise
 
     def _decode(self, x_0):
         return process.decode_mask(x_0, mask_range=self.mask_range, mask_scale=self.mask_scale)

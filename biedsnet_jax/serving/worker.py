@@ -38,8 +38,8 @@ class Worker:
 
     predictor: Predictor
     limits: Limits
-    # Programs by the batch size that mode predict would compile for the scan alone: another one rounds otherwise.
-    programs: dict[int, dict] = dataclasses.field(default_factory=dict)
+    # Compiled sizes by the one that mode predict would choose for the scan alone: another one rounds otherwise.
+    sizes: dict[int, set[int]] = dataclasses.field(default_factory=dict)
     reader: child.Reader = dataclasses.field(default_factory=child.Reader)
 
     def __call__(self, folder: Path, like: str, tell: Callable[[int, int], None]) -> dict:
@@ -78,8 +78,8 @@ class Worker:
         return _facts(scan, prediction, mask, rows)
 
     def _predict(self, slices, advance) -> Prediction:
-        programs = self.programs.setdefault(self.predictor.first_batch(len(slices)), {})
-        predictor = dataclasses.replace(self.predictor, programs=programs)
+        sizes = self.sizes.setdefault(self.predictor.first_batch(len(slices)), set())
+        predictor = dataclasses.replace(self.predictor, sizes=sizes)
         keep = build_model.is_diffusion(predictor.cfg)
         return predictor.predict([slices], keep_samples=keep, done=advance)[0]
 

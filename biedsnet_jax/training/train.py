@@ -13,7 +13,7 @@ import numpy as np
 
 from biedsnet_jax.checkpoints import checkpoint, checkpoint_folder, train_state
 from biedsnet_jax.config import build_data, build_model, run_config, run_split
-from biedsnet_jax.config.check import check_config, check_slices_alone
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import pipeline, walk
 from biedsnet_jax.errors import BadInput, Diverged, reason
@@ -60,7 +60,6 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
     """Train; `held` gets what the test needs too: the watch for signals, the workdir's lock."""
     # Data: everything that can be wrong with it is said here, before anything is written or compiled.
     check_config(cfg)
-    check_slices_alone(cfg)
     workdir = pathlib.Path(workdir)
     run_config.check_same_run(cfg, workdir)
     mesh = _make_mesh(cfg)

@@ -11,9 +11,7 @@ from biedsnet_jax.config import run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.networks import NETWORKS
-from biedsnet_jax.training import train
 from configs import covid, default, folder, phantom, variants
 
 
@@ -123,40 +121,6 @@ def test_a_method_that_a_network_has_not(network, method, says):
     refused(lambda: check_config(c), says, "'auto'")
 
 
-@pytest.mark.parametrize("variant", ["medsegdiff", "unet", "direct"])
-def test_a_warm_start_needs_a_diffusion_network_that_predicts_masks(variant):
-    c = phantom.get_config(variant)
-    c.sampler.start = "direct"
-    refused(lambda: check_config(c), "'direct', in sampler.start", "use 'noise'")
-
-
-def test_a_warm_start_has_fewer_times_than_T():
-    c = phantom.get_config()
-    c.sampler.update(start="direct", start_fraction=0.05, steps=51)
-    refused(lambda: check_config(c), "51, in sampler.steps", "at most 50", "sampler.start_fraction above 0.05")
-    c.sampler.steps = 50
-    check_config(c)
-
-
-@pytest.mark.parametrize(
-    ("start", "more"),
-    [("noise", set()), ("direct", {"start", "start_fraction"}), ("slice", {"start", "start_fraction", "start_run"})],
-)
-def test_records_name_a_start_only_where_there_is_one(start, more):
-    c = phantom.get_config()
-    c.sampler.start = start
-    assert set(run_config.sampling(c)) == {"method", "steps", "eta", "spacing", "ensemble"} | more
-
-
-@pytest.mark.parametrize("mode", [train.train, evaluate.run])
-def test_only_prediction_starts_a_slice_from_its_neighbour(tmp_path, mode):
-    c = phantom.get_config()
-    c.sampler.start = "slice"
-    check_config(c)
-    refused(lambda: mode(c, str(tmp_path / "run")), "'slice', in sampler.start", "--mode=predict")
-    assert not (tmp_path / "run").exists()
-
-
 def test_every_network_has_its_fields():
     assert set(default.get_config().networks) == set(NETWORKS)
 
@@ -191,10 +155,6 @@ def test_every_network_has_its_fields():
         ("eval.lesion_overlap", 1.5, ["1.5, in eval.lesion_overlap", "0 to 1"]),
         ("split.fractions", (0.5, "x", 0.5), ["split.fractions", "numbers"]),
         ("sampler.steps", 2000, ["2000, in sampler.steps", "at most 1000"]),
-        ("sampler.start", "cold", ["'cold', in sampler.start", "'noise' or 'direct' or 'slice'"]),
-        ("sampler.start_run", 1, ["1, in sampler.start_run", "2 or more"]),
-        ("sampler.start_fraction", 0.0, ["0.0, in sampler.start_fraction", "above 0"]),
-        ("sampler.start_fraction", 1.5, ["1.5, in sampler.start_fraction", "0 to 1"]),
         ("train.accumulate", 3, ["batch of 8", "3 parts", "train.accumulate"]),
         ("networks.biedsnet.bffm", 1, ["1, in networks.biedsnet.bffm", "like True"]),
         ("networks.biedsnet.channels", (8,), ["too few levels, (8,)"]),

@@ -72,10 +72,27 @@ def test_todays_config_goes_on_with_a_workdir_that_lacks_a_later_field(tmp_path,
 
 def test_a_value_that_is_there_stays_and_a_missing_section_is_not_made_up():
     c = default.get_config().unlock()
-    c.sampler.start = "direct"
-    assert earlier_versions.complete(c).sampler.start == "direct"
-    del c.sampler
-    assert "sampler" not in earlier_versions.complete(c)
+    c.diffusion.self_condition = True
+    assert earlier_versions.complete(c).diffusion.self_condition is True
+    del c.diffusion
+    assert "diffusion" not in earlier_versions.complete(c)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"sampler__start": "noise", "sampler__start_fraction": 0.5, "sampler__start_run": 8}, ""),
+        ({"sampler__start": "direct"}, "has sampler.start='direct', which configs/default.py does not have."),
+        ({"sampler__start_run": 4}, "has sampler.start_run=4,"),
+        ({"sampler__start": "slice", "sampler__start_run": 4}, "sampler.start='slice'"),
+    ],
+)
+def test_a_warm_start_of_an_earlier_version_is_left_out_and_said_where_it_was_used(tmp_path, capsys, fields, said):
+    run_config.save(with_fields(phantom.get_config(), **fields), tmp_path / "config.json")
+    loaded = run_config.load(tmp_path)
+    assert set(loaded.sampler) == {"method", "steps", "eta", "spacing", "ensemble"}
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == bool(said)
 
 
 def test_sections_that_are_filled_in_are_each_configs_own():

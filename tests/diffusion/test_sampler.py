@@ -123,15 +123,6 @@ def test_leading_spacing_reaches_the_sampler():
     close(sampler.sample(curved, X_T, KEYS, LINEAR, steps=5, method="ddim", spacing="leading"), expected)
 
 
-@pytest.mark.parametrize(("spacing", "times"), [("trailing", [499, 374, 249, 124]), ("leading", [375, 250, 125, 0])])
-@pytest.mark.parametrize(("method", "eta"), SLOW_STEPS)
-def test_a_later_start_walks_the_times_below_it(method, eta, spacing, times):
-    fields = {"steps": 4, "spacing": spacing, "start_fraction": 0.5}
-    assert sampler.visited(LINEAR, **fields).tolist() == times
-    expected = slow_loop(SLOW_STEPS[method, eta], times, LINEAR.alpha_bar)
-    close(sampler.sample(curved, X_T, KEYS, LINEAR, method=method, eta=eta, **fields), expected)
-
-
 # --- denoisers that know the answer ---
 
 
@@ -186,21 +177,6 @@ def test_stochastic_samplers_give_the_data_distribution(method, eta):
     x_0 = sampler.sample(denoise, x_T, keys, noise_schedule, steps=200, method=method, eta=eta)
     assert float(x_0.mean()) == pytest.approx(M, abs=4 * S / 128)
     assert float(x_0.std()) == pytest.approx(S, rel=0.025)
-
-
-@pytest.mark.parametrize(("method", "spacing"), [("ddpm", "trailing"), ("ddim", "leading"), ("dpm_solver", "linspace")])
-def test_a_warm_start_from_data_keeps_their_distribution(method, spacing):
-    """Noised to the middle of the chain and brought back: the Gaussian of the data, whatever the sampler."""
-    noise_schedule, fields = schedule.cosine(400), {"steps": 120, "spacing": spacing, "start_fraction": 0.4}
-    key_x, key_noise, key_steps = jax.random.split(jax.random.key(6), 3)
-    x_0 = M + S * jax.random.normal(key_x, (4, 64, 64, 1))
-    x_t = sampler.warm_start(x_0, jax.random.normal(key_noise, x_0.shape), noise_schedule, **fields)
-    share = noise_schedule.alpha_bar[sampler.visited(noise_schedule, **fields)[0]]
-    assert float(x_t.std()) == pytest.approx(np.sqrt(share * S**2 + 1 - share), rel=0.025)
-    denoise, keys = gaussian_denoiser(noise_schedule.alpha_bar), jax.random.split(key_steps, 4)
-    again = sampler.sample(denoise, x_t, keys, noise_schedule, method=method, **fields)
-    assert float(again.mean()) == pytest.approx(M, abs=4 * S / 128)
-    assert float(again.std()) == pytest.approx(S, rel=0.03)
 
 
 def test_orders_of_convergence():
@@ -338,8 +314,6 @@ def test_learned_variance_runs_in_one_step():
         ({"method": "euler"}, "method"),
         ({"method": "ddim", "eta": 1.5}, "eta"),
         ({"steps": 1001}, "steps"),
-        ({"start_fraction": 0.001}, "steps"),
-        ({"start_fraction": 0.0}, "start_fraction"),
     ],
 )
 def test_bad_input_names_the_field(wrong, field):

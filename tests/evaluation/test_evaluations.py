@@ -17,6 +17,7 @@ from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import run_config
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.data import walk
+from biedsnet_jax.data.sources.image_folder import ImageFolder
 from biedsnet_jax.evaluation import closing, evaluate, evaluations
 from biedsnet_jax.reporting import report
 from biedsnet_jax.runtime import lock
@@ -120,7 +121,6 @@ def test_the_index_follows_the_folders_and_changes_nothing_else(tmp_path):
         ("sampler.ensemble", 3, True, False),
         ("sampler.eta", 1.0, True, False),
         ("fusion", "majority", True, False),
-        ("sampler.start_run", 5, False, False),  # which a start from noise does not read
         ("threshold", 0.4, True, True),
         ("eval.nsd_tolerance", 1.0, True, True),
         ("eval.nsd_tolerance_mm", 1.0, True, True),
@@ -276,13 +276,13 @@ def test_no_tensorboard_line_but_the_runs_own(run):
 def test_what_is_passed_over_is_recorded_where_the_scores_are(run, tmp_path, capsys, monkeypatch):
     theirs = write(tmp_path / "theirs", ["q1", "q2"], first=30)
     passed = [walk.PassedOver(theirs / "x.nrrd", "not a format that is read (.nrrd)")]
-    facts = evaluate.experiment.sources.ImageFolder.facts.fget
+    facts = ImageFolder.facts.fget
 
     def with_passed(source):
         found = facts(source)
         return type(found)(files=found.files, sides=found.sides, passed=passed)
 
-    monkeypatch.setattr(evaluate.experiment.sources.ImageFolder, "facts", property(with_passed))
+    monkeypatch.setattr(ImageFolder, "facts", property(with_passed))
     found = again(run, data__root=str(theirs))
     assert found["passed_over"] == "1 file passed over: 1 not a format that is read (.nrrd)"
     assert (run / EVALUATIONS / "theirs" / walk.RECORD).exists() and not (run / walk.RECORD).exists()

@@ -1,6 +1,7 @@
 """Masks of arrays, against the network, the fusion and the resizing done by hand."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -176,15 +177,18 @@ def test_a_slice_does_not_depend_on_what_shares_its_batch(workdirs, predictors):
 
 
 @pytest.mark.parametrize(("slices", "sizes"), [([1, 30], [1, 8]), ([3, 1, 4], [4]), ([8, 1], [8]), ([5], [8])])
-def test_few_sizes_of_batch_are_compiled(predictors, monkeypatch, slices, sizes):
+def test_few_sizes_of_batch_are_compiled(predictors, slices, sizes):
     compiled = []
-    monkeypatch.setattr(predict.Predictor, "_compile", lambda self, size, follows: compiled.append(size) or print)
+
+    def run_batch(variables, image, number):
+        compiled.append(len(image))
+        return {"probability": jnp.zeros((len(image), SIZE, SIZE, 1))}
+
     mesh = devices.make_mesh(jax.devices()[:1])
-    predictor = predict.Predictor(predictors["direct"].cfg, {}, step=0, mesh=mesh, run_batch=print)
+    predictor = predict.Predictor(predictors["direct"].cfg, {}, step=0, mesh=mesh, run_batch=jax.jit(run_batch))
     for number in slices:
-        size, _ = predictor._programs(number, later=False)
-        assert size >= min(number, 8)
-    assert compiled == sizes
+        predictor.predict([image(number, 20, 24, 3)])
+    assert compiled == sizes  # jit calls the function once a size
 
 
 # --- label maps ------------------------------------------------------------------------------------------------------
@@ -241,45 +245,3 @@ def test_what_cannot_be_loaded(workdirs, tmp_path):
     cfg.eval.batch_size = 12
     with pytest.raises(BadInput, match=r"batch of 12 does not divide over 8 devices, in eval\.batch_size"):
         predict.load(workdirs["direct"], cfg)
-
-
-# --- a slice from its neighbour --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def following(tmp_path_factory):
-    """A workdir and its config: runs of three slices."""
-    cfg = toy(sampler__start="slice", sampler__start_run=3, sampler__ensemble=2, seed=1)
-    return untrained(tmp_path_factory.mktemp("following") / "run", cfg), cfg
-
-
-def test_each_slice_of_a_run_starts_from_the_one_before_it_by_hand(following):
-    workdir, cfg = following
-    scan = image(5, 20, 24, 1)
-    found = predict.load(workdir)(scan).maps["probability"]
-    model, variables, _, _ = evaluate.open_model(cfg, workdir)
-    run = jax.jit(lambda v, x, k, p: model.predict(v, x, k, ensemble=2, previous=p).mean(axis=0))
-    variables, previous = jax.device_get(variables), None
-    for z in range(5):
-        key = jax.random.fold_in(jax.random.key(cfg.seed), z)[None]
-        begins = z in (0, 3)
-        here = run(variables, prepared(scan[z])[None], key, None if begins else previous)
-        np.testing.assert_allclose(found[z], here[0], atol=1e-3)
-        if not begins:
-            alone = run(variables, prepared(scan[z])[None], key, None)
-            assert np.abs(alone - here).max() > 0.01
-        previous = here
-
-
-def test_slices_in_a_row_do_not_depend_on_what_shares_their_batch(following):
-    workdir, cfg = following
-    scans = [image(depth, 20, 24, 1, seed=depth) for depth in (1, 7, 26)]
-    heard = []
-    for batch_size in (8, 16):  # at each place in a run 12 slices or 11
-        cfg.eval.batch_size = batch_size
-        model = predict.load(workdir, cfg)
-        together = model.predict(scans, done=heard.append)
-        for scan, one in zip(scans, together):
-            assert one.maps["probability"].shape == (len(scan), SIZE, SIZE, 1)
-            np.testing.assert_allclose(one.maps["probability"], model(scan).maps["probability"], atol=1e-3)
-    assert sum(heard) == 2 * (1 + 7 + 26)

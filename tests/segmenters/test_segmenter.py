@@ -167,10 +167,9 @@ def test_samples_of_an_ensemble_differ_and_do_not_depend_on_its_size():
     assert np.abs(three[0, 0] - predictor(segmenter)(image, keys(seed=1))[0, 0]).max() > 0.01
 
 
-@pytest.mark.parametrize("start", ["noise", "direct"])
-def test_a_mask_does_not_depend_on_its_batch(start):
+def test_a_mask_does_not_depend_on_its_batch():
     network = BIEDSNet(channels=(4, 8), blocks_per_level=1, dconv="lineage")
-    segmenter = diffusion(network, sampling=Sampling("ddpm", steps=2, start=start))
+    segmenter = diffusion(network, sampling=Sampling("ddpm", steps=2))
     image = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 1)), jnp.float32)
     variables = weights(network, image, image, jnp.zeros(3, jnp.int32))
     predict = jax.jit(functools.partial(segmenter.predict, variables, ensemble=2))
@@ -178,50 +177,6 @@ def test_a_mask_does_not_depend_on_its_batch(start):
     np.testing.assert_allclose(predict(image[order], keys(3)[order]), together[:, order], atol=1e-5)
     np.testing.assert_allclose(predict(image[1:2], keys(3)[1:2]), together[:, 1:2], atol=1e-5)
     assert np.abs(predict(image, keys(3)[order]) - together).max() > 0.01
-
-
-# ---- Diffusion: a warm start
-
-
-class Recall(Probe):
-    """At the last time the image as logits; below it what it was given, so that a sample shows its start."""
-
-    def denoise(self, features, x_t, image, t, *, train):
-        first = (t == 99)[:, None, None, None]
-        jax.debug.callback(lambda: RUNS.append("denoise"))
-        p = jnp.clip(0.5 + 0.5 * x_t, 1e-6, 1 - 1e-6)
-        return jnp.where(first, features[0] + x_t, jnp.log(p / (1.0 - p))), {}
-
-
-def test_a_direct_start_noises_the_first_guess_for_each_sample_by_hand():
-    noise, image = schedule.linear(100), 4.0 * masks() - 2.0
-    segmenter = diffusion(Recall(), noise=noise, mask_scale=0.01, sampling=Sampling(steps=1, start="direct"))
-    RUNS.clear()
-    found = predictor(segmenter, ensemble=3)(image, keys())
-    jax.effects_barrier()
-    assert RUNS.count("denoise") == 1 + 3  # one guess an image, whatever the samples
-    guess = 0.01 * (2.0 * jax.nn.sigmoid(image) - 1.0)  # x_T is 0
-    for number in range(3):
-        drawn = [jax.random.split(jax.random.fold_in(key, number))[0] for key in keys()]
-        eps = np.stack([jax.random.normal(key, image.shape[1:]) for key in drawn])
-        x_t = noise.alpha_bar[49] ** 0.5 * guess + (1 - noise.alpha_bar[49]) ** 0.5 * eps
-        np.testing.assert_allclose(found[number], np.clip(0.5 + 0.5 * x_t, 1e-6, 1 - 1e-6), atol=1e-4)
-
-
-@pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm_solver"])
-def test_a_perfect_network_recovers_the_mask_from_a_direct_start(method):
-    y, sampling = masks(classes=2), Sampling(method, 3, start="direct", start_fraction=0.3)
-    got = predictor(diffusion(Oracle(classes=2), sampling=sampling), ensemble=2)(y, keys())
-    np.testing.assert_allclose(got, np.stack([y, y]), atol=1e-4)
-
-
-def test_noise_reads_no_start_fraction():
-    image = masks()
-    usual, other = (
-        predictor(diffusion(Probe(), sampling=Sampling(steps=3, **fields)), 2)(image, keys())
-        for fields in ({}, {"start_fraction": 0.1})
-    )
-    np.testing.assert_array_equal(usual, other)
 
 
 # ---- Diffusion: loss
@@ -272,17 +227,16 @@ def test_half_the_batches_of_a_self_conditioned_network_see_its_guess_which_is_n
 
 
 def test_prediction_of_a_self_conditioned_network_hands_it_its_last_answer():
-    def predict(steps, **fields):
-        model = diffusion(Echo(), self_condition=True, sampling=Sampling(steps=steps, **fields))
+    def predict(steps):
+        model = diffusion(Echo(), self_condition=True, sampling=Sampling(steps=steps))
         variables = {"params": {"slope": jnp.ones(())}}
         return model.predict(variables, masks(), keys(), ensemble=1), model.trajectory(variables, masks(), keys())
 
     one, _ = predict(1)
     noise = jax.vmap(lambda key: jax.random.normal(jax.random.split(jax.random.fold_in(key, 0))[0], (8, 8, 1)))(keys())
     np.testing.assert_allclose(one[0], jax.nn.sigmoid(noise), atol=1e-6)
-    for start in ("noise", "direct"):
-        many, trajectory = predict(3, start=start)
-        np.testing.assert_allclose(trajectory.x_0[-1], many[0], atol=1e-6)
+    many, trajectory = predict(3)
+    np.testing.assert_allclose(trajectory.x_0[-1], many[0], atol=1e-6)
 
 
 def test_training_times_are_uniform_and_each_examples_own():
@@ -347,10 +301,9 @@ def traced(segmenter, image, variables):
     return sample, jax.jit(functools.partial(segmenter.trajectory, variables))(image, keys())
 
 
-@pytest.mark.parametrize("start", ["noise", "direct"])
 @pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm_solver"])
-def test_a_trajectory_ends_in_the_first_sample(method, start):
-    segmenter = diffusion(Probe(), mask_scale=0.7, sampling=Sampling(method, steps=3, start=start))
+def test_a_trajectory_ends_in_the_first_sample(method):
+    segmenter = diffusion(Probe(), mask_scale=0.7, sampling=Sampling(method, steps=3))
     sample, steps = traced(segmenter, masks(), {})
     assert steps.x_t.shape == steps.x_0.shape == (3, *sample.shape)
     np.testing.assert_allclose(steps.x_0[-1], sample, atol=1e-5)
@@ -466,12 +419,12 @@ def test_fields_of_the_config_reach_the_segmenter():
     config = config_of("lineage")
     config.data.classes, config.dtype = 3, "bfloat16"
     config.diffusion.update(timesteps=50, schedule="cosine")
-    config.sampler.update(method="ddpm", steps=7, eta=0.5, spacing="leading", start="direct", start_fraction=0.4)
+    config.sampler.update(method="ddpm", steps=7, eta=0.5, spacing="leading")
     segmenter = build(config)
     assert (segmenter.network.classes, segmenter.network.dtype) == (3, jnp.bfloat16)
     assert segmenter.network.dconv == "lineage"
     assert (segmenter.mask_range, segmenter.mask_scale) == ("zero_one", 1.0)
     np.testing.assert_array_equal(segmenter.schedule.beta, schedule.cosine(50).beta)
-    assert segmenter.sampling == Sampling("ddpm", 7, 0.5, "leading", "direct", 0.4)
+    assert segmenter.sampling == Sampling("ddpm", 7, 0.5, "leading")
     direct = build(config_of("direct"))
     assert isinstance(direct, Direct) and direct.denoiser and isinstance(direct.network, BIEDSNet)
