@@ -10,6 +10,7 @@ the steps, and its published sampler, DDPM, with 100 steps (a deterministic one 
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -22,10 +23,11 @@ from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.data import pipeline
-from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.training import train_step
 from biedsnet_jax.training.optimizer import make_optimizer
+from biedsnet_jax.training.validation import mean_dice
 from configs import phantom
 
 NETWORKS = (
@@ -63,9 +65,9 @@ def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, int, int]:
     chosen = [i for i in data.train if data.source[i]["mask"].sum() > 40][: SLICES * 9 : 9]
     assert len(chosen) == SLICES
     optimizer, _ = make_optimizer(c.train)
-    step = train_step.make_train_step(model, optimizer, mesh, ema_decay=c.train.ema)
+    step = train_step.make_train_step(train_step.Update(model, optimizer, ema_decay=c.train.ema), mesh)
     fresh = jax.jit(
-        lambda: train_state.create(evaluate.init_variables(model, c), optimizer), compiler_options=devices.RUN_ONCE
+        lambda: train_state.create(build_model.init_variables(model, c), optimizer), compiler_options=devices.RUN_ONCE
     )
     state = jax.device_put(fresh(), devices.replicated(mesh))
     batches = pipeline.train_batches(
@@ -76,12 +78,13 @@ def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, int, int]:
         batch_size=SLICES,
         seed=0,
     )
-    predict = evaluate.make_predict(model, mesh, ensemble=1, fusion="mean", seed=0)
+    c.sampler.ensemble = 1
+    fitted = Trained(c, model, {}, 0, mesh)
     with contextlib.closing(batches):
         for done in range(1, steps + 1):
             state, metrics = step(state, devices.put_batch(next(batches), mesh), jax.random.key(0))
             if done % -(-steps // LOOKS) == 0 or done == steps:
-                dice = evaluate.mean_dice(c, predict, state.ema_variables, data, chosen, mesh)
+                dice = mean_dice(dataclasses.replace(fitted, variables=state.ema_variables), data, chosen)
                 if dice >= ENOUGH:
                     break
     return dice, done, int(metrics["skipped_steps"])

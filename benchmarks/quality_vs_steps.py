@@ -26,7 +26,8 @@ from biedsnet_jax import main as command_line
 from biedsnet_jax.config import build_model, run_split
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code
-from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.evaluation.evaluate import slice_rows
+from biedsnet_jax.prediction import trained
 from biedsnet_jax.reporting import table
 from biedsnet_jax.runtime import devices, files, progress
 from biedsnet_jax.scoring import metrics
@@ -100,17 +101,17 @@ class Bench:
 
     def __init__(self, cfg, workdir: Path, images: int):
         self.cfg, self.path, self.data = cfg, workdir / FILE, run_split.open_training(cfg, workdir)
-        self.model, self.variables, step, self.mesh = evaluate.open_model(cfg, workdir)
+        self.model = trained.load(workdir, cfg)
         val = self.data.val
         most = min(images or len(val), len(val))
         self.indices = [val[i] for i in np.linspace(0, len(val) - 1, most).astype(int)]
         # What a row depends on beside the sampler.
         fields = {"seed": cfg.seed, "fusion": cfg.fusion, "threshold": cfg.threshold, "batch_size": cfg.eval.batch_size}
-        self.same = {"checkpoint_step": step, "images": len(self.indices), **fields}
+        self.same = {"checkpoint_step": self.model.step, "images": len(self.indices), **fields}
         self.caption = (
             f"{cfg.data.name}, {len(self.indices)} validation slices of {len(self.data.cases('val'))} cases at "
-            f"{cfg.data.size}x{cfg.data.size}, checkpoint of step {step}, {self.mesh.size} x "
-            f"{self.mesh.devices.flat[0].device_kind}; HD95 in pixels."
+            f"{cfg.data.size}x{cfg.data.size}, checkpoint of step {self.model.step}, {self.model.mesh.size} x "
+            f"{self.model.mesh.devices.flat[0].device_kind}; HD95 in pixels."
         )
 
     def measure(self, asked: list[dict]) -> list[dict]:
@@ -133,13 +134,11 @@ class Bench:
         cfg = self.cfg.copy_and_resolve_references()
         cfg.sampler.update(fields)
         check_config(cfg)
-        model, clock, rows = build_model.build(cfg), evaluate.Clock(), []
-        options = {"ensemble": cfg.sampler.ensemble, "fusion": cfg.fusion, "seed": cfg.seed}
-        predict = evaluate.make_predict(model, self.mesh, **options)
-        inputs = (cfg, predict, self.variables, self.data, self.indices, self.mesh)
-        for probability, batch, examples in evaluate.predict_split(*inputs, clock=clock):
+        clock, rows = trained.Clock(), []
+        model = trained.Trained(cfg, build_model.build(cfg), self.model.variables, self.model.step, self.model.mesh)
+        for probability, batch, examples in model.predict_split(self.data, self.indices, clock):
             for p, y, example in zip(probability, batch["mask"], examples):
-                rows += evaluate.slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
+                rows += slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
         scores = metrics.summarise(rows)["standard"]
         if scores["dice"]["mean"] is None:
             raise BadInput(f"no slice with truth, {len(self.indices)} slices, in --images; give more, or 0 for all")

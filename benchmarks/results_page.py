@@ -25,7 +25,7 @@ import search
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.reporting import report
 from biedsnet_jax.reporting import table as tables
-from biedsnet_jax.runtime import files
+from biedsnet_jax.runtime import files, markdown
 from biedsnet_jax.scoring import results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +83,7 @@ def _told(made, about):
         return made
     words = " ".join(about.read_text().split())
     return [
-        dataclasses.replace(table, caption=tables.Marked(f"{words} {tables.escaped(table.caption)}"))
+        dataclasses.replace(table, caption=markdown.Marked(f"{words} {markdown.escaped(table.caption)}"))
         for table in made
     ]
 
@@ -97,7 +97,7 @@ def _commands(runs):
         path, fold = run.workdir / "command.txt", run.fields.get("fold")
         if path.exists():
             name = f"{run.fields['row']}, seed {run.fields['seed']}" + (f", fold {fold[0]}" if fold else "")
-            rows.append([name, tables.Marked(f"`{path.read_text().strip()}`")])
+            rows.append([name, markdown.Marked(f"`{path.read_text().strip()}`")])
     return tables.Table("How to have a run again", caption, ["run", "command"], rows)
 
 

@@ -33,7 +33,7 @@ import kept_rows
 
 from biedsnet_jax.errors import BadInput, Diverged, exit_code
 from biedsnet_jax.reporting import table as tables
-from biedsnet_jax.runtime import devices, files
+from biedsnet_jax.runtime import devices, files, markdown
 from biedsnet_jax.training import train
 from configs import covid
 
@@ -283,7 +283,7 @@ def _scores(folds, key):
     taken = [chosen(trials, key[0]) for trials in folds]
     cells = ["{:.4f}, {}".format(*_dice(trial)) if trial else "-" for trial in found]
     bold = [bool(trial) and trial is best for trial, best in zip(found, taken)]
-    cells = [tables.Marked(f"**{cell}**") if taken else cell for cell, taken in zip(cells, bold)]
+    cells = [markdown.Marked(f"**{cell}**") if taken else cell for cell, taken in zip(cells, bold)]
     return [*cells, _mean([_dice(trial)[0] if trial else None for trial in found])]
 
 

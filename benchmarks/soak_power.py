@@ -157,7 +157,6 @@ class Judge:
 
         from biedsnet_jax.checkpoints import train_state
         from biedsnet_jax.config import build_model, run_config
-        from biedsnet_jax.evaluation import evaluate
         from biedsnet_jax.runtime import devices
         from biedsnet_jax.training.optimizer import make_optimizer
 
@@ -165,7 +164,7 @@ class Judge:
         model, (optimizer, _) = build_model.build(cfg), make_optimizer(cfg.train)
         self.mesh, self.whole = devices.make_mesh(), whole
         self.like = jax.eval_shape(
-            lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer)
+            lambda: train_state.create(build_model.init_variables(model, cfg), optimizer)
         )
         self.cfg = cfg
 

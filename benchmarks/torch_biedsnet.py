@@ -129,7 +129,7 @@ class Ours:
     def training_step(self, batch: dict) -> Callable[[], object]:
         optimizer, _ = make_optimizer(self.cfg.train)
         mesh = devices.make_mesh(jax.devices()[:1])
-        step = train_step.make_train_step(self.model, optimizer, mesh, ema_decay=self.cfg.train.ema)
+        step = train_step.make_train_step(train_step.Update(self.model, optimizer, ema_decay=self.cfg.train.ema), mesh)
         state = train_state.create(jax.tree.map(jnp.copy, self.variables), optimizer)  # a copy: the step donates it
         state = jax.device_put(state, devices.replicated(mesh))
         batch, key = devices.put_batch(batch, mesh), jax.random.key(0)

@@ -47,7 +47,7 @@ from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code, reason, shown
-from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.prediction.trained import make_predict
 from biedsnet_jax.runtime import devices, files
 from biedsnet_jax.training import train_step
 from biedsnet_jax.training.optimizer import make_optimizer
@@ -128,8 +128,9 @@ def does_not_fit(message: str) -> str:
 def train_program(cfg, mesh) -> tuple:
     """(jitted, shapes it is called on) of the train step."""
     model, optimizer = build_model.build(cfg), make_optimizer(cfg.train)[0]
-    step = train_step.make_train_step(model, optimizer, mesh, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate)
-    state = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer))
+    update = train_step.Update(model, optimizer, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate)
+    step = train_step.make_train_step(update, mesh)
+    state = jax.eval_shape(lambda: train_state.create(build_model.init_variables(model, cfg), optimizer))
     batch = {"image": _images(cfg), "mask": _images(cfg, cfg.data.classes)}
     return step, (state, batch, jax.eval_shape(lambda: jax.random.key(0)))
 
@@ -137,8 +138,8 @@ def train_program(cfg, mesh) -> tuple:
 def sampler_program(cfg, mesh) -> tuple:
     """The same of predict: all steps and samples, fused."""
     model = build_model.build(cfg)
-    predict = evaluate.make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
-    variables = jax.eval_shape(lambda: evaluate.init_variables(model, cfg))
+    predict = make_predict(cfg, model, mesh)
+    variables = jax.eval_shape(lambda: build_model.init_variables(model, cfg))
     return predict, (variables, _images(cfg), jax.ShapeDtypeStruct((cfg.eval.batch_size,), "int32"))
 
 
@@ -170,7 +171,7 @@ def describe(compiled, module: tpu_hlo.Module, chip: tpu_cost.Chip, chips: int) 
 
 def parameters(cfg) -> int:
     """Of the network."""
-    shapes = jax.eval_shape(lambda: evaluate.init_variables(build_model.build(cfg), cfg)["params"])
+    shapes = jax.eval_shape(lambda: build_model.init_variables(build_model.build(cfg), cfg)["params"])
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 

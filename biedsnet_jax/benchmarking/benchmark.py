@@ -21,7 +21,6 @@ from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import macs
 from biedsnet_jax.training import train_step
@@ -85,7 +84,7 @@ def programs(cfg, mesh) -> list[Program]:
     one = devices.make_mesh(jax.devices()[:1])
 
     def fresh():
-        return train_state.create(evaluate.init_variables(model, cfg), optimizer)
+        return train_state.create(build_model.init_variables(model, cfg), optimizer)
 
     state_shape = jax.eval_shape(fresh)
     sharding = devices.state_sharding(state_shape, mesh)
@@ -94,17 +93,11 @@ def programs(cfg, mesh) -> list[Program]:
     variables = jax.tree.map(lambda x: x.copy(), state.ema_variables)
 
     def update(mesh):
-        return train_step.make_train_step(
-            model,
-            optimizer,
-            mesh,
-            ema_decay=cfg.train.ema,
-            accumulate=cfg.train.accumulate,
-            state_sharding=devices.state_sharding(state_shape, mesh),
-        )
+        step = train_step.Update(model, optimizer, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate)
+        return train_step.make_train_step(step, mesh, state_sharding=devices.state_sharding(state_shape, mesh))
 
     def predict(mesh):
-        return evaluate.make_predict(model, mesh, ensemble=cfg.sampler.ensemble, fusion=cfg.fusion, seed=cfg.seed)
+        return trained.make_predict(cfg, model, mesh)
 
     batch, part = _inputs(cfg, cfg.train.batch_size, mesh)
     key = jax.device_put(jax.random.key(cfg.seed), devices.replicated(mesh))

@@ -75,7 +75,7 @@ class Checkpoints:
         self._saving: int | None = None  # the step of the save under way
         with contextlib.ExitStack() as held:
             if processes.is_first():
-                with checkpoint_folder.writing(self.folder):
+                with files.writing(self.folder):
                     self.folder.mkdir(parents=True, exist_ok=True)
                     files.sync_folder(self.folder.parent)
                 if lock is None:
@@ -216,7 +216,7 @@ class Checkpoints:
             return state, None
         what = _unproven(self._manager, step, state, self._warn)
         if what is None and processes.is_first():
-            with checkpoint_folder.writing(folder):
+            with files.writing(folder):
                 checksums.write(folder)
         return state, what
 

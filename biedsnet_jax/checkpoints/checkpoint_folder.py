@@ -1,12 +1,11 @@
 """The folder of a run's checkpoints as its files tell, without Orbax: steps, scores, what is damaged, which is best."""
 
-import contextlib
 import json
 import math
 import pathlib
 
 from biedsnet_jax.checkpoints import checksums
-from biedsnet_jax.errors import BadInput, reason
+from biedsnet_jax.errors import reason
 from biedsnet_jax.runtime import files
 
 DAMAGED = "damaged_checkpoints"  # in the workdir
@@ -68,23 +67,11 @@ def set_aside(folder: pathlib.Path, step: int, what: str) -> str:
     place = folder.parent / DAMAGED / str(step)
     left = [other for other in steps(folder) if other != step]
     now = f"the latest is now step {max(left)}" if left else "there is no other, training starts anew"
-    with writing(place):
+    with files.writing(place):
         place.parent.mkdir(exist_ok=True)
         number = sum(path.name.split(".")[0] == str(step) for path in place.parent.iterdir())
         (folder / str(step)).rename(place.with_name(f"{step}.{number}" if number else str(step)))
     return f"warning: damaged checkpoint of step {step}, {what}, moved to {place.parent}; {now}"
-
-
-@contextlib.contextmanager
-def writing(path: pathlib.Path):
-    """OSError in its block becomes BadInput that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        what = "Make room there" if files.is_full(error) else "Make it writable"
-        raise BadInput(
-            f"Cannot write to {path}: {reason(error)}. {what}, or give another --workdir."
-        ) from error
 
 
 def _has_metrics(folder):

@@ -72,6 +72,11 @@ def warn(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def class_labels(config) -> tuple[tuple[int, ...], ...]:
+    """Label values of each class."""
+    return tuple(map(tuple, config.data.labels)) or tuple((k,) for k in range(1, config.data.classes + 1))
+
+
 def image_shape(config) -> tuple[int, int, int]:
     """(height, width, channels) of what the network sees."""
     return config.data.size, config.data.size, config.data.channels * (2 * config.data.context + 1)

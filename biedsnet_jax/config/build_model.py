@@ -4,9 +4,12 @@ import dataclasses
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from biedsnet_jax.config.build_data import image_shape
 from biedsnet_jax.diffusion import schedule
+from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.segmenters import losses
 from biedsnet_jax.segmenters.consistency import Consistency
@@ -45,6 +48,18 @@ def _build_untaught(config):
         return NoisePrediction(network, noise_schedule, sampling)
     fields = {name: config.diffusion[name] for name in ("mask_range", "mask_scale", "self_condition")}
     return Diffusion(network, noise_schedule, heads_loss, **fields, sampling=sampling)
+
+
+def init_variables(model: Segmenter, config) -> dict:
+    """Fresh variables, the same for the same seed. Raises BadInput where the fields of the network do not fit."""
+    try:
+        return model.init(jax.random.key(config.seed), image_shape(config))
+    except BadInput:
+        raise
+    except Exception as error:  # layers refuse widths, heads and depths with anything
+        raise BadInput(
+            f"network that cannot be, {reason(error)}, in networks.{config.network}; see configs/default.py"
+        ) from error
 
 
 def make_schedule(config) -> schedule.Schedule:

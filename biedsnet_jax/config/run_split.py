@@ -18,10 +18,8 @@ from biedsnet_jax.config.build_data import Data
 from biedsnet_jax.config.split_record import SIDES, SplitRecord
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.sources.source import Example, Facts, Source
-from biedsnet_jax.errors import BadInput
-from biedsnet_jax.runtime import processes
-
-_FEW = 3  # names in a message
+from biedsnet_jax.errors import BadInput, listed
+from biedsnet_jax.runtime import files, processes
 
 
 def open_training(cfg: ConfigDict, workdir: Path) -> Data:
@@ -54,11 +52,11 @@ def write(cfg: ConfigDict, workdir: Path, data: Data) -> None:
         twins = record.seen_by_content(record.sides["test"], record.fingerprints)
         if twins:
             build_data.warn(
-                f"The test has {listed(twins)} with the same content as a case of training or "
+                f"The test has {counted(twins)} with the same content as a case of training or "
                 "validation. Keep one of each, or the scores promise too much."
             )
         save(workdir, record)
-    with checkpoint_folder.writing(workdir):
+    with files.writing(workdir):
         walk.write_record(workdir, data.source.facts.passed)
 
 
@@ -100,7 +98,7 @@ def check_missing(record: SplitRecord, source: Source, workdir: Path, root: str)
     missing = [case for side in SIDES for case in record.sides[side] if case not in there]
     if missing:
         raise BadInput(
-            f"Missing from {root or 'the data'}: {listed(missing)} of the {len(record.cases)} that "
+            f"Missing from {root or 'the data'}: {counted(missing)} of the {len(record.cases)} that "
             f"the run in {workdir} was split into. Restore the data, or train anew in another "
             "--workdir."
         )
@@ -113,7 +111,7 @@ def without_added(record: SplitRecord, source: Source, workdir: Path, root: str)
     if not added:
         return source
     build_data.warn(
-        f"Left out: {listed(added)}, which {root or 'the data'} did not have when the run in "
+        f"Left out: {counted(added)}, which {root or 'the data'} did not have when the run in "
         f"{workdir} started."
     )
     return Part(source, [i for i, case in enumerate(source.cases) if case in known])
@@ -126,7 +124,7 @@ def follow(record: SplitRecord, source: Source, workdir: Path, root: str) -> Dat
         changed = record.changed(files_of(source.facts.files, record.cases))
         if changed:
             build_data.warn(
-                f"Changed since the run in {workdir} started: the files of {listed(changed)} in "
+                f"Changed since the run in {workdir} started: the files of {counted(changed)} in "
                 f"{root}. Restore them, unless they were repaired on purpose."
             )
     sides = {side: indices(source.cases, record.sides[side]) for side in SIDES}
@@ -178,7 +176,7 @@ def check_tested(workdir: Path, data: Data) -> None:
         other = sorted(set(tested) ^ set(data.cases("test")))
         raise BadInput(
             f"The data changed since {workdir} was tested, which has no record of its split: "
-            f"{listed(other)} would change sides. Restore the data as they were, or score named "
+            f"{counted(other)} would change sides. Restore the data as they were, or score named "
             "cases with --mode=evaluate --config.split.test=\"('NAME',)\"."
         )
 
@@ -190,16 +188,10 @@ def tell_unrecorded(workdir: Path, what: str) -> None:
     )
 
 
-def listed(names: Iterable[str]) -> str:
+def counted(names: Iterable[str]) -> str:
     """Such as "2 cases (a, b)"."""
     names = list(names)
-    return f"{len(names)} case{'s' * (len(names) != 1)} ({first(names)})"
-
-
-def first(names: Sequence[str]) -> str:
-    """The first few names in a line, such as "a, b, c and 5 more"."""
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-    return ", ".join(names[:_FEW]) + more
+    return f"{len(names)} case{'s' * (len(names) != 1)} ({listed(names)})"
 
 
 def files_of(files: Mapping[str, Any], cases: Iterable[str]) -> dict[str, Any]:
@@ -222,5 +214,5 @@ def check_any(chosen, what, root):
 
 def save(workdir: Path, record: SplitRecord) -> None:
     """Write a record. Raises BadInput where it cannot be written."""
-    with checkpoint_folder.writing(workdir):
+    with files.writing(workdir):
         split_record.save(workdir, record)

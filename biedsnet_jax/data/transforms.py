@@ -14,6 +14,7 @@ from PIL import Image
 from biedsnet_jax.errors import BadInput
 
 METHODS = ("percentile", "minmax", "zscore", "none")
+PERCENTILES = (0.5, 99.5)  # of the intensities of a slice, where it is brought to [0, 1] by percentile
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def normalise(image: Shaped[np.ndarray, "h w c"], method: str) -> Float32[np.nda
     if method == "zscore":
         low, width = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64) * (high > low)
     elif method == "percentile":
-        p_low, p_high = np.percentile(pixels, (0.5, 99.5), axis=0)
+        p_low, p_high = np.percentile(pixels, PERCENTILES, axis=0)
         low, high = np.where(p_high > p_low, (p_low, p_high), (low, high))
         image, width = np.clip(image, low, high), high - low
     else:

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from biedsnet_jax.errors import listed
 from biedsnet_jax.runtime.console import clock, on_terminal
 from biedsnet_jax.scoring import false_lesions
 from biedsnet_jax.scoring.false_lesions import number
@@ -16,8 +17,6 @@ SCORES = {
     "recall": "recall",
     "precision": "precision",
 }
-
-_FEW = 3  # names in a line
 
 
 def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> None:
@@ -68,11 +67,10 @@ def _beside(results) -> dict[str, str]:
     """What a reader must know of the cases that were scored, by a word for it."""
     facts = {}
     if trained_on := results.get("trained_on"):
-        names = ", ".join(f"{case} ({side})" for case, side in list(trained_on.items())[:_FEW])
-        more = f" and {len(trained_on) - _FEW} more" if len(trained_on) > _FEW else ""
+        names = listed([f"{case} ({side})" for case, side in trained_on.items()])
         facts["not unseen"] = (
             f"the model was trained or validated on {len(trained_on)} of these "
-            f"{results['n_cases']} cases: {names}{more}"
+            f"{results['n_cases']} cases: {names}"
         )
     if passed := results.get("passed_over"):
         facts["data"] = f"{passed}; passed_over.csv lists them"

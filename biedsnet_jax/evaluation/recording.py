@@ -1,19 +1,20 @@
 """The pictures that evaluation keeps for a report: chosen test slices with what the samples disagree about, and the
-denoising of the first few, step by step. Every process computes; see `report_data` for the file.
+denoising of the first few, step by step. Every process computes; see `reporting.record` for the file.
 """
 
 import functools
+import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.evaluation.tally import Tally
+from biedsnet_jax.prediction.trained import Trained, noise_keys
 from biedsnet_jax.reporting import record as report_data
 from biedsnet_jax.runtime import devices, processes
 from biedsnet_jax.segmenters import fusion
@@ -22,25 +23,19 @@ TRAJECTORIES = 3  # slices whose steps are kept: the worst, the median and the b
 MOST_SAMPLING_STEPS = 100  # with more, the steps are left out: all of them are on the device at once
 
 Explain = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
-Show = Callable[[list[int]], Iterator[tuple[np.ndarray, dict[str, np.ndarray], list[dict]]]]
-Keys = Callable[[jax.Array], jax.Array]
 
 
-def record(
-    cfg, model, variables: dict, data: build_data.Data, mesh: Mesh, tally: Tally, show: Show, keys_of: Keys
-) -> report_data.ReportData | None:
-    """What a report needs of a test split that was scored; None on all processes but the first, which has the tally.
-
-    `show(indices)` predicts slices of the source; `keys_of(indices)` are the keys of their noise.
-    """
+def record(model: Trained, data: build_data.Data, tally: Tally) -> report_data.ReportData | None:
+    """What a report needs of a test split that was scored; None on all processes but the first, which has the tally."""
+    cfg = model.config
     chosen = processes.gather(tally.choose(cfg.eval.pictures))[0]
-    explain = make_explain(cfg, model, variables, keys_of, mesh)
+    explain = make_explain(model)
     kept = {name: [] for name in ("images", "probability", "truth", "mutual_information", "x_t", "x_0")}
-    for probability, batch, examples in show([data.test[number] for number, _ in chosen]):
+    for probability, batch, examples in model.predict_split(data, [data.test[number] for number, _ in chosen]):
         kept["images"] += [report_data.jpeg(_own_channels(cfg, image)) for image in batch["image"]]
         kept["probability"] += list(report_data.levels(probability, cfg.threshold))
         kept["truth"] += list((batch["mask"] > 0.5).astype(np.uint8))
-        _explain(kept, cfg, explain, batch["image"], [example["index"] for example in examples], mesh)
+        _explain(kept, model, explain, batch["image"], [example["index"] for example in examples])
     return _report_data(cfg, data, tally, chosen, kept) if processes.is_first() else None
 
 
@@ -62,19 +57,21 @@ def _report_data(cfg, data, tally, chosen, kept):
     )
 
 
-def make_explain(cfg, model, variables: dict, keys_of: Keys, mesh: Mesh) -> dict[str, Explain]:
+def make_explain(model: Trained) -> dict[str, Explain]:
     """What there is to tell of a diffusion method, by name, each `(image, number) -> arrays`, jitted.
 
     "disagreement": mutual_information "b h w k", with several samples. "steps": x_t and x_0 "b t h w k", where they are
-    not too many. See `record` for `keys_of`.
+    not too many.
     """
+    cfg, segmenter = model.config, model.segmenter
 
     def disagreement(variables, image, number):
-        samples = model.predict(variables, image, keys_of(number), ensemble=cfg.sampler.ensemble)
+        keys = noise_keys(cfg.seed, number)
+        samples = segmenter.predict(variables, image, keys, ensemble=cfg.sampler.ensemble)
         return {"mutual_information": fusion.uncertainty(samples)["mutual_information"]}
 
     def steps(variables, image, number):
-        trajectory = model.trajectory(variables, image, keys_of(number))._asdict()
+        trajectory = segmenter.trajectory(variables, image, noise_keys(cfg.seed, number))._asdict()
         return {name: jnp.moveaxis(value, 0, 1) for name, value in trajectory.items()}
 
     told, diffusion = {}, build_model.is_diffusion(cfg)
@@ -82,12 +79,15 @@ def make_explain(cfg, model, variables: dict, keys_of: Keys, mesh: Mesh) -> dict
         told["disagreement"] = disagreement
     if diffusion and cfg.sampler.steps <= MOST_SAMPLING_STEPS:
         told["steps"] = steps
-    return {name: functools.partial(devices.jit_batches(one, mesh), variables) for name, one in told.items()}
+    return {
+        name: functools.partial(devices.jit_batches(one, model.mesh), model.variables) for name, one in told.items()
+    }
 
 
-def _explain(kept, cfg, explain, images, numbers, mesh):
+def _explain(kept, model, explain, images, numbers):
     """Add the maps of some slices to `kept`, a few at a time: the steps of many would not fit."""
-    rows = mesh.size * -(-TRAJECTORIES // mesh.size)
+    cfg, mesh = model.config, model.mesh
+    rows = mesh.size * math.ceil(TRAJECTORIES / mesh.size)
     for first in range(0, len(images), rows):
         count = len(images[first : first + rows])
         image = np.zeros((rows, *images.shape[1:]), np.float32)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from biedsnet_jax.config import build_data, run_config, run_split, split_record
 from biedsnet_jax.config.build_data import Data
 from biedsnet_jax.data import splits
+from biedsnet_jax.errors import listed
 from biedsnet_jax.runtime import processes
 
 
@@ -40,7 +41,7 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
     names = here if here != there else []
     differs = {"split.test": [there, names]} if names else {}
     if _is_of_run(record, saved, workdir, source, root):
-        data, record = _open_own(record, saved, workdir, source, root, named=bool(names))
+        data, record = _open_own(record, saved, workdir, (source, root), named=bool(names))
         if names:
             data = dataclasses.replace(data, test=_chosen(data.source.cases, names))
         run_split.check_any(data.test, "slices of the cases to score", root)
@@ -56,8 +57,9 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
     return data, scope
 
 
-def _open_own(record, saved, workdir, source, root, *, named):
-    """(the run's own data on its sides, its record as far as it is known)."""
+def _open_own(record, saved, workdir, place, *, named):
+    """(the run's own data on its sides, its record as far as it is known); `place` is (source, root)."""
+    source, root = place
     if record is None:
         return _open_unrecorded(saved, workdir, source, root, named=named)
     if not named:
@@ -149,7 +151,7 @@ def _tell_same_names(record, scope, data):
     if alike:
         build_data.warn(
             f"{len(alike)} of the {len(cases)} cases scored have the name of a case that the model was trained or "
-            f"validated on, and other files: {run_split.first(alike)}. Where they are the same patients, "
+            f"validated on, and other files: {listed(alike)}. Where they are the same patients, "
             "their scores are not those of unseen ones."
         )
 
@@ -164,5 +166,5 @@ def _tell_seen(scope, data, workdir):
         names = [f"{case} ({side})" for case, side in scope.trained_on.items()]
         build_data.warn(
             f"The model was trained or validated on {len(names)} of the {len(data.cases('test'))} "
-            f"cases scored: {run_split.first(names)}."
+            f"cases scored: {listed(names)}."
         )

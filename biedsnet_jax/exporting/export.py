@@ -13,13 +13,12 @@ import jax
 import numpy as np
 from jax import export
 
+from biedsnet_jax.config import build_data
 from biedsnet_jax.config.build_model import is_diffusion
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.exporting import loader, model_card, program
-from biedsnet_jax.prediction import predictor
-from biedsnet_jax.prediction.outputs import writing
+from biedsnet_jax.prediction import trained
 from biedsnet_jax.runtime import files, processes
 
 PROGRAM, WEIGHTS, ABOUT, LOADER, CARD = "predict.stablehlo", "weights.npz", "export.json", "load.py", "MODEL_CARD.md"
@@ -47,38 +46,39 @@ def run(cfg, workdir: str, output: str | None, *, keep_samples: bool = False) ->
         raise BadInput(f"several processes, {jax.process_count()}, in --num_processes; export with one")
     folder = pathlib.Path(output)
     _check_folder(folder)
-    with writing(folder):
+    with files.writing(folder, another="--output"):
         files.check_writable(folder)
     results = model_card.read_results(pathlib.Path(workdir))
-    model, variables, step, _ = evaluate.open_model(cfg, pathlib.Path(workdir))
-    weights = program.flatten(jax.device_get(variables))
-    exported = program.lower(cfg, model, weights, keep_samples=keep_samples)
+    model = trained.load(pathlib.Path(workdir), cfg)
+    weights = program.flatten(jax.device_get(model.variables))
+    exported = program.lower(model, weights, keep_samples=keep_samples)
     binaries = {PROGRAM: bytes(exported.serialize()), WEIGHTS: _npz(weights)}
-    about = describe(cfg, exported, weights, step=step)
+    about = describe(model, exported, weights)
     about["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in binaries.items()}
-    with writing(folder):
+    with files.writing(folder, another="--output"):
         _write(folder, about, binaries, model_card.card(about, results))
     sizes = ", ".join(f"{name} {len(data) / 1e6:.1f} MB" for name, data in binaries.items())
     print(f"{sizes}, for {', '.join(exported.platforms)}; {folder / LOADER} shows how to call it")
 
 
-def describe(cfg, exported: export.Exported, weights: dict[str, np.ndarray], *, step: int) -> dict:
+def describe(model: trained.Trained, exported: export.Exported, weights: dict[str, np.ndarray]) -> dict:
     """What export.json holds: all that a caller has to know, and what the model is."""
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     (_, *inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    cfg = model.config
     data, diffusion = cfg.data, is_diffusion(cfg)
     return {
         "row": cfg.row or cfg.network,
         "network": cfg.network,
         "parameters": sum(x.size for name, x in weights.items() if name.startswith("params/")),
         "dtype": cfg.dtype,
-        "checkpoint_step": step,
+        "checkpoint_step": model.step,
         "train_steps": cfg.train.steps,
         "inputs": dict(zip(("image", "number", "seed"), map(_field, inputs, ("image", "number", "seed")))),
         "outputs": {name: _field(aval, name) for name, aval in outputs.items()},
         "threshold": cfg.threshold,
         "classes": data.classes,
-        "labels": [list(labels) for labels in predictor.class_labels(cfg)],  # values in the training masks
+        "labels": [list(labels) for labels in build_data.class_labels(cfg)],  # values in the training masks
         "seed": cfg.seed,
         "sampler": dict(cfg.sampler) if diffusion else None,
         "fusion": cfg.fusion if diffusion else None,

@@ -6,7 +6,7 @@ Every figure comes from the workdir; what is not there is called not measured. S
 
 import pathlib
 
-from biedsnet_jax.reporting.table import escaped
+from biedsnet_jax.runtime.markdown import escaped
 from biedsnet_jax.scoring import false_lesions, results
 from biedsnet_jax.scoring.false_lesions import number
 

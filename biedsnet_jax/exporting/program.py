@@ -17,19 +17,18 @@ from jax import export
 from jaxtyping import Array, Float
 
 from biedsnet_jax.config import build_data
-from biedsnet_jax.evaluation import evaluate
-from biedsnet_jax.prediction import predictor
+from biedsnet_jax.data.transforms import PERCENTILES
+from biedsnet_jax.prediction.trained import Trained, noise_keys
 from biedsnet_jax.types import Image
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 Weights = dict[str, Any]  # arrays by path, such as "params/stem/kernel"
-_PERCENTILES = (0.5, 99.5)  # those of data.transforms.normalise
 
 
-def lower(cfg, model, weights: Weights, *, keep_samples: bool) -> export.Exported:
+def lower(model: Trained, weights: Weights, *, keep_samples: bool) -> export.Exported:
     """The program of `make` for all of PLATFORMS, its batch of any size; of the weights only shapes matter."""
-    height, width, channels = build_data.image_shape(cfg)
+    height, width, channels = build_data.image_shape(model.config)
     (b,) = export.symbolic_shape("b")
     inputs = (
         {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()},
@@ -38,7 +37,7 @@ def lower(cfg, model, weights: Weights, *, keep_samples: bool) -> export.Exporte
         jax.ShapeDtypeStruct((), np.uint32),
     )
     with _without_source_lines():
-        return export.export(jax.jit(make(cfg, model, keep_samples=keep_samples)), platforms=PLATFORMS)(*inputs)
+        return export.export(jax.jit(make(model, keep_samples=keep_samples)), platforms=PLATFORMS)(*inputs)
 
 
 @contextlib.contextmanager
@@ -52,18 +51,19 @@ def _without_source_lines():
         jax.config.update("jax_traceback_in_locations_limit", limit)
 
 
-def make(cfg, model, *, keep_samples: bool) -> Callable[..., dict[str, Array]]:
+def make(model: Trained, *, keep_samples: bool) -> Callable[..., dict[str, Array]]:
     """`(weights, image, number, seed) -> maps`, and samples "n b h w k" if kept.
 
     `image` is in the units of the training files and of the network's size. `number`, of each slice in its scan, and
     `seed` choose the noise, as in `predict`.
     """
-    low_high, method = tuple(map(float, cfg.data.window)), cfg.data.normalise
+    data = model.config.data
+    low_high, method = tuple(map(float, data.window)), data.normalise
 
     def biedsnet_predict(weights, image, number, seed):
         prepared = normalise(window(image, *low_high) if low_high else image, method)
-        keys = evaluate.noise_keys(seed, number)
-        maps = predictor.maps(cfg, model, unflatten(weights), prepared, keys)
+        keys = noise_keys(seed, number)
+        maps = model.maps(unflatten(weights), prepared, keys)
         return {name: value for name, value in maps.items() if name != "samples" or keep_samples}
 
     return biedsnet_predict
@@ -112,7 +112,7 @@ def _percentiles(image: Image) -> list[Float[Array, "b 1 1 c"]]:
     b, height, width, channels = image.shape
     pixels = jnp.sort(image.reshape(b, height * width, channels), axis=1)
     found = []
-    for percent in _PERCENTILES:
+    for percent in PERCENTILES:
         place = percent / 100 * (height * width - 1)
         below = math.floor(place)
         first, second = (pixels[:, min(i, height * width - 1)] for i in (below, below + 1))

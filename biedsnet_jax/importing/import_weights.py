@@ -8,11 +8,10 @@ import pathlib
 import jax
 import numpy as np
 
-from biedsnet_jax.checkpoints import checkpoint, checkpoint_folder, train_state
+from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.importing import imagenet, torch_weights, weight_files
 from biedsnet_jax.runtime import devices, files
 from biedsnet_jax.training.optimizer import make_optimizer
@@ -29,7 +28,7 @@ def run(cfg, workdir: str, source: str | None) -> None:
         raise BadInput("no weights, nothing, in --input; give a .npz, .safetensors or .pth file")
     if (folder / "config.json").exists():
         raise BadInput(f"workdir in use, {workdir}, in --workdir; give a new folder")
-    with checkpoint_folder.writing(folder):
+    with files.writing(folder):
         files.check_writable(folder)
     tensors, mesh = weight_files.read_state(source), devices.make_mesh()
     variables, start = _variables(cfg, tensors)
@@ -41,7 +40,7 @@ def run(cfg, workdir: str, source: str | None) -> None:
 
 def _write(cfg, folder, state):
     """The workdir; the config comes last, since it makes one of a folder."""
-    with checkpoint_folder.writing(folder):
+    with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     # Of a full disk `wait` says all there is to say.
     with checkpoint.Checkpoints(folder, warn=lambda text: None) as checkpoints:
@@ -52,7 +51,7 @@ def _write(cfg, folder, state):
             )
         checkpoints.save(state, config=cfg.to_dict())
         checkpoints.wait(saved=0)
-        with checkpoint_folder.writing(folder):
+        with files.writing(folder):
             run_config.save(cfg, folder / "config.json")
 
 
@@ -61,7 +60,7 @@ def _variables(cfg, tensors):
     model = build_model.build(cfg)
 
     def fresh():
-        return evaluate.init_variables(model, cfg)
+        return build_model.init_variables(model, cfg)
 
     load = _imagenet_start(cfg.network, tensors)
     if load is None:

@@ -1,53 +1,52 @@
 """The closing word of mode predict: how many scans were segmented, and where their masks are."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 
 from biedsnet_jax.runtime.console import clock, on_terminal
 
 
-def segmented(
-    folder: pathlib.Path,
-    *,
-    done: int,
-    skipped: int,
-    failed: int,
-    seconds: float,
-    again: Mapping[str, int] | None = None,
-    gone: int = 0,
-    passed: str = "",
-) -> None:
-    """How many scans were done by this command, had been done before, and could not be, and where the masks are.
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How many scans were done by this command, had been done before, and could not be."""
 
-    `again` counts those that were done before and made again, by the reason; `gone` scans have masks and are not there
-    any more; `passed` says what was passed over.
-    """
+    done: int
+    skipped: int
+    failed: int
+    again: Mapping[str, int] = dataclasses.field(default_factory=dict)  # done before and made again, by the reason
+    gone: int = 0  # scans that have masks and are not there any more
+    passed: str = ""  # what was passed over
+
+
+def segmented(folder: pathlib.Path, counts: Counts, *, seconds: float) -> None:
+    """How many scans were segmented, and where the masks are."""
     # A name need not be text.
     place = str(folder).encode(errors="backslashreplace").decode()
     if not on_terminal():
-        total = done + skipped + failed
-        said = [f"{done + skipped} of {total} scans segmented, in {place}; summary.csv has the figures"]
-        if skipped and again:
-            said.append(f"{skipped} done before")
-        if again:
-            said.append(made_again(again))
-        if gone:
-            said.append(_left(gone))
-        if passed:
-            said.append(f"{passed}; passed_over.csv names them")
+        total = counts.done + counts.skipped + counts.failed
+        said = [f"{counts.done + counts.skipped} of {total} scans segmented, in {place}; summary.csv has the figures"]
+        if counts.skipped and counts.again:
+            said.append(f"{counts.skipped} done before")
+        if counts.again:
+            said.append(made_again(counts.again))
+        if counts.gone:
+            said.append(_left(counts.gone))
+        if counts.passed:
+            said.append(f"{counts.passed}; passed_over.csv names them")
         print(". ".join(said))
         return
     from biedsnet_jax.runtime import terminal
 
-    counts = {"done": done, "skipped, done before": skipped, "failed": failed}
-    terminal.print_table("predict", ["scans", ""], [(name, str(count)) for name, count in counts.items()])
+    rows = [("done", counts.done), ("skipped, done before", counts.skipped), ("failed", counts.failed)]
+    terminal.print_table("predict", ["scans", ""], [(name, str(count)) for name, count in rows])
     facts = {"time": clock(seconds), "masks": place, "figures": f"{place}/summary.csv"}
-    if again:
-        facts["made again"] = _each(again)
-    if gone:
-        facts["left"] = _left(gone)
-    if passed:
-        facts["passed over"] = f"{passed}; {place}/passed_over.csv names them"
+    if counts.again:
+        facts["made again"] = _each(counts.again)
+    if counts.gone:
+        facts["left"] = _left(counts.gone)
+    if counts.passed:
+        facts["passed over"] = f"{counts.passed}; {place}/passed_over.csv names them"
     terminal.print_facts(facts)
 
 

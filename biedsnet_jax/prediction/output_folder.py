@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from biedsnet_jax.config import earlier_versions
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.prediction import made_from, outputs
+from biedsnet_jax.prediction.job import Job
 from biedsnet_jax.prediction.scans import RECORD, Item
 from biedsnet_jax.runtime import files
 
@@ -37,41 +38,34 @@ class Plan(NamedTuple):
     notes: list[str]  # warnings
 
 
-def plan(
-    folder: Path,
-    items: Sequence[Item],
-    where: Where,
-    *,
-    settings: Mapping[str, Any],
-    model: Model,
-    classes: int,
-) -> Plan:
+def plan(job: Job, model: Model) -> Plan:
     """Find out what is to be done in a folder that exists, and bring its records in order.
 
     Raises BadInput where the folder holds masks of other settings or another model, and where two
     scans would share a file.
     """
+    folder = job.folder
     there = _read(folder)
     if there is not None:
-        _check(folder, there, settings, model)
-    with outputs.writing(folder):
-        check_names(folder, items, where)
-        summary, record = outputs.Summary(folder, classes=classes), made_from.Record(folder)
+        _check(folder, there, job.settings, model)
+    with files.writing(folder, another="--output"):
+        check_names(folder, job.items, job.where)
+        summary, record = outputs.Summary(folder, classes=job.classes), made_from.Record(folder)
         # Parts that a killed run of several processes left.
-        summary.merge_parts(classes)
+        summary.merge_parts(job.classes)
         record.merge_parts()
         notes = _notes(summary)
         if there is None:
-            _forget_other_settings(record, digest(settings))
+            _forget_other_settings(record, digest(job.settings))
         elif "weights" not in there:
             same_step = there.get("checkpoint_step") == model.step
-            notes += _adopt(folder, items, where, summary, record, settings, model, same_step)
+            notes += _adopt(job, summary, record, model, same_step)
         of_model = {"workdir": str(model.workdir), "weights": model.weights}
-        fields = {**settings, **of_model, "checkpoint_step": model.step}
+        fields = {**job.settings, **of_model, "checkpoint_step": model.step}
         files.write_json(folder / RECORD, fields)
-        todo = _todo(folder, items, where, summary, record, model.weights)
-        notes += _set_edited_aside(folder, where, record, todo)
-    return Plan(todo, _count_gone(items, summary, record), notes)
+        todo = _todo(job, summary, record)
+        notes += _set_edited_aside(folder, job.where, record, todo)
+    return Plan(todo, _count_gone(job.items, summary, record), notes)
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -167,38 +161,38 @@ def _forget_other_settings(record: made_from.Record, settings: str) -> None:
     record.forget([name for name, made in record.made.items() if made.settings != settings])
 
 
-def _adopt(folder, items, where, summary, record, settings, model, same_step) -> list[str]:
+def _adopt(job, summary, record, model, same_step) -> list[str]:
     """Take over masks of an earlier version that are newer than their scan and the model.
 
     It wrote down neither, so that nothing else can be found out. Gives a line that says how many.
     """
     trained = _newest(model.workdir / "checkpoints" / str(model.step))
-    done = [item for item in items if item.name in summary.done and item.name not in record.made]
+    done = [item for item in job.items if item.name in summary.done and item.name not in record.made]
     kept = 0
     for item in done:
         its = made_from.absolute(Path(summary.done[item.name]))
         if not same_step or its != made_from.absolute(item.files[0]):
             continue
-        paths = list(where[item].values())
+        paths = list(job.where[item].values())
         if not all(path.exists() for path in paths):
             continue
-        if where[item]["mask"].stat().st_mtime <= max(trained, _newest_input(item)):
+        if job.where[item]["mask"].stat().st_mtime <= max(trained, _newest_input(item)):
             continue
         made = made_from.Made(
             name=item.name,
             why="",
             weights=model.weights,
-            settings=digest(settings),
+            settings=digest(job.settings),
             reading=made_from.READING,
             inputs=tuple(made_from.describe(item.files, content=False)),
-            outputs=tuple(made_from.describe(paths, folder=folder, content=False)),
+            outputs=tuple(made_from.describe(paths, folder=job.folder, content=False)),
         )
         record.add(made)
         kept += 1
     if not done:
         return []
     return [
-        f"An earlier version wrote {folder} and did not record what each mask was made from. "
+        f"An earlier version wrote {job.folder} and did not record what each mask was made from. "
         f"{kept} masks newer than their scan and the model are kept, "
         f"{len(done) - kept} are made again."
     ]
@@ -226,15 +220,15 @@ def _changed(path: Path) -> float:
     return max(status.st_mtime, status.st_ctime)
 
 
-def _todo(folder, items, where, summary, record, weights) -> dict[str, str]:
+def _todo(job, summary, record) -> dict[str, str]:
     todo = {}
-    for item in items:
+    for item in job.items:
         made, has_figures = record.made.get(item.name), item.name in summary.done
         if made is None:
             todo[item.name] = made_from.UNKNOWN if has_figures else ""
             continue
-        why = made.again(item.files, dicom=item.kind == "dicom", weights=weights)
-        why = why or made.damage(folder, where[item].values())
+        why = made.again(item.files, dicom=item.kind == "dicom", weights=job.weights)
+        why = why or made.damage(job.folder, job.where[item].values())
         if not why and not has_figures:
             why = made_from.NO_FIGURES
         if why:

@@ -5,8 +5,7 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import numpy as np
 from biedsnet_jax.data.formats import nifti, pictures
 from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.data.sources.nifti_folder import class_masks
-from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction.overlay import overlay
 from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
@@ -108,18 +106,6 @@ def set_aside(path: Path) -> Path:
         if not other.exists():
             path.rename(other)
             return other
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Whatever the system says against writing becomes a BadInput that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise BadInput(
-            f"cannot write, {error.strerror or error}, {path}; make room or give another --output, what is finished "
-            "stays"
-        ) from error
 
 
 def paths(

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Num, UInt8
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
+from biedsnet_jax.data.transforms import PERCENTILES
+
 # Told apart by colour-blind readers too, and on grey (Okabe and Ito 2008).
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 114, 178))
 TINT = 0.35
@@ -44,7 +46,7 @@ def _paint(image, mask) -> UInt8[np.ndarray, "h w 3"]:
     """The first channel in grey (a colour picture in colour), between its 0.5 and 99.5 percentiles."""
     coloured = image.shape[-1] == 3 and image.dtype == np.uint8
     shown = (image if coloured else image[..., :1]).astype(np.float32)
-    low, high = np.percentile(shown, (0.5, 99.5))
+    low, high = np.percentile(shown, PERCENTILES)
     if low == high:
         low, high = shown.min(), shown.max()
     grey = np.clip((shown - low) / max(high - low, 1e-9), 0, 1) * 255 * np.ones(3)

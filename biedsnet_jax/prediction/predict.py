@@ -26,7 +26,8 @@ from biedsnet_jax.data import walk
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.prediction import closing, made_from, output_folder, outputs, scan_results, scans
 from biedsnet_jax.prediction import predictor as predict
-from biedsnet_jax.runtime import console, lock, processes, progress
+from biedsnet_jax.prediction.job import Job
+from biedsnet_jax.runtime import console, files, lock, processes, progress
 
 FAILED = 3  # exit code where some scans could not be segmented
 # Fields that change no mask of given weights. A field that a later version adds counts until it is
@@ -75,37 +76,36 @@ def run(
     source, folder = pathlib.Path(source), pathlib.Path(output)
     items, passed = scans.search(source, channels=cfg.data.channels, leave_out=folder)
     predictor = predict.load(workdir, cfg)
-    keep_samples = keep_samples and build_model.is_diffusion(cfg)
-    job = scan_results.job(
+    draws = build_model.is_diffusion(cfg)
+    keep_samples = keep_samples and draws
+    job = Job(
         folder,
         items,
         classes=cfg.data.classes,
-        diffusion=build_model.is_diffusion(cfg),
-        ensemble=cfg.sampler.ensemble,
+        samples=cfg.sampler.ensemble if draws else 0,
         keep_samples=keep_samples,
         settings=_settings(cfg),
-        weights=predictor.weights_digest(),
+        weights=predictor.model.weights_digest(),
     )
     segment = functools.partial(
         _segment, predictor, keep_samples=keep_samples, alone=source.is_file()
     )
     with contextlib.ExitStack() as held:
-        plan = _of_first(lambda: _prepare(job, held, pathlib.Path(workdir), predictor.step, passed))
+        plan = _of_first(lambda: _prepare(job, held, pathlib.Path(workdir), predictor.model.step, passed))
         if processes.is_first():
             _announce(job, plan)
         failed = _share(job, plan.todo, segment)
     if not processes.is_first():
         return FAILED if failed else 0
-    closing.segmented(
-        folder,
+    counts = closing.Counts(
         done=len(plan.todo) - len(failed),
         skipped=len(items) - len(plan.todo),
         failed=len(failed),
         again=_reasons(plan, leave_out=failed),
         gone=plan.gone,
         passed=walk.summary(passed),
-        seconds=time.monotonic() - began,
     )
+    closing.segmented(folder, counts, seconds=time.monotonic() - began)
     if failed:
         print(f"biedsnet: {len(failed)} of {len(items)} scans failed:", file=sys.stderr)
         for line in failed.values():
@@ -131,7 +131,7 @@ def _of_first(prepare):
 
 def _prepare(job, held, workdir, step, passed) -> output_folder.Plan:
     """Lock the folder until `held` closes, and see what is to be done."""
-    with outputs.writing(job.folder):
+    with files.writing(job.folder, another="--output"):
         job.folder.mkdir(parents=True, exist_ok=True)
     held.enter_context(lock.Lock(job.folder, another="--output"))
     model = output_folder.Model(
@@ -140,10 +140,8 @@ def _prepare(job, held, workdir, step, passed) -> output_folder.Plan:
         step=step,
         config=hashlib.sha256((workdir / "config.json").read_bytes()).hexdigest()[:16],
     )
-    plan = output_folder.plan(
-        job.folder, job.items, job.where, settings=job.settings, model=model, classes=job.classes
-    )
-    with outputs.writing(job.folder):
+    plan = output_folder.plan(job, model)
+    with files.writing(job.folder, another="--output"):
         walk.write_record(job.folder, passed)
     return plan
 
@@ -176,17 +174,17 @@ def _share(job, todo: dict[str, str], segment) -> dict[str, str]:
     """Segment `todo`, each process its scans; returns those that failed anywhere, and why."""
     items = [item for item in job.items if item.name in todo]
     if not processes.several():
-        with outputs.writing(job.folder):
+        with files.writing(job.folder, another="--output"):
             results = scan_results.Results(job, todo)
         return segment(items, results)
-    with outputs.writing(job.folder):
+    with files.writing(job.folder, another="--output"):
         if processes.is_first():
             scan_results.Results(job, todo).forget(todo)
         part = scan_results.Results(job, todo, part=jax.process_index())
     mine = items[jax.process_index() :: jax.process_count()]
     failed = processes.gather(segment(mine, part))
     if processes.is_first():
-        with outputs.writing(job.folder):
+        with files.writing(job.folder, another="--output"):
             scan_results.Results(job, todo).merge_parts()
     processes.barrier("merged")
     return {name: what for each in failed for name, what in each.items()}
@@ -195,7 +193,7 @@ def _share(job, todo: dict[str, str], segment) -> dict[str, str]:
 def _segment(predictor, items, results, *, keep_samples, alone) -> dict[str, str]:
     """Do every scan; returns those that failed, and why."""
     failed = {}
-    cfg = predictor.cfg
+    cfg = predictor.model.config
     depth = sum(item.depth for item in items)
     bar = progress.Progress("predict", depth, quiet=not processes.is_first())
 

@@ -4,34 +4,28 @@ The network sees every slice as training did (window, resize, normalise).
 """
 
 import dataclasses
-import hashlib
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Shaped
 
-from biedsnet_jax.config import build_data, build_model, run_config
+from biedsnet_jax.config import build_data, run_config
 from biedsnet_jax.data.formats import volumes
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.prediction import trained
 from biedsnet_jax.prediction.result import Prediction
+from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import devices, processes
-from biedsnet_jax.segmenters import fusion, segmenter
-from biedsnet_jax.types import Image
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
     """A trained model, ready for arrays. Made by `load`."""
 
-    cfg: object
-    variables: dict
-    step: int  # of the checkpoint
-    mesh: Mesh
+    model: Trained
     run_batch: Callable  # jitted (variables, image, number) -> maps and samples
     sizes: set[int] = dataclasses.field(default_factory=set)  # of batches that are compiled
 
@@ -41,7 +35,7 @@ class Predictor:
         Values are in the units of the training files. Raises BadInput for another number of axes or channels, an empty
         array, and values that are not finite numbers.
         """
-        channels = self.cfg.data.channels
+        channels = self.model.config.data.channels
         array = np.asarray(array)
         slices = array[None, ..., None] if array.ndim == 2 else array[None] if array.ndim == 3 else array
         if slices.ndim != 4 or slices.shape[-1] != channels or not slices.size:
@@ -66,15 +60,15 @@ class Predictor:
         A slice's noise follows from the seed and its number in the scan, so its mask does not depend on what shares
         its batch.
         """
-        prepared = build_data.make_prepare(self.cfg)
+        prepared = build_data.make_prepare(self.model.config)
         chosen = [(n, z) for n, scan in enumerate(scans) for z in range(len(scan))]
         batch_size = self._batch_size(len(chosen))
         maps: list[dict] = [{} for _ in scans]
         start, waiting = time.perf_counter(), None
         for first in range(0, len(chosen), batch_size):
             batch = chosen[first : first + batch_size]
-            images = [prepared.image(volumes.neighbours(scans[n], z, self.cfg.data.context)) for n, z in batch]
-            running = self.run_batch(self.variables, *self._inputs(images, [z for _, z in batch], batch_size))
+            images = [prepared.image(volumes.neighbours(scans[n], z, self.model.config.data.context)) for n, z in batch]
+            running = self.run_batch(self.model.variables, *self._inputs(images, [z for _, z in batch], batch_size))
             if waiting:  # fetched only now, so that the next batch was prepared while this one ran
                 self._collect(maps, *waiting, keep_samples, done)
             waiting = running, batch
@@ -82,34 +76,25 @@ class Predictor:
         seconds = (time.perf_counter() - start) / len(chosen)
         return [self._prediction(scan, parts, seconds * len(scan)) for scan, parts in zip(scans, maps)]
 
-    def weights_digest(self) -> str:
-        """A hash of every array by its name: the same for the same weights, whatever checkpoint held them."""
-        digest = hashlib.sha256()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
-            array = np.asarray(leaf)
-            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()[:32]
-
     def first_batch(self, slices: int) -> int:
         """The batch size of a scan of so many slices where nothing is compiled yet.
 
         It is the least power of two that holds `slices`, but at most eval.batch_size.
         """
-        most, size = self.cfg.eval.batch_size, self.mesh.size
+        most, size = self.model.config.eval.batch_size, self.model.mesh.size
         while size < min(slices, most):
             size *= 2
         return min(size, most)
 
     def _batch_size(self, slices):
-        """The smallest compiled that holds all `slices`, else a new one, warmed up so that no clock counts it."""
+        """The smallest compiled that holds all `slices`, else a new one, compiled here so that no clock counts it."""
         known = [size for size in self.sizes if size >= slices]
         if known:
             return min(known)
         size = self.first_batch(slices)
         if size not in self.sizes:
-            image = np.zeros(build_data.image_shape(self.cfg), np.float32)
-            jax.block_until_ready(self.run_batch(self.variables, *self._inputs([image], [0], size)))
+            image = np.zeros(build_data.image_shape(self.model.config), np.float32)
+            self.run_batch.lower(self.model.variables, *self._inputs([image], [0], size)).compile()
             self.sizes.add(size)
         return size
 
@@ -118,7 +103,7 @@ class Predictor:
         image[: len(images)] = images
         number = np.zeros(batch_size, np.int32)
         number[: len(numbers)] = numbers
-        inputs = devices.put_batch({"image": image, "number": number}, self.mesh)
+        inputs = devices.put_batch({"image": image, "number": number}, self.model.mesh)
         return inputs["image"], inputs["number"]
 
     def _collect(self, maps, running, chosen, keep_samples, done):
@@ -135,8 +120,8 @@ class Predictor:
             size=scan.shape[1:3],
             maps={name: np.stack(rows) for name, rows in parts.items()},
             samples_kept=None if samples is None else np.stack(samples, axis=1),
-            threshold=float(self.cfg.threshold),
-            labels=class_labels(self.cfg),
+            threshold=float(self.model.config.threshold),
+            labels=build_data.class_labels(self.model.config),
             seconds=seconds,
         )
 
@@ -148,30 +133,18 @@ def load(workdir: str | pathlib.Path, cfg=None) -> Predictor:
     Raises BadInput where the workdir holds no run, or not this config's.
     """
     workdir = pathlib.Path(workdir)
-    cfg = cfg or run_config.load(workdir)
-    model, variables, step, mesh = evaluate.open_model(cfg, workdir)
+    model = trained.load(workdir, cfg or run_config.load(workdir))
     if processes.several():
-        variables, mesh = devices.on_this_process(variables)
-    return Predictor(cfg, variables, step, mesh, _make_run_batch(cfg, model, mesh))
+        variables, mesh = devices.on_this_process(model.variables)
+        model = dataclasses.replace(model, variables=variables, mesh=mesh, predict_batch=None)
+    return Predictor(model, _make_run_batch(model))
 
 
-def class_labels(cfg) -> tuple[tuple[int, ...], ...]:
-    """Label values of each class."""
-    return tuple(map(tuple, cfg.data.labels)) or tuple((k,) for k in range(1, cfg.data.classes + 1))
-
-
-def maps(cfg, model, variables: dict, image: Image, keys: segmenter.Keys) -> dict[str, jax.Array]:
-    """What `cfg` asks for of prepared images: maps "b h w k", UNCERTAINTIES of diffusion methods only, and samples."""
-    samples = model.predict(variables, image, keys, ensemble=cfg.sampler.ensemble)
-    found = {"probability": fusion.FUSIONS[cfg.fusion](samples), "samples": samples}
-    return found | (fusion.uncertainty(samples) if build_model.is_diffusion(cfg) else {})
-
-
-def _make_run_batch(cfg, model, mesh):
+def _make_run_batch(model):
     """Jitted `(variables, image, number) -> maps "b h w k", and samples "n b h w k"`."""
 
     def run_batch(variables, image, number):
-        return maps(cfg, model, variables, image, evaluate.noise_keys(cfg.seed, number))
+        return model.maps(variables, image, trained.noise_keys(model.config.seed, number))
 
-    split, everywhere = devices.batch_sharding(mesh), devices.replicated(mesh)
+    split, everywhere = devices.batch_sharding(model.mesh), devices.replicated(model.mesh)
     return jax.jit(run_batch, in_shardings=(everywhere, split, split))

@@ -7,52 +7,14 @@ then the record of what they were made from. Only a scan that has all of them is
 import contextlib
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.prediction import made_from, output_folder, outputs
+from biedsnet_jax.prediction.job import Job
 from biedsnet_jax.prediction.result import Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
 from biedsnet_jax.runtime import files
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all processes of a run know of it."""
-
-    folder: Path
-    items: Sequence[Item]
-    where: Mapping[Item, Mapping[str, Path]]  # the files of each scan
-    # Samples that an earlier run kept, which would not be those of new masks.
-    not_written: Mapping[Item, Sequence[Path]]
-    classes: int
-    settings: Mapping  # of predict.json
-    weights: str  # digest of the model's arrays
-
-
-def job(
-    folder: Path,
-    items: Sequence[Item],
-    *,
-    classes: int,
-    diffusion: bool,
-    ensemble: int,
-    keep_samples: bool,
-    settings: Mapping,
-    weights: str,
-) -> Job:
-    """The job of a run; `ensemble` is how many samples there are of a diffusion method."""
-    most = ensemble if diffusion else 0
-    where, not_written = {}, {}
-    for item in items:
-        every = outputs.paths(folder, item, classes=classes, diffusion=diffusion, samples=most)
-        kept = outputs.paths(
-            folder, item, classes=classes, diffusion=diffusion, samples=most if keep_samples else 0
-        )
-        where[item] = kept
-        not_written[item] = [path for name, path in every.items() if name not in kept]
-    return Job(folder, items, where, not_written, classes, settings, weights)
 
 
 class Results:
@@ -78,7 +40,7 @@ class Results:
         scan from being written is BadInput.
         """
         where = self.job.where[scan.item]
-        with outputs.writing(self.job.folder):
+        with files.writing(self.job.folder, another="--output"):
             self.forget([scan.item.name])
         try:
             for path in self.job.not_written[scan.item]:
@@ -88,7 +50,7 @@ class Results:
         except OSError as error:
             if not files.is_full(error) and error.errno != errno.EROFS:
                 raise
-            with outputs.writing(where["mask"]):
+            with files.writing(where["mask"], another="--output"):
                 raise
         made = made_from.Made(
             name=scan.item.name,
@@ -99,7 +61,7 @@ class Results:
             inputs=tuple(inputs),
             outputs=tuple(written),
         )
-        with outputs.writing(self.job.folder):
+        with files.writing(self.job.folder, another="--output"):
             self._summary.add(rows)
             self._record.add(made)
 
@@ -126,7 +88,7 @@ class Results:
 
     def fail(self, item: Item) -> str:
         """Rename masks of what a scan was before it failed; returns a sentence that says so."""
-        with outputs.writing(self.job.folder):
+        with files.writing(self.job.folder, another="--output"):
             self.forget([item.name])
             every = [*self.job.where[item].values(), *self.job.not_written[item]]
             aside = [outputs.set_aside(path) for path in every if _is_there(path)]

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from biedsnet_jax.errors import BadInput
+from biedsnet_jax.errors import BadInput, reason
 
 _LONGEST_NAME = 255  # bytes, of most file systems
 _SOME = 2**16  # bytes: a disk with less room is full
@@ -108,6 +108,16 @@ def check_replaceable(path: pathlib.Path) -> None:
     if path.exists() and not path.is_file():
         what = "it is a folder" if path.is_dir() else "it is a device or a pipe"
         raise OSError(errno.EEXIST, f"{what}, not a file", str(path))
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path, *, another: str = "--workdir") -> Iterator[None]:
+    """OSError in its block becomes BadInput that names `path` and the flag that says where else to write."""
+    try:
+        yield
+    except OSError as error:
+        what = "Make room there" if is_full(error) else "Make it writable"
+        raise BadInput(f"Cannot write to {path}: {reason(error)}. {what}, or give another {another}.") from error
 
 
 def check_writable(folder: pathlib.Path) -> None:

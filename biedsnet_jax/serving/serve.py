@@ -41,7 +41,7 @@ def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
         warnings.simplefilter("ignore")
         token = None if _is_local(host) else secrets.token_urlsafe(32)
         with _signals() as stop, serving(predictor, listener, limits, token=token, ended=stop) as url:
-            print(f"{workdir}, {cfg.row or cfg.network} at step {predictor.step}, is served at {url}")
+            print(f"{workdir}, {cfg.row or cfg.network} at step {predictor.model.step}, is served at {url}")
             if token:
                 print("the token in this address lets in whoever has it; nothing is encrypted on the way")
             print(_told(limits), flush=True)
@@ -88,7 +88,7 @@ def serving(
     from biedsnet_jax.serving import jobs as serve_jobs
     from biedsnet_jax.serving import worker as serve_scan
 
-    cfg, (host, port) = predictor.cfg, listener.getsockname()[:2]
+    cfg, (host, port) = predictor.model.config, listener.getsockname()[:2]
     with serve_folder.temporary() as folder:
         worker = serve_scan.Worker(predictor, limits)
         worker.reader.start()

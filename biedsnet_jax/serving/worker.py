@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from biedsnet_jax.config import build_model
+from biedsnet_jax.data.transforms import PERCENTILES
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import outputs
 from biedsnet_jax.prediction.predictor import Predictor
@@ -51,7 +52,7 @@ class Worker:
         scan = self.reader.read(
             folder,
             like=like,
-            channels=self.predictor.cfg.data.channels,
+            channels=self.predictor.model.config.data.channels,
             limits=self.limits,
             look=lambda: tell(0, 0),
         )
@@ -69,18 +70,18 @@ class Worker:
                 )
 
         prediction = self._predict(scan.slices, advance)
-        with outputs.writing(folder):
+        with files.writing(folder, another="--output"):
             mask = folder / f"mask{'.png' if scan.volume is None else '.nii.gz'}"
             rows = [row | _NEUTRAL for row in outputs.write_mask(scan, prediction, mask)]
             files.write_text(folder / SUMMARY, outputs.csv_text(rows))
-            _write_slices(folder, scan, prediction, self.predictor.cfg.data.window)
+            _write_slices(folder, scan, prediction, self.predictor.model.config.data.window)
         shutil.rmtree(folder / handoff.FOLDER, ignore_errors=True)
         return _facts(scan, prediction, mask, rows)
 
     def _predict(self, slices, advance) -> Prediction:
         sizes = self.sizes.setdefault(self.predictor.first_batch(len(slices)), set())
         predictor = dataclasses.replace(self.predictor, sizes=sizes)
-        keep = build_model.is_diffusion(predictor.cfg)
+        keep = build_model.is_diffusion(predictor.model.config)
         return predictor.predict([slices], keep_samples=keep, done=advance)[0]
 
 
@@ -120,7 +121,7 @@ def _range(slices) -> tuple[float, float]:
     """What is black and white in all slices: percentiles of some of the first channel."""
     step = max(1, round((slices[..., 0].size / 1e6) ** (1 / 3)))
     some = slices[:: step if len(slices) > step else 1, ::step, ::step, 0]
-    low, high = np.percentile(some, (0.5, 99.5))
+    low, high = np.percentile(some, PERCENTILES)
     return (float(low), float(high)) if low < high else (float(some.min()), float(some.max()))
 
 

@@ -4,24 +4,23 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-import time
 from concurrent import futures
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from biedsnet_jax.checkpoints import checkpoint, checkpoint_folder, train_state
+from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_data, build_model, run_config, run_split
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
-from biedsnet_jax.data import pipeline, walk
-from biedsnet_jax.errors import BadInput, Diverged, reason
+from biedsnet_jax.data import walk
+from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.evaluation import evaluate, evaluations, scored_cases
-from biedsnet_jax.runtime import console, devices, files, preemption, processes, progress
+from biedsnet_jax.prediction.trained import Trained
+from biedsnet_jax.runtime import console, devices, files, preemption, processes
 from biedsnet_jax.runtime.lock import Lock
-from biedsnet_jax.segmenters import segmenter
 from biedsnet_jax.training import class_presence, run_log, train_step, validation
+from biedsnet_jax.training.loop import Loop
 from biedsnet_jax.training.optimizer import make_optimizer
 
 
@@ -31,32 +30,18 @@ def train(cfg, workdir: str) -> dict | None:
     Of several processes the first returns them. Raises Preempted where a signal ended it.
     """
     with contextlib.ExitStack() as held:
-        fitted = _fit(cfg, workdir, held)
-        variables, scope = fitted.state.ema_variables, scored_cases.of_training(fitted.workdir)
-        return evaluate.evaluate(
-            cfg, fitted.workdir, fitted.model, variables, fitted.data, fitted.mesh, step=fitted.step, scope=scope
-        )
+        model, data = _fit(cfg, workdir, held)
+        workdir = pathlib.Path(workdir)
+        return evaluate.evaluate(model, workdir, data, scored_cases.of_training(workdir))
 
 
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """A trained model: the state of the best checkpoint by validation, as any later evaluation would read it."""
-
-    workdir: pathlib.Path
-    model: segmenter.Segmenter
-    data: build_data.Data
-    mesh: jax.sharding.Mesh
-    state: train_state.TrainState
-    step: int
-
-
-def fit(cfg, workdir: str) -> Fitted:
-    """`train` without the test, which no search for settings should see."""
+def fit(cfg, workdir: str) -> tuple[Trained, build_data.Data]:
+    """`train` without the test, which no search for settings should see: the best checkpoint, and the data."""
     with contextlib.ExitStack() as held:
         return _fit(cfg, workdir, held)
 
 
-def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
+def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> tuple[Trained, build_data.Data]:
     """Train; `held` gets what the test needs too: the watch for signals, the workdir's lock."""
     # Data: everything that can be wrong with it is said here, before anything is written or compiled.
     check_config(cfg)
@@ -70,9 +55,12 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
     model = build_model.build(cfg)
     optimizer, schedule = make_optimizer(cfg.train)
     fresh = _trace_fresh(cfg, model, optimizer, mesh)
-    fields = {"ema_decay": cfg.train.ema, "accumulate": cfg.train.accumulate, "fixed": "distill" in cfg}
-    fields["state_sharding"] = devices.state_sharding(fresh.out_info, mesh)
-    update = _trace_update(cfg, train_step.make_train_step(model, optimizer, mesh, **fields), fresh.out_info)
+    update = train_step.Update(
+        model, optimizer, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate, fixed="distill" in cfg
+    )
+    sharding = devices.state_sharding(fresh.out_info, mesh)
+    step = train_step.make_train_step(update, mesh, state_sharding=sharding)
+    step = _trace_update(cfg, step, fresh.out_info)
 
     # State: fresh, or the last complete checkpoint's. Traced before anything is written.
     teacher = _restore_teacher(cfg, fresh.out_info, mesh)
@@ -81,7 +69,7 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
         lock = held.enter_context(_hold(workdir))
         # Once more, since only now nobody else writes there.
         run_config.check_same_run(cfg, workdir)
-        with checkpoint_folder.writing(workdir):
+        with files.writing(workdir):
             run_split.write(cfg, workdir, data)
             run_config.save(evaluations.config_of_run(cfg, workdir), workdir / "config.json")
     keep = cfg.checkpoint
@@ -91,7 +79,7 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
         ) as checkpoints,
         futures.ThreadPoolExecutor(1) as beside,
     ):
-        compiling = beside.submit(lambda: update.lower().compile())  # while the state is made or read
+        compiling = beside.submit(lambda: step.lower().compile())  # while the state is made or read
         state = _start(fresh, checkpoints, mesh, teacher)
         start = int(state.step)
         if processes.is_first():
@@ -100,10 +88,18 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
         # Loop.
         with run_log.RunLog(workdir, step=start, to_tensorboard=cfg.log.tensorboard) as log:
             log.config(start, flat(cfg))
-            validated = validation.Validation(cfg, model, data, mesh)
-            others = () if teacher is None else ({"teacher": teacher},)
-            compiled = _result(compiling)
-            loop = _Loop(cfg, data, mesh, compiled, schedule, checkpoints, log, validated, watch, others)
+            loop = Loop(
+                cfg,
+                data,
+                mesh,
+                schedule=schedule,
+                update=_result(compiling),
+                others=() if teacher is None else ({"teacher": teacher},),
+                validation=validation.Validation(cfg, model, data, mesh),
+                checkpoints=checkpoints,
+                log=log,
+                watch=watch,
+            )
             last = f"after step {cfg.train.steps}; its checkpoint is written."
             with watch.loop(f"{last} The same command tests it."):
                 state = loop.run(state, start)
@@ -112,7 +108,7 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> Fitted:
         best = checkpoints.best_step()
         if best != int(state.step):
             state = checkpoints.restore(best, state, mesh)
-    return Fitted(workdir, model, data, mesh, state, best)
+    return Trained(cfg, model, state.ema_variables, best, mesh), data
 
 
 def _make_mesh(cfg):
@@ -129,7 +125,7 @@ def _trace_fresh(cfg, model, optimizer, mesh):
     """The program that makes a fresh state, uncompiled."""
 
     def fresh():
-        return train_state.create(evaluate.init_variables(model, cfg), optimizer)
+        return train_state.create(build_model.init_variables(model, cfg), optimizer)
 
     sharding = devices.state_sharding(jax.eval_shape(fresh), mesh)
     return jax.jit(fresh, out_shardings=sharding).trace()
@@ -211,93 +207,3 @@ def _announce(cfg, data, state, start, mesh):
     if cfg.data.verify:  # every file was read before, so that a few more are no burden
         for warning in class_presence.warnings(data, cfg.data.classes):
             processes.say(f"warning: {warning}")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Loop:
-    """The steps from `start` to train.steps, with logs, validations and checkpoints on their way."""
-
-    cfg: object
-    data: build_data.Data
-    mesh: jax.sharding.Mesh
-    update: object
-    schedule: object
-    checkpoints: checkpoint.Checkpoints
-    log: run_log.RunLog
-    validation: validation.Validation
-    watch: preemption.Watch
-    others: tuple = ()  # what the update takes beside
-
-    def run(self, state, start):
-        cfg, key, quiet = self.cfg, jax.random.key(self.cfg.seed), not processes.is_first()
-        pending, since = [], time.monotonic()
-        with contextlib.ExitStack() as stack:
-            bar = progress.Progress("train", cfg.train.steps, start=start, quiet=quiet)
-            stack.enter_context(contextlib.closing(bar))
-            batches = stack.enter_context(contextlib.closing(self._batches(start)))
-            for step in range(start + 1, cfg.train.steps + 1):
-                batch = devices.put_batch(next(batches), self.mesh)
-                state, metrics = self.update(state, batch, key, *self.others)
-                pending.append(metrics)
-                last = step == cfg.train.steps
-                if step % cfg.log.every == 0 or last:
-                    values = jax.device_get(pending)  # the only place where the loop waits for the device
-                    scalars = self._summary(step, values, time.monotonic() - since)
-                    self.log.write(step, scalars)
-                    bar.update(step, {"loss": scalars["loss"]}, plain=True)
-                    self._check(step, values)
-                    pending, since = [], time.monotonic()
-                val_dice = None
-                if cfg.eval.every and (step % cfg.eval.every == 0 or last):
-                    val_dice = self.validation.run(step, state, self.log)
-                    if not quiet:
-                        self.validation.tell(bar, step, val_dice)
-                    since = time.monotonic()
-                stop = self.watch.reached(step)
-                if val_dice is not None or step % cfg.checkpoint.every == 0 or last or stop:
-                    self.checkpoints.save(state, config=cfg.to_dict(), val_dice=val_dice)
-                if stop:
-                    self.checkpoints.wait(saved=step)
-                    raise self.watch.stopped(
-                        f"at step {step}; its checkpoint is written. "
-                        "The same command goes on there."
-                    )
-        return state
-
-    def _batches(self, start):
-        cfg = self.cfg
-        return pipeline.train_batches(
-            self.data.source,
-            self.data.train,
-            prepare=build_data.make_prepare(cfg),
-            augment=cfg.augment.to_dict(),
-            batch_size=cfg.train.batch_size,
-            seed=cfg.seed,
-            start_step=start,
-            rows=devices.my_rows(cfg.train.batch_size, self.mesh),
-        )
-
-    def _summary(self, step, values, seconds):
-        """Means over the steps since the last log step."""
-        counters = {name: int(values[-1][name]) for name in ("bad_steps", "skipped_steps")}
-        means = {name: float(np.mean([v[name] for v in values])) for name in values[-1] if name not in counters}
-        rate = self._learning_rate(step, values[-1])
-        return {**means, **counters, "learning_rate": rate, "steps_per_second": len(values) / seconds}
-
-    def _learning_rate(self, step, value):
-        """Of step `step`; skipped ones before it do not count in the schedule."""
-        skipped = value["skipped_steps"] - (value["bad_steps"] > 0)
-        return float(self.schedule(step - 1 - skipped))
-
-    def _check(self, last, values):
-        """Raise Diverged at the first of the steps up to `last` that is one bad step too many."""
-        for step, value in enumerate(values, start=last - len(values) + 1):
-            if value["bad_steps"] >= self.cfg.train.max_bad_steps:
-                self.checkpoints.wait()
-                saved = self.checkpoints.latest_step()
-                raise Diverged(
-                    f"loss not finite for {value['bad_steps']} steps in a row, at step {step}, learning rate "
-                    f"{self._learning_rate(step, value):.3g}; lower train.learning_rate or "
-                    "train.clip_norm in a new --workdir, "
-                    + ("no checkpoint was due" if saved is None else f"the checkpoint of step {saved} is intact")
-                )

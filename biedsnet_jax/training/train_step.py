@@ -21,43 +21,46 @@ from biedsnet_jax.types import Batch, PRNGKey
 Metrics = dict[str, Num[Array, ""]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What one step of training does: the loss of a segmenter, an optimizer, a moving average of the parameters."""
+
+    segmenter: Any
+    optimizer: optax.GradientTransformation
+    ema_decay: float
+    accumulate: int = 1  # parts a batch is cut into
+    # The step takes a fourth input: variables, by collection, that the loss reads beside its own and no step changes.
+    fixed: bool = False
+
+
 def make_train_step(
-    segmenter: Any,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    *,
-    ema_decay: float,
-    accumulate: int = 1,
-    state_sharding: Any = None,
-    fixed: bool = False,
+    update: Update, mesh: Mesh, *, state_sharding: Any = None
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """`step(state, batch, key) -> (state, metrics)`; `key` is the run's, the step number is folded in here.
 
     `state_sharding` is that of each array of the state; None is whole on every device.
-    With `fixed` a fourth input: variables, by collection, that the loss reads beside its own and no step changes.
     """
-
     either = one_or_other(mesh.devices.flat[0].platform)
 
     def step(state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
-        grads, batch_stats, metrics = _gradients(segmenter, state, batch, key, accumulate, others or {})
+        grads, batch_stats, metrics = _gradients(update, state, batch, key, others or {})
         packing = Packing(state.params, state_sharding and state_sharding.params)
         grad_norm = optax.global_norm(packing.pack(grads))
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
 
-        def update(state, grads, batch_stats):
+        def change(state, grads, batch_stats):
             grads = packing.pack(grads)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = update.optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            ema_params = _moving_average(state.ema_params, params, ema_decay, state.step)
+            ema_params = _moving_average(state.ema_params, params, update.ema_decay, state.step)
             new = {"params": params, "batch_stats": batch_stats, "ema_params": ema_params, "opt_state": opt_state}
             return dataclasses.replace(state, **new, bad_steps=jnp.zeros_like(state.bad_steps))
 
         def skip(state, grads, batch_stats):
             return dataclasses.replace(state, bad_steps=state.bad_steps + 1, skipped_steps=state.skipped_steps + 1)
 
-        new_state = packing.unpack(either(finite, update, skip, packing.pack(state), grads, batch_stats))
+        new_state = packing.unpack(either(finite, change, skip, packing.pack(state), grads, batch_stats))
         counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
         return dataclasses.replace(new_state, step=state.step + 1), {**metrics, "grad_norm": grad_norm, **counters}
 
@@ -65,7 +68,7 @@ def make_train_step(
     return jax.jit(
         step,
         # What is fixed stays as it is.
-        in_shardings=(state_sharding or everywhere, batch_sharding(mesh), everywhere) + (None,) * fixed,
+        in_shardings=(state_sharding or everywhere, batch_sharding(mesh), everywhere) + (None,) * update.fixed,
         out_shardings=(state_sharding or everywhere, everywhere),
         donate_argnums=0,
     )
@@ -85,14 +88,16 @@ def one_or_other(platform: str) -> Callable[..., Any]:
     return select if platform == "gpu" else jax.lax.cond
 
 
-def _gradients(segmenter, state, batch, key, accumulate, others):
+def _gradients(update, state, batch, key, others):
     """Mean gradient and metrics over `accumulate` equal parts of the batch, one after another."""
+    accumulate = update.accumulate
 
     def part(batch_stats, part_and_key):
         part, key = part_and_key
 
         def loss(params):
-            return segmenter.loss({"params": params, "batch_stats": batch_stats, **others}, part, key, train=True)
+            variables = {"params": params, "batch_stats": batch_stats, **others}
+            return update.segmenter.loss(variables, part, key, train=True)
 
         (value, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         return batch_stats, (grads, {"loss": value, **metrics})

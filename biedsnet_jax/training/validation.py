@@ -1,39 +1,42 @@
 """Validation in the midst of training: Dice of the EMA weights, precision by recall, some slices."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.config.build_data import Data
+from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import progress
 from biedsnet_jax.scoring import pr_curve
 
 
 class Validation:
-    """Of the same slices each time."""
+    """Scores the EMA weights on a fixed, evenly spaced subset of the validation slices."""
 
-    def __init__(self, cfg, model, data, mesh):
-        self.cfg, self.data, self.mesh = cfg, data, mesh
+    def __init__(self, cfg, segmenter, data, mesh):
+        self.data = data
         self.indices = _evenly(data.val, cfg.eval.val_images)
         self._told = False
-        self.predict = evaluate.make_predict(
-            model, mesh, ensemble=cfg.eval.val_ensemble, fusion=cfg.fusion, seed=cfg.seed
-        )
+        config = cfg.copy_and_resolve_references()
+        config.sampler.ensemble = cfg.eval.val_ensemble
+        self.model = Trained(config, segmenter, {}, 0, mesh)
 
     def run(self, step: int, state, log) -> float | None:
         """The mean Dice after `step` updates; `log` gets it with the pictures.
 
         None where no slice has a lesion: then nothing is known of how good the weights are.
         """
-        cfg, variables = self.cfg, state.ema_variables
-        counts = pr_curve.Counts(cfg.data.classes) if cfg.log.tensorboard else None
-        dice = evaluate.mean_dice(cfg, self.predict, variables, self.data, self.indices, self.mesh, counts=counts)
+        model = dataclasses.replace(self.model, variables=state.ema_variables, step=step)
+        fields = model.config.log
+        counts = pr_curve.Counts(model.config.data.classes) if fields.tensorboard else None
+        dice = mean_dice(model, self.data, self.indices, counts=counts)
         if dice is not None:
             log.write(step, {"val_dice": dice})
         if counts:
             log.curves(step, counts)
-        if cfg.log.tensorboard and cfg.log.images:
-            log.panel(step, *self._panel(variables))
+        if fields.tensorboard and fields.images:
+            log.panel(step, *self._panel(model))
         return dice
 
     def tell(self, bar: progress.Progress, step: int, dice: float | None) -> None:
@@ -47,11 +50,29 @@ class Validation:
                 "lesion. The latest checkpoint counts as the best."
             )
 
-    def _panel(self, variables):
-        chosen = _evenly(self.indices, self.cfg.log.images)
-        batches = evaluate.predict_split(self.cfg, self.predict, variables, self.data, chosen, self.mesh)
+    def _panel(self, model):
+        chosen = _evenly(self.indices, model.config.log.images)
+        batches = model.predict_split(self.data, chosen)
         parts = [(batch["image"], batch["mask"], probability) for probability, batch, _ in batches]
         return [np.concatenate(part) for part in zip(*parts)]
+
+
+def mean_dice(
+    model: Trained, data: Data, indices: Sequence[int], *, counts: pr_curve.Counts | None = None
+) -> float | None:
+    """Mean Dice per image and class over slices with truth; None without any.
+
+    All slices are added to `counts`.
+    """
+    scores = []
+    for probability, batch, _ in model.predict_split(data, indices):
+        mask, truth = probability > model.config.threshold, batch["mask"] > 0.5
+        overlap, total = (mask & truth).sum((1, 2)), mask.sum((1, 2)) + truth.sum((1, 2))
+        present = truth.any((1, 2))
+        if counts:
+            counts.add(probability, truth)
+        scores += list(2.0 * overlap[present] / total[present])
+    return float(np.mean(scores)) if scores else None
 
 
 def _evenly(indices: Sequence[int], most: int) -> Sequence[int]:

@@ -16,8 +16,8 @@ from biedsnet_jax.benchmarking import baseline as benchmark_files
 from biedsnet_jax.benchmarking import benchmark, roofline, timing
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.networks import NETWORKS
+from biedsnet_jax.prediction.trained import make_predict
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import losses, macs, segmenter
 from configs import phantom
@@ -127,7 +127,9 @@ def predict_cost(steps, ensemble):
     model = segmenter.Diffusion(TOY, schedule.make("linear", 100), losses.dice, sampling=sampling)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), (32, 32, 1)))
     mesh = devices.make_mesh(jax.devices()[:1])
-    fn = evaluate.make_predict(model, mesh, ensemble=ensemble, fusion="mean", seed=0)
+    cfg = phantom.get_config()
+    cfg.sampler.ensemble = ensemble
+    fn = make_predict(cfg, model, mesh)
     inputs = (variables, jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32))
     return roofline.program_cost(fn.lower(*inputs).compile(), fn, *inputs), 2 * macs.count_macs(fn, *inputs)
 

@@ -9,18 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from refusals import refused
+from stubs import Stub
 
 from biedsnet_jax.config import build_data
 from biedsnet_jax.diffusion.sampler import Trajectory
 from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.prediction.trained import Trained, noise_keys
 from biedsnet_jax.reporting import record
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.scoring import calibration
 from biedsnet_jax.segmenters import fusion
+from biedsnet_jax.training.validation import mean_dice
 from configs import phantom
 
 
-class Noise:
+class Noise(Stub):
     """Uniform noise from the key of each image and sample."""
 
     def predict(self, variables, image, keys, *, ensemble):
@@ -35,7 +38,7 @@ class Noise:
         return Trajectory(jnp.stack([image, image / 2]), jnp.stack([sample / 2, sample]))
 
 
-class Bright:
+class Bright(Stub):
     """Certain wherever the normalised image is above a value."""
 
     def predict(self, variables, image, keys, *, ensemble):
@@ -56,8 +59,8 @@ def config(**fields):
 
 def probabilities(cfg, model, mesh, *, seed=0, fusion="mean", variables=None):
     data = build_data.open_data(cfg)
-    predict = evaluate.make_predict(model, mesh, ensemble=2, fusion=fusion, seed=seed)
-    batches = list(evaluate.predict_split(cfg, predict, variables or {}, data, data.train + data.test, mesh))
+    cfg.update_from_flattened_dict({"seed": seed, "fusion": fusion, "sampler.ensemble": 2})
+    batches = list(Trained(cfg, model, variables or {}, 0, mesh).predict_split(data, data.train + data.test))
     assert [e["index"] for _, _, examples in batches for e in examples] == data.train + data.test
     assert all(len(p) == len(b["image"]) == len(b["mask"]) == len(examples) for p, b, examples in batches)  # no padding
     return np.concatenate([p for p, _, _ in batches]), np.concatenate([b["mask"] for _, b, _ in batches])
@@ -95,8 +98,7 @@ def test_staple_is_the_same_on_one_device_and_on_eight():
 def test_mean_dice_is_over_the_slices_with_truth(above):
     mesh, cfg, variables = devices.make_mesh(), config(**{"eval.batch_size": 8}), {"above": jnp.float32(above)}
     data = build_data.open_data(cfg)
-    predict = evaluate.make_predict(Bright(), mesh, ensemble=1, fusion="mean", seed=0)
-    found = evaluate.mean_dice(cfg, predict, variables, data, data.train + data.test, mesh)
+    found = mean_dice(Trained(cfg, Bright(), variables, 0, mesh), data, data.train + data.test)
     dice = []
     for p, y in zip(*probabilities(cfg, Bright(), mesh, variables=variables)):
         if y.sum():
@@ -109,8 +111,7 @@ def test_mean_dice_is_over_the_slices_with_truth(above):
 def test_mean_dice_without_any_truth_is_undefined():
     mesh, cfg = devices.make_mesh(), config(**{"eval.batch_size": 8, "data.phantom.empty_fraction": 1.0})
     data = build_data.open_data(cfg)
-    predict = evaluate.make_predict(Bright(), mesh, ensemble=1, fusion="mean", seed=0)
-    assert evaluate.mean_dice(cfg, predict, {"above": jnp.float32(0)}, data, data.val, mesh) is None
+    assert mean_dice(Trained(cfg, Bright(), {"above": jnp.float32(0)}, 0, mesh), data, data.val) is None
 
 
 def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
@@ -119,7 +120,7 @@ def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
     variables = {"above": jnp.float32(0.7), "params": {}}
     workdir.mkdir(exist_ok=True)
     mesh, data = mesh or devices.make_mesh(), build_data.open_data(cfg)
-    evaluate.evaluate(cfg, workdir, model or Bright(), variables, data, mesh, step=7)
+    evaluate.evaluate(Trained(cfg, model or Bright(), variables, 7, mesh), workdir, data)
     return json.loads((workdir / "results.json").read_text()), csv_files.read(workdir / "cases.csv")
 
 
@@ -177,7 +178,7 @@ def test_pictures_are_those_of_the_masks_that_were_scored(tmp_path, monkeypatch)
     # The samples again, from the keys that evaluation gives them.
     data = build_data.open_data(cfg)
     indices = jnp.array([data.test[number] for number in found.slices])
-    keys = evaluate.noise_keys(cfg.seed, indices)
+    keys = noise_keys(cfg.seed, indices)
     samples = Noise().predict({}, jnp.zeros((4, 16, 16, 1)), keys, ensemble=3)
     mutual = fusion.uncertainty(samples)["mutual_information"]
     np.testing.assert_allclose(found.mutual_information, 255 * np.asarray(mutual), atol=0.51)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from stubs import Stub
 
 from biedsnet_jax.config import build_data
 from biedsnet_jax.diffusion.sampler import Trajectory
 from biedsnet_jax.evaluation import closing, evaluate
+from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.reporting import report
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.scoring import results
@@ -21,7 +23,7 @@ from configs import folder, phantom
 SIZE = 16
 
 
-class Made:
+class Made(Stub):
     """Marks the pixels above a value in every class, as a model of one pass or of two samples would."""
 
     def __init__(self, classes):
@@ -43,7 +45,7 @@ def evaluated(cfg, workdir, monkeypatch, *, above):
     mesh = devices.make_mesh(jax.devices()[:1])
     variables = {"above": jnp.float32(above), "params": {}}
     data = build_data.open_data(cfg)
-    return evaluate.evaluate(cfg, workdir, Made(cfg.data.classes), variables, data, mesh, step=7)
+    return evaluate.evaluate(Trained(cfg, Made(cfg.data.classes), variables, 7, mesh), workdir, data)
 
 
 def shown(workdir):

@@ -17,11 +17,11 @@ from untrained import image, toy, untrained
 from biedsnet_jax import main
 from biedsnet_jax.config import build_model
 from biedsnet_jax.data import transforms
-from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.exporting import export, loader
 from biedsnet_jax.exporting import program as export_program
 from biedsnet_jax.prediction import predictor as predict
-from biedsnet_jax.runtime import files
+from biedsnet_jax.prediction.trained import Trained
+from biedsnet_jax.runtime import devices, files
 from configs import nifti
 
 # Closeness: float32 normalisation against float64, and bfloat16 in batches of another size.
@@ -68,7 +68,7 @@ def with_neighbours(scan, context):
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps_equal_predicts(exported, kind, batch):
     predictor, _, about, run = exported(kind)
-    data = predictor.cfg.data
+    data = predictor.model.config.data
     scan = image(batch, data.size, data.size, data.channels)
     expected = predictor(scan, keep_samples=True)
     found = run(with_neighbours(scan, data.context))
@@ -161,8 +161,9 @@ def test_every_network_can_be_exported(variant):
     chosen = "biedsnet" if variant in FIELDS else variant
     cfg = toy(chosen=chosen, data__size=32, **FIELDS.get(variant, {}))
     model = build_model.build(cfg)
-    shapes = jax.eval_shape(lambda: evaluate.init_variables(model, cfg))
-    program = export_program.lower(cfg, model, export_program.flatten(shapes), keep_samples=False)
+    shapes = jax.eval_shape(lambda: build_model.init_variables(model, cfg))
+    model = Trained(cfg, model, {}, 0, devices.make_mesh())
+    program = export_program.lower(model, export_program.flatten(shapes), keep_samples=False)
     (probability,) = [x for x in program.out_avals if x.shape[1:] == (32, 32, 1)][:1]
     assert str(probability.shape[0]) == "b" and "samples" not in str(program.out_tree)
 
@@ -177,18 +178,19 @@ def test_weights_come_back_as_they_were():
 def test_a_killed_export_is_not_loaded_and_the_same_command_finishes_it(exported, tmp_path, monkeypatch):
     predictor, *_ = exported("direct")
     workdir, folder = tmp_path / "run", tmp_path / "out"
-    untrained(workdir, predictor.cfg)
+    untrained(workdir, predictor.model.config)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_json", full)
-        refused(lambda: export.run(predictor.cfg, str(workdir), str(folder)), "No space left on device", folder)
+        cfg = predictor.model.config
+        refused(lambda: export.run(cfg, str(workdir), str(folder)), "No space left on device", folder)
     assert not (folder / "export.json").exists() and (folder / "weights.npz").exists()
-    export.run(predictor.cfg, str(workdir), str(folder))
+    export.run(predictor.model.config, str(workdir), str(folder))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    export.run(predictor.cfg, str(workdir), str(folder))
+    export.run(predictor.model.config, str(workdir), str(folder))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -18,7 +18,6 @@ from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat, get_field
 from biedsnet_jax.data import splits
-from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.training.optimizer import make_optimizer
 from configs import phantom
@@ -108,7 +107,7 @@ def test_fields_of_networks(place):
         fields = cfg.networks[network]
         with fields.ignore_type():
             fields.update(data.draw(st.dictionaries(st.sampled_from(sorted(fields)), values, min_size=1, max_size=2)))
-        make = lambda: evaluate.init_variables(build_model.build(run_of(cfg)), cfg)  # noqa: E731
+        make = lambda: build_model.init_variables(build_model.build(run_of(cfg)), cfg)  # noqa: E731
         tried(lambda: jax.eval_shape(make), inside=place)
 
     check()

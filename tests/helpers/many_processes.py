@@ -92,7 +92,7 @@ def restored(workdir: Path, mesh) -> dict[str, int]:
     """Checksums of every array of step CUT, restored onto a mesh."""
     cfg = toy()
     model, (optimizer, _) = build_model.build(cfg), make_optimizer(cfg.train)
-    like = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, cfg), optimizer))
+    like = jax.eval_shape(lambda: train_state.create(build_model.init_variables(model, cfg), optimizer))
     with checkpoint.Checkpoints(workdir, keep_latest=2) as checkpoints:
         state = checkpoints.restore(CUT, like, mesh)
     leaves = jax.tree_util.tree_leaves_with_path(multihost_utils.process_allgather(state, tiled=True))

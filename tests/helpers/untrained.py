@@ -6,7 +6,6 @@ import optax
 
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
-from biedsnet_jax.evaluation import evaluate
 from configs import folder, variants
 
 SIZE = 16  # pixels, height and width that they see
@@ -32,7 +31,7 @@ def untrained(workdir, cfg):
             return rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype(np.float32)
         return np.full(x.shape, path[-1].key in ("scale", "var"), np.float32)
 
-    shapes = jax.eval_shape(lambda: evaluate.init_variables(model, cfg))
+    shapes = jax.eval_shape(lambda: build_model.init_variables(model, cfg))
     drawn = jax.tree_util.tree_map_with_path(draw, shapes)
     workdir.mkdir(parents=True)
     with checkpoint.Checkpoints(workdir) as checkpoints:

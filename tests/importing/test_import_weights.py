@@ -49,7 +49,7 @@ def test_an_imported_workdir_predicts_what_pytorch_did(golden, weights, cfg, tmp
     import_weights.run(cfg, str(tmp_path / "run"), str(weights))
     saved, mesh = run_config.load(tmp_path / "run"), devices.make_mesh(jax.devices()[:1])
     model = build_model.build(saved)
-    like = jax.eval_shape(lambda: train_state.create(evaluate.init_variables(model, saved), optax.identity()))
+    like = jax.eval_shape(lambda: train_state.create(build_model.init_variables(model, saved), optax.identity()))
     variables, step = checkpoint.restore_variables(tmp_path / "run", like, mesh)
     image = jnp.asarray(golden["in:x"].transpose(0, 2, 3, 1))
     keys = jax.random.split(jax.random.key(0), len(image))

@@ -13,6 +13,7 @@ from refusals import refused
 
 from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.prediction import made_from, output_folder, outputs, scan_results
+from biedsnet_jax.prediction.job import Job
 from biedsnet_jax.prediction.result import Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
 
@@ -64,25 +65,17 @@ class Place:
 
     def plan(self, **model) -> output_folder.Plan:
         self.out.mkdir(exist_ok=True)
-        self.job = scan_results.job(
+        self.job = Job(
             self.out,
             list(self.items.values()),
             classes=1,
-            diffusion=True,
-            ensemble=2,
+            samples=2,
             keep_samples=self.samples,
             settings=self.settings,
             weights=self.weights,
         )
         fields = {"workdir": self.workdir, "weights": self.weights, "step": self.step, "config": "c"}
-        return output_folder.plan(
-            self.out,
-            self.job.items,
-            self.job.where,
-            settings=self.settings,
-            model=output_folder.Model(**(fields | model)),
-            classes=1,
-        )
+        return output_folder.plan(self.job, output_folder.Model(**(fields | model)))
 
     def save(self, plan: output_folder.Plan) -> None:
         """Give each scan of a plan a mask."""

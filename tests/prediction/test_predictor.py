@@ -1,5 +1,7 @@
 """Masks of arrays, against the network, the fusion and the resizing done by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,8 @@ from untrained import SIZE, image, toy, untrained
 
 from biedsnet_jax.config import run_config
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.prediction import predictor as predict
+from biedsnet_jax.prediction import trained
 from biedsnet_jax.prediction.result import label_map
 from biedsnet_jax.runtime import devices
 from configs import nifti
@@ -46,10 +48,11 @@ def prepared(array, size=SIZE):
 def samples_by_hand(workdir, images, numbers):
     """ "n b h w k" of prepared images, by the segmenter itself on one device."""
     cfg = run_config.load(workdir)
-    model, variables, _, _ = evaluate.open_model(cfg, workdir)
+    model = trained.load(workdir, cfg)
+    segmenter = model.segmenter
     keys = jax.numpy.stack([jax.random.fold_in(jax.random.key(cfg.seed), n) for n in numbers])
-    run = jax.jit(lambda v, x, k: model.predict(v, x, k, ensemble=cfg.sampler.ensemble))
-    return np.asarray(run(jax.device_get(variables), np.stack(images), keys))
+    run = jax.jit(lambda v, x, k: segmenter.predict(v, x, k, ensemble=cfg.sampler.ensemble))
+    return np.asarray(run(jax.device_get(model.variables), np.stack(images), keys))
 
 
 # --- the same as by hand ---------------------------------------------------------------------------------------------
@@ -141,7 +144,7 @@ def test_one_slice_in_every_shape_and_type(predictors, shape, dtype):
 def test_shapes_that_do_not_fit(predictors, model, shape, says):
     with pytest.raises(BadInput) as caught:
         predictors[model](np.zeros(shape))
-    channels = predictors[model].cfg.data.channels
+    channels = predictors[model].model.config.data.channels
     assert f"shape of an array, {says}, the argument; give (h, w), (h, w, {channels}) or" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -185,7 +188,8 @@ def test_few_sizes_of_batch_are_compiled(predictors, slices, sizes):
         return {"probability": jnp.zeros((len(image), SIZE, SIZE, 1))}
 
     mesh = devices.make_mesh(jax.devices()[:1])
-    predictor = predict.Predictor(predictors["direct"].cfg, {}, step=0, mesh=mesh, run_batch=jax.jit(run_batch))
+    model = dataclasses.replace(predictors["direct"].model, variables={}, mesh=mesh)
+    predictor = predict.Predictor(model, jax.jit(run_batch))
     for number in slices:
         predictor.predict([image(number, 20, 24, 3)])
     assert compiled == sizes  # jit calls the function once a size

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from biedsnet_jax.exporting import model_card
 from biedsnet_jax.reporting import report
 from biedsnet_jax.reporting import table as tables
-from biedsnet_jax.runtime import csv_text
+from biedsnet_jax.runtime import csv_text, markdown
 from biedsnet_jax.scoring import metrics, results
 
 NAMES = [
@@ -99,7 +99,7 @@ def test_what_is_no_character_never_breaks_a_page(name, shown):
 
 
 def test_markup_of_the_projects_own_stays():
-    cells = [tables.Marked("**0.5**"), tables.Marked("`a | b`"), "**0.5**"]
+    cells = [markdown.Marked("**0.5**"), markdown.Marked("`a | b`"), "**0.5**"]
     text = tables.markdown("t", [tables.Table("t", "c", ["", "x", "y"], [cells])])
     assert r"| **0.5** | `a \| b` | \*\*0.5\*\* |" in text
 

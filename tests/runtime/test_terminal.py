@@ -14,7 +14,7 @@ import terminals
 from evaluated_workdir import closing_lines
 
 from biedsnet_jax.evaluation import closing
-from biedsnet_jax.prediction.closing import segmented
+from biedsnet_jax.prediction.closing import Counts, segmented
 from biedsnet_jax.runtime import console
 from biedsnet_jax.training import train as trainer
 
@@ -141,7 +141,7 @@ from biedsnet_jax.runtime import progress
 bar = progress.Progress("train", 2)
 bar.update(2, {}, plain=True)
 bar.close()
-closing.segmented("out", done=1, skipped=2, failed=3, seconds=4.0)
+closing.segmented("out", closing.Counts(done=1, skipped=2, failed=3), seconds=4.0)
 print([name for name in sys.modules if name.split(".")[0] in ("rich", "jax")])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=terminals.ROOT, capture_output=True, text=True)
@@ -172,7 +172,7 @@ def shown(monkeypatch):
 
 
 def test_the_table_of_a_prediction(shown):
-    found = shown(segmented, Path("out"), done=4, skipped=2, failed=1, seconds=3725.9)
+    found = shown(segmented, Path("out"), Counts(done=4, skipped=2, failed=1), seconds=3725.9)
     rows = [line.split() for line in found.splitlines()]
     for row in (["done", "4"], ["skipped,", "done", "before", "2"], ["failed", "1"], ["time", "1:02:05"]):
         assert row in rows

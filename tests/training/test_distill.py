@@ -22,7 +22,6 @@ from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.config import student as student_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.diffusion import schedule
-from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import losses, segmenter
 from biedsnet_jax.segmenters.consistency import Consistency
@@ -143,7 +142,9 @@ def test_the_update_moves_the_student_and_neither_moves_nor_donates_the_teacher(
     everywhere = devices.replicated(mesh)
     state = jax.device_put(train_state.create(line(b=0.5), optimizer), everywhere)
     others = jax.device_put({"teacher": line(b=2.0)}, everywhere)
-    step = train_step.make_train_step(consistency(losses.bce), optimizer, mesh, ema_decay=0.9, accumulate=2, fixed=True)
+    model = consistency(losses.bce)
+    update = train_step.Update(model, optimizer, ema_decay=0.9, accumulate=2, fixed=True)
+    step = train_step.make_train_step(update, mesh)
     batch = devices.put_batch(jax.device_get(batch_of(16)), mesh)
     for _ in range(2):
         state, _ = step(state, batch, jax.random.key(0), others)
@@ -173,7 +174,7 @@ def trained(workdir: Path, cfg) -> Path:
             return rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype(np.float32)
         return np.full(x.shape, path[-1].key == "scale", np.float32)
 
-    shapes = jax.eval_shape(lambda: evaluate.init_variables(model, cfg))
+    shapes = jax.eval_shape(lambda: build_model.init_variables(model, cfg))
     variables = jax.tree_util.tree_map_with_path(draw, shapes)
     with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(train_state.create(variables, optax.identity()), config=cfg.to_dict())

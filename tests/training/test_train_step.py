@@ -17,7 +17,7 @@ from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import losses
 from biedsnet_jax.segmenters.segmenter import Diffusion, Direct
 from biedsnet_jax.training.optimizer import make_optimizer
-from biedsnet_jax.training.train_step import make_train_step, one_or_other
+from biedsnet_jax.training.train_step import Update, make_train_step, one_or_other
 
 
 class Pull:
@@ -93,7 +93,7 @@ def assert_equal(a, b, **tolerance):
 
 def test_updates_and_ema_are_those_of_a_loop_by_hand():
     optimizer, decay = optax.sgd(0.5), 0.3
-    step, state = make_train_step(Pull(), optimizer, one_device(), ema_decay=decay), pull_state(4.0, optimizer)
+    step, state = make_train_step(Update(Pull(), optimizer, ema_decay=decay), one_device()), pull_state(4.0, optimizer)
     w = ema = 4.0
     for number, target in enumerate([1.0, -2.0, 0.5, 3.0, 8.0, -1.0]):
         state, metrics = step(state, pixels(target - 1, target + 1), jax.random.key(0))
@@ -108,7 +108,7 @@ def test_updates_and_ema_are_those_of_a_loop_by_hand():
 
 
 def test_each_step_draws_from_the_runs_key_and_its_own_number():
-    step = make_train_step(Pull(), optax.sgd(0.1), one_device(), ema_decay=0.9)
+    step = make_train_step(Update(Pull(), optax.sgd(0.1), ema_decay=0.9), one_device())
 
     def draws(seed):
         state, seen = pull_state(0.0, optax.sgd(0.1)), []
@@ -126,7 +126,7 @@ def test_the_old_state_is_donated():
     optimizer = optax.adam(0.1)
     mesh = one_device()
     old = jax.device_put(pull_state(1.0, optimizer), devices.replicated(mesh))
-    new, _ = make_train_step(Pull(), optimizer, mesh, ema_decay=0.9)(old, pixels(0.0), jax.random.key(0))
+    new, _ = make_train_step(Update(Pull(), optimizer, ema_decay=0.9), mesh)(old, pixels(0.0), jax.random.key(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.ema_params, old.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
 
@@ -136,7 +136,7 @@ def test_the_old_state_is_donated():
 
 def test_a_batch_that_is_not_finite_changes_only_the_counters_and_a_good_one_resets_them():
     optimizer = optax.adam(0.1)
-    step, key = make_train_step(Pull(), optimizer, one_device(), ema_decay=0.9), jax.random.key(0)
+    step, key = make_train_step(Update(Pull(), optimizer, ema_decay=0.9), one_device()), jax.random.key(0)
     state, _ = step(pull_state(4.0, optimizer), pixels(1.0, 2.0), key)
     before = trees(state)
     for count, value in enumerate([math.nan, math.inf], start=1):
@@ -154,7 +154,7 @@ def test_a_batch_that_is_not_finite_changes_only_the_counters_and_a_good_one_res
 
 def test_a_gradient_that_is_not_finite_is_skipped_though_its_loss_is():
     optimizer = optax.sgd(0.1)
-    step = make_train_step(Root(), optimizer, one_device(), ema_decay=0.9)
+    step = make_train_step(Update(Root(), optimizer, ema_decay=0.9), one_device())
     state, metrics = step(pull_state(0.0, optimizer), pixels(0.0), jax.random.key(0))
     assert float(metrics["loss"]) == 0.0
     assert (float(state.params["w"]), int(state.bad_steps)) == (0.0, 1)
@@ -208,7 +208,7 @@ def test_a_batch_in_parts_is_the_batch_at_once_over_any_devices():
 
     def updated(mesh, accumulate):
         state = train_state.create(jax.tree.map(jnp.copy, variables), optimizer)
-        step = make_train_step(direct, optimizer, mesh, ema_decay=0.5, accumulate=accumulate)
+        step = make_train_step(Update(direct, optimizer, ema_decay=0.5, accumulate=accumulate), mesh)
         state, metrics = step(state, batch, jax.random.key(0))
         return jax.device_get((state.params, state.ema_params, metrics))
 
@@ -224,7 +224,7 @@ def train_small(mesh, steps: int):
     batch, optimizer = squares(8), optax.sgd(0.3)
     variables = weights(network, batch["mask"], batch["image"], jnp.zeros(8, jnp.int32))
     state = train_state.create(variables, optimizer)
-    step = make_train_step(diffusion, optimizer, mesh, ema_decay=0.9)
+    step = make_train_step(Update(diffusion, optimizer, ema_decay=0.9), mesh)
     batch = devices.put_batch(jax.device_get(batch), mesh)
     first, values = None, []
     for _ in range(steps):

@@ -1,13 +1,16 @@
 """Validation of splits with and without something to find."""
 
+import dataclasses
 import types
 
 import numpy as np
 import pytest
+from stubs import Stub
 
-from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.config import build_data
 from biedsnet_jax.runtime import devices, progress
 from biedsnet_jax.training import validation
+from configs import phantom
 
 
 class Heard:
@@ -25,20 +28,17 @@ def made(monkeypatch):
     """`made(truths)`: a Validation over slices with these masks, predicted as one pixel each."""
 
     def make(truths):
-        monkeypatch.setattr(evaluate, "make_predict", lambda *args, **options: len)
-
-        def split(cfg, predict, variables, data, indices, mesh, clock=None):
+        def split(self, data, indices, clock=None):
             for index in indices:
                 probability = np.zeros((1, 4, 4, 1), np.float32)
                 probability[0, 0, 0] = 1
                 yield probability, {"mask": truths[index][None]}, []
 
-        monkeypatch.setattr(evaluate, "predict_split", split)
-        options = types.SimpleNamespace(val_images=0, val_ensemble=1)
-        log = types.SimpleNamespace(tensorboard=False)
-        cfg = types.SimpleNamespace(eval=options, log=log, fusion="mean", seed=0, threshold=0.5)
-        data = types.SimpleNamespace(val=list(range(len(truths))))
-        return validation.Validation(cfg, None, data, devices.make_mesh())
+        monkeypatch.setattr(validation.Trained, "predict_split", split)
+        cfg = phantom.get_config()
+        cfg.update_from_flattened_dict({"eval.val_images": 0, "log.tensorboard": False})
+        data = dataclasses.replace(build_data.open_data(cfg), val=list(range(len(truths))))
+        return validation.Validation(cfg, Stub(), data, devices.make_mesh())
 
     return make
 
