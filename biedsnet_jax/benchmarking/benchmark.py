@@ -97,7 +97,7 @@ def programs(cfg, mesh) -> list[Program]:
         return train_step.make_train_step(step, mesh, state_sharding=devices.state_sharding(state_shape, mesh))
 
     def predict(mesh):
-        return trained.make_predict(cfg, model, mesh)
+        return make_predict(cfg, model, mesh)
 
     batch, part = _inputs(cfg, cfg.train.batch_size, mesh)
     key = jax.device_put(jax.random.key(cfg.seed), devices.replicated(mesh))

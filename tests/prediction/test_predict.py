@@ -514,7 +514,7 @@ def test_an_output_that_is_a_file(predict, tmp_path):
     save_picture(tmp_path / "in" / "a.png")
     (tmp_path / "out").write_text("a file")
     code, _, err = predict()
-    assert code == 2 and f"cannot write, File exists, {tmp_path / 'out'}" in err
+    assert code == 2 and f"Cannot write to {tmp_path / 'out'}: File exists." in err
     one_line(err)
 
 
@@ -538,7 +538,8 @@ def test_a_full_disk_stops_in_one_line_and_the_next_run_goes_on(predict, tmp_pat
         code, _, err = predict()
     assert code == 2
     said = err.splitlines()[-1]
-    assert said.startswith(f"biedsnet: cannot write, No space left on device, {output / 'b_mask.nii.gz'}; make room")
+    full = f"{output / 'b_mask.nii.gz'}: No space left on device. Make room there"
+    assert said.startswith(f"biedsnet: Cannot write to {full}")
     assert "b_variance.nii.gz" not in outputs(output) and not list(output.rglob(".partial*"))
     assert set(rows(output)) == {"a"}
     before = outputs(output)
@@ -591,7 +592,7 @@ def test_what_stops_every_scan_stops_the_run(predict, tmp_path, monkeypatch, num
     with monkeypatch.context() as patch:
         patch.setattr(nib.Nifti1Image, "to_filename", refuse)
         code, _, err = predict()
-    assert code == 2 and err.splitlines()[-1].startswith(f"biedsnet: cannot write, {os.strerror(number)}, ")
+    assert code == 2 and f": {os.strerror(number)}. Make " in err.splitlines()[-1]
     assert predict()[0] == 0
 
 
