@@ -1,4 +1,4 @@
-"""The parts that docs/extend.md adds, written into a copy of the project as the page says, trained and used there."""
+"""The parts of docs/extend.md, written into a copy of the project as the page says, and used."""
 
 import os
 import shutil
@@ -33,9 +33,9 @@ def project(tmp_path_factory):
 
 
 def _with_lines(text, lines):
-    """A file's text with the import, and the entry of a dict or the fields, that a block of the page adds."""
+    """A file's text with what a block of the page adds: an import, an entry of a dict, fields."""
     imports = "".join(f"{line}\n" for line in lines if line.startswith("from "))
-    added = "".join(f"{line}\n" for line in lines if line.startswith("    ") and line.strip() != "...")
+    added = "".join(f"{line}\n" for line in lines if line.startswith("    ") and "..." not in line)
     dicts = [line for line in lines if line.endswith("{")]
     text = text.replace("\nfrom ", f"\n{imports}from ", 1)
     if dicts:
@@ -54,20 +54,28 @@ def data(tmp_path_factory):
     for case in range(4):
         mask = np.zeros((2, 40, 32), np.uint8)
         mask[:, 8 : 20 + case, 8:20] = 1
-        np.savez(folder / f"case_{case}.npz", image=mask + rng.normal(0, 0.1, mask.shape), mask=mask)
+        image = mask + rng.normal(0, 0.1, mask.shape)
+        np.savez(folder / f"case_{case}.npz", image=image, mask=mask)
     return folder
 
 
 def run(project, *words):
     command = [sys.executable, "-m", "biedsnet_jax.main", *map(str, words)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-FIELDS = ("train.steps=3", "eval.every=0", "sampler.ensemble=1", "eval.pictures=0", "log.tensorboard=False")
-TOY = [f"--config.{field}" for field in FIELDS]
+TOY = [
+    "--config.train.steps=3",
+    "--config.eval.every=0",
+    "--config.sampler.ensemble=1",
+    "--config.eval.pictures=0",
+    "--config.log.tensorboard=False",
+]
 
 
 def test_a_network_and_a_source(project, data, tmp_path):
@@ -81,6 +89,7 @@ def test_a_network_and_a_source(project, data, tmp_path):
 
 
 def test_a_loss_a_sampler_and_a_network_of_a_config_file(project):
-    own = ("--config.loss.name=tversky", "--config.loss.tversky_alpha=0.2", "--config.sampler.method=renoise")
-    run(project, "--config=my_config.py:toy", "--workdir=own", *own, "--config.sampler.steps=2", *TOY)
+    loss = ("--config.loss.name=tversky", "--config.loss.tversky_alpha=0.2")
+    sampler = ("--config.sampler.method=renoise", "--config.sampler.steps=2")
+    run(project, "--config=my_config.py:toy", "--workdir=own", *loss, *sampler, *TOY)
     assert (project / "own" / "results.json").exists()

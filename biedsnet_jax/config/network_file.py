@@ -59,4 +59,4 @@ def _run(path, source):
         return runpy.run_path(files.expanded(path))
     except Exception as error:
         what = f"{type(error).__name__}: {reason(error)}"
-        raise BadInput(f"network_file is {path}, which fails with {what}. Mend that file.") from error
+        raise BadInput(f"{path} fails with {what}. Mend that file.") from error

@@ -1,4 +1,4 @@
-"""A network from a user's own file: the example of docs/extend.md through the modes, and what is refused."""
+"""A network from a user's own file: the examples of docs/extend.md, and what is refused."""
 
 import shutil
 import sys
@@ -17,7 +17,6 @@ from biedsnet_jax import main
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.runtime import devices
-from biedsnet_jax.segmenters.segmenter import Diffusion, Direct
 from configs import phantom
 
 EXAMPLES = [said.text for said in documented.examples(ROOT / "docs" / "extend.md")]
@@ -50,9 +49,10 @@ def trained(tmp_path_factory):
     file = folder / "my_config.py"
     file.write_text(DENOISER)
     # Less to compile, and to draw.
-    fields = ["train.steps=4", "checkpoint.every=2", "eval.every=0", "sampler.ensemble=1", "eval.pictures=0"]
-    fields += ["log.images=0", "log.tensorboard=False", "compile_cache="]
-    assert run(f"--config={file}:toy", f"--workdir={folder / 'run'}", *[f"--config.{field}" for field in fields]) == 0
+    fields = ["train.steps=4", "checkpoint.every=2", "eval.every=0", "sampler.ensemble=1"]
+    fields += ["eval.pictures=0", "log.images=0", "log.tensorboard=False", "compile_cache="]
+    smaller = [f"--config.{field}" for field in fields]
+    assert run(f"--config={file}:toy", f"--workdir={folder / 'run'}", *smaller) == 0
     file.unlink()
     return (folder / "run").rename(folder / "moved")
 
@@ -61,7 +61,8 @@ def test_a_run_outlives_the_file_of_its_network(trained):
     assert run("--mode=evaluate", f"--workdir={trained}") == 0
     picture, masks = trained.with_name("scan.png"), trained.with_name("masks")
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(picture)
-    assert run("--mode=predict", f"--workdir={trained}", f"--input={picture}", f"--output={masks}") == 0
+    files = (f"--input={picture}", f"--output={masks}")
+    assert run("--mode=predict", f"--workdir={trained}", *files) == 0
     assert (masks / "scan_mask.png").exists()
     shutil.rmtree(trained / "checkpoints" / "4")
     assert run(f"--workdir={trained}") == 0
@@ -75,17 +76,19 @@ def test_a_file_that_changed_is_another_config(trained, tmp_path):
     c.network_file = str(file)
     run_config.check_same_run(c, trained)
     file.write_text(DENOISER + "# changed\n")
-    refused(lambda: run_config.check_same_run(c, trained), "network_file", trained / "network.py", file)
+    says = ("network_file", trained / "network.py", file)
+    refused(lambda: run_config.check_same_run(c, trained), *says)
 
 
 def test_both_kinds_are_built(tmp_path):
-    for text, network, kind in ((DIRECT, "TinyNet", Direct), (DENOISER, "TinyDenoiser", Diffusion)):
+    kinds = ((DIRECT, "TinyNet", "Direct"), (DENOISER, "TinyDenoiser", "Diffusion"))
+    for text, network, kind in kinds:
         file = tmp_path / f"{network}.py"
         file.write_text(text)
         c = config_of(file, network)
         check_config(c)
         segmenter = build_model.build(c)
-        assert isinstance(segmenter, kind) and segmenter.network.width == 16
+        assert (type(segmenter).__name__, segmenter.network.width) == (kind, 16)
         variables = segmenter.init(jax.random.key(0), (32, 32, 1))
         keys = jax.random.split(jax.random.key(1), 2)
         found = segmenter.predict(variables, jnp.zeros((2, 32, 32, 1)), keys, ensemble=1)
