@@ -109,7 +109,7 @@ def _root(path: Path, package: str) -> Path:
 
 
 def modules(package: Path) -> dict[str, Path]:
-    """Every module of a package by its dotted name below it; a package's __init__ by the package's."""
+    """Every module by its dotted name below the package; a package's __init__ by the package's."""
     found = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
@@ -227,3 +227,21 @@ def test_no_module_loads_tensorflow_or_torch():
     line = [sys.executable, "-c", code, *every]
     done = subprocess.run(line, cwd=PACKAGE.parent, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("prediction.predict", ("biedsnet_jax.evaluation", "biedsnet_jax.reporting")),
+        ("exporting.export", ("biedsnet_jax.evaluation", "biedsnet_jax.prediction.outputs")),
+        ("importing.import_weights", ("biedsnet_jax.evaluation",)),
+        ("reporting.report", ("jax", "flax")),
+    ],
+)
+def test_a_mode_loads_only_what_it_needs(module, without):
+    code = f"import sys, biedsnet_jax.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.split()
+    unwanted = tuple(f"{name}." for name in without)
+    assert [name for name in loaded if f"{name}.".startswith(unwanted)] == []
