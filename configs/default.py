@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     c.seed = 0
     c.row = ""  # what a table calls this run; "" is the network's name
     c.network = "biedsnet"  # one of biedsnet_jax.networks.NETWORKS
+    c.network_file = ""  # your own Python file, of which `network` names a class (docs/extend.md); "": none
     c.method = "auto"  # "auto": by network; "diffusion"; "direct": one pass, no noise
     c.dtype = "float32"  # "bfloat16": compute only; parameters, norms' statistics, losses and sampler stay float32
     c.compile_cache = "auto"  # a folder for compiled programs; "auto": the user's cache folder; "": off

@@ -15,6 +15,8 @@ from places import ROOT
 from biedsnet_jax.runtime import devices
 
 COMMANDS = [command for page in documented.pages() for command in documented.commands(page)]
+# Those of extend.md are tried by test_extend.
+EXAMPLES = [page for page in documented.pages() if documented.examples(page) and page.name != "extend.md"]
 FIRST = [said for i, said in enumerate(COMMANDS) if said.text not in [other.text for other in COMMANDS[:i]]]
 
 
@@ -52,7 +54,7 @@ def test_command(said, workshop):
     documented_rules.rule_of(words).try_it(words, workshop, page)
 
 
-@pytest.mark.parametrize("page", [p for p in documented.pages() if documented.examples(p)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.name)
 def test_python_examples(page, workshop):
     workshop.trained("runs/mine")
     names = {"array": np.random.default_rng(0).normal(size=(2, 40, 30, 1))}

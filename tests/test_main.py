@@ -240,7 +240,7 @@ def test_splits(refused, tmp_path):
         ("--config.train.batch_size=12", ["batch of 12", "8 devices", "train.batch_size", "8 or 16"]),
         ("--config.eval.batch_size=3", ["batch of 3", "8 devices", "eval.batch_size", "set eval.batch_size to 8"]),
         ("--config.data.size=50", ["not divisible by", "50, in data.size", "; use 48 or"]),
-        ("--config.network=unett", ["unknown network, 'unett'", "unet"]),
+        ("--config.network=unett", ["network is 'unett'", "unet"]),
         ("--config.sampler.steps=0", ["sampler.steps"]),
         ("--config.data.phantom.n_cases=0", ["n_cases"]),
     ],

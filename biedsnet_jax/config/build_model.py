@@ -7,23 +7,38 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from biedsnet_jax.config import network_file
 from biedsnet_jax.config.build_data import image_shape
 from biedsnet_jax.diffusion import schedule
-from biedsnet_jax.errors import BadInput, reason
+from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.segmenters import losses
 from biedsnet_jax.segmenters.consistency import Consistency
 from biedsnet_jax.segmenters.segmenter import Diffusion, Direct, NoisePrediction, Sampling, Segmenter
 
-SIZED = ("swin_unet", "trans_unet", "medsegdiff")  # networks whose parameters may depend on the image size
+
+def network_class(config) -> type[nn.Module]:
+    """The class of the network that a config names, of NETWORKS or of the user's `network_file`.
+
+    `config` may also be its fields by dotted name. Raises BadInput where there is no such network.
+    """
+    name, file = config["network"], config.get("network_file")
+    if file:
+        return network_file.load(file, name)
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise BadInput(
+            f"network is {shown(repr(name))}. Use one of {', '.join(map(repr, NETWORKS))}."
+        )
+    return NETWORKS[name]
 
 
 def make_network(config) -> nn.Module:
     """The network that a config asks for. `make_network(config).check_size((h, w))` refuses what it cannot take."""
-    fields = dict(config.networks[config.network])
-    if config.network in SIZED:
+    network = network_class(config)
+    fields = dict(config.networks.get(config.network, {}))
+    if hasattr(network, "image_size"):
         fields["image_size"] = config.data.size
-    return NETWORKS[config.network](classes=config.data.classes, dtype=jnp.dtype(config.dtype), **fields)
+    return network(classes=config.data.classes, dtype=jnp.dtype(config.dtype), **fields)
 
 
 def build(config) -> Segmenter:
@@ -36,13 +51,12 @@ def build(config) -> Segmenter:
 def _build_untaught(config):
     network = make_network(config)
     loss, weights = _loss_function(config.loss), config.loss.supervision_weights
-    denoiser = config.network == "biedsnet"
 
     def heads_loss(heads, y):
         return losses.supervised(loss, heads, y, weights)
 
     if not is_diffusion(config):
-        return Direct(network, heads_loss, denoiser)
+        return Direct(network, heads_loss, is_denoiser(config))
     noise_schedule, sampling = make_schedule(config), make_sampling(config)
     if config.network == "medsegdiff":
         return NoisePrediction(network, noise_schedule, sampling)
@@ -72,9 +86,19 @@ def make_sampling(config) -> Sampling:
     return Sampling(**{field.name: config.sampler[field.name] for field in dataclasses.fields(Sampling)})
 
 
+def is_denoiser(config) -> bool:
+    """Whether a config's network is called with (x_t, image, t) instead of (image).
+
+    `config` may also be its fields by dotted name.
+    """
+    if config.get("network_file"):
+        return hasattr(network_class(config), "denoise")
+    return config.get("network") in DENOISERS
+
+
 def is_diffusion(config) -> bool:
     """Whether a config's network is used as a diffusion model; `method` "auto" means wherever it can be."""
-    return config.network in DENOISERS and config.method != "direct"
+    return is_denoiser(config) and config.method != "direct"
 
 
 def _loss_function(fields) -> losses.LossFn:

@@ -9,7 +9,7 @@ from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.config.known_fields import check_known
 from biedsnet_jax.data import case_names
 from biedsnet_jax.errors import BadInput, shown
-from biedsnet_jax.networks import DENOISERS, NETWORKS
+from biedsnet_jax.networks import DENOISERS
 from biedsnet_jax.segmenters.fusion import FUSIONS
 
 _CHOICES = {
@@ -64,9 +64,8 @@ _NAMES = ("split.train", "split.val", "split.test")
 def check_config(config: ConfigDict) -> None:
     """Raise BadInput at the first field that cannot be, or that does not exist."""
     check_known(config)
-    network = _leaf(config, "network")
-    if not isinstance(network, str) or network not in NETWORKS:
-        raise BadInput(f"unknown network, {network!r}, in network; use one of {', '.join(sorted(NETWORKS))}")
+    _leaf(config, "network")
+    build_model.network_class(config)
     for name, allowed in _CHOICES.items():
         if _leaf(config, name) not in allowed:
             raise BadInput(f"unknown choice, {_leaf(config, name)!r}, in {name}; use {_alternatives(allowed)}")
@@ -100,7 +99,7 @@ def check_config(config: ConfigDict) -> None:
     if len(config.split.fractions) != 3:
         raise BadInput(f"{len(config.split.fractions)} fractions, in split.fractions; give three, as (0.8, 0.1, 0.1)")
     _check_sampler(config)
-    if config.method == "diffusion" and config.network not in DENOISERS:
+    if config.method == "diffusion" and not build_model.is_denoiser(config):
         raise BadInput(f"no diffusion network, {config.network}, in method; use 'auto', or {_alternatives(DENOISERS)}")
     if config.method == "direct" and config.network == "medsegdiff":
         raise BadInput("no direct form, medsegdiff, in method; use 'auto': its network predicts noise, not masks")
@@ -207,8 +206,9 @@ def _check_batch(config):
 
 def _check_network_fields(config):
     """Each is of the kind that the network has there by default; tuples hold whole numbers."""
-    for name, value in get_field(config, f"networks.{config.network}").items():
-        usual = getattr(NETWORKS[config.network], name, None)
+    network = build_model.network_class(config)
+    for name, value in config.networks.get(config.network, {}).items():
+        usual = getattr(network, name, None)
         empty = value == () and name not in _MAY_BE_EMPTY
         if empty or not _alike(value, usual):
             where = shown(f"networks.{config.network}.{name}")

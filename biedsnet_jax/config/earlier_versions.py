@@ -14,6 +14,7 @@ from biedsnet_jax.config.fields import flat, set_field
 from biedsnet_jax.errors import listed, shown
 
 ADDED = {
+    "network_file": "",
     "diffusion.self_condition": False,
     "networks.biedsnet.fold": False,
     "networks.biedsnet.remat": False,

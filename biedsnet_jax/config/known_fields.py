@@ -1,8 +1,8 @@
 """The fields that a config may have, and which of them a run reads.
 
 A field is one of `configs/default.py`, which stands beside the package, of a student's section
-`distill`, or of a network that has no section there. Installed without `configs/`, the package
-knows no defaults: then no field is unknown, and nothing is filled in.
+`distill`, or of a network that has no section there, such as one of a user's own file. Installed
+without `configs/`, the package knows no defaults: then no field is unknown, and nothing is filled in.
 """
 
 import dataclasses
@@ -15,9 +15,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from biedsnet_jax.config import build_model
 from biedsnet_jax.config.fields import flat, nearest
 from biedsnet_jax.errors import BadInput, reason, shown
-from biedsnet_jax.networks import DENOISERS, NETWORKS
+from biedsnet_jax.networks import NETWORKS
 
 DEFAULT = str(pathlib.Path(__file__).absolute().parents[2] / "configs" / "default.py")
 STUDENT = ("distill.teacher", "distill.step", "distill.grid", "distill.truth_weight")
@@ -43,13 +44,13 @@ def _read(path: str) -> dict[str, Any]:
 
 def unknown(config: ConfigDict) -> list[str]:
     """Fields and whole sections of a config that no run reads, by dotted name."""
-    fields = _names()
+    fields = _names(config)
     return list(_unknown(config, fields, _sections(fields), "")) if fields else []
 
 
 def check_known(config: ConfigDict) -> None:
     """Raise BadInput at a field that does not exist, and at a value in the place of a section."""
-    fields = _names()
+    fields = _names(config)
     for name in unknown(config):
         value = _at(config, name)
         if isinstance(value, ConfigDict):
@@ -81,20 +82,23 @@ def is_used(name: str, fields: Mapping[str, Any]) -> bool:
         return rest[0] == fields.get("data.source")
     if name == "data.case":
         return fields.get("data.source") in ("folder", "nifti")
-    one_pass = network not in DENOISERS or fields.get("method") == "direct"
+    one_pass = fields.get("method") == "direct" or not build_model.is_denoiser(fields)
     if section in ("diffusion", "sampler", "fusion"):
         return not one_pass
     return section != "loss" or network != "medsegdiff"
 
 
-def _names() -> frozenset[str]:
+def _names(config) -> frozenset[str]:
     """All fields there are; none where the defaults are not known."""
     known = set(defaults())
     if not known:
         return frozenset()
     described = {name.split(".")[1] for name in known if name.startswith("networks.")}
-    for network in NETWORKS.keys() - described:
-        own = (field.name for field in dataclasses.fields(NETWORKS[network]))
+    networks = dict(NETWORKS)
+    if config.get("network_file"):
+        networks[config.network] = build_model.network_class(config)
+    for network in networks.keys() - described:
+        own = (field.name for field in dataclasses.fields(networks[network]))
         known |= {f"networks.{network}.{name}" for name in own if name not in _OF_LINEN}
     return frozenset(known.union(STUDENT))
 

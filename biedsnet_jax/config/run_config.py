@@ -5,7 +5,7 @@ import pathlib
 
 from ml_collections import ConfigDict, config_dict
 
-from biedsnet_jax.config import earlier_versions, known_fields
+from biedsnet_jax.config import earlier_versions, known_fields, network_file
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import case_names
 from biedsnet_jax.errors import BadInput, reason, shown
@@ -34,7 +34,11 @@ SHARED = ("network", "method", "diffusion.", "data.channels", "data.context", "d
 
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:
-    """Write the config as JSON, atomically."""
+    """Write the config as JSON, atomically, and before it the network's own file, if it has one."""
+    if config.get("network_file"):
+        files.write_bytes(path.with_name(network_file.COPY), network_file.read(config.network_file))
+        config = config.copy_and_resolve_references()
+        config.network_file = network_file.COPY
     files.write_text(path, config.to_json_best_effort(indent=2) + "\n")
 
 
@@ -56,6 +60,9 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise BadInput(f"damaged config, no fields, {path}; restore it or use another --workdir")
     _check_whole(config, path)
+    if config.get("network_file"):
+        # The copy in the workdir, wherever that was moved to.
+        config.network_file = str(path.with_name(network_file.COPY))
     for sentences in earlier_versions.renew(config):
         _say_once(f"{path} {sentences}")
     return config.lock()
@@ -67,7 +74,8 @@ def _check_whole(config, path):
     if not isinstance(network, str):
         raise BadInput(f"{path} names no network. Restore it from a copy, or use another --workdir.")
     there = {name.rpartition(".")[0] for name in flat(config)}
-    for section in (f"networks.{network}", "data", "split", "loss", "sampler", "train"):
+    own = () if config.get("network_file") else (f"networks.{network}",)
+    for section in (*own, "data", "split", "loss", "sampler", "train"):
         if section not in there:
             raise BadInput(f"{path} has no section {shown(section)}. Restore it from a copy, or use another --workdir.")
 
@@ -118,6 +126,9 @@ def check_teacher(config: ConfigDict) -> None:
 def _differences(workdir, config):
     """(field, value in `workdir`, value in `config`) where they differ in what either run reads."""
     old, new = flat(load(workdir)), flat(_thaw(json.loads(config.to_json_best_effort())))
+    here, there = new.get("network_file"), old.get("network_file")
+    if here and there and network_file.read(here) == network_file.read(there):
+        new["network_file"] = there
     for name in sorted(old.keys() | new.keys()):
         used = known_fields.is_used(name, old) or known_fields.is_used(name, new)
         if used and old.get(name) != new.get(name):

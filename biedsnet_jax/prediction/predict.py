@@ -35,6 +35,7 @@ FAILED = 3  # exit code where some scans could not be segmented
 _NOT_READ = (
     "row",
     "compile_cache",
+    "network_file",
     "data.source",
     "data.root",
     "data.name",

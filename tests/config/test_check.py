@@ -131,7 +131,7 @@ def test_every_network_has_its_fields():
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("network", "unett", ["unknown network, 'unett', in network", "unetpp"]),
+        ("network", "unett", ["network is 'unett'", "unetpp"]),
         ("method", "both", ["'both', in method", "'auto' or 'diffusion' or 'direct'"]),
         ("data.channels", 2, ["2, in data.channels", "1 (grey) or 3 (colour)"]),
         ("data.window", (250, -1250), ["no window, (250, -1250), in data.window", "(low, high)"]),

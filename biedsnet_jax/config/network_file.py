@@ -1,0 +1,62 @@
+"""A network that comes from a user's own Python file, which a config names in `network_file`."""
+
+import dataclasses
+import functools
+import pathlib
+import runpy
+from typing import Any
+
+import flax.linen as nn
+
+from biedsnet_jax.errors import BadInput, reason, shown
+from biedsnet_jax.runtime import files
+
+# A workdir's copy of the file, so that a run outlives the file that it was started with.
+COPY = "network.py"
+_NEEDED = ("classes", "dtype", "check_size", "__call__")
+_OF_DENOISERS = ("encode", "denoise")
+
+
+def read(path: Any) -> bytes:
+    """The text of a network's file. Raises BadInput for what is no path of a file."""
+    try:
+        return pathlib.Path(files.expanded(path)).read_bytes()
+    except (OSError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"network_file is {shown(path, most=200)}, which cannot be read: {reason(error)}. "
+            "Give the Python file that has the network's class."
+        ) from error
+
+
+def load(path: Any, name: Any) -> type[nn.Module]:
+    """The class `name` of the file at `path`, whatever a config holds there.
+
+    Raises BadInput where the file has no such network.
+    """
+    found = _run(path, read(path))
+    if not isinstance(name, str) or name not in found:
+        raise BadInput(
+            f"network is {shown(repr(name))}, but {path} has no class of that name. "
+            "Set network to the name of the network's class there."
+        )
+    network = found[name]
+    if not (isinstance(network, type) and issubclass(network, nn.Module)):
+        raise BadInput(f"{name} in {path} is not a Flax module. Derive it from flax.linen.Module.")
+    has = {field.name for field in dataclasses.fields(network)} | set(dir(network))
+    needed = (*_NEEDED, *_OF_DENOISERS) if has.intersection(_OF_DENOISERS) else _NEEDED
+    lacking = [part for part in needed if part not in has]
+    if lacking:
+        raise BadInput(
+            f"{name} in {path} lacks {', '.join(lacking)}. docs/extend.md shows what a network has."
+        )
+    return network
+
+
+@functools.cache
+def _run(path, source):
+    """What the file defines; `source` is its text, so that a file that changed is run again."""
+    try:
+        return runpy.run_path(files.expanded(path))
+    except Exception as error:
+        what = f"{type(error).__name__}: {reason(error)}"
+        raise BadInput(f"{path} fails with {what}. Mend that file.") from error
