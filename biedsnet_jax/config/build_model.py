@@ -1,26 +1,29 @@
 """The network and the method that a config asks for, ready to train and to predict."""
 
-import dataclasses
 import functools
+import inspect
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from biedsnet_jax.diffusion import schedule
-from biedsnet_jax.networks import DENOISERS, NETWORKS
+from biedsnet_jax.diffusion.sampler import Sampling
+from biedsnet_jax.diffusion.schedule import SCHEDULES, Schedule
+from biedsnet_jax.networks import DENOISERS, NETWORKS, NOISE_PREDICTORS
 from biedsnet_jax.segmenters import losses
 from biedsnet_jax.segmenters.consistency import Consistency
-from biedsnet_jax.segmenters.segmenter import Diffusion, Direct, NoisePrediction, Sampling, Segmenter
-
-SIZED = ("swin_unet", "trans_unet", "medsegdiff")  # networks whose parameters may depend on the image size
+from biedsnet_jax.segmenters.direct import Direct
+from biedsnet_jax.segmenters.mask_diffusion import Diffusion
+from biedsnet_jax.segmenters.noise_diffusion import NoisePrediction
+from biedsnet_jax.segmenters.segmenter import Segmenter
 
 
 def make_network(config) -> nn.Module:
     """The network that a config asks for. `make_network(config).check_size((h, w))` refuses what it cannot take."""
+    network = NETWORKS[config.network]
     fields = dict(config.networks[config.network])
-    if config.network in SIZED:
+    if hasattr(network, "image_size"):
         fields["image_size"] = config.data.size
-    return NETWORKS[config.network](classes=config.data.classes, dtype=jnp.dtype(config.dtype), **fields)
+    return network(classes=config.data.classes, dtype=jnp.dtype(config.dtype), **fields)
 
 
 def build(config) -> Segmenter:
@@ -33,39 +36,46 @@ def build(config) -> Segmenter:
 def _build_untaught(config):
     network = make_network(config)
     loss, weights = _loss_function(config.loss), config.loss.supervision_weights
-    denoiser = config.network == "biedsnet"
 
     def heads_loss(heads, y):
         return losses.supervised(loss, heads, y, weights)
 
-    if not is_diffusion(config):
-        return Direct(network, heads_loss, denoiser)
-    noise_schedule, sampling = make_schedule(config), make_sampling(config)
-    if config.network == "medsegdiff":
-        return NoisePrediction(network, noise_schedule, sampling)
-    fields = {name: config.diffusion[name] for name in ("mask_range", "mask_scale", "self_condition")}
-    return Diffusion(network, noise_schedule, heads_loss, **fields, sampling=sampling)
+    if not draws_samples(config):
+        return Direct(network, heads_loss)
+    if config.network in NOISE_PREDICTORS:
+        return NoisePrediction(network, make_schedule(config), make_sampling(config))
+    return Diffusion(
+        network,
+        make_schedule(config),
+        heads_loss,
+        mask_range=config.diffusion.mask_range,
+        mask_scale=config.diffusion.mask_scale,
+        self_condition=config.diffusion.self_condition,
+        sampling=make_sampling(config),
+    )
 
 
-def make_schedule(config) -> schedule.Schedule:
+def make_schedule(config) -> Schedule:
     """The noise schedule of a diffusion method."""
-    return schedule.make(config.diffusion.schedule, config.diffusion.timesteps)
+    return SCHEDULES[config.diffusion.schedule](config.diffusion.timesteps)
 
 
 def make_sampling(config) -> Sampling:
     """How a diffusion method samples."""
-    return Sampling(**{field.name: config.sampler[field.name] for field in dataclasses.fields(Sampling)})
+    fields = config.sampler
+    return Sampling(fields.method, fields.steps, fields.eta, fields.spacing)
 
 
-def is_diffusion(config) -> bool:
-    """Whether a config's network is used as a diffusion model; `method` "auto" means wherever it can be."""
+def draws_samples(config) -> bool:
+    """What `draws_samples` of the config's segmenter is; `method` "auto" means diffusion wherever it can be."""
     return config.network in DENOISERS and config.method != "direct"
 
 
+is_diffusion = draws_samples
+
+
 def _loss_function(fields) -> losses.LossFn:
-    if fields.name == "mse":
-        return losses.mse_only
-    weights = {"dice_smooth": fields.dice_smooth, "bce_weight": fields.bce_weight}
-    if fields.name == "dice_bce":
-        return functools.partial(losses.dice_bce, dice_weight=fields.dice_weight, **weights)
-    return functools.partial(losses.joint, beta=fields.smooth_l1_beta, dice_weight=fields.dice_weight, **weights)
+    """The loss of a config's section `loss`, whose fields are its keyword arguments by their names."""
+    loss = losses.LOSSES[fields.name]
+    taken = inspect.signature(loss).parameters
+    return functools.partial(loss, **{name: value for name, value in fields.items() if name in taken})
