@@ -67,7 +67,7 @@ def make_sampling(config) -> Sampling:
 
 
 def draws_samples(config) -> bool:
-    """What `draws_samples` of the config's segmenter is; `method` "auto" means diffusion wherever it can be."""
+    """Whether the config's segmenter draws samples; `method` "auto" means wherever it can."""
     return config.network in DENOISERS and config.method != "direct"
 
 
@@ -75,7 +75,7 @@ is_diffusion = draws_samples
 
 
 def _loss_function(fields) -> losses.LossFn:
-    """The loss of a config's section `loss`, whose fields are its keyword arguments by their names."""
+    """The loss of a config's section `loss`, given those of its fields that it has arguments for."""
     loss = losses.LOSSES[fields.name]
-    taken = inspect.signature(loss).parameters
-    return functools.partial(loss, **{name: value for name, value in fields.items() if name in taken})
+    weights = {name: fields[name] for name in inspect.signature(loss).parameters if name in fields}
+    return functools.partial(loss, **weights)

@@ -57,11 +57,12 @@ def sample(
     *,
     self_condition: bool = False,
 ) -> tuple[Noisy, Trajectory]:
-    """x_0 after the steps of `sampling`, and the trajectory to it. A compiled program drops what nobody reads.
+    """x_0 after the steps of `sampling`, and the trajectory to it.
 
-    Both are float32 whatever the network computes in. `keys` holds one key per example, so that a mask does not depend
-    on what shares its batch; none may be a key that x_T was drawn with. With `self_condition`, `denoise` sees x_t
-    beside its last prediction, 0 at first, as further channels (Chen et al. 2023, arXiv:2208.04202).
+    Both are float32 whatever the network computes in; a compiled program drops what nobody reads.
+    `keys` holds one key per example, so that a mask does not depend on what shares its batch; none
+    may be a key that x_T was drawn with. With `self_condition`, `denoise` sees x_t beside its last
+    prediction, 0 at first, as further channels (Chen et al. 2023, arXiv:2208.04202).
 
     `denoise` may return (x_0, v): "ddpm" then draws with the variance that v in [-1, 1] picks
     (Nichol & Dhariwal 2021, section 3.1). Raises BadInput on steps or eta out of range.

@@ -47,7 +47,14 @@ class Consistency:
         """See Segmenter."""
         return self.student.trajectory(variables, image, keys)
 
-    def loss(self, variables: segmenter.Variables, batch: Batch, key: PRNGKey, *, train: bool) -> segmenter.Loss:
+    def loss(
+        self,
+        variables: segmenter.Variables,
+        batch: Batch,
+        key: PRNGKey,
+        *,
+        train: bool,
+    ) -> segmenter.Loss:
         """See Segmenter."""
         key_n, key_noise, key_dropout = jax.random.split(key, 3)
         own = {name: value for name, value in variables.items() if name != "teacher"}
@@ -55,7 +62,8 @@ class Consistency:
         times = jnp.asarray(schedule.select_timesteps(noises.timesteps, self.grid)[::-1])
         n = jax.random.randint(key_n, (len(y),), 0, self.grid)
         t, s = times[n], times[jnp.maximum(n - 1, 0)]
-        x_t = process.q_sample(noises, self.student.encode(y), t, jax.random.normal(key_noise, y.shape))
+        noise = jax.random.normal(key_noise, y.shape)
+        x_t = process.q_sample(noises, self.student.encode(y), t, noise)
 
         p_teacher = self._denoised(variables["teacher"], x_t, image, t)
         x_0 = self.student.encode(p_teacher)
@@ -64,7 +72,8 @@ class Consistency:
         target = jax.lax.stop_gradient(jnp.where((n == 0)[:, None, None, None], p_teacher, p_student))
 
         inputs = x_t, image, t
-        (logits, out), batch_stats = segmenter.apply(self.student.network, own, inputs, key_dropout, train)
+        network = self.student.network
+        (logits, out), batch_stats = segmenter.apply(network, own, inputs, key_dropout, train)
         heads = [logits, *out.get("supervision", [])]
         consistency, truth = (jnp.mean(self.student.heads_loss(heads, mask)) for mask in (target, y))
         train_dice = segmenter.train_dice(logits > 0, y)

@@ -26,8 +26,8 @@ class Direct:
 
     def loss(self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool) -> Loss:
         """See Segmenter."""
-        inputs = self._inputs(batch["image"])
-        return segmenter.mask_loss(self.network, self.heads_loss, variables, inputs, batch["mask"], key, train)
+        inputs, y = self._inputs(batch["image"]), batch["mask"]
+        return segmenter.mask_loss(self, variables, inputs, y, key, train)
 
     def predict(self, variables: Variables, image: Image, keys: Keys, *, ensemble: int) -> Probabilities:
         """See Segmenter; always one sample."""
@@ -38,4 +38,6 @@ class Direct:
         """See Segmenter: there are no steps."""
 
     def _inputs(self, image):
-        return segmenter.denoiser_inputs(self.network, image) if hasattr(self.network, "denoise") else (image,)
+        if hasattr(self.network, "denoise"):
+            return segmenter.denoiser_inputs(self.network, image)
+        return (image,)

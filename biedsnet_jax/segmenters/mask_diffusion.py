@@ -17,10 +17,11 @@ from biedsnet_jax.types import Batch, Image, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-    """A denoiser that predicts the mask, trained at random times, sampled from noise (paper section III.A).
+    """A denoiser that predicts the mask, trained at random times (paper section III.A).
 
-    With `self_condition` it sees its last prediction of x_0 beside x_t, as further channels, 0 where there is none:
-    in training its own of the same x_t in every second batch, by chance (Chen et al. 2023, arXiv:2208.04202).
+    With `self_condition` it sees its last prediction of x_0 beside x_t, as further channels, 0
+    where there is none: in training its own of the same x_t in every second batch, by chance
+    (Chen et al. 2023, arXiv:2208.04202).
     """
 
     network: nn.Module
@@ -47,7 +48,7 @@ class Diffusion:
         inputs = process.q_sample(self.schedule, self.encode(y), t, noise), batch["image"], t
         if self.self_condition:
             inputs = self._guessed(variables, *inputs, key_dropout, train)
-        return segmenter.mask_loss(self.network, self.heads_loss, variables, inputs, y, key_dropout, train)
+        return segmenter.mask_loss(self, variables, inputs, y, key_dropout, train)
 
     def predict(self, variables: Variables, image: Image, keys: Keys, *, ensemble: int) -> Probabilities:
         """See Segmenter. The image is encoded once, whatever the steps and samples."""
@@ -72,13 +73,19 @@ class Diffusion:
         features = network.apply(variables, image, train=False, method=network.encode)
 
         def denoise(x_t, t):
-            logits, _ = network.apply(variables, features, x_t, image, t, train=False, method=network.denoise)
+            inputs = features, x_t, image, t
+            logits, _ = network.apply(variables, *inputs, train=False, method=network.denoise)
             return self.encode(jax.nn.sigmoid(logits))
 
         def sample(number):
             x_T, step_keys = segmenter.draw(network, image, keys, number)
             found = sampler.sample(
-                denoise, x_T, step_keys, self.schedule, self.sampling, self_condition=self.self_condition
+                denoise,
+                x_T,
+                step_keys,
+                self.schedule,
+                self.sampling,
+                self_condition=self.self_condition,
             )
             return jax.tree.map(self._decode, found)
 
@@ -86,7 +93,9 @@ class Diffusion:
 
     def _beside(self, x_t, x_0=None):
         """What the network sees of the mask."""
-        return jnp.concatenate([x_t, jnp.zeros_like(x_t) if x_0 is None else x_0], -1) if self.self_condition else x_t
+        if not self.self_condition:
+            return x_t
+        return jnp.concatenate([x_t, jnp.zeros_like(x_t) if x_0 is None else x_0], axis=-1)
 
     def _guessed(self, variables, x_t, image, t, key, train):
         """Inputs of the network, with its own x_0 of them beside x_t or without."""

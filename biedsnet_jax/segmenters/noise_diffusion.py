@@ -16,10 +16,11 @@ from biedsnet_jax.types import Batch, Image, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class NoisePrediction:
-    """MedSegDiff: the denoiser predicts noise and variance, the highway network a mask of its own (Wu et al. 2023).
+    """MedSegDiff: the denoiser predicts noise and variance, the highway network a mask of its own.
 
-    x_0 is the mask in {0, 1}. The loss is mean (eps - eps_hat)^2 + VLB in bits, with eps_hat held, + 10 mean
-    (y - calibration)^2, as published. A sample, clipped to [0, 1], is a probability.
+    x_0 is the mask in {0, 1}. The loss is mean (eps - eps_hat)^2 + VLB in bits, with eps_hat held,
+    + 10 mean (y - calibration)^2, as published (Wu et al. 2023). A sample, clipped to [0, 1], is a
+    probability.
     """
 
     network: nn.Module
@@ -31,7 +32,8 @@ class NoisePrediction:
 
     def init(self, key: PRNGKey, shape: tuple[int, int, int]) -> Variables:
         """See Segmenter."""
-        return self.network.init(key, *segmenter.denoiser_inputs(self.network, jnp.zeros((1, *shape))), train=False)
+        inputs = segmenter.denoiser_inputs(self.network, jnp.zeros((1, *shape)))
+        return self.network.init(key, *inputs, train=False)
 
     def loss(self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool) -> Loss:
         """See Segmenter."""
@@ -41,7 +43,8 @@ class NoisePrediction:
         eps = jax.random.normal(key_noise, y.shape)
         x_t = process.q_sample(self.schedule, y, t, eps)
         inputs = x_t, batch["image"], t
-        (output, out), batch_stats = segmenter.apply(self.network, variables, inputs, key_dropout, train)
+        result, batch_stats = segmenter.apply(self.network, variables, inputs, key_dropout, train)
+        output, out = result
         eps_hat, v = jnp.split(output, 2, axis=-1)
         x_0_hat = process.x_0_from_eps(self.schedule, x_t=x_t, eps=jax.lax.stop_gradient(eps_hat), t=t)
         mean, _, _ = process.posterior(self.schedule, x_0=x_0_hat, x_t=x_t, t=t)
@@ -69,9 +72,11 @@ class NoisePrediction:
         features = network.apply(variables, image, train=False, method=network.encode)
 
         def denoise(x_t, t):
-            output, _ = network.apply(variables, features, x_t, image, t, train=False, method=network.denoise)
+            inputs = features, x_t, image, t
+            output, _ = network.apply(variables, *inputs, train=False, method=network.denoise)
             eps, v = jnp.split(output, 2, axis=-1)
-            return jnp.clip(process.x_0_from_eps(self.schedule, x_t=x_t, eps=eps, t=t), -1.0, 1.0), v
+            x_0 = process.x_0_from_eps(self.schedule, x_t=x_t, eps=eps, t=t)
+            return jnp.clip(x_0, -1.0, 1.0), v
 
         def sample(number):
             x_T, step_keys = segmenter.draw(network, image, keys, number)

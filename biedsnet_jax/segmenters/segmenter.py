@@ -1,6 +1,7 @@
-"""What training and prediction see of a method, a network and the way it makes masks, and what the methods share.
+"""What training and prediction see of a method: a network and the way it makes masks.
 
-Variables are {"params": ..., "batch_stats": ...}; probabilities are "n b h w k", n samples an image.
+The functions below are shared by the methods. Variables are {"params": ..., "batch_stats": ...};
+probabilities are "n b h w k", n samples an image.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,10 +55,10 @@ def apply(network, variables: Variables, inputs: tuple, key_dropout: PRNGKey, tr
     return result, updated.get("batch_stats", variables.get("batch_stats", {}))
 
 
-def mask_loss(network, heads_loss: HeadsLoss, variables: Variables, inputs: tuple, y, key_dropout, train) -> Loss:
-    """Applies a network that predicts masks, and scores all its heads."""
-    (logits, out), batch_stats = apply(network, variables, inputs, key_dropout, train)
-    value = jnp.mean(heads_loss([logits, *out.get("supervision", [])], y))
+def mask_loss(method, variables: Variables, inputs: tuple, y, key_dropout, train: bool) -> Loss:
+    """Applies a method's network, which predicts masks, and scores all its heads."""
+    (logits, out), batch_stats = apply(method.network, variables, inputs, key_dropout, train)
+    value = jnp.mean(method.heads_loss([logits, *out.get("supervision", [])], y))
     return value, ({"train_dice": train_dice(logits > 0, y)}, batch_stats)
 
 
