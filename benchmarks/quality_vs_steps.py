@@ -182,7 +182,7 @@ def _arguments():
     command_line.parse_flags([sys.argv[0], f"--workdir={arguments.workdir}", *rest])
     cfg = flags.FLAGS.config
     check_config(cfg)
-    if not build_model.is_diffusion(cfg) or cfg.network == "medsegdiff":
+    if not build_model.draws_samples(cfg) or cfg.network == "medsegdiff":
         raise BadInput(f"no sampler to compare, {cfg.network}, in --config; give a biedsnet trained by diffusion")
     return arguments, cfg
 

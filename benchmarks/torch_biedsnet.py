@@ -228,7 +228,7 @@ def _device(cfg) -> "torch.device":
     """PyTorch's name of the device JAX runs on. Raises BadInput where the two cannot be compared."""
     if torch is None:
         raise BadInput("PyTorch not installed, torch, for this benchmark; pip install torch")
-    if cfg.network != "biedsnet" or not build_model.is_diffusion(cfg) or cfg.loss.name != "joint":
+    if cfg.network != "biedsnet" or not build_model.draws_samples(cfg) or cfg.loss.name != "joint":
         asked = f"{cfg.network}, {cfg.method}, {cfg.loss.name}"
         raise BadInput(
             f"not in the PyTorch program, {asked}, in --config; use BIEDSNet as diffusion with the joint loss"

@@ -4,13 +4,15 @@ On a GPU the network's passes go through torch.compile, and autocast to bfloat16
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biedsnet_jax.diffusion import process, sampler, schedule
+from biedsnet_jax.config import build_model
+from biedsnet_jax.diffusion import process, sampler
 
 
 class Predictor:
@@ -69,7 +71,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=fields.learning_rate, weight_decay=fields.weight_decay, fused=True
         )
-        alpha_bar = schedule.make(cfg.diffusion.schedule, cfg.diffusion.timesteps).alpha_bar
+        alpha_bar = build_model.make_schedule(cfg).alpha_bar
         self.alpha, self.sigma = (
             torch.tensor(values**0.5, dtype=torch.float32, device=device) for values in (alpha_bar, 1.0 - alpha_bar)
         )
@@ -102,10 +104,10 @@ class Trainer:
 
 def sampler_rows(cfg, *, lineage: bool = False) -> list[tuple]:
     """(t, a, b, c, sigma) of each step of the config's sampler, or of the lineage's: DDPM through every time."""
-    fields = {name: cfg.sampler[name] for name in ("steps", "method", "eta", "spacing")}
+    sampling = build_model.make_sampling(cfg)
     if lineage:
-        fields |= {"steps": cfg.diffusion.timesteps, "method": "ddpm"}
-    plan = sampler._plan(schedule.make(cfg.diffusion.schedule, cfg.diffusion.timesteps), **fields)
+        sampling = dataclasses.replace(sampling, steps=cfg.diffusion.timesteps, method="ddpm")
+    plan = sampler._plan(build_model.make_schedule(cfg), sampling)
     return list(zip(*(values.tolist() for values in plan[1:])))
 
 

@@ -21,6 +21,7 @@ from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.prediction.trained import make_predict
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import macs
 from biedsnet_jax.training import train_step

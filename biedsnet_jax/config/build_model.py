@@ -1,7 +1,7 @@
 """The network and the method that a config asks for, ready to train and to predict."""
 
-import dataclasses
 import functools
+import inspect
 
 import flax.linen as nn
 import jax
@@ -9,12 +9,16 @@ import jax.numpy as jnp
 
 from biedsnet_jax.config import network_file
 from biedsnet_jax.config.build_data import image_shape
-from biedsnet_jax.diffusion import schedule
+from biedsnet_jax.diffusion.sampler import Sampling
+from biedsnet_jax.diffusion.schedule import SCHEDULES, Schedule
 from biedsnet_jax.errors import BadInput, reason, shown
-from biedsnet_jax.networks import DENOISERS, NETWORKS
+from biedsnet_jax.networks import DENOISERS, NETWORKS, NOISE_PREDICTORS
 from biedsnet_jax.segmenters import losses
 from biedsnet_jax.segmenters.consistency import Consistency
-from biedsnet_jax.segmenters.segmenter import Diffusion, Direct, NoisePrediction, Sampling, Segmenter
+from biedsnet_jax.segmenters.direct import Direct
+from biedsnet_jax.segmenters.mask_diffusion import Diffusion
+from biedsnet_jax.segmenters.noise_diffusion import NoisePrediction
+from biedsnet_jax.segmenters.segmenter import Segmenter
 
 
 def network_class(config) -> type[nn.Module]:
@@ -55,13 +59,19 @@ def _build_untaught(config):
     def heads_loss(heads, y):
         return losses.supervised(loss, heads, y, weights)
 
-    if not is_diffusion(config):
-        return Direct(network, heads_loss, is_denoiser(config))
-    noise_schedule, sampling = make_schedule(config), make_sampling(config)
-    if config.network == "medsegdiff":
-        return NoisePrediction(network, noise_schedule, sampling)
-    fields = {name: config.diffusion[name] for name in ("mask_range", "mask_scale", "self_condition")}
-    return Diffusion(network, noise_schedule, heads_loss, **fields, sampling=sampling)
+    if not draws_samples(config):
+        return Direct(network, heads_loss)
+    if config.network in NOISE_PREDICTORS:
+        return NoisePrediction(network, make_schedule(config), make_sampling(config))
+    return Diffusion(
+        network,
+        make_schedule(config),
+        heads_loss,
+        mask_range=config.diffusion.mask_range,
+        mask_scale=config.diffusion.mask_scale,
+        self_condition=config.diffusion.self_condition,
+        sampling=make_sampling(config),
+    )
 
 
 def init_variables(model: Segmenter, config) -> dict:
@@ -76,14 +86,15 @@ def init_variables(model: Segmenter, config) -> dict:
         ) from error
 
 
-def make_schedule(config) -> schedule.Schedule:
+def make_schedule(config) -> Schedule:
     """The noise schedule of a diffusion method."""
-    return schedule.make(config.diffusion.schedule, config.diffusion.timesteps)
+    return SCHEDULES[config.diffusion.schedule](config.diffusion.timesteps)
 
 
 def make_sampling(config) -> Sampling:
     """How a diffusion method samples."""
-    return Sampling(**{field.name: config.sampler[field.name] for field in dataclasses.fields(Sampling)})
+    fields = config.sampler
+    return Sampling(fields.method, fields.steps, fields.eta, fields.spacing)
 
 
 def is_denoiser(config) -> bool:
@@ -96,15 +107,13 @@ def is_denoiser(config) -> bool:
     return config.get("network") in DENOISERS
 
 
-def is_diffusion(config) -> bool:
-    """Whether a config's network is used as a diffusion model; `method` "auto" means wherever it can be."""
+def draws_samples(config) -> bool:
+    """What `draws_samples` of the config's segmenter is; `method` "auto" means diffusion wherever it can be."""
     return is_denoiser(config) and config.method != "direct"
 
 
 def _loss_function(fields) -> losses.LossFn:
-    if fields.name == "mse":
-        return losses.mse_only
-    weights = {"dice_smooth": fields.dice_smooth, "bce_weight": fields.bce_weight}
-    if fields.name == "dice_bce":
-        return functools.partial(losses.dice_bce, dice_weight=fields.dice_weight, **weights)
-    return functools.partial(losses.joint, beta=fields.smooth_l1_beta, dice_weight=fields.dice_weight, **weights)
+    """The loss of a config's section `loss`, whose fields are its keyword arguments by their names."""
+    loss = losses.LOSSES[fields.name]
+    taken = inspect.signature(loss).parameters
+    return functools.partial(loss, **{name: value for name, value in fields.items() if name in taken})

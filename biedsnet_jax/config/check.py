@@ -139,7 +139,7 @@ def _check_sampler(config):
 
 def _check_distill(config):
     """Fields that a student's config has, and what its teacher may be."""
-    if not build_model.is_diffusion(config):
+    if not build_model.draws_samples(config):
         raise BadInput(
             f"teacher in one pass, {config.network}, in network; distill a BIEDSNet trained by diffusion, "
             "this one is as fast as it can be"

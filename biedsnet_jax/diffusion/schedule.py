@@ -86,31 +86,36 @@ def cosine(timesteps: int, *, offset: float = 0.008, beta_max: float = 0.999) ->
     return Schedule(np.minimum(1.0 - f[1:] / f[:-1], beta_max))
 
 
-def make(name: str, timesteps: int) -> Schedule:
-    """The schedule called "linear" or "cosine", with T = `timesteps`. Raises BadInput on another name."""
-    if name == "linear":
-        return linear(timesteps)
-    if name == "cosine":
-        return cosine(timesteps)
-    raise BadInput(f"unknown noise schedule, {name!r}, schedule; use 'linear' or 'cosine'")
+SCHEDULES = {"linear": linear, "cosine": cosine}
 
 
 def select_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> Integer[np.ndarray, " steps"]:
     """The `steps` times out of 0..T-1 that a sampler visits: distinct, descending.
 
-    "trailing" starts at T-1, where x_T is pure noise; "linspace" runs evenly from T-1 to 0; "leading" ends at 0 and
-    starts below T-1, as guided-diffusion's "ddimN" (Lin et al. 2024, table 2). Raises BadInput unless 1 <= steps <= T.
+    Raises BadInput unless 1 <= steps <= T. Source of the spacings: Lin et al. 2024, table 2.
     """
     if not 1 <= steps <= timesteps:
         raise BadInput(f"sampler steps outside 1..{timesteps}, {steps}, steps; use at most T = {timesteps} steps")
-    if spacing == "trailing":
-        return timesteps - 1 - np.arange(steps) * timesteps // steps
-    if spacing == "linspace":
-        # Halves go down: times at least 1 apart then never meet.
-        return np.ceil(np.linspace(timesteps - 1, 0, steps) - 0.5).astype(int)
-    if spacing == "leading":
-        return np.arange(steps)[::-1] * (timesteps // steps)
-    raise BadInput(f"unknown timestep spacing, {spacing!r}, spacing; use 'trailing', 'linspace' or 'leading'")
+    return SPACINGS[spacing](timesteps, steps)
+
+
+def _trailing(timesteps, steps):
+    """From T-1, where x_T is pure noise."""
+    return timesteps - 1 - np.arange(steps) * timesteps // steps
+
+
+def _linspace(timesteps, steps):
+    """Evenly from T-1 to 0."""
+    # Halves go down: times at least 1 apart then never meet.
+    return np.ceil(np.linspace(timesteps - 1, 0, steps) - 0.5).astype(int)
+
+
+def _leading(timesteps, steps):
+    """From below T-1 to 0, as guided-diffusion's "ddimN"."""
+    return np.arange(steps)[::-1] * (timesteps // steps)
+
+
+SPACINGS = {"trailing": _trailing, "linspace": _linspace, "leading": _leading}
 
 
 def respace(schedule: Schedule, kept: Integer[np.ndarray, " steps"]) -> Schedule:

@@ -13,7 +13,7 @@ import sys
 
 import jax
 
-from biedsnet_jax.config import build_data, build_model, run_config
+from biedsnet_jax.config import build_data, run_config
 from biedsnet_jax.data import walk
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.evaluation import evaluations, hparams, recording, scored_cases
@@ -102,7 +102,7 @@ def _score(model, data) -> _Scored:
 
 def _results(model, data, scope, scored):
     """What results.json says of the scores."""
-    cfg, diffusion = model.config, build_model.is_diffusion(model.config)
+    cfg, diffusion = model.config, model.segmenter.draws_samples
     shape, ensemble = build_data.image_shape(cfg), cfg.sampler.ensemble
     results = {
         "row": cfg.row or cfg.network,

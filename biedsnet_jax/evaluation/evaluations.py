@@ -41,7 +41,7 @@ def differences(saved: ConfigDict, cfg: ConfigDict) -> dict[str, list]:
 
 def _settings(cfg) -> dict[str, Any]:
     found = {}
-    if build_model.is_diffusion(cfg):
+    if build_model.draws_samples(cfg):
         sampling = dict(cfg.sampler)
         names = [*_FIRST, *(name for name in sampling if name not in _FIRST)]
         found |= {f"sampler.{name}": sampling[name] for name in names}

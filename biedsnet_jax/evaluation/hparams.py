@@ -33,7 +33,7 @@ def record(cfg, workdir: pathlib.Path, results: dict) -> None:
 
 def _fields(cfg) -> tuple[dict[str, Any], list[str]]:
     """(every field that any run has, the names of those that this one reads)."""
-    diffusion = build_model.is_diffusion(cfg)
+    diffusion = build_model.draws_samples(cfg)
     fields = {"row": cfg.row or cfg.network, "method": "diffusion" if diffusion else "direct"}
     fields |= {name: get_field(cfg, name) for name in FIELDS}
     sampler = {f"sampler.{name}": value for name, value in cfg.sampler.items()} | {"fusion": cfg.fusion}

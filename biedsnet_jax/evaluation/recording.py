@@ -74,7 +74,7 @@ def make_explain(model: Trained) -> dict[str, Explain]:
         trajectory = segmenter.trajectory(variables, image, noise_keys(cfg.seed, number))._asdict()
         return {name: jnp.moveaxis(value, 0, 1) for name, value in trajectory.items()}
 
-    told, diffusion = {}, build_model.is_diffusion(cfg)
+    told, diffusion = {}, segmenter.draws_samples
     if diffusion and cfg.sampler.ensemble > 1:
         told["disagreement"] = disagreement
     if diffusion and cfg.sampler.steps <= MOST_SAMPLING_STEPS:

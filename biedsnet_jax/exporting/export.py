@@ -14,7 +14,6 @@ import numpy as np
 from jax import export
 
 from biedsnet_jax.config import build_data
-from biedsnet_jax.config.build_model import is_diffusion
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.exporting import loader, model_card, program
@@ -66,7 +65,7 @@ def describe(model: trained.Trained, exported: export.Exported, weights: dict[st
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     (_, *inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     cfg = model.config
-    data, diffusion = cfg.data, is_diffusion(cfg)
+    data, diffusion = cfg.data, model.segmenter.draws_samples
     return {
         "row": cfg.row or cfg.network,
         "network": cfg.network,

@@ -55,6 +55,8 @@ class MedSegDiff(nn.Module):
     highway_dropout: float = 0.5  # rate, in the highway's encoder, of whole channels
     dtype: DTypeLike = jnp.float32  # of the arithmetic; norms' statistics, outputs and weights stay float32
 
+    predicts_noise = True
+
     def setup(self):
         self._check_fields()
         self.highway = Highway(

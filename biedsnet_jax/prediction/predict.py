@@ -77,7 +77,7 @@ def run(
     source, folder = pathlib.Path(source), pathlib.Path(output)
     items, passed = scans.search(source, channels=cfg.data.channels, leave_out=folder)
     predictor = predict.load(workdir, cfg)
-    draws = build_model.is_diffusion(cfg)
+    draws = predictor.model.segmenter.draws_samples
     keep_samples = keep_samples and draws
     job = Job(
         folder,
@@ -291,6 +291,6 @@ def _settings(cfg) -> dict:
         if not of_others and not name.startswith(_NOT_READ):
             fields[name] = value
     fields["model"] = cfg.row or cfg.network
-    if build_model.is_diffusion(cfg):
+    if build_model.draws_samples(cfg):
         fields |= {f"sampler.{name}": value for name, value in cfg.sampler.items()}
     return json.loads(json.dumps(fields))

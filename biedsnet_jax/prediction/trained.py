@@ -70,7 +70,7 @@ class Trained:
         """Maps "b h w k" of prepared images: probability, UNCERTAINTIES where samples are drawn, and the samples."""
         samples = self.segmenter.predict(variables, image, keys, ensemble=self.config.sampler.ensemble)
         found = {"probability": fusion.FUSIONS[self.config.fusion](samples), "samples": samples}
-        return found | (fusion.uncertainty(samples) if build_model.is_diffusion(self.config) else {})
+        return found | (fusion.uncertainty(samples) if self.segmenter.draws_samples else {})
 
     def weights_digest(self) -> str:
         """A hash of every array by its name: the same for the same weights, whatever checkpoint held them."""

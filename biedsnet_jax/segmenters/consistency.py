@@ -13,10 +13,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from biedsnet_jax.diffusion import process, sampler, schedule
-from biedsnet_jax.segmenters import losses, segmenter
+from biedsnet_jax.segmenters import segmenter
+from biedsnet_jax.segmenters.mask_diffusion import Diffusion
 from biedsnet_jax.types import Batch, Image, Mask, Noisy, PRNGKey
 
 
@@ -24,9 +24,14 @@ from biedsnet_jax.types import Batch, Image, Mask, Noisy, PRNGKey
 class Consistency:
     """A segmenter whose loss reads its teacher's variables, fixed, as `variables["teacher"]`; else as `student`."""
 
-    student: segmenter.Diffusion
+    student: Diffusion
     grid: int = 10  # N
     truth_weight: float = 0.0  # of the student's own loss against the true mask
+
+    @property
+    def draws_samples(self) -> bool:
+        """See Segmenter."""
+        return self.student.draws_samples
 
     def init(self, key: PRNGKey, shape: tuple[int, int, int]) -> segmenter.Variables:
         """See Segmenter."""
@@ -43,8 +48,13 @@ class Consistency:
         return self.student.trajectory(variables, image, keys)
 
     def loss(
-        self, variables: segmenter.Variables, batch: Batch, key: PRNGKey, *, train: bool
-    ) -> tuple[Array, tuple[dict, dict]]:
+        self,
+        variables: segmenter.Variables,
+        batch: Batch,
+        key: PRNGKey,
+        *,
+        train: bool,
+    ) -> segmenter.Loss:
         """See Segmenter."""
         key_n, key_noise, key_dropout = jax.random.split(key, 3)
         own = {name: value for name, value in variables.items() if name != "teacher"}
@@ -52,28 +62,25 @@ class Consistency:
         times = jnp.asarray(schedule.select_timesteps(noises.timesteps, self.grid)[::-1])
         n = jax.random.randint(key_n, (len(y),), 0, self.grid)
         t, s = times[n], times[jnp.maximum(n - 1, 0)]
-        x_t = process.q_sample(noises, self._encode(y), t, jax.random.normal(key_noise, y.shape))
+        noise = jax.random.normal(key_noise, y.shape)
+        x_t = process.q_sample(noises, self.student.encode(y), t, noise)
 
         p_teacher = self._denoised(variables["teacher"], x_t, image, t)
-        x_0 = self._encode(p_teacher)
+        x_0 = self.student.encode(p_teacher)
         x_s = process.q_sample(noises, x_0, s, process.eps_from_x_0(noises, x_t=x_t, x_0=x_0, t=t))  # DDIM
         p_student = self._denoised(own, x_s, image, s)
         target = jax.lax.stop_gradient(jnp.where((n == 0)[:, None, None, None], p_teacher, p_student))
 
-        (logits, out), updated = self.student.network.apply(
-            own, x_t, image, t, train=train, rngs={"dropout": key_dropout}, mutable=["batch_stats"] if train else []
-        )
+        inputs = x_t, image, t
+        network = self.student.network
+        (logits, out), batch_stats = segmenter.apply(network, own, inputs, key_dropout, train)
         heads = [logits, *out.get("supervision", [])]
         consistency, truth = (jnp.mean(self.student.heads_loss(heads, mask)) for mask in (target, y))
-        hard = (logits > 0).astype(jnp.float32)
-        metrics = {"consistency": consistency, "truth": truth, "train_dice": 1.0 - jnp.mean(losses.dice(hard, y))}
-        batch_stats = updated.get("batch_stats", own.get("batch_stats", {}))
+        train_dice = segmenter.train_dice(logits > 0, y)
+        metrics = {"consistency": consistency, "truth": truth, "train_dice": train_dice}
         return consistency + self.truth_weight * truth, (metrics, batch_stats)
 
     def _denoised(self, variables, x_t: Noisy, image: Image, t: process.Times) -> Mask:
         """The probability of the mask, as predicted in use."""
         logits, _ = self.student.network.apply(variables, x_t, image, t, train=False)
         return jax.nn.sigmoid(logits)
-
-    def _encode(self, p):
-        return process.encode_mask(p, mask_range=self.student.mask_range, mask_scale=self.student.mask_scale)

@@ -47,7 +47,7 @@ def joint(
     logits: Logits,
     y: Mask,
     *,
-    beta: float = 1.0,
+    smooth_l1_beta: float = 1.0,
     dice_smooth: float = 1.0,
     dice_weight: float = 1.0,
     bce_weight: float = 0.5,
@@ -55,7 +55,7 @@ def joint(
     """The paper's joint diffusion and segmentation loss for one head."""
     p = jax.nn.sigmoid(logits)
     overlap = dice_weight * dice(p, y, smooth=dice_smooth)
-    return smooth_l1(p, y, beta=beta) + overlap + bce_weight * bce(logits, y)
+    return smooth_l1(p, y, beta=smooth_l1_beta) + overlap + bce_weight * bce(logits, y)
 
 
 def mse_only(logits: Logits, y: Mask) -> PerExample:
@@ -68,6 +68,9 @@ def dice_bce(
 ) -> PerExample:
     """Weighted Dice and BCE, the loss of the direct networks; the defaults are UNet++'s and UNeXt's reference."""
     return dice_weight * dice(jax.nn.sigmoid(logits), y, smooth=dice_smooth) + bce_weight * bce(logits, y)
+
+
+LOSSES = {"joint": joint, "mse": mse_only, "dice_bce": dice_bce}
 
 
 def supervised(loss: LossFn, heads: Sequence[Logits], y: Mask, weights: Sequence[float]) -> PerExample:

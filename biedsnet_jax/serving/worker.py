@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from biedsnet_jax.config import build_model
 from biedsnet_jax.data.transforms import PERCENTILES
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import outputs
@@ -81,7 +80,7 @@ class Worker:
     def _predict(self, slices, advance) -> Prediction:
         sizes = self.sizes.setdefault(self.predictor.first_batch(len(slices)), set())
         predictor = dataclasses.replace(self.predictor, sizes=sizes)
-        keep = build_model.is_diffusion(predictor.model.config)
+        keep = predictor.model.segmenter.draws_samples
         return predictor.predict([slices], keep_samples=keep, done=advance)[0]
 
 

@@ -15,11 +15,13 @@ import pytest
 from biedsnet_jax.benchmarking import baseline as benchmark_files
 from biedsnet_jax.benchmarking import benchmark, roofline, timing
 from biedsnet_jax.diffusion import schedule
+from biedsnet_jax.diffusion.sampler import Sampling
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.prediction.trained import make_predict
 from biedsnet_jax.runtime import devices
-from biedsnet_jax.segmenters import losses, macs, segmenter
+from biedsnet_jax.segmenters import losses, macs
+from biedsnet_jax.segmenters.mask_diffusion import Diffusion
 from configs import phantom
 
 # --- times -----------------------------------------------------------------------------------------------------------
@@ -123,8 +125,7 @@ TOY = NETWORKS["biedsnet"](channels=(16, 32), blocks_per_level=1, dconv="lineage
 
 def predict_cost(steps, ensemble):
     """(cost, 2 x macs) of predicting one image."""
-    sampling = segmenter.Sampling(steps=steps)
-    model = segmenter.Diffusion(TOY, schedule.make("linear", 100), losses.dice, sampling=sampling)
+    model = Diffusion(TOY, schedule.linear(100), losses.dice, sampling=Sampling(steps=steps))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), (32, 32, 1)))
     mesh = devices.make_mesh(jax.devices()[:1])
     cfg = phantom.get_config()

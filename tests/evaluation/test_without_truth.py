@@ -26,8 +26,9 @@ SIZE = 16
 class Made(Stub):
     """Marks the pixels above a value in every class, as a model of one pass or of two samples would."""
 
-    def __init__(self, classes):
-        self.classes = classes
+    def __init__(self, cfg):
+        self.classes = cfg.data.classes
+        self.draws_samples = cfg.method != "direct"
 
     def predict(self, variables, image, keys, *, ensemble):
         mask = (image[..., :1] > variables["above"]).astype(jnp.float32)
@@ -45,7 +46,7 @@ def evaluated(cfg, workdir, monkeypatch, *, above):
     mesh = devices.make_mesh(jax.devices()[:1])
     variables = {"above": jnp.float32(above), "params": {}}
     data = build_data.open_data(cfg)
-    return evaluate.evaluate(Trained(cfg, Made(cfg.data.classes), variables, 7, mesh), workdir, data)
+    return evaluate.evaluate(Trained(cfg, Made(cfg), variables, 7, mesh), workdir, data)
 
 
 def shown(workdir):

@@ -20,6 +20,8 @@ SIZE = 16
 class Bright:
     """Certain wherever the normalised image is above a half, but for some noise of each sample."""
 
+    draws_samples = True
+
     def init(self, key, shape):
         return {"params": {"above": jnp.float32(0.5)}, "batch_stats": {}}
 

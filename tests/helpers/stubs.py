@@ -4,7 +4,7 @@
 class Stub:
     """A `segmenter.Segmenter` whose subclasses say what it predicts."""
 
-    draws_samples = False
+    draws_samples = True
 
     def init(self, key, shape):
         raise NotImplementedError

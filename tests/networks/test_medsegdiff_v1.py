@@ -8,10 +8,11 @@ from jax.flatten_util import ravel_pytree
 from random_weights import initial, normal, weights
 
 from biedsnet_jax.diffusion import schedule
+from biedsnet_jax.diffusion.sampler import Sampling
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks.medsegdiff import MedSegDiff
 from biedsnet_jax.networks.medsegdiff_highway import Gate
-from biedsnet_jax.segmenters.segmenter import NoisePrediction, Sampling
+from biedsnet_jax.segmenters.noise_diffusion import NoisePrediction
 
 TOY = {"channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "attention_downsample": (), "highway_channels": 8}
 INPUTS = normal(2, 32, 32, 1), normal(2, 32, 32, 1, seed=1), jnp.array([17, 900])  # x_t, image, t

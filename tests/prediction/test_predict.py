@@ -247,7 +247,7 @@ def test_samples_are_kept_where_asked_for(predict, tmp_path):
 
 
 def test_a_method_without_samples_has_no_uncertainty_either(predict, tmp_path, monkeypatch):
-    monkeypatch.setattr(build_model, "is_diffusion", lambda cfg: False)
+    monkeypatch.setattr(Bright, "draws_samples", False)
     save_picture(tmp_path / "in" / "a.png")
     assert predict("--samples")[0] == 0
     assert set(outputs(tmp_path / "out")) == RECORDS | expected("a", ".png", ("probability",))

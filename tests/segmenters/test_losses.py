@@ -69,7 +69,7 @@ def test_joint_losses_by_hand():
     logits, y = maps([0, 0, 0, 0]), maps([1, 1, 0, 0])  # p = 1/2 everywhere
     smooth_l1, ln2 = 0.125, math.log(2)
     np.testing.assert_allclose(losses.joint(logits, y), [smooth_l1 + (1 - 3 / 5) + 0.5 * ln2], rtol=1e-5)
-    other = losses.joint(logits, y, beta=0.5, dice_smooth=2.0, dice_weight=0.5, bce_weight=0.25)
+    other = losses.joint(logits, y, smooth_l1_beta=0.5, dice_smooth=2.0, dice_weight=0.5, bce_weight=0.25)
     np.testing.assert_allclose(other, [0.25 + 0.5 * (1 - 4 / 6) + 0.25 * ln2], rtol=1e-5)
     np.testing.assert_allclose(losses.dice_bce(logits, y), [(1 - 1 / 2) + 0.5 * ln2], rtol=1e-5)
     np.testing.assert_allclose(losses.mse_only(logits, y), [0.25], rtol=1e-5)

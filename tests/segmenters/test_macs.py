@@ -6,12 +6,15 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from biedsnet_jax.diffusion import schedule
+from biedsnet_jax.diffusion.sampler import Sampling
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.networks.bffm import boundary
 from biedsnet_jax.networks.blocks import DepthwiseConv, resize_bilinear
 from biedsnet_jax.runtime import devices
-from biedsnet_jax.segmenters import losses, segmenter
+from biedsnet_jax.segmenters import losses
+from biedsnet_jax.segmenters.direct import Direct
 from biedsnet_jax.segmenters.macs import count_macs, prediction_gmacs
+from biedsnet_jax.segmenters.mask_diffusion import Diffusion
 
 
 def shaped(*shape, dtype=jnp.float32):
@@ -149,9 +152,9 @@ def test_prediction_encodes_once_and_denoises_steps_times_samples():
     denoise = count_macs(lambda v, *xs: TOY.apply(v, *xs, method=TOY.denoise)[0], variables, features, mask, image, T)
     assert encode > 0 and denoise > 0
 
-    model = segmenter.Diffusion(TOY, schedule.make("linear", 100), losses.dice, sampling=segmenter.Sampling(steps=7))
+    model = Diffusion(TOY, schedule.linear(100), losses.dice, sampling=Sampling(steps=7))
     counted = prediction_gmacs(model, variables, (16, 16, 1), ensemble=3)
     assert counted == pytest.approx((encode + 3 * 7 * denoise) / 1e9, rel=1e-12)
 
-    once = prediction_gmacs(segmenter.Direct(TOY, losses.dice, denoiser=True), variables, (16, 16, 1), ensemble=3)
+    once = prediction_gmacs(Direct(TOY, losses.dice), variables, (16, 16, 1), ensemble=3)
     assert once == pytest.approx((encode + denoise) / 1e9, rel=1e-12)

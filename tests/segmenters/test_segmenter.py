@@ -9,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biedsnet_jax.config.build_model import build
+from biedsnet_jax.config.build_model import build, draws_samples
 from biedsnet_jax.diffusion import process, schedule
+from biedsnet_jax.diffusion.sampler import Sampling
 from biedsnet_jax.networks import NETWORKS
 from biedsnet_jax.networks.biedsnet import BIEDSNet
 from biedsnet_jax.segmenters import losses
-from biedsnet_jax.segmenters.segmenter import Diffusion, Direct, NoisePrediction, Sampling, Segmenter
+from biedsnet_jax.segmenters.direct import Direct
+from biedsnet_jax.segmenters.mask_diffusion import Diffusion
+from biedsnet_jax.segmenters.noise_diffusion import NoisePrediction
+from biedsnet_jax.segmenters.segmenter import Segmenter
 from configs import covid, default, variants
 
 RUNS = []  # entry points of Oracle, in the order in which compiled programs ran them
@@ -329,7 +333,7 @@ def test_a_network_that_needs_one_pass_has_no_trajectory():
 
 
 def test_a_denoiser_used_directly_sees_neither_noise_nor_time():
-    segmenter = Direct(Probe(), lambda heads, _: sum(jnp.abs(x).max((1, 2, 3)) for x in heads[1:]), denoiser=True)
+    segmenter = Direct(Probe(), lambda heads, _: sum(jnp.abs(x).max((1, 2, 3)) for x in heads[1:]))
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
     probability = predictor(segmenter, ensemble=5)(image, keys())
     np.testing.assert_allclose(probability, jax.nn.sigmoid(image)[None], atol=1e-6)
@@ -364,6 +368,7 @@ def test_every_variant_builds_a_segmenter_that_trains_and_predicts(variant):
     config = config_of(variant)
     segmenter = build(config)
     assert isinstance(segmenter, Segmenter)
+    assert segmenter.draws_samples is draws_samples(config)
     shape = (config.data.size, config.data.size, config.data.channels)
     image, y = jnp.zeros((2, *shape)), jnp.zeros((2, *shape[:2], config.data.classes))
 
@@ -427,4 +432,4 @@ def test_fields_of_the_config_reach_the_segmenter():
     np.testing.assert_array_equal(segmenter.schedule.beta, schedule.cosine(50).beta)
     assert segmenter.sampling == Sampling("ddpm", 7, 0.5, "leading")
     direct = build(config_of("direct"))
-    assert isinstance(direct, Direct) and direct.denoiser and isinstance(direct.network, BIEDSNet)
+    assert isinstance(direct, Direct) and isinstance(direct.network, BIEDSNet)

@@ -23,8 +23,9 @@ from biedsnet_jax.config import student as student_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.runtime import devices
-from biedsnet_jax.segmenters import losses, segmenter
+from biedsnet_jax.segmenters import losses
 from biedsnet_jax.segmenters.consistency import Consistency
+from biedsnet_jax.segmenters.mask_diffusion import Diffusion
 from biedsnet_jax.training import distill, run_log, train_step
 from biedsnet_jax.training import train as trainer
 from configs import phantom
@@ -51,7 +52,7 @@ def consistency(loss, *, mask_range="plus_minus", mask_scale=1.0, **fields):
     def heads_loss(heads, y):
         return loss(heads[0], y)
 
-    student = segmenter.Diffusion(Line(), NOISES, heads_loss, mask_range, mask_scale)
+    student = Diffusion(Line(), NOISES, heads_loss, mask_range, mask_scale)
     return Consistency(student, **fields)
 
 

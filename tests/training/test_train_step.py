@@ -15,7 +15,8 @@ from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.networks.biedsnet import BIEDSNet
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import losses
-from biedsnet_jax.segmenters.segmenter import Diffusion, Direct
+from biedsnet_jax.segmenters.direct import Direct
+from biedsnet_jax.segmenters.mask_diffusion import Diffusion
 from biedsnet_jax.training.optimizer import make_optimizer
 from biedsnet_jax.training.train_step import Update, make_train_step, one_or_other
 
