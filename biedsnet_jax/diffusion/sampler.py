@@ -191,20 +191,14 @@ def _plan(
 ) -> _Plan:
     times = visited(schedule, steps=steps, spacing=spacing)
     chain = respace(schedule, times)
-    if method == "ddpm":
-        coefficients = _ddpm(chain)
-    elif method == "ddim":
-        coefficients = _ddim(chain, eta)
-    elif method == "dpm_solver":
-        coefficients = _dpm_solver(chain)
-    else:
-        raise BadInput(f"unknown sampling method, {method!r}, method; use 'ddpm', 'ddim' or 'dpm_solver'")
+    if method not in METHODS:
+        raise BadInput(f"unknown sampling method, {method!r}, method; use one of {', '.join(METHODS)}")
     # The chain's time ascends, sampling descends.
-    a, b, c, sigma = (value[::-1].astype(np.float32) for value in coefficients)
+    a, b, c, sigma = (value[::-1].astype(np.float32) for value in METHODS[method](chain, eta))
     return _Plan(np.arange(steps, dtype=np.int32), times.astype(np.int32), a, b, c, sigma)
 
 
-def _ddpm(chain: Schedule):
+def _ddpm(chain: Schedule, eta: float):
     """a, b, c, sigma of the ancestral step: the posterior q(x_next | x_t, x_0) (Ho et al. 2020, eq. 6-7)."""
     zeros = np.zeros(chain.timesteps)
     return chain.posterior_x_t, chain.posterior_x_0, zeros, np.sqrt(chain.posterior_variance)
@@ -220,7 +214,7 @@ def _ddim(chain: Schedule, eta: float):
     return a, b, np.zeros(chain.timesteps), sigma
 
 
-def _dpm_solver(chain: Schedule):
+def _dpm_solver(chain: Schedule, eta: float):
     """The same of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): a DDIM step along x_0 extrapolated in log SNR.
 
     It extrapolates to x_0 + w (x_0 - x_0'), w = h / (2 h'), where h and h' are this step's and the last one's length in
@@ -232,3 +226,6 @@ def _dpm_solver(chain: Schedule):
     w = np.zeros(chain.timesteps)
     w[1:-1] = h[:-1] / (2.0 * h[1:])
     return a, b * (1.0 + w), -b * w, sigma
+
+
+METHODS = {"ddpm": _ddpm, "ddim": _ddim, "dpm_solver": _dpm_solver}

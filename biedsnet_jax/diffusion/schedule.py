@@ -86,13 +86,14 @@ def cosine(timesteps: int, *, offset: float = 0.008, beta_max: float = 0.999) ->
     return Schedule(np.minimum(1.0 - f[1:] / f[:-1], beta_max))
 
 
+SCHEDULES = {"linear": linear, "cosine": cosine}
+
+
 def make(name: str, timesteps: int) -> Schedule:
-    """The schedule called "linear" or "cosine", with T = `timesteps`. Raises BadInput on another name."""
-    if name == "linear":
-        return linear(timesteps)
-    if name == "cosine":
-        return cosine(timesteps)
-    raise BadInput(f"unknown noise schedule, {name!r}, schedule; use 'linear' or 'cosine'")
+    """The schedule of SCHEDULES with T = `timesteps`. Raises BadInput on another name."""
+    if name not in SCHEDULES:
+        raise BadInput(f"unknown noise schedule, {name!r}, schedule; use one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[name](timesteps)
 
 
 def select_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> Integer[np.ndarray, " steps"]:
@@ -103,14 +104,25 @@ def select_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> I
     """
     if not 1 <= steps <= timesteps:
         raise BadInput(f"sampler steps outside 1..{timesteps}, {steps}, steps; use at most T = {timesteps} steps")
-    if spacing == "trailing":
-        return timesteps - 1 - np.arange(steps) * timesteps // steps
-    if spacing == "linspace":
-        # Halves go down: times at least 1 apart then never meet.
-        return np.ceil(np.linspace(timesteps - 1, 0, steps) - 0.5).astype(int)
-    if spacing == "leading":
-        return np.arange(steps)[::-1] * (timesteps // steps)
-    raise BadInput(f"unknown timestep spacing, {spacing!r}, spacing; use 'trailing', 'linspace' or 'leading'")
+    if spacing not in SPACINGS:
+        raise BadInput(f"unknown timestep spacing, {spacing!r}, spacing; use one of {', '.join(SPACINGS)}")
+    return SPACINGS[spacing](timesteps, steps)
+
+
+def _trailing(timesteps, steps):
+    return timesteps - 1 - np.arange(steps) * timesteps // steps
+
+
+def _linspace(timesteps, steps):
+    # Halves go down: times at least 1 apart then never meet.
+    return np.ceil(np.linspace(timesteps - 1, 0, steps) - 0.5).astype(int)
+
+
+def _leading(timesteps, steps):
+    return np.arange(steps)[::-1] * (timesteps // steps)
+
+
+SPACINGS = {"trailing": _trailing, "linspace": _linspace, "leading": _leading}
 
 
 def respace(schedule: Schedule, kept: Integer[np.ndarray, " steps"]) -> Schedule:

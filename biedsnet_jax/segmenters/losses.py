@@ -70,6 +70,9 @@ def dice_bce(
     return dice_weight * dice(jax.nn.sigmoid(logits), y, smooth=dice_smooth) + bce_weight * bce(logits, y)
 
 
+LOSSES = {"joint": joint, "mse": mse_only, "dice_bce": dice_bce}
+
+
 def supervised(loss: LossFn, heads: Sequence[Logits], y: Mask, weights: Sequence[float]) -> PerExample:
     """Weighted sum of `loss` over heads, final head first; a lone head counts fully whatever its weight."""
     if len(heads) == 1:
