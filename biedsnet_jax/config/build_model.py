@@ -6,7 +6,9 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
+from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.diffusion import schedule
+from biedsnet_jax.errors import BadInput, shown
 from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.segmenters import losses
 from biedsnet_jax.segmenters.consistency import Consistency
@@ -15,12 +17,20 @@ from biedsnet_jax.segmenters.segmenter import Diffusion, Direct, NoisePrediction
 SIZED = ("swin_unet", "trans_unet", "medsegdiff")  # networks whose parameters may depend on the image size
 
 
+def network_class(config) -> type:
+    """The class of a config's network. Raises BadInput where there is none."""
+    name = get_field(config, "network")
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise BadInput(f"network is {shown(repr(name))}. Use one of {', '.join(map(repr, NETWORKS))}.")
+    return NETWORKS[name]
+
+
 def make_network(config) -> nn.Module:
     """The network that a config asks for. `make_network(config).check_size((h, w))` refuses what it cannot take."""
     fields = dict(config.networks[config.network])
     if config.network in SIZED:
         fields["image_size"] = config.data.size
-    return NETWORKS[config.network](classes=config.data.classes, dtype=jnp.dtype(config.dtype), **fields)
+    return network_class(config)(classes=config.data.classes, dtype=jnp.dtype(config.dtype), **fields)
 
 
 def build(config) -> Segmenter:
