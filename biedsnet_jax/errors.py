@@ -1,7 +1,7 @@
 """What `main` turns into one line and an exit code; by itself, so that modes without jax can raise it too."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class BadInput(ValueError):
@@ -21,6 +21,12 @@ def shown(value: object, *, most: int = 60) -> str:
     """A value of a broken file fit for one line."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def first(names: Sequence[str], *, most: int = 3) -> str:
+    """The first few names in a line, such as "a, b, c and 5 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class Diverged(RuntimeError):

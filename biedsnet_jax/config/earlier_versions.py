@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_dict
 
 from biedsnet_jax.config import known_fields
 from biedsnet_jax.config.fields import flat, set_field
-from biedsnet_jax.errors import shown
+from biedsnet_jax.errors import first, shown
 
 ADDED = {
     "diffusion.self_condition": False,
@@ -31,9 +31,6 @@ REMOVED: dict[str, Any] = {
     "sampler.start_fraction": 0.5,
     "sampler.start_run": 8,
 }
-
-# Names in one line; a config has a hundred and fifty.
-_MOST = 3
 
 
 def renew(config: ConfigDict) -> list[str]:
@@ -88,5 +85,4 @@ def _drop(config):
 
 
 def _listed(fields):
-    first = ", ".join(f"{shown(name)}={shown(repr(value))}" for name, value in list(fields.items())[:_MOST])
-    return first if len(fields) <= _MOST else f"{first} and {len(fields) - _MOST} more"
+    return first([f"{shown(name)}={shown(repr(value))}" for name, value in fields.items()])

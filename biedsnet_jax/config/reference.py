@@ -14,6 +14,7 @@ from typing import Any
 
 from biedsnet_jax.config import known_fields
 from biedsnet_jax.config.check import FIELDS, network_rule
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import NETWORKS
 
 _COLUMNS = 100
@@ -35,6 +36,8 @@ class Field:
 
 def fields() -> Iterator[Field]:
     """Every field of configs/default.py, section by section."""
+    if not known_fields.defaults():
+        raise BadInput(f"{known_fields.DEFAULT} is missing. Use the package where configs/ stands beside it.")
     of_default = comments(pathlib.Path(known_fields.DEFAULT).read_text())
     for name in sorted(known_fields.defaults(), key=lambda name: name.rpartition(".")):
         section, _, last = name.rpartition(".")

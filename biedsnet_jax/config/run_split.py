@@ -18,10 +18,8 @@ from biedsnet_jax.config.build_data import Data
 from biedsnet_jax.config.split_record import SIDES, SplitRecord
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.sources.source import Example, Facts, Source
-from biedsnet_jax.errors import BadInput
+from biedsnet_jax.errors import BadInput, first
 from biedsnet_jax.runtime import processes
-
-_FEW = 3  # names in a message
 
 
 def open_training(cfg: ConfigDict, workdir: Path) -> Data:
@@ -197,12 +195,6 @@ def listed(names: Iterable[str]) -> str:
     """Such as "2 cases (a, b)"."""
     names = list(names)
     return f"{len(names)} case{'s' * (len(names) != 1)} ({first(names)})"
-
-
-def first(names: Sequence[str]) -> str:
-    """The first few names in a line, such as "a, b, c and 5 more"."""
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-    return ", ".join(names[:_FEW]) + more
 
 
 def files_of(files: Mapping[str, Any], cases: Iterable[str]) -> dict[str, Any]:

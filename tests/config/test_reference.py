@@ -1,8 +1,9 @@
 """The help of all fields, and the page that is made of the same."""
 
 from places import ROOT
+from refusals import refused
 
-from biedsnet_jax.config import reference
+from biedsnet_jax.config import known_fields, reference
 from biedsnet_jax.config.fields import flat
 from configs import default
 
@@ -58,3 +59,8 @@ def test_the_page_is_what_is_made_of_the_fields():
     assert page == reference.page(), "python -m biedsnet_jax.config.reference > page, then to docs/config.md"
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert len(rows) == len(flat(default.get_config())) and all(row.count("|") == 5 for row in rows)
+
+
+def test_without_the_configs_beside_the_package_the_help_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(known_fields, "DEFAULT", str(tmp_path / "default.py"))
+    refused(reference.text, f"{tmp_path}/default.py is missing.")
