@@ -254,7 +254,7 @@ def test_no_value_of_any_field_breaks_the_check_itself(name):
 )
 def test_a_field_that_is_not_there_is_told_the_nearest(asked, near):
     refused(
-        lambda: get_field(phantom.get_config(), asked), f"field, {asked},", f"the nearest is --config.{near}"
+        lambda: get_field(phantom.get_config(), asked), f"{asked} is not a field", f"The nearest is --config.{near}"
     )
 
 
