@@ -37,7 +37,9 @@ class Field:
 def fields() -> Iterator[Field]:
     """Every field of configs/default.py, section by section."""
     if not known_fields.defaults():
-        raise BadInput(f"{known_fields.DEFAULT} is missing. Use the package where configs/ stands beside it.")
+        raise BadInput(
+            f"{known_fields.DEFAULT} is missing. Use the package where configs/ stands beside it."
+        )
     of_default = comments(pathlib.Path(known_fields.DEFAULT).read_text())
     for name in sorted(known_fields.defaults(), key=lambda name: name.rpartition(".")):
         section, _, last = name.rpartition(".")
@@ -58,12 +60,16 @@ def comments(source: str) -> dict[str, str]:
         if isinstance(node, ast.Assign | ast.AnnAssign):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             last = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
-            found[ast.unparse(target).removeprefix("c.")] = _text([last]) or _text(_above(lines, node.lineno - 1))
+            found[ast.unparse(target).removeprefix("c.")] = _text([last]) or _text(
+                _above(lines, node.lineno - 1)
+            )
     return found
 
 
 def _above(lines, number):
-    above = itertools.takewhile(lambda line: line.lstrip().startswith("#"), reversed(lines[:number]))
+    above = itertools.takewhile(
+        lambda line: line.lstrip().startswith("#"), reversed(lines[:number])
+    )
     return list(above)[::-1]
 
 
@@ -79,17 +85,29 @@ def text() -> str:
         for field in group:
             lines += ["", f"  {field.name} = {field.default!r}"]
             for said in (field.comment, f"Range: {field.range}"):
-                lines += textwrap.wrap(said, _COLUMNS, initial_indent="      ", subsequent_indent="      ")
+                lines += textwrap.wrap(
+                    said, _COLUMNS, initial_indent="      ", subsequent_indent="      "
+                )
     return "\n".join(lines[1:]) + "\n"
 
 
 def page() -> str:
     """docs/config.md: what is written by hand up to the tables, and the tables."""
     lines = [_PAGE.read_text().partition(_HEADING)[0] + _HEADING.rstrip()]
-    lines.append("These tables are made of `configs/default.py` by `biedsnet_jax/config/reference.py`.\n")
+    lines.append(
+        "These tables are made of `configs/default.py` by `biedsnet_jax/config/reference.py`.\n"
+    )
     for section, group in itertools.groupby(fields(), lambda field: field.section):
-        lines += [f"### {section or 'Of no section'}", "", "| field | default | range | |", "|---|---|---|---|"]
-        lines += [f"| `{field.name}` | `{field.default!r}` | {field.range} | {field.comment} |" for field in group]
+        lines += [
+            f"### {section or 'Of no section'}",
+            "",
+            "| field | default | range | |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| `{field.name}` | `{field.default!r}` | {field.range} | {field.comment} |"
+            for field in group
+        ]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 

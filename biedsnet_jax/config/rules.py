@@ -33,12 +33,17 @@ def one_of(names: Iterable[str]) -> Rule:
 def at_least(least: int, most: int = _MOST) -> Rule:
     """A whole number."""
     to = "" if most == _MOST else f" to {most}"
-    return Rule(f"a whole number from {least}{to}", lambda value: is_a(int, value) and least <= value <= most)
+    return Rule(
+        f"a whole number from {least}{to}",
+        lambda value: is_a(int, value) and least <= value <= most,
+    )
 
 
 def between(low: int, high: int) -> Rule:
     """A number, both ends included."""
-    return Rule(f"a number from {low} to {high}", lambda value: is_number(value) and low <= value <= high)
+    return Rule(
+        f"a number from {low} to {high}", lambda value: is_number(value) and low <= value <= high
+    )
 
 
 def numbers(example: tuple[float, ...], count: str = "") -> Rule:
@@ -52,7 +57,10 @@ def numbers(example: tuple[float, ...], count: str = "") -> Rule:
 def like(usual: Any, *, empty: bool = False) -> Rule:
     """A value of the kind of `usual`; a tuple holds whole numbers, and some only where it may be `empty`."""
     if isinstance(usual, tuple):
-        return Rule("whole numbers, such as (2, 4)", lambda value: are(int, value) and (empty or value != ()))
+        return Rule(
+            "whole numbers, such as (2, 4)",
+            lambda value: are(int, value) and (empty or value != ()),
+        )
     if isinstance(usual, float):
         return Rule("a number", lambda value: isinstance(value, int | float))
     kinds = {bool: YES_OR_NO.says, int: "a whole number", str: TEXT.says}
