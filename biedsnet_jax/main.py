@@ -1,9 +1,6 @@
 """`python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom`: flags and modes, nothing else."""
 
-import os
 import pathlib
-import re
-import runpy
 import shlex
 import sys
 import time
@@ -12,7 +9,6 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from biedsnet_jax.config import command_line
-from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.errors import BadInput, Diverged, Preempted, shown
 from biedsnet_jax.runtime import console
 
@@ -66,9 +62,8 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of many processes: how many")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "of many processes: which one this is, from 0")
 _QUIET = flags.DEFINE_bool("quiet", False, "show nothing but errors, warnings and the closing word")
+_HELP_FIELDS = flags.DEFINE_bool("helpfields", False, "show every field of a config, its default and its range")
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
-
-_NO_CONFIG = "no config, nothing, in --config; give a file such as --config=configs/phantom.py"
 
 
 def run(argv: list[str]) -> int:
@@ -82,8 +77,10 @@ def run(argv: list[str]) -> int:
     try:
         parse_flags(argv)
         console.set_quiet(_QUIET.value)
+        if _HELP_FIELDS.value:
+            return _help_fields()
         if not _WORKDIR.value and _MODE.value != "benchmark":
-            raise BadInput("no workdir, nothing, in --workdir; give the folder where the run is, or is to be, kept")
+            raise BadInput("--workdir is missing. Give the folder where the run is, or is to be, kept.")
         return _MODES[_MODE.value](argv) or 0
     except (BadInput, Diverged) as error:
         if _shows_tracebacks(argv):
@@ -101,6 +98,13 @@ def run(argv: list[str]) -> int:
         if not processes.several():
             raise
         return _failed(processes.told(error), 1)
+
+
+def _help_fields():
+    from biedsnet_jax.config import reference
+
+    print(reference.text(), end="")
+    return 0
 
 
 # One function a mode, with its imports inside: a report needs no jax, predicting no training.
@@ -194,7 +198,7 @@ def _start(*, compile_cache: bool = True):
     from biedsnet_jax.runtime import devices, processes
 
     if _CONFIG.value is None:
-        raise BadInput(_NO_CONFIG)
+        raise BadInput(command_line.NO_CONFIG)
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if compile_cache:
         devices.enable_compile_cache(_CONFIG.value.compile_cache)
@@ -226,23 +230,17 @@ def parse_flags(argv: list[str]) -> None:
 
     Raises BadInput for whatever absl, ml_collections or the config file refuse.
     """
-    argv = command_line.with_paths(_with_flag_files(argv), flags.FLAGS)
-    argv = _with_saved_config(_with_import_config(argv))
-    file, overrides = _flag_value(argv, "config"), _overrides(argv)
-    if overrides and not file:
-        raise BadInput(_NO_CONFIG)
-    defaults = _load_config(file) if file else None
-    for name in overrides:
-        get_field(defaults, name)
-    read = {name: _flag_value(argv, name) for name in ("config", "mode", "workdir", "network")}
+    argv = command_line.with_config(_with_flag_files(argv), flags.FLAGS)
+    defaults = command_line.load_config(argv, flags.FLAGS)
+    read = {name: command_line.value(argv, name, flags.FLAGS) for name in ("config", "mode", "workdir", "network")}
     sys.argv[:] = argv  # config_flags looks for overrides there
     try:
         stray = flags.FLAGS(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BadInput(_reworded(error, defaults)) from error
+        raise BadInput(command_line.reworded(error, defaults)) from error
     if stray:
-        raise BadInput(f"not a flag, {shown(stray[0])}, on the command line; flags look like --name=value")
-    _check_read_alike(read)
+        raise BadInput(f"{shown(stray[0])} is not a flag. Flags look like --name=value.")
+    command_line.check_read_alike(read, flags.FLAGS)
 
 
 def _with_flag_files(argv):
@@ -250,88 +248,12 @@ def _with_flag_files(argv):
     try:
         return [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
     except flags.Error as error:
-        raise BadInput(_reworded(error, None)) from error
-
-
-def _check_read_alike(read):
-    """Raise BadInput where absl took a flag for the value of the one before it."""
-    parsed = {name: flags.FLAGS[name].value if flags.FLAGS[name].present else None for name in read}
-    if _CONFIG.value is not None:
-        parsed["config"] = flags.FLAGS["config"].config_filename
-    for name, value in read.items():
-        if value != parsed[name]:
-            one, other = shown(repr(value)), shown(repr(parsed[name]))
-            raise BadInput(
-                f"--{name} can be read as {one} and as {other} on this command line. Write every flag as --name=value."
-            )
-
-
-def _with_saved_config(argv):
-    """Put `--config=saved.py:WORKDIR` first where a trained workdir stands, or must, and no config is named.
-
-    In mode distill `student.py:WORKDIR`.
-    """
-    workdir = _flag_value(argv, "workdir")
-    if _flag_value(argv, "config") or not workdir or _flag_value(argv, "mode") == "report":
-        return argv
-    trained = os.path.exists(os.path.join(workdir, "config.json"))
-    if not trained and _flag_value(argv, "mode") in (None, "train"):
-        return argv
-    file = "student.py" if _flag_value(argv, "mode") == "distill" else "saved.py"
-    loader = os.path.join(os.path.dirname(os.path.abspath(__file__)), "config", file)
-    return [argv[0], f"--config={loader}:{workdir}", *argv[1:]]
-
-
-def _with_import_config(argv):
-    """Put `--config=configs/folder.py:NETWORK` first where weights are imported and no config is named."""
-    if _flag_value(argv, "mode") != "import" or _flag_value(argv, "config"):
-        return argv
-    network = _flag_value(argv, "network")
-    if not network:
-        raise BadInput("no network, nothing, in --network; name the one whose weights these are, such as unext")
-    folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs", "folder.py")
-    return [argv[0], f"--config={folder}:{network}", *argv[1:]]
-
-
-def _load_config(named):
-    """What a config file gives before overrides. config_flags loads it again, but buries what went wrong."""
-    file, *variants = named.split(":", 1)
-    if not os.path.isfile(file):
-        raise BadInput(f"no such config, {file}, in --config; give a file such as configs/phantom.py")
-    try:
-        return runpy.run_path(file)["get_config"](*variants)
-    except ValueError as error:  # what get_config says about its variants; BadInput is one
-        raise BadInput(" ".join(str(error).split())) from error
-    except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise BadInput(f"config fails, {text}, {file}; --debug shows where") from error
-
-
-def _flag_value(argv, name):
-    """The value of a flag, as absl will read it; None where it is not given."""
-    return command_line.value(argv, name, flags.FLAGS)
+        raise BadInput(command_line.reworded(error, None)) from error
 
 
 def _shows_tracebacks(argv):
     """Whether --debug is given, also on a command line that could not be parsed."""
-    return command_line.is_true(_flag_value(argv, "debug"))
-
-
-def _overrides(argv):
-    return [m.group(1) for a in argv if (m := re.match(r"--?(?:no)?config\.([\w.]+)", a))]
-
-
-def _reworded(error, defaults):
-    text = " ".join(str(error).split()).rstrip(".").removeprefix("flag ")
-    if match := re.match(r"--config\.([\w.]+)=(.*?): ", text):
-        name, value = match.groups()
-        usual = get_field(defaults, name)
-        if hasattr(usual, "keys"):
-            one = f"--config.{name}.{next(iter(usual))}"
-            return f"one value for many fields, {shown(value)}, in --config.{name}; set each, such as {one}"
-        like = f"{usual!r}, of {type(usual).__name__}"
-        return f"wrong type of value, {shown(value)}, in --config.{name}; give one like {like}"
-    return f"bad flag, {shown(text, most=200)}; --help lists them"
+    return command_line.is_true(command_line.value(argv, "debug", flags.FLAGS))
 
 
 if __name__ == "__main__":

@@ -84,47 +84,53 @@ def slices(root: Path, names=("a/1", "b/1", "c/1", "d/1"), size=32) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([PHANTOM, "--config.train.step=1"], ["unknown config field, train.step,", "--config.train.steps\n"]),
-        ([PHANTOM, "--config.nonsense=1"], ["unknown config field, nonsense,", "the nearest is --config."]),
+        ([PHANTOM, "--config.train.step=1"], ["train.step is not a field of the config.", "--config.train.steps\n"]),
+        ([PHANTOM, "--config.nonsense=1"], ["nonsense is not a field of the config.", "The nearest is --config."]),
         ([PHANTOM, "--config.trian.batch_size", "4"], ["trian.batch_size", "--config.train.batch_size\n"]),
         ([PHANTOM, "--noconfig.data.verfy"], ["data.verfy", "--config.data.verify\n"]),
         (
             [PHANTOM, "--config.train.steps=abc"],
-            ["wrong type of value, abc,", "--config.train.steps", "give one like", "int"],
+            ["--config.train.steps is abc, of the wrong type. Give a value like ", ", of int."],
         ),
-        ([PHANTOM, "--config.train.steps=1.5"], ["wrong type of value, 1.5,", "--config.train.steps"]),
-        ([PHANTOM, "--config.train.learning_rate=fast"], ["wrong type of value, fast,", "learning_rate", "float"]),
-        ([PHANTOM, "--config.data.cache=perhaps"], ["wrong type of value, perhaps,", "--config.data.cache", "bool"]),
-        ([PHANTOM, "--config.train=3"], ["one value for many fields, 3,", "--config.train.accumulate"]),
-        ([PHANTOM, "--config.networks.biedsnet.channels=(8, 'x')"], ["kind of value, (8, 'x')", "biedsnet.channels"]),
+        ([PHANTOM, "--config.train.steps=1.5"], ["--config.train.steps is 1.5, of the wrong type."]),
+        ([PHANTOM, "--config.train.learning_rate=fast"], ["train.learning_rate is fast, of the wrong", "float"]),
+        ([PHANTOM, "--config.data.cache=perhaps"], ["--config.data.cache is perhaps, of the wrong", "bool"]),
+        ([PHANTOM, "--config.train=3"], ["--config.train is 3, but it is a section.", "--config.train.accumulate"]),
+        ([PHANTOM, "--config.networks.biedsnet.channels=(8, 'x')"], ["networks.biedsnet.channels is (8, 'x'). Use"]),
         ([PHANTOM + ":unett"], ["biedsnet: unknown config variant, unett", "unet"]),
         ([PHANTOM + ":unet,row9"], ["biedsnet: unknown config variant, row9", "row1"]),
-        (["--config=configs/phantm.py"], ["no such config, configs/phantm.py", "configs/phantom.py"]),
-        ([f"--config={ROOT}/configs"], ["no such config", "configs/phantom.py"]),
-        (["--config.train.steps=3"], ["no config", "--config=configs/phantom.py"]),
-        ([], ["no config", "--config=configs/phantom.py"]),
+        (["--config=configs/phantm.py"], ["--config names configs/phantm.py, which is no file.", "configs/phantom.py"]),
+        ([f"--config={ROOT}/configs"], ["configs, which is no file. Give one such as configs/phantom.py"]),
+        (["--config.train.steps=3"], ["--config is missing.", "--config=configs/phantom.py"]),
+        ([], ["--config is missing.", "--config=configs/phantom.py"]),
         ([PHANTOM, "--mode=evaluat"], ["--mode=evaluat", "evaluate"]),
         ([PHANTOM, "--wokdir=x"], ["wokdir", "workdir"]),
-        ([PHANTOM, "stray"], ["not a flag, stray", "--name=value"]),
+        ([PHANTOM, "stray"], ["stray is not a flag. Flags look like --name=value."]),
     ],
 )
 def test_a_flag_that_is_wrong(refused, arguments, says):
     refused(*arguments, says=says)
 
 
+def test_the_fields_are_shown(capsys):
+    absl_flags.forget()
+    assert main.run(["biedsnet_jax", "--helpfields"]) == 0
+    assert "  data.size = 256\n" in capsys.readouterr().out
+
+
 def test_no_workdir(refused):
-    refused(PHANTOM, says=["no workdir", "--workdir"], workdir=None)
+    refused(PHANTOM, says=["--workdir is missing. Give the folder"], workdir=None)
 
 
 def test_a_config_file_that_fails(refused, tmp_path):
     bad = tmp_path / "bad.py"
     for text, says in (("def get_config():\n    return 1 / 0\n", "ZeroDivisionError"), ("def (", "SyntaxError")):
         bad.write_text(text)
-        refused(f"--config={bad}", says=["config fails", says, str(bad), "--debug"])
+        refused(f"--config={bad}", says=[f"{bad} fails with {says}", "--debug"])
 
 
 def test_debug_shows_the_traceback(command):
-    with pytest.raises(BadInput, match="unknown config field"):
+    with pytest.raises(BadInput, match="nonsense is not a field"):
         command(PHANTOM, "--config.nonsense=1", "--debug")
 
 
@@ -240,7 +246,7 @@ def test_splits(refused, tmp_path):
         ("--config.train.batch_size=12", ["batch of 12", "8 devices", "train.batch_size", "8 or 16"]),
         ("--config.eval.batch_size=3", ["batch of 3", "8 devices", "eval.batch_size", "set eval.batch_size to 8"]),
         ("--config.data.size=50", ["not divisible by", "50, in data.size", "; use 48 or"]),
-        ("--config.network=unett", ["network is 'unett'", "unet"]),
+        ("--config.network=unett", ["network is 'unett'. Use one of", "'unet'"]),
         ("--config.sampler.steps=0", ["sampler.steps"]),
         ("--config.data.phantom.n_cases=0", ["n_cases"]),
     ],
@@ -310,7 +316,7 @@ def test_a_workdir_that_cannot_be_made(refused, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], ["no config", "--config=configs/phantom.py"]),
+        ([], ["--config is missing.", "--config=configs/phantom.py"]),
         ([PHANTOM, "--repeats=0"], ["too few repeats, 0, in --repeats", "7"]),
         ([PHANTOM, "--repeats=many"], ["--repeats=many"]),
         ([PHANTOM, "--config.train.batch_size=12"], ["batch of 12", "8 devices", "train.batch_size"]),

@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from biedsnet_jax.benchmarking import baseline as benchmark_files
 from biedsnet_jax.benchmarking import roofline, timing
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.config import fields as config_fields
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction.trained import make_predict
@@ -160,8 +160,7 @@ def versions() -> dict:
 
 def flat(cfg) -> dict:
     """{"data.size": 256, ...}, with lists for tuples as JSON has them."""
-    fields = traverse_util.flatten_dict(cfg.to_dict(), sep=".")
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config_fields.flat(cfg).items()}
 
 
 def memory() -> tuple[int | None, str]:

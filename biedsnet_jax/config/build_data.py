@@ -45,7 +45,9 @@ def open_source(config) -> Source:
 
     What the source warns of is printed by the first process.
     """
-    source = _SOURCES[config.data.source](config)
+    source = SOURCES[config.data.source](config)
+    if config.data.verify:
+        source.verify()
     for note in source.facts.notes:
         warn(note)
     return Cached(source) if config.data.cache else source
@@ -99,13 +101,12 @@ def _phantom(config):
 
 def _folder(config):
     data = config.data
-    source = ImageFolder(_root(config), classes=data.classes, channels=data.channels, case=data.case)
-    return _verified(source, config)
+    return ImageFolder(_root(config), classes=data.classes, channels=data.channels, case=data.case)
 
 
 def _nifti(config):
     data = config.data
-    source = NiftiFolder(
+    return NiftiFolder(
         _root(config),
         cache_folder(config),
         classes=data.classes,
@@ -115,7 +116,6 @@ def _nifti(config):
         min_foreground=data.min_foreground,
         case=data.case,
     )
-    return _verified(source, config)
 
 
 def _tfds(config):
@@ -128,7 +128,7 @@ def _tfds(config):
         prepared = covid19_ct_seg.prepare(pathlib.Path(_root(config)), cache, quiet=console.is_quiet())
     else:
         prepared = tfds.find(fields.name, fields.data_dir)
-    source = tfds.Tfds(
+    return tfds.Tfds(
         prepared,
         cache,
         {role: fields[role] for role in tfds.ROLES},
@@ -138,10 +138,9 @@ def _tfds(config):
         labels=tuple(data.labels),
         units=tuple(map(float, fields.units)),
     )
-    return _verified(source, config)
 
 
-_SOURCES = {"phantom": _phantom, "folder": _folder, "nifti": _nifti, "tfds": _tfds}
+SOURCES = {"folder": _folder, "nifti": _nifti, "tfds": _tfds, "phantom": _phantom}
 
 
 def _cache(config, name):
@@ -158,12 +157,6 @@ def _root(config):
         hint = config.data.hint or "give the folder that holds images/ and masks/"
         raise BadInput(f"{what}, in data.root; {hint}")
     return root
-
-
-def _verified(source, config):
-    if config.data.verify:
-        source.verify()
-    return source
 
 
 def _split(cases, fields, sides):

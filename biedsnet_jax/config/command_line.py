@@ -5,12 +5,19 @@ What --workdir and --mode say chooses the config file that absl then loads, so i
 
 import dataclasses
 import os
+import pathlib
+import re
+import runpy
 from typing import Any
 
-from biedsnet_jax.errors import BadInput
+from biedsnet_jax.config.fields import get_field
+from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files
 
+NO_CONFIG = "--config is missing. Give a config file, for example --config=configs/phantom.py"
 PATHS = ("config", "workdir", "input", "output", "compare")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
+_HERE = pathlib.Path(__file__).absolute().parent
 _TRUE = ("true", "t", "1")  # of absl's flags, in any case
 
 
@@ -55,6 +62,83 @@ def value(argv: list[str], name: str, known: Any) -> str | None:
 def is_true(text: str | None) -> bool:
     """Whether the value of a flag is yes."""
     return text is not None and text.lower() in _TRUE
+
+
+def with_config(argv: list[str], known: Any) -> list[str]:
+    """The same with --config first where none is named and the mode or a trained workdir says which.
+
+    That is `student.py:WORKDIR` in mode distill, `saved.py:WORKDIR` in the others, and
+    `configs/folder.py:NETWORK` where weights are imported.
+    """
+    argv = with_paths(argv, known)
+    mode, workdir = value(argv, "mode", known), value(argv, "workdir", known)
+    if value(argv, "config", known) or mode == "report":
+        return argv
+    if mode == "import":
+        network = value(argv, "network", known)
+        if not network:
+            raise BadInput("--network is missing. Name the one whose weights these are, such as --network=unext.")
+        return [argv[0], f"--config={_HERE.parents[1] / 'configs' / 'folder.py'}:{network}", *argv[1:]]
+    trains = mode in (None, "train")
+    if not workdir or (trains and not os.path.exists(os.path.join(workdir, "config.json"))):
+        return argv
+    file = "student.py" if mode == "distill" else "saved.py"
+    return [argv[0], f"--config={_HERE / file}:{workdir}", *argv[1:]]
+
+
+def load_config(argv: list[str], known: Any) -> Any:
+    """What the config file gives before overrides, None where none is named.
+
+    Config_flags loads it again, but buries what went wrong. Raises BadInput for a file that fails,
+    and for an override of a field that it has not.
+    """
+    named = value(argv, "config", known)
+    overrides = [match.group(1) for word in argv if (match := _OVERRIDE.match(word))]
+    if overrides and not named:
+        raise BadInput(NO_CONFIG)
+    config = _load(named) if named else None
+    for name in overrides:
+        get_field(config, name)
+    return config
+
+
+def _load(named):
+    file, *variants = named.split(":", 1)
+    if not os.path.isfile(file):
+        raise BadInput(f"--config names {shown(file)}, which is no file. Give one such as configs/phantom.py")
+    try:
+        return runpy.run_path(file)["get_config"](*variants)
+    except ValueError as error:  # what get_config says about its variants; BadInput is one
+        raise BadInput(" ".join(str(error).split())) from error
+    except Exception as error:
+        raise BadInput(f"{file} fails with {type(error).__name__}: {reason(error)}. --debug shows where.") from error
+
+
+def check_read_alike(read: dict[str, str | None], known: Any) -> None:
+    """Raise BadInput where absl took a flag for the value of the one before it."""
+    parsed = {name: known[name].value if known[name].present else None for name in read}
+    if known["config"].value is not None:
+        parsed["config"] = known["config"].config_filename
+    for name, text in read.items():
+        if text != parsed[name]:
+            one, other = shown(repr(text)), shown(repr(parsed[name]))
+            raise BadInput(
+                f"--{name} can be read as {one} and as {other} on this command line. Write every flag as --name=value."
+            )
+
+
+def reworded(error: Exception, config: Any) -> str:
+    """What absl refuses, as a sentence; `config` is that of `load_config`."""
+    text = " ".join(str(error).split()).rstrip(".").removeprefix("flag ")
+    if match := re.match(r"--config\.([\w.]+)=(.*?): ", text):
+        name, given = match.groups()
+        usual = get_field(config, name)
+        if hasattr(usual, "keys"):
+            one = f"--config.{name}.{next(iter(usual))}"
+            return f"--config.{name} is {shown(given)}, but it is a section. Set its fields one by one, such as {one}"
+        like = f"{usual!r}, of {type(usual).__name__}"
+        return f"--config.{name} is {shown(given)}, of the wrong type. Give a value like {like}."
+    return f"bad flag, {shown(text, most=200)}; --help lists them"
 
 
 def with_paths(argv: list[str], known: Any) -> list[str]:

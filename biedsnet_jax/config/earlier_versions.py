@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from biedsnet_jax.config import known_fields
-from biedsnet_jax.config.fields import flat, set_field
+from biedsnet_jax.config.fields import find, flat, set_field
 from biedsnet_jax.errors import listed, shown
 
 ADDED = {
@@ -47,10 +47,8 @@ def renew(config: ConfigDict) -> list[str]:
 def complete(config: ConfigDict) -> ConfigDict:
     """The config with those of ADDED that it lacks, in place; a section that is not there is not made up."""
     for name, value in ADDED.items():
-        *sections, field = name.split(".")
-        section = config
-        for part in sections:
-            section = section.get(part) if isinstance(section, ConfigDict) else None
+        above, _, field = name.rpartition(".")
+        section = find(config, above) if above else config
         if isinstance(section, ConfigDict) and field not in section:
             # A copy: what one config makes of its section is no other's.
             section[field] = value.copy_and_resolve_references() if isinstance(value, ConfigDict) else value
@@ -72,10 +70,8 @@ def _drop(config):
     """Fields that no version of today reads are taken out."""
     gone = {}
     for name in known_fields.unknown(config):
-        *sections, field = name.split(".")
-        section = config
-        for part in sections:
-            section = section[part]
+        above, _, field = name.rpartition(".")
+        section = find(config, above) if above else config
         value = section[field]
         del section[field]
         values = flat(value, f"{name}.") if isinstance(value, ConfigDict) else {name: value}

@@ -11,13 +11,21 @@ from biedsnet_jax.errors import BadInput, shown
 
 def get_field(config: ConfigDict, name: str) -> Any:
     """The value at a dotted name. Raises BadInput, with the nearest name, where there is none."""
-    value = config
-    for part in name.split("."):
-        if not isinstance(value, ConfigDict) or part not in value:
-            near = nearest(name, list(flat(config)))
-            raise BadInput(f"unknown config field, {name}, in --config; the nearest is --config.{shown(near)}")
-        value = value[part]
+    value = find(config, name)
+    # An unset string is None too.
+    if value is None and name not in flat(config):
+        near = nearest(name, list(flat(config)))
+        raise BadInput(f"{shown(name)} is not a field of the config. The nearest is --config.{shown(near)}")
     return value
+
+
+def find(config: Any, name: str) -> Any:
+    """The value or section at a dotted name, None where there is none."""
+    for part in name.split("."):
+        if not isinstance(config, ConfigDict) or part not in config:
+            return None
+        config = config[part]
+    return config
 
 
 def set_field(config: ConfigDict, name: str, value: Any) -> None:

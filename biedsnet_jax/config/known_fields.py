@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from biedsnet_jax.config import build_model
-from biedsnet_jax.config.fields import flat, nearest
+from biedsnet_jax.config.fields import find, flat, nearest
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.networks import NETWORKS
 
@@ -52,7 +52,7 @@ def check_known(config: ConfigDict) -> None:
     """Raise BadInput at a field that does not exist, and at a value in the place of a section."""
     fields = _names(config)
     for name in unknown(config):
-        value = _at(config, name)
+        value = find(config, name)
         if isinstance(value, ConfigDict):
             what, names = f"{shown(name)} is not a section", _sections(fields)
         else:
@@ -60,7 +60,7 @@ def check_known(config: ConfigDict) -> None:
         near = nearest(name, sorted(names))
         raise BadInput(f"{what} of a config. Use {near}, the nearest in configs/default.py, or leave it out.")
     for section in sorted(_sections(fields)):
-        value = _at(config, section)
+        value = find(config, section)
         if value is not None and not isinstance(value, ConfigDict):
             first = next(name for name in sorted(fields) if name.startswith(f"{section}."))
             raise BadInput(
@@ -119,13 +119,3 @@ def _unknown(config, fields, sections, prefix) -> Iterator[str]:
                 yield from _unknown(config[part], fields, sections, f"{name}.")
         elif name not in fields:
             yield name
-
-
-def _at(config, name):
-    """The value or section at a dotted name, None where there is none."""
-    value = config
-    for part in name.split("."):
-        if not isinstance(value, ConfigDict) or part not in value:
-            return None
-        value = value[part]
-    return value

@@ -154,6 +154,9 @@ class Part:
     def __getitem__(self, index: int) -> Example:
         return self.source[self.indices[index]]
 
+    def verify(self) -> None:
+        self.source.verify()
+
 
 def tested_cases(workdir: Path) -> list[str] | None:
     """The cases of results.json, sorted; None where it is not there or does not say.

@@ -11,6 +11,8 @@ from biedsnet_jax.diffusion.schedule import Schedule, Series
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.types import Noisy
 
+MASK_RANGES = ("plus_minus", "zero_one")
+
 Times = Int[Array, " b"]
 PerExample = Float[Array, "b 1 1 1"]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax.config import run_config
-from biedsnet_jax.config.check import check_config
+from biedsnet_jax.config import rules, run_config
+from biedsnet_jax.config.check import FIELDS, check_config, network_rule
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import NETWORKS
@@ -113,7 +113,10 @@ def test_a_variant_that_is_not_there():
 
 @pytest.mark.parametrize(
     ("network", "method", "says"),
-    [("unet", "diffusion", "no diffusion network, unet, in method"), ("medsegdiff", "direct", "no direct form")],
+    [
+        ("unet", "diffusion", "method is 'diffusion', which network unet has not"),
+        ("medsegdiff", "direct", "method is 'direct', but network medsegdiff predicts noise"),
+    ],
 )
 def test_a_method_that_a_network_has_not(network, method, says):
     c = phantom.get_config(network)
@@ -131,49 +134,56 @@ def test_every_network_has_its_fields():
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("network", "unett", ["network is 'unett'", "unetpp"]),
-        ("method", "both", ["'both', in method", "'auto' or 'diffusion' or 'direct'"]),
-        ("data.channels", 2, ["2, in data.channels", "1 (grey) or 3 (colour)"]),
-        ("data.window", (250, -1250), ["no window, (250, -1250), in data.window", "(low, high)"]),
-        ("data.window", (1,), ["no window, (1,), in data.window"]),
-        ("data.context", 1, ["'phantom', for data.context", "data.source='nifti'"]),
-        ("data.labels", ((1,),), ["'phantom', for data.labels"]),
-        ("sampler.method", "euler", ["'euler', in sampler.method", "'ddim'"]),
-        ("networks.biedsnet.norm", "layer", ["'layer', in networks.biedsnet.norm"]),
-        ("seed", -1, ["-1, in seed", "0 or more"]),
-        ("train.steps", 0, ["0, in train.steps", "1 or more"]),
-        ("checkpoint.every", 0, ["0, in checkpoint.every"]),
-        ("train.learning_rate", 0.0, ["0.0, in train.learning_rate", "above 0"]),
-        ("train.learning_rate", math.nan, ["nan, in train.learning_rate"]),
-        ("train.learning_rate", math.inf, ["train.learning_rate is infinite"]),
-        ("diffusion.mask_scale", math.inf, ["diffusion.mask_scale is infinite"]),
-        ("loss.smooth_l1_beta", math.inf, ["loss.smooth_l1_beta is infinite"]),
-        ("threshold", 1.5, ["1.5, in threshold", "0 to 1"]),
-        ("train.ema", math.nan, ["nan, in train.ema"]),
-        ("eval.nsd_tolerance", -0.5, ["-0.5, in eval.nsd_tolerance", "0 or more"]),
-        ("eval.nsd_tolerance_mm", math.inf, ["inf, in eval.nsd_tolerance_mm"]),
-        ("eval.lesion_overlap", 1.5, ["1.5, in eval.lesion_overlap", "0 to 1"]),
-        ("split.fractions", (0.5, "x", 0.5), ["split.fractions", "numbers"]),
-        ("sampler.steps", 2000, ["2000, in sampler.steps", "at most 1000"]),
-        ("train.accumulate", 3, ["batch of 8", "3 parts", "train.accumulate"]),
-        ("networks.biedsnet.bffm", 1, ["1, in networks.biedsnet.bffm", "like True"]),
-        ("networks.biedsnet.channels", (8,), ["too few levels, (8,)"]),
-        ("networks.biedsnet.channels", (8, 1), ["(8, 1)", "networks.biedsnet.channels"]),
-        ("networks.biedsnet.channels", (8, 16, 32, 64), ["2 weights for 3 heads", "loss.supervision_weights"]),
-        ("data.size", 62.5, ["not a whole number, 62.5, in data.size"]),
-        ("train.steps", 2**31, ["value too large, 2.15e+09, in train.steps"]),
-        ("data.phantom.n_cases", 2.5, ["not a whole number, 2.5, in data.phantom.n_cases"]),
-        ("train.weight_decay", -1.0, ["negative or not finite, -1.0, in train.weight_decay"]),
-        ("data.window", (-math.inf, math.inf), ["no window, (-inf, inf), in data.window"]),
-        ("split.fractions", (0.5, 0.5), ["2 fractions, in split.fractions", "three"]),
-        ("split.fractions", (math.nan, 0.5, 0.5), ["nan", "in split.fractions"]),
-        ("split.train", "abc", ["wrong kind of value, 'abc', in split.train", "names of cases"]),
-        ("data.verify", "no", ["wrong kind of value, 'no', in data.verify", "True or False"]),
-        ("data.name", {"a": 1}, ["many values where one belongs, a: 1, in data.name"]),
+        ("network", "unett", ["network is 'unett'. Use one of 'biedsnet', 'unet', 'unetpp', "]),
+        ("network", 3, ["network is 3. Use one of"]),
+        ("method", "both", ["method is 'both'. Use one of 'auto', 'diffusion', 'direct'."]),
+        ("method", ("auto",), ["method is ('auto',). Use one of"]),
+        ("data.channels", 2, ["data.channels is 2. A picture has 1 (grey) or 3 (colour)."]),
+        ("data.window", (250, -1250), ["data.window is (250, -1250). Use a finite (low, high), such as (-1250, 250)"]),
+        ("data.window", (1,), ["data.window is (1,)."]),
+        ("data.context", 1, ["data.context is 1, but data.source is 'phantom'. Use 0, or data.source='nifti'."]),
+        ("data.labels", ((1,),), ["data.labels is ((1,),), but data.source is 'phantom'. Use ()"]),
+        ("data.labels", ((1,), ()), ["data.labels is ((1,), ()). Use a tuple for each class, such as ((1,), (2, 3))"]),
+        ("data.source", "zip", ["data.source is 'zip'. Use one of 'folder', 'nifti', 'tfds', 'phantom'."]),
+        ("sampler.method", "euler", ["sampler.method is 'euler'. Use one of 'ddpm', 'ddim', 'dpm_solver'."]),
+        ("networks.biedsnet.norm", "layer", ["networks.biedsnet.norm is 'layer'. Use one of 'group', 'batch'."]),
+        ("seed", -1, ["seed is -1. Use a whole number from 0."]),
+        ("train.steps", 0, ["train.steps is 0. Use a whole number from 1."]),
+        ("checkpoint.every", 0, ["checkpoint.every is 0. Use a whole number from 1."]),
+        ("train.learning_rate", 0.0, ["train.learning_rate is 0.0. Use a finite number above 0."]),
+        ("train.learning_rate", math.nan, ["train.learning_rate is nan. Use a finite number above 0."]),
+        ("train.learning_rate", math.inf, ["train.learning_rate is inf. Use a finite number above 0."]),
+        ("diffusion.mask_scale", math.inf, ["diffusion.mask_scale is inf. Use a finite number above 0."]),
+        ("loss.smooth_l1_beta", math.inf, ["loss.smooth_l1_beta is inf. Use a finite number above 0."]),
+        ("train.clip_norm", 0.0, ["train.clip_norm is 0.0. Use a number above 0, or inf."]),
+        ("threshold", 1.5, ["threshold is 1.5. Use a number from 0 to 1."]),
+        ("train.ema", math.nan, ["train.ema is nan. Use a number from 0 to 1."]),
+        ("eval.nsd_tolerance", -0.5, ["eval.nsd_tolerance is -0.5. Use a finite number from 0."]),
+        ("eval.nsd_tolerance_mm", math.inf, ["eval.nsd_tolerance_mm is inf. Use a finite number from 0."]),
+        ("eval.lesion_overlap", 1.5, ["eval.lesion_overlap is 1.5. Use a number from 0 to 1."]),
+        ("split.fractions", (0.5, "x", 0.5), ["split.fractions is (0.5, 'x', 0.5). Use three finite numbers"]),
+        ("sampler.steps", 2000, ["sampler.steps is 2000, more than diffusion.timesteps. Use at most 1000."]),
+        ("train.accumulate", 3, ["train.accumulate is 3, which does not divide train.batch_size", "divisor of 8"]),
+        ("networks.biedsnet.bffm", 1, ["networks.biedsnet.bffm is 1. Use True or False."]),
+        ("networks.biedsnet.channels", (8,), ["networks.biedsnet.channels is (8,). Give two whole numbers from 2"]),
+        ("networks.biedsnet.channels", (8, 1), ["networks.biedsnet.channels is (8, 1). Give two whole numbers"]),
+        ("networks.biedsnet.channels", (8, 16, 32, 64), ["loss.supervision_weights has 2 weights for 3 heads."]),
+        ("data.size", 62.5, ["data.size is 62.5. Use a whole number from 1."]),
+        ("train.steps", 2**31, ["train.steps is 2.15e+09, beyond 32 bits. Use a whole number from 1."]),
+        ("data.phantom.n_cases", 2.5, ["data.phantom.n_cases is 2.5. Use a whole number from 1."]),
+        ("train.weight_decay", -1.0, ["train.weight_decay is -1.0. Use a finite number from 0."]),
+        ("data.window", (-math.inf, math.inf), ["data.window is (-inf, inf). Use a finite (low, high)"]),
+        ("split.fractions", (0.5, 0.5), ["split.fractions is (0.5, 0.5). Use three", "such as (0.8, 0.1, 0.1)."]),
+        ("split.fractions", (math.nan, 0.5, 0.5), ["split.fractions is (nan, 0.5, 0.5)."]),
+        ("loss.supervision_weights", (1.0, math.inf), ["supervision_weights is (1.0, inf). Use finite numbers"]),
+        ("split.train", "abc", ["split.train is 'abc'. Use names of cases, such as ('a', 'b')"]),
+        ("data.verify", "no", ["data.verify is 'no'. Use True or False."]),
+        ("data.name", {"a": 1}, ["data.name is a: 1. Use a text."]),
+        ("data.root", 5, ["data.root is 5. Use a folder."]),
         ("data.case", "(patient", ["data.case is '(patient'", "no regular expression"]),
         ("data.case", "[", ["data.case is '['", "'auto'"]),
-        ("data.case", 7, ["wrong kind of value, 7, in data.case"]),
-        ("networks.biedsnet.channels", (), ["(), in networks.biedsnet.channels"]),
+        ("data.case", 7, ["data.case is 7. Use a text."]),
+        ("networks.biedsnet.channels", (), ["networks.biedsnet.channels is (). Use whole numbers"]),
     ],
 )
 def test_a_value_that_cannot_be(name, value, says):
@@ -184,13 +194,13 @@ def test_a_value_that_cannot_be(name, value, says):
 def test_a_network_that_cannot_see_its_last_prediction_is_not_asked_to(chosen):
     c = phantom.get_config(chosen)
     c.diffusion.self_condition = True
-    refused(lambda: check_config(c), f"no network for it, {chosen}, in diffusion.self_condition", "use biedsnet")
+    refused(lambda: check_config(c), f"diffusion.self_condition is True, which network {chosen} has not.", "Use False.")
 
 
 def test_folded_maps_with_batch_norm_are_refused():
     c = base()
     c.networks.biedsnet.update(fold=True, norm="batch")
-    with pytest.raises(BadInput, match=r"networks\.biedsnet\.fold; use norm='group' or fold=False"):
+    with pytest.raises(BadInput, match=r"networks\.biedsnet\.fold .*\. Use norm='group' or fold=False"):
         check_config(c)
 
 
@@ -244,8 +254,32 @@ def test_no_value_of_any_field_breaks_the_check_itself(name):
 )
 def test_a_field_that_is_not_there_is_told_the_nearest(asked, near):
     refused(
-        lambda: get_field(phantom.get_config(), asked), f"field, {asked},", f"the nearest is --config.{near}"
+        lambda: get_field(phantom.get_config(), asked), f"{asked} is not a field", f"The nearest is --config.{near}"
     )
+
+
+def test_every_field_of_the_default_has_a_rule_that_allows_its_default():
+    for name, value in _fields(default.get_config()):
+        _, network, field = name.split(".") if name.startswith("networks.") else ("", "", "")
+        rule = FIELDS.get(name) or network_rule(NETWORKS[network], field)
+        rule.check(name, value)
+    assert not FIELDS.keys() - dict(_fields(default.get_config())).keys()
+
+
+@pytest.mark.parametrize(
+    ("usual", "taken", "refused_"),
+    [
+        ((8, 16), [(4,), [4, 8]], [(), 4, (0.5,), (True,), ("a",)]),
+        (0.5, [0.5, 1], ["a", (1,), None]),
+        (3, [0, 7], [0.5, True, "a"]),
+        (True, [False], [1, "True"]),
+        ("group", ["x"], [1, ("x",)]),
+    ],
+)
+def test_a_networks_field_is_like_its_default(usual, taken, refused_):
+    assert all(rules.like(usual).allows(value) for value in taken)
+    assert not any(rules.like(usual).allows(value) for value in refused_)
+    assert rules.like((8,), empty=True).allows(())
 
 
 # --- a workdir -------------------------------------------------------------------------------------------------------

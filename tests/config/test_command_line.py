@@ -136,7 +136,7 @@ def test_flags_from_a_file_choose_the_workdir_too(parse, tmp_path):
 def test_debug_is_read_as_absl_reads_it(parse, capsys, word, shows):
     absl_flags.forget()
     if shows:
-        with pytest.raises(BadInput, match="not a flag"):
+        with pytest.raises(BadInput, match="is not a flag"):
             main.run(["main", word, "stray"])
     else:
         assert main.run(["main", word, "stray"]) == 2

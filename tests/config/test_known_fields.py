@@ -117,7 +117,8 @@ def test_a_network_of_ones_own_needs_no_section_in_the_default(monkeypatch):
 
 
 def test_a_field_added_to_the_default_is_known(tmp_path, monkeypatch):
-    text = pathlib.Path(known_fields.DEFAULT).read_text().replace("c.seed = 0\n", "c.seed = 0\n    c.my_own = 3\n")
+    first = "    c = ConfigDict()\n"
+    text = pathlib.Path(known_fields.DEFAULT).read_text().replace(first, f"{first}    c.my_own = 3\n")
     (tmp_path / "default.py").write_text(text)
     refused(lambda: check_config(with_field("my_own", 4)), "my_own (4)")
     monkeypatch.setattr(known_fields, "DEFAULT", str(tmp_path / "default.py"))

@@ -116,6 +116,9 @@ class Made:
     def __getitem__(self, index):
         return {}
 
+    def verify(self):
+        pass
+
 
 @pytest.fixture
 def sourced(monkeypatch):

@@ -80,6 +80,10 @@ def _tests(words, workshop, page):
 # --- the package -----------------------------------------------------------------------------------------------------
 
 
+def _help_fields(words, workshop, page):
+    assert "  train.steps = 20000\n" in workshop.main(words[3:])
+
+
 def _train(words, workshop, page):
     workshop.main(words[3:])
     assert (workshop.folder / _value(words, "workdir") / "results.json").exists()
@@ -284,6 +288,7 @@ RULES = [
     Rule(
         "row of a table", rf"{MAIN} .*--workdir=WORKDIR", _processes, "minutes a row; tests/segmenters has all"
     ),
+    Rule("help", rf"{MAIN} --helpfields", _help_fields),
     Rule("train", rf"{MAIN} (?!.*--mode).*", _train),
     Rule("evaluate", rf"{MAIN} --mode=evaluate .*", _evaluate),
     Rule("predict", rf"{MAIN} --mode=predict .*", _predict),

@@ -36,6 +36,9 @@ class Masks:
             mask[1, 2, label - 1] = True
         return {"mask": mask}
 
+    def verify(self):
+        pass
+
 
 def told(labels: dict[str, list[tuple[int, ...]]], classes: int) -> list[str]:
     splits, every = {}, []

@@ -271,12 +271,12 @@ def test_a_student_goes_on_and_is_scored_in_one_step_from_the_command_line(runs,
 
 def test_a_teacher_that_is_none(tmp_path):
     refused(lambda: student_of(tmp_path / "none"), "no trained run", tmp_path / "none")
-    for chosen, says in [("toy,unet", "teacher in one pass, unet"), ("toy,direct", "teacher in one pass, biedsnet"),
-                         ("toy,medsegdiff", "teacher that predicts noise, medsegdiff")]:  # fmt: skip
+    for chosen, says in [("toy,unet", "network unet with method"), ("toy,direct", "biedsnet with method 'direct'"),
+                         ("toy,medsegdiff", "network medsegdiff: it predicts noise")]:  # fmt: skip
         run_config.save(teacher_config(chosen), tmp_path / "config.json")
-        refused(lambda: distill.run(student_of(tmp_path), str(tmp_path), str(tmp_path / "new")), says, "in network")
+        refused(lambda: distill.run(student_of(tmp_path), str(tmp_path), str(tmp_path / "new")), says)
     run_config.save(teacher_config(diffusion__self_condition=True), tmp_path / "config.json")
-    said = "in diffusion.self_condition"
+    said = "Cannot distill with diffusion.self_condition"
     refused(lambda: distill.run(student_of(tmp_path), str(tmp_path), str(tmp_path / "new")), said)
     run_config.save(teacher_config(), tmp_path / "config.json")
     refused(lambda: distill.run(student_of(tmp_path), str(tmp_path), str(tmp_path / "new")), "no complete checkpoint")
@@ -301,9 +301,9 @@ def test_an_output_that_is_no_place_for_it(teacher, tmp_path, output):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"distill.grid": 1}, "no grid of times, 1, in distill.grid; use 2 to 1000"),
-        ({"distill.grid": 1001}, "no grid of times, 1001, in distill.grid"),
-        ({"distill.truth_weight": -1.0}, "no weight, -1.0, in distill.truth_weight"),
+        ({"distill.grid": 1}, "distill.grid is 1. Use a whole number from 2 to 1000."),
+        ({"distill.grid": 1001}, "distill.grid is 1001."),
+        ({"distill.truth_weight": -1.0}, "distill.truth_weight is -1.0."),
         ({"networks.biedsnet.channels": (8, 24)}, "student unlike its teacher, (8, 24) for (8, 16), in networks."),
         ({"diffusion.schedule": "cosine"}, "student unlike its teacher, 'cosine' for 'linear', in diffusion.schedule"),
     ],

@@ -41,6 +41,9 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Example: ...
 
+    def verify(self) -> None:
+        """Read every file once. Raises the BadInput of the first that does not fit."""
+
 
 @dataclass(frozen=True)
 class Cached:
@@ -66,6 +69,9 @@ class Cached:
             example["image"].flags.writeable = example["mask"].flags.writeable = False
             self._kept[index] = example
         return dict(self._kept[index])
+
+    def verify(self) -> None:
+        self.source.verify()
 
 
 def check_foreground(found: int, of: int, where: str) -> None:

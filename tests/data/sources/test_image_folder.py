@@ -385,6 +385,9 @@ class Counting:
         self.readings += 1
         return {"image": np.full((2, 2, 1), index, np.float32), "mask": np.zeros((2, 2, 1), np.uint8)}
 
+    def verify(self):
+        raise BadInput("verified")
+
 
 def test_cached_reads_once_and_guards_what_it_shares():
     source = Counting()
@@ -397,6 +400,7 @@ def test_cached_reads_once_and_guards_what_it_shares():
         cached[2]["image"][0, 0, 0] = 7
     cached[2]["image"] = None  # a caller's dict is its own
     assert cached[2]["image"] is not None
+    refused(cached.verify, "verified")
 
 
 @pytest.mark.skipif(not (REAL / "covid19_ct").is_dir(), reason="no ../shared/data/covid19_ct beside the checkout")

@@ -1,0 +1,113 @@
+"""What one field may hold. A rule checks a value and says in words what it allows, for messages and the help."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from biedsnet_jax.errors import BadInput, shown
+
+# Counters and seeds are int32.
+_MOST = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """`says` goes on after "Use"."""
+
+    says: str
+    allows: Callable[[Any], bool]
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise BadInput where the field `name` may not hold `value`."""
+        if not self.allows(value):
+            raise BadInput(f"{shown(name)} is {_named(value)}. Use {self.says}.")
+
+
+def one_of(names: Iterable[str]) -> Rule:
+    """One name of several."""
+    names = tuple(names)
+    return Rule(f"one of {', '.join(map(repr, names))}", lambda value: value in names)
+
+
+def at_least(least: int, most: int = _MOST) -> Rule:
+    """A whole number."""
+    to = "" if most == _MOST else f" to {most}"
+    return Rule(
+        f"a whole number from {least}{to}",
+        lambda value: is_a(int, value) and least <= value <= most,
+    )
+
+
+def between(low: int, high: int) -> Rule:
+    """A number, both ends included."""
+    return Rule(
+        f"a number from {low} to {high}", lambda value: is_number(value) and low <= value <= high
+    )
+
+
+def numbers(example: tuple[float, ...], count: str = "") -> Rule:
+    """Finite numbers, as many as `example` has where `count` says how many these are."""
+    return Rule(
+        f"{count} finite numbers, such as {example}".strip(),
+        lambda value: are_finite(value) and (not count or len(value) == len(example)),
+    )
+
+
+def like(usual: Any, *, empty: bool = False) -> Rule:
+    """A value of the kind of `usual`; a tuple holds whole numbers, and some only where it may be `empty`."""
+    if isinstance(usual, tuple):
+        return Rule(
+            "whole numbers, such as (2, 4)",
+            lambda value: are(int, value) and (empty or value != ()),
+        )
+    if isinstance(usual, float):
+        return Rule("a number", lambda value: isinstance(value, int | float))
+    kinds = {bool: YES_OR_NO.says, int: "a whole number", str: TEXT.says}
+    says = kinds.get(type(usual), f"a value like {usual!r}")
+    return Rule(says, lambda value: type(value) is type(usual))
+
+
+def is_a(kind: Any, value: Any) -> bool:
+    """Whether it is of a kind; to Python True is the number 1."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number, finite or not."""
+    return is_a(int | float, value)
+
+
+def are(kind: Any, values: Any) -> bool:
+    """Whether it is a tuple or list of one kind."""
+    return isinstance(values, tuple | list) and all(is_a(kind, value) for value in values)
+
+
+def are_finite(values: Any) -> bool:
+    """Whether it is a tuple or list of finite numbers."""
+    return are(int | float, values) and all(abs(value) < math.inf for value in values)
+
+
+def _is_range(value):
+    return value in ((), []) or (are_finite(value) and len(value) == 2 and value[0] < value[1])
+
+
+def _are_labels(value):
+    return are(tuple | list, value) and all(are(int, group) and group for group in value)
+
+
+def _named(value):
+    if isinstance(value, int) and value > _MOST:
+        return f"{min(value, 10**99):.3g}, beyond 32 bits"
+    return shown(repr(value))
+
+
+YES_OR_NO = Rule("True or False", lambda value: isinstance(value, bool))
+TEXT = Rule("a text", lambda value: isinstance(value, str))
+FOLDER = Rule("a folder", lambda value: value is None or isinstance(value, str))
+FROM_0 = Rule("a finite number from 0", lambda value: is_number(value) and 0 <= value < math.inf)
+ABOVE_0 = Rule("a finite number above 0", lambda value: is_number(value) and 0 < value < math.inf)
+ABOVE_0_OR_INF = Rule("a number above 0, or inf", lambda value: is_number(value) and value > 0)
+CASES = Rule("names of cases, such as ('a', 'b'), or ()", lambda value: are(str | int, value))
+RANGE = Rule("a finite (low, high), such as (-1250, 250), or ()", _is_range)
+LABELS = Rule("a tuple for each class, such as ((1,), (2, 3)), or ()", _are_labels)
