@@ -84,7 +84,7 @@ def main() -> int:
     print(_markdown("Samplers and steps", bench.caption, rows), _markdown("Samples", "At the default.", by_samples))
     print(f"default: the fewest steps within {MARGIN} Dice of the best")
     for name, r in (("best", best), ("default", chosen), ("samples at the default", choose(by_samples))):
-        print(f"{name}: {' '.join(_cells(r)[:5])}, Dice {r['dice']:.4f}")
+        print(f"{name}: {' '.join(_cells(r)[:4])}, Dice {r['dice']:.4f}")
     return 0
 
 
