@@ -20,8 +20,7 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import kept_rows
-
+from benchmarks.tables import kept_rows
 from biedsnet_jax import main as command_line
 from biedsnet_jax.config import build_model, run_split
 from biedsnet_jax.config.check import check_config

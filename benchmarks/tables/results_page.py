@@ -1,14 +1,15 @@
 """Keep the scores of finished runs under results/, and write their tables into RESULTS.md.
 
-    python benchmarks/results_page.py --keep=runs/table1 --name=covid19_ct_64
-    python benchmarks/results_page.py
+    python benchmarks/tables/results_page.py --keep=runs/table1 --name=covid19_ct_64
+    python benchmarks/tables/results_page.py
 
-`--keep` copies what runs under that folder leave of numbers (results.json, cases.csv, command.txt, and the trials of
-`benchmarks/search.py`) to results/NAME, in the same order of folders; neither images nor weights. Runs that are not
-finished are left. Without it, what stands in RESULTS.md between `<!-- results/NAME -->` and `<!-- end -->` is written
-anew from results/NAME: the report's tables, the command of each row and what the search tried. Rows without a run say
-"not measured". What a reader has to know of all of these runs, such as their size, stands in results/NAME/about.txt and
-begins the caption of each table of scores.
+`--keep` copies what runs under that folder leave of numbers (results.json, cases.csv, command.txt,
+and the trials of `benchmarks/tables/search.py`) to results/NAME, in the same order of folders;
+neither images nor weights. Runs that are not finished are left. Without it, what stands in
+RESULTS.md between `<!-- results/NAME -->` and `<!-- end -->` is written anew from results/NAME: the
+report's tables, the command of each row and what the search tried. Rows without a run say "not
+measured". What a reader has to know of all of these runs, such as their size, stands in
+results/NAME/about.txt and begins the caption of each table of scores.
 """
 
 import argparse
@@ -18,17 +19,16 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import search
-
+from benchmarks.tables import search
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.reporting import report
 from biedsnet_jax.reporting import table as tables
 from biedsnet_jax.runtime import files
 from biedsnet_jax.scoring import results
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KEPT = ("results.json", "cases.csv", "command.txt")
 BLOCK = re.compile(r"(<!-- results/(?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -1,8 +1,8 @@
 """Train each network with the settings that its validation case prefers, on two folds of COVID-19 CT at 64x64.
 
-    python benchmarks/search.py --root=DIR --out=runs/table1 --fold=0
-    python benchmarks/search.py --root=DIR --out=runs/table1 --fold=0 --choices
-    python benchmarks/search.py --out=runs/table1 --report
+    python benchmarks/tables/search.py --root=DIR --out=runs/table1 --fold=0
+    python benchmarks/tables/search.py --root=DIR --out=runs/table1 --fold=0 --choices
+    python benchmarks/tables/search.py --out=runs/table1 --report
 
 Every network gets the same trials, each a run of `configs/covid.py:ROW,VARIANT`: two learning rates, then a stronger
 augmentation at the better one. A trial has as many steps as STEPS gives its row, at most 1600: what one core of an
@@ -27,10 +27,9 @@ from pathlib import Path
 
 import jax
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import kept_rows
-
+from benchmarks.tables import kept_rows
 from biedsnet_jax.errors import BadInput, Diverged, exit_code
 from biedsnet_jax.reporting import table as tables
 from biedsnet_jax.runtime import devices, files
