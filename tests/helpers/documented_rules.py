@@ -307,7 +307,7 @@ RULES = [
         _script_flags,
         "a minute; tests/serving",
     ),
-    Rule("soak", r"python benchmarks/soak\.py .*", _script_flags, "50 kills; tests/test_soak.py has one"),
+    Rule("soak", r"python benchmarks/soak/soak\.py .*", _script_flags, "50 kills; tests/benchmarks has one"),
     Rule("input pipeline", r"python benchmarks/input_pipeline\.py.*", _script_flags, "gigabytes of volumes"),
     Rule("search for settings", r"python benchmarks/tables/search\.py .*", _script_flags, "an hour; tests/benchmarks"),
     Rule("results page", r"python benchmarks/tables/results_page\.py.*", _script_flags, "tests/benchmarks has it"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {
     "data.size": 16, "networks.biedsnet.channels": (8, 16), "networks.biedsnet.blocks_per_level": 1,
     "networks.biedsnet.reduction": 4, "loss.supervision_weights": (1.0,), "split.fractions": (0.5, 0.17, 0.33),
