@@ -299,11 +299,11 @@ RULES = [
     Rule("beside PyTorch", r"python benchmarks/torch_biedsnet\.py .*", _script_flags, "needs PyTorch"),
     Rule("TensorBoard", r"tensorboard --logdir=\S+", _tensorboard, "it serves until it is stopped"),
     Rule(
-        "load of the server", r"python benchmarks/serve_load\.py .*", _script_flags, "50 uploads; tests/serving"
+        "load of the server", r"python benchmarks/serving/load\.py .*", _script_flags, "50 uploads; tests/serving"
     ),
     Rule(
         "attack on the server",
-        r"python benchmarks/serve_attack\.py .*",
+        r"python benchmarks/serving/attack\.py .*",
         _script_flags,
         "a minute; tests/serving",
     ),

@@ -1,6 +1,6 @@
 """Does a server keep visitors apart, and its memory and its disk clean? Sends it much, part of it broken or huge.
 
-    python benchmarks/serve_load.py --workdir=runs/phantom [--uploads=50] [--clients=8] [--output=serve_load.json]
+    python benchmarks/serving/load.py --workdir=runs/phantom [--uploads=50] [--clients=8] [--output=serve_load.json]
 
 The model of --workdir, of one channel, is served by a process of its own. All uploads are sent once to warm it up, then
 once more. Each mask must be the bytes that mode predict writes for the same scan, each summary have its figures, and
@@ -30,15 +30,12 @@ import urllib.parse
 import zlib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import serve_process  # noqa: E402
-import serve_uploads  # noqa: E402
-from serve_uploads import MEBI, SECRET, Upload  # noqa: E402
-
-from biedsnet_jax.config import run_config  # noqa: E402
-from biedsnet_jax.prediction import predict  # noqa: E402
+from benchmarks.serving.process import running
+from benchmarks.serving.uploads import MEBI, SECRET, Upload, others, scans
+from biedsnet_jax.config import run_config
+from biedsnet_jax.prediction import predict
 
 MOST_GROWTH = 32  # MiB
 LARGEST = 4  # MiB an upload, of the server
@@ -51,7 +48,7 @@ def main() -> int:
         folder = Path(name)
         for part in ("scans", "masks", "tmp"):
             (folder / part).mkdir()
-        uploads = serve_uploads.scans(folder / "scans") + serve_uploads.others(LARGEST * MEBI)
+        uploads = scans(folder / "scans") + others(LARGEST * MEBI)
         known = expected(arguments.workdir, folder / "scans", folder / "masks")
         every = chosen(uploads, arguments.uploads)
         with _server(arguments.workdir, folder) as (url, process):
@@ -207,7 +204,7 @@ def _server(workdir, folder):
     line += ["--port=0", f"--upload_mb={LARGEST}"]
     env = os.environ | {"TMPDIR": str(folder / "tmp")}
     says = r"is served at (\S+)"
-    with serve_process.running(line, log=folder / "log", env=env, says=says) as (match, process):
+    with running(line, log=folder / "log", env=env, says=says) as (match, process):
         yield match.group(1), process
 
 
