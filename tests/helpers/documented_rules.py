@@ -294,8 +294,8 @@ RULES = [
     Rule("quality against steps", r"python benchmarks/quality_vs_steps\.py .*", _sampling),
     Rule("threshold baseline", r"python benchmarks/threshold_baseline\.py .*", _threshold),
     Rule("front page's picture", r"python benchmarks/readme_picture\.py .*", _picture),
-    Rule("table of predictions", r"python benchmarks/tpu_aot\.py --table=\S+", _table),
-    Rule("compile for a TPU", r"python benchmarks/tpu_aot\.py .*", _script_flags, "half an hour of compiling"),
+    Rule("table of predictions", r"python benchmarks/tpu/aot\.py --table=\S+", _table),
+    Rule("compile for a TPU", r"python benchmarks/tpu/aot\.py .*", _script_flags, "half an hour of compiling"),
     Rule("beside PyTorch", r"python benchmarks/torch_biedsnet\.py .*", _script_flags, "needs PyTorch"),
     Rule("TensorBoard", r"tensorboard --logdir=\S+", _tensorboard, "it serves until it is stopped"),
     Rule(

@@ -1,9 +1,9 @@
 """Compile the train step or the sampler for a TPU slice that is not here, and predict what a step takes on it.
 
     pip install "jax[tpu]"
-    python benchmarks/tpu_aot.py --config=configs/covid.py --config.dtype=bfloat16 --topology=v5e:2x4
+    python benchmarks/tpu/aot.py --config=configs/covid.py --config.dtype=bfloat16 --topology=v5e:2x4
         [--program=train] [--per-chip=8 | --total=64] [--output=DIR] [--profile=10]
-    python benchmarks/tpu_aot.py --table=DIR
+    python benchmarks/tpu/aot.py --table=DIR
 
 Needs no TPU, only its compiler (the wheel libtpu), which takes minutes and gigabytes for a full-size network. The
 program is the one that training or evaluation would run: jitted, the batch split over all chips, the state on each.
@@ -14,8 +14,8 @@ Nothing is initialised or run. Topologies: v5e:2x4 (8 chips), v5e:16x16 (256), v
   folder into Markdown;
 - `--profile` lists the operations, arrays and modules that move most bytes through HBM.
 
-A program that does not fit the chip's memory is one line that says by how much. Times are predictions (tpu_cost.py)
-from published peaks; the compiler's own count of FLOP and bytes is scaled by how often its loops turn (tpu_hlo.py).
+A program that does not fit the chip's memory is one line that says by how much. Times are predictions (cost.py)
+from published peaks; the compiler's own count of FLOP and bytes is scaled by how often its loops turn (hlo.py).
 """
 
 import argparse
@@ -32,15 +32,13 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile at once
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
-import tpu_cost
-import tpu_hlo
-import tpu_profile
 from absl import flags
 from jax.experimental import topologies
 
+from benchmarks.tpu import cost, hlo, traffic
 from biedsnet_jax import main as command_line
 from biedsnet_jax.benchmarking import benchmark, roofline
 from biedsnet_jax.checkpoints import train_state
@@ -58,9 +56,9 @@ PROGRAMS = ("train", "sampler")
 def main() -> int:
     arguments = _arguments()
     if arguments.table:
-        print(tpu_cost.table(tpu_cost.read(arguments.table)))
+        print(cost.table(cost.read(arguments.table)))
         return 0
-    chip, compiler, cfg = tpu_cost.chip_of(arguments.topology), tpu_cost.compiler_version(), _config()
+    chip, compiler, cfg = cost.chip_of(arguments.topology), cost.compiler_version(), _config()
     mesh = open_mesh(arguments.topology)
     images = arguments.total or arguments.per_chip * mesh.size
     set_batch(cfg, images, mesh)
@@ -70,7 +68,7 @@ def main() -> int:
     result["versions"] = benchmark.versions() | {"libtpu": compiler}
     compiled, seconds = compile_for(arguments.program, cfg, mesh)
     text = compiled.as_text()
-    module = tpu_hlo.parse(text)
+    module = hlo.parse(text)
     result["parameters"] = parameters(cfg)
     result |= seconds | describe(compiled, module, chip, mesh.size) | {"config": benchmark.flat(cfg)}
     if arguments.output:
@@ -78,9 +76,9 @@ def main() -> int:
         files.write_json(path, result)
         path.with_suffix(".hlo.gz").write_bytes(gzip.compress(text.encode()))
         print(path)
-    print(tpu_cost.table([result]))
+    print(cost.table([result]))
     if arguments.profile:
-        print("\n" + tpu_profile.profile(module, arguments.profile))
+        print("\n" + traffic.profile(module, arguments.profile))
     return 0
 
 
@@ -142,14 +140,14 @@ def sampler_program(cfg, mesh) -> tuple:
     return predict, (variables, _images(cfg), jax.ShapeDtypeStruct((cfg.eval.batch_size,), "int32"))
 
 
-def describe(compiled, module: tpu_hlo.Module, chip: tpu_cost.Chip, chips: int) -> dict:
+def describe(compiled, module: hlo.Module, chip: cost.Chip, chips: int) -> dict:
     """What one chip holds and does in one call, and what that should take."""
-    reported, weights = roofline.reported_cost(compiled), tpu_hlo.weights(module)
-    found = tpu_hlo.collectives(module)
+    reported, weights = roofline.reported_cost(compiled), hlo.weights(module)
+    found = hlo.collectives(module)
     flop = reported.flop * _with_loops([(w.flop, w.times) for w in weights])
     moved = reported.bytes * _with_loops([(w.bytes, w.times) for w in weights])
     hbm = sum(w.hbm_bytes * w.times for w in weights)
-    seconds = tpu_cost.collective_seconds(found, chips=chips, chip=chip)
+    seconds = cost.collective_seconds(found, chips=chips, chip=chip)
     own = (compiled.cost_analysis() or {}).get("optimal_seconds", -1.0)
     return {
         "memory": memory(compiled) | {"chip_bytes": chip.hbm_bytes},
@@ -161,8 +159,8 @@ def describe(compiled, module: tpu_hlo.Module, chip: tpu_cost.Chip, chips: int) 
         "collectives": sum(times for _, _, times in found),
         "collective_bytes": sum(size * times for _, size, times in found),
         "collective_seconds": seconds,
-        "step_seconds": tpu_cost.step_seconds(flop=flop, moved=moved, collectives=seconds, chip=chip),
-        "step_seconds_hbm": tpu_cost.step_seconds(flop=flop, moved=hbm, collectives=seconds, chip=chip),
+        "step_seconds": cost.step_seconds(flop=flop, moved=moved, collectives=seconds, chip=chip),
+        "step_seconds_hbm": cost.step_seconds(flop=flop, moved=hbm, collectives=seconds, chip=chip),
         # The compiler's own guess, loops once; less than the arithmetic alone takes, or negative, is no time.
         "optimal_seconds": own if own >= reported.flop / chip.peak else None,
     }
