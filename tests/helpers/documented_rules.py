@@ -296,7 +296,7 @@ RULES = [
     Rule("front page's picture", r"python benchmarks/readme_picture\.py .*", _picture),
     Rule("table of predictions", r"python benchmarks/tpu/aot\.py --table=\S+", _table),
     Rule("compile for a TPU", r"python benchmarks/tpu/aot\.py .*", _script_flags, "half an hour of compiling"),
-    Rule("beside PyTorch", r"python benchmarks/torch_biedsnet\.py .*", _script_flags, "needs PyTorch"),
+    Rule("beside PyTorch", r"python benchmarks/beside_torch/run\.py .*", _script_flags, "needs PyTorch"),
     Rule("TensorBoard", r"tensorboard --logdir=\S+", _tensorboard, "it serves until it is stopped"),
     Rule(
         "load of the server", r"python benchmarks/serving/load\.py .*", _script_flags, "50 uploads; tests/serving"

@@ -1,6 +1,6 @@
 """BIEDSNet here and in plain PyTorch, same weights, same device: are they equal, and which is faster?
 
-    python benchmarks/torch_biedsnet.py --config=configs/covid.py:cpu [--repeats=10] [--batch=8] [--samples=5]
+    python benchmarks/beside_torch/run.py --config=configs/covid.py:cpu [--repeats=10] [--batch=8] [--samples=5]
         [--lineage-steps=10] [--tf32] [--output=FILE.json] [--config.dtype=bfloat16 ...]
 
 Needs PyTorch, which nothing else here does: `pip install torch`. On a CPU it runs in channels_last; on a GPU (with
@@ -32,7 +32,7 @@ from importlib import metadata
 from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some of the GPU's memory
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +50,10 @@ from biedsnet_jax.training.optimizer import make_optimizer
 
 try:
     import torch
-    from torch_equal import differences, load_variables, noise_batch, random_variables, to_torch
-    from torch_method import Predictor, Trainer, sampler_rows
-    from torch_network import BIEDSNet
+
+    from benchmarks.beside_torch.equal import differences, load_variables, noise_batch, random_variables, to_torch
+    from benchmarks.beside_torch.method import Predictor, Trainer, sampler_rows
+    from benchmarks.beside_torch.network import BIEDSNet
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
