@@ -20,7 +20,6 @@ do nothing else on the machine: PyTorch's threads wait for one another, so other
 Images are noise and weights random. Our training step also skips non-finite updates; PyTorch's does not.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -39,10 +38,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from biedsnet_jax import main as command_line
+from benchmarks import scripts
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
-from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.training import train_step
@@ -262,9 +260,7 @@ def _machine(device) -> dict:
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=10, help="timed calls of each")
     parser.add_argument("--batch", type=int, default=0, help="images in a training step; 0: the config's")
     parser.add_argument("--samples", type=int, default=5, help="K, of a prediction")
@@ -274,11 +270,7 @@ def _arguments():
     arguments, rest = parser.parse_known_args()
     if min(arguments.repeats, arguments.samples) < 1 or min(arguments.batch, arguments.lineage_steps) < 0:
         parser.error("--repeats and --samples start at 1, --batch and --lineage-steps at 0")
-    command_line.parse_flags([sys.argv[0], *rest])
-    if flags.FLAGS.config is None:
-        raise BadInput("no config, nothing, in --config; give a file such as --config=configs/covid.py:cpu")
-    check_config(flags.FLAGS.config)
-    return arguments, flags.FLAGS.config
+    return arguments, scripts.read_config(rest)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,12 @@ Exit code 1 if an answer took more than 2 s, the server grew by more than 64 MiB
 than its limit and 64 MiB, or anything was left.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import contextlib
 import http.client
 import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -35,6 +33,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks import scripts
 from benchmarks.serving import hostile
 from benchmarks.serving.process import ROOT, running
 from biedsnet_jax.serving.limits import Limits
@@ -58,16 +57,16 @@ class Memory(threading.Thread):
     def __init__(self, pid: int):
         super().__init__(daemon=True)
         self.pid, self.ended = pid, threading.Event()
-        self.before = resident_mib(pid)
+        self.before = scripts.resident_mib(pid)
         self.most, self.most_reader = self.before, 0.0
 
     def run(self) -> None:
         """Look again and again."""
         while not self.ended.wait(0.05):
-            self.most = max(self.most, resident_mib(self.pid))
+            self.most = max(self.most, scripts.resident_mib(self.pid))
             for reader in children(self.pid):
                 for pid in (reader, *children(reader)):
-                    self.most_reader = max(self.most_reader, resident_mib(pid))
+                    self.most_reader = max(self.most_reader, scripts.resident_mib(pid))
 
 
 def main() -> int:
@@ -100,9 +99,7 @@ def main() -> int:
             process.send_signal(signal.SIGTERM)
             process.wait(WAIT)
         result["left_at_the_end"] = len(list((folder / "tmp").iterdir()))
-    print(json.dumps(result, indent=2))
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
+    scripts.show(result, arguments.output)
     return 0 if is_good(result) else 1
 
 
@@ -256,15 +253,6 @@ def _slow_upload(url, token, folder):
         time.sleep(0.02)
 
 
-def resident_mib(pid: int) -> float:
-    """Of a process; 0 where it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) / 1024
-    except (OSError, AttributeError):
-        return 0.0
-
-
 def children(pid: int) -> list[int]:
     """Processes that a process started, by any of its threads."""
     found = []
@@ -285,7 +273,7 @@ def server(workdir, folder, program=SERVE):
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--uploads", type=int, default=200)
     parser.add_argument("--silent", type=int, default=200)

@@ -22,9 +22,7 @@ MB per 100 steps after the first quarter.
 Exit code 1 if a kill was not survived, a run ended in a traceback or in other bits, or the slope is 1 MB or more.
 """
 
-import argparse
 import contextlib
-import json
 import random
 import shutil
 import signal
@@ -35,6 +33,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks import scripts
 from benchmarks.soak import damage
 from benchmarks.soak.run import Ended, Moment, Run, write_pictures
 
@@ -62,9 +61,7 @@ def main() -> int:
         else:
             report = power_cuts(folder, arguments) if arguments.power_cuts else soak(folder, arguments)
             good = report["survived"] == report["kills"] and all(report["same_bits"]) and not report["failures"]
-    print(json.dumps(report, indent=2))
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
+    scripts.show(report, arguments.output)
     return 0 if good else 1
 
 
@@ -72,9 +69,7 @@ def soak(folder: Path, arguments) -> dict:
     """Kill until all kills are done, let the last run end, compare."""
     rng, started = random.Random(arguments.seed), time.monotonic()
     run = Run(folder, steps=arguments.steps or 600)
-    write_pictures(run.data)
     seconds = run.unbroken()
-    print(f"from start to first step, unbroken: {seconds:.1f} s", flush=True)
     with damage.small_disk(folder / "disk") as disk:
         killed = Soak(run, rng, disk, seconds)
         for how in shuffled(rng, kills=arguments.kills, terms=arguments.terms):
@@ -95,9 +90,7 @@ def power_cuts(folder: Path, arguments) -> dict:
 
     rng, started = random.Random(arguments.seed), time.monotonic()
     run = power.PoweredRun(folder, steps=arguments.steps or 600)
-    write_pictures(run.data)
     seconds = run.unbroken()
-    print(f"from start to first step, unbroken: {seconds:.1f} s", flush=True)
     (folder / "disk").mkdir()
     disk = damage.Disk(folder / "disk", False, "a plain folder")
     cuts = power.PowerCuts(run, rng, disk, seconds)
@@ -256,7 +249,7 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--kills", type=int, default=40, help="by SIGKILL")
     parser.add_argument("--power-cuts", type=int, default=0, help="instead of the kills")
     parser.add_argument("--images", type=int, default=0, help="power cuts in one run, as copies")

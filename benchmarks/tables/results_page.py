@@ -12,7 +12,6 @@ measured". What a reader has to know of all of these runs, such as their size, s
 results/NAME/about.txt and begins the caption of each table of scores.
 """
 
-import argparse
 import dataclasses
 import re
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks import scripts
 from benchmarks.tables import search
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.reporting import report
@@ -102,9 +102,7 @@ def _commands(runs):
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--keep", help="a folder of workdirs, such as OUT of launch/table1.sh")
     parser.add_argument("--name", help="of the folder under results/ that gets them")
     arguments = parser.parse_args()

@@ -16,7 +16,6 @@ OUT/fold<f>.json, so that the same command goes on where it stopped; two folds m
 launch scripts. A fold's settings come from its own validation case alone: the other's is among its test cases.
 """
 
-import argparse
 import json
 import re
 import shlex
@@ -29,6 +28,7 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks import scripts
 from benchmarks.tables import kept_rows
 from biedsnet_jax.errors import BadInput, Diverged, exit_code
 from biedsnet_jax.reporting import table as tables
@@ -305,9 +305,7 @@ def _read(path):
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--out", required=True, help="gets fold<f>.json, settings.txt and the runs")
     parser.add_argument("--root", help="data folder of configs/covid.py")
     parser.add_argument("--fold", type=int, choices=range(FOLDS), help="whose training and validation cases are used")

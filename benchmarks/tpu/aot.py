@@ -18,7 +18,6 @@ A program that does not fit the chip's memory is one line that says by how much.
 from published peaks; the compiler's own count of FLOP and bytes is scaled by how often its loops turn (hlo.py).
 """
 
-import argparse
 import gzip
 import os
 import re
@@ -35,15 +34,13 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
-from absl import flags
 from jax.experimental import topologies
 
+from benchmarks import scripts
 from benchmarks.tpu import cost, hlo, traffic
-from biedsnet_jax import main as command_line
 from biedsnet_jax.benchmarking import benchmark, roofline
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
-from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code, reason, shown
 from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.runtime import devices, files
@@ -54,11 +51,11 @@ PROGRAMS = ("train", "sampler")
 
 
 def main() -> int:
-    arguments = _arguments()
+    arguments, words = _arguments()
     if arguments.table:
         print(cost.table(cost.read(arguments.table)))
         return 0
-    chip, compiler, cfg = cost.chip_of(arguments.topology), cost.compiler_version(), _config()
+    chip, compiler, cfg = cost.chip_of(arguments.topology), cost.compiler_version(), scripts.read_config(words)
     mesh = open_mesh(arguments.topology)
     images = arguments.total or arguments.per_chip * mesh.size
     set_batch(cfg, images, mesh)
@@ -210,17 +207,8 @@ def _images(cfg, channels=None):
     return jax.ShapeDtypeStruct((cfg.train.batch_size, height, width, channels or own), "float32")
 
 
-def _config():
-    if flags.FLAGS.config is None:
-        raise BadInput("no config, nothing, in --config; give a file such as --config=configs/covid.py")
-    check_config(flags.FLAGS.config)
-    return flags.FLAGS.config
-
-
 def _arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--topology", default="v5e:2x4", help="chip and slice, such as v5e:16x16")
     parser.add_argument("--program", choices=PROGRAMS, default="train")
     parser.add_argument("--per-chip", type=int, default=8, help="images on each chip")
@@ -228,16 +216,17 @@ def _arguments():
     parser.add_argument("--output", help="folder for the json file; made where there is none")
     parser.add_argument("--profile", type=int, default=0, help="how many to list of what moves most bytes")
     parser.add_argument("--table", help="a folder of such files: print the table, compile nothing")
-    arguments, rest = parser.parse_known_args()
-    command_line.parse_flags([sys.argv[0], *rest])
+    arguments, words = parser.parse_known_args()
     if arguments.per_chip < 1 or min(arguments.total, arguments.profile) < 0:
         parser.error("--per-chip starts at 1, --total and --profile at 0")
+    if arguments.table and words:
+        parser.error(f"--table takes no {words[0]}")
     if arguments.output:
         try:
             Path(arguments.output).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(f"no folder can be made, {reason(error)}, in --output; give another") from error
-    return arguments
+    return arguments, words
 
 
 if __name__ == "__main__":
