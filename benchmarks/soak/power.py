@@ -182,7 +182,7 @@ class Judge:
             with checkpoint.Checkpoints(workdir, keep_latest=2, warn=said.append) as checkpoints:
                 state = checkpoints.restore_latest(self.like, self.mesh)
             step = 0 if state is None else int(state.step)
-            with run_log.RunLog(workdir, step=step, tensorboard=True) as log:
+            with run_log.RunLog(workdir, step=step, to_tensorboard=True) as log:
                 log.write(step, {"loss": 1.0})
         except BadInput as error:
             return f"refused: {error}".replace(str(workdir), "W")

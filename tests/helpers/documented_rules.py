@@ -125,12 +125,9 @@ def _exported(words, workshop, page):
     if not (workshop.folder / words[1]).exists():
         _export(re.search(rf"{MAIN} --mode=export.*", page).group().split(), workshop, page)
     np.save(workshop.folder / "SLICES.npy", np.zeros((2, 32, 32, 1), np.float32))
-    before = list(sys.argv)
-    try:
-        sys.argv[:] = words[1:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words[1:])
         runpy.run_path(words[1], run_name="__main__")
-    finally:
-        sys.argv[:] = before
     with np.load(workshop.folder / "MASKS.npz") as masks:
         assert masks["mask"].shape == (2, 32, 32, 1)
 
