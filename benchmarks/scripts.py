@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: their command lines, their reports, the memory of a process."""
+"""What the scripts of this folder share: command lines, reports and the memory of a process."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
 
 
 def read_config(words: list[str]):
-    """The checked config that the package's flags `words` give. Raises BadInput where they name none."""
+    """The checked config of the package's flags `words`. Raises BadInput if they name none."""
     # Imported here, since some scripts do without jax.
     from absl import flags
 
@@ -28,7 +28,8 @@ def read_config(words: list[str]):
     main.parse_flags([sys.argv[0], *words])
     config = flags.FLAGS.config
     if config is None:
-        raise BadInput("--config is missing. Give a config file, for example --config=configs/covid.py")
+        example = "--config=configs/covid.py"
+        raise BadInput(f"--config is missing. Give a config file, for example {example}")
     check_config(config)
     return config
 

@@ -73,7 +73,7 @@ class Run:
         self.expected: dict[str, bytes] = {}
 
     def unbroken(self) -> float:
-        """Trains twice without being disturbed, for the bits; seconds to the first step, once all is compiled."""
+        """Trains twice undisturbed, for the bits; seconds to the first step, once all is compiled."""
         write_pictures(self.data)
         for name in ("unbroken", "again"):
             started, start = self.start(self.folder / name), time.monotonic()

@@ -55,7 +55,8 @@ def main() -> int:
     if arguments.table:
         print(cost.table(cost.read(arguments.table)))
         return 0
-    chip, compiler, cfg = cost.chip_of(arguments.topology), cost.compiler_version(), scripts.read_config(words)
+    chip, compiler = cost.chip_of(arguments.topology), cost.compiler_version()
+    cfg = scripts.read_config(words)
     mesh = open_mesh(arguments.topology)
     images = arguments.total or arguments.per_chip * mesh.size
     set_batch(cfg, images, mesh)

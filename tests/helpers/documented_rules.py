@@ -191,9 +191,11 @@ def _sampling(words, workshop, page):
     _script_flags(words, workshop, page)
     workshop.trained(_value(words, "workdir"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality_vs_steps, "sweep", lambda timesteps: [quality_vs_steps.row("ddim", 1)])
+        rows = [quality_vs_steps.row("ddim", 1)]
+        patch.setattr(quality_vs_steps, "sweep", lambda timesteps: rows)
         patch.setattr(quality_vs_steps, "SAMPLES", (1,))
-        patch.setattr(sys, "argv", [words[1], *(word for word in words[2:] if not word.startswith("--config"))])
+        own = [word for word in words[2:] if not word.startswith("--config")]
+        patch.setattr(sys, "argv", [words[1], *own])
         assert quality_vs_steps.main() == 0
     assert "quality_vs_steps.json" in _names(workshop.folder / _value(words, "workdir"))
 
