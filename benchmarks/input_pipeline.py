@@ -12,7 +12,6 @@ Writes float32 volumes (.nii.gz) with label maps, and measures on them, each in 
 Exit code 1 if the peak is 1.5 GiB or more, the pipeline is under 5 times the step, or an epoch opens a gzip file.
 """
 
-import argparse
 import contextlib
 import json
 import multiprocessing
@@ -26,6 +25,8 @@ import nibabel as nib
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import scripts
 
 MOST_GIB, LEAST_RATIO = 1.5, 5.0
 
@@ -142,7 +143,7 @@ def _peak() -> float:
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--volumes", type=int, default=3, help="three or more: one each to train, validate and test")
     parser.add_argument("--shape", default="512,512,300", help="voxels along each axis")
     parser.add_argument("--folder", help="keep volumes and cache here; a temporary folder by default")

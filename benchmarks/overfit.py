@@ -8,7 +8,6 @@ and done when it is there. MedSegDiff, which learns noise and not masks, needs l
 the steps, and its published sampler, DDPM, with 100 steps (a deterministic one keeps the errors of its first steps).
 """
 
-import argparse
 import contextlib
 import dataclasses
 import sys
@@ -19,6 +18,7 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import scripts
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.check import check_config
@@ -91,7 +91,7 @@ def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, int, int]:
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], help="all by default")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")

@@ -16,13 +16,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import kept_rows
-
-from biedsnet_jax import main as command_line
+from benchmarks import scripts
+from benchmarks.tables import kept_rows
 from biedsnet_jax.config import build_model, run_split
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code
@@ -85,7 +83,7 @@ def main() -> int:
     print(_markdown("Samplers and steps", bench.caption, rows), _markdown("Samples", "At the default.", by_samples))
     print(f"default: the fewest steps within {MARGIN} Dice of the best")
     for name, r in (("best", best), ("default", chosen), ("samples at the default", choose(by_samples))):
-        print(f"{name}: {' '.join(_cells(r)[:5])}, Dice {r['dice']:.4f}")
+        print(f"{name}: {' '.join(_cells(r)[:4])}, Dice {r['dice']:.4f}")
     return 0
 
 
@@ -166,9 +164,7 @@ def _methods(text):
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the run, trained here if it is not yet")
     parser.add_argument("--images", type=int, default=0, help="validation slices, evenly spaced; 0: all")
     parser.add_argument("--samples", type=int, default=0, help="K while steps are compared; 0: the config's")
@@ -179,9 +175,7 @@ def _arguments():
         parser.error("--images, --samples and --most-steps start at 0")
     if not any(a.startswith("--config=") for a in rest) and not (Path(arguments.workdir) / "config.json").exists():
         rest = [f"--config={Path(__file__).resolve().parents[1] / 'configs' / 'phantom.py'}", *rest]
-    command_line.parse_flags([sys.argv[0], f"--workdir={arguments.workdir}", *rest])
-    cfg = flags.FLAGS.config
-    check_config(cfg)
+    cfg = scripts.read_config([f"--workdir={arguments.workdir}", *rest])
     if not build_model.draws_samples(cfg) or cfg.network == "medsegdiff":
         raise BadInput(f"no sampler to compare, {cfg.network}, in --config; give a biedsnet trained by diffusion")
     return arguments, cfg

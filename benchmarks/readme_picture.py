@@ -10,7 +10,6 @@ Draws what evaluation keeps for its report, `report_data.npz`. The phantom's sli
 has a dark ground of its own, to be read on light and dark pages.
 """
 
-import argparse
 import io
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import scripts
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.prediction import overlay
 from biedsnet_jax.reporting import record
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="a run that was tested, or the folder of an evaluation")
     parser.add_argument("--output", required=True, help="the PNG file")
     parser.add_argument(

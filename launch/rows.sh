@@ -13,7 +13,7 @@ OUT      gets OUT/<row>/seed<k>, a workdir each, and at the end OUT/report.html 
 --variant=NAME   a further config variant for all rows, such as cpu (small and short)
 --seeds=0,1,2    seeds of each row; 0 alone if not given
 --folds=K        cross-validation by case: each row K times, so that every case is tested once
---settings=FILE  with --folds, further flags of each row and fold, as benchmarks/search.py finds them: lines of
+--settings=FILE  with --folds, further flags of each row and fold, as benchmarks/tables/search.py finds them: lines of
                  "row fold flag flag ...", one for every run
 
 Every other flag goes to each run of biedsnet_jax.main, for example --config.train.steps=2000.
@@ -63,7 +63,7 @@ done
 IFS=, read -ra seeds <<<"$seeds"
 [[ $folds =~ ^[0-9]+$ && $folds != 1 ]] || refuse "no number of folds, $folds, in --folds; give 2 or more"
 if [[ -n $settings ]]; then
-  [[ -f $settings ]] || refuse "no such file, $settings, in --settings; give what benchmarks/search.py wrote"
+  [[ -f $settings ]] || refuse "no such file, $settings, in --settings; give what benchmarks/tables/search.py wrote"
   ((folds)) || refuse "settings are those of folds, $settings, in --settings; give --folds=K too"
   settings=$(absolute "$settings")
 fi

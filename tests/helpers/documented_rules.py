@@ -5,7 +5,6 @@ wants a rule; a rule that no command uses has to go.
 """
 
 import importlib.metadata
-import pathlib
 import re
 import runpy
 import sys
@@ -15,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import scripts
 import yaml
 from documented_workshop import Workshop, check_script_flag, script_flags
 from hypothesis import settings
 from packaging.requirements import Requirement
 from PIL import Image
 from places import ROOT
+
+from benchmarks import quality_vs_steps
 
 MAIN = r"python -m biedsnet_jax\.main"
 
@@ -129,12 +129,9 @@ def _exported(words, workshop, page):
     if not (workshop.folder / words[1]).exists():
         _export(re.search(rf"{MAIN} --mode=export.*", page).group().split(), workshop, page)
     np.save(workshop.folder / "SLICES.npy", np.zeros((2, 32, 32, 1), np.float32))
-    before = list(sys.argv)
-    try:
-        sys.argv[:] = words[1:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words[1:])
         runpy.run_path(words[1], run_name="__main__")
-    finally:
-        sys.argv[:] = before
     with np.load(workshop.folder / "MASKS.npz") as masks:
         assert masks["mask"].shape == (2, 32, 32, 1)
 
@@ -155,7 +152,7 @@ def _flags(words, workshop, page):
     """Flags of the package, or else of one of the scripts that the page names, launch scripts among them."""
     of_tables = re.findall(r"^ +(--\w+)=\*\)", (ROOT / "launch" / "rows.sh").read_text(), flags=re.MULTILINE)
     words = [word for word in words if word != "..." and word.split("=")[0] not in of_tables]
-    scripts = set(re.findall(r"benchmarks/\w+\.py", page))
+    scripts = set(re.findall(r"benchmarks/[\w/]+\.py", page))
     of_scripts = [word for word in words if any(word.split("=")[0] in script_flags(script) for script in scripts)]
     of_main = [word for word in words if word not in of_scripts or word.startswith(("--config", "--workdir"))]
     workshop.parse(of_main)
@@ -197,15 +194,13 @@ def _sampling(words, workshop, page):
     """One row of its table; its training, where it trains, is that of another command."""
     _script_flags(words, workshop, page)
     workshop.trained(_value(words, "workdir"))
-    script = scripts.load(pathlib.Path(words[1]).stem)
-    script.sweep = lambda timesteps: [script.row("ddim", 1)]
-    script.SAMPLES = (1,)
-    before = list(sys.argv)
-    try:
-        sys.argv[:] = [words[1], *(word for word in words[2:] if not word.startswith("--config"))]
-        assert script.main() == 0
-    finally:
-        sys.argv[:] = before
+    with pytest.MonkeyPatch.context() as patch:
+        rows = [quality_vs_steps.row("ddim", 1)]
+        patch.setattr(quality_vs_steps, "sweep", lambda timesteps: rows)
+        patch.setattr(quality_vs_steps, "SAMPLES", (1,))
+        own = [word for word in words[2:] if not word.startswith("--config")]
+        patch.setattr(sys, "argv", [words[1], *own])
+        assert quality_vs_steps.main() == 0
     assert "quality_vs_steps.json" in _names(workshop.folder / _value(words, "workdir"))
 
 
@@ -303,23 +298,23 @@ RULES = [
     Rule("quality against steps", r"python benchmarks/quality_vs_steps\.py .*", _sampling),
     Rule("threshold baseline", r"python benchmarks/threshold_baseline\.py .*", _threshold),
     Rule("front page's picture", r"python benchmarks/readme_picture\.py .*", _picture),
-    Rule("table of predictions", r"python benchmarks/tpu_aot\.py --table=\S+", _table),
-    Rule("compile for a TPU", r"python benchmarks/tpu_aot\.py .*", _script_flags, "half an hour of compiling"),
-    Rule("beside PyTorch", r"python benchmarks/torch_biedsnet\.py .*", _script_flags, "needs PyTorch"),
+    Rule("table of predictions", r"python benchmarks/tpu/aot\.py --table=\S+", _table),
+    Rule("compile for a TPU", r"python benchmarks/tpu/aot\.py .*", _script_flags, "half an hour of compiling"),
+    Rule("beside PyTorch", r"python benchmarks/beside_torch/run\.py .*", _script_flags, "needs PyTorch"),
     Rule("TensorBoard", r"tensorboard --logdir=\S+", _tensorboard, "it serves until it is stopped"),
     Rule(
-        "load of the server", r"python benchmarks/serve_load\.py .*", _script_flags, "50 uploads; tests/serving"
+        "load of the server", r"python benchmarks/serving/load\.py .*", _script_flags, "50 uploads; tests/serving"
     ),
     Rule(
         "attack on the server",
-        r"python benchmarks/serve_attack\.py .*",
+        r"python benchmarks/serving/attack\.py .*",
         _script_flags,
         "a minute; tests/serving",
     ),
-    Rule("soak", r"python benchmarks/soak\.py .*", _script_flags, "50 kills; tests/test_soak.py has one"),
+    Rule("soak", r"python benchmarks/soak/soak\.py .*", _script_flags, "50 kills; tests/benchmarks has one"),
     Rule("input pipeline", r"python benchmarks/input_pipeline\.py.*", _script_flags, "gigabytes of volumes"),
-    Rule("search for settings", r"python benchmarks/search\.py .*", _script_flags, "an hour; tests/test_search.py"),
-    Rule("results page", r"python benchmarks/results_page\.py.*", _script_flags, "tests/test_results_page.py"),
+    Rule("search for settings", r"python benchmarks/tables/search\.py .*", _script_flags, "an hour; tests/benchmarks"),
+    Rule("results page", r"python benchmarks/tables/results_page\.py.*", _script_flags, "tests/benchmarks has it"),
     Rule("overfit", r"python benchmarks/overfit\.py.*", _script_flags, "trains nine networks"),
     Rule(
         "tables of the paper", r"launch/(table[12]|rows)\.sh .*", _rows, "the runs themselves: their flags are checked"

@@ -17,10 +17,11 @@ import pytest
 
 pytest.importorskip("pydicom", reason="no pydicom: pip install pydicom")
 
-import serve_hostile
+
 from places import ROOT
 from refusals import refused
 
+from benchmarks.serving import hostile
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
 from biedsnet_jax.serving import check, child, handoff, upload
@@ -28,7 +29,7 @@ from biedsnet_jax.serving import reader as serve_reader
 from biedsnet_jax.serving.limits import Limits
 
 MEBI = 2**20
-HOSTILE = serve_hostile.every()
+HOSTILE = hostile.every()
 MOST = 64 * MEBI + serve_reader.SMALL  # bytes that a copy may have grown by, whatever it is sent
 
 
@@ -54,18 +55,18 @@ def read(reader, tmp_path):
     return call
 
 
-@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda one: one.name)
-def test_a_hostile_file_is_refused(read, tmp_path, hostile):
+@pytest.mark.parametrize("one", HOSTILE, ids=lambda one: one.name)
+def test_a_hostile_file_is_refused(read, tmp_path, one):
     """In words that say why, within seconds; where nothing is said, it may be read if it can be."""
     try:
-        scan = read(hostile.content, hostile.like, Limits(read_seconds=20))
+        scan = read(one.content, one.like, Limits(read_seconds=20))
     except BadInput as error:
         said = upload.without_paths(str(error), tmp_path / "job")
-        assert hostile.says in said and "\n" not in said and "more than 20 s" not in said
+        assert one.says in said and "\n" not in said and "more than 20 s" not in said
         left = {path.name for path in (tmp_path / "job").rglob("*") if path.is_file()}
         assert left <= {handoff.OUTCOME, "upload"}
     else:
-        assert hostile.says == "" and scan.slices.size == 64
+        assert one.says == "" and scan.slices.size == 64
 
 
 def test_the_hostile_files_are_what_they_are_called():
@@ -78,12 +79,12 @@ def test_the_hostile_files_are_what_they_are_called():
     while place:
         pages, place = pages + 1, struct.unpack_from("<I", by_name["40000 pages"], place + 98)[0]
     assert pages == 40_000
-    assert serve_hostile.jpeg(passes=7).count(b"\xff\xda") == 7
-    assert serve_hostile.dicom() != serve_hostile.dicom(serve_hostile.element(2, 1, b"OB", b"ab"))
+    assert hostile.jpeg(passes=7).count(b"\xff\xda") == 7
+    assert hostile.dicom() != hostile.dicom(hostile.element(2, 1, b"OB", b"ab"))
 
 
 @pytest.mark.parametrize(
-    "content", [serve_hostile.dicom(), serve_hostile.nifti(), serve_hostile.tiff()]
+    "content", [hostile.dicom(), hostile.nifti(), hostile.tiff()]
 )
 def test_what_the_hostile_files_are_made_of_is_read(read, content):
     assert read(content).slices.size in (64, 256)
@@ -93,16 +94,16 @@ def test_what_the_hostile_files_are_made_of_is_read(read, content):
 @pytest.mark.parametrize("syntax", check.DEFLATED)
 def test_the_transfer_syntax_is_found_wherever_it_stands(tmp_path, before, syntax):
     path = tmp_path / "scan.dcm"
-    late = serve_hostile.element(2, 1, b"OB", bytes(before))
-    path.write_bytes(serve_hostile.dicom(late, syntax=syntax))
+    late = hostile.element(2, 1, b"OB", bytes(before))
+    path.write_bytes(hostile.dicom(late, syntax=syntax))
     assert check.deflated_syntax(path) == syntax
-    path.write_bytes(serve_hostile.dicom(late))
+    path.write_bytes(hostile.dicom(late))
     assert check.deflated_syntax(path) == ""
 
 
 def test_a_file_that_only_mentions_the_deflated_syntax_is_read(read):
-    mention = serve_hostile.element(0x40, 0xA124, b"UI", check.DEFLATED[0].encode())
-    assert read(serve_hostile.dicom(rest=mention)).slices.size == 64
+    mention = hostile.element(0x40, 0xA124, b"UI", check.DEFLATED[0].encode())
+    assert read(hostile.dicom(rest=mention)).slices.size == 64
 
 
 def made(folder, content, name="scan.nii.gz"):
@@ -133,8 +134,8 @@ def volume(kind=nib.Nifti1Image, order="<", slope=None):
         (volume(nib.Nifti2Image), ""),
         (volume(order=">"), ""),
         (volume(slope=0.5), ""),
-        (serve_hostile.dicom(), ""),
-        (serve_hostile.tiff(), ""),
+        (hostile.dicom(), ""),
+        (hostile.tiff(), ""),
     ],
     ids=["nifti", "nifti-2", "big-endian", "scaled", "dicom", "tiff"],
 )
@@ -188,7 +189,7 @@ def test_slices_that_nobody_scanned_and_warnings_come_through(tmp_path):
 
 def zeros(mebibytes):
     """A .nii.gz of so many that declares them."""
-    head = serve_hostile.nifti(shape=(1024, 1024, mebibytes))[:352]
+    head = hostile.nifti(shape=(1024, 1024, mebibytes))[:352]
     packed = zlib.compressobj(1, wbits=31)
     return packed.compress(head) + packed.compress(bytes(mebibytes * MEBI)) + packed.flush()
 
@@ -204,16 +205,16 @@ def test_memory_that_is_declared_may_be_used(read):
 
 def test_few_declared_values_get_little_memory(reader, tmp_path):
     """A slice of 8 x 8 pixels that unpacks to half a gigabyte, though three are allowed."""
-    (hostile,) = [one for one in HOSTILE if one.name == "run lengths"]
+    (one,) = [one for one in HOSTILE if one.name == "run lengths"]
     peak, ended = [0], threading.Event()
     watch = threading.Thread(target=peaks, args=(os.getpid(), peak, ended))
     watch.start()
-    (tmp_path / upload.UPLOAD).write_bytes(hostile.content)
+    (tmp_path / upload.UPLOAD).write_bytes(one.content)
     with pytest.raises(BadInput):
         reader.read(tmp_path, like="", channels=1, limits=Limits(memory=3 * 2**30))
     ended.set()
     watch.join()
-    assert 0 < peak[0] < MOST + len(hostile.content)
+    assert 0 < peak[0] < MOST + len(one.content)
 
 
 def peaks(parent, peak, ended):
@@ -247,8 +248,8 @@ def resident(pid):
 
 def slow(tmp_path):
     """A series of 4000 files of the same place: seconds of work on headers alone."""
-    files = {f"{n}.dcm": serve_hostile.dicom() for n in range(4000)}
-    return serve_hostile.archive(files)
+    files = {f"{n}.dcm": hostile.dicom() for n in range(4000)}
+    return hostile.archive(files)
 
 
 def test_time_ends_at_its_limit(read, tmp_path):
@@ -269,7 +270,7 @@ def test_what_nobody_wants_any_more_ends(read, reader, tmp_path):
         read(slow(tmp_path), look=look)
     assert len(below(os.getpid())) == 1  # the reader itself, which reads the next one
     again = tmp_path / "again"
-    made(again, serve_hostile.dicom(), upload.UPLOAD)
+    made(again, hostile.dicom(), upload.UPLOAD)
     assert reader.read(again, like="", channels=1, limits=Limits()).slices.size == 64
 
 
@@ -280,7 +281,7 @@ def test_a_reader_that_was_killed_starts_again(tmp_path):
         for pid in {*below(os.getpid())} - {*others}:
             os.kill(pid, signal.SIGKILL)
         folder = tmp_path / str(number)
-        made(folder, serve_hostile.dicom(), upload.UPLOAD)
+        made(folder, hostile.dicom(), upload.UPLOAD)
         try:
             assert reader.read(folder, like="", channels=1, limits=Limits()).slices.size == 64
         except BadInput as error:  # the kill was not seen yet: this upload, and no other, is lost

@@ -26,12 +26,10 @@ from refusals import refused
 pytest.importorskip("starlette", reason="no starlette: pip install starlette uvicorn")
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
 
-import serve_attack
-import serve_hostile
-import serve_load
-import serve_uploads
 from places import ROOT
 
+from benchmarks.serving import attack, hostile, load
+from benchmarks.serving.uploads import SECRET, others, scans
 from biedsnet_jax.config import run_config
 from biedsnet_jax.prediction import predict as predict_files
 from biedsnet_jax.prediction import predictor
@@ -66,21 +64,21 @@ def url(workdir, kept):
 def uploads(tmp_path_factory):
     """(scans, the folder with each as a file)."""
     folder = tmp_path_factory.mktemp("scans")
-    return serve_uploads.scans(folder), folder
+    return scans(folder), folder
 
 
 @pytest.fixture(scope="module")
 def known(workdir, uploads, tmp_path_factory):
     """What mode predict writes for each scan."""
-    return serve_load.expected(str(workdir), uploads[1], tmp_path_factory.mktemp("masks"))
+    return load.expected(str(workdir), uploads[1], tmp_path_factory.mktemp("masks"))
 
 
 def ended(url, content, like=""):
     """(path of the job, what the server says of it) once it ended."""
-    status, answer = serve_load._request(url, "POST", f"/jobs?like={like}", content)
+    status, answer = load._request(url, "POST", f"/jobs?like={like}", content)
     assert status == 202, answer
     path = f"/jobs/{json.loads(answer)['id']}"
-    while (now := json.loads(serve_load._get(url, path)))["state"] in ("waiting", "running"):
+    while (now := json.loads(load._get(url, path)))["state"] in ("waiting", "running"):
         pass
     return path, now
 
@@ -90,15 +88,15 @@ def test_downloads_are_what_mode_predict_writes(url, uploads, known):
         job, now = ended(url, upload.content)
         assert now["state"] == "done", now["text"]
         mask, rows = known[upload.name]
-        assert serve_load._get(url, f"{job}/mask") == mask and len(mask) > 50
-        served = list(csv.DictReader(io.StringIO(serve_load._get(url, f"{job}/summary").decode())))
+        assert load._get(url, f"{job}/mask") == mask and len(mask) > 50
+        served = list(csv.DictReader(io.StringIO(load._get(url, f"{job}/summary").decode())))
         free = {"name", "file", "seconds"}
         assert [row.keys() for row in served] == [row.keys() for row in rows]
         assert [{k: row[k] for k in row.keys() - free} for row in served] == [
             {k: row[k] for k in row.keys() - free} for row in rows
         ]
         assert {(row["name"], row["file"]) for row in served} == {("scan", "")}
-        serve_load._request(url, "DELETE", job)
+        load._request(url, "DELETE", job)
 
 
 def test_the_size_of_a_batch_is_that_of_mode_predict_alone(workdir):
@@ -121,21 +119,21 @@ def test_a_slice_has_the_planes_that_the_page_draws(url):
         2,
     )
     assert facts["maps"] == ["entropy", "mutual_information", "variance"] and facts["aspect"] == 1
-    planes = np.frombuffer(zlib.decompress(serve_load._get(url, f"{job}/slices/0")), np.uint8).reshape(7, SIZE, SIZE)
+    planes = np.frombuffer(zlib.decompress(load._get(url, f"{job}/slices/0")), np.uint8).reshape(7, SIZE, SIZE)
     np.testing.assert_array_equal(planes[0], np.where(pixels, 255, 0))
-    written = np.asarray(Image.open(io.BytesIO(serve_load._get(url, f"{job}/mask"))))
+    written = np.asarray(Image.open(io.BytesIO(load._get(url, f"{job}/mask"))))
     np.testing.assert_array_equal(planes[1] > facts["level"], written == 255)
     assert (planes[5:].mean(axis=0) - planes[1] < 2).all()  # the mean of the samples, in steps of 1/200
     p = planes[1] / facts["levels"]
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     np.testing.assert_allclose(planes[2] / 255, entropy, atol=0.05)
     np.testing.assert_allclose(planes[4] / 255 * 0.25, ((planes[5] - p * 200.0) / 200) ** 2, atol=0.002)
-    serve_load._request(url, "DELETE", job)
+    load._request(url, "DELETE", job)
 
 
 def test_fifty_like_uploads_in_small(url, uploads, known, kept, capfd):
-    every = serve_load.chosen([*uploads[0], *serve_uploads.others(LIMITS.upload, LIMITS.unpacked)], 40)
-    found = serve_load.report(url, every, known, clients=3, pid=os.getpid())
+    every = load.chosen([*uploads[0], *others(LIMITS.upload, LIMITS.unpacked)], 40)
+    found = load.report(url, every, known, clients=3, pid=os.getpid())
     assert found["unexpected"] == [] and found["mixed"] == 0
     assert sum(found["outcomes"].values()) == 40 and set(found["outcomes"]) == {
         "done",
@@ -143,15 +141,15 @@ def test_fifty_like_uploads_in_small(url, uploads, known, kept, capfd):
         "too large",
         "cut off",
     }
-    assert serve_load.count_files(kept) == 0
+    assert load.count_files(kept) == 0
     out, err = capfd.readouterr()
-    assert serve_uploads.SECRET not in out + err
+    assert SECRET not in out + err
 
 
 def test_the_load_test_sees_a_mixed_result(url, uploads, known):
     first, second = uploads[0][:2]
-    assert serve_load.send(url, first, known[first.name]) == ("done", False)
-    assert serve_load.send(url, first, known[second.name]) == ("done", True)
+    assert load.send(url, first, known[first.name]) == ("done", False)
+    assert load.send(url, first, known[second.name]) == ("done", True)
 
 
 @pytest.mark.parametrize(
@@ -159,14 +157,14 @@ def test_the_load_test_sees_a_mixed_result(url, uploads, known):
 )
 def test_the_load_test_fails_where_something_is_wrong(wrong):
     good = {"unexpected": [], "mixed": 0, "exit_code": 0, "mib_before": 20.0, "mib_after": 25.0}
-    assert serve_load.is_good(good) and not serve_load.is_good(good | wrong)
+    assert load.is_good(good) and not load.is_good(good | wrong)
 
 
 def test_a_visitor_is_answered_while_others_attack(workdir, tmp_path):
-    """benchmarks/serve_attack.py in small; that takes 60 s and looks at times and memory, too."""
+    """benchmarks/serving/attack.py in small; that takes 60 s and looks at times and memory, too."""
     limits = dataclasses.replace(LIMITS, connections=24, waiting=6, upload=2**25)
     with served(workdir, tmp_path, limits, token="t0ken") as url:
-        found = serve_attack.attack(url, "t0ken", os.getpid(), uploads=24, silent=48, seconds=8)
+        found = attack.attack(url, "t0ken", os.getpid(), uploads=24, silent=48, seconds=8)
     assert found["answers"] > 3 and set(found["statuses"]) <= {"200", "202", "204", "503"}
     assert set(found["hostile"]) <= {"refused", "done", "still waiting", "no place"} and found["hostile"]["refused"] > 3
     assert list(tmp_path.iterdir()) == []
@@ -192,7 +190,7 @@ GOOD_ATTACK = {
     ],
 )
 def test_the_attack_fails_where_something_is_wrong(wrong):
-    assert serve_attack.is_good(GOOD_ATTACK) and not serve_attack.is_good(GOOD_ATTACK | wrong)
+    assert attack.is_good(GOOD_ATTACK) and not attack.is_good(GOOD_ATTACK | wrong)
 
 
 def test_refusals_have_the_words_of_mode_predict(url, workdir, tmp_path):
@@ -206,7 +204,7 @@ def test_refusals_have_the_words_of_mode_predict(url, workdir, tmp_path):
 
 @pytest.mark.parametrize("path", ["/jobs/x", "/jobs/x/mask", "/jobs/..%2f..%2fetc/mask", "/serve.html", "/nothing"])
 def test_what_is_not_there(url, path):
-    assert serve_load._request(url, "GET", path)[0] == 404
+    assert load._request(url, "GET", path)[0] == 404
 
 
 def test_an_upload_of_another_site_is_refused(url):
@@ -256,9 +254,9 @@ def test_sigterm_ends_it_with_0_and_leaves_nothing_and_elsewhere_a_token_is_need
     port, token = re.search(r":(\d+)/\?token=(\S+)", said).groups()
     url = f"http://127.0.0.1:{port}"
     for path in ("/", "/serve.js", "/jobs/x", "/?token=wrong"):
-        assert serve_load._request(url, "GET", path)[0] == 401
-    assert serve_load._request(url, "POST", "/jobs", b"x")[0] == 401
-    assert serve_load._request(url, "GET", f"/?token={token}")[0] == 303
+        assert load._request(url, "GET", path)[0] == 401
+    assert load._request(url, "POST", "/jobs", b"x")[0] == 401
+    assert load._request(url, "GET", f"/?token={token}")[0] == 303
     assert len(list((tmp_path / "tmp").rglob("biedsnet_serve_*"))) == 1
     process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=120)
@@ -271,8 +269,8 @@ def test_ctrl_c_ends_it_while_it_segments(started, tmp_path):
     url = re.search(r"is served at (\S+)", said).group(1)
     assert url.startswith("http://127.0.0.1:") and "token" not in said
     (tmp_path / "scans").mkdir()
-    (one, *_) = serve_uploads.scans(tmp_path / "scans")
-    assert serve_load._request(url, "POST", "/jobs", one.content)[0] == 202
+    (one, *_) = scans(tmp_path / "scans")
+    assert load._request(url, "POST", "/jobs", one.content)[0] == 202
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "Traceback" not in rest
@@ -281,12 +279,12 @@ def test_ctrl_c_ends_it_while_it_segments(started, tmp_path):
 
 def reading(url, tmp_path):
     """Have the server read what takes seconds: 4000 files of one place; returns when it does."""
-    files = {f"{n}.dcm": serve_hostile.dicom() for n in range(4000)}
-    status, answer = serve_load._request(url, "POST", "/jobs", serve_hostile.archive(files))
+    files = {f"{n}.dcm": hostile.dicom() for n in range(4000)}
+    status, answer = load._request(url, "POST", "/jobs", hostile.archive(files))
     assert status == 202
     job, deadline = f"/jobs/{json.loads(answer)['id']}", time.monotonic() + 60
     while not list((tmp_path / "tmp").rglob("*.dcm")):
-        assert time.monotonic() < deadline, serve_load._get(url, job)
+        assert time.monotonic() < deadline, load._get(url, job)
         time.sleep(0.02)
 
 

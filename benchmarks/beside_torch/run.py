@@ -1,6 +1,6 @@
 """BIEDSNet here and in plain PyTorch, same weights, same device: are they equal, and which is faster?
 
-    python benchmarks/torch_biedsnet.py --config=configs/covid.py:cpu [--repeats=10] [--batch=8] [--samples=5]
+    python benchmarks/beside_torch/run.py --config=configs/covid.py:cpu [--repeats=10] [--batch=8] [--samples=5]
         [--lineage-steps=10] [--tf32] [--output=FILE.json] [--config.dtype=bfloat16 ...]
 
 Needs PyTorch, which nothing else here does: `pip install torch`. On a CPU it runs in channels_last; on a GPU (with
@@ -20,7 +20,6 @@ do nothing else on the machine: PyTorch's threads wait for one another, so other
 Images are noise and weights random. Our training step also skips non-finite updates; PyTorch's does not.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -32,17 +31,16 @@ from importlib import metadata
 from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some of the GPU's memory
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from biedsnet_jax import main as command_line
+from benchmarks import scripts
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
-from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.training import train_step
@@ -50,9 +48,10 @@ from biedsnet_jax.training.optimizer import make_optimizer
 
 try:
     import torch
-    from torch_equal import differences, load_variables, noise_batch, random_variables, to_torch
-    from torch_method import Predictor, Trainer, sampler_rows
-    from torch_network import BIEDSNet
+
+    from benchmarks.beside_torch.equal import differences, load_variables, noise_batch, random_variables, to_torch
+    from benchmarks.beside_torch.method import Predictor, Trainer, sampler_rows
+    from benchmarks.beside_torch.network import BIEDSNet
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
@@ -261,9 +260,7 @@ def _machine(device) -> dict:
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=10, help="timed calls of each")
     parser.add_argument("--batch", type=int, default=0, help="images in a training step; 0: the config's")
     parser.add_argument("--samples", type=int, default=5, help="K, of a prediction")
@@ -273,11 +270,7 @@ def _arguments():
     arguments, rest = parser.parse_known_args()
     if min(arguments.repeats, arguments.samples) < 1 or min(arguments.batch, arguments.lineage_steps) < 0:
         parser.error("--repeats and --samples start at 1, --batch and --lineage-steps at 0")
-    command_line.parse_flags([sys.argv[0], *rest])
-    if flags.FLAGS.config is None:
-        raise BadInput("no config, nothing, in --config; give a file such as --config=configs/covid.py:cpu")
-    check_config(flags.FLAGS.config)
-    return arguments, flags.FLAGS.config
+    return arguments, scripts.read_config(rest)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,34 @@
 """Keep the scores of finished runs under results/, and write their tables into RESULTS.md.
 
-    python benchmarks/results_page.py --keep=runs/table1 --name=covid19_ct_64
-    python benchmarks/results_page.py
+    python benchmarks/tables/results_page.py --keep=runs/table1 --name=covid19_ct_64
+    python benchmarks/tables/results_page.py
 
-`--keep` copies what runs under that folder leave of numbers (results.json, cases.csv, command.txt, and the trials of
-`benchmarks/search.py`) to results/NAME, in the same order of folders; neither images nor weights. Runs that are not
-finished are left. Without it, what stands in RESULTS.md between `<!-- results/NAME -->` and `<!-- end -->` is written
-anew from results/NAME: the report's tables, the command of each row and what the search tried. Rows without a run say
-"not measured". What a reader has to know of all of these runs, such as their size, stands in results/NAME/about.txt and
-begins the caption of each table of scores.
+`--keep` copies what runs under that folder leave of numbers (results.json, cases.csv, command.txt,
+and the trials of `benchmarks/tables/search.py`) to results/NAME, in the same order of folders;
+neither images nor weights. Runs that are not finished are left. Without it, what stands in
+RESULTS.md between `<!-- results/NAME -->` and `<!-- end -->` is written anew from results/NAME: the
+report's tables, the command of each row and what the search tried. Rows without a run say "not
+measured". What a reader has to know of all of these runs, such as their size, stands in
+results/NAME/about.txt and begins the caption of each table of scores.
 """
 
-import argparse
 import dataclasses
 import re
 import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import search
-
+from benchmarks import scripts
+from benchmarks.tables import search
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.reporting import report
 from biedsnet_jax.reporting import table as tables
 from biedsnet_jax.runtime import files, markdown
 from biedsnet_jax.scoring import results
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KEPT = ("results.json", "cases.csv", "command.txt")
 BLOCK = re.compile(r"(<!-- results/(?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -102,9 +102,7 @@ def _commands(runs):
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--keep", help="a folder of workdirs, such as OUT of launch/table1.sh")
     parser.add_argument("--name", help="of the folder under results/ that gets them")
     arguments = parser.parse_args()

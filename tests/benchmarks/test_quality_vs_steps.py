@@ -5,16 +5,13 @@ import json
 import sys
 
 import pytest
-import scripts
+from places import ROOT
+
+from benchmarks import quality_vs_steps
 
 
-@pytest.fixture(scope="module")
-def script():
-    return scripts.load("quality_vs_steps")
-
-
-def scored(script, steps, dice, ensemble=5):
-    return script.row("ddim", steps) | {"dice": dice, "ensemble": ensemble}
+def scored(steps, dice, ensemble=5):
+    return quality_vs_steps.row("ddim", steps) | {"dice": dice, "ensemble": ensemble}
 
 
 @pytest.mark.parametrize(
@@ -26,40 +23,40 @@ def scored(script, steps, dice, ensemble=5):
         ([(2, 0.8, 10), (3, 0.8, 5)], 1),  # 20 evaluations against 15
     ],
 )
-def test_the_fewest_evaluations_within_the_margin(script, table, chosen):
-    rows = [scored(script, *entry) for entry in table]
-    assert script.choose(rows) is rows[chosen]
+def test_the_fewest_evaluations_within_the_margin(table, chosen):
+    rows = [scored(*entry) for entry in table]
+    assert quality_vs_steps.choose(rows) is rows[chosen]
 
 
-def test_the_sweep_has_every_sampler_and_all_of_t_and_no_row_twice(script):
-    rows = script.sweep(1000)
+def test_the_sweep_has_every_sampler_and_all_of_t_and_no_row_twice():
+    rows = quality_vs_steps.sweep(1000)
     assert len({tuple(row.items()) for row in rows}) == len(rows)
-    assert {row["steps"] for row in rows if row["method"] == "ddim"} == set(script.STEPS)
+    assert {row["steps"] for row in rows if row["method"] == "ddim"} == set(quality_vs_steps.STEPS)
     assert [row["method"] for row in rows if row["steps"] == 1000] == ["ddpm"]
-    assert max(row["steps"] for row in script.sweep(30)) == 30
+    assert max(row["steps"] for row in quality_vs_steps.sweep(30)) == 30
 
 
-def test_methods_leave_their_plain_rows_and_a_name_that_is_none_is_refused(script, monkeypatch, capsys):
+def test_methods_leave_their_plain_rows_and_a_name_that_is_none_is_refused(monkeypatch, capsys):
     arguments = argparse.Namespace(methods=("ddpm",), most_steps=10)
-    left = [row for row in script.sweep(1000) if script._asked(row, arguments)]
-    assert left == [script.row("ddpm", steps) for steps in script.STEPS if 1 < steps <= 10]
+    left = [row for row in quality_vs_steps.sweep(1000) if quality_vs_steps._asked(row, arguments)]
+    assert left == [quality_vs_steps.row("ddpm", steps) for steps in quality_vs_steps.STEPS if 1 < steps <= 10]
     monkeypatch.setattr(sys, "argv", ["x", "--workdir=w", "--methods=ddpm,euler"])
     with pytest.raises(SystemExit):
-        script.main()
+        quality_vs_steps.main()
     assert "euler; give some of ddim, dpm_solver, ddpm" in capsys.readouterr().err
 
 
-def test_the_script_trains_scores_and_goes_on(script, tmp_path, monkeypatch, capsys):
+def test_the_script_trains_scores_and_goes_on(tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
-    rows = [script.row("ddim", 1), script.row("ddpm", 2)]
-    monkeypatch.setattr(script, "sweep", lambda timesteps: rows[:asked])
-    monkeypatch.setattr(script, "SAMPLES", (1,))
+    rows = [quality_vs_steps.row("ddim", 1), quality_vs_steps.row("ddpm", 2)]
+    monkeypatch.setattr(quality_vs_steps, "sweep", lambda timesteps: rows[:asked])
+    monkeypatch.setattr(quality_vs_steps, "SAMPLES", (1,))
     line = ["x", f"--workdir={workdir}", "--samples=1", "--images=2"]
-    first = [f"--config={scripts.BENCHMARKS.parent / 'configs' / 'phantom.py'}:toy", "--config.train.batch_size=8"]
+    first = [f"--config={ROOT / 'configs' / 'phantom.py'}:toy", "--config.train.batch_size=8"]
     first += ["--config.eval.batch_size=8", "--config.compile_cache=", "--config.log.tensorboard=False"]
     asked = 1
     monkeypatch.setattr(sys, "argv", [*line, *first])
-    assert script.main() == 0
+    assert quality_vs_steps.main() == 0
     (kept,) = json.loads((workdir / "quality_vs_steps.json").read_text())
     assert (kept["method"], kept["steps"], kept["images"], kept["checkpoint_step"]) == ("ddim", 1, 2, 4)
     assert 0 <= kept["dice"] <= 1 and kept["seconds_per_image"] > 0
@@ -68,7 +65,7 @@ def test_the_script_trains_scores_and_goes_on(script, tmp_path, monkeypatch, cap
     (workdir / "quality_vs_steps.json").write_text(f"[{done}]")  # were it measured again, it would not be 0.125
     monkeypatch.setattr(sys, "argv", line)  # config and weights are the workdir's
     capsys.readouterr()
-    assert script.main() == 0
+    assert quality_vs_steps.main() == 0
     found = json.loads((workdir / "quality_vs_steps.json").read_text())
     assert [(row["method"], row["steps"]) for row in found] == [("ddim", 1), ("ddpm", 2)]
     printed = capsys.readouterr().out

@@ -1,12 +1,12 @@
-"""The Flax network's weights in the PyTorch one, and whether both then compute the same; for `torch_biedsnet.py`."""
+"""The Flax network's weights in the PyTorch one, and whether both then compute the same; for `run.py`."""
 
 import math
 
 import jax
 import numpy as np
 import torch
-from torch_method import Predictor, Trainer, sampler_rows
 
+from benchmarks.beside_torch.method import Predictor, Trainer, sampler_rows
 from biedsnet_jax.config import build_data, build_model
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import scripts
+
+ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {
     "data.size": 16, "networks.biedsnet.channels": (8, 16), "networks.biedsnet.blocks_per_level": 1,
     "networks.biedsnet.reduction": 4, "loss.supervision_weights": (1.0,), "split.fractions": (0.5, 0.17, 0.33),
@@ -71,7 +73,8 @@ class Run:
         self.expected: dict[str, bytes] = {}
 
     def unbroken(self) -> float:
-        """Train twice without being disturbed, for the bits; the seconds to the first step, once all is compiled."""
+        """Trains twice undisturbed, for the bits; seconds to the first step, once all is compiled."""
+        write_pictures(self.data)
         for name in ("unbroken", "again"):
             started, start = self.start(self.folder / name), time.monotonic()
             started.wait_for(Moment(0, new_steps=1))
@@ -82,6 +85,7 @@ class Run:
         self.expected = self.final_bits(self.folder / "unbroken")
         if self.final_bits(self.folder / "again") != self.expected:
             raise SystemExit("two unbroken runs differ: nothing could be compared with them")
+        print(f"from start to first step, unbroken: {seconds:.1f} s", flush=True)
         return seconds
 
     def start(self, workdir: Path, *, file_limit: int | None = None) -> "Started":
@@ -107,7 +111,7 @@ class Run:
         """(step, resident MB) of an undisturbed run, at each step that it logs."""
         started, points = self.start(workdir), []
         while started.process.poll() is None:
-            step, memory = last_step(workdir), started.resident()
+            step, memory = last_step(workdir), scripts.resident_mib(started.process.pid)
             if step is not None and memory and (not points or step > points[-1][0]):
                 points.append((step, memory))
             time.sleep(0.01)
@@ -159,14 +163,6 @@ class Started:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(moment.seconds)
         return self.process.poll() is not None
-
-    def resident(self) -> float:
-        """MB now; 0 where the system does not say or the process is gone."""
-        try:
-            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        except (OSError, IndexError):
-            return 0.0
-        return pages * resource.getpagesize() / 2**20
 
 
 def went_from(out: str) -> int | None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MIB = 2**20
 DISK_MIB = 96
 FILE_LIMIT = 20_000  # bytes, where no small disk can be had: less than the arrays of a checkpoint
 

@@ -3,16 +3,16 @@
 import collections
 import re
 
-import tpu_hlo
+from benchmarks.tpu import hlo
 
 
-def profile(module: tpu_hlo.Module, most: int) -> str:
+def profile(module: hlo.Module, most: int) -> str:
     """Three lists of the `most` that move most bytes."""
-    weights = tpu_hlo.weights(module)
+    weights = hlo.weights(module)
     total = sum(w.hbm_bytes * w.times for w in weights)
     traffic, plain = collections.Counter(), 0
     for w in weights:
-        for array in tpu_hlo.moved(w.op, module):
+        for array in hlo.moved(w.op, module):
             if array.in_hbm():
                 traffic[_array(array)] += w.times * array.padded_bytes()
                 plain += w.times * array.bytes()

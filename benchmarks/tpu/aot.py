@@ -1,9 +1,9 @@
 """Compile the train step or the sampler for a TPU slice that is not here, and predict what a step takes on it.
 
     pip install "jax[tpu]"
-    python benchmarks/tpu_aot.py --config=configs/covid.py --config.dtype=bfloat16 --topology=v5e:2x4
+    python benchmarks/tpu/aot.py --config=configs/covid.py --config.dtype=bfloat16 --topology=v5e:2x4
         [--program=train] [--per-chip=8 | --total=64] [--output=DIR] [--profile=10]
-    python benchmarks/tpu_aot.py --table=DIR
+    python benchmarks/tpu/aot.py --table=DIR
 
 Needs no TPU, only its compiler (the wheel libtpu), which takes minutes and gigabytes for a full-size network. The
 program is the one that training or evaluation would run: jitted, the batch split over all chips, the state on each.
@@ -14,11 +14,10 @@ Nothing is initialised or run. Topologies: v5e:2x4 (8 chips), v5e:16x16 (256), v
   folder into Markdown;
 - `--profile` lists the operations, arrays and modules that move most bytes through HBM.
 
-A program that does not fit the chip's memory is one line that says by how much. Times are predictions (tpu_cost.py)
-from published peaks; the compiler's own count of FLOP and bytes is scaled by how often its loops turn (tpu_hlo.py).
+A program that does not fit the chip's memory is one line that says by how much. Times are predictions (cost.py)
+from published peaks; the compiler's own count of FLOP and bytes is scaled by how often its loops turn (hlo.py).
 """
 
-import argparse
 import gzip
 import os
 import re
@@ -32,20 +31,16 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile at once
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
-import tpu_cost
-import tpu_hlo
-import tpu_profile
-from absl import flags
 from jax.experimental import topologies
 
-from biedsnet_jax import main as command_line
+from benchmarks import scripts
+from benchmarks.tpu import cost, hlo, traffic
 from biedsnet_jax.benchmarking import benchmark, roofline
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
-from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code, reason, shown
 from biedsnet_jax.prediction.trained import make_predict
 from biedsnet_jax.runtime import devices, files
@@ -56,11 +51,12 @@ PROGRAMS = ("train", "sampler")
 
 
 def main() -> int:
-    arguments = _arguments()
+    arguments, words = _arguments()
     if arguments.table:
-        print(tpu_cost.table(tpu_cost.read(arguments.table)))
+        print(cost.table(cost.read(arguments.table)))
         return 0
-    chip, compiler, cfg = tpu_cost.chip_of(arguments.topology), tpu_cost.compiler_version(), _config()
+    chip, compiler = cost.chip_of(arguments.topology), cost.compiler_version()
+    cfg = scripts.read_config(words)
     mesh = open_mesh(arguments.topology)
     images = arguments.total or arguments.per_chip * mesh.size
     set_batch(cfg, images, mesh)
@@ -70,7 +66,7 @@ def main() -> int:
     result["versions"] = benchmark.versions() | {"libtpu": compiler}
     compiled, seconds = compile_for(arguments.program, cfg, mesh)
     text = compiled.as_text()
-    module = tpu_hlo.parse(text)
+    module = hlo.parse(text)
     result["parameters"] = parameters(cfg)
     result |= seconds | describe(compiled, module, chip, mesh.size) | {"config": benchmark.flat(cfg)}
     if arguments.output:
@@ -78,9 +74,9 @@ def main() -> int:
         files.write_json(path, result)
         path.with_suffix(".hlo.gz").write_bytes(gzip.compress(text.encode()))
         print(path)
-    print(tpu_cost.table([result]))
+    print(cost.table([result]))
     if arguments.profile:
-        print("\n" + tpu_profile.profile(module, arguments.profile))
+        print("\n" + traffic.profile(module, arguments.profile))
     return 0
 
 
@@ -143,14 +139,14 @@ def sampler_program(cfg, mesh) -> tuple:
     return predict, (variables, _images(cfg), jax.ShapeDtypeStruct((cfg.eval.batch_size,), "int32"))
 
 
-def describe(compiled, module: tpu_hlo.Module, chip: tpu_cost.Chip, chips: int) -> dict:
+def describe(compiled, module: hlo.Module, chip: cost.Chip, chips: int) -> dict:
     """What one chip holds and does in one call, and what that should take."""
-    reported, weights = roofline.reported_cost(compiled), tpu_hlo.weights(module)
-    found = tpu_hlo.collectives(module)
+    reported, weights = roofline.reported_cost(compiled), hlo.weights(module)
+    found = hlo.collectives(module)
     flop = reported.flop * _with_loops([(w.flop, w.times) for w in weights])
     moved = reported.bytes * _with_loops([(w.bytes, w.times) for w in weights])
     hbm = sum(w.hbm_bytes * w.times for w in weights)
-    seconds = tpu_cost.collective_seconds(found, chips=chips, chip=chip)
+    seconds = cost.collective_seconds(found, chips=chips, chip=chip)
     own = (compiled.cost_analysis() or {}).get("optimal_seconds", -1.0)
     return {
         "memory": memory(compiled) | {"chip_bytes": chip.hbm_bytes},
@@ -162,8 +158,8 @@ def describe(compiled, module: tpu_hlo.Module, chip: tpu_cost.Chip, chips: int) 
         "collectives": sum(times for _, _, times in found),
         "collective_bytes": sum(size * times for _, size, times in found),
         "collective_seconds": seconds,
-        "step_seconds": tpu_cost.step_seconds(flop=flop, moved=moved, collectives=seconds, chip=chip),
-        "step_seconds_hbm": tpu_cost.step_seconds(flop=flop, moved=hbm, collectives=seconds, chip=chip),
+        "step_seconds": cost.step_seconds(flop=flop, moved=moved, collectives=seconds, chip=chip),
+        "step_seconds_hbm": cost.step_seconds(flop=flop, moved=hbm, collectives=seconds, chip=chip),
         # The compiler's own guess, loops once; less than the arithmetic alone takes, or negative, is no time.
         "optimal_seconds": own if own >= reported.flop / chip.peak else None,
     }
@@ -213,17 +209,8 @@ def _images(cfg, channels=None):
     return jax.ShapeDtypeStruct((cfg.train.batch_size, height, width, channels or own), "float32")
 
 
-def _config():
-    if flags.FLAGS.config is None:
-        raise BadInput("no config, nothing, in --config; give a file such as --config=configs/covid.py")
-    check_config(flags.FLAGS.config)
-    return flags.FLAGS.config
-
-
 def _arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--topology", default="v5e:2x4", help="chip and slice, such as v5e:16x16")
     parser.add_argument("--program", choices=PROGRAMS, default="train")
     parser.add_argument("--per-chip", type=int, default=8, help="images on each chip")
@@ -231,16 +218,17 @@ def _arguments():
     parser.add_argument("--output", help="folder for the json file; made where there is none")
     parser.add_argument("--profile", type=int, default=0, help="how many to list of what moves most bytes")
     parser.add_argument("--table", help="a folder of such files: print the table, compile nothing")
-    arguments, rest = parser.parse_known_args()
-    command_line.parse_flags([sys.argv[0], *rest])
+    arguments, words = parser.parse_known_args()
     if arguments.per_chip < 1 or min(arguments.total, arguments.profile) < 0:
         parser.error("--per-chip starts at 1, --total and --profile at 0")
+    if arguments.table and words:
+        parser.error(f"--table takes no {words[0]}")
     if arguments.output:
         try:
             Path(arguments.output).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(f"no folder can be made, {reason(error)}, in --output; give another") from error
-    return arguments
+    return arguments, words
 
 
 if __name__ == "__main__":

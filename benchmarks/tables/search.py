@@ -1,8 +1,8 @@
 """Train each network with the settings that its validation case prefers, on two folds of COVID-19 CT at 64x64.
 
-    python benchmarks/search.py --root=DIR --out=runs/table1 --fold=0
-    python benchmarks/search.py --root=DIR --out=runs/table1 --fold=0 --choices
-    python benchmarks/search.py --out=runs/table1 --report
+    python benchmarks/tables/search.py --root=DIR --out=runs/table1 --fold=0
+    python benchmarks/tables/search.py --root=DIR --out=runs/table1 --fold=0 --choices
+    python benchmarks/tables/search.py --out=runs/table1 --report
 
 Every network gets the same trials, each a run of `configs/covid.py:ROW,VARIANT`: two learning rates, then a stronger
 augmentation at the better one. A trial has as many steps as STEPS gives its row, at most 1600: what one core of an
@@ -16,7 +16,6 @@ OUT/fold<f>.json, so that the same command goes on where it stopped; two folds m
 launch scripts. A fold's settings come from its own validation case alone: the other's is among its test cases.
 """
 
-import argparse
 import json
 import re
 import shlex
@@ -27,10 +26,10 @@ from pathlib import Path
 
 import jax
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import kept_rows
-
+from benchmarks import scripts
+from benchmarks.tables import kept_rows
 from biedsnet_jax.errors import BadInput, Diverged, exit_code
 from biedsnet_jax.reporting import table as tables
 from biedsnet_jax.runtime import devices, files, markdown
@@ -306,9 +305,7 @@ def _read(path):
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--out", required=True, help="gets fold<f>.json, settings.txt and the runs")
     parser.add_argument("--root", help="data folder of configs/covid.py")
     parser.add_argument("--fold", type=int, choices=range(FOLDS), help="whose training and validation cases are used")

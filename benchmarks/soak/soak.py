@@ -1,9 +1,9 @@
 """Does a run survive? Kills a training at random moments, spoils its files, and compares it with an unbroken one.
 
-    python benchmarks/soak.py [--kills=40] [--terms=10] [--seed=0] [--folder=DIR] [--output=soak.json]
-    python benchmarks/soak.py --power-cuts=50 [--seed=0] [--folder=DIR] [--output=power.json]
-    python benchmarks/soak.py --images=50 [--seed=0] [--folder=DIR] [--output=images.json]
-    python benchmarks/soak.py --memory [--steps=2000]
+    python benchmarks/soak/soak.py [--kills=40] [--terms=10] [--seed=0] [--folder=DIR] [--output=soak.json]
+    python benchmarks/soak/soak.py --power-cuts=50 [--seed=0] [--folder=DIR] [--output=power.json]
+    python benchmarks/soak/soak.py --images=50 [--seed=0] [--folder=DIR] [--output=images.json]
+    python benchmarks/soak/soak.py --memory [--steps=2000]
 
 A toy BIEDSNet learns small pictures on the CPU. It is killed (SIGKILL) or asked to go (SIGTERM) at moments drawn from
 the seed, from its first imports on, and started again by the same command; a run that gets to its end is followed by
@@ -13,7 +13,7 @@ kills after which the run went on, the steps done twice, what came of each damag
 bits of the unbroken one. A full disk is a small tmpfs, which needs root; else a limit on the size of files stands in.
 
 With --power-cuts: so many kills (SIGKILL), each followed by what a power cut may do, see
-soak_power.py. A cut is survived where the next start that gets so far goes on from a good state.
+power.py. A cut is survived where the next start that gets so far goes on from a good state.
 With --images: the same at moments of one run, without starting it again each time.
 
 With --memory: the slope of the resident memory of one process that trains, validates and checkpoints all the time, in
@@ -22,9 +22,7 @@ MB per 100 steps after the first quarter.
 Exit code 1 if a kill was not survived, a run ended in a traceback or in other bits, or the slope is 1 MB or more.
 """
 
-import argparse
 import contextlib
-import json
 import random
 import shutil
 import signal
@@ -33,10 +31,11 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import soak_damage
-import soak_run
+from benchmarks import scripts
+from benchmarks.soak import damage
+from benchmarks.soak.run import Ended, Moment, Run, write_pictures
 
 MOST_SLOPE = 1.0  # MB per 100 steps
 MOST_TRIES = 10
@@ -52,29 +51,26 @@ def main() -> int:
             report = memory(folder, arguments.steps or 2000)
             good = report["mb_per_100_steps"] < MOST_SLOPE
         elif arguments.images:
-            import soak_power  # here, since it needs this module
+            # Here, since it needs this module.
+            from benchmarks.soak import power
 
-            run = soak_power.PoweredRun(folder, steps=arguments.steps or 600)
-            soak_run.write_pictures(run.data)
-            report = soak_power.images(run, random.Random(arguments.seed), arguments.images)
+            run = power.PoweredRun(folder, steps=arguments.steps or 600)
+            write_pictures(run.data)
+            report = power.images(run, random.Random(arguments.seed), arguments.images)
             good = report["good"] == arguments.images
         else:
-            report = power(folder, arguments) if arguments.power_cuts else soak(folder, arguments)
+            report = power_cuts(folder, arguments) if arguments.power_cuts else soak(folder, arguments)
             good = report["survived"] == report["kills"] and all(report["same_bits"]) and not report["failures"]
-    print(json.dumps(report, indent=2))
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
+    scripts.show(report, arguments.output)
     return 0 if good else 1
 
 
 def soak(folder: Path, arguments) -> dict:
     """Kill until all kills are done, let the last run end, compare."""
     rng, started = random.Random(arguments.seed), time.monotonic()
-    run = soak_run.Run(folder, steps=arguments.steps or 600)
-    soak_run.write_pictures(run.data)
+    run = Run(folder, steps=arguments.steps or 600)
     seconds = run.unbroken()
-    print(f"from start to first step, unbroken: {seconds:.1f} s", flush=True)
-    with soak_damage.small_disk(folder / "disk") as disk:
+    with damage.small_disk(folder / "disk") as disk:
         killed = Soak(run, rng, disk, seconds)
         for how in shuffled(rng, kills=arguments.kills, terms=arguments.terms):
             killed.one(how)
@@ -87,18 +83,17 @@ def soak(folder: Path, arguments) -> dict:
     }
 
 
-def power(folder: Path, arguments) -> dict:
+def power_cuts(folder: Path, arguments) -> dict:
     """The same with kills alone, each followed by the loss of what was not on the disk."""
-    import soak_power  # here, since it needs this module
+    # Here, since it needs this module.
+    from benchmarks.soak import power
 
     rng, started = random.Random(arguments.seed), time.monotonic()
-    run = soak_power.PoweredRun(folder, steps=arguments.steps or 600)
-    soak_run.write_pictures(run.data)
+    run = power.PoweredRun(folder, steps=arguments.steps or 600)
     seconds = run.unbroken()
-    print(f"from start to first step, unbroken: {seconds:.1f} s", flush=True)
     (folder / "disk").mkdir()
-    disk = soak_damage.Disk(folder / "disk", False, "a plain folder")
-    cuts = soak_power.PowerCuts(run, rng, disk, seconds)
+    disk = damage.Disk(folder / "disk", False, "a plain folder")
+    cuts = power.PowerCuts(run, rng, disk, seconds)
     for number in range(arguments.power_cuts):
         cuts.one("SIGKILL")
         state = f"{cuts.survived} survived, {len(cuts.failures)} failures"
@@ -118,17 +113,17 @@ def shuffled(rng: random.Random, *, kills: int, terms: int) -> list[str]:
     return signals
 
 
-def random_moment(rng: random.Random, *, steps: int, seconds: float) -> soak_run.Moment:
+def random_moment(rng: random.Random, *, steps: int, seconds: float) -> Moment:
     """In the imports and the compilation, which take about `seconds`, or, twice as often, some steps later."""
     if rng.random() < 1 / 3:
-        return soak_run.Moment(seconds=rng.uniform(0.05, 1) * seconds)
-    return soak_run.Moment(seconds=rng.uniform(0, 0.3), new_steps=rng.randint(1, max(1, steps // 4)))
+        return Moment(seconds=rng.uniform(0.05, 1) * seconds)
+    return Moment(seconds=rng.uniform(0, 0.3), new_steps=rng.randint(1, max(1, steps // 4)))
 
 
 class Soak:
     """The killed runs and what became of them."""
 
-    def __init__(self, run: soak_run.Run, rng: random.Random, disk, seconds: float):
+    def __init__(self, run: Run, rng: random.Random, disk, seconds: float):
         self.run, self.rng, self.disk, self.seconds = run, rng, disk, seconds
         self.round, self.signals, self.survived, self.lost = 0, [], 0, []
         self.waiting = 0  # kills of which it is not known yet whether they were survived
@@ -147,7 +142,7 @@ class Soak:
             moment = random_moment(self.rng, steps=self.run.steps, seconds=self.seconds)
             ended = self.run.start(self.workdir, file_limit=spoilt.file_limit).end(moment, how)
             self._judge(ended, spoilt)
-            spoilt = soak_damage.NONE
+            spoilt = damage.NONE
             if ended.signal:
                 self.signals.append(how)
                 self.waiting += 1
@@ -156,17 +151,17 @@ class Soak:
 
     def finish(self) -> None:
         """The last run undisturbed."""
-        self._judge(self.run.start(self.workdir).end(None, None), soak_damage.NONE)
+        self._judge(self.run.start(self.workdir).end(None, None), damage.NONE)
 
-    def _spoil(self) -> soak_damage.Damage:
+    def _spoil(self) -> damage.Damage:
         """Every other start something is broken, by turns."""
         self.turns += 1
         if self.turns % 2:
-            return soak_damage.NONE
-        kind = soak_damage.KINDS[self.turns // 2 % len(soak_damage.KINDS)]
+            return damage.NONE
+        kind = damage.KINDS[self.turns // 2 % len(damage.KINDS)]
         return kind(self.rng, self.workdir, self.run.data, self.disk)
 
-    def _judge(self, ended: soak_run.Ended, spoilt: soak_damage.Damage) -> None:
+    def _judge(self, ended: Ended, spoilt: damage.Damage) -> None:
         """Book how a start went."""
         spoilt.mend()
         word = outcome(ended)
@@ -202,12 +197,12 @@ class Soak:
         }
 
 
-def went_on(ended: soak_run.Ended) -> bool:
+def went_on(ended: Ended) -> bool:
     """Whether this start found data and a state that it could go on from."""
     return ended.from_step is not None
 
 
-def outcome(ended: soak_run.Ended) -> str:
+def outcome(ended: Ended) -> str:
     """How a start ended, in a word."""
     if "Traceback" in ended.err:
         return "traceback"
@@ -235,8 +230,8 @@ def tally(damages: list[dict]) -> dict[str, dict[str, int]]:
 def memory(folder: Path, steps: int) -> dict:
     """Resident memory against steps, of one undisturbed run."""
     # Five times as often as by default.
-    run = soak_run.Run(folder, steps=steps, more={"eval.every": 200, "checkpoint.every": 200, "log.every": 5})
-    soak_run.write_pictures(run.data)
+    run = Run(folder, steps=steps, more={"eval.every": 200, "checkpoint.every": 200, "log.every": 5})
+    write_pictures(run.data)
     points = run.watch_memory(folder / "memory")
     late = [point for point in points if point[0] > steps / 4]
     return {
@@ -254,7 +249,7 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--kills", type=int, default=40, help="by SIGKILL")
     parser.add_argument("--power-cuts", type=int, default=0, help="instead of the kills")
     parser.add_argument("--images", type=int, default=0, help="power cuts in one run, as copies")

@@ -1,7 +1,7 @@
 """Files made to take a server's memory, time or disk: few bytes that stand for many.
 
-Each is small, and none does harm where it is only kept. `every()` names them all; serve_attack.py
-sends them, the tests read each.
+Each is small, and none does harm where it is only kept. `every()` names them all; attack.py sends
+them, the tests read each.
 """
 
 import dataclasses

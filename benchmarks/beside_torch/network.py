@@ -161,7 +161,8 @@ class Denoiser(nn.Module):
             if i == 2 and second is not None:
                 h = torch.cat([h, second], dim=1)
             h = getattr(self, f"{name}_block_{i}")(h, emb)
-            after_second = h if i <= 2 else after_second
+            if i <= 2:
+                after_second = h
         if attention := getattr(self, f"{name}_attention", None):
             h = attention(h)
         return h, after_second

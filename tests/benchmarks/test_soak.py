@@ -7,19 +7,17 @@ import signal
 import types
 
 import pytest
-import soak
-import soak_damage
-import soak_power
-import soak_run
 
+from benchmarks.soak import damage, power, soak
+from benchmarks.soak.run import Ended, Moment, Run, last_step, went_from, write_pictures
 from biedsnet_jax.runtime import files
 
 PARAMETERS = "1,234 parameters, 1 x cpu; train 9 slices of 3 cases"
 
 
-def ended(**fields) -> soak_run.Ended:
+def ended(**fields) -> Ended:
     usual = {"code": -9, "signal": "SIGKILL", "finished": False, "before": None, "from_step": 0, "err": ""}
-    return soak_run.Ended(**(usual | fields))
+    return Ended(**(usual | fields))
 
 
 def test_the_signals_are_as_many_as_asked_and_the_same_for_a_seed():
@@ -39,13 +37,13 @@ def test_slope_is_that_of_the_line(gradient, noise):
     [("", None), (f"{PARAMETERS}\n", 0), (f"{PARAMETERS}\ngoing on from step 40\n", 40), ("parameters, ", None)],
 )
 def test_where_a_start_went_on_from(out, step):
-    assert soak_run.went_from(out) == step
+    assert went_from(out) == step
 
 
 def test_the_last_step_is_of_a_whole_line(tmp_path):
-    assert soak_run.last_step(tmp_path) is None
+    assert last_step(tmp_path) is None
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "loss": 1.0}\n{"step": 6, "lo')
-    assert soak_run.last_step(tmp_path) == 4
+    assert last_step(tmp_path) == 4
 
 
 @pytest.mark.parametrize(
@@ -71,25 +69,25 @@ def test_outcomes(fields, word):
 
 def test_a_kill_is_survived_once_a_later_start_goes_on(tmp_path):
     run = types.SimpleNamespace(data=tmp_path, final_bits=lambda workdir: {"a": b"1"}, expected={"a": b"1"})
-    killed = soak.Soak(run, random.Random(0), soak_damage.Disk(tmp_path, False, "none"), 1.0)
+    killed = soak.Soak(run, random.Random(0), damage.Disk(tmp_path, False, "none"), 1.0)
     told = [ended(before=None), ended(from_step=None), ended(before=12, from_step=8), ended(from_step=None)]
     for one in told:
-        killed._judge(one, soak_damage.NONE)
+        killed._judge(one, damage.NONE)
         killed.waiting += 1
     assert killed.survived == 2 and killed.waiting == 2 and killed.lost == [0, 4]
-    killed._judge(ended(code=0, signal=None, finished=True, before=14, from_step=12), soak_damage.NONE)
+    killed._judge(ended(code=0, signal=None, finished=True, before=14, from_step=12), damage.NONE)
     assert killed.survived == 4 and killed.same == [True] and not killed.failures
     run.final_bits = lambda workdir: {"a": b"2"}
-    killed._judge(ended(code=0, signal=None, finished=True), soak_damage.NONE)
+    killed._judge(ended(code=0, signal=None, finished=True), damage.NONE)
     assert killed.same == [True, False]
 
 
 def test_a_refusal_is_a_failure_unless_something_of_the_users_is_broken(tmp_path):
-    killed = soak.Soak(None, random.Random(0), soak_damage.Disk(tmp_path, False, "none"), 1.0)
+    killed = soak.Soak(None, random.Random(0), damage.Disk(tmp_path, False, "none"), 1.0)
     refusal = ended(code=2, signal=None, from_step=None, err="biedsnet: what, value, file; fix\n")
-    killed._judge(refusal, soak_damage.Damage("picture cut", temporary=True))
+    killed._judge(refusal, damage.Damage("picture cut", temporary=True))
     assert not killed.failures and soak.tally(killed.damages) == {"picture cut": {"refused": 1}}
-    killed._judge(refusal, soak_damage.Damage("file of the latest checkpoint cut"))
+    killed._judge(refusal, damage.Damage("file of the latest checkpoint cut"))
     assert len(killed.failures) == 1 and killed.round == 1  # from nothing, since it would be refused for ever
 
 
@@ -98,28 +96,28 @@ def test_spoilt_files_differ_and_pictures_are_mended(tmp_path):
     for _ in range(20):
         path = tmp_path / "file"
         path.write_bytes(b"0123456789")
-        ways.add(how := soak_damage.spoil(rng, path))
+        ways.add(how := damage.spoil(rng, path))
         assert not path.exists() if how == "gone" else path.read_bytes() != b"0123456789"
     assert ways == {"cut", "changed", "gone"}
-    soak_run.write_pictures(tmp_path / "data")
+    write_pictures(tmp_path / "data")
     before = {path: path.read_bytes() for path in sorted((tmp_path / "data").rglob("*.png"))}
     assert len(before) == 36
-    damage = soak_damage.data_file(rng, tmp_path, tmp_path / "data", None)
+    spoilt = damage.data_file(rng, tmp_path, tmp_path / "data", None)
     after = {path: path.exists() and path.read_bytes() for path in before}
     assert sum(before[path] != after[path] for path in before) == 1
-    damage.mend()
+    spoilt.mend()
     assert {path: path.read_bytes() for path in before} == before
 
 
 def test_only_the_latest_of_several_checkpoints_is_spoilt(tmp_path):
     for step in ("9", "10"):
-        assert soak_damage.checkpoint_file(random.Random(0), tmp_path, None, None) is soak_damage.NONE
+        assert damage.checkpoint_file(random.Random(0), tmp_path, None, None) is damage.NONE
         folder = tmp_path / "checkpoints" / step / "state"
         folder.mkdir(parents=True)
         (folder / "data").write_bytes(b"0123456789")
     (tmp_path / "checkpoints" / "11.orbax-checkpoint-tmp").mkdir()
-    damage = soak_damage.checkpoint_file(random.Random(0), tmp_path, None, None)
-    assert damage.what.startswith("file of the latest checkpoint")
+    done = damage.checkpoint_file(random.Random(0), tmp_path, None, None)
+    assert done.what.startswith("file of the latest checkpoint")
     kept, spoilt = (tmp_path / "checkpoints" / step / "state" / "data" for step in ("9", "10"))
     assert kept.read_bytes() == b"0123456789" and not (spoilt.exists() and spoilt.read_bytes() == b"0123456789")
 
@@ -128,17 +126,17 @@ def test_only_the_latest_of_several_checkpoints_is_spoilt(tmp_path):
 def toy(tmp_path_factory):
     """A run of 20 steps that keeps a journal, and what an unbroken one ends in."""
     folder = tmp_path_factory.mktemp("soak")
-    run = soak_power.PoweredRun(folder, steps=20, more={"eval.every": 10, "checkpoint.every": 4})
-    soak_run.write_pictures(run.data)
+    run = power.PoweredRun(folder, steps=20, more={"eval.every": 10, "checkpoint.every": 4})
+    write_pictures(run.data)
     assert run.start(folder / "whole").end(None, None).finished
     run.expected = run.final_bits(folder / "whole")
     return run
 
 
 def test_a_toy_run_that_is_killed_ends_in_the_same_bits(tmp_path, toy):
-    run = soak_run.Run(toy.folder, steps=20, more={"eval.every": 10, "checkpoint.every": 4})
+    run = Run(toy.folder, steps=20, more={"eval.every": 10, "checkpoint.every": 4})
     started = run.start(tmp_path / "run")
-    while not (soak_run.last_step(tmp_path / "run") or 0) >= 6:
+    while not (last_step(tmp_path / "run") or 0) >= 6:
         assert started.process.poll() is None
     started.process.send_signal(signal.SIGKILL)
     assert started.end(None, None).code == -9
@@ -154,7 +152,7 @@ def test_what_was_brought_to_the_disk_is_safe_and_nothing_else(tmp_path, monkeyp
     journal, folder = tmp_path / "journal", tmp_path / "run"
     folder.mkdir()
     monkeypatch.setattr(os, "fsync", os.fsync)  # put back after the test
-    soak_power.note_fsync(journal)
+    power.note_fsync(journal)
     for name in ("safe", "written again", "appended", "never"):
         (folder / name).write_text(name)
         if name != "never":
@@ -165,10 +163,10 @@ def test_what_was_brought_to_the_disk_is_safe_and_nothing_else(tmp_path, monkeyp
     (folder / "written again").write_text("otherwise")
     with (folder / "appended").open("a") as file:
         file.write("more")
-    files_there, folders = soak_power.read(journal)
-    safe = {path.name for path in folder.iterdir() if soak_power.is_safe(path, files_there)}
+    files_there, folders = power.read(journal)
+    safe = {path.name for path in folder.iterdir() if power.is_safe(path, files_there)}
     assert safe == {"safe", "whole"}
-    assert [path.name for path in soak_power.unsafe_names(folder, folders)] == ["late"]
+    assert [path.name for path in power.unsafe_names(folder, folders)] == ["late"]
 
 
 def test_a_cut_changes_what_is_not_safe_and_no_more(tmp_path):
@@ -183,7 +181,7 @@ def test_a_cut_changes_what_is_not_safe_and_no_more(tmp_path):
         entry = {"inode": status.st_ino, "size": 100, "time": status.st_mtime_ns}
         names = {"inode": safe.parent.stat().st_ino, "names": ["safe"]}
         journal.write_text(json.dumps(entry) + "\n" + json.dumps(names) + '\n{"inode": 1')
-        soak_power.cut(random.Random(seed), [tmp_path / "run"], journal)
+        power.cut(random.Random(seed), [tmp_path / "run"], journal)
         assert safe.read_bytes() == bytes(range(1, 101))
         if not unsafe.exists():
             gone += 1
@@ -198,10 +196,10 @@ def test_a_cut_changes_what_is_not_safe_and_no_more(tmp_path):
 def test_a_power_cut_ends_in_the_same_bits(tmp_path, toy):
     """The kill comes after a checkpoint was due; what was not on the disk is lost or spoilt."""
     started = toy.start(tmp_path / "run")
-    assert not started.wait_for(soak_run.Moment(0.0, new_steps=6))
-    assert started.end(soak_run.Moment(0.0), "SIGKILL").code == -9
+    assert not started.wait_for(Moment(0.0, new_steps=6))
+    assert started.end(Moment(0.0), "SIGKILL").code == -9
     caches = toy.fields["compile_cache"]
-    soak_power.cut(random.Random(0), [tmp_path / "run", caches], toy.journal)
+    power.cut(random.Random(0), [tmp_path / "run", caches], toy.journal)
     again = toy.start(tmp_path / "run").end(None, None)
     assert again.finished, again.err
     assert toy.final_bits(tmp_path / "run") == toy.expected
@@ -210,6 +208,6 @@ def test_a_power_cut_ends_in_the_same_bits(tmp_path, toy):
 def test_images_of_a_run_go_on_from_a_good_state(tmp_path, toy):
     """Power cuts at many moments of one run, each opened as a start opens it."""
     more = {"eval.every": 0, "checkpoint.every": 4}
-    run = soak_power.PoweredRun(toy.folder, steps=100, more=more)
-    report = soak_power.images(run, random.Random(2), 6)
+    run = power.PoweredRun(toy.folder, steps=100, more=more)
+    report = power.images(run, random.Random(2), 6)
     assert report["good"] == report["power_cuts"] == 6, report

@@ -1,6 +1,6 @@
 """Does a server keep visitors apart, and its memory and its disk clean? Sends it much, part of it broken or huge.
 
-    python benchmarks/serve_load.py --workdir=runs/phantom [--uploads=50] [--clients=8] [--output=serve_load.json]
+    python benchmarks/serving/load.py --workdir=runs/phantom [--uploads=50] [--clients=8] [--output=serve_load.json]
 
 The model of --workdir, of one channel, is served by a process of its own. All uploads are sent once to warm it up, then
 once more. Each mask must be the bytes that mode predict writes for the same scan, each summary have its figures, and
@@ -11,7 +11,6 @@ uploads in its output. Linux alone.
 Exit code 1 if anything was unexpected, mixed, left or told, or the memory grew by 32 MiB or more.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import contextlib
@@ -30,15 +29,13 @@ import urllib.parse
 import zlib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import serve_process  # noqa: E402
-import serve_uploads  # noqa: E402
-from serve_uploads import MEBI, SECRET, Upload  # noqa: E402
-
-from biedsnet_jax.config import run_config  # noqa: E402
-from biedsnet_jax.prediction import predict  # noqa: E402
+from benchmarks import scripts
+from benchmarks.serving.process import running
+from benchmarks.serving.uploads import MEBI, SECRET, Upload, others, scans
+from biedsnet_jax.config import run_config
+from biedsnet_jax.prediction import predict
 
 MOST_GROWTH = 32  # MiB
 LARGEST = 4  # MiB an upload, of the server
@@ -51,7 +48,7 @@ def main() -> int:
         folder = Path(name)
         for part in ("scans", "masks", "tmp"):
             (folder / part).mkdir()
-        uploads = serve_uploads.scans(folder / "scans") + serve_uploads.others(LARGEST * MEBI)
+        uploads = scans(folder / "scans") + others(LARGEST * MEBI)
         known = expected(arguments.workdir, folder / "scans", folder / "masks")
         every = chosen(uploads, arguments.uploads)
         with _server(arguments.workdir, folder) as (url, process):
@@ -64,9 +61,7 @@ def main() -> int:
             result["exit_code"] = process.wait(WAIT)
         result["words_told"] = (folder / "log").read_text().count(SECRET)
         result["folders_left"] = len(list((folder / "tmp").iterdir()))
-    print(json.dumps(result, indent=2))
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
+    scripts.show(result, arguments.output)
     return 0 if is_good(result) else 1
 
 
@@ -98,7 +93,7 @@ def chosen(uploads: list[Upload], count: int, seed: int = 0) -> list[Upload]:
 
 def report(url: str, uploads: list[Upload], known: dict, *, clients: int, pid: int) -> dict:
     """Send all of them from so many clients at once."""
-    before, start = resident_mib(pid), time.monotonic()
+    before, start = scripts.resident_mib(pid), time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         found = list(pool.map(lambda one: send(url, one, known.get(one.name)), uploads))
     return {
@@ -108,7 +103,7 @@ def report(url: str, uploads: list[Upload], known: dict, *, clients: int, pid: i
         "unexpected": [f"{one.name}: {end}" for one, (end, _) in zip(uploads, found) if end != one.ends],
         "mixed": sum(mixed for _, mixed in found),
         "mib_before": round(before, 1),
-        "mib_after": round(resident_mib(pid), 1),
+        "mib_after": round(scripts.resident_mib(pid), 1),
         "seconds": round(time.monotonic() - start),
     }
 
@@ -184,12 +179,6 @@ def _connection(url):
     return http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=WAIT)
 
 
-def resident_mib(pid: int) -> float:
-    """Of a process."""
-    lines = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+) kB", lines).group(1)) / 1024
-
-
 def count_files(folder: Path) -> int:
     """Below a folder, but for the server's lock, once what is removed in the background is gone."""
     for _ in range(100):
@@ -207,12 +196,12 @@ def _server(workdir, folder):
     line += ["--port=0", f"--upload_mb={LARGEST}"]
     env = os.environ | {"TMPDIR": str(folder / "tmp")}
     says = r"is served at (\S+)"
-    with serve_process.running(line, log=folder / "log", env=env, says=says) as (match, process):
+    with running(line, log=folder / "log", env=env, says=says) as (match, process):
         yield match.group(1), process
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--uploads", type=int, default=50)
     parser.add_argument("--clients", type=int, default=8)

@@ -2,7 +2,7 @@
 
 As a program it is the run itself, which notes what it brings to the disk (fsync) in a journal:
 
-    python benchmarks/soak_power.py JOURNAL FLAGS...
+    python benchmarks/soak/power.py JOURNAL FLAGS...
 
 `PowerCuts` kills the run and starts it again. `images` is the same without the starts: one run is
 stopped (SIGSTOP) again and again, its folder is copied as it then stands, and each copy loses what
@@ -23,14 +23,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import soak
-import soak_damage
-import soak_run
+from benchmarks.soak.damage import NONE, Damage
+from benchmarks.soak.run import Run
+from benchmarks.soak.soak import Soak
 
 
-class PoweredRun(soak_run.Run):
+class PoweredRun(Run):
     """A training that keeps a journal of what is on the disk."""
 
     @property
@@ -43,15 +43,15 @@ class PoweredRun(soak_run.Run):
         return [sys.executable, __file__, str(self.journal), *flags]
 
 
-class PowerCuts(soak.Soak):
+class PowerCuts(Soak):
     """Kills, each followed by the loss of what was not on the disk."""
 
-    def _spoil(self) -> soak_damage.Damage:
+    def _spoil(self) -> Damage:
         if not self.signals or not self.workdir.exists():
-            return soak_damage.NONE
+            return NONE
         caches = self.run.fields["compile_cache"]
         damaged = cut(self.rng, [self.workdir, caches], self.run.journal)
-        return soak_damage.Damage("power cut" if damaged else "power cut, nothing lost")
+        return Damage("power cut" if damaged else "power cut, nothing lost")
 
     def finish(self) -> None:
         self._judge(self.run.start(self.workdir).end(None, None), self._spoil())
@@ -92,7 +92,7 @@ def images(run: PoweredRun, rng: random.Random, count: int) -> dict:
     """What becomes of `count` power cuts in one run, each at a random moment of its steps."""
     whole, workdir, copies = run.folder / "kept", run.folder / "images", run.folder / "copy"
     fields = run.fields | {"checkpoint.keep_latest": 10**6}
-    keep = soak_run.Run(run.folder, steps=run.steps, more=fields)
+    keep = Run(run.folder, steps=run.steps, more=fields)
     if not keep.start(whole).end(None, None).finished:
         raise SystemExit("the run that is not stopped failed")
     judge, outcomes, lost = Judge(whole), [], 0
@@ -181,7 +181,7 @@ class Judge:
             with checkpoint.Checkpoints(workdir, keep_latest=2, warn=said.append) as checkpoints:
                 state = checkpoints.restore_latest(self.like, self.mesh)
             step = 0 if state is None else int(state.step)
-            with run_log.RunLog(workdir, step=step, tensorboard=True) as log:
+            with run_log.RunLog(workdir, step=step, to_tensorboard=True) as log:
                 log.write(step, {"loss": 1.0})
         except BadInput as error:
             return f"refused: {error}".replace(str(workdir), "W")

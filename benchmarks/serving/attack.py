@@ -1,10 +1,10 @@
 """Does a server answer its visitors while others attack it, and leave nothing behind?
 
-    python benchmarks/serve_attack.py --workdir=runs/phantom [--uploads=200] [--silent=200] [--seconds=60]
+    python benchmarks/serving/attack.py --workdir=runs/phantom [--uploads=200] [--silent=200] [--seconds=60]
 
 The model of --workdir is served with a token on 127.0.0.1, by a process of its own. For at most
---seconds, hostile files (serve_hostile.py) are uploaded, silent connections are opened and opened
-again when they are closed, and a visitor with the token asks for the page and uploads a picture.
+--seconds, hostile files (hostile.py) are uploaded, silent connections are opened and opened again
+when they are closed, and a visitor with the token asks for the page and uploads a picture.
 Told are the visitor's answers in seconds, what became of the hostile files, and the memory of the
 server and of what reads the uploads, before and at most. Then the server is stopped (SIGTERM) while
 it reads, started again, killed (kill -9) while it reads and started once more: what is left on the
@@ -14,14 +14,12 @@ Exit code 1 if an answer took more than 2 s, the server grew by more than 64 MiB
 than its limit and 64 MiB, or anything was left.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import contextlib
 import http.client
 import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -33,13 +31,12 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import serve_hostile  # noqa: E402
-import serve_process  # noqa: E402
-
-from biedsnet_jax.serving.limits import Limits  # noqa: E402
+from benchmarks import scripts
+from benchmarks.serving import hostile
+from benchmarks.serving.process import ROOT, running
+from biedsnet_jax.serving.limits import Limits
 
 MEBI = 2**20
 MOST_SECONDS, MOST_GROWTH = 2.0, 64  # of an answer; MiB
@@ -60,16 +57,16 @@ class Memory(threading.Thread):
     def __init__(self, pid: int):
         super().__init__(daemon=True)
         self.pid, self.ended = pid, threading.Event()
-        self.before = resident_mib(pid)
+        self.before = scripts.resident_mib(pid)
         self.most, self.most_reader = self.before, 0.0
 
     def run(self) -> None:
         """Look again and again."""
         while not self.ended.wait(0.05):
-            self.most = max(self.most, resident_mib(self.pid))
+            self.most = max(self.most, scripts.resident_mib(self.pid))
             for reader in children(self.pid):
                 for pid in (reader, *children(reader)):
-                    self.most_reader = max(self.most_reader, resident_mib(pid))
+                    self.most_reader = max(self.most_reader, scripts.resident_mib(pid))
 
 
 def main() -> int:
@@ -102,9 +99,7 @@ def main() -> int:
             process.send_signal(signal.SIGTERM)
             process.wait(WAIT)
         result["left_at_the_end"] = len(list((folder / "tmp").iterdir()))
-    print(json.dumps(result, indent=2))
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
+    scripts.show(result, arguments.output)
     return 0 if is_good(result) else 1
 
 
@@ -124,14 +119,14 @@ def is_good(result: dict) -> bool:
 
 def attack(url: str, token: str, pid: int, *, uploads: int, silent: int, seconds: float) -> dict:
     """So many hostile uploads and silent connections for so long, and a visitor meanwhile."""
-    files = serve_hostile.every()
+    files = hostile.every()
     ended, found, answers = threading.Event(), collections.Counter(), []
     others = [
         threading.Thread(target=_keep_silent, args=(url, silent, ended), daemon=True),
         threading.Thread(target=_visit, args=(url, token, ended, answers), daemon=True),
     ]
     # The first picture has the program compiled, which is not the attack's.
-    good = serve_hostile.Hostile("picture", serve_hostile.tiff(), "")
+    good = hostile.Hostile("picture", hostile.tiff(), "")
     _send(url, token, good, time.monotonic() + WAIT)
     memory = Memory(pid)
     ends = time.monotonic() + seconds
@@ -195,7 +190,7 @@ def _visit(url, token, ended, answers):
     asked = (
         ("GET", "/", None),
         ("GET", "/serve.js", None),
-        ("POST", "/jobs?like=.tif", serve_hostile.tiff()),
+        ("POST", "/jobs?like=.tif", hostile.tiff()),
     )
     while not ended.is_set():
         for method, path, body in asked:
@@ -209,11 +204,11 @@ def _visit(url, token, ended, answers):
         ended.wait(0.2)
 
 
-def _send(url, token, hostile, ends) -> str:
+def _send(url, token, file, ends) -> str:
     """What became of a hostile file; one that finds no place is sent again."""
-    path = "/jobs?" + urllib.parse.urlencode({"like": hostile.like})
+    path = "/jobs?" + urllib.parse.urlencode({"like": file.like})
     while time.monotonic() < ends:
-        status, content = ask(url, token, "POST", path, hostile.content)
+        status, content = ask(url, token, "POST", path, file.content)
         if status != 202:
             time.sleep(0.3)
             continue
@@ -250,21 +245,12 @@ def _place(url):
 
 def _slow_upload(url, token, folder):
     """Have the server read what takes seconds; returns when it does."""
-    files = {f"{n}.dcm": serve_hostile.dicom() for n in range(4000)}
-    deadline, content = time.monotonic() + WAIT, serve_hostile.archive(files)
+    files = {f"{n}.dcm": hostile.dicom() for n in range(4000)}
+    deadline, content = time.monotonic() + WAIT, hostile.archive(files)
     while ask(url, token, "POST", "/jobs", content)[0] != 202 and time.monotonic() < deadline:
         time.sleep(0.2)
     while not list(folder.rglob("*.dcm")) and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-def resident_mib(pid: int) -> float:
-    """Of a process; 0 where it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) / 1024
-    except (OSError, AttributeError):
-        return 0.0
 
 
 def children(pid: int) -> list[int]:
@@ -282,12 +268,12 @@ def server(workdir, folder, program=SERVE):
     line = [sys.executable, "-c", program, "--mode=serve", f"--workdir={Path(workdir).absolute()}", "--port=0"]
     env = os.environ | {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}
     says = r"is served at (\S+)/\?token=(\S+)"
-    with serve_process.running(line, log=folder / "log", env=env, says=says) as (match, process):
+    with running(line, log=folder / "log", env=env, says=says) as (match, process):
         yield match.group(1), match.group(2), process
 
 
 def _arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.make_parser(__doc__)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--uploads", type=int, default=200)
     parser.add_argument("--silent", type=int, default=200)

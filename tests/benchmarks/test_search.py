@@ -4,17 +4,12 @@ import json
 import types
 
 import pytest
-import scripts
 from refusals import refused
 
+from benchmarks.tables import search
 from biedsnet_jax.errors import Diverged
 from biedsnet_jax.training import train
 from configs import phantom
-
-
-@pytest.fixture(scope="module")
-def script():
-    return scripts.load("search")
 
 
 def tried(row, dice, choice=False, **fields):
@@ -43,17 +38,17 @@ FOLDS = [
 STEPS = "--config.train.steps=20 --config.eval.every=10"
 
 
-def test_each_fold_takes_the_settings_of_its_own_best_validation_and_the_ablation_those_of_the_whole(script):
+def test_each_fold_takes_the_settings_of_its_own_best_validation_and_the_ablation_those_of_the_whole():
     whole = f"0 --config.train.learning_rate=0.002 --config.augment.scale=0.25 {STEPS}"
     unet = [f"unet {i} --config.train.learning_rate={rate} {STEPS}" for i, rate in enumerate((0.002, 0.006))]
     ablation = ("direct", "no_bffm", "no_attention", "row1", "row2", "row3", "row4", "row5")
-    assert script.settings(FOLDS) == [f"biedsnet {whole}", *unet, *(f"{row} {whole}" for row in ablation)]
+    assert search.settings(FOLDS) == [f"biedsnet {whole}", *unet, *(f"{row} {whole}" for row in ablation)]
 
 
-def test_the_report_lists_every_trial_and_leaves_the_settings(script, tmp_path, capsys):
+def test_the_report_lists_every_trial_and_leaves_the_settings(tmp_path, capsys):
     for fold, trials in enumerate(FOLDS):
         (tmp_path / f"fold{fold}.json").write_text(json.dumps(trials))
-    assert script.report(tmp_path) == 0
+    assert search.report(tmp_path) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "=" in line]
     assert rows == [
         "| unet | learning_rate=0.002 | 20 | **0.5000, 10** | 0.2000, 20 | 0.3500 |",
@@ -64,17 +59,17 @@ def test_the_report_lists_every_trial_and_leaves_the_settings(script, tmp_path, 
         "| learning_rate=0.002 | 20 | 0.6000 | 0.2500 | 0.4250 |",  # of eight validations the last four
         "| learning_rate=0.002 schedule=cosine | 20 | 0.0000 | - | - |",
     ]
-    assert (tmp_path / "settings.txt").read_text().splitlines() == script.settings(FOLDS)
+    assert (tmp_path / "settings.txt").read_text().splitlines() == search.settings(FOLDS)
     unchanged = [[*trials, tried("paper", [0.9] * 4 + [0.3] * 4, train__learning_rate=1e-3)] for trials in FOLDS]
-    assert script.choices_table(unchanged).rows[0] == ["learning_rate=0.001", "20", "0.3000", "0.3000", "0.3000"]
+    assert search.choices_table(unchanged).rows[0] == ["learning_rate=0.001", "20", "0.3000", "0.3000", "0.3000"]
     (tmp_path / "fold1.json").unlink()
-    refused(lambda: script.report(tmp_path), "no trial of each fold", str(tmp_path))
+    refused(lambda: search.report(tmp_path), "no trial of each fold", str(tmp_path))
     (tmp_path / "fold1.json").write_text("[{")
-    refused(lambda: script.report(tmp_path), "damaged file", str(tmp_path / "fold1.json"))
+    refused(lambda: search.report(tmp_path), "damaged file", str(tmp_path / "fold1.json"))
 
 
 @pytest.fixture
-def toy(script, monkeypatch):
+def toy(monkeypatch):
     """Trials of two steps on made-up slices; `fitted` lists what was trained, `tested` where a network was tested."""
     seen = types.SimpleNamespace(fitted=[], tested=[])
 
@@ -92,23 +87,23 @@ def toy(script, monkeypatch):
         seen.fitted.append(cfg.train.learning_rate)
         return real(cfg, workdir)
 
-    monkeypatch.setattr(script, "config_of", config_of)
-    monkeypatch.setattr(script, "MOST_STEPS", 2)
-    monkeypatch.setattr(script, "VALIDATIONS", 2)
-    monkeypatch.setattr(script, "RATES", [{"train.learning_rate": 1e-3}])
-    monkeypatch.setattr(script, "STRONGER", {"train.learning_rate": 2e-3})
+    monkeypatch.setattr(search, "config_of", config_of)
+    monkeypatch.setattr(search, "MOST_STEPS", 2)
+    monkeypatch.setattr(search, "VALIDATIONS", 2)
+    monkeypatch.setattr(search, "RATES", [{"train.learning_rate": 1e-3}])
+    monkeypatch.setattr(search, "STRONGER", {"train.learning_rate": 2e-3})
     monkeypatch.setattr(train, "fit", fit)
     test = "biedsnet_jax.evaluation.evaluate.evaluate"
     monkeypatch.setattr(test, lambda cfg, workdir, *_, **fields: seen.tested.append((workdir, fields["step"])))
     return seen
 
 
-def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(script, tmp_path, toy):
-    fields = script.Search("data", tmp_path, 1, "quarter").row("unet")
+def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(tmp_path, toy):
+    fields = search.Search("data", tmp_path, 1, "quarter").row("unet")
     trials, workdir = json.loads((tmp_path / "fold1.json").read_text()), tmp_path / "unet" / "seed0" / "fold1"
     assert [trial["fields"]["train.learning_rate"] for trial in trials] == [1e-3, 2e-3] == toy.fitted[:2]
     assert all(set(trial["dice"]) == {"1", "2"} for trial in trials)
-    assert fields == script.chosen(trials, "unet")["fields"]
+    assert fields == search.chosen(trials, "unet")["fields"]
     assert [where for where, _ in toy.tested] == [workdir]
     assert json.loads((workdir / "config.json").read_text())["train"]["learning_rate"] == fields["train.learning_rate"]
     words = (workdir / "command.txt").read_text().split()
@@ -120,37 +115,37 @@ def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(script, tmp_
 
     (workdir / "results.json").write_text("{}")
     del toy.fitted[:], toy.tested[:]
-    assert script.Search("data", tmp_path, 1, "quarter").row("unet") == fields
+    assert search.Search("data", tmp_path, 1, "quarter").row("unet") == fields
     assert (toy.fitted, toy.tested) == ([], [])
 
 
-def test_a_trial_that_diverges_has_no_dice_and_is_not_run_again(script, tmp_path, toy, monkeypatch):
+def test_a_trial_that_diverges_has_no_dice_and_is_not_run_again(tmp_path, toy, monkeypatch):
     def diverge(cfg, workdir):
         raise Diverged("loss not finite")
 
     monkeypatch.setattr(train, "fit", diverge)
-    done = script.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2})
+    done = search.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2})
     assert done["dice"] == {} and json.loads((tmp_path / "fold1.json").read_text()) == [done]
     monkeypatch.setattr(train, "fit", None)
-    assert script.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2}) == done
+    assert search.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2}) == done
 
 
-def test_a_trials_config_is_that_of_its_row_fold_and_fields(script):
-    fields = script.budget("medsegdiff", "cpu") | {"loss.supervision_weights": [0.4, 0.3, 0.3]}
-    c = script.config_of("medsegdiff,cpu", fields, "data", 1)
+def test_a_trials_config_is_that_of_its_row_fold_and_fields():
+    fields = search.budget("medsegdiff", "cpu") | {"loss.supervision_weights": [0.4, 0.3, 0.3]}
+    c = search.config_of("medsegdiff,cpu", fields, "data", 1)
     assert (c.network, c.data.root, c.split.folds, c.split.fold) == ("medsegdiff", "data", 2, 1)
     assert (c.train.steps, c.eval.every, c.checkpoint.every) == (400, 50, 50)
     assert c.loss.supervision_weights == (0.4, 0.3, 0.3)
     assert (c.networks.medsegdiff.num_res_blocks, c.sampler.steps) == (1, 20)
-    c = script.config_of("medsegdiff,quarter", script.budget("medsegdiff", "quarter"), "data", 1)
+    c = search.config_of("medsegdiff,quarter", search.budget("medsegdiff", "quarter"), "data", 1)
     assert (c.train.steps, c.networks.medsegdiff.num_res_blocks, c.sampler.steps) == (160, 2, 5)
     for variant in ("quarter", "cpu"):
-        c = script.config_of(f"unet,{variant}", script.budget("unet", variant), "data", 0)
+        c = search.config_of(f"unet,{variant}", search.budget("unet", variant), "data", 0)
         assert c.train.steps == 1600 and c.networks.unet.channels[-1] == 128
 
 
-def test_trials_of_two_variants_do_not_share_a_folder(script, tmp_path):
+def test_trials_of_two_variants_do_not_share_a_folder(tmp_path):
     (tmp_path / "fold0.json").write_text(json.dumps(FOLDS[0]))
-    refused(lambda: script.Search("data", tmp_path, 0, "quarter"), "trials of another variant, cpu", "fold0.json")
-    script.Search("data", tmp_path, 0, "cpu")
-    script.Search("data", tmp_path, 1, "quarter")
+    refused(lambda: search.Search("data", tmp_path, 0, "quarter"), "trials of another variant, cpu", "fold0.json")
+    search.Search("data", tmp_path, 0, "cpu")
+    search.Search("data", tmp_path, 1, "quarter")

@@ -1,4 +1,4 @@
-"""benchmarks/tpu_aot.py: HLO by hand, predictions by hand, and where libtpu is installed two real compiles."""
+"""benchmarks/tpu/aot.py: HLO by hand, predictions by hand, and where libtpu is installed two real compiles."""
 
 import importlib.util
 import json
@@ -7,11 +7,10 @@ import subprocess
 import sys
 
 import pytest
-import tpu_cost
-import tpu_hlo
-import tpu_profile
 from places import ROOT
 from refusals import refused
+
+from benchmarks.tpu import cost, hlo, traffic
 
 HLO = """\
 HloModule jit_step, is_scheduled=true
@@ -74,13 +73,13 @@ ENTRY %main (image: bf16[2,8,8,4], kernel: bf16[3,3,4,16]) -> bf16[2,8,8,16] {
     ],
 )
 def test_an_array_is_padded_as_its_layout_says(text, plain, padded, in_hbm):
-    module = tpu_hlo.parse(f"ENTRY %main (p: f32[]) -> f32[] {{\n  ROOT %a = {text} negate(%b)\n}}")
+    module = hlo.parse(f"ENTRY %main (p: f32[]) -> f32[] {{\n  ROOT %a = {text} negate(%b)\n}}")
     (array,) = module.arrays["a"]
     assert (array.bytes(), array.padded_bytes(), array.in_hbm()) == (plain, padded, in_hbm)
 
 
 def test_every_collective_counts_once_a_turn_of_its_loop():
-    assert sorted(tpu_hlo.collectives(tpu_hlo.parse(HLO))) == [
+    assert sorted(hlo.collectives(hlo.parse(HLO))) == [
         ("all-gather", 2 * 32, 1),  # the start's result holds its operand too
         ("all-gather", 4 * 128, 5),
         ("all-reduce", 4 * 8 + 4, 1),
@@ -90,7 +89,7 @@ def test_every_collective_counts_once_a_turn_of_its_loop():
 
 
 def test_a_fusion_moves_what_it_reads_and_writes_and_multiplies_what_is_inside():
-    weights = {w.op.name: w for w in tpu_hlo.weights(tpu_hlo.parse(HLO))}
+    weights = {w.op.name: w for w in hlo.weights(hlo.parse(HLO))}
     conv, negate = weights["fusion.1"], weights["negate.1"]
     # 8 columns fill the tile's 8 rows, and any number of channels its 128 lanes; 4 input channels take 8 rows.
     image, kernel, result = 2 * 8 * 8 * 128 * 2, 9 * 8 * 128 * 2, 2 * 8 * 8 * 128 * 2
@@ -102,21 +101,21 @@ def test_a_fusion_moves_what_it_reads_and_writes_and_multiplies_what_is_inside()
 
 
 def test_the_profile_shows_what_padding_costs():
-    lines = tpu_profile.profile(tpu_hlo.parse(HLO), 1).splitlines()
+    lines = traffic.profile(hlo.parse(HLO), 1).splitlines()
     conv_padded, conv_plain = 2 * 2 * 8 * 8 * 256 + 9 * 8 * 256, 2 * (2 * 8 * 8 * 20 + 9 * 4 * 16)
     assert f"{conv_padded / 1e9:.3f} GB" in lines[lines.index("by operation:") + 1]
     assert "1 x fusion.1: " in lines[lines.index("by operation:") + 1]
     assert "bf16[3,3,4,16]{3,2,1,0:T(8,128)(2,1)}" not in lines[lines.index("by array:") + 1]  # not the largest
-    others = sum(w.hbm_bytes * w.times for w in tpu_hlo.weights(tpu_hlo.parse(HLO))) - conv_padded
+    others = sum(w.hbm_bytes * w.times for w in hlo.weights(hlo.parse(HLO))) - conv_padded
     assert conv_plain < float(lines[0].split()[-4]) * 1e9 <= conv_plain + others
 
 
 def test_a_step_is_the_slower_of_arithmetic_and_memory_then_the_ring():
-    chip = tpu_cost.Chip(peak=100.0, hbm_bytes=1.0, hbm=10.0, link=5.0)
-    ring = tpu_cost.collective_seconds([("all-reduce", 20, 1), ("all-gather", 10, 3)], chips=8, chip=chip)
+    chip = cost.Chip(peak=100.0, hbm_bytes=1.0, hbm=10.0, link=5.0)
+    ring = cost.collective_seconds([("all-reduce", 20, 1), ("all-gather", 10, 3)], chips=8, chip=chip)
     assert ring == pytest.approx(7 / 8 * (2 * 20 + 3 * 10) / 5)
-    assert tpu_cost.step_seconds(flop=300.0, moved=20.0, collectives=ring, chip=chip) == 3.0 + ring
-    assert tpu_cost.step_seconds(flop=300.0, moved=40.0, collectives=ring, chip=chip) == 4.0 + ring
+    assert cost.step_seconds(flop=300.0, moved=20.0, collectives=ring, chip=chip) == 3.0 + ring
+    assert cost.step_seconds(flop=300.0, moved=40.0, collectives=ring, chip=chip) == 4.0 + ring
 
 
 def prediction(chips, per_chip, seconds, program="train"):
@@ -132,11 +131,11 @@ def test_scaling_compares_equal_work_only():
     few, many, wide = prediction(8, 8, 0.098), prediction(256, 8, 0.1), prediction(256, 2, 0.05)
     alone = prediction(64, 8, 0.2)
     other = prediction(256, 8, 0.1, "sampler")
-    assert tpu_cost.scaling([few, many, other]) == [
+    assert cost.scaling([few, many, other]) == [
         "v5e train, 8 to 256 chips at 8 images a chip (weak scaling): efficiency 98.0 % by HBM traffic, "
         "98.0 % by all bytes"
     ]
-    assert tpu_cost.scaling([alone, wide]) == [  # four times the chips, four times as fast
+    assert cost.scaling([alone, wide]) == [  # four times the chips, four times as fast
         "v5e train, 64 to 256 chips at 512 images altogether (strong scaling): efficiency 100.0 % by HBM traffic, "
         "100.0 % by all bytes"
     ]
@@ -145,19 +144,19 @@ def test_scaling_compares_equal_work_only():
 def test_the_table_has_a_row_a_file(tmp_path):
     for result in (prediction(256, 8, 0.1), prediction(8, 8, 0.1)):
         (tmp_path / f"{result['chips']}.json").write_text(json.dumps(result))
-    title, _, head, _, first, second, _, line = tpu_cost.table(tpu_cost.read(str(tmp_path))).splitlines()
+    title, _, head, _, first, second, _, line = cost.table(cost.read(str(tmp_path))).splitlines()
     assert title == "v" and line.startswith("- v5e train, 8 to 256 chips")
     assert first.startswith("| v5e:8 | train | 64 (8 a chip) | 8 | 1.00 | 1 | 2 | 1 | 4 (3) | 100 | 200 | 320 to 640 |")
     assert second.startswith("| v5e:256 |") and head.count("|") == first.count("|")
 
 
 def test_what_cannot_be_is_one_line(tmp_path, monkeypatch):
-    refused(lambda: tpu_cost.chip_of("v9:2x2"), "unknown chip, v9, in --topology")
+    refused(lambda: cost.chip_of("v9:2x2"), "unknown chip, v9, in --topology")
     monkeypatch.setattr(sys, "path", [])  # where installed packages are looked for
-    refused(tpu_cost.compiler_version, 'libtpu, for --topology; pip install "jax[tpu]"')
-    refused(lambda: tpu_cost.read(str(tmp_path)), "no predictions", tmp_path)
+    refused(cost.compiler_version, 'libtpu, for --topology; pip install "jax[tpu]"')
+    refused(lambda: cost.read(str(tmp_path)), "no predictions", tmp_path)
     (tmp_path / "a.json").write_text("{}")
-    refused(lambda: tpu_cost.read(str(tmp_path)), "no prediction, or damaged", tmp_path / "a.json")
+    refused(lambda: cost.read(str(tmp_path)), "no prediction, or damaged", tmp_path / "a.json")
 
 
 # --- the script ------------------------------------------------------------------------------------------------------
@@ -165,7 +164,7 @@ def test_what_cannot_be_is_one_line(tmp_path, monkeypatch):
 
 def run(*arguments):
     environment = os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}  # half the time to compile
-    line = [sys.executable, "benchmarks/tpu_aot.py", *arguments]
+    line = [sys.executable, "benchmarks/tpu/aot.py", *arguments]
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
@@ -179,7 +178,7 @@ def test_the_programs_compile_for_eight_chips(program, tmp_path):
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("*.json")
     assert path.name == f"v5e-2x4_{program}_8_row1-8-16_32px_float32.json"
-    (result,) = tpu_cost.read(str(tmp_path))
+    (result,) = cost.read(str(tmp_path))
     assert (result["chips"], result["images"]) == (8, 8) and result["memory"]["total_bytes"] > 2**16
     parameters = result["parameters"]
     if program == "train":

@@ -1,0 +1,51 @@
+"""What the scripts of this folder share: command lines, reports and the memory of a process."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+
+def make_parser(docstring: str) -> argparse.ArgumentParser:
+    """A parser of a script's own flags; its help is the docstring of the script."""
+    return argparse.ArgumentParser(
+        description=docstring,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def read_config(words: list[str]):
+    """The checked config of the package's flags `words`. Raises BadInput if they name none."""
+    # Imported here, since some scripts do without jax.
+    from absl import flags
+
+    from biedsnet_jax import main
+    from biedsnet_jax.config.check import check_config
+    from biedsnet_jax.errors import BadInput
+
+    main.parse_flags([sys.argv[0], *words])
+    config = flags.FLAGS.config
+    if config is None:
+        example = "--config=configs/covid.py"
+        raise BadInput(f"--config is missing. Give a config file, for example {example}")
+    check_config(config)
+    return config
+
+
+def show(report: dict, output: str | None) -> None:
+    """Prints a report, and writes it to the file `output` if one is given."""
+    text = json.dumps(report, indent=2)
+    print(text)
+    if output:
+        Path(output).write_text(text + "\n")
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process on Linux; 0 if the process is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) / 1024
+    except (OSError, AttributeError):
+        return 0.0
