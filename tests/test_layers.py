@@ -36,7 +36,7 @@ ALLOWED = {
         "reporting", "evaluation",
     ),
     "serving": ("runtime", "data", "config", "prediction", "reporting"),
-    "exporting": ("runtime", "scoring", "config", "prediction"),
+    "exporting": ("runtime", "scoring", "data", "config", "prediction"),
     "importing": ("runtime", "networks", "checkpoints", "config", "training"),
     "benchmarking": ("runtime", "segmenters", "checkpoints", "config", "prediction", "training"),
     "main": (

@@ -30,8 +30,10 @@ class TrainState:
         return {"params": self.ema_params, "batch_stats": self.batch_stats}
 
 
-def create(variables: dict[str, Tree], optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def create(
+    variables: dict[str, Tree], optimizer: optax.GradientTransformation = optax.identity()  # noqa: B008
+) -> TrainState:
+    """The state before the first step; without an optimizer what it takes to predict."""
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -94,7 +93,7 @@ def load(workdir: pathlib.Path, config: ConfigDict, *, free: tuple[str, ...] = (
     mesh = devices.make_mesh(fsdp=config.parallel.fsdp)
     devices.check_divisible(config.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
     model = build_model.build(config)
-    like = jax.eval_shape(lambda: train_state.create(build_model.init_variables(model, config), optax.identity()))
+    like = jax.eval_shape(lambda: train_state.create(build_model.init_variables(model, config)))
     variables, step = checkpoint.restore_variables(workdir, like, mesh)
     return Trained(config, model, variables, step, mesh)
 
