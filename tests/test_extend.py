@@ -85,7 +85,9 @@ def test_a_network_and_a_source(project, data, tmp_path):
     assert "test: 2 slices of 1 case" in run(project, "--mode=evaluate", "--workdir=run")
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "scan.png")
     run(project, "--mode=predict", "--workdir=run", f"--input={tmp_path}", "--output=masks")
-    assert (project / "masks" / "scan_mask.png").exists()
+    mask = np.asarray(Image.open(project / "masks" / "scan_mask.png"))
+    voxels = np.load(project / "masks" / "scan_voxels.npy")
+    np.testing.assert_array_equal(voxels[0, ..., 0], mask == 255)
 
 
 def test_a_loss_a_sampler_and_a_network_of_a_config_file(project):

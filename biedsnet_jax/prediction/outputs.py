@@ -5,10 +5,12 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 from biedsnet_jax.data.formats import nifti, pictures
 from biedsnet_jax.data.formats.volumes import Volume
@@ -107,25 +109,44 @@ def set_aside(path: Path) -> Path:
             path.rename(other)
             return other
 
+def write_overlay(path: Path, scan: Scan, mask: Bool[np.ndarray, "d h w k"]) -> None:
+    """A picture of the scan with its mask tinted."""
+    picture = overlay(scan.slices, mask, scan.volume.spacing[1:] if scan.volume else None)
+    with files.whole_file(path) as partial:
+        picture.save(partial)
+
+
+class Output(NamedTuple):
+    """A file beside a mask, which is made of the scan and the mask of each class."""
+
+    ending: str  # of its name, after the scan's
+    write: Callable[[Path, Scan, np.ndarray], None]
+
+
+OUTPUTS = {
+    "overlay": Output("_overlay.png", write_overlay),
+}
+
 
 def paths(
     folder: Path, item: Item, *, classes: int, diffusion: bool, samples: int
 ) -> dict[str, Path]:
-    """Every file of one scan: "mask", "overlay", and maps by name, of several classes numbered.
+    """Every file of one scan: OUTPUTS, "mask", and maps by name, of several classes numbered.
 
     A name that is too long for them is cut, and ends in a hash of the whole.
     """
     extension = ".png" if item.kind == "picture" else ".nii.gz"
     maps = ["probability", *(UNCERTAINTIES if diffusion else ())]
     longest = max(map(len, maps)) + (len(f"_{classes}") if classes > 1 else 0)
+    room = max(len("_" + extension) + longest, *(len(one.ending) for one in OUTPUTS.values()))
     # Whatever is kept of the samples, since the name of a mask must not depend on it.
     below, slash, name = item.name.rpartition("/")
-    stem = f"{below}{slash}{_short(name, len('_' + extension) + longest)}"
+    stem = f"{below}{slash}{_short(name, room)}"
     maps += [f"sample_{n + 1}" for n in range(samples)]
     if classes > 1:
         maps = [f"{name}_{k + 1}" for name in maps for k in range(classes)]
     named = {name: folder / f"{stem}_{name}{extension}" for name in [*maps, "mask"]}
-    return {"overlay": folder / f"{stem}_overlay.png", **named}
+    return {name: folder / f"{stem}{one.ending}" for name, one in OUTPUTS.items()} | named
 
 
 def is_shortened(item: Item, where: dict[str, Path]) -> bool:
@@ -153,7 +174,8 @@ def write(scan: Scan, prediction: Prediction, where: dict[str, Path]) -> list[di
     """
     where["mask"].parent.mkdir(parents=True, exist_ok=True)
     labels, mask = _masks(scan, prediction)
-    _write_picture(where["overlay"], overlay(scan.slices, mask, scan.volume.spacing[1:] if scan.volume else None))
+    for name, output in OUTPUTS.items():
+        output.write(where[name], scan, mask)
     for name in prediction.maps:  # one map after another: all of them at full size may not fit in memory
         _write_maps(where, name, scan.only_scanned(prediction.map(name)), scan)
     for number in range(0 if prediction.samples_kept is None else len(prediction.samples_kept)):
@@ -206,11 +228,6 @@ def _write_grid(path, values, scan: Scan):
         picture = np.rint(picture.clip(0, 1) * 65535).astype(np.uint16)
     with files.whole_file(path) as partial:
         pictures.save_turned(partial, picture, scan.turn)
-
-
-def _write_picture(path, picture):
-    with files.whole_file(path) as partial:
-        picture.save(partial)
 
 
 def _rows(scan, prediction, mask) -> list[dict]:
