@@ -62,11 +62,6 @@ class Found(NamedTuple):
     passed: list[PassedOver]  # files that are not read
 
 
-def find(source: Path, *, channels: int, leave_out: Path | None = None) -> list[Item]:
-    """The items of `search`."""
-    return search(source, channels=channels, leave_out=leave_out).items
-
-
 def search(source: Path, *, channels: int, leave_out: Path | None = None) -> Found:
     """Every scan in a file or below a folder, in natural order, but for hidden ones and those below `leave_out`.
 

@@ -59,18 +59,13 @@ class Stored:
     transparent: tuple[int, ...] = ()  # the one value of each channel that is not shown; of PNG
 
 
-def read_picture(path: Path, channels: int) -> Shaped[np.ndarray, "h w c"]:
-    """A PNG, JPEG or TIFF with 1 or 3 channels, upright; uint8, uint16 or float32.
-
-    Grey saved as colour becomes grey again by the luma 0.299 R + 0.587 G + 0.114 B, an alpha
-    channel is dropped. Raises BadInput for what cannot be read or has colours where one channel is
-    wanted.
-    """
-    return read_picture_turned(path, channels)[0]
-
-
 def read_picture_turned(path: Path, channels: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
-    """(the pixels of `read_picture`, the EXIF orientation that they were stored in)."""
+    """A PNG, JPEG or TIFF with 1 or 3 channels, upright, and the EXIF orientation that it was stored in.
+
+    In uint8, uint16 or float32. Grey saved as colour becomes grey again by the luma
+    0.299 R + 0.587 G + 0.114 B, an alpha channel is dropped. Raises BadInput for what cannot be
+    read or has colours where one channel is wanted.
+    """
     stored = read_stored(path)
     pixels = stored.pixels
     if stored.palette is not None:

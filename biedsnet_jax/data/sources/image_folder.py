@@ -30,7 +30,7 @@ class ImageFolder:
     extensions of an image and its mask may differ. Files are in natural order (slice 2 before 10). Names
     are compared in Unicode's composed form (NFC).
 
-    `channels` 1 or 3: see `pictures.read_picture`. `classes`: see `picture_masks.read_mask`.
+    `channels` 1 or 3: see `pictures.read_picture_turned`. `classes`: see `picture_masks.read_mask`.
 
     Raises BadInput when made, if files lack their partner, and on `[i]`, if a file does not fit; `verify`
     finds the latter before work starts, and a data set whose masks are empty. Nothing is unpickled.

@@ -47,11 +47,6 @@ class Folder:
     about: DatasetJson | None = None  # of Medical Decathlon or nnU-Net
 
 
-def find_cases(root: Path) -> list[Case]:
-    """The cases of `search`."""
-    return search(root).cases
-
-
 def search(root: Path) -> Folder:
     """Every case in natural order, and what is not read; linked files and folders are followed.
 
