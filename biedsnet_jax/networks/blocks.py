@@ -220,5 +220,4 @@ class TimeEmbedding(nn.Module):
     def __call__(self, t: Time) -> Float[Array, "b e"]:
         x = timestep_embedding(t, self.width).astype(self.dtype)
         x = nn.Dense(4 * self.width, dtype=self.dtype, name="dense_1")(x)
-        x = nn.Dense(4 * self.width, dtype=self.dtype, name="dense_2")(jax.nn.relu(x))
-        return x
+        return nn.Dense(4 * self.width, dtype=self.dtype, name="dense_2")(jax.nn.relu(x))
