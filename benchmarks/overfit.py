@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import scripts
 from biedsnet_jax.checkpoints import train_state

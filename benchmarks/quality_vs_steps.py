@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import scripts
 from benchmarks.tables import kept_rows
@@ -146,8 +146,7 @@ class Bench:
 
 def _markdown(title: str, caption: str, rows: list[dict]) -> str:
     header = ["sampler", "steps", "spacing", "K", "Dice", "HD95", "s an image"]
-    page = table.markdown("", [table.Table(title, caption, header, [_cells(r) for r in rows])])
-    return page.partition("\n\n")[2]
+    return table.markdown_tables([table.Table(title, caption, header, [_cells(r) for r in rows])])
 
 
 def _cells(r):
@@ -174,7 +173,7 @@ def _arguments():
     if min(arguments.images, arguments.samples, arguments.most_steps) < 0:
         parser.error("--images, --samples and --most-steps start at 0")
     if not any(a.startswith("--config=") for a in rest) and not (Path(arguments.workdir) / "config.json").exists():
-        rest = [f"--config={Path(__file__).resolve().parents[1] / 'configs' / 'phantom.py'}", *rest]
+        rest = [f"--config={scripts.ROOT / 'configs' / 'phantom.py'}", *rest]
     cfg = scripts.read_config([f"--workdir={arguments.workdir}", *rest])
     if not build_model.draws_samples(cfg) or cfg.network == "medsegdiff":
         raise BadInput(f"no sampler to compare, {cfg.network}, in --config; give a biedsnet trained by diffusion")

@@ -6,6 +6,8 @@ import re
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+
 
 def make_parser(docstring: str) -> argparse.ArgumentParser:
     """A parser of a script's own flags; its help is the docstring of the script."""

@@ -23,10 +23,10 @@ def shown(value: object, *, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def listed(names: Sequence[str], *, most: int = 3) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first few names in a line, such as "a, b, c and 5 more"."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 class Diverged(RuntimeError):

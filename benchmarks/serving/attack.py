@@ -19,7 +19,6 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
-import os
 import signal
 import socket
 import sys
@@ -31,11 +30,11 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import scripts
 from benchmarks.serving import hostile
-from benchmarks.serving.process import ROOT, running
+from benchmarks.serving.process import serving
 from biedsnet_jax.serving.limits import Limits
 
 MEBI = 2**20
@@ -262,14 +261,9 @@ def children(pid: int) -> list[int]:
     return found
 
 
-@contextlib.contextmanager
-def server(workdir, folder, program=SERVE):
-    """(address, token, process); `program` takes the flags of the command line."""
-    line = [sys.executable, "-c", program, "--mode=serve", f"--workdir={Path(workdir).absolute()}", "--port=0"]
-    env = os.environ | {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}
-    says = r"is served at (\S+)/\?token=(\S+)"
-    with running(line, log=folder / "log", env=env, says=says) as (match, process):
-        yield match.group(1), match.group(2), process
+def server(workdir, folder):
+    """(address, token, process)"""
+    return serving(["-c", SERVE], workdir, folder, says=r"is served at (\S+)/\?token=(\S+)")
 
 
 def _arguments():

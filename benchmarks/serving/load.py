@@ -18,7 +18,6 @@ import csv
 import http.client
 import io
 import json
-import os
 import random
 import re
 import signal
@@ -29,10 +28,10 @@ import urllib.parse
 import zlib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import scripts
-from benchmarks.serving.process import running
+from benchmarks.serving.process import serving
 from benchmarks.serving.uploads import MEBI, SECRET, Upload, others, scans
 from biedsnet_jax.config import run_config
 from biedsnet_jax.prediction import predict
@@ -51,7 +50,8 @@ def main() -> int:
         uploads = scans(folder / "scans") + others(LARGEST * MEBI)
         known = expected(arguments.workdir, folder / "scans", folder / "masks")
         every = chosen(uploads, arguments.uploads)
-        with _server(arguments.workdir, folder) as (url, process):
+        program = ["-m", "biedsnet_jax.main", f"--upload_mb={LARGEST}"]
+        with serving(program, arguments.workdir, folder, says=r"is served at (\S+)") as (url, process):
             warm = report(url, every, known, clients=arguments.clients, pid=process.pid)
             result = report(url, every, known, clients=arguments.clients, pid=process.pid)
             result["unexpected"] += warm["unexpected"]
@@ -187,17 +187,6 @@ def count_files(folder: Path) -> int:
             break
         time.sleep(0.05)
     return count
-
-
-@contextlib.contextmanager
-def _server(workdir, folder):
-    """(address, process); what it prints goes to `log`."""
-    line = [sys.executable, "-m", "biedsnet_jax.main", "--mode=serve", f"--workdir={Path(workdir).absolute()}"]
-    line += ["--port=0", f"--upload_mb={LARGEST}"]
-    env = os.environ | {"TMPDIR": str(folder / "tmp")}
-    says = r"is served at (\S+)"
-    with running(line, log=folder / "log", env=env, says=says) as (match, process):
-        yield match.group(1), process
 
 
 def _arguments():

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.soak.run import steps
+
 DISK_MIB = 96
 FILE_LIMIT = 20_000  # bytes, where no small disk can be had: less than the arrays of a checkpoint
 
@@ -47,12 +49,6 @@ def small_disk(folder: Path) -> Iterator[Disk]:
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def latest_step(workdir: Path) -> Path | None:
-    """The folder of the last complete checkpoint."""
-    found = [path for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
-    return max(found, key=lambda path: int(path.name), default=None)
-
-
 def spoil(rng: random.Random, path: Path, ways: tuple[str, ...] = ("cut", "changed", "gone")) -> str:
     """Cut a file short, change some of its bytes, or take it away; says which."""
     how, data = rng.choice(ways), path.read_bytes()
@@ -68,10 +64,11 @@ def spoil(rng: random.Random, path: Path, ways: tuple[str, ...] = ("cut", "chang
 
 def checkpoint_file(rng: random.Random, workdir: Path, data: Path, disk: Disk) -> Damage:
     """A file of the latest checkpoint, for good; nothing where there is only one, which nothing could stand in for."""
-    step = latest_step(workdir)
-    if step is None or len([path for path in step.parent.iterdir() if path.name.isdigit()]) < 2:
+    there = steps(workdir)
+    if len(there) < 2:
         return NONE
-    path = rng.choice(sorted(path for path in step.rglob("*") if path.is_file()))
+    latest = workdir / "checkpoints" / str(max(there))
+    path = rng.choice(sorted(path for path in latest.rglob("*") if path.is_file()))
     return Damage(f"file of the latest checkpoint {spoil(rng, path)}")
 
 

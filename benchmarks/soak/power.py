@@ -23,10 +23,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.soak.damage import NONE, Damage
-from benchmarks.soak.run import Run
+from benchmarks.soak.run import Run, steps
 from benchmarks.soak.soak import Soak
 
 
@@ -142,11 +142,6 @@ def _stop(process) -> None:
             if (task / "stat").read_text().rpartition(")")[2].split()[0] in "TZX":
                 break
             time.sleep(0.001)
-
-
-def steps(workdir: Path) -> list[int]:
-    """The complete checkpoints."""
-    return [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
 
 
 class Judge:

@@ -17,7 +17,6 @@ from PIL import Image
 
 from benchmarks import scripts
 
-ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {
     "data.size": 16, "networks.biedsnet.channels": (8, 16), "networks.biedsnet.blocks_per_level": 1,
     "networks.biedsnet.reduction": 4, "loss.supervision_weights": (1.0,), "split.fractions": (0.5, 0.17, 0.33),
@@ -129,7 +128,7 @@ class Started:
         self.logs = logs / "stdout", logs / "stderr"  # pipes would fill
         with self.logs[0].open("w") as out, self.logs[1].open("w") as err:
             environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # the same bits are promised of one kind of device
-            self.process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=out, stderr=err)
+            self.process = subprocess.Popen(line, cwd=scripts.ROOT, env=environment, stdout=out, stderr=err)
         if file_limit:
             resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
@@ -170,6 +169,11 @@ def went_from(out: str) -> int | None:
     if match := re.search(r"^going on from step (\d+)", out, re.M):
         return int(match.group(1))
     return 0 if re.search(r"^[\d,]+ parameters, ", out, re.M) else None
+
+
+def steps(workdir: Path) -> list[int]:
+    """The complete checkpoints."""
+    return [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
 
 
 def last_step(workdir: Path) -> int | None:

@@ -18,9 +18,10 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import scripts
+from benchmarks.scripts import ROOT
 from benchmarks.tables import search
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.reporting import report
@@ -28,7 +29,6 @@ from biedsnet_jax.reporting import table as tables
 from biedsnet_jax.runtime import files, markdown
 from biedsnet_jax.scoring import results
 
-ROOT = Path(__file__).resolve().parents[2]
 KEPT = ("results.json", "cases.csv", "command.txt")
 BLOCK = re.compile(r"(<!-- results/(?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -73,9 +73,8 @@ def _tables(folder):
     made = [*_told(report.make_tables(runs), folder / "about.txt"), _commands(runs)]
     if (folder / search.FILES[0]).exists():
         made += search.made(search.read(folder))
-    text = tables.markdown("", made)
     # Below the page's own headings.
-    return text.partition("\n\n")[2].replace("## ", "### ")
+    return tables.markdown_tables(made).replace("## ", "### ")
 
 
 def _told(made, about):

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import jax
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import scripts
 from benchmarks.tables import kept_rows
@@ -91,7 +91,7 @@ def main() -> int:
 def report(out: Path) -> int:
     """Print the table, and write the settings."""
     folds = read(out)
-    print(tables.markdown("", made(folds)).partition("\n\n")[2])
+    print(tables.markdown_tables(made(folds)))
     files.write_text(out / "settings.txt", "".join(f"{line}\n" for line in settings(folds)))
     return 0
 

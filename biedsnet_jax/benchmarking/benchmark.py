@@ -53,11 +53,7 @@ def run(cfg, *, output: str | None, baseline: str | None, repeats: int, command:
     check_config(cfg)
     if repeats < 1:
         raise BadInput(f"too few repeats, {repeats}, in --repeats; use 1 or more, such as 7")
-    mesh = devices.make_mesh(fsdp=cfg.parallel.fsdp)
-    devices.check_divisible(
-        cfg.train.batch_size, mesh.size * cfg.train.accumulate, field="train.batch_size", what="devices and parts"
-    )
-    devices.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    mesh = train_step.make_mesh(cfg)
     result = {"command": command, "device": device(mesh), "versions": versions(), "config": flat(cfg)}
     old = benchmark_files.read_baseline(baseline, result) if baseline else None
     path = benchmark_files.output_path(output) if output else None

@@ -69,25 +69,23 @@ def roofline(cost: Cost, *, peak: float, copy: float) -> tuple[float, str] | Non
     return max((cost.flop / peak, "arithmetic"), (cost.bytes / copy, "memory"))
 
 
-def measure_ceilings(
-    dtypes: set[str], *, sizes: tuple[int, ...], copy_bytes: int, repeats: int, least: float = 0.2
-) -> Ceilings:
+def measure_ceilings(dtypes: set[str], *, sizes: tuple[int, ...], copy_bytes: int, repeats: int) -> Ceilings:
     """Square matrix products in each dtype, and x + 1 in place over float32s; the best repeat of each."""
     matmul = {
-        dtype: {size: 2 * size**3 / _matmul_seconds(size, dtype, repeats, least) for size in sizes}
+        dtype: {size: 2 * size**3 / _matmul_seconds(size, dtype, repeats) for size in sizes}
         for dtype in sorted(dtypes)
     }
     count = copy_bytes // 4
-    return Ceilings(matmul, 2 * 4 * count / _copy_seconds(count, repeats, least))
+    return Ceilings(matmul, 2 * 4 * count / _copy_seconds(count, repeats))
 
 
-def _matmul_seconds(size, dtype, repeats, least):
+def _matmul_seconds(size, dtype, repeats):
     a, b = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
     product = jax.jit(jnp.matmul)
-    return min(timing.measure(lambda: product(a, b), repeats=repeats, least=least).seconds)
+    return min(timing.measure(lambda: product(a, b), repeats=repeats).seconds)
 
 
-def _copy_seconds(count, repeats, least):
+def _copy_seconds(count, repeats):
     x = [jnp.zeros(count)]
     add = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place, so that no time goes into fresh pages
 
@@ -95,7 +93,7 @@ def _copy_seconds(count, repeats, least):
         x[0] = add(x[0])
         return x[0]
 
-    return min(timing.measure(call, repeats=repeats, least=least).seconds)
+    return min(timing.measure(call, repeats=repeats).seconds)
 
 
 def _left_out(jaxpr: core.Jaxpr) -> Cost:

@@ -39,13 +39,6 @@ def at_least(least: int, most: int = _MOST) -> Rule:
     )
 
 
-def between(low: int, high: int) -> Rule:
-    """A number, both ends included."""
-    return Rule(
-        f"a number from {low} to {high}", lambda value: is_number(value) and low <= value <= high
-    )
-
-
 def numbers(example: tuple[float, ...], count: str = "") -> Rule:
     """Finite numbers, as many as `example` has where `count` says how many these are."""
     return Rule(
@@ -107,6 +100,7 @@ TEXT = Rule("a text", lambda value: isinstance(value, str))
 FOLDER = Rule("a folder", lambda value: value is None or isinstance(value, str))
 FROM_0 = Rule("a finite number from 0", lambda value: is_number(value) and 0 <= value < math.inf)
 ABOVE_0 = Rule("a finite number above 0", lambda value: is_number(value) and 0 < value < math.inf)
+SHARE = Rule("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
 ABOVE_0_OR_INF = Rule("a number above 0, or inf", lambda value: is_number(value) and value > 0)
 CASES = Rule("names of cases, such as ('a', 'b'), or ()", lambda value: are(str | int, value))
 RANGE = Rule("a finite (low, high), such as (-1250, 250), or ()", _is_range)

@@ -29,23 +29,21 @@ def by_case(cases: Sequence[str], fractions: tuple[float, float, float] = (0.8, 
     return named(cases, **dict(zip(SIDES, sides)))
 
 
-def k_fold(cases: Sequence[str], folds: int, fold: int, seed: int = 0, val_fraction: float = 0.1) -> Splits:
+def k_fold(cases: Sequence[str], folds: int, fold: int, seed: int = 0) -> Splits:
     """Fold `fold` of `folds` is test, the rest is train and val: over all folds each case is tested exactly once.
 
-    `val_fraction` is of the slices that are not test. Raises BadInput if the cases do not suffice.
+    A tenth of the slices that are not test is val. Raises BadInput if the cases do not suffice.
     """
     if folds < 2 or not 0 <= fold < folds:
         raise BadInput(
             f"split.fold is {fold} of split.folds={folds}. Give at least 2 folds, and a fold from 0 to split.folds - 1."
         )
-    if not 0 < val_fraction < 1:
-        raise BadInput(f"validation fraction, {val_fraction}, val_fraction; give one between 0 and 1")
     slices, order = Counter(cases), _shuffled(cases, seed)
     # every fold is alike, so the largest cases may go first, which balances best
     tests = _deal(sorted(order, key=lambda case: -slices[case]), slices, [1 / folds] * folds)
     tested = set(tests[fold])
     rest = [case for case in order if case not in tested]
-    train, val = _deal(rest, slices, [1 - val_fraction, val_fraction])
+    train, val = _deal(rest, slices, [0.9, 0.1])
     return named(cases, train=train, val=val, test=tests[fold])
 
 

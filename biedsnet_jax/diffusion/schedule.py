@@ -62,28 +62,28 @@ class Schedule:
         return np.log(np.append(first, self.posterior_variance[1:]))
 
 
-def linear(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Evenly spaced betas, given for T = 1000 and scaled by 1000 / T so that other T end at the same noise.
+def linear(timesteps: int) -> Schedule:
+    """Evenly spaced betas, 0.0001 to 0.02 for T = 1000 and scaled by 1000 / T so that other T end at the same noise.
 
-    Raises BadInput where a scaled beta reaches 1: with the default values, for T <= 20.
+    Raises BadInput where a scaled beta reaches 1: for T <= 20.
     Source: Ho et al. 2020, section 4; the scaling is guided-diffusion's.
     """
     _check_timesteps(timesteps)
     scale = 1000.0 / timesteps
-    if max(beta_start, beta_end) * scale >= 1.0:
+    if 0.02 * scale >= 1.0:
         raise BadInput(
-            f"too few steps for the linear schedule, whose betas reach {beta_end * scale:.3g}, {timesteps}, timesteps; "
-            f"use more than {1000 * max(beta_start, beta_end):g}, or the cosine schedule"
+            f"too few steps for the linear schedule, whose betas reach {0.02 * scale:.3g}, {timesteps}, timesteps; "
+            "use more than 20, or the cosine schedule"
         )
-    return Schedule(np.linspace(beta_start * scale, beta_end * scale, timesteps, dtype=np.float64))
+    return Schedule(np.linspace(1e-4 * scale, 0.02 * scale, timesteps, dtype=np.float64))
 
 
-def cosine(timesteps: int, *, offset: float = 0.008, beta_max: float = 0.999) -> Schedule:
-    """alpha_bar falls as cos^2, with betas no larger than `beta_max` (Nichol & Dhariwal 2021, eq. 17)."""
+def cosine(timesteps: int) -> Schedule:
+    """alpha_bar falls as cos^2, with betas no larger than 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
     _check_timesteps(timesteps)
     u = np.arange(timesteps + 1, dtype=np.float64) / timesteps
-    f = np.cos((u + offset) / (1.0 + offset) * np.pi / 2.0) ** 2
-    return Schedule(np.minimum(1.0 - f[1:] / f[:-1], beta_max))
+    f = np.cos((u + 0.008) / 1.008 * np.pi / 2.0) ** 2
+    return Schedule(np.minimum(1.0 - f[1:] / f[:-1], 0.999))
 
 
 SCHEDULES = {"linear": linear, "cosine": cosine}

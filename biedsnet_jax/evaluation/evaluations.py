@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ def folder_name(differs: Mapping[str, list]) -> str:
             parts.append(os.path.basename(here))
         else:
             parts.append(f"{field}={_plain(here)}")
-    text = unicodedata.normalize("NFC", ",".join(parts))
+    text = files.composed(",".join(parts))
     name = re.sub(r"[^\w.=,+-]+", "_", text).strip("._-") or "data"
     if len(name.encode()) <= _LONGEST:
         return name

@@ -14,19 +14,15 @@ leaf decides the rest:
 A 1x1 convolution may be a `Dense` here: leading axes of length one are dropped where the target has fewer.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.networks import DENOISERS, NETWORKS
 
 # For each network, (regex, replacement) applied in order by `re.sub` to the PyTorch module path without its leaf, say
 # "block1.0.mlp.fc1"; the dots left become the slashes of the Flax path. No entry: the names are the same.
@@ -124,51 +120,6 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
 
 # Counters and constants that PyTorch stores as buffers and Flax computes.
 IGNORED = ("num_batches_tracked", "relative_position_index", "attn_mask")
-
-# The convolution that reads the image: how many channels that has is not in a constructor.
-FIRST = {
-    "unet": "conv0_0.conv1.weight",
-    "unetpp": "conv0_0.conv1.weight",
-    "attention_unet": "Conv1.conv.0.weight",
-    "unext": "encoder1.weight",
-    "swin_unet": "patch_embed.proj.weight",
-    "trans_unet": "transformer.embeddings.hybrid_model.root.conv.weight",
-    "medsegdiff": "hwm.conv_blocks_context.0.blocks.0.conv.weight",
-    "biedsnet": "condition.level_1.conv.0.weight",
-}
-
-
-def load_torch_state(
-    network_name: str, state: Mapping[str, np.ndarray], *, inputs: tuple | None = None, **constructor: Any
-) -> dict:
-    """Flax variables of `NETWORKS[network_name](**constructor)` that hold a PyTorch state.
-
-    state: PyTorch state_dict name -> array, as `weight_files.read_state` gives it.
-    inputs: the positional inputs of the network's `__call__`, arrays or `jax.ShapeDtypeStruct`; by default for one
-        image of `image_size` pixels, or 256, with the channels of `state`. Only shapes are used, nothing is allocated.
-    Returns {"params": ..., "batch_stats": ...} in float32.
-    Raises BadInput for an unknown network and as `to_variables` does.
-    """
-    if network_name not in NETWORKS:
-        near = difflib.get_close_matches(network_name, NETWORKS, n=1, cutoff=0.0)[0]
-        raise BadInput(f"network, {network_name}, --network; the nearest name is {near}")
-    module = NETWORKS[network_name](**constructor)
-    if inputs is None:
-        inputs = _inputs(network_name, state, module)
-    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    target = jax.eval_shape(lambda *xs: module.init(rngs, *xs, train=False), *inputs)
-    return to_variables(network_name, state, target)
-
-
-def _inputs(network_name: str, state: Mapping[str, np.ndarray], module) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """What the network's `__call__` takes for one image, as shapes."""
-    size, first = getattr(module, "image_size", 256), state.get(FIRST[network_name])
-    channels = 1 if first is None or np.ndim(first) != 4 else np.shape(first)[1]
-    image, x_t, t = (
-        jax.ShapeDtypeStruct(shape, jnp.float32)
-        for shape in ((1, size, size, channels), (1, size, size, module.classes), (1,))
-    )
-    return (x_t, image, t) if network_name in DENOISERS else (image,)
 
 
 def to_variables(network_name: str, state: Mapping[str, np.ndarray], target: Mapping) -> dict:

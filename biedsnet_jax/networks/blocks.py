@@ -117,7 +117,6 @@ class GroupNorm(nn.Module):
     """
 
     groups: int
-    epsilon: float = 1e-5
     folded: bool = False  # x is a `space_to_depth` map
     dtype: DTypeLike = jnp.float32
 
@@ -130,7 +129,7 @@ class GroupNorm(nn.Module):
         x = x.astype(jnp.float32)
         mean = self._over_group(jnp.mean(x, axis=(1, 2)), channels)
         variance = self._over_group(jnp.mean(jnp.square(x), axis=(1, 2)), channels) - jnp.square(mean)
-        factor = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + self.epsilon) * scale[None]
+        factor = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + 1e-5) * scale[None]
         shift = bias[None] - mean * factor
         factor, shift = (jnp.tile(value, (1, pixels))[:, None, None] for value in (factor, shift))
         return (x * factor + shift).astype(self.dtype)
@@ -153,11 +152,11 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
-def upsample_nearest(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c"]:
-    """Repeat each pixel `factor` times along both axes."""
+def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Repeat each pixel twice along both axes."""
     b, h, w, c = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, factor, w, factor, c))
-    return x.reshape(b, h * factor, w * factor, c)
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
 
 
 def resize_bilinear(
@@ -189,10 +188,10 @@ def _interpolation_matrix(n_in: int, n_out: int, align_corners: bool) -> Float[A
     return jnp.maximum(0.0, 1.0 - jnp.abs(where[:, None] - jnp.arange(n_in)[None, :]))
 
 
-def timestep_embedding(t: Time, width: int, max_period: float = 10_000.0) -> Float[Array, "b e"]:
+def timestep_embedding(t: Time, width: int) -> Float[Array, "b e"]:
     """Sinusoidal embedding [cos, sin] of `t`, `width` wide (Ho et al. 2020, as in guided-diffusion)."""
     half = width // 2
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -221,5 +220,4 @@ class TimeEmbedding(nn.Module):
     def __call__(self, t: Time) -> Float[Array, "b e"]:
         x = timestep_embedding(t, self.width).astype(self.dtype)
         x = nn.Dense(4 * self.width, dtype=self.dtype, name="dense_1")(x)
-        x = nn.Dense(4 * self.width, dtype=self.dtype, name="dense_2")(jax.nn.relu(x))
-        return x
+        return nn.Dense(4 * self.width, dtype=self.dtype, name="dense_2")(jax.nn.relu(x))

@@ -123,16 +123,16 @@ class TokenisedMLP(nn.Module):
         return _Dense(c, dtype=self.dtype, name="fc2")(shift(x, axis=2))
 
 
-def shift(x: Features, *, axis: int, reach: int = 2) -> Features:
-    """Move channel group k of 2 reach + 1 by k - reach pixels along `axis`, zeros flowing in at the border.
+def shift(x: Features, *, axis: int) -> Features:
+    """Move channel group k of five by k - 2 pixels along `axis`, zeros flowing in at the border.
 
-    Groups hold ceil(c / (2 reach + 1)) channels, the last one what is left.
+    Groups hold ceil(c / 5) channels, the last one what is left.
     """
-    size = math.ceil(x.shape[-1] / (2 * reach + 1))
+    size = math.ceil(x.shape[-1] / 5)
     moved = []
     for k, start in enumerate(range(0, x.shape[-1], size)):
         padding = [(0, 0, 0)] * x.ndim
-        padding[axis] = (k - reach, reach - k, 0)  # what is added at one end is cut off at the other
+        padding[axis] = (k - 2, 2 - k, 0)  # what is added at one end is cut off at the other
         moved.append(jax.lax.pad(x[..., start : start + size], jnp.zeros((), x.dtype), padding))
     return jnp.concatenate(moved, axis=-1)
 

@@ -6,7 +6,6 @@ The first process of a run holds its lock and is alone in reading and changing w
 import hashlib
 import json
 import tempfile
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +89,7 @@ def check_names(folder: Path, items: Sequence[Item], where: Where) -> None:
 
 def _alike(name: str) -> str:
     """The same for names that some file system takes for one."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return files.composed(files.composed(name).casefold())
 
 
 def _is_one_file(folder: Path, name: str, other: str) -> bool:

@@ -18,9 +18,7 @@ from biedsnet_jax.data.sources.nifti_folder import class_masks
 from biedsnet_jax.prediction.overlay import overlay
 from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
-from biedsnet_jax.runtime import files
-from biedsnet_jax.runtime.csv_text import read as read_csv
-from biedsnet_jax.runtime.csv_text import write as write_csv
+from biedsnet_jax.runtime import csv_text, files
 from biedsnet_jax.scoring.calibration import LIKELY
 
 COLUMNS = (
@@ -44,7 +42,7 @@ class Summary:
         names = Counter(row["name"] for row in rows)
         # scan -> its file, where no write was cut short
         self.done = {row["name"]: row["file"] for row in rows if names[row["name"]] == classes}
-        text = csv_text(row for row in rows if row["name"] in self.done)
+        text = text_of(row for row in rows if row["name"] in self.done)
         if not self.path.exists() or self.path.read_bytes() != text.encode():
             if strange and part is None:
                 self.replaced = set_aside(self.path)
@@ -55,11 +53,11 @@ class Summary:
         known = {name for name in names if self.done.pop(name, None) is not None}
         if known:
             rows, _ = self._read()
-            files.write_text(self.path, csv_text(row for row in rows if row["name"] not in known))
+            files.write_text(self.path, text_of(row for row in rows if row["name"] not in known))
 
     def add(self, rows: list[dict]) -> None:
         """Append the rows of one scan in one write."""
-        files.append_text(self.path, _rows_text(rows))
+        files.append_text(self.path, text_of(rows, header=False))
         self.done[rows[0]["name"]] = rows[0]["file"]
 
     def merge_parts(self, classes: int) -> None:
@@ -69,7 +67,7 @@ class Summary:
             part = Summary(self.path.parent, classes=classes, part=number)
             rows = [row for row in part._read()[0] if row["name"] not in self.done]
             if rows:
-                files.append_text(self.path, _rows_text(rows))
+                files.append_text(self.path, text_of(rows, header=False))
                 self.done |= {row["name"]: row["file"] for row in rows}
             path.unlink()
 
@@ -83,7 +81,7 @@ class Summary:
         text = content.decode("utf-8-sig", errors="surrogateescape")
         whole, end, _ = text.rpartition("\n")
         try:
-            rows = read_csv(whole + end)
+            rows = csv_text.read(whole + end)
         except csv.Error:
             return [], True
         sound = [row for row in rows if _is_sound(row)]
@@ -191,9 +189,9 @@ def write_mask(scan: Scan, prediction: Prediction, path: Path) -> list[dict]:
     return _rows(scan, prediction, mask)
 
 
-def csv_text(rows: Iterable[dict]) -> str:
-    """A whole summary."""
-    return write_csv(rows, COLUMNS)
+def text_of(rows: Iterable[dict], *, header: bool = True) -> str:
+    """A whole summary, or rows to append to one."""
+    return csv_text.write(rows, COLUMNS, header=header)
 
 
 def _masks(scan, prediction):
@@ -256,7 +254,3 @@ def _sizes(mask, volume: Volume | None) -> dict:
         "largest_area_mm2": f"{largest * area:.6g}" if volume else "",
         "largest_area_pixels": largest,
     }
-
-
-def _rows_text(rows) -> str:
-    return write_csv(rows, COLUMNS, header=False)

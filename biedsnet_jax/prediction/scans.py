@@ -17,10 +17,10 @@ from biedsnet_jax.data import walk
 from biedsnet_jax.data.formats import dicom, nifti
 from biedsnet_jax.data.formats.pictures import EXTENSIONS, read_picture_turned
 from biedsnet_jax.data.formats.volumes import Volume, check_same_grid, plane_note
-from biedsnet_jax.data.sources.nifti_layouts import check_channels, group_channels, plain
+from biedsnet_jax.data.sources.nifti_layouts import check_channels, group_channels
 from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.runtime.files import natural
+from biedsnet_jax.runtime.files import composed, natural
 
 RECORD = "predict.json"  # marks a folder of masks
 
@@ -60,11 +60,6 @@ class Found(NamedTuple):
 
     items: list[Item]
     passed: list[PassedOver]  # files that are not read
-
-
-def find(source: Path, *, channels: int, leave_out: Path | None = None) -> list[Item]:
-    """The items of `search`."""
-    return search(source, channels=channels, leave_out=leave_out).items
 
 
 def search(source: Path, *, channels: int, leave_out: Path | None = None) -> Found:
@@ -126,7 +121,7 @@ def read(item: Item, *, channels: int) -> Scan:
         volumes = [volume]
     else:
         if channels > 1:
-            names = [plain(nifti.stem(path)) for path in item.files]
+            names = [composed(nifti.stem(path)) for path in item.files]
             check_channels(Path(item.name).name, names, item.files[0].parent)
         volumes = nifti.read_channels(item.files)
     for volume in volumes:
@@ -172,7 +167,7 @@ def _nifti_items(paths: Sequence[Path], root: Path, channels: int) -> list[Item]
     items = []
     for path in paths:
         name = _name(path.parent / nifti.stem(path), root)
-        name = plain(name) if channels > 1 else name
+        name = composed(name) if channels > 1 else name
         if name in by_name:  # a.nii beside a.nii.gz
             raise _two_of_one_name(name, by_name[name], path)
         by_name[name] = path

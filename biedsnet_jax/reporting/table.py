@@ -23,7 +23,12 @@ class Table:
 
 def markdown(title: str, tables: list[Table]) -> str:
     """A Markdown page."""
-    return "\n\n".join([f"# {escaped(title)}", *map(_markdown_table, tables)]) + "\n"
+    return f"# {escaped(title)}\n\n{markdown_tables(tables)}"
+
+
+def markdown_tables(tables: list[Table]) -> str:
+    """Tables for a page that is there."""
+    return "\n\n".join(map(_markdown_table, tables)) + "\n"
 
 
 def _markdown_table(table):

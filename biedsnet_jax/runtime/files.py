@@ -13,6 +13,7 @@ import pathlib
 import re
 import tempfile
 import threading
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -221,6 +222,11 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def composed(name: str) -> str:
+    """A name by which files are paired (Unicode's NFC): an umlaut may be stored as one character or as two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def natural(name: str) -> tuple:

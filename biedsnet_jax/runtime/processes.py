@@ -73,10 +73,10 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def barrier(name: str, seconds: int = WAIT) -> None:
-    """Wait until every process is here; an error after `seconds`."""
+def barrier(name: str) -> None:
+    """Wait until every process is here; an error after WAIT."""
     if jax.process_count() > 1:
-        _wait(f"{name} {_count(name)}", seconds)
+        _wait(f"{name} {_count(name)}", WAIT)
 
 
 def _wait(key, seconds):

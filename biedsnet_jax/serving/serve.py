@@ -20,7 +20,10 @@ from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.prediction import predictor as predict
 from biedsnet_jax.runtime import processes
+from biedsnet_jax.serving import child, folder
+from biedsnet_jax.serving.jobs import Jobs
 from biedsnet_jax.serving.limits import Limits
+from biedsnet_jax.serving.worker import Worker
 
 _LAST_WORDS = 2  # seconds that an answer may take once the server is told to stop
 
@@ -60,9 +63,7 @@ def _told(limits: Limits) -> str:
 
 
 def _clear_stale():
-    from biedsnet_jax.serving import folder as serve_folder
-
-    count = serve_folder.clear_stale()
+    count = folder.clear_stale()
     if count:
         whose = "1 server had left that did not end by itself"
         if count > 1:
@@ -83,17 +84,14 @@ def serving(
     predictor, listener: socket.socket, limits: Limits, *, token: str | None, ended: threading.Event | None = None
 ) -> Iterator[str]:
     """The server, in threads, while the body runs; gives the address to open. `ended` is set where it ends early."""
-    from biedsnet_jax.serving import app as serve_app
-    from biedsnet_jax.serving import folder as serve_folder
-    from biedsnet_jax.serving import jobs as serve_jobs
-    from biedsnet_jax.serving import worker as serve_scan
+    from biedsnet_jax.serving import app as addresses
 
     cfg, (host, port) = predictor.model.config, listener.getsockname()[:2]
-    with serve_folder.temporary() as folder:
-        worker = serve_scan.Worker(predictor, limits)
+    with folder.temporary() as root:
+        worker = Worker(predictor, limits)
         worker.reader.start()
-        jobs = serve_jobs.Jobs(folder, worker, limits)
-        app = serve_app.make(jobs, limits, model=cfg.row or cfg.network, token=token, port=port)
+        jobs = Jobs(root, worker, limits)
+        app = addresses.make(jobs, limits, model=cfg.row or cfg.network, token=token, port=port)
         server = _server(app, limits)
 
         def listen():
@@ -181,11 +179,8 @@ def _ending() -> list[int]:
 
 
 def _leave(number):
-    from biedsnet_jax.serving import child
-    from biedsnet_jax.serving import folder as serve_folder
-
     child.end_all()
-    serve_folder.remove_open()
+    folder.remove_open()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

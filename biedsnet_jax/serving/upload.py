@@ -57,7 +57,7 @@ def read(
     the words of mode predict, and for what exceeds the limits.
     """
     source = _named(folder / UPLOAD, like, limits)
-    items = scans.find(source, channels=channels)
+    items = scans.search(source, channels=channels).items
     if len(items) > 1:
         raise BadInput(f"{source} holds {len(items)} scans. Give one at a time.")
     declared(check.check_size(items[0], limits))

@@ -72,7 +72,7 @@ class Worker:
         with files.writing(folder, another="--output"):
             mask = folder / f"mask{'.png' if scan.volume is None else '.nii.gz'}"
             rows = [row | _NEUTRAL for row in outputs.write_mask(scan, prediction, mask)]
-            files.write_text(folder / SUMMARY, outputs.csv_text(rows))
+            files.write_text(folder / SUMMARY, outputs.text_of(rows))
             _write_slices(folder, scan, prediction, self.predictor.model.config.data.window)
         shutil.rmtree(folder / handoff.FOLDER, ignore_errors=True)
         return _facts(scan, prediction, mask, rows)

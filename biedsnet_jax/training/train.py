@@ -47,7 +47,7 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> tuple[Trained, build_
     check_config(cfg)
     workdir = pathlib.Path(workdir)
     run_config.check_same_run(cfg, workdir)
-    mesh = _make_mesh(cfg)
+    mesh = train_step.make_mesh(cfg)
     with processes.first_alone("data"):
         data = run_split.open_training(cfg, workdir)
 
@@ -109,16 +109,6 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> tuple[Trained, build_
         if best != int(state.step):
             state = checkpoints.restore(best, state, mesh)
     return Trained(cfg, model, state.ema_variables, best, mesh), data
-
-
-def _make_mesh(cfg):
-    """The mesh, over whose devices the batches of training and evaluation divide."""
-    mesh = devices.make_mesh(fsdp=cfg.parallel.fsdp)
-    devices.check_divisible(
-        cfg.train.batch_size, mesh.size * cfg.train.accumulate, field="train.batch_size", what="devices and parts"
-    )
-    devices.check_divisible(cfg.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
-    return mesh
 
 
 def _trace_fresh(cfg, model, optimizer, mesh):

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Num
+from ml_collections import ConfigDict
 
 from biedsnet_jax.checkpoints.train_state import TrainState
-from biedsnet_jax.runtime.devices import batch_sharding, replicated
+from biedsnet_jax.runtime import devices
 from biedsnet_jax.training.packing import Packing
 from biedsnet_jax.types import Batch, PRNGKey
 
@@ -31,6 +32,15 @@ class Update:
     accumulate: int = 1  # parts a batch is cut into
     # The step takes a fourth input: variables, by collection, that the loss reads beside its own and no step changes.
     fixed: bool = False
+
+
+def make_mesh(config: ConfigDict) -> Mesh:
+    """The mesh, over whose devices the batches of training and evaluation divide."""
+    mesh = devices.make_mesh(fsdp=config.parallel.fsdp)
+    batch, parts = config.train.batch_size, mesh.size * config.train.accumulate
+    devices.check_divisible(batch, parts, field="train.batch_size", what="devices and parts")
+    devices.check_divisible(config.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    return mesh
 
 
 def make_train_step(
@@ -64,11 +74,11 @@ def make_train_step(
         counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
         return dataclasses.replace(new_state, step=state.step + 1), {**metrics, "grad_norm": grad_norm, **counters}
 
-    everywhere = replicated(mesh)
+    everywhere = devices.replicated(mesh)
     return jax.jit(
         step,
         # What is fixed stays as it is.
-        in_shardings=(state_sharding or everywhere, batch_sharding(mesh), everywhere) + (None,) * update.fixed,
+        in_shardings=(state_sharding or everywhere, devices.batch_sharding(mesh), everywhere) + (None,) * update.fixed,
         out_shardings=(state_sharding or everywhere, everywhere),
         donate_argnums=0,
     )

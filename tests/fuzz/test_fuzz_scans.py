@@ -152,7 +152,7 @@ def unit_of(image) -> str:
 
 def segmented(source: Path, folder: Path, channels: int):
     """The first scan of a folder, its mask written as mode predict does; the network's part is left out."""
-    item = scans.find(source, channels=channels)[0]
+    item = scans.search(source, channels=channels).items[0]
     scan = scans.read(item, channels=channels)
     maps = {"probability": np.full((len(scan.slices), 4, 4, 1), 0.7, np.float32)}
     made = result.Prediction(scan.slices.shape[1:3], maps, None, 0.5, ((1,),), 0.0)

@@ -97,7 +97,7 @@ def test_names_of_files_lead_nowhere_else(place):
             safe = f"{below} x/" if below else ""
             files[f"{safe}{name} y.png"] = PNG_IMAGE
         root, out = folder(place, files), place / "data" / "out"
-        items = tried(lambda: scans.find(root, channels=1, leave_out=out), inside=place) or []
+        items = tried(lambda: scans.search(root, channels=1, leave_out=out).items, inside=place) or []
         where = [
             path for item in items for path in outputs.paths(out, item, classes=1, diffusion=True, samples=1).values()
         ]

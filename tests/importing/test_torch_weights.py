@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import GOLDEN, SHARED
+from torch_state import load_torch_state
 
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.importing.torch_weights import FIRST, load_torch_state, to_variables
+from biedsnet_jax.importing.torch_weights import to_variables
 from biedsnet_jax.importing.weight_files import read_state
 from biedsnet_jax.networks import NETWORKS
 
@@ -67,16 +68,7 @@ def test_every_misfit_is_listed_at_once_on_one_line():
     assert "\n" not in message
 
 
-def test_an_unknown_network_is_answered_with_the_nearest_name():
-    with pytest.raises(BadInput, match=r"unetplus.*nearest name is unetpp"):
-        load_torch_state("unetplus", {})
-
-
 TOYS = {
-    "unet": WIDTHS,
-    "unetpp": {**WIDTHS, "deep_supervision": True},
-    "attention_unet": WIDTHS,
-    "unext": WIDTHS,
     "swin_unet": {"image_size": 64, "window": 4, "embed_dim": 24, "repeat_gray": False},
     "trans_unet": {
         "image_size": 32,
@@ -87,18 +79,7 @@ TOYS = {
         "resnet_units": (1, 1, 1),
         "repeat_gray": False,
     },
-    "medsegdiff": {"channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "highway_channels": 8, "classes": 2},
-    "biedsnet": {"channels": (16, 32), "blocks_per_level": 1, "classes": 2},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("network", TOYS)
-def test_without_inputs_the_image_has_the_channels_of_the_weights(network):
-    for channels in (1, 3):
-        first = {FIRST[network]: np.zeros((8, channels, 7, 5), np.float32)}  # of no kernel's shape
-        needs = rf"misshapen: [\w.]+ \(becomes \(7, 5, {channels}, 8\), needs \(\d, \d, {channels}, \d+\)\)"
-        with pytest.raises(BadInput, match=f"missing: .*{needs}"):
-            load_torch_state(network, first, **TOYS[network])
+}
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from flax import traverse_util
 from jax.flatten_util import ravel_pytree
 from places import GOLDEN, SHARED
 from random_weights import normal, weights
+from torch_state import load_torch_state
 
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.importing.torch_weights import load_torch_state
 from biedsnet_jax.networks.medsegdiff import MedSegDiff, ResBlock, SelfAttention
 from biedsnet_jax.networks.medsegdiff_highway import FFParser, HighwayBlock
 from biedsnet_jax.segmenters import fusion, losses

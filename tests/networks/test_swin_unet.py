@@ -8,9 +8,9 @@ import optax
 import pytest
 from places import SHARED
 from random_weights import squares, weights
+from torch_state import load_torch_state
 
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.importing.torch_weights import load_torch_state
 from biedsnet_jax.networks.swin_unet import PatchMerging, SwinBlock, SwinUNet, WindowAttention
 
 VECTORS = SHARED / "golden" / "swinunet_e24_w4_64_in1.npz"

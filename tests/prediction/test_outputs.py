@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from biedsnet_jax.data.formats import nifti
-from biedsnet_jax.data.formats.pictures import read_picture
+from biedsnet_jax.data.formats.pictures import read_picture_turned
 from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.prediction import outputs, scans
 from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
@@ -338,7 +338,7 @@ def test_maps_of_a_turned_picture_lie_on_it_as_stored_and_are_shown_alike(tmp_pa
     exif = Image.Exif()
     exif[0x112] = turn
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-    (item,) = scans.find(tmp_path / "a.png", channels=1)
+    (item,) = scans.search(tmp_path / "a.png", channels=1).items
     picture = scans.read(item, channels=1)
     upright = picture.slices[0].astype(np.float32) / 255
     (tmp_path / "out").mkdir()
@@ -346,5 +346,5 @@ def test_maps_of_a_turned_picture_lie_on_it_as_stored_and_are_shown_alike(tmp_pa
     np.testing.assert_array_equal(np.asarray(Image.open(where["mask"])), (stored / 255 > 0.5) * 255)
     on_stored = np.asarray(Image.open(where["probability"])) / 65535
     np.testing.assert_allclose(on_stored, stored / 255, atol=1e-5)
-    np.testing.assert_array_equal(read_picture(where["mask"], 1)[..., 0], (upright[..., 0] > 0.5) * 255)
+    np.testing.assert_array_equal(read_picture_turned(where["mask"], 1)[0][..., 0], (upright[..., 0] > 0.5) * 255)
     assert rows[0]["pixels"] == (stored / 255 > 0.5).sum()

@@ -38,11 +38,12 @@ def write_dicom(folder, count=3, **kwargs):
 
 
 def found(source, *, channels=1, leave_out=None):
-    return {item.name: (item.kind, item.depth) for item in scans.find(source, channels=channels, leave_out=leave_out)}
+    items = scans.search(source, channels=channels, leave_out=leave_out).items
+    return {item.name: (item.kind, item.depth) for item in items}
 
 
 def read(path, *, channels=1):
-    (item,) = scans.find(path, channels=channels)
+    (item,) = scans.search(path, channels=channels).items
     return scans.read(item, channels=channels)
 
 
@@ -154,7 +155,7 @@ def test_a_gap_of_a_sagittal_series_is_in_the_columns_of_its_slices(tmp_path):
 def test_a_broken_dicom_file_does_not_take_its_neighbours_along(tmp_path):
     write_dicom(tmp_path / "s")
     (tmp_path / "s" / "bad.dcm").write_bytes(b"not DICOM")
-    good, bad = sorted(scans.find(tmp_path, channels=1), key=lambda item: -item.depth)
+    good, bad = sorted(scans.search(tmp_path, channels=1).items, key=lambda item: -item.depth)
     assert (good.name, bad.name) == ("s", "s/bad.dcm")
     assert scans.read(good, channels=1).slices.shape == (3, 4, 5, 1)
     with pytest.raises(BadInput, match=r"not a DICOM file, .*bad\.dcm; "):
@@ -210,7 +211,7 @@ def test_files_of_channels_make_one_scan_of_a_model_with_two(tmp_path):
         write_nifti(tmp_path / f"{case}_000{channel}.nii.gz", VOXELS + channel)
     assert found(tmp_path, channels=2) == {"a": ("nifti", 6), "b": ("nifti", 6)}
     assert list(found(tmp_path)) == ["a_0000", "a_0001", "b_0000", "b_0001"]
-    scan = scans.read(scans.find(tmp_path, channels=2)[0], channels=2)
+    scan = scans.read(scans.search(tmp_path, channels=2).items[0], channels=2)
     assert scan.slices.shape == (6, 5, 4, 2)
     assert np.array_equal(scan.slices[..., 1], scan.slices[..., 0] + 1)
 
@@ -263,7 +264,7 @@ def test_dicom_and_nifti_of_one_scan_are_the_same_slices(tmp_path):
 def test_channels_with_a_gap_are_refused_and_other_scans_are_read(tmp_path, names, says):
     for name in [*names, "b_0000", "b_0001"]:
         write_nifti(tmp_path / f"{name}.nii.gz")
-    bad, good = scans.find(tmp_path, channels=2)
+    bad, good = scans.search(tmp_path, channels=2).items
     assert (bad.name, good.name) == ("a", "b")
     refused(lambda: scans.read(bad, channels=2), says.format(tmp_path))
     assert scans.read(good, channels=2).slices.shape == (6, 5, 4, 2)
@@ -407,7 +408,7 @@ def test_a_series_that_is_no_one_stack_is_told_by_folder(tmp_path, second):
     spread(tmp_path, {"p/one": (0, 1, 2)})
     spread(tmp_path, {"p/two": second.pop("there")}, **second)
     assert list(found(tmp_path)) == ["p/one", "p/two"]
-    for item in scans.find(tmp_path, channels=1):
+    for item in scans.search(tmp_path, channels=1).items:
         note = scans.read(item, channels=1).notes[0]
         assert (
             str(tmp_path / "p/one") in note
@@ -421,7 +422,7 @@ def test_other_patients_whose_series_has_the_same_number_stay_apart(tmp_path, fi
     spread(tmp_path, {"p/one": (0, 1, 2)}, **{field: "1.7"})
     spread(tmp_path, {"p/two": (3, 4, 5)}, **{field: "1.8"})
     assert list(found(tmp_path)) == ["p/one", "p/two"]
-    assert [scans.read(item, channels=1).notes for item in scans.find(tmp_path, channels=1)] == [
+    assert [scans.read(item, channels=1).notes for item in scans.search(tmp_path, channels=1).items] == [
         [],
         [],
     ]

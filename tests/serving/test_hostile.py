@@ -142,7 +142,7 @@ def volume(kind=nib.Nifti1Image, order="<", slope=None):
 def test_a_scan_comes_through_as_it_is(read, tmp_path, content, like):
     suffix = upload.kind(content[:1024])
     path = made(tmp_path / "alone", content, f"scan{suffix}")
-    expected = scans.read(*scans.find(path, channels=1), channels=1)
+    expected = scans.read(*scans.search(path, channels=1).items, channels=1)
     scan = read(content, like)
     assert isinstance(scan.slices, np.memmap) and scan.slices.dtype == expected.slices.dtype
     np.testing.assert_array_equal(scan.slices, expected.slices)

@@ -101,7 +101,7 @@ def test_a_picture_is_read(read):
 def test_a_zipped_series_is_the_series(read, tmp_path):
     files = series(tmp_path / "series")
     scan = read(archive({f"../../{name}": b"climbs out" for name in files} | {f"CT/{k}": v for k, v in files.items()}))
-    expected = scans.read(scans.find(tmp_path / "series", channels=1)[0], channels=1)
+    expected = scans.read(scans.search(tmp_path / "series", channels=1).items[0], channels=1)
     np.testing.assert_array_equal(scan.slices, expected.slices)
     np.testing.assert_array_equal(scan.volume.affine, expected.volume.affine)
     assert {path.name for path in tmp_path.iterdir()} == {"job", "series"}
@@ -132,7 +132,7 @@ def test_what_mode_predict_refuses_is_refused_in_its_words(read, tmp_path, conte
     alone.parent.mkdir()
     alone.write_bytes(content)
     with pytest.raises(BadInput) as expected:
-        scans.read(*scans.find(alone, channels=1), channels=1)
+        scans.read(*scans.search(alone, channels=1).items, channels=1)
     with pytest.raises(BadInput) as found:
         read(content, like=name.removeprefix("scan"))
     said = upload.without_paths(str(found.value), tmp_path / "job")
@@ -151,7 +151,7 @@ def test_a_truncated_series_is_refused_in_the_same_words(read, tmp_path):
     last = list(files)[-1]
     (tmp_path / "series" / last).write_bytes(files[last][:-20])
     with pytest.raises(BadInput) as expected:
-        scans.read(scans.find(tmp_path / "series", channels=1)[0], channels=1)
+        scans.read(scans.search(tmp_path / "series", channels=1).items[0], channels=1)
     with pytest.raises(BadInput) as found:
         read(archive(files | {last: files[last][:-20]}))
     assert str(found.value).split(", /")[0] == str(expected.value).split(", /")[0]

@@ -51,11 +51,6 @@ def is_dicom(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS or dicom_slice.looks_like_dicom(path)
 
 
-def find_series(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """The files of `search`."""
-    return search(paths).files
-
-
 def search(paths: Sequence[Path]) -> Series:
     """SeriesInstanceUID -> its files by position, in the order of SeriesNumber; from headers alone.
 

@@ -59,18 +59,13 @@ class Stored:
     transparent: tuple[int, ...] = ()  # the one value of each channel that is not shown; of PNG
 
 
-def read_picture(path: Path, channels: int) -> Shaped[np.ndarray, "h w c"]:
-    """A PNG, JPEG or TIFF with 1 or 3 channels, upright; uint8, uint16 or float32.
-
-    Grey saved as colour becomes grey again by the luma 0.299 R + 0.587 G + 0.114 B, an alpha
-    channel is dropped. Raises BadInput for what cannot be read or has colours where one channel is
-    wanted.
-    """
-    return read_picture_turned(path, channels)[0]
-
-
 def read_picture_turned(path: Path, channels: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
-    """(the pixels of `read_picture`, the EXIF orientation that they were stored in)."""
+    """A PNG, JPEG or TIFF with 1 or 3 channels, upright, and the EXIF orientation that it was stored in.
+
+    In uint8, uint16 or float32. Grey saved as colour becomes grey again by the luma
+    0.299 R + 0.587 G + 0.114 B, an alpha channel is dropped. Raises BadInput for what cannot be
+    read or has colours where one channel is wanted.
+    """
     stored = read_stored(path)
     pixels = stored.pixels
     if stored.palette is not None:
@@ -86,7 +81,7 @@ def read_picture_turned(path: Path, channels: int) -> tuple[Shaped[np.ndarray, "
 
 def turn_upright(pixels: Shaped[np.ndarray, "h w *n"], turn: int) -> Shaped[np.ndarray, "h2 w2 *n"]:
     """Pixels stored in EXIF orientation `turn`, as a viewer shows them."""
-    return np.ascontiguousarray(_TURNS.get(turn, _stay)(pixels))
+    return np.ascontiguousarray(_TURNS.get(turn, _TURNS[1])(pixels))
 
 
 def turn_back(pixels: Shaped[np.ndarray, "h w *n"], turn: int) -> Shaped[np.ndarray, "h2 w2 *n"]:
@@ -172,7 +167,7 @@ def _read_tiff(path: Path) -> Stored:
     inverted = 2**tags.bits - 1 if tags.is_inverted else 0
     if tiff.is_read_here(tags):
         pixels = tiff.read(path, tags)
-        _check_bands(tags, pixels.shape[-1], path)
+        _check_bands(pixels.shape[-1], path)
         alpha = pixels.shape[-1] in (2, 4)
         if alpha and tags.many(338)[:1] == (1,):
             pixels = _unmultiplied(pixels)
@@ -194,7 +189,7 @@ def _read_tiff(path: Path) -> Stored:
     return replace(stored, turn=tags.turn, lossy=not tags.lossless, inverted=inverted)
 
 
-def _check_bands(tags: tiff.Tags, bands: int, path: Path) -> None:
+def _check_bands(bands: int, path: Path) -> None:
     """Colour, and at most one channel beside it."""
     if bands > 4:
         raise BadInput(
@@ -333,46 +328,14 @@ def _channels(
     return (grey.round() if pixels.dtype.kind == "u" else grey).astype(pixels.dtype)[..., None]
 
 
-def _stay(pixels):
-    return pixels
-
-
-def _flip(pixels):
-    return pixels[:, ::-1]
-
-
-def _half(pixels):
-    return pixels[::-1, ::-1]
-
-
-def _upside_down(pixels):
-    return pixels[::-1]
-
-
-def _transpose(pixels):
-    return pixels.swapaxes(0, 1)
-
-
-def _right(pixels):
-    return np.rot90(pixels, -1)
-
-
-def _transverse(pixels):
-    return pixels[::-1, ::-1].swapaxes(0, 1)
-
-
-def _left(pixels):
-    return np.rot90(pixels)
-
-
 # EXIF orientation -> what makes it upright
 _TURNS = {
-    1: _stay,
-    2: _flip,
-    3: _half,
-    4: _upside_down,
-    5: _transpose,
-    6: _right,
-    7: _transverse,
-    8: _left,
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
 }

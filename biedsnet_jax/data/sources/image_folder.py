@@ -5,7 +5,6 @@ case, slice, spacing (row, column) in mm or None, path. `ImageFolder` reads PNG,
 `Cached` keeps any source's examples in memory.
 """
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from biedsnet_jax.data.sources import picture_masks
 from biedsnet_jax.data.sources.source import Example, Facts, check_foreground
 from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.runtime.files import natural
+from biedsnet_jax.runtime.files import composed, natural
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class ImageFolder:
     extensions of an image and its mask may differ. Files are in natural order (slice 2 before 10). Names
     are compared in Unicode's composed form (NFC).
 
-    `channels` 1 or 3: see `pictures.read_picture`. `classes`: see `picture_masks.read_mask`.
+    `channels` 1 or 3: see `pictures.read_picture_turned`. `classes`: see `picture_masks.read_mask`.
 
     Raises BadInput when made, if files lack their partner, and on `[i]`, if a file does not fit; `verify`
     finds the latter before work starts, and a data set whose masks are empty. Nothing is unpickled.
@@ -141,7 +140,7 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[PassedOver]]:
     found, passed = walk.below(folder, lambda path: path.suffix.lower() in EXTENSIONS)
     files: dict[str, Path] = {}
     for path in sorted(found, key=lambda path: natural(path.as_posix())):
-        name = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+        name = composed(path.relative_to(folder).with_suffix("").as_posix())
         if name in files:
             raise _two_of_one_name(files[name], path)
         files[name] = path
@@ -149,7 +148,7 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[PassedOver]]:
 
 
 def _two_of_one_name(first: Path, second: Path) -> BadInput:
-    if unicodedata.normalize("NFC", first.name) == unicodedata.normalize("NFC", second.name):
+    if composed(first.name) == composed(second.name):
         return BadInput(
             f"{first.parent} holds two files that look alike, {first.name}: one name is spelt in Unicode's composed "
             "form (NFC) and one in the decomposed (NFD). Keep one, or rename it."

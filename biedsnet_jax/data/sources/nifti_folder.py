@@ -12,7 +12,6 @@ from biedsnet_jax.data import case_names
 from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.data.formats.volumes import Volume, check_same_grid, neighbours, plane_note
 from biedsnet_jax.data.sources.nifti_layouts import Case, search
-from biedsnet_jax.data.sources.nifti_layouts import find_cases as find_cases
 from biedsnet_jax.data.sources.slice_cache import SliceCache
 from biedsnet_jax.data.sources.source import Example, Facts, check_foreground
 from biedsnet_jax.data.walk import PassedOver

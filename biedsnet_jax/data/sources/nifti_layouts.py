@@ -10,7 +10,6 @@ composed form (NFC), since an umlaut may be stored as one character or as two.
 
 import contextlib
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from biedsnet_jax.data.sources import dataset_json
 from biedsnet_jax.data.sources.dataset_json import DatasetJson
 from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.runtime.files import natural
+from biedsnet_jax.runtime.files import composed, natural
 
 LAYOUTS = (("images", "labels"), ("images", "masks"), ("imagesTr", "labelsTr"))
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -45,11 +44,6 @@ class Folder:
     passed: list[PassedOver]  # files that are not read
     notes: list[str]  # warnings, a line each
     about: DatasetJson | None = None  # of Medical Decathlon or nnU-Net
-
-
-def find_cases(root: Path) -> list[Case]:
-    """The cases of `search`."""
-    return search(root).cases
 
 
 def search(root: Path) -> Folder:
@@ -89,11 +83,6 @@ def _about(root: Path, *, public: bool) -> DatasetJson | None:
     with contextlib.suppress(dataset_json.Damaged):
         dataset_json.read(root)
     return None
-
-
-def plain(name: str) -> str:
-    """A name by which files are paired: an umlaut may be stored as one character or as two."""
-    return unicodedata.normalize("NFC", name)
 
 
 def group_channels(names: Sequence[str], known: set[str]) -> dict[str, list[str]]:
@@ -188,7 +177,7 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[PassedOver]]:
     files: dict[str, Path] = {}
     paths, passed = walk.below(folder, nifti.is_nifti)
     for path in paths:
-        name = plain((path.relative_to(folder).parent / nifti.stem(path)).as_posix())
+        name = composed((path.relative_to(folder).parent / nifti.stem(path)).as_posix())
         if name in files:
             both = f"{files[name].name} and {path.name}"
             raise BadInput(f"two files of one name, {both}, {path.parent}; keep one")
@@ -203,7 +192,7 @@ def _listed(about: DatasetJson, root: Path) -> tuple[list[Case], list[str]]:
         kinds = " or ".join(nifti.EXTENSIONS)
         raise BadInput(f"no NIfTI name, {strange[0]}, {about.path}; list {kinds} files")
     pairs = [tuple(_as_stored(root / name) for name in pair) for pair in about.training]
-    cases = [Case(plain(nifti.stem(label)), (image,), label) for image, label in pairs]
+    cases = [Case(composed(nifti.stem(label)), (image,), label) for image, label in pairs]
     twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
     if twice:
         raise BadInput(f"{about.path} lists the case {twice[0]} more than once. Keep one entry.")
@@ -215,7 +204,7 @@ def _as_stored(path: Path) -> Path:
     """The file of this name, whichever way its umlauts are stored."""
     if path.exists() or not path.parent.is_dir():
         return path
-    return next((one for one in path.parent.iterdir() if plain(one.name) == plain(path.name)), path)
+    return next((one for one in path.parent.iterdir() if composed(one.name) == composed(path.name)), path)
 
 
 def _note_of_gone(gone: list[str], image_files: dict[str, Path], about: DatasetJson) -> list[str]:
@@ -225,7 +214,7 @@ def _note_of_gone(gone: list[str], image_files: dict[str, Path], about: DatasetJ
     """
     channels = [match.group(1) for match in map(_CHANNEL.fullmatch, image_files) if match]
     there = {Path(name).name for name in (*image_files, *channels)}
-    lost = [name for name in gone if plain(nifti.stem(Path(name))) not in there]
+    lost = [name for name in gone if composed(nifti.stem(Path(name))) not in there]
     if not lost:
         return []
     images = f"{len(lost)} images that are" if len(lost) > 1 else "1 image that is"

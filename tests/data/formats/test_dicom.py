@@ -236,7 +236,7 @@ def test_a_file_cut_anywhere_is_refused_by_name(tmp_path):
     cut = tmp_path / "cut.dcm"
     for length in range(0, len(whole) - 1, 7):
         cut.write_bytes(whole[:length])
-        series = dicom.find_series([cut])
+        series = dicom.search([cut]).files
         assert list(series.values()) == [[cut]]
         with pytest.raises(BadInput, match=r"cut\.dcm"):
             dicom.read_series([cut])
@@ -314,7 +314,7 @@ def test_a_file_without_the_mark_is_read(tmp_path, name, syntax, meta):
     path = without_mark(tmp_path / name, syntax, meta=meta)
     assert path.read_bytes()[:2] == (b"\x02\0" if meta else b"\x08\0")
     assert dicom.is_dicom(path)
-    assert list(dicom.find_series([path]).values()) == [[path]]
+    assert list(dicom.search([path]).files.values()) == [[path]]
     assert np.array_equal(dicom.read_series([path])[0].voxels[..., 0].T, STORED[0] - 7)
 
 
@@ -362,7 +362,7 @@ def test_a_file_without_the_mark_cut_short_is_refused(tmp_path, meta, kept):
     write_slice(tmp_path / "a", STORED[0], position=(0, 0, 0))
     path = without_mark(tmp_path / "a", meta=meta)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    assert list(dicom.find_series([path]).values()) == [[path]]
+    assert list(dicom.search([path]).files.values()) == [[path]]
     refused(lambda: dicom.read_series([path]), path, "export it again")
 
 
@@ -397,7 +397,7 @@ def directory():
 DICOMDIR = directory()
 
 
-def test_find_series_sorts_by_position_and_passes_over_what_is_no_scan(tmp_path):
+def test_search_sorts_by_position_and_passes_over_what_is_no_scan(tmp_path):
     second = write_series(tmp_path / "a", STORED, series="1.2.3.1", SeriesNumber=7)
     first = write_series(tmp_path / "b", STORED[:2], series="1.2.3.9", SeriesNumber=3)
     mask = write_slice(tmp_path / "mask.dcm", STORED[0], position=(0, 0, 0), series="1.2.3.5", Modality="SEG")
@@ -465,7 +465,7 @@ def test_is_dicom_by_mark_or_name(tmp_path, monkeypatch, name, content, expected
 def test_without_pydicom_the_fix_is_said(tmp_path, monkeypatch):
     files = write_series(tmp_path, STORED)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    for use in (dicom.find_series, dicom.read_series):
+    for use in (dicom.search, dicom.read_series):
         with pytest.raises(BadInput, match=r"^DICOM without pydicom, .*; pip install 'pydicom>=3'") as caught:
             use(files)
         assert not isinstance(caught.value, dicom_slice.BadFile)

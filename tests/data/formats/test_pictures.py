@@ -10,13 +10,17 @@ from PIL import Image, ImageOps
 from refusals import refused
 
 from biedsnet_jax.data.formats import pictures
-from biedsnet_jax.data.formats.pictures import read_picture, read_picture_turned, turn_back, turn_upright
+from biedsnet_jax.data.formats.pictures import read_picture_turned, turn_back, turn_upright
 from biedsnet_jax.errors import BadInput
 
 RNG = np.random.default_rng(0)
 SHAPE = (21, 35)
 WHOLE = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64)
 FLOATS = (np.float16, np.float32, np.float64)
+
+
+def read_picture(path, channels):
+    return read_picture_turned(path, channels)[0]
 
 
 def values(dtype, samples=1):

@@ -13,7 +13,7 @@ from refusals import refused
 
 from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.data.sources.nifti_folder import NiftiFolder, class_masks
-from biedsnet_jax.data.sources.nifti_layouts import find_cases, group_channels
+from biedsnet_jax.data.sources.nifti_layouts import group_channels, search
 
 SPACING = (0.7, 1.1, 5.0)  # mm along x, y, z
 SHAPE = (6, 5, 4)  # voxels along x, y, z
@@ -117,7 +117,7 @@ def test_folders_below_are_mirrored_in_natural_order(tmp_path):
     (tmp_path / "images" / ".hidden").mkdir()
     (tmp_path / "images" / ".hidden" / "y.nii.gz").write_bytes(b"")
     (tmp_path / "images" / "notes.txt").write_text("not a volume")
-    assert [case.name for case in find_cases(tmp_path)] == ["site1/p1", "site2/p9", "site2/p10"]
+    assert [case.name for case in search(tmp_path).cases] == ["site1/p1", "site2/p9", "site2/p10"]
 
 
 def test_masks_is_another_name_for_labels_and_extensions_may_differ(tmp_path):
