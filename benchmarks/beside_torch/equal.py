@@ -96,7 +96,7 @@ def _loss(model, trainer, variables, batch):
         )
 
     value, gradient = value_and_gradient(variables)
-    key_t, key_noise, _ = jax.random.split(key, 3)  # as `segmenter.Diffusion.loss` draws
+    key_t, key_noise, _ = jax.random.split(key, 3)  # as `mask_diffusion.Diffusion.loss` draws
     t = np.array(jax.random.randint(key_t, (len(batch["mask"]),), 0, model.schedule.timesteps), np.int64)
     noise = jax.random.normal(key_noise, batch["mask"].shape)
     image, mask, noise = (to_torch(x, trainer.device) for x in (batch["image"], batch["mask"], noise))

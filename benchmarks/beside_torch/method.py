@@ -1,4 +1,4 @@
-"""What `segmenter.Diffusion` and `train_step` do, in plain PyTorch: the joint loss, AdamW with EMA, sampling.
+"""What `mask_diffusion.Diffusion` and `train_step` do, in plain PyTorch: the joint loss, AdamW with EMA, sampling.
 
 On a GPU the network's passes go through torch.compile, and autocast to bfloat16 where asked; on a CPU neither.
 """

@@ -1,6 +1,6 @@
 """Mode report: results of many workdirs beside the paper's Tables 1 and 2, and pictures. Imports no jax.
 
-The tables go into a page, with all that `report_page` adds, and into a Markdown file beside it.
+The tables go into a page, with all that `page.page` adds, and into a Markdown file beside it.
 
 For each data set and each of the two tables: scores in the `standard` convention; scores in the `paper` convention,
 with the paper's figures; a paired comparison with the BIEDSNet row; small lesions and uncertainty apart; and what each

@@ -53,7 +53,7 @@ class Run:
     scores: dict[str, Float[np.ndarray, " images"]]  # by column; NaN where undefined
     truth_pixels: Float[np.ndarray, " images"]  # NaN where not recorded, as in the next two
     predicted_pixels: Float[np.ndarray, " images"]
-    entropy: Float[np.ndarray, " images"]  # bits, `report_data.mean_entropy` of the probability
+    entropy: Float[np.ndarray, " images"]  # bits, `calibration.mean_entropy` of the probability
 
     def masks(self) -> list[Mask]:
         """Which masks have a pixel; none where that was not recorded."""

@@ -44,7 +44,7 @@ def only_formats() -> None:
 
 
 def check_file(path: Path, kind: str, limits: Limits) -> None:
-    """Refuse one file by its first bytes and its structure; `kind` is one of serve_upload.KINDS."""
+    """Refuse one file by its first bytes and its structure; `kind` is one of upload.KINDS."""
     if kind in (".nii", ".nii.gz"):
         _check_extensions(path)
     if kind == ".nii.gz":

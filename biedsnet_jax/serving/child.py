@@ -48,7 +48,7 @@ class Reader:
         """The one scan of the upload in `folder`, its slices on the disk.
 
         `look` is called again and again meanwhile; what it raises ends the reading. Raises BadInput
-        as serve_upload.read does, and beyond the limits of time and memory.
+        as upload.read does, and beyond the limits of time and memory.
         """
         seconds = min(limits.read_seconds, limits.job_seconds)
         (folder / handoff.FOLDER).mkdir()

@@ -32,7 +32,7 @@ class Job:
 
     id: str
     folder: Path
-    like: str  # see serve_upload.read
+    like: str  # see upload.read
     touched: float  # when it was last asked for
     address: str = ""  # who sends it; empty on this machine alone, where all have one address
     began: float = 0.0

@@ -4,7 +4,7 @@
 
 Each line on stdin is an order (see `Order`), each line on stdout the exit code of its copy; an empty
 line meanwhile ends the copy. A scan or a refusal is handed over in the job's folder (see
-serve_handoff). All ends with the server, which holds the other end of stdin. Neither jax nor the
+handoff.py). All ends with the server, which holds the other end of stdin. Neither jax nor the
 model is loaded here, so that there is one thread and a copy (fork) is safe and takes milliseconds.
 
 A copy ends beyond its limits of memory, time and file size. Memory may grow by SMALL and the size of

@@ -1,7 +1,7 @@
 "use strict";
 // Sends one file, waits for its turn, and draws what comes back. Of each slice the server sends deflated planes of bytes
-// (see serve_scan.py); probabilities p come as levels, so that "level > levels * t" is "p > t". The name of the file is
-// used here alone.
+// (see serving/worker.py); probabilities p come as levels, so that "level > levels * t" is "p > t". The name of the file
+// is used here alone.
 
 const by = (id) => document.getElementById(id);
 const MASK = [230, 159, 0], OF_FILE = [86, 180, 233];

@@ -159,7 +159,7 @@ def test_a_scan_comes_through_as_it_is(read, tmp_path, content, like):
 
 
 def test_every_field_of_a_scan_is_handed_over():
-    """A field that is added to one of these must be added to serve_handoff too."""
+    """A field that is added to one of these must be added to handoff too."""
     fields = {kind.__name__: set(kind.__dataclass_fields__) for kind in (scans.Scan, scans.Item)}
     assert fields == {
         "Scan": {"item", "slices", "volume", "notes", "scanned", "turn"},

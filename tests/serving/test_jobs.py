@@ -169,7 +169,7 @@ def test_what_goes_wrong_stops_one_job_and_tells_nothing_of_it(jobs, work, capsy
     assert job.text == text and not job.folder.exists()
     err = capsys.readouterr().err
     assert "secret" not in err and str(job.folder) not in err and job.id not in err
-    assert ("ValueError, serve_jobs.py:" in err) == (state == "failed")
+    assert ("ValueError, jobs.py:" in err) == (state == "failed")
     work.error = None
     following = submitted(jobs, "b")
     work.go.release()
