@@ -26,8 +26,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.soak.damage import NONE, Damage
+from benchmarks.soak.kills import Soak
 from benchmarks.soak.run import Run, steps
-from benchmarks.soak.soak import Soak
 
 
 class PoweredRun(Run):

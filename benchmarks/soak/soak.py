@@ -24,7 +24,6 @@ Exit code 1 if a kill was not survived, a run ended in a traceback or in other b
 
 import contextlib
 import random
-import shutil
 import signal
 import sys
 import tempfile
@@ -34,12 +33,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import scripts
-from benchmarks.soak import damage
-from benchmarks.soak.run import Ended, Moment, Run, write_pictures
+from benchmarks.soak import damage, power
+from benchmarks.soak.kills import Soak
+from benchmarks.soak.run import Run, write_pictures
 
 MOST_SLOPE = 1.0  # MB per 100 steps
-MOST_TRIES = 10
-GOOD = ("refused", "killed early", "went on", "went on, with a warning")
 
 
 def main() -> int:
@@ -51,9 +49,6 @@ def main() -> int:
             report = memory(folder, arguments.steps or 2000)
             good = report["mb_per_100_steps"] < MOST_SLOPE
         elif arguments.images:
-            # Here, since it needs this module.
-            from benchmarks.soak import power
-
             run = power.PoweredRun(folder, steps=arguments.steps or 600)
             write_pictures(run.data)
             report = power.images(run, random.Random(arguments.seed), arguments.images)
@@ -86,8 +81,6 @@ def soak(folder: Path, arguments) -> dict:
 def power_cuts(folder: Path, arguments) -> dict:
     """The same with kills alone, each followed by the loss of what was not on the disk."""
     # Here, since it needs this module.
-    from benchmarks.soak import power
-
     rng, started = random.Random(arguments.seed), time.monotonic()
     run = power.PoweredRun(folder, steps=arguments.steps or 600)
     seconds = run.unbroken()
@@ -111,120 +104,6 @@ def shuffled(rng: random.Random, *, kills: int, terms: int) -> list[str]:
     signals = ["SIGKILL"] * kills + ["SIGTERM"] * terms
     rng.shuffle(signals)
     return signals
-
-
-def random_moment(rng: random.Random, *, steps: int, seconds: float) -> Moment:
-    """In the imports and the compilation, which take about `seconds`, or, twice as often, some steps later."""
-    if rng.random() < 1 / 3:
-        return Moment(seconds=rng.uniform(0.05, 1) * seconds)
-    return Moment(seconds=rng.uniform(0, 0.3), new_steps=rng.randint(1, max(1, steps // 4)))
-
-
-class Soak:
-    """The killed runs and what became of them."""
-
-    def __init__(self, run: Run, rng: random.Random, disk, seconds: float):
-        self.run, self.rng, self.disk, self.seconds = run, rng, disk, seconds
-        self.round, self.signals, self.survived, self.lost = 0, [], 0, []
-        self.waiting = 0  # kills of which it is not known yet whether they were survived
-        self.damages, self.same, self.failures = [], [], []
-        self.turns = 0
-
-    @property
-    def workdir(self) -> Path:
-        """On the small disk, where a full one can be had."""
-        return self.disk.folder / f"run{self.round}"
-
-    def one(self, how: str) -> None:
-        """Start, and kill at a random moment; what ends by itself before that is booked, and started again."""
-        spoilt = self._spoil()
-        for _ in range(MOST_TRIES):
-            moment = random_moment(self.rng, steps=self.run.steps, seconds=self.seconds)
-            ended = self.run.start(self.workdir, file_limit=spoilt.file_limit).end(moment, how)
-            self._judge(ended, spoilt)
-            spoilt = damage.NONE
-            if ended.signal:
-                self.signals.append(how)
-                self.waiting += 1
-                return
-        raise SystemExit(f"{MOST_TRIES} starts in a row ended by themselves, the last with:\n{ended.err}")
-
-    def finish(self) -> None:
-        """The last run undisturbed."""
-        self._judge(self.run.start(self.workdir).end(None, None), damage.NONE)
-
-    def _spoil(self) -> damage.Damage:
-        """Every other start something is broken, by turns."""
-        self.turns += 1
-        if self.turns % 2:
-            return damage.NONE
-        kind = damage.KINDS[self.turns // 2 % len(damage.KINDS)]
-        return kind(self.rng, self.workdir, self.run.data, self.disk)
-
-    def _judge(self, ended: Ended, spoilt: damage.Damage) -> None:
-        """Book how a start went."""
-        spoilt.mend()
-        word = outcome(ended)
-        if went_on(ended):
-            self.survived, self.waiting = self.survived + self.waiting, 0
-            self.lost.append(max(0, (ended.before or 0) - ended.from_step))
-        if spoilt.what:
-            self.damages.append({"what": spoilt.what, "outcome": word})
-        if word not in GOOD or (word == "refused" and not spoilt.temporary):
-            begin = max(0, ended.err.find("Traceback") - 300) if word == "traceback" else -3000
-            self.failures.append(f"{word}, {spoilt.what or 'nothing spoilt'}: {ended.err[begin:][:3000]}")
-            if not ended.signal and ended.code == 2 and not spoilt.temporary:
-                self._begin_another()  # it would be refused for ever
-        if ended.finished:
-            self.same.append(self.run.final_bits(self.workdir) == self.run.expected)
-            self._begin_another()
-
-    def _begin_another(self):
-        shutil.rmtree(self.workdir, ignore_errors=True)  # the disk is small
-        self.round += 1
-
-    def report(self) -> dict:
-        """What the module says."""
-        return {
-            "kills": len(self.signals),
-            "signals": {how: self.signals.count(how) for how in ("SIGKILL", "SIGTERM")},
-            "survived": self.survived,
-            "steps_done_twice": {"sum": sum(self.lost), "most": max(self.lost, default=0)},
-            "damages": tally(self.damages),
-            "finished_runs": len(self.same),
-            "same_bits": self.same,
-            "failures": self.failures,
-        }
-
-
-def went_on(ended: Ended) -> bool:
-    """Whether this start found data and a state that it could go on from."""
-    return ended.from_step is not None
-
-
-def outcome(ended: Ended) -> str:
-    """How a start ended, in a word."""
-    if "Traceback" in ended.err:
-        return "traceback"
-    if ended.code == 2:
-        said = [line for line in ended.err.splitlines() if line.startswith("biedsnet: ") and "warning: " not in line]
-        return "refused" if len(said) == 1 else f"refused in {len(said)} lines"
-    if ended.signal == "SIGTERM" and ended.code not in (0, -15, 143):
-        return f"exit code {ended.code} after SIGTERM"
-    if not ended.signal and not ended.finished:
-        return f"exit code {ended.code}"
-    if not went_on(ended):
-        return "killed early"
-    return "went on, with a warning" if "warning: " in ended.err else "went on"
-
-
-def tally(damages: list[dict]) -> dict[str, dict[str, int]]:
-    """what -> outcome -> how often"""
-    counts: dict[str, dict[str, int]] = {}
-    for one in damages:
-        outcomes = counts.setdefault(one["what"], {})
-        outcomes[one["outcome"]] = outcomes.get(one["outcome"], 0) + 1
-    return counts
 
 
 def memory(folder: Path, steps: int) -> dict:

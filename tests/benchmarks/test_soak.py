@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from benchmarks.soak import damage, power, soak
+from benchmarks.soak import damage, kills, power, soak
 from benchmarks.soak.run import Ended, Moment, Run, last_step, went_from, write_pictures
 from biedsnet_jax.runtime import files
 
@@ -64,12 +64,12 @@ def test_the_last_step_is_of_a_whole_line(tmp_path):
     ],
 )
 def test_outcomes(fields, word):
-    assert soak.outcome(ended(**fields)) == word
+    assert kills.outcome(ended(**fields)) == word
 
 
 def test_a_kill_is_survived_once_a_later_start_goes_on(tmp_path):
     run = types.SimpleNamespace(data=tmp_path, final_bits=lambda workdir: {"a": b"1"}, expected={"a": b"1"})
-    killed = soak.Soak(run, random.Random(0), damage.Disk(tmp_path, False, "none"), 1.0)
+    killed = kills.Soak(run, random.Random(0), damage.Disk(tmp_path, False, "none"), 1.0)
     told = [ended(before=None), ended(from_step=None), ended(before=12, from_step=8), ended(from_step=None)]
     for one in told:
         killed._judge(one, damage.NONE)
@@ -83,10 +83,10 @@ def test_a_kill_is_survived_once_a_later_start_goes_on(tmp_path):
 
 
 def test_a_refusal_is_a_failure_unless_something_of_the_users_is_broken(tmp_path):
-    killed = soak.Soak(None, random.Random(0), damage.Disk(tmp_path, False, "none"), 1.0)
+    killed = kills.Soak(None, random.Random(0), damage.Disk(tmp_path, False, "none"), 1.0)
     refusal = ended(code=2, signal=None, from_step=None, err="biedsnet: what, value, file; fix\n")
     killed._judge(refusal, damage.Damage("picture cut", temporary=True))
-    assert not killed.failures and soak.tally(killed.damages) == {"picture cut": {"refused": 1}}
+    assert not killed.failures and kills.tally(killed.damages) == {"picture cut": {"refused": 1}}
     killed._judge(refusal, damage.Damage("file of the latest checkpoint cut"))
     assert len(killed.failures) == 1 and killed.round == 1  # from nothing, since it would be refused for ever
 
