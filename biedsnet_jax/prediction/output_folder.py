@@ -122,7 +122,8 @@ def _check(folder: Path, there: dict, settings: Mapping[str, Any], model: Model)
     earlier = "weights" not in there
     if earlier and there.get("config") != model.config:
         raise _of_other_settings(folder, "config", there.get("config"), model.config)
-    for name, value in settings.items():
+    gone = {name: value for name, value in earlier_versions.REMOVED.items() if name in there}
+    for name, value in {**gone, **settings}.items():
         # An earlier version told these by the digest of the config alone.
         if earlier and name not in there:
             continue

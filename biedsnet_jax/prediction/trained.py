@@ -27,7 +27,8 @@ Predicted = tuple[np.ndarray, dict[str, np.ndarray], list[dict]]
 class Trained:
     """A segmenter with its weights, on the mesh they lie on, and the config that says how it predicts.
 
-    `dataclasses.replace(trained, variables=...)` keeps the compiled programs.
+    `dataclasses.replace(trained, variables=...)` keeps the compiled programs. Another config or mesh needs
+    `predict_batch=None` beside it, which makes the program anew.
     """
 
     config: ConfigDict

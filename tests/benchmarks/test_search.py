@@ -94,7 +94,7 @@ def toy(monkeypatch):
     monkeypatch.setattr(search, "STRONGER", {"train.learning_rate": 2e-3})
     monkeypatch.setattr(train, "fit", fit)
     test = "biedsnet_jax.evaluation.evaluate.evaluate"
-    monkeypatch.setattr(test, lambda cfg, workdir, *_, **fields: seen.tested.append((workdir, fields["step"])))
+    monkeypatch.setattr(test, lambda model, workdir, *_: seen.tested.append((workdir, model.step)))
     return seen
 
 

@@ -244,7 +244,7 @@ def test_swin_misfits_are_listed_by_name(swin_tensors):
 
 def test_mode_import_takes_an_imagenet_start_and_draws_the_rest(swin_tensors, monkeypatch):
     drawn = jax.tree.map(jnp.ones_like, zeros(SWIN))  # for a true draw, which takes long to compile
-    monkeypatch.setattr(import_weights.evaluate, "init_variables", lambda model, cfg: drawn)
+    monkeypatch.setattr(import_weights.build_model, "init_variables", lambda model, cfg: drawn)
     c = folder.get_config("swin_unet")
     c.data.size = SWIN.image_size
     fields = {name: getattr(SWIN, name) for name in ("window", "embed_dim", "depths", "heads")}

@@ -273,6 +273,15 @@ def test_a_field_that_came_later_stands_for_what_was_done_before(place):
     refused(place.plan, "diffusion.self_condition was False and is True")
 
 
+def test_masks_made_with_a_field_that_is_gone_are_not_mixed_with_others(place):
+    place.run()
+    path, there = place.out / "predict.json", place.predict_json()
+    path.write_text(json.dumps(there | {"sampler.start": "noise"}))
+    assert place.run() == {}
+    path.write_text(json.dumps(there | {"sampler.start": "direct"}))
+    refused(place.plan, place.out, "sampler.start was 'direct' and is 'noise'", "--output")
+
+
 def test_what_an_earlier_version_read_is_done_again(place, monkeypatch):
     monkeypatch.setattr(made_from, "READING", made_from.READING + 1)
     assert set(place.run().values()) == {"an earlier version read it"}

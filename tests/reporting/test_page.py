@@ -264,7 +264,10 @@ def test_an_earlier_workdir_has_a_report_that_says_how_to_get_pictures(tmp_path,
 def test_eight_full_size_runs_stay_below_five_megabytes_and_need_no_jax(tmp_path):
     for n in range(8):
         evaluated_workdir.write(tmp_path / "x" / f"seed{n}", seed=n, size=256, count=12, pictures=12, steps=6)
-    code = "import sys; from biedsnet_jax import report; report.run(*sys.argv[1:]); sys.exit('jax' in sys.modules)"
+    code = (
+        "import sys; from biedsnet_jax.reporting import report; "
+        "report.run(*sys.argv[1:]); sys.exit('jax' in sys.modules)"
+    )
     line = [sys.executable, "-c", code, str(tmp_path / "x"), str(tmp_path / "r.html")]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
