@@ -5,6 +5,7 @@ The model is made up (bright_model.py), so that masks are known without training
 
 import csv
 import dataclasses
+import functools
 import http.client
 import io
 import json
@@ -234,7 +235,10 @@ def started(workdir, tmp_path):
         line = [sys.executable, "-c", _START, str(ROOT), helpers, "--mode=serve", f"--workdir={workdir}"]
         env = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "JAX_PLATFORMS": "cpu"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        processes.append(subprocess.Popen([*line, "--port=0", *flags], cwd=tmp_path, env=env, **pipes))
+        # A shell's background job ignores Ctrl-C, and with it all that it starts.
+        heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        server = subprocess.Popen([*line, "--port=0", *flags], cwd=tmp_path, env=env, preexec_fn=heard, **pipes)
+        processes.append(server)
         said = ""
         while "Ctrl-C stops" not in said:
             text = processes[-1].stdout.readline()
