@@ -49,7 +49,7 @@ def archive(files: dict, **fields) -> bytes:
 
 def series(folder, count=4, **fields) -> dict[str, bytes]:
     """name -> bytes of a DICOM series, whose names run against its order."""
-    made_dicom = pytest.importorskip("data.made_dicom", reason="needs pydicom")
+    made_dicom = pytest.importorskip("made_dicom", reason="needs pydicom")
     stored = np.arange(count * 48).reshape(count, 6, 8).astype(np.int16)
     return {path.name: path.read_bytes() for path in made_dicom.write_series(folder, stored, **fields)}
 
