@@ -29,10 +29,12 @@ def is_terminal(stream: Any) -> bool:
     return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
-def on_terminal():
+def on_terminal() -> bool:
+    """Whether closing words go to a terminal, as a table, and --quiet was not given."""
     return is_terminal(sys.stdout) and not is_quiet()
 
 
-def clock(seconds):
+def clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds, such as "1:02:03"."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -64,14 +64,8 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> tuple[Trained, build_
 
     # State: fresh, or the last complete checkpoint's. Traced before anything is written.
     teacher = _restore_teacher(cfg, fresh.out_info, mesh)
-    watch, lock = held.enter_context(preemption.Watch()), None
-    if processes.is_first():
-        lock = held.enter_context(_hold(workdir))
-        # Once more, since only now nobody else writes there.
-        run_config.check_same_run(cfg, workdir)
-        with files.writing(workdir):
-            run_split.write(cfg, workdir, data)
-            run_config.save(evaluations.config_of_run(cfg, workdir), workdir / "config.json")
+    watch = held.enter_context(preemption.Watch())
+    lock = _claim(cfg, workdir, data, held) if processes.is_first() else None
     keep = cfg.checkpoint
     with (
         checkpoint.Checkpoints(
@@ -109,6 +103,17 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> tuple[Trained, build_
         if best != int(state.step):
             state = checkpoints.restore(best, state, mesh)
     return Trained(cfg, model, state.ema_variables, best, mesh), data
+
+
+def _claim(cfg, workdir, data, held) -> Lock:
+    """Lock the workdir until `held` closes, and write down there what the run is."""
+    lock = held.enter_context(_hold(workdir))
+    # Once more, since only now nobody else writes there.
+    run_config.check_same_run(cfg, workdir)
+    with files.writing(workdir):
+        run_split.write(cfg, workdir, data)
+        run_config.save(evaluations.config_of_run(cfg, workdir), workdir / "config.json")
+    return lock
 
 
 def _trace_fresh(cfg, model, optimizer, mesh):
