@@ -37,7 +37,7 @@ def open_data(config) -> Data:
 
     Data of a workdir are opened by `run_split`, on the split that its run was started with.
     """
-    return deal(config, open_source(config))
+    return deal(config, open_source(config), data_root(config))
 
 
 def open_source(config) -> Source:
@@ -53,9 +53,9 @@ def open_source(config) -> Source:
     return Cached(source) if config.data.cache else source
 
 
-def deal(config, source: Source) -> Data:
-    """The source's cases on the sides that the config asks for."""
-    return Data(source, **_split(source.cases, config.split, source.facts.sides), root=data_root(config))
+def deal(config, source: Source, root: str) -> Data:
+    """The cases of a source, read from `root`, on the sides that the config asks for."""
+    return Data(source, **_split(source.cases, config.split, source.facts.sides), root=root)
 
 
 def data_root(config) -> str:

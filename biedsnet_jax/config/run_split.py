@@ -28,15 +28,14 @@ def open_training(cfg: ConfigDict, workdir: Path) -> Data:
     A student has its teacher's sides. Raises BadInput where recorded cases are missing.
     """
     record = find_record(cfg, workdir)
-    source = build_data.open_source(cfg)
+    source, root = build_data.open_source(cfg), build_data.data_root(cfg)
     if record is not None:
-        root = build_data.data_root(cfg)
         check_missing(record, source, workdir, root)
         data = follow(record, without_added(record, source, workdir, root), workdir, root)
         for side in SIDES:
             check_any(getattr(data, side), f"slices of the side {side}", root)
         return data
-    data = build_data.deal(cfg, source)
+    data = build_data.deal(cfg, source, root)
     for folder in (workdir, *_teacher(cfg)):
         check_tested(folder, data)
         if _is_trained(folder):

@@ -75,7 +75,7 @@ def _open_unrecorded(saved, workdir, source, root, *, named):
 
     Where its results.json has the cases that this gives for the test, they are recorded.
     """
-    data = dataclasses.replace(build_data.deal(saved, source), root=root)
+    data = build_data.deal(saved, source, root)
     tested = run_split.tested_cases(workdir)
     if not named:
         run_split.check_tested(workdir, data)

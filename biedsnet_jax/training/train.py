@@ -47,12 +47,12 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> tuple[Trained, build_
     check_config(cfg)
     workdir = pathlib.Path(workdir)
     run_config.check_same_run(cfg, workdir)
-    mesh = train_step.make_mesh(cfg)
     with processes.first_alone("data"):
         data = run_split.open_training(cfg, workdir)
-
-    # Segmenter and update.
     model = build_model.build(cfg)
+
+    # Update.
+    mesh = train_step.make_mesh(cfg)
     optimizer, schedule = make_optimizer(cfg.train)
     fresh = _trace_fresh(cfg, model, optimizer, mesh)
     update = train_step.Update(
