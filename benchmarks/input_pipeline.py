@@ -2,14 +2,16 @@
 
     python benchmarks/input_pipeline.py [--volumes=3] [--shape=512,512,300] [--folder=DIR]
 
-Writes float32 volumes (.nii.gz) with label maps, and measures on them, each in a process of its own:
+Writes float32 volumes (.nii.gz) with label maps, and measures on them, each in a
+process of its own:
 
 - the first reading of all volumes into the slice cache: seconds and peak resident memory;
 - the second start, which reads only the cache: seconds;
 - training batches after that (window, resize, normalise, augment): batches a second, and gzip files opened;
 - the training step of configs/nifti.py:cpu on this machine: steps a second.
 
-Exit code 1 if the peak is 1.5 GiB or more, the pipeline is under 5 times the step, or an epoch opens a gzip file.
+Exit code 1 if the peak is 1.5 GiB or more, the pipeline is under 5 times the step, or
+an epoch opens a gzip file.
 """
 
 import contextlib
@@ -34,17 +36,28 @@ MOST_GIB, LEAST_RATIO = 1.5, 5.0
 def main() -> int:
     arguments = _arguments()
     with contextlib.ExitStack() as stack:
-        folder = Path(arguments.folder or stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(
+            arguments.folder or stack.enter_context(tempfile.TemporaryDirectory())
+        )
         shape = tuple(map(int, arguments.shape.split(",")))
         write_volumes(folder / "data", arguments.volumes, shape)
         report = {"volumes": arguments.volumes, "shape": shape}
-        for name, measure in (("first", read), ("second", read), ("pipeline", feed), ("step", train)):
+        for name, measure in (
+            ("first", read),
+            ("second", read),
+            ("pipeline", feed),
+            ("step", train),
+        ):
             report[name] = _in_a_process(measure, folder)
             print(f"{name:9s}", json.dumps(report[name]), flush=True)
     peak = report["first"]["peak_gib"]
-    ratio = report["pipeline"]["batches_per_second"] / report["step"]["steps_per_second"]
+    ratio = (
+        report["pipeline"]["batches_per_second"] / report["step"]["steps_per_second"]
+    )
     opened = report["pipeline"]["gzip_files_opened"]
-    print(f"peak {peak:.2f} GiB, to be under {MOST_GIB}; {ratio:.1f} times the step, to be {LEAST_RATIO} or more")
+    print(
+        f"peak {peak:.2f} GiB, to be under {MOST_GIB}; {ratio:.1f} times the step, to be {LEAST_RATIO} or more"
+    )
     return 0 if peak < MOST_GIB and ratio >= LEAST_RATIO and opened == 0 else 1
 
 
@@ -100,7 +113,11 @@ def feed(folder: Path) -> dict:
         for _ in range(timed):
             next(batches)
         seconds = time.perf_counter() - start
-    return {"batches_per_second": timed / seconds, "gzip_files_opened": len(opened), "peak_gib": _peak()}
+    return {
+        "batches_per_second": timed / seconds,
+        "gzip_files_opened": len(opened),
+        "peak_gib": _peak(),
+    }
 
 
 def train(folder: Path) -> dict:
@@ -127,7 +144,11 @@ def _config(folder):
     cfg = nifti.get_config("cpu")
     cfg.data.root, cfg.data.cache_dir = str(folder / "data"), str(folder / "cache")
     cfg.data.window, cfg.data.normalise = (-1250.0, 250.0), "none"
-    cfg.split.train, cfg.split.val, cfg.split.test = ("case_0",), ("case_1",), ("case_2",)
+    cfg.split.train, cfg.split.val, cfg.split.test = (
+        ("case_0",),
+        ("case_1",),
+        ("case_2",),
+    )
     check_config(cfg)
     return cfg
 
@@ -144,9 +165,16 @@ def _peak() -> float:
 
 def _arguments():
     parser = scripts.make_parser(__doc__)
-    parser.add_argument("--volumes", type=int, default=3, help="three or more: one each to train, validate and test")
+    parser.add_argument(
+        "--volumes",
+        type=int,
+        default=3,
+        help="three or more: one each to train, validate and test",
+    )
     parser.add_argument("--shape", default="512,512,300", help="voxels along each axis")
-    parser.add_argument("--folder", help="keep volumes and cache here; a temporary folder by default")
+    parser.add_argument(
+        "--folder", help="keep volumes and cache here; a temporary folder by default"
+    )
     return parser.parse_args()
 
 

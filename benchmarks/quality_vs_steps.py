@@ -1,14 +1,18 @@
-"""Which sampler, how many steps, how many samples? Dice, HD95 and seconds an image, on the validation cases.
+"""Which sampler, how many steps, how many samples? Dice, HD95 and seconds an image, on
+the validation cases.
 
     python benchmarks/quality_vs_steps.py --workdir=DIR [--config=configs/covid.py:cpu --config.data.root=...]
         [--images=N] [--samples=K] [--most-steps=100] [--methods=ddim,ddpm]
 
-Trains the config (configs/phantom.py where none is given) into `--workdir`, or goes on there; a trained workdir needs
-no --config. Then it scores a row for each sampler, number of steps, and spacing, and for the chosen ones each
-number of samples. Finished rows are kept in DIR/quality_vs_steps.json, so that the same command goes on where it
-stopped. Prints Markdown tables and the default that follows: the fewest steps within 0.003 Dice of the best.
+Trains the config (configs/phantom.py where none is given) into `--workdir`, or goes on
+there; a trained workdir needs no --config. Then it scores a row for each sampler,
+number of steps, and spacing, and for the chosen ones each number of samples. Finished
+rows are kept in DIR/quality_vs_steps.json, so that the same command goes on where it
+stopped. Prints Markdown tables and the default that follows: the fewest steps within
+0.003 Dice of the best.
 
-Seconds are those of predicting, in batches of eval.batch_size, without compiling and without reading the images.
+Seconds are those of predicting, in batches of eval.batch_size, without compiling and
+without reading the images.
 """
 
 import argparse
@@ -31,7 +35,8 @@ from biedsnet_jax.runtime import devices, files, progress
 from biedsnet_jax.scoring import metrics
 from biedsnet_jax.training import train
 
-MARGIN = 0.003  # of Dice
+# of Dice
+MARGIN = 0.003
 STEPS = (1, 2, 3, 4, 5, 8, 10, 20, 50)
 FEW = (1, 2, 3, 4, 5)
 SAMPLES = (1, 2, 5, 10)
@@ -42,14 +47,22 @@ FILE = "quality_vs_steps.json"
 def sweep(timesteps: int) -> list[dict]:
     """The sampler's fields of each row but the number of samples, the quick ones first.
 
-    Left out is what equals another row: one trailing step is the same prediction by every sampler, linspace's too, and
-    DPM-Solver++ begins with DDIM's steps and ends with one.
+    Left out is what equals another row: one trailing step is the same prediction by
+    every sampler, linspace's too, and DPM-Solver++ begins with DDIM's steps and ends
+    with one.
     """
     rows = [row("ddim", steps) for steps in STEPS]
     rows += [row("dpm_solver", steps) for steps in STEPS if steps > 2]
     rows += [row("ddpm", steps) for steps in (*STEPS, timesteps) if steps > 1]
-    rows += [row("ddim", steps, spacing=s) for s in ("linspace", "leading") for steps in FEW if steps > 1]
-    return sorted((r for r in rows if r["steps"] <= timesteps), key=lambda r: r["steps"])
+    rows += [
+        row("ddim", steps, spacing=s)
+        for s in ("linspace", "leading")
+        for steps in FEW
+        if steps > 1
+    ]
+    return sorted(
+        (r for r in rows if r["steps"] <= timesteps), key=lambda r: r["steps"]
+    )
 
 
 def row(method: str, steps: int, spacing: str = "trailing") -> dict:
@@ -58,9 +71,15 @@ def row(method: str, steps: int, spacing: str = "trailing") -> dict:
 
 
 def choose(rows: list[dict]) -> dict:
-    """The row of the fewest evaluations of the network within MARGIN of the best Dice; of equals the better."""
-    enough = max(r["dice"] for r in rows) - MARGIN - 1e-9  # 0.800 - 0.003 is not 0.797 in binary
-    return min((r for r in rows if r["dice"] >= enough), key=lambda r: (_evaluations(r), -r["dice"]))
+    """The row of the fewest evaluations of the network within MARGIN of the best Dice;
+    of equals the better.
+    """
+    # 0.800 - 0.003 is not 0.797 in binary
+    enough = max(r["dice"] for r in rows) - MARGIN - 1e-9
+    return min(
+        (r for r in rows if r["dice"] >= enough),
+        key=lambda r: (_evaluations(r), -r["dice"]),
+    )
 
 
 def _evaluations(r):
@@ -71,7 +90,8 @@ def main() -> int:
     arguments, cfg = _arguments()
     workdir = Path(arguments.workdir)
     devices.enable_compile_cache(cfg.compile_cache)
-    if not (workdir / "results.json").exists():  # which training ends with
+    # which training ends with
+    if not (workdir / "results.json").exists():
         train.train(cfg, str(workdir))
     bench = Bench(cfg, workdir, arguments.images)
     samples = arguments.samples or cfg.sampler.ensemble
@@ -79,33 +99,59 @@ def main() -> int:
     rows = bench.measure([r for r in rows if _asked(r, arguments)])
     chosen, best = choose(rows), max(rows, key=lambda r: r["dice"])
     same = {name: chosen[name] for name in row("", 0)}
-    by_samples = bench.measure([same | {"ensemble": k} for k in sorted({*SAMPLES, samples})])
-    print(_markdown("Samplers and steps", bench.caption, rows), _markdown("Samples", "At the default.", by_samples))
+    by_samples = bench.measure(
+        [same | {"ensemble": k} for k in sorted({*SAMPLES, samples})]
+    )
+    print(
+        _markdown("Samplers and steps", bench.caption, rows),
+        _markdown("Samples", "At the default.", by_samples),
+    )
     print(f"default: the fewest steps within {MARGIN} Dice of the best")
-    for name, r in (("best", best), ("default", chosen), ("samples at the default", choose(by_samples))):
+    for name, r in (
+        ("best", best),
+        ("default", chosen),
+        ("samples at the default", choose(by_samples)),
+    ):
         print(f"{name}: {' '.join(_cells(r)[:4])}, Dice {r['dice']:.4f}")
     return 0
 
 
 def _asked(r, arguments):
-    """Whether the flags leave this row in; --methods leaves the plain ones of these samplers."""
+    """Whether the flags leave this row in; --methods leaves the plain ones of these
+    samplers.
+    """
     plain = r["spacing"] == "trailing"
     named = not arguments.methods or (r["method"] in arguments.methods and plain)
     return named and r["steps"] <= (arguments.most_steps or r["steps"])
 
 
 class Bench:
-    """A trained workdir and its validation slices; rows measured before are not measured again."""
+    """A trained workdir and its validation slices; rows measured before are not
+    measured again.
+    """
 
     def __init__(self, cfg, workdir: Path, images: int):
-        self.cfg, self.path, self.data = cfg, workdir / FILE, run_split.open_training(cfg, workdir)
+        self.cfg, self.path, self.data = (
+            cfg,
+            workdir / FILE,
+            run_split.open_training(cfg, workdir),
+        )
         self.model = trained.load(workdir, cfg)
         val = self.data.val
         most = min(images or len(val), len(val))
         self.indices = [val[i] for i in np.linspace(0, len(val) - 1, most).astype(int)]
         # What a row depends on beside the sampler.
-        fields = {"seed": cfg.seed, "fusion": cfg.fusion, "threshold": cfg.threshold, "batch_size": cfg.eval.batch_size}
-        self.same = {"checkpoint_step": self.model.step, "images": len(self.indices), **fields}
+        fields = {
+            "seed": cfg.seed,
+            "fusion": cfg.fusion,
+            "threshold": cfg.threshold,
+            "batch_size": cfg.eval.batch_size,
+        }
+        self.same = {
+            "checkpoint_step": self.model.step,
+            "images": len(self.indices),
+            **fields,
+        }
         self.caption = (
             f"{cfg.data.name}, {len(self.indices)} validation slices of {len(self.data.cases('val'))} cases at "
             f"{cfg.data.size}x{cfg.data.size}, checkpoint of step {self.model.step}, {self.model.mesh.size} x "
@@ -133,25 +179,42 @@ class Bench:
         cfg.sampler.update(fields)
         check_config(cfg)
         clock, rows = trained.Clock(), []
-        model = trained.Trained(cfg, build_model.build(cfg), self.model.variables, self.model.step, self.model.mesh)
-        for probability, batch, examples in model.predict_split(self.data, self.indices, clock):
+        model = trained.Trained(
+            cfg,
+            build_model.build(cfg),
+            self.model.variables,
+            self.model.step,
+            self.model.mesh,
+        )
+        for probability, batch, examples in model.predict_split(
+            self.data, self.indices, clock
+        ):
             for p, y, example in zip(probability, batch["mask"], examples):
                 rows += slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
         scores = metrics.summarise(rows)["standard"]
         if scores["dice"]["mean"] is None:
-            raise BadInput(f"no slice with truth, {len(self.indices)} slices, in --images; give more, or 0 for all")
+            raise BadInput(
+                f"no slice with truth, {len(self.indices)} slices, in --images; give more, or 0 for all"
+            )
         means = {name: scores[name]["mean"] for name in ("dice", "hd95")}
         return means | {"seconds_per_image": clock.seconds / clock.images}
 
 
 def _markdown(title: str, caption: str, rows: list[dict]) -> str:
     header = ["sampler", "steps", "spacing", "K", "Dice", "HD95", "s an image"]
-    return table.markdown_tables([table.Table(title, caption, header, [_cells(r) for r in rows])])
+    return table.markdown_tables(
+        [table.Table(title, caption, header, [_cells(r) for r in rows])]
+    )
 
 
 def _cells(r):
     names = [r["method"], str(r["steps"]), r["spacing"], str(r["ensemble"])]
-    return [*names, f"{r['dice']:.4f}", f"{r['hd95']:.2f}", f"{r['seconds_per_image']:.3f}"]
+    return [
+        *names,
+        f"{r['dice']:.4f}",
+        f"{r['hd95']:.2f}",
+        f"{r['seconds_per_image']:.3f}",
+    ]
 
 
 def _methods(text):
@@ -164,19 +227,40 @@ def _methods(text):
 
 def _arguments():
     parser = scripts.make_parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="the run, trained here if it is not yet")
-    parser.add_argument("--images", type=int, default=0, help="validation slices, evenly spaced; 0: all")
-    parser.add_argument("--samples", type=int, default=0, help="K while steps are compared; 0: the config's")
-    parser.add_argument("--most-steps", type=int, default=0, help="leave out rows of more; 0: none")
-    parser.add_argument("--methods", type=_methods, default=(), help="plain rows of these samplers alone; none: all")
+    parser.add_argument(
+        "--workdir", required=True, help="the run, trained here if it is not yet"
+    )
+    parser.add_argument(
+        "--images", type=int, default=0, help="validation slices, evenly spaced; 0: all"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        help="K while steps are compared; 0: the config's",
+    )
+    parser.add_argument(
+        "--most-steps", type=int, default=0, help="leave out rows of more; 0: none"
+    )
+    parser.add_argument(
+        "--methods",
+        type=_methods,
+        default=(),
+        help="plain rows of these samplers alone; none: all",
+    )
     arguments, rest = parser.parse_known_args()
     if min(arguments.images, arguments.samples, arguments.most_steps) < 0:
         parser.error("--images, --samples and --most-steps start at 0")
-    if not any(a.startswith("--config=") for a in rest) and not (Path(arguments.workdir) / "config.json").exists():
+    if (
+        not any(a.startswith("--config=") for a in rest)
+        and not (Path(arguments.workdir) / "config.json").exists()
+    ):
         rest = [f"--config={scripts.ROOT / 'configs' / 'phantom.py'}", *rest]
     cfg = scripts.read_config([f"--workdir={arguments.workdir}", *rest])
     if not build_model.draws_samples(cfg) or cfg.network == "medsegdiff":
-        raise BadInput(f"no sampler to compare, {cfg.network}, in --config; give a biedsnet trained by diffusion")
+        raise BadInput(
+            f"no sampler to compare, {cfg.network}, in --config; give a biedsnet trained by diffusion"
+        )
     return arguments, cfg
 
 

@@ -1,4 +1,5 @@
-"""The picture on the front page: slices a network has not seen, what it found, how sure it is, and how it got there.
+"""The picture on the front page: slices a network has not seen, what it found, how sure
+it is, and how it got there.
 
     python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom
     python -m biedsnet_jax.main --mode=evaluate --workdir=runs/phantom --config.sampler.steps=5 \
@@ -6,8 +7,9 @@
     python benchmarks/readme_picture.py --workdir=runs/phantom/evaluations/sampler.steps=5,sampler.ensemble=9 \
         --output=docs/prediction.png [--rows=3]
 
-Draws what evaluation keeps for its report, `report_data.npz`. The phantom's slices are made up: no patient is in it. It
-has a dark ground of its own, to be read on light and dark pages.
+Draws what evaluation keeps for its report, `report_data.npz`. The phantom's slices are
+made up: no patient is in it. It has a dark ground of its own, to be read on light and
+dark pages.
 """
 
 import io
@@ -28,31 +30,48 @@ from biedsnet_jax.reporting import record
 from biedsnet_jax.runtime import files
 from biedsnet_jax.scoring import results
 
-TILE, GAP, TITLE, MARGIN = 208, 10, 40, 20  # pixels
+# pixels
+TILE, GAP, TITLE, MARGIN = 208, 10, 40, 20
 GROUND, INK = (13, 17, 23), (230, 237, 243)
 TRUTH, FOUND = overlay.COLOURS[1], overlay.COLOURS[0]
 HEAT = np.array(
-    [(13, 17, 23), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64
+    [(13, 17, 23), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)],
+    np.float64,
 )  # dark to bright
-SHOWN_STEPS = 3  # of the denoising: noise, one between, the last
+# of the denoising: noise, one between, the last
+SHOWN_STEPS = 3
 
 
 def picture(data: record.ReportData, threshold: float, rows: int) -> Image.Image:
-    """A row a slice, of the first class: image, truth, prediction, uncertainty, then the mask as it is denoised."""
+    """A row a slice, of the first class: image, truth, prediction, uncertainty, then
+    the mask as it is denoised.
+    """
     table = [list(_tiles(data, i, threshold)) for i in range(rows)]
     titles = [title for title, _ in table[0]]
     width = 2 * MARGIN + len(titles) * (TILE + GAP) - GAP
-    sheet = Image.new("RGB", (width, 2 * MARGIN + TITLE + rows * (TILE + GAP) - GAP), GROUND)
+    sheet = Image.new(
+        "RGB", (width, 2 * MARGIN + TITLE + rows * (TILE + GAP) - GAP), GROUND
+    )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=21)
     for column, title in enumerate(titles):
         left = MARGIN + column * (TILE + GAP)
-        draw.text((left + TILE / 2, MARGIN + TITLE / 2 - 8), title, INK, font, anchor="mm")
+        draw.text(
+            (left + TILE / 2, MARGIN + TITLE / 2 - 8), title, INK, font, anchor="mm"
+        )
         for row in range(rows):
             top = MARGIN + TITLE + row * (TILE + GAP)
             sheet.paste(table[row][column][1], (left, top))
             if title == "prediction":
                 dice = f"Dice {data.dice[int(data.slices[row]) * data.truth.shape[-1]]:.2f}"
-                draw.text((left + 8, top + TILE - 8), dice, INK, font, anchor="ls", stroke_width=2, stroke_fill=GROUND)
+                draw.text(
+                    (left + 8, top + TILE - 8),
+                    dice,
+                    INK,
+                    font,
+                    anchor="ls",
+                    stroke_width=2,
+                    stroke_fill=GROUND,
+                )
     return sheet
 
 
@@ -61,19 +80,26 @@ def _tiles(data, i, threshold) -> Iterator[tuple[str, Image.Image]]:
     image = _larger(np.asarray(Image.open(io.BytesIO(data.images[i])), np.float64))
     grey = np.repeat(image[..., None], 3, axis=-1)
     levels = _larger(data.probability[i, ..., 0])
-    found, truth = levels > threshold * record.LEVELS, _larger(data.truth[i, ..., 0] * 255) > 127
+    found, truth = (
+        levels > threshold * record.LEVELS,
+        _larger(data.truth[i, ..., 0] * 255) > 127,
+    )
     yield "image", _tile(grey)
     yield "truth", _tile(_outlined(grey, truth, TRUTH))
     yield "prediction", _tile(_outlined(grey, found, FOUND))
     p = np.clip(levels / record.LEVELS, 1e-6, 1 - 1e-6)
     yield "uncertainty", _tile(_heat(-(p * np.log2(p) + (1 - p) * np.log2(1 - p))))
     for step in np.linspace(0, len(data.times) - 1, SHOWN_STEPS).round().astype(int):
-        noisy = _larger(data.x_t[i, step, ..., 0] * (255 / record.GREYS), Image.Resampling.NEAREST)
+        noisy = _larger(
+            data.x_t[i, step, ..., 0] * (255 / record.GREYS), Image.Resampling.NEAREST
+        )
         yield f"step {step + 1}", _tile(np.repeat(noisy[..., None], 3, axis=-1))
 
 
 def _larger(values, how=Image.Resampling.BICUBIC):
-    return np.asarray(Image.fromarray(values.astype(np.float32)).resize((TILE, TILE), how), np.float64)
+    return np.asarray(
+        Image.fromarray(values.astype(np.float32)).resize((TILE, TILE), how), np.float64
+    )
 
 
 def _outlined(grey, mask, colour):
@@ -86,7 +112,9 @@ def _outlined(grey, mask, colour):
 
 def _heat(share):
     place = np.clip(share, 0, 1) * (len(HEAT) - 1)
-    return np.stack([np.interp(place, np.arange(len(HEAT)), HEAT[:, c]) for c in range(3)], axis=-1)
+    return np.stack(
+        [np.interp(place, np.arange(len(HEAT)), HEAT[:, c]) for c in range(3)], axis=-1
+    )
 
 
 def _tile(rgb):
@@ -105,15 +133,25 @@ def main() -> None:
     sheet = picture(data, run.fields.get("threshold", 0.5), arguments.rows)
     sheet.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     files.write_bytes(Path(arguments.output), file.getvalue())
-    print(f"{arguments.output}: {sheet.width} x {sheet.height}, {len(file.getvalue()) // 1000} kB")
+    print(
+        f"{arguments.output}: {sheet.width} x {sheet.height}, {len(file.getvalue()) // 1000} kB"
+    )
 
 
 def _arguments():
     parser = scripts.make_parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="a run that was tested, or the folder of an evaluation")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        help="a run that was tested, or the folder of an evaluation",
+    )
     parser.add_argument("--output", required=True, help="the PNG file")
     parser.add_argument(
-        "--rows", type=int, choices=[1, 2, 3], default=3, help="slices: the worst, the median, the best"
+        "--rows",
+        type=int,
+        choices=[1, 2, 3],
+        default=3,
+        help="slices: the worst, the median, the best",
     )
     return parser.parse_args()
 

@@ -1,4 +1,6 @@
-"""What the scripts of this folder share: command lines, reports and the memory of a process."""
+"""What the scripts of this folder share: command lines, reports and the memory of a
+process.
+"""
 
 import argparse
 import json
@@ -19,7 +21,9 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
 
 
 def read_config(words: list[str]):
-    """The checked config of the package's flags `words`. Raises BadInput if they name none."""
+    """The checked config of the package's flags `words`. Raises BadInput if they name
+    none.
+    """
     # Imported here, since some scripts do without jax.
     from absl import flags
 
@@ -31,7 +35,9 @@ def read_config(words: list[str]):
     config = flags.FLAGS.config
     if config is None:
         example = "--config=configs/covid.py"
-        raise BadInput(f"--config is missing. Give a config file, for example {example}")
+        raise BadInput(
+            f"--config is missing. Give a config file, for example {example}"
+        )
     check_config(config)
     return config
 

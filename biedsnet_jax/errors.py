@@ -1,19 +1,26 @@
-"""What `main` turns into one line and an exit code; by itself, so that modes without jax can raise it too."""
+"""What `main` turns into one line and an exit code; by itself, so that modes without
+jax can raise it too.
+"""
 
 import sys
 from collections.abc import Callable, Sequence
 
 
 class BadInput(ValueError):
-    """A mistake in the user's input: one line that names the file or field, the value and the fix.
+    """A mistake in the user's input: one line that names the file or field, the value
+    and the fix.
 
     `main` prints it as `biedsnet: <message>` and exits with code 2.
     """
 
 
 def reason(error: Exception, *, most: int = 200) -> str:
-    """What another library says went wrong, fit for one line: the first line, or the type where nothing is said."""
-    text = (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__
+    """What another library says went wrong, fit for one line: the first line, or the
+    type where nothing is said.
+    """
+    text = (getattr(error, "strerror", None) or str(error)).strip() or type(
+        error
+    ).__name__
     return shown(text.splitlines()[0], most=most)
 
 
@@ -45,7 +52,9 @@ class Preempted(BaseException):
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
-    """What `main` of a script returns, 0 for nothing; after one line 2 for a mistake, 1 for a diverged training."""
+    """What `main` of a script returns, 0 for nothing; after one line 2 for a mistake, 1
+    for a diverged training.
+    """
     try:
         return main() or 0
     except (BadInput, Diverged) as error:

@@ -1,4 +1,6 @@
-"""`python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom`: flags and modes, nothing else."""
+"""`python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom`:
+flags and modes, nothing else.
+"""
 
 import pathlib
 import shlex
@@ -12,7 +14,8 @@ from biedsnet_jax.config import command_line
 from biedsnet_jax.errors import BadInput, Diverged, Preempted, shown
 from biedsnet_jax.runtime import console
 
-# What is said of the next start where Ctrl-C came. Training says it itself once it has begun.
+# What is said of the next start where Ctrl-C came. Training says it itself once it has
+# begun.
 _NEXT = {
     "train": "Nothing was trained yet. The same command begins where this one did.",
     "distill": "Nothing was trained yet. The same command begins where this one did.",
@@ -33,46 +36,83 @@ _MODE_HELP = (
     "report makes tables of workdirs with results; "
     "serve opens a page that segments what is dropped on it"
 )
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:VARIANT,VARIANT]; fields: --config.train.steps=100")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE.py[:VARIANT,VARIANT]; fields: --config.train.steps=100"
+)
 _MODE = flags.DEFINE_enum("mode", "train", sorted(_NEXT), _MODE_HELP)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, results; report: several")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "folder of the run: config, checkpoints, results; report: several"
+)
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "predict: the folder of the masks; report: the HTML file, the same as Markdown is put beside it; "
     "benchmark: the JSON file; distill: the student's workdir; export: the folder of the program",
 )
-_NETWORK = flags.DEFINE_string("network", None, "import: whose weights they are; needed where --config is not given")
-_INPUT = flags.DEFINE_string(
-    "input", None, "predict: image, volume, or a folder of them; import: .npz, .safetensors or .pth file of the weights"
+_NETWORK = flags.DEFINE_string(
+    "network",
+    None,
+    "import: whose weights they are; needed where --config is not given",
 )
-_SAMPLES = flags.DEFINE_bool("samples", False, "predict, export: keep each sample of a diffusion method")
-_COMPARE = flags.DEFINE_string("compare", None, "benchmark: an earlier --output; says what got slower since")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "benchmark: how often each program is timed after warm-up")
+_INPUT = flags.DEFINE_string(
+    "input",
+    None,
+    "predict: image, volume, or a folder of them; import: .npz, .safetensors or .pth file of the weights",
+)
+_SAMPLES = flags.DEFINE_bool(
+    "samples", False, "predict, export: keep each sample of a diffusion method"
+)
+_COMPARE = flags.DEFINE_string(
+    "compare", None, "benchmark: an earlier --output; says what got slower since"
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 7, "benchmark: how often each program is timed after warm-up"
+)
 _HOST = flags.DEFINE_string(
-    "host", "127.0.0.1", "serve: the address to listen at; any but this machine's own needs a token"
+    "host",
+    "127.0.0.1",
+    "serve: the address to listen at; any but this machine's own needs a token",
 )
 _PORT = flags.DEFINE_integer("port", 8000, "serve: 0 for any that is free")
-_UPLOAD_MB = flags.DEFINE_integer("upload_mb", 256, "serve: the largest upload, in MiB", lower_bound=1)
-_WAITING = flags.DEFINE_integer("waiting", 16, "serve: uploads that may wait, and results that are kept", lower_bound=1)
-_SCAN_SECONDS = flags.DEFINE_integer("scan_seconds", 600, "serve: how long a scan may take", lower_bound=1)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "of many processes: HOST:PORT of the first, the same for all; left out on SLURM and TPU pods"
+_UPLOAD_MB = flags.DEFINE_integer(
+    "upload_mb", 256, "serve: the largest upload, in MiB", lower_bound=1
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of many processes: how many")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "of many processes: which one this is, from 0")
-_QUIET = flags.DEFINE_bool("quiet", False, "show nothing but errors, warnings and the closing word")
-_HELP_FIELDS = flags.DEFINE_bool("helpfields", False, "show every field of a config, its default and its range")
+_WAITING = flags.DEFINE_integer(
+    "waiting",
+    16,
+    "serve: uploads that may wait, and results that are kept",
+    lower_bound=1,
+)
+_SCAN_SECONDS = flags.DEFINE_integer(
+    "scan_seconds", 600, "serve: how long a scan may take", lower_bound=1
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "of many processes: HOST:PORT of the first, the same for all; left out on SLURM and TPU pods",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "of many processes: how many"
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "of many processes: which one this is, from 0"
+)
+_QUIET = flags.DEFINE_bool(
+    "quiet", False, "show nothing but errors, warnings and the closing word"
+)
+_HELP_FIELDS = flags.DEFINE_bool(
+    "helpfields", False, "show every field of a config, its default and its range"
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 
 def run(argv: list[str]) -> int:
     """Do what a command line asks and return its exit code.
 
-    0: done, or SIGTERM and a checkpoint written. 2: a mistake of the user's. 3: some scans of many
-    could not be segmented. 1: training diverged, or another process of the run is gone. 130:
-    Ctrl-C, 129: SIGHUP, training with a checkpoint written. All but the first say so on stderr, in
-    one line or, for 3, one a scan.
+    0: done, or SIGTERM and a checkpoint written. 2: a mistake of the user's. 3: some
+    scans of many could not be segmented. 1: training diverged, or another process of
+    the run is gone. 130: Ctrl-C, 129: SIGHUP, training with a checkpoint written. All
+    but the first say so on stderr, in one line or, for 3, one a scan.
     """
     try:
         parse_flags(argv)
@@ -80,7 +120,9 @@ def run(argv: list[str]) -> int:
         if _HELP_FIELDS.value:
             return _help_fields()
         if not _WORKDIR.value and _MODE.value != "benchmark":
-            raise BadInput("--workdir is missing. Give the folder where the run is, or is to be, kept.")
+            raise BadInput(
+                "--workdir is missing. Give the folder where the run is, or is to be, kept."
+            )
         return _MODES[_MODE.value](argv) or 0
     except (BadInput, Diverged) as error:
         if _shows_tracebacks(argv):
@@ -107,7 +149,8 @@ def _help_fields():
     return 0
 
 
-# One function a mode, with its imports inside: a report needs no jax, predicting no training.
+# One function a mode, with its imports inside: a report needs no jax, predicting no
+# training.
 
 
 def _train(argv):
@@ -121,7 +164,9 @@ def _distill(argv):
     began = time.monotonic()
     from biedsnet_jax.training import distill
 
-    _tell_scores(distill.run(_start(), _WORKDIR.value, _OUTPUT.value), _OUTPUT.value, began)
+    _tell_scores(
+        distill.run(_start(), _WORKDIR.value, _OUTPUT.value), _OUTPUT.value, began
+    )
 
 
 def _evaluate(argv):
@@ -134,7 +179,13 @@ def _evaluate(argv):
 def _predict(argv):
     from biedsnet_jax.prediction import predict
 
-    return predict.run(_start(), _WORKDIR.value, _INPUT.value, _OUTPUT.value, keep_samples=_SAMPLES.value)
+    return predict.run(
+        _start(),
+        _WORKDIR.value,
+        _INPUT.value,
+        _OUTPUT.value,
+        keep_samples=_SAMPLES.value,
+    )
 
 
 def _import(argv):
@@ -153,7 +204,8 @@ def _benchmark(argv):
     from biedsnet_jax.benchmarking import benchmark
 
     benchmark.run(
-        _start(compile_cache=False),  # compiling is timed
+        # compiling is timed
+        _start(compile_cache=False),
         command=shlex.join(["python", "-m", "biedsnet_jax.main", *argv[1:]]),
         output=_OUTPUT.value,
         baseline=_COMPARE.value,
@@ -194,7 +246,9 @@ _MODES = {
 
 
 def _start(*, compile_cache: bool = True):
-    """Join the other processes, if there are any, and turn on the cache of compiled programs; returns the config."""
+    """Join the other processes, if there are any, and turn on the cache of compiled
+    programs; returns the config.
+    """
     from biedsnet_jax.runtime import devices, processes
 
     if _CONFIG.value is None:
@@ -206,7 +260,9 @@ def _start(*, compile_cache: bool = True):
 
 
 def _tell_scores(results, workdir, began):
-    """The closing word of a test, on the first of several processes, which has the results."""
+    """The closing word of a test, on the first of several processes, which has the
+    results.
+    """
     from biedsnet_jax.evaluation import closing, evaluations
 
     if results:
@@ -216,7 +272,8 @@ def _tell_scores(results, workdir, began):
 
 def _failed(text, code):
     """Say it on stderr; returns the exit code."""
-    if "biedsnet_jax.runtime.processes" not in sys.modules:  # before jax was needed
+    # before jax was needed
+    if "biedsnet_jax.runtime.processes" not in sys.modules:
         print(f"biedsnet: {text}", file=sys.stderr)
         return code
     from biedsnet_jax.runtime import processes
@@ -226,20 +283,27 @@ def _failed(text, code):
 
 
 def parse_flags(argv: list[str]) -> None:
-    """Parse into FLAGS. A mode that reads a trained workdir takes its config from there, so it may be left out.
+    """Parse into FLAGS. A mode that reads a trained workdir takes its config from
+    there, so it may be left out.
 
     Raises BadInput for whatever absl, ml_collections or the config file refuse.
     """
     argv = command_line.with_config(_with_flag_files(argv), flags.FLAGS)
     defaults = command_line.load_config(argv, flags.FLAGS)
-    read = {name: command_line.value(argv, name, flags.FLAGS) for name in ("config", "mode", "workdir", "network")}
-    sys.argv[:] = argv  # config_flags looks for overrides there
+    read = {
+        name: command_line.value(argv, name, flags.FLAGS)
+        for name in ("config", "mode", "workdir", "network")
+    }
+    # config_flags looks for overrides there
+    sys.argv[:] = argv
     try:
         stray = flags.FLAGS(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(command_line.reworded(error, defaults)) from error
     if stray:
-        raise BadInput(f"{shown(stray[0])} is not a flag. Flags look like --name=value.")
+        raise BadInput(
+            f"{shown(stray[0])} is not a flag. Flags look like --name=value."
+        )
     command_line.check_read_alike(read, flags.FLAGS)
 
 

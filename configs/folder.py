@@ -22,7 +22,9 @@ def cpu(c) -> None:
 
 def short(c) -> None:
     """Minutes on a CPU at 64x64."""
-    c.train.update(steps=1200, batch_size=8, learning_rate=2e-3, warmup_steps=50, ema=0.995)
+    c.train.update(
+        steps=1200, batch_size=8, learning_rate=2e-3, warmup_steps=50, ema=0.995
+    )
     c.eval.update(every=300, batch_size=16, val_images=64)
     c.checkpoint.every = 100
     c.log.every = 20

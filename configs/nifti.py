@@ -2,8 +2,9 @@
 
     python -m biedsnet_jax.main --config=configs/nifti.py --config.data.root=DIR --workdir=runs/mine
 
-`DIR` holds `images/` and `labels/`, or Medical Decathlon's or nnU-Net's `imagesTr/` and `labelsTr/`. CT wants a window,
-`--config.data.window="(-1250.,250.)" --config.data.normalise=none`. `:cpu` is a small network at 64x64 for two cores.
+`DIR` holds `images/` and `labels/`, or Medical Decathlon's or nnU-Net's `imagesTr/` and
+`labelsTr/`. CT wants a window, `--config.data.window="(-1250.,250.)"
+--config.data.normalise=none`. `:cpu` is a small network at 64x64 for two cores.
 """
 
 from configs import default, folder, variants
@@ -13,7 +14,9 @@ def get_config(chosen: str | None = None):
     c = default.get_config()
     c.data.source = "nifti"
     c.data.name = "nifti"
-    c.augment.update(hflip=0.0, vflip=0.0)  # labels may tell left from right and front from back
-    c.data.cache = False  # slices are memory-mapped from data.cache_dir already
+    # labels may tell left from right and front from back
+    c.augment.update(hflip=0.0, vflip=0.0)
+    # slices are memory-mapped from data.cache_dir already
+    c.data.cache = False
     c.data.hint = "give --config.data.root=DIR, a folder with images/ and labels/, or imagesTr/ and labelsTr/"
     return variants.apply(c, chosen, cpu=folder.cpu)

@@ -1,4 +1,5 @@
-"""A small BIEDSNet, or any other network, on made-up chest CT slices: runs anywhere, without data.
+"""A small BIEDSNet, or any other network, on made-up chest CT slices: runs anywhere,
+without data.
 
 python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom
 """

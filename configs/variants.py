@@ -1,21 +1,29 @@
-"""What may follow the colon of `--config=FILE:VARIANTS`, applied in order: networks, ablation rows, readings, sizes."""
+"""What may follow the colon of `--config=FILE:VARIANTS`, applied in order: networks,
+ablation rows, readings, sizes.
+"""
 
 from ml_collections import ConfigDict
 
 
 def apply(config: ConfigDict, variants: str | None, **own) -> ConfigDict:
-    """Apply comma-separated `variants`; `own` are a config file's further ones. Raises ValueError for another name."""
+    """Apply comma-separated `variants`; `own` are a config file's further ones. Raises
+    ValueError for another name.
+    """
     table = VARIANTS | own
     for name in filter(None, (variants or "").split(",")):
         if name not in table:
-            raise ValueError(f"unknown config variant, {name}, in --config; use one of {', '.join(sorted(table))}")
+            raise ValueError(
+                f"unknown config variant, {name}, in --config; use one of {', '.join(sorted(table))}"
+            )
         table[name](config)
     return config
 
 
 def lineage(c: ConfigDict) -> None:
     """The choices of the PyTorch lineage: 33,848,273 parameters on one-channel images."""
-    c.networks.biedsnet.update(dconv="lineage", count_include_pad=True, residual="conv", attention_per="level")
+    c.networks.biedsnet.update(
+        dconv="lineage", count_include_pad=True, residual="conv", attention_per="level"
+    )
     c.diffusion.mask_range = "zero_one"
     c.augment.update(hflip=0.5, vflip=0.0, rotate_degrees=0.0, scale=0.0, intensity=0.0)
 
@@ -27,7 +35,9 @@ def direct(c: ConfigDict) -> None:
 
 
 def no_bffm(c: ConfigDict) -> None:
-    """BIEDSNet without its boundary modules, all else kept; the paper's rows add one part after another instead."""
+    """BIEDSNet without its boundary modules, all else kept; the paper's rows add one
+    part after another instead.
+    """
     c.row = "no_bffm"
     c.networks.biedsnet.bffm = False
 
@@ -42,7 +52,9 @@ def _row(number: int):
     def row(c: ConfigDict) -> None:
         c.row = f"row{number}"
         c.networks.biedsnet.bffm = number >= 2
-        c.networks.biedsnet.attention = c.networks.biedsnet.attention if number >= 3 else "none"
+        c.networks.biedsnet.attention = (
+            c.networks.biedsnet.attention if number >= 3 else "none"
+        )
         c.loss.name = "joint" if number >= 4 else "mse"
         c.networks.biedsnet.supervision = number >= 5
 
@@ -50,19 +62,31 @@ def _row(number: int):
     return row
 
 
-def _network(name: str, dice_weight: float = 1.0, bce_weight: float = 0.5, weights: tuple[float, ...] = (1.0,)):
+def _network(
+    name: str,
+    dice_weight: float = 1.0,
+    bce_weight: float = 0.5,
+    weights: tuple[float, ...] = (1.0,),
+):
     """A comparison network with its authors' loss; Dice + BCE where they give none."""
 
     def network(c: ConfigDict) -> None:
         c.network = name
-        c.loss.update(name="dice_bce", dice_smooth=1e-5, dice_weight=dice_weight, bce_weight=bce_weight)
+        c.loss.update(
+            name="dice_bce",
+            dice_smooth=1e-5,
+            dice_weight=dice_weight,
+            bce_weight=bce_weight,
+        )
         c.loss.supervision_weights = weights
 
     return network
 
 
 def _medsegdiff(c: ConfigDict) -> None:
-    """Its loss is its own; DPM-Solver++ since it predicts noise, of which a few DDIM steps make poor masks."""
+    """Its loss is its own; DPM-Solver++ since it predicts noise, of which a few DDIM
+    steps make poor masks.
+    """
     c.network = "medsegdiff"
     c.diffusion.mask_range = "zero_one"
     c.sampler.method = "dpm_solver"
@@ -70,14 +94,18 @@ def _medsegdiff(c: ConfigDict) -> None:
 
 
 def _medsegdiff_v1(c: ConfigDict) -> None:
-    """Its first version: the denoiser gates the highway network instead of being anchored by it."""
+    """Its first version: the denoiser gates the highway network instead of being
+    anchored by it.
+    """
     _medsegdiff(c)
     c.row = "medsegdiff_v1"
     c.networks.medsegdiff.version = "v1"
 
 
 def small(c: ConfigDict) -> None:
-    """Every network at 64x64, narrowed until a CPU trains it: 0.25 to 2.2 million parameters."""
+    """Every network at 64x64, narrowed until a CPU trains it: 0.25 to 2.2 million
+    parameters.
+    """
     c.data.size = 64
     n = c.networks
     n.biedsnet.update(channels=(16, 32, 64, 96), dconv="lineage")
@@ -86,7 +114,13 @@ def small(c: ConfigDict) -> None:
     n.unext.channels = (8, 16, 32, 64, 128)
     n.swin_unet.update(window=4, embed_dim=24, depths=(2, 2, 2), heads=(3, 6, 12))
     n.trans_unet.update(
-        hidden=96, mlp=192, heads=4, layers=4, resnet_units=(2, 2, 2), resnet_width=32, decoder=(64, 32, 32, 16)
+        hidden=96,
+        mlp=192,
+        heads=4,
+        layers=4,
+        resnet_units=(2, 2, 2),
+        resnet_width=32,
+        decoder=(64, 32, 32, 16),
     )
     n.medsegdiff.update(
         channels=32, channel_mult=(1, 1, 2, 2), num_res_blocks=1, attention_downsample=(8,), groups=8,
@@ -96,7 +130,8 @@ def small(c: ConfigDict) -> None:
         c.loss.supervision_weights = (0.7, 0.15, 0.15)
 
 
-WIDTHS = {  # what of each network counts channels
+# what of each network counts channels
+WIDTHS = {
     "biedsnet": ("channels", "groups"),
     "unet": ("channels",),
     "unetpp": ("channels",),
@@ -109,25 +144,39 @@ WIDTHS = {  # what of each network counts channels
 
 
 def quarter(c: ConfigDict) -> None:
-    """Every network at 64x64 with a quarter of its published channels, all else as published."""
+    """Every network at 64x64 with a quarter of its published channels, all else as
+    published.
+    """
     c.data.size = 64
     for network, fields in WIDTHS.items():
         for field in fields:
             full = c.networks[network][field]
-            c.networks[network][field] = tuple(n // 4 for n in full) if isinstance(full, tuple) else full // 4
+            c.networks[network][field] = (
+                tuple(n // 4 for n in full) if isinstance(full, tuple) else full // 4
+            )
 
 
 def toy(c: ConfigDict) -> None:
-    """The least of everything, to see in seconds that a command runs; its scores mean nothing."""
+    """The least of everything, to see in seconds that a command runs; its scores mean
+    nothing.
+    """
     c.data.size = 32
     c.data.phantom.update(n_cases=4, slices_per_case=3)
     c.split.fractions = (0.5, 0.25, 0.25)
     n = c.networks
     n.biedsnet.update(channels=(8, 16), blocks_per_level=1, dconv="lineage")
-    n.unet.channels = n.unetpp.channels = n.attention_unet.channels = n.unext.channels = (4, 4, 8, 8, 8)
+    n.unet.channels = n.unetpp.channels = n.attention_unet.channels = (
+        n.unext.channels
+    ) = (4, 4, 8, 8, 8)
     n.swin_unet.update(window=2, embed_dim=12, depths=(2, 2), heads=(2, 4))
     n.trans_unet.update(
-        hidden=24, mlp=48, heads=2, layers=1, resnet_units=(1, 1, 1), resnet_width=32, decoder=(8, 8, 8, 8)
+        hidden=24,
+        mlp=48,
+        heads=2,
+        layers=1,
+        resnet_units=(1, 1, 1),
+        resnet_width=32,
+        decoder=(8, 8, 8, 8),
     )
     n.medsegdiff.update(
         channels=32, channel_mult=(1, 1), num_res_blocks=1, attention_downsample=(2,), groups=8,

@@ -1,4 +1,6 @@
-"""Eight fake CPU devices, strict rank promotion, run-time shape checks, and compilation that is quick, not clever."""
+"""Eight fake CPU devices, strict rank promotion, run-time shape checks, and compilation
+that is quick, not clever.
+"""
 
 import os
 
@@ -6,8 +8,9 @@ import jax
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# Unoptimised programs compile several times faster, and tests run them once. XLA before jax 0.11 can also leave out its
-# slow fusion emitters; later ones stop the process at the flag.
+# Unoptimised programs compile several times faster, and tests run them once. XLA before
+# jax 0.11 can also leave out its slow fusion emitters; later ones stop the process at
+# the flag.
 _FLAGS = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
@@ -19,6 +22,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Fuzz tests; the other profile is chosen by --hypothesis-profile=thorough.
-settings.register_profile("quick", max_examples=12, derandomize=True, deadline=None, database=None)
+settings.register_profile(
+    "quick", max_examples=12, derandomize=True, deadline=None, database=None
+)
 settings.register_profile("thorough", max_examples=200, deadline=None, database=None)
 settings.load_profile("quick")

@@ -1,4 +1,6 @@
-"""Every command and Python example of the pages: run at toy size, or checked, as documented_rules says."""
+"""Every command and Python example of the pages: run at toy size, or checked, as
+documented_rules says.
+"""
 
 import shlex
 import sys
@@ -14,10 +16,20 @@ from places import ROOT
 
 from biedsnet_jax.runtime import devices
 
-COMMANDS = [command for page in documented.pages() for command in documented.commands(page)]
+COMMANDS = [
+    command for page in documented.pages() for command in documented.commands(page)
+]
 # Those of extend.md are tried by test_extend.
-EXAMPLES = [page for page in documented.pages() if documented.examples(page) and page.name != "extend.md"]
-FIRST = [said for i, said in enumerate(COMMANDS) if said.text not in [other.text for other in COMMANDS[:i]]]
+EXAMPLES = [
+    page
+    for page in documented.pages()
+    if documented.examples(page) and page.name != "extend.md"
+]
+FIRST = [
+    said
+    for i, said in enumerate(COMMANDS)
+    if said.text not in [other.text for other in COMMANDS[:i]]
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +39,12 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def workshop(shared, monkeypatch, capsys):
-    one = devices.make_mesh(jax.devices()[:1])  # quicker than eight
+    # quicker than eight
+    one = devices.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(devices, "make_mesh", lambda *_, **fields: one)
     monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.syspath_prepend(str(ROOT))  # config files import one another
+    # config files import one another
+    monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.chdir(shared.folder)
     shared.printed = capsys.readouterr
     yield shared
@@ -38,8 +52,14 @@ def workshop(shared, monkeypatch, capsys):
 
 
 def test_every_command_has_a_rule():
-    without = [f"{place}: {text}" for place, text in COMMANDS if not documented_rules.rule_of(shlex.split(text))]
-    assert not without, "write a rule in tests/helpers/documented_rules.py for\n" + "\n".join(without)
+    without = [
+        f"{place}: {text}"
+        for place, text in COMMANDS
+        if not documented_rules.rule_of(shlex.split(text))
+    ]
+    assert not without, (
+        "write a rule in tests/helpers/documented_rules.py for\n" + "\n".join(without)
+    )
 
 
 def test_every_rule_has_a_command():
@@ -60,4 +80,6 @@ def test_python_examples(page, workshop):
     names = {"array": np.random.default_rng(0).normal(size=(2, 40, 30, 1))}
     for example in documented.examples(page):
         exec(compile(example.text, example.place, "exec"), names)
-    assert names["prediction"].label_map.shape == (3, 32, 32) and names["labels"].shape == (32, 32, 3)
+    assert names["prediction"].label_map.shape == (3, 32, 32) and names[
+        "labels"
+    ].shape == (32, 32, 3)

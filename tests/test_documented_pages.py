@@ -11,7 +11,16 @@ from biedsnet_jax.config.fields import get_field
 from configs import default
 
 SPANS = [span for page in documented.pages() for span in documented.spans(page)]
-REPOSITORY = ("tests", "benchmarks", "configs", "launch", "docs", "results", "biedsnet_jax", ".ci")
+REPOSITORY = (
+    "tests",
+    "benchmarks",
+    "configs",
+    "launch",
+    "docs",
+    "results",
+    "biedsnet_jax",
+    ".ci",
+)
 
 
 def test_fields_in_running_text_exist():
@@ -25,7 +34,9 @@ def test_fields_in_running_text_exist():
             get_field(fields, name)
             if equals and "..." not in value:
                 usual, (given,) = get_field(fields, name), shlex.split(value)
-                assert isinstance(usual, str) or type(ast.literal_eval(given)) is type(usual), f"{place}: {text}"
+                assert isinstance(usual, str) or type(ast.literal_eval(given)) is type(
+                    usual
+                ), f"{place}: {text}"
             checked += 1
     assert checked > 30
 
@@ -36,7 +47,8 @@ def test_files_in_running_text_exist():
         first = text.split("/")[0]
         if "/" in text and first in REPOSITORY and re.fullmatch(r"[\w./*-]+", text):
             missing += [] if any(ROOT.glob(text.rstrip("/"))) else [f"{place}: {text}"]
-        elif re.fullmatch(r"[\w/]+\.(py|sh)", text) and text != "load.py":  # that of an exported program
+        # that of an exported program
+        elif re.fullmatch(r"[\w/]+\.(py|sh)", text) and text != "load.py":
             missing += [] if any(ROOT.rglob(text)) else [f"{place}: {text}"]
     assert not missing
 

@@ -1,4 +1,5 @@
-"""Whole runs of a toy network: killed and resumed as real processes, scored, scored again, diverged, on a user's files.
+"""Whole runs of a toy network: killed and resumed as real processes, scored, scored
+again, diverged, on a user's files.
 
 Processes share one compile cache; runs are shared by the tests that look at them.
 """
@@ -27,7 +28,8 @@ from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.training import run_log, train, validation
 from configs import folder, phantom
 
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}  # the same bits twice is not promised of every accelerator
+# the same bits twice is not promised of every accelerator
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}
 STEPS = 30
 TOY = {
     "data.size": 16,
@@ -53,22 +55,41 @@ RUN = TOY | {
 
 
 def command(workdir: Path, cache: Path) -> list[str]:
-    fields = [f"--config.{name}={value}" for name, value in (RUN | {"compile_cache": cache}).items()]
-    line = [sys.executable, "-m", "biedsnet_jax.main", "--config=configs/phantom.py", f"--workdir={workdir}"]
+    fields = [
+        f"--config.{name}={value}"
+        for name, value in (RUN | {"compile_cache": cache}).items()
+    ]
+    line = [
+        sys.executable,
+        "-m",
+        "biedsnet_jax.main",
+        "--config=configs/phantom.py",
+        f"--workdir={workdir}",
+    ]
     return line + fields
 
 
 def finish(line: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
 
 
 def stop(line: list[str], when, how: signal.Signals) -> tuple[int, str]:
-    """Start a process, send it a signal as soon as `when()`; its exit code and stderr. Fails if it ends before."""
-    # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
+    """Start a process, send it a signal as soon as `when()`; its exit code and stderr.
+    Fails if it ends before.
+    """
+    # A shell that runs the tests in the background has SIGINT ignored, and children
+    # inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
-            line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            line,
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     finally:
         signal.signal(signal.SIGINT, before)
@@ -85,7 +106,11 @@ def metrics(workdir: Path) -> list[dict]:
     """Whole lines of metrics.jsonl."""
     path = workdir / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line)
+        for line in text.splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
 
 
 def last_step(workdir: Path) -> int:
@@ -113,12 +138,18 @@ def unbroken(tmp_path_factory, cache):
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory, cache, unbroken):
-    """The same command, stopped by Ctrl-C, then by kill -9 in the middle of a save, then left alone."""
+    """The same command, stopped by Ctrl-C, then by kill -9 in the middle of a save,
+    then left alone.
+    """
     workdir = tmp_path_factory.mktemp("broken") / "run"
     line = command(workdir, cache)
     interrupted = stop(line, lambda: last_step(workdir) >= 7, signal.SIGINT)
     after_interrupt = last_step(workdir)
-    killed = stop(line, lambda: last_step(workdir) >= (17 if saving(workdir) else 26), signal.SIGKILL)
+    killed = stop(
+        line,
+        lambda: last_step(workdir) >= (17 if saving(workdir) else 26),
+        signal.SIGKILL,
+    )
     after_kill = last_step(workdir)
     done = finish(line)
     assert done.returncode == 0, done.stderr
@@ -136,7 +167,10 @@ def final_state(workdir: Path) -> dict[str, bytes]:
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(workdir / "checkpoints" / str(STEPS) / "state")
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p): (x.dtype.name, x.shape, np.asarray(x).tobytes()) for p, x in leaves}
+    return {
+        jax.tree_util.keystr(p): (x.dtype.name, x.shape, np.asarray(x).tobytes())
+        for p, x in leaves
+    }
 
 
 # --- stopped and resumed ---------------------------------------------------------------------------------------------
@@ -159,29 +193,40 @@ def test_the_run_was_really_broken_twice(broken):
     first, second = broken["stopped at"]
     assert 7 <= first < second < STEPS
     start = int(broken["done"].stdout.split("going on from step ")[1].split()[0])
-    assert 0 < start <= second and start % 3 in (0, 1)  # a multiple of checkpoint.every, or a validation at 10
+    # a multiple of checkpoint.every, or a validation at 10
+    assert 0 < start <= second and start % 3 in (0, 1)
 
 
 def test_a_resumed_run_ends_in_the_same_bits(unbroken, broken):
     expected, found = final_state(unbroken[0]), final_state(broken["workdir"])
-    assert any("params" in name for name in expected) and any("opt_state" in name for name in expected)
+    assert any("params" in name for name in expected) and any(
+        "opt_state" in name for name in expected
+    )
     assert found == expected
 
 
 def test_both_runs_logged_the_same(unbroken, broken):
     def logged(workdir):
         clocks = ("time", "steps_per_second")
-        return [{name: x for name, x in line.items() if name not in clocks} for line in metrics(workdir)]
+        return [
+            {name: x for name, x in line.items() if name not in clocks}
+            for line in metrics(workdir)
+        ]
 
     expected = logged(unbroken[0])
-    assert [line["step"] for line in expected if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in expected if "loss" in line] == list(
+        range(1, STEPS + 1)
+    )
     assert [line["step"] for line in expected if "val_dice" in line] == [10, 20, 30]
     assert logged(broken["workdir"]) == expected
 
 
 def test_nothing_of_the_broken_saves_is_left(broken, unbroken):
     names = {path.name for path in (broken["workdir"] / "checkpoints").iterdir()}
-    assert names == {path.name for path in (unbroken[0] / "checkpoints").iterdir()} and str(STEPS) in names
+    assert (
+        names == {path.name for path in (unbroken[0] / "checkpoints").iterdir()}
+        and str(STEPS) in names
+    )
     assert {path.name for path in broken["workdir"].iterdir()} == {
         ".evaluate.lock", ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl",
         "report.html", "report.md",
@@ -191,7 +236,9 @@ def test_nothing_of_the_broken_saves_is_left(broken, unbroken):
 
 def test_both_runs_tested_the_same(unbroken, broken):
     for name in ("cases.csv", "report_data.npz"):
-        assert (broken["workdir"] / name).read_bytes() == (unbroken[0] / name).read_bytes()
+        assert (broken["workdir"] / name).read_bytes() == (
+            unbroken[0] / name
+        ).read_bytes()
     assert scores(broken["workdir"]) == scores(unbroken[0])
 
 
@@ -199,12 +246,18 @@ def test_both_runs_tested_the_same(unbroken, broken):
 
 
 def results(workdir: Path) -> dict:
-    return json.loads((workdir / "results.json").read_text(), parse_constant=pytest.fail)
+    return json.loads(
+        (workdir / "results.json").read_text(), parse_constant=pytest.fail
+    )
 
 
 def scores(workdir: Path) -> dict:
     """results.json but for the clock."""
-    return {name: value for name, value in results(workdir).items() if name != "seconds_per_image"}
+    return {
+        name: value
+        for name, value in results(workdir).items()
+        if name != "seconds_per_image"
+    }
 
 
 def rows(workdir: Path) -> list[dict]:
@@ -215,9 +268,24 @@ def test_results_have_the_agreed_fields(unbroken):
     r = results(unbroken[0])
     assert (r["network"], r["dataset"], r["split"]) == ("biedsnet", "phantom", "test")
     assert (r["n_images"], r["n_cases"]) == (6, 2) and type(r["n_empty"]) is int
-    assert r["sampler"] == {"method": "ddim", "steps": 3, "eta": 0.0, "spacing": "trailing", "ensemble": 2}
+    assert r["sampler"] == {
+        "method": "ddim",
+        "steps": 3,
+        "eta": 0.0,
+        "spacing": "trailing",
+        "ensemble": 2,
+    }
     assert 0 < r["seconds_per_image"] < 10
-    assert {"dice", "iou", "accuracy", "recall", "precision", "hd", "hd95", "assd"} <= set(r["standard"])
+    assert {
+        "dice",
+        "iou",
+        "accuracy",
+        "recall",
+        "precision",
+        "hd",
+        "hd95",
+        "assd",
+    } <= set(r["standard"])
     for name, entry in r["standard"].items():
         assert {"mean", "ci95", "per_case_mean", "pooled"} <= set(entry), name
         low, high = entry["ci95"]
@@ -228,31 +296,57 @@ def test_results_have_the_agreed_fields(unbroken):
 
 def test_results_are_the_means_of_a_row_a_slice(unbroken):
     table, r = rows(unbroken[0]), results(unbroken[0])
-    assert len({(row["case"], row["slice"]) for row in table}) == len(table) == r["n_images"] == 6
+    assert (
+        len({(row["case"], row["slice"]) for row in table})
+        == len(table)
+        == r["n_images"]
+        == 6
+    )
     assert sorted({row["case"] for row in table}) == r["cases"]
-    counts = np.array([[int(row[name]) for name in ("tp", "fp", "fn", "tn")] for row in table])
+    counts = np.array(
+        [[int(row[name]) for name in ("tp", "fp", "fn", "tn")] for row in table]
+    )
     assert (counts.sum(axis=1) == 16 * 16).all()
     tp, fp, fn, _ = counts.T
     present = tp + fn > 0
     assert r["n_empty"] == np.count_nonzero(~present)
     dice = 2 * tp[present] / (2 * tp + fp + fn)[present]
     assert r["standard"]["dice"]["mean"] == pytest.approx(dice.mean(), rel=1e-12)
-    assert r["standard"]["dice"]["pooled"] == pytest.approx(2 * tp.sum() / (2 * tp + fp + fn).sum(), rel=1e-12)
-    assert r["paper"]["dice"] == pytest.approx(((2 * tp + 1) / (2 * tp + fp + fn + 1)).mean(), rel=1e-12)
+    assert r["standard"]["dice"]["pooled"] == pytest.approx(
+        2 * tp.sum() / (2 * tp + fp + fn).sum(), rel=1e-12
+    )
+    assert r["paper"]["dice"] == pytest.approx(
+        ((2 * tp + 1) / (2 * tp + fp + fn + 1)).mean(), rel=1e-12
+    )
 
 
 def test_the_best_checkpoint_is_the_one_tested(unbroken):
-    dice = {line["step"]: line["val_dice"] for line in metrics(unbroken[0]) if "val_dice" in line}
+    dice = {
+        line["step"]: line["val_dice"]
+        for line in metrics(unbroken[0])
+        if "val_dice" in line
+    }
     assert len(set(dice.values())) > 1
-    assert results(unbroken[0])["checkpoint_step"] == max(dice, key=lambda step: (dice[step], step))
+    assert results(unbroken[0])["checkpoint_step"] == max(
+        dice, key=lambda step: (dice[step], step)
+    )
 
 
 def test_the_command_says_what_it_did(unbroken):
     workdir, done = unbroken
-    assert done.stdout.endswith(closing_lines(results(workdir), workdir)) and "\x1b" not in done.stdout + done.stderr
-    assert "train 9 slices of 3 cases, val 3 slices of 1 cases, test 6 slices of 2 cases" in done.stdout
+    assert (
+        done.stdout.endswith(closing_lines(results(workdir), workdir))
+        and "\x1b" not in done.stdout + done.stderr
+    )
+    assert (
+        "train 9 slices of 3 cases, val 3 slices of 1 cases, test 6 slices of 2 cases"
+        in done.stdout
+    )
     lines = done.stderr.splitlines()
-    assert sum(line.startswith(f"train 7/{STEPS} ") and "loss" in line for line in lines) == 1
+    assert (
+        sum(line.startswith(f"train 7/{STEPS} ") and "loss" in line for line in lines)
+        == 1
+    )
     assert sum("validation Dice" in line for line in lines) == 3
     assert not any("warning" in line.lower() for line in lines), done.stderr
 
@@ -261,38 +355,68 @@ def test_tensorboard_was_written(unbroken):
     trained, tested = sorted((unbroken[0] / "tensorboard").iterdir())
     assert trained.name.endswith(".from_0") and tested.name.endswith(".test")
     content = trained.read_bytes()
-    assert all(tag in content for tag in (b"loss", b"val_dice", b"learning_rate", b"\x89PNG"))
+    assert all(
+        tag in content for tag in (b"loss", b"val_dice", b"learning_rate", b"\x89PNG")
+    )
 
 
 def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     workdir = tmp_path / "copy"
     shutil.copytree(unbroken[0], workdir)
-    for name in ("results.json", "cases.csv", "report_data.npz", "report.html", "report.md", ".evaluate.lock"):
+    for name in (
+        "results.json",
+        "cases.csv",
+        "report_data.npz",
+        "report.html",
+        "report.md",
+        ".evaluate.lock",
+    ):
         (workdir / name).unlink()
     (line_of_hparams,) = (workdir / "tensorboard").glob("*.test")
     line_of_hparams.unlink()
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-    line = [sys.executable, "-m", "biedsnet_jax.main", "--mode=evaluate", f"--workdir={workdir}"]
+    line = [
+        sys.executable,
+        "-m",
+        "biedsnet_jax.main",
+        "--mode=evaluate",
+        f"--workdir={workdir}",
+    ]
     again = finish(line)
     assert again.returncode == 0, again.stderr
     assert scores(workdir) == scores(unbroken[0])
-    assert (workdir / "cases.csv").read_text() == (unbroken[0] / "cases.csv").read_text()
+    assert (workdir / "cases.csv").read_text() == (
+        unbroken[0] / "cases.csv"
+    ).read_text()
 
     # No probability is above 1, so with this threshold every mask is empty.
-    other = finish([*line, "--config.sampler.steps=1", "--config.eval.batch_size=4", "--config.threshold=1.0"])
+    other = finish(
+        [
+            *line,
+            "--config.sampler.steps=1",
+            "--config.eval.batch_size=4",
+            "--config.threshold=1.0",
+        ]
+    )
     assert other.returncode == 0, other.stderr
     name = "sampler.steps=1,threshold=1.0"
     r = results(workdir / "evaluations" / name)
-    assert other.stdout.endswith(f"{workdir}/evaluations/{name}/results.json has the rest\n")
+    assert other.stdout.endswith(
+        f"{workdir}/evaluations/{name}/results.json has the rest\n"
+    )
     assert (r["sampler"]["steps"], r["threshold"], r["evaluation"]) == (1, 1.0, name)
     assert r["differs"] == {"sampler.steps": [3, 1], "threshold": [0.5, 1.0]}
-    assert results(workdir)["evaluations"] == {name: {"data": None, "cases": 2, "dice": 0.0}}
+    assert results(workdir)["evaluations"] == {
+        name: {"data": None, "cases": 2, "dice": 0.0}
+    }
     own = scores(workdir) | {"evaluations": {}}
     assert own == scores(unbroken[0])
     assert r["n_missed"] == r["n_images"] - r["n_empty"] > 0
     assert r["standard"]["dice"]["mean"] == r["standard"]["recall"]["pooled"] == 0.0
-    assert r["standard"]["hd"]["mean"] == pytest.approx(15 * 2**0.5)  # the diagonal, as far as two pixels lie apart
-    assert {path: path.read_bytes() for path in before} == before  # it reads a run, and changes only results
+    # the diagonal, as far as two pixels lie apart
+    assert r["standard"]["hd"]["mean"] == pytest.approx(15 * 2**0.5)
+    # it reads a run, and changes only results
+    assert {path: path.read_bytes() for path in before} == before
     assert len(list((workdir / "tensorboard").glob("*.test"))) == 1
 
 
@@ -301,7 +425,9 @@ def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
 
 def toy(c, **fields):
     """A config with the toy's fields and others, dots as double underscores."""
-    c.update_from_flattened_dict(TOY | {name.replace("__", "."): value for name, value in fields.items()})
+    c.update_from_flattened_dict(
+        TOY | {name.replace("__", "."): value for name, value in fields.items()}
+    )
     c.compile_cache = ""
     return c
 
@@ -313,9 +439,12 @@ def test_divergence_stops_names_step_and_rate_and_leaves_a_good_checkpoint(tmp_p
     )  # fmt: skip
     with pytest.raises(Diverged) as caught:
         train.train(cfg, str(tmp_path / "run"))
-    # Step 1 is good and its update is the end: 2, 3 and 4 are bad, as the log of step 6 tells.
+    # Step 1 is good and its update is the end: 2, 3 and 4 are bad, as the log of step 6
+    # tells.
     message = str(caught.value)
-    assert "3 steps in a row, at step 4, learning rate 9." in message and "e+29" in message
+    assert (
+        "3 steps in a row, at step 4, learning rate 9." in message and "e+29" in message
+    )
     assert "the checkpoint of step 4 is intact" in message and "\n" not in message
     with ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(tmp_path / "run" / "checkpoints" / "4" / "state")
@@ -326,8 +455,16 @@ def test_divergence_stops_names_step_and_rate_and_leaves_a_good_checkpoint(tmp_p
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def test_sigterm_in_the_loop_writes_a_checkpoint_of_the_step_it_came_in(tmp_path, monkeypatch):
-    fields = {"train__steps": 8, "eval__every": 0, "checkpoint__every": 4, "log__every": 1, "log__tensorboard": False}
+def test_sigterm_in_the_loop_writes_a_checkpoint_of_the_step_it_came_in(
+    tmp_path, monkeypatch
+):
+    fields = {
+        "train__steps": 8,
+        "eval__every": 0,
+        "checkpoint__every": 4,
+        "log__every": 1,
+        "log__tensorboard": False,
+    }
     write = run_log.RunLog.write
 
     def write_then_terminate(self, step, scalars):
@@ -336,55 +473,98 @@ def test_sigterm_in_the_loop_writes_a_checkpoint_of_the_step_it_came_in(tmp_path
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(run_log.RunLog, "write", write_then_terminate)
-    with pytest.raises(Preempted, match=r"SIGTERM at step 5; its checkpoint .* goes on there"):
-        train.train(toy(phantom.get_config(), data__phantom__n_cases=3, **fields), str(tmp_path / "run"))
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name == "5"]
+    with pytest.raises(
+        Preempted, match=r"SIGTERM at step 5; its checkpoint .* goes on there"
+    ):
+        train.train(
+            toy(phantom.get_config(), data__phantom__n_cases=3, **fields),
+            str(tmp_path / "run"),
+        )
+    assert [
+        path.name
+        for path in (tmp_path / "run" / "checkpoints").iterdir()
+        if path.name == "5"
+    ]
     assert not (tmp_path / "run" / "results.json").exists()
 
 
 def write_scans(root: Path) -> None:
-    """Four cases of two slices of different sizes, 8 and 16 bit, with a bright ellipse to find; one slice empty."""
+    """Four cases of two slices of different sizes, 8 and 16 bit, with a bright ellipse
+    to find; one slice empty.
+    """
     rng = np.random.default_rng(0)
     for case in range(4):
         for number in range(2):
             height, width = 24 + 4 * case, 30 + 2 * number
             y, x = np.mgrid[:height, :width]
-            inside = ((y - height / 2) / 6) ** 2 + ((x - width / 2) / (4 + case)) ** 2 < 1
+            inside = ((y - height / 2) / 6) ** 2 + (
+                (x - width / 2) / (4 + case)
+            ) ** 2 < 1
             inside &= (case, number) != (3, 1)
             image = 90 + 60 * inside + rng.normal(0, 5, inside.shape)
-            pixels = image.astype(np.uint8) if case % 2 else (image * 256).astype(np.uint16)
-            for kind, values, extension in (("images", pixels, "tif"), ("masks", inside.astype(np.uint8) * 255, "png")):
+            pixels = (
+                image.astype(np.uint8) if case % 2 else (image * 256).astype(np.uint16)
+            )
+            for kind, values, extension in (
+                ("images", pixels, "tif"),
+                ("masks", inside.astype(np.uint8) * 255, "png"),
+            ):
                 path = root / kind / f"patient {case}" / f"{number}.{extension}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(values).save(path)
 
 
 def test_a_users_folder_trains_and_its_best_checkpoint_is_scored(tmp_path, monkeypatch):
-    monkeypatch.setattr(validation.Validation, "run", lambda self, step, state, log: {1: 0.9, 2: 0.1}[step])
+    monkeypatch.setattr(
+        validation.Validation,
+        "run",
+        lambda self, step, state, log: {1: 0.9, 2: 0.1}[step],
+    )
     write_scans(tmp_path / "scans")
-    named = {"split.train": ("patient 0", "patient 1"), "split.val": ("patient 2",), "split.test": ("patient 3",)}
-    cfg = toy(folder.get_config(), data__root=str(tmp_path / "scans"), train__steps=2, eval__every=1)
-    cfg.update_from_flattened_dict(named | {"train.learning_rate": 0.1, "train.warmup_steps": 0})
+    named = {
+        "split.train": ("patient 0", "patient 1"),
+        "split.val": ("patient 2",),
+        "split.test": ("patient 3",),
+    }
+    cfg = toy(
+        folder.get_config(),
+        data__root=str(tmp_path / "scans"),
+        train__steps=2,
+        eval__every=1,
+    )
+    cfg.update_from_flattened_dict(
+        named | {"train.learning_rate": 0.1, "train.warmup_steps": 0}
+    )
     workdir = tmp_path / "run"
     returned = train.train(cfg, str(workdir))
     assert returned == results(workdir)
     assert (returned["n_images"], returned["n_cases"], returned["n_empty"]) == (2, 1, 1)
     assert returned["checkpoint_step"] == 1 and returned["cases"] == ["patient 3"]
-    assert [(row["case"], row["slice"]) for row in rows(workdir)] == [("patient 3", "0"), ("patient 3", "1")]
-    assert returned["standard"]["dice"]["ci95"] == [None, None]  # one case has no interval
-    assert "hd_mm" not in returned["standard"]  # PNG and TIFF files do not say their spacing
+    assert [(row["case"], row["slice"]) for row in rows(workdir)] == [
+        ("patient 3", "0"),
+        ("patient 3", "1"),
+    ]
+    # one case has no interval
+    assert returned["standard"]["dice"]["ci95"] == [None, None]
+    # PNG and TIFF files do not say their spacing
+    assert "hd_mm" not in returned["standard"]
 
     trained = scores(workdir)
     evaluate.run(run_config.load(workdir), str(workdir))
     assert scores(workdir) == trained
     split = json.loads((workdir / "split.json").read_text())
     assert split["root"] == str(tmp_path / "scans") == trained["data"]
-    assert split["sides"] == {side: list(cfg.split[side]) for side in ("train", "val", "test")}
+    assert split["sides"] == {
+        side: list(cfg.split[side]) for side in ("train", "val", "test")
+    }
 
     # The same command with another setting scores again, beside what the run has.
     cfg.threshold = 0.75
     assert train.train(cfg, str(workdir))["evaluation"] == "threshold=0.75"
-    assert scores(workdir) | {"evaluations": {}} == trained and run_config.load(workdir).threshold == 0.5
+    assert (
+        scores(workdir) | {"evaluations": {}} == trained
+        and run_config.load(workdir).threshold == 0.5
+    )
     assert results(workdir / "evaluations" / "threshold=0.75")["threshold"] == 0.75
 
 
@@ -393,10 +573,21 @@ def test_a_file_that_breaks_while_training_is_still_named(tmp_path):
     write_scans(tmp_path / "scans")
     for path in (tmp_path / "scans" / "images" / "patient 1").iterdir():
         path.write_bytes(b"no image")
-    cfg = toy(folder.get_config(), data__root=str(tmp_path / "scans"), data__verify=False, train__steps=2)
+    cfg = toy(
+        folder.get_config(),
+        data__root=str(tmp_path / "scans"),
+        data__verify=False,
+        train__steps=2,
+    )
     cfg.update_from_flattened_dict({"split.train": ("patient 0", "patient 1")})
-    cfg.update_from_flattened_dict({"split.val": ("patient 2",), "split.test": ("patient 3",)})
+    cfg.update_from_flattened_dict(
+        {"split.val": ("patient 2",), "split.test": ("patient 3",)}
+    )
     with pytest.raises(BadInput) as caught:
         train.train(cfg, str(tmp_path / "run"))
     message = str(caught.value)
-    assert message.startswith("unreadable or truncated file, ") and "patient 1" in message and "\n" not in message
+    assert (
+        message.startswith("unreadable or truncated file, ")
+        and "patient 1" in message
+        and "\n" not in message
+    )

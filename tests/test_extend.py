@@ -1,4 +1,6 @@
-"""The parts of docs/extend.md, written into a copy of the project as the page says, and used."""
+"""The parts of docs/extend.md, written into a copy of the project as the page says, and
+used.
+"""
 
 import os
 import shutil
@@ -19,7 +21,9 @@ def project(tmp_path_factory):
     """A copy of the project with every part of the page in it."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("biedsnet_jax", "configs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for block in documented.blocks(PAGE):
         if not block.lines[0].startswith("# "):
             continue
@@ -33,9 +37,13 @@ def project(tmp_path_factory):
 
 
 def _with_lines(text, lines):
-    """A file's text with what a block of the page adds: an import, an entry of a dict, fields."""
+    """A file's text with what a block of the page adds: an import, an entry of a dict,
+    fields.
+    """
     imports = "".join(f"{line}\n" for line in lines if line.startswith("from "))
-    added = "".join(f"{line}\n" for line in lines if line.startswith("    ") and "..." not in line)
+    added = "".join(
+        f"{line}\n" for line in lines if line.startswith("    ") and "..." not in line
+    )
     dicts = [line for line in lines if line.endswith("{")]
     text = text.replace("\nfrom ", f"\n{imports}from ", 1)
     if dicts:
@@ -63,7 +71,12 @@ def run(project, *words):
     command = [sys.executable, "-m", "biedsnet_jax.main", *map(str, words)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        command, cwd=project, env=environment, capture_output=True, text=True, timeout=300
+        command,
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -81,10 +94,20 @@ TOY = [
 def test_a_network_and_a_source(project, data, tmp_path):
     source = ("--config.data.source=npz", f"--config.data.root={data}")
     own = ("--config.network=tiny_net", "--config.networks.tiny_net.width=8")
-    run(project, "--config=configs/phantom.py:toy", "--workdir=run", *source, *own, *TOY)
-    assert "test: 2 slices of 1 case" in run(project, "--mode=evaluate", "--workdir=run")
+    run(
+        project, "--config=configs/phantom.py:toy", "--workdir=run", *source, *own, *TOY
+    )
+    assert "test: 2 slices of 1 case" in run(
+        project, "--mode=evaluate", "--workdir=run"
+    )
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "scan.png")
-    run(project, "--mode=predict", "--workdir=run", f"--input={tmp_path}", "--output=masks")
+    run(
+        project,
+        "--mode=predict",
+        "--workdir=run",
+        f"--input={tmp_path}",
+        "--output=masks",
+    )
     mask = np.asarray(Image.open(project / "masks" / "scan_mask.png"))
     voxels = np.load(project / "masks" / "scan_voxels.npy")
     np.testing.assert_array_equal(voxels[0, ..., 0], mask == 255)

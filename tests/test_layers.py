@@ -1,4 +1,5 @@
-"""What each package may import, one line a package; each outside library has its place; no cycles.
+"""What each package may import, one line a package; each outside library has its place;
+no cycles.
 
 Read from the syntax trees, so that an import inside a function counts too.
 """
@@ -73,14 +74,19 @@ ONLY_IN = {
 }  # fmt: skip
 
 
-def imports(path: Path, package: str = "biedsnet_jax", *, at_the_top: bool = False) -> set[str]:
+def imports(
+    path: Path, package: str = "biedsnet_jax", *, at_the_top: bool = False
+) -> set[str]:
     """Dotted names that a file imports, a name from a module as module.name.
 
-    Relative imports are made absolute. With `at_the_top`, those inside functions are left out.
+    Relative imports are made absolute. With `at_the_top`, those inside functions are
+    left out.
     """
     tree = ast.parse(path.read_text(), filename=str(path))
     if at_the_top:
-        tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+        tree.body = [
+            node for node in tree.body if not isinstance(node, ast.FunctionDef)
+        ]
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -99,7 +105,9 @@ def _root(path: Path, package: str) -> Path:
 
 
 def modules(package: Path) -> dict[str, Path]:
-    """Every module by its dotted name below the package; a package's __init__ by the package's."""
+    """Every module by its dotted name below the package; a package's __init__ by the
+    package's.
+    """
     found = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
@@ -117,7 +125,8 @@ def inner_imports(package: Path) -> dict[str, set[str]]:
             below = imported.removeprefix(package.name + ".")
             if below == imported:
                 continue
-            while below and below not in known:  # a function or class: its module
+            # a function or class: its module
+            while below and below not in known:
                 below = below.rpartition(".")[0]
             graph[name].add(below)
         graph[name] -= {name, ""}
@@ -142,7 +151,10 @@ def violations(package: Path) -> list[str]:
         if name == "main":
             for imported in sorted(imports(path, package.name, at_the_top=True)):
                 first, _, rest = imported.partition(".")
-                if first == package.name and rest.split(".")[0] not in AT_THE_TOP_OF_MAIN:
+                if (
+                    first == package.name
+                    and rest.split(".")[0] not in AT_THE_TOP_OF_MAIN
+                ):
                     found.append(f"main imports {rest} outside of a function")
     return found + [f"cycle of {' -> '.join(cycle)}" for cycle in cycles(graph)]
 
@@ -185,7 +197,10 @@ def test_every_package_has_its_line():
             },
             "diffusion.sampler imports networks.unet",
         ),
-        ({"reporting/report.py": "import jax.numpy as jnp"}, "reporting.report imports jax.numpy"),
+        (
+            {"reporting/report.py": "import jax.numpy as jnp"},
+            "reporting.report imports jax.numpy",
+        ),
         ({"extra/module.py": ""}, "extra.module is of no package in ALLOWED"),
         (
             {"main.py": "from pack.training import train", "training/train.py": ""},
@@ -200,7 +215,13 @@ def test_every_package_has_its_line():
             "cycle of networks.a -> networks.b -> networks.c -> networks.a",
         ),
     ],
-    ids=["a package", "a library", "a package without a line", "the top of main", "a cycle"],
+    ids=[
+        "a package",
+        "a library",
+        "a package without a line",
+        "the top of main",
+        "a cycle",
+    ],
 )
 def test_a_made_up_wrong_import_is_caught(tmp_path, files, said):
     for name, text in files.items():
@@ -223,14 +244,19 @@ def test_no_module_loads_tensorflow_or_torch():
     ("module", "without"),
     [
         ("prediction.predict", ("biedsnet_jax.evaluation", "biedsnet_jax.reporting")),
-        ("exporting.export", ("biedsnet_jax.evaluation", "biedsnet_jax.prediction.outputs")),
+        (
+            "exporting.export",
+            ("biedsnet_jax.evaluation", "biedsnet_jax.prediction.outputs"),
+        ),
         ("importing.import_weights", ("biedsnet_jax.evaluation",)),
         ("reporting.report", ("jax", "flax")),
     ],
 )
 def test_a_mode_loads_only_what_it_needs(module, without):
     code = f"import sys, biedsnet_jax.{module}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     loaded = done.stdout.split()
     unwanted = tuple(f"{name}." for name in without)

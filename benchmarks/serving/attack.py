@@ -2,16 +2,17 @@
 
     python benchmarks/serving/attack.py --workdir=runs/phantom [--uploads=200] [--silent=200] [--seconds=60]
 
-The model of --workdir is served with a token on 127.0.0.1, by a process of its own. For at most
---seconds, hostile files (hostile.py) are uploaded, silent connections are opened and opened again
-when they are closed, and a visitor with the token asks for the page and uploads a picture.
-Told are the visitor's answers in seconds, what became of the hostile files, and the memory of the
-server and of what reads the uploads, before and at most. Then the server is stopped (SIGTERM) while
-it reads, started again, killed (kill -9) while it reads and started once more: what is left on the
-disk is counted each time. Linux alone.
+The model of --workdir is served with a token on 127.0.0.1, by a process of its own. For
+at most --seconds, hostile files (hostile.py) are uploaded, silent connections are
+opened and opened again when they are closed, and a visitor with the token asks for the
+page and uploads a picture. Told are the visitor's answers in seconds, what became of
+the hostile files, and the memory of the server and of what reads the uploads, before
+and at most. Then the server is stopped (SIGTERM) while it reads, started again, killed
+(kill -9) while it reads and started once more: what is left on the disk is counted each
+time. Linux alone.
 
-Exit code 1 if an answer took more than 2 s, the server grew by more than 64 MiB, a reader by more
-than its limit and 64 MiB, or anything was left.
+Exit code 1 if an answer took more than 2 s, the server grew by more than 64 MiB, a
+reader by more than its limit and 64 MiB, or anything was left.
 """
 
 import collections
@@ -38,16 +39,23 @@ from benchmarks.serving.process import serving
 from biedsnet_jax.serving.limits import Limits
 
 MEBI = 2**20
-MOST_SECONDS, MOST_GROWTH = 2.0, 64  # of an answer; MiB
+# of an answer; MiB
+MOST_SECONDS, MOST_GROWTH = 2.0, 64
 SENDERS = 16
-WAIT = 120  # seconds for a start or an end
+# seconds for a start or an end
+WAIT = 120
 # As on a network, with a token, but on this machine alone.
 SERVE = (
     "import sys; from biedsnet_jax import main; from biedsnet_jax.serving import serve; "
     "serve._is_local = lambda host: False; "
     "sys.exit(main.run(['main', *sys.argv[1:]]))"
 )
-SILENT = (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n", b"POST /jobs HTTP/1.1\r\nHost: x\r\n")
+SILENT = (
+    b"",
+    b"GET / HT",
+    b"GET / HTTP/1.1\r\nHost: x\r\n",
+    b"POST /jobs HTTP/1.1\r\nHost: x\r\n",
+)
 
 
 class Memory(threading.Thread):
@@ -116,8 +124,12 @@ def is_good(result: dict) -> bool:
     )
 
 
-def attack(url: str, token: str, pid: int, *, uploads: int, silent: int, seconds: float) -> dict:
-    """So many hostile uploads and silent connections for so long, and a visitor meanwhile."""
+def attack(
+    url: str, token: str, pid: int, *, uploads: int, silent: int, seconds: float
+) -> dict:
+    """So many hostile uploads and silent connections for so long, and a visitor
+    meanwhile.
+    """
     files = hostile.every()
     ended, found, answers = threading.Event(), collections.Counter(), []
     others = [
@@ -156,7 +168,9 @@ def attack(url: str, token: str, pid: int, *, uploads: int, silent: int, seconds
 
 
 def _keep_silent(url, count, ended):
-    """So many connections that send little or nothing, opened again when they are closed."""
+    """So many connections that send little or nothing, opened again when they are
+    closed.
+    """
     place = _place(url)
     opened: list[socket.socket] = []
     while not ended.is_set():
@@ -164,7 +178,8 @@ def _keep_silent(url, count, ended):
             if _is_closed(one):
                 one.close()
                 opened.remove(one)
-        for _ in range(min(20, count - len(opened))):  # not all at once, for 60 s
+        # not all at once, for 60 s
+        for _ in range(min(20, count - len(opened))):
             with contextlib.suppress(OSError):
                 one = socket.create_connection(place, timeout=5)
                 one.sendall(SILENT[len(opened) % len(SILENT)])
@@ -185,7 +200,9 @@ def _is_closed(one) -> bool:
 
 
 def _visit(url, token, ended, answers):
-    """(seconds, status) of every answer to a visitor: the page, an upload and its state."""
+    """(seconds, status) of every answer to a visitor: the page, an upload and its
+    state.
+    """
     asked = (
         ("GET", "/", None),
         ("GET", "/serve.js", None),
@@ -229,7 +246,9 @@ def ask(url, token, method, path, body=None) -> tuple[int | str, bytes]:
     """(status, content) of one request; the name of an error where there is no answer."""
     host, port = _place(url)
     try:
-        with contextlib.closing(http.client.HTTPConnection(host, port, timeout=WAIT)) as connection:
+        with contextlib.closing(
+            http.client.HTTPConnection(host, port, timeout=WAIT)
+        ) as connection:
             connection.request(method, path, body, {"Authorization": f"Bearer {token}"})
             answer = connection.getresponse()
             return answer.status, answer.read()
@@ -246,7 +265,10 @@ def _slow_upload(url, token, folder):
     """Have the server read what takes seconds; returns when it does."""
     files = {f"{n}.dcm": hostile.dicom() for n in range(4000)}
     deadline, content = time.monotonic() + WAIT, hostile.archive(files)
-    while ask(url, token, "POST", "/jobs", content)[0] != 202 and time.monotonic() < deadline:
+    while (
+        ask(url, token, "POST", "/jobs", content)[0] != 202
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.2)
     while not list(folder.rglob("*.dcm")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -263,7 +285,9 @@ def children(pid: int) -> list[int]:
 
 def server(workdir, folder):
     """(address, token, process)"""
-    return serving(["-c", SERVE], workdir, folder, says=r"is served at (\S+)/\?token=(\S+)")
+    return serving(
+        ["-c", SERVE], workdir, folder, says=r"is served at (\S+)/\?token=(\S+)"
+    )
 
 
 def _arguments():

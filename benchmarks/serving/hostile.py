@@ -1,7 +1,7 @@
 """Files made to take a server's memory, time or disk: few bytes that stand for many.
 
-Each is small, and none does harm where it is only kept. `every()` names them all; attack.py sends
-them, the tests read each.
+Each is small, and none does harm where it is only kept. `every()` names them all;
+attack.py sends them, the tests read each.
 """
 
 import dataclasses
@@ -47,17 +47,39 @@ def dicom_files() -> list[Hostile]:
     return [
         Hostile("deflated", dicom(syntax=DEFLATED, bomb=True), whole),
         Hostile("deflated, said late", dicom(late, syntax=DEFLATED, bomb=True), whole),
-        Hostile("deflated, said twice", dicom(plain, syntax=DEFLATED, bomb=True), whole),
-        Hostile("deflated, after a command", dicom(command, syntax=DEFLATED, bomb=True), whole),
-        Hostile("deflated, wrong length", dicom(syntax=DEFLATED, bomb=True, length=4), whole),
-        Hostile("deflated, no mark", dicom(syntax=DEFLATED, bomb=True)[132:], whole, ".dcm"),
+        Hostile(
+            "deflated, said twice", dicom(plain, syntax=DEFLATED, bomb=True), whole
+        ),
+        Hostile(
+            "deflated, after a command",
+            dicom(command, syntax=DEFLATED, bomb=True),
+            whole,
+        ),
+        Hostile(
+            "deflated, wrong length", dicom(syntax=DEFLATED, bomb=True, length=4), whole
+        ),
+        Hostile(
+            "deflated, no mark", dicom(syntax=DEFLATED, bomb=True)[132:], whole, ".dcm"
+        ),
         Hostile("deflated, by JPIP", dicom(syntax=JPIP_DEFLATED, bomb=True), whole),
         Hostile("run lengths", dicom(syntax=RLE, pixels=_fragments(rle)), ""),
-        Hostile("JPEG 2000 of another size", dicom(syntax=JPEG_2000, pixels=_fragments(_j2k())), ""),
-        Hostile("JPEG-LS", dicom(syntax=JPEG_LS, pixels=_fragments(b"\xff\xd8\xff\xf7")), ""),
-        Hostile("many fragments", dicom(syntax=RLE, pixels=_fragments(*[b"\0\0"] * 10**5)), ""),
+        Hostile(
+            "JPEG 2000 of another size",
+            dicom(syntax=JPEG_2000, pixels=_fragments(_j2k())),
+            "",
+        ),
+        Hostile(
+            "JPEG-LS", dicom(syntax=JPEG_LS, pixels=_fragments(b"\xff\xd8\xff\xf7")), ""
+        ),
+        Hostile(
+            "many fragments",
+            dicom(syntax=RLE, pixels=_fragments(*[b"\0\0"] * 10**5)),
+            "",
+        ),
         Hostile("huge rows", dicom(fields=tall), "60000x60000"),
-        Hostile("many frames", dicom(fields={"NumberOfFrames": 2**31 - 1}), "2147483647"),
+        Hostile(
+            "many frames", dicom(fields={"NumberOfFrames": 2**31 - 1}), "2147483647"
+        ),
         Hostile("deep sequences", dicom(rest=_nested(3000)), ""),
     ]
 
@@ -68,21 +90,41 @@ def nifti_files() -> list[Hostile]:
     begins, damaged = "voxels begin at byte", "scan.nii"
     return [
         Hostile("gzip of zeros", gzip.compress(nifti()) + many, "than its header"),
-        Hostile("huge shape", gzip.compress(nifti(shape=(30000, 30000, 3000))), damaged),
+        Hostile(
+            "huge shape", gzip.compress(nifti(shape=(30000, 30000, 3000))), damaged
+        ),
         Hostile("offset beyond the file", nifti(offset=2.0**20), damaged),
         Hostile("offset of gigabytes", gzip.compress(nifti(offset=2.0**31)), begins),
         Hostile("offset that is no number", nifti(offset=float("nan")), begins),
         Hostile("offset below zero", nifti(offset=-1e9), damaged),
-        Hostile("offset of NIfTI-2", nifti(offset=2**62, kind=nib.Nifti2Header), begins),
-        Hostile("extension of nothing", nifti(offset=4096.0, extension=(0, 4)), "extension"),
-        Hostile("extension below zero", nifti(offset=4096.0, extension=(-(2**31), 4)), "extension"),
-        Hostile("extension of gigabytes", nifti(offset=4096.0, extension=(2**31 - 1, 4)), "extension"),
-        Hostile("extensions without end", nifti(offset=2.0**22, extension=(8, 4), copies=2**18), "extension"),
+        Hostile(
+            "offset of NIfTI-2", nifti(offset=2**62, kind=nib.Nifti2Header), begins
+        ),
+        Hostile(
+            "extension of nothing", nifti(offset=4096.0, extension=(0, 4)), "extension"
+        ),
+        Hostile(
+            "extension below zero",
+            nifti(offset=4096.0, extension=(-(2**31), 4)),
+            "extension",
+        ),
+        Hostile(
+            "extension of gigabytes",
+            nifti(offset=4096.0, extension=(2**31 - 1, 4)),
+            "extension",
+        ),
+        Hostile(
+            "extensions without end",
+            nifti(offset=2.0**22, extension=(8, 4), copies=2**18),
+            "extension",
+        ),
     ]
 
 
 def pictures() -> list[Hostile]:
-    """Headers that promise too much, pages and passes without end, and formats nobody asked for."""
+    """Headers that promise too much, pages and passes without end, and formats nobody
+    asked for.
+    """
     large = "60000x60000"
     text = b"\x78\xda" + deflated_zeros(128)
     return [
@@ -92,12 +134,19 @@ def pictures() -> list[Hostile]:
         Hostile("many strips", tiff(strips=2**21), ""),
         Hostile("huge TIFF", tiff(side=60000), large),
         Hostile("huge PNG", png(side=60000), large),
-        Hostile("interlaced PNG without pixels", png(side=4000, interlaced=1), "scan.png"),
+        Hostile(
+            "interlaced PNG without pixels", png(side=4000, interlaced=1), "scan.png"
+        ),
         Hostile("PNG text", png(chunk(b"zTXt", b"a\0\0" + text)), "scan.png"),
         Hostile("PNG profile", png(chunk(b"iCCP", b"a\0\0" + text)), "scan.png"),
         Hostile("JPEG passes", jpeg(passes=10_000), "passes"),
         Hostile("huge JPEG", jpeg(side=60000), large),
-        Hostile("PostScript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "", ".png"),
+        Hostile(
+            "PostScript",
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "",
+            ".png",
+        ),
         Hostile("WebP", b"RIFF\x24\0\0\0WEBPVP8 " + bytes(40), "", ".png"),
         Hostile("icon", b"\0\0\1\0\1\0" + bytes(40), "", ".tif"),
     ]
@@ -109,14 +158,26 @@ def archives() -> list[Hostile]:
     nothing, broken = "no DICOM file", "archive"
     return [
         Hostile("zip in zip", archive({"inner.zip": inner}), nothing),
-        Hostile("gzip in zip", archive({"scan.nii.gz": gzip.compress(nifti())}), nothing),
-        Hostile("names with NUL", archive({"a\0b.png": picture, "..\0/c": picture}), nothing),
-        Hostile("climbs out", archive({"../../x.dcm": picture, "/etc/y.dcm": picture}), ""),
+        Hostile(
+            "gzip in zip", archive({"scan.nii.gz": gzip.compress(nifti())}), nothing
+        ),
+        Hostile(
+            "names with NUL", archive({"a\0b.png": picture, "..\0/c": picture}), nothing
+        ),
+        Hostile(
+            "climbs out", archive({"../../x.dcm": picture, "/etc/y.dcm": picture}), ""
+        ),
         Hostile("all on one", overlapping(2000), broken),
         Hostile("says less than it holds", _lying(), broken),
-        Hostile("5000 files", archive({f"{n}.dcm": b"" for n in range(5000)}), "5000 files"),
+        Hostile(
+            "5000 files", archive({f"{n}.dcm": b"" for n in range(5000)}), "5000 files"
+        ),
         Hostile("a dictionary of gigabytes", _lzma_dictionary(), "memory"),
-        Hostile("deflated series", archive({"1.dcm": dicom(syntax=DEFLATED, bomb=True)}), "whole"),
+        Hostile(
+            "deflated series",
+            archive({"1.dcm": dicom(syntax=DEFLATED, bomb=True)}),
+            "whole",
+        ),
     ]
 
 
@@ -138,7 +199,9 @@ def dicom(
     pixels: bytes | None = None,
     rest: bytes = b"",
 ) -> bytes:
-    """A slice of 8 x 8 pixels; `before` stands before the transfer syntax in the meta group."""
+    """A slice of 8 x 8 pixels; `before` stands before the transfer syntax in the meta
+    group.
+    """
     meta = before + element(2, 0x0010, b"UI", _uid(syntax))
     size = struct.pack("<I", len(meta) if length is None else length)
     head = bytes(128) + b"DICM" + element(2, 0, b"UL", size) + meta
@@ -195,14 +258,21 @@ def _fragments(*values: bytes) -> bytes:
 
 def _rle_bomb() -> bytes:
     """Eight mebibytes that run to half a gigabyte in each of two segments."""
-    run = b"\x81\0" * (4 * MEBI)  # 128 times the byte that follows
+    # 128 times the byte that follows
+    run = b"\x81\0" * (4 * MEBI)
     return struct.pack("<16I", 2, 64, 64 + len(run), *[0] * 13) + run + run
 
 
 def _j2k() -> bytes:
     """The head of a JPEG 2000 stream of 60000 x 60000 pixels."""
     size = struct.pack(">HHIIIIIIIIH", 41, 0, 60000, 60000, 0, 0, 60000, 60000, 0, 0, 1)
-    return b"\xff\x4f\xff\x51" + size + b"\x0f\1\1" + b"\xff\x52\0\x0c\0\0\0\1\0\5\4\4\0\1" + bytes(64)
+    return (
+        b"\xff\x4f\xff\x51"
+        + size
+        + b"\x0f\1\1"
+        + b"\xff\x52\0\x0c\0\0\0\1\0\5\4\4\0\1"
+        + bytes(64)
+    )
 
 
 def _nested(depth: int) -> bytes:
@@ -230,7 +300,12 @@ def nifti(
 def png(*chunks: bytes, side: int = 8, interlaced: int = 0) -> bytes:
     """A picture that ends before its pixels."""
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, interlaced)
-    parts = [chunk(b"IHDR", head), *chunks, chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND", b"")]
+    parts = [
+        chunk(b"IHDR", head),
+        *chunks,
+        chunk(b"IDAT", zlib.compress(b"")),
+        chunk(b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -240,11 +315,14 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + crc
 
 
-def tiff(*, pages: int = 1, side: int = 8, strips: int = 1, ring: bool = False) -> bytes:
+def tiff(
+    *, pages: int = 1, side: int = 8, strips: int = 1, ring: bool = False
+) -> bytes:
     """Page records of one picture of zeros."""
     tags, each = 8, 2 + 8 * 12 + 4
     pixels = 8 + pages * each
-    inside = strips * 4 if 1 < strips <= 2**24 else 0  # more are only promised
+    # more are only promised
+    inside = strips * 4 if 1 < strips <= 2**24 else 0
     records = []
     for page in range(pages):
         following = 8 + (page + 1) * each
@@ -285,7 +363,9 @@ def overlapping(count: int) -> bytes:
     entry = made[start:end]
     names = [entry.replace(b"0000.dcm", b"%04d.dcm" % n) for n in range(count)]
     entries = b"".join(names)
-    tail = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count, count, len(entries), start, 0)
+    tail = struct.pack(
+        "<4sHHHHIIH", b"PK\5\6", 0, 0, count, count, len(entries), start, 0
+    )
     return made[:start] + entries + tail
 
 
@@ -303,7 +383,8 @@ def _lzma_dictionary() -> bytes:
     with zipfile.ZipFile(out, "w", zipfile.ZIP_LZMA) as file:
         file.writestr("a.dcm", bytes(1000))
     made = bytearray(out.getvalue())
-    start = 30 + len("a.dcm")  # version, size of the properties, properties
+    # version, size of the properties, properties
+    start = 30 + len("a.dcm")
     filters = [{"id": lzma.FILTER_LZMA1}]
     size = len(lzma._encode_filter_properties(filters[0]))
     made[start + 4 + 1 : start + 4 + size] = struct.pack("<I", 2**32 - 1)

@@ -1,14 +1,17 @@
-"""Does a server keep visitors apart, and its memory and its disk clean? Sends it much, part of it broken or huge.
+"""Does a server keep visitors apart, and its memory and its disk clean? Sends it much,
+part of it broken or huge.
 
     python benchmarks/serving/load.py --workdir=runs/phantom [--uploads=50] [--clients=8] [--output=serve_load.json]
 
-The model of --workdir, of one channel, is served by a process of its own. All uploads are sent once to warm it up, then
-once more. Each mask must be the bytes that mode predict writes for the same scan, each summary have its figures, and
-what is wrong must be refused; whose result it is, is told by its size. Told are the outcomes, what was unexpected or
-mixed, the resident memory before and after the second round, files left in the server's temporary folder, and words of
-uploads in its output. Linux alone.
+The model of --workdir, of one channel, is served by a process of its own. All uploads
+are sent once to warm it up, then once more. Each mask must be the bytes that mode
+predict writes for the same scan, each summary have its figures, and what is wrong must
+be refused; whose result it is, is told by its size. Told are the outcomes, what was
+unexpected or mixed, the resident memory before and after the second round, files left
+in the server's temporary folder, and words of uploads in its output. Linux alone.
 
-Exit code 1 if anything was unexpected, mixed, left or told, or the memory grew by 32 MiB or more.
+Exit code 1 if anything was unexpected, mixed, left or told, or the memory grew by 32
+MiB or more.
 """
 
 import collections
@@ -36,9 +39,12 @@ from benchmarks.serving.uploads import MEBI, SECRET, Upload, others, scans
 from biedsnet_jax.config import run_config
 from biedsnet_jax.prediction import predict
 
-MOST_GROWTH = 32  # MiB
-LARGEST = 4  # MiB an upload, of the server
-WAIT = 600  # seconds for one upload
+# MiB
+MOST_GROWTH = 32
+# MiB an upload, of the server
+LARGEST = 4
+# seconds for one upload
+WAIT = 600
 
 
 def main() -> int:
@@ -51,9 +57,13 @@ def main() -> int:
         known = expected(arguments.workdir, folder / "scans", folder / "masks")
         every = chosen(uploads, arguments.uploads)
         program = ["-m", "biedsnet_jax.main", f"--upload_mb={LARGEST}"]
-        with serving(program, arguments.workdir, folder, says=r"is served at (\S+)") as (url, process):
+        with serving(
+            program, arguments.workdir, folder, says=r"is served at (\S+)"
+        ) as (url, process):
             warm = report(url, every, known, clients=arguments.clients, pid=process.pid)
-            result = report(url, every, known, clients=arguments.clients, pid=process.pid)
+            result = report(
+                url, every, known, clients=arguments.clients, pid=process.pid
+            )
             result["unexpected"] += warm["unexpected"]
             result["mixed"] += warm["mixed"]
             result["files_left"] = count_files(folder / "tmp")
@@ -67,11 +77,23 @@ def main() -> int:
 
 def is_good(result: dict) -> bool:
     """Whether nothing in a report is wrong."""
-    wrong = ("unexpected", "mixed", "files_left", "folders_left", "words_told", "exit_code")
-    return not any(result.get(name) for name in wrong) and result["mib_after"] - result["mib_before"] < MOST_GROWTH
+    wrong = (
+        "unexpected",
+        "mixed",
+        "files_left",
+        "folders_left",
+        "words_told",
+        "exit_code",
+    )
+    return (
+        not any(result.get(name) for name in wrong)
+        and result["mib_after"] - result["mib_before"] < MOST_GROWTH
+    )
 
 
-def expected(workdir: str, scans: Path, masks: Path) -> dict[str, tuple[bytes, list[dict]]]:
+def expected(
+    workdir: str, scans: Path, masks: Path
+) -> dict[str, tuple[bytes, list[dict]]]:
     """Of each scan the mask and the rows that mode predict writes for it alone."""
     cfg, found = run_config.load(Path(workdir)), {}
     for path in sorted(scans.iterdir()):
@@ -80,7 +102,9 @@ def expected(workdir: str, scans: Path, masks: Path) -> dict[str, tuple[bytes, l
         (mask,) = (masks / name).rglob("*_mask.*")
         with (masks / name / "summary.csv").open(newline="") as file:
             found[name] = mask.read_bytes(), list(csv.DictReader(file))
-    assert len({mask for mask, _ in found.values()}) == len(found), "two masks are the same"
+    assert len({mask for mask, _ in found.values()}) == len(found), (
+        "two masks are the same"
+    )
     return found
 
 
@@ -91,7 +115,9 @@ def chosen(uploads: list[Upload], count: int, seed: int = 0) -> list[Upload]:
     return every
 
 
-def report(url: str, uploads: list[Upload], known: dict, *, clients: int, pid: int) -> dict:
+def report(
+    url: str, uploads: list[Upload], known: dict, *, clients: int, pid: int
+) -> dict:
     """Send all of them from so many clients at once."""
     before, start = scripts.resident_mib(pid), time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
@@ -100,7 +126,11 @@ def report(url: str, uploads: list[Upload], known: dict, *, clients: int, pid: i
         "uploads": len(uploads),
         "clients": clients,
         "outcomes": dict(collections.Counter(end for end, _ in found)),
-        "unexpected": [f"{one.name}: {end}" for one, (end, _) in zip(uploads, found) if end != one.ends],
+        "unexpected": [
+            f"{one.name}: {end}"
+            for one, (end, _) in zip(uploads, found)
+            if end != one.ends
+        ],
         "mixed": sum(mixed for _, mixed in found),
         "mib_before": round(before, 1),
         "mib_after": round(scripts.resident_mib(pid), 1),
@@ -108,13 +138,23 @@ def report(url: str, uploads: list[Upload], known: dict, *, clients: int, pid: i
     }
 
 
-def send(url: str, upload: Upload, known: tuple[bytes, list[dict]] | None) -> tuple[str, bool]:
-    """(how it ended, whether the result was another's) of one upload, which is removed from the server after it."""
+def send(
+    url: str, upload: Upload, known: tuple[bytes, list[dict]] | None
+) -> tuple[str, bool]:
+    """(how it ended, whether the result was another's) of one upload, which is removed
+    from the server after it.
+    """
     status, answer = _post(url, upload)
     if status != 202:
-        return {413: "too large", None: "cut off"}.get(status, f"status {status}"), False
+        return {413: "too large", None: "cut off"}.get(
+            status, f"status {status}"
+        ), False
     job, deadline = f"/jobs/{json.loads(answer)['id']}", time.monotonic() + WAIT
-    while (now := json.loads(_get(url, job)))["state"] not in ("done", "refused", "failed"):
+    while (now := json.loads(_get(url, job)))["state"] not in (
+        "done",
+        "refused",
+        "failed",
+    ):
         if time.monotonic() > deadline:
             return f"still {now['state']}", False
         time.sleep(0.05)
@@ -131,11 +171,14 @@ def _is_own(url, job, facts, known) -> bool:
         return False
     mask, rows = known
     served = list(csv.DictReader(io.StringIO(_get(url, f"{job}/summary").decode())))
-    own = {"name", "file", "seconds"}  # that may differ
+    # that may differ
+    own = {"name", "file", "seconds"}
     alike = [{k: v for k, v in row.items() if k not in own} for row in served] == [
         {k: v for k, v in row.items() if k not in own} for row in rows
     ]
-    planes = facts["colours"] + facts["classes"] * (1 + len(facts["maps"]) + facts["samples"])
+    planes = facts["colours"] + facts["classes"] * (
+        1 + len(facts["maps"]) + facts["samples"]
+    )
     last = zlib.decompress(_get(url, f"{job}/slices/{facts['slices'] - 1}"))
     size = int(rows[0]["height"]) * int(rows[0]["width"])
     return alike and _get(url, f"{job}/mask") == mask and len(last) == planes * size
@@ -147,9 +190,19 @@ def _post(url, upload) -> tuple[int | None, bytes]:
         return _request(url, "POST", path, upload.content)
     with contextlib.closing(_connection(url)) as connection:
         if upload.how == "chunked":
-            parts = (upload.content[n : n + 2**16] for n in range(0, len(upload.content), 2**16))
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was answered before its end
-                connection.request("POST", path, parts, encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
+            parts = (
+                upload.content[n : n + 2**16]
+                for n in range(0, len(upload.content), 2**16)
+            )
+            # it was answered before its end
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(
+                    "POST",
+                    path,
+                    parts,
+                    encode_chunked=True,
+                    headers={"Transfer-Encoding": "chunked"},
+                )
         else:
             connection.putrequest("POST", path)
             connection.putheader("Content-Length", str(len(upload.content)))
@@ -180,9 +233,13 @@ def _connection(url):
 
 
 def count_files(folder: Path) -> int:
-    """Below a folder, but for the server's lock, once what is removed in the background is gone."""
+    """Below a folder, but for the server's lock, once what is removed in the background
+    is gone.
+    """
     for _ in range(100):
-        count = sum(path.is_file() and path.name != ".lock" for path in folder.rglob("*"))
+        count = sum(
+            path.is_file() and path.name != ".lock" for path in folder.rglob("*")
+        )
         if not count:
             break
         time.sleep(0.05)

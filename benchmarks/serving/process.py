@@ -13,11 +13,15 @@ from benchmarks.scripts import ROOT
 
 
 @contextlib.contextmanager
-def serving(program: Sequence[str], workdir: str, folder: Path, *, says: str) -> Iterator[tuple]:
-    """What `says` finds in the output of a server of `workdir`, and its process, killed in the end.
+def serving(
+    program: Sequence[str], workdir: str, folder: Path, *, says: str
+) -> Iterator[tuple]:
+    """What `says` finds in the output of a server of `workdir`, and its process, killed
+    in the end.
 
-    `program` is what Python is given, flags of the server included. Its temporary files go to
-    `tmp` in `folder`, what it prints to `log`. Raises SystemExit where it ends before it says so.
+    `program` is what Python is given, flags of the server included. Its temporary files
+    go to `tmp` in `folder`, what it prints to `log`. Raises SystemExit where it ends
+    before it says so.
     """
     flags = ["--mode=serve", f"--workdir={Path(workdir).absolute()}", "--port=0"]
     log, env = folder / "log", os.environ | {"TMPDIR": str(folder / "tmp")}

@@ -1,6 +1,8 @@
-"""What the load test of a server sends: scans that are segmented, and files that are broken, wrong, huge or cut off.
+"""What the load test of a server sends: scans that are segmented, and files that are
+broken, wrong, huge or cut off.
 
-Every scan has a size of its own, so that no two masks are the same bytes. SECRET stands in names and contents.
+Every scan has a size of its own, so that no two masks are the same bytes. SECRET stands
+in names and contents.
 """
 
 import dataclasses
@@ -24,15 +26,22 @@ class Upload:
     name: str
     content: bytes
     ends: str  # "done", "refused", "too large", "cut off"
-    how: str = "whole"  # "declared": its size is told, nothing sent; "chunked": its size is not told; "half"
+    # "declared": its size is told, nothing sent; "chunked": its size is not told;
+    # "half"
+    how: str = "whole"
     like: str = ""
 
 
 def scans(folder: Path) -> list[Upload]:
-    """Three pictures, three volumes and, with pydicom, two zipped series, also written below `folder` by name."""
+    """Three pictures, three volumes and, with pydicom, two zipped series, also written
+    below `folder` by name.
+    """
     rng = np.random.default_rng(0)
     made = [Upload(f"picture_{n}", _png(rng, 60 + n, 50), "done") for n in range(3)]
-    made += [Upload(f"volume_{n}", gzip.compress(_nifti(rng, (70 + n, 60, 9 + n))), "done") for n in range(3)]
+    made += [
+        Upload(f"volume_{n}", gzip.compress(_nifti(rng, (70 + n, 60, 9 + n))), "done")
+        for n in range(3)
+    ]
     for one in made:
         extension = ".png" if one.name.startswith("picture") else ".nii.gz"
         (folder / f"{one.name}{extension}").write_bytes(one.content)
@@ -44,16 +53,26 @@ def scans(folder: Path) -> list[Upload]:
         place = folder / f"series_{n}"
         place.mkdir()
         for k in range(5 + n):
-            (place / f"{k}.dcm").write_bytes(_dicom(_pixels(rng, (40 + n, 44)).astype(np.int16), k, f"1.2.3.{n + 1}"))
+            (place / f"{k}.dcm").write_bytes(
+                _dicom(_pixels(rng, (40 + n, 44)).astype(np.int16), k, f"1.2.3.{n + 1}")
+            )
         files = {f"{SECRET}/{path.name}": path.read_bytes() for path in place.iterdir()}
-        made.append(Upload(place.name, _zip(files | {f"../../{SECRET}": b"climbs out"}), "done"))
+        made.append(
+            Upload(place.name, _zip(files | {f"../../{SECRET}": b"climbs out"}), "done")
+        )
     return made
 
 
 def others(largest: int, unpacked: int = 2**31) -> list[Upload]:
-    """Files that are not segmented by a server that takes so many bytes, packed and unpacked."""
+    """Files that are not segmented by a server that takes so many bytes, packed and
+    unpacked.
+    """
     rng = np.random.default_rng(1)
-    secret, volume, picture = SECRET.encode(), gzip.compress(_nifti(rng, (30, 30, 5))), _png(rng, 30, 30)
+    secret, volume, picture = (
+        SECRET.encode(),
+        gzip.compress(_nifti(rng, (30, 30, 5))),
+        _png(rng, 30, 30),
+    )
     too_large = bytes(largest + MEBI // 4)
     return [
         Upload("truncated volume", volume[: len(volume) // 2], "refused"),
@@ -63,8 +82,16 @@ def others(largest: int, unpacked: int = 2**31) -> list[Upload]:
         Upload("a name for a kind", secret, "refused", like=f"../{SECRET}"),
         Upload("archive of text", _zip({f"{SECRET}.txt": secret}), "refused"),
         Upload("broken archive", _zip({f"{SECRET}.dcm": secret * 9})[:-30], "refused"),
-        Upload("archive bomb", _zip({"0.dcm": bytes(min(largest, unpacked))}, declared=unpacked + 1), "refused"),
-        Upload("volume bomb", gzip.compress(_nifti(rng, (4, 4, 4)) + bytes(unpacked // 8)) * 8, "refused"),
+        Upload(
+            "archive bomb",
+            _zip({"0.dcm": bytes(min(largest, unpacked))}, declared=unpacked + 1),
+            "refused",
+        ),
+        Upload(
+            "volume bomb",
+            gzip.compress(_nifti(rng, (4, 4, 4)) + bytes(unpacked // 8)) * 8,
+            "refused",
+        ),
         Upload("huge, declared", too_large, "too large", how="declared"),
         Upload("huge, chunked", too_large, "too large", how="chunked"),
         Upload("cut off", volume, "cut off", how="half"),
@@ -81,12 +108,16 @@ def _pixels(rng, shape):
 def _png(rng, height, width) -> bytes:
     out, text = io.BytesIO(), PngImagePlugin.PngInfo()
     text.add_text("Comment", SECRET)
-    Image.fromarray(_pixels(rng, (height, width)).astype(np.uint8)).save(out, "PNG", pnginfo=text)
+    Image.fromarray(_pixels(rng, (height, width)).astype(np.uint8)).save(
+        out, "PNG", pnginfo=text
+    )
     return out.getvalue()
 
 
 def _nifti(rng, shape) -> bytes:
-    image = nib.Nifti1Image(_pixels(rng, shape).astype(np.int16), np.diag([0.8, 0.8, 2, 1]))
+    image = nib.Nifti1Image(
+        _pixels(rng, shape).astype(np.int16), np.diag([0.8, 0.8, 2, 1])
+    )
     image.header["descrip"] = SECRET.encode()
     return image.to_bytes()
 
@@ -107,15 +138,34 @@ def _dicom(pixels, k, series) -> bytes:
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
+        CTImageStorage,
+        generate_uid(),
+    )
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    data.SOPClassUID, data.SOPInstanceUID, data.SeriesInstanceUID = CTImageStorage, generate_uid(), series
-    data.PatientName, data.Modality, data.PhotometricInterpretation = SECRET, "CT", "MONOCHROME2"
+    data.SOPClassUID, data.SOPInstanceUID, data.SeriesInstanceUID = (
+        CTImageStorage,
+        generate_uid(),
+        series,
+    )
+    data.PatientName, data.Modality, data.PhotometricInterpretation = (
+        SECRET,
+        "CT",
+        "MONOCHROME2",
+    )
     data.Rows, data.Columns, data.SamplesPerPixel = *pixels.shape, 1
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = (
+        16,
+        16,
+        15,
+        1,
+    )
     data.PixelSpacing, data.SliceThickness = [0.7, 0.7], 2
-    data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 2 * k]
+    data.ImageOrientationPatient, data.ImagePositionPatient = (
+        [1, 0, 0, 0, 1, 0],
+        [0, 0, 2 * k],
+    )
     data.PixelData = pixels.tobytes()
     out = io.BytesIO()
     data.save_as(out, enforce_file_format=True)

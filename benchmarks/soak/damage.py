@@ -11,7 +11,8 @@ from pathlib import Path
 from benchmarks.soak.run import steps
 
 DISK_MIB = 96
-FILE_LIMIT = 20_000  # bytes, where no small disk can be had: less than the arrays of a checkpoint
+# bytes, where no small disk can be had: less than the arrays of a checkpoint
+FILE_LIMIT = 20_000
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,25 @@ def small_disk(folder: Path) -> Iterator[Disk]:
     """A tmpfs, where this user may mount one, else a plain folder."""
     folder.mkdir(parents=True)
     line = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)]
-    mounted = os.geteuid() == 0 and subprocess.run(line, capture_output=True).returncode == 0
+    mounted = (
+        os.geteuid() == 0 and subprocess.run(line, capture_output=True).returncode == 0
+    )
     try:
-        yield Disk(folder, mounted, f"tmpfs of {DISK_MIB} MiB" if mounted else f"no file over {FILE_LIMIT} bytes")
+        yield Disk(
+            folder,
+            mounted,
+            f"tmpfs of {DISK_MIB} MiB"
+            if mounted
+            else f"no file over {FILE_LIMIT} bytes",
+        )
     finally:
         if mounted:
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def spoil(rng: random.Random, path: Path, ways: tuple[str, ...] = ("cut", "changed", "gone")) -> str:
+def spoil(
+    rng: random.Random, path: Path, ways: tuple[str, ...] = ("cut", "changed", "gone")
+) -> str:
     """Cut a file short, change some of its bytes, or take it away; says which."""
     how, data = rng.choice(ways), path.read_bytes()
     if how == "gone":
@@ -58,12 +69,20 @@ def spoil(rng: random.Random, path: Path, ways: tuple[str, ...] = ("cut", "chang
         path.write_bytes(data[: rng.randrange(len(data))] if data else b"")
     else:
         place = rng.randrange(max(1, len(data)))
-        path.write_bytes(data[:place] + bytes(255 - byte for byte in data[place : place + 8]) + data[place + 8 :])
+        path.write_bytes(
+            data[:place]
+            + bytes(255 - byte for byte in data[place : place + 8])
+            + data[place + 8 :]
+        )
     return how
 
 
-def checkpoint_file(rng: random.Random, workdir: Path, data: Path, disk: Disk) -> Damage:
-    """A file of the latest checkpoint, for good; nothing where there is only one, which nothing could stand in for."""
+def checkpoint_file(
+    rng: random.Random, workdir: Path, data: Path, disk: Disk
+) -> Damage:
+    """A file of the latest checkpoint, for good; nothing where there is only one, which
+    nothing could stand in for.
+    """
     there = steps(workdir)
     if len(there) < 2:
         return NONE
@@ -73,7 +92,9 @@ def checkpoint_file(rng: random.Random, workdir: Path, data: Path, disk: Disk) -
 
 
 def data_file(rng: random.Random, workdir: Path, data: Path, disk: Disk) -> Damage:
-    """A picture or its mask, until the next start; not changed, since another picture is another training."""
+    """A picture or its mask, until the next start; not changed, since another picture
+    is another training.
+    """
     path = rng.choice(sorted(data.rglob("*.png")))
     whole = path.read_bytes()
     how = spoil(rng, path, ("cut", "gone"))
@@ -85,7 +106,10 @@ def full_disk(rng: random.Random, workdir: Path, data: Path, disk: Disk) -> Dama
     if not disk.small:
         return Damage("disk full", file_limit=FILE_LIMIT, temporary=True)
     filler = disk.folder / "filler"
-    left = os.statvfs(disk.folder).f_bavail * os.statvfs(disk.folder).f_frsize - rng.randrange(4, 300) * 1024
+    left = (
+        os.statvfs(disk.folder).f_bavail * os.statvfs(disk.folder).f_frsize
+        - rng.randrange(4, 300) * 1024
+    )
     with filler.open("wb") as file, contextlib.suppress(OSError):
         for _ in range(max(0, left) // 4096):
             file.write(bytes(4096))

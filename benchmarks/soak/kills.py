@@ -12,10 +12,14 @@ GOOD = ("refused", "killed early", "went on", "went on, with a warning")
 
 
 def random_moment(rng: random.Random, *, steps: int, seconds: float) -> Moment:
-    """In the imports and the compilation, which take about `seconds`, or, twice as often, some steps later."""
+    """In the imports and the compilation, which take about `seconds`, or, twice as
+    often, some steps later.
+    """
     if rng.random() < 1 / 3:
         return Moment(seconds=rng.uniform(0.05, 1) * seconds)
-    return Moment(seconds=rng.uniform(0, 0.3), new_steps=rng.randint(1, max(1, steps // 4)))
+    return Moment(
+        seconds=rng.uniform(0, 0.3), new_steps=rng.randint(1, max(1, steps // 4))
+    )
 
 
 class Soak:
@@ -24,7 +28,8 @@ class Soak:
     def __init__(self, run: Run, rng: random.Random, disk, seconds: float):
         self.run, self.rng, self.disk, self.seconds = run, rng, disk, seconds
         self.round, self.signals, self.survived, self.lost = 0, [], 0, []
-        self.waiting = 0  # kills of which it is not known yet whether they were survived
+        # kills of which it is not known yet whether they were survived
+        self.waiting = 0
         self.damages, self.same, self.failures = [], [], []
         self.turns = 0
 
@@ -34,18 +39,24 @@ class Soak:
         return self.disk.folder / f"run{self.round}"
 
     def one(self, how: str) -> None:
-        """Start, and kill at a random moment; what ends by itself before that is booked, and started again."""
+        """Start, and kill at a random moment; what ends by itself before that is
+        booked, and started again.
+        """
         spoilt = self._spoil()
         for _ in range(MOST_TRIES):
             moment = random_moment(self.rng, steps=self.run.steps, seconds=self.seconds)
-            ended = self.run.start(self.workdir, file_limit=spoilt.file_limit).end(moment, how)
+            ended = self.run.start(self.workdir, file_limit=spoilt.file_limit).end(
+                moment, how
+            )
             self._judge(ended, spoilt)
             spoilt = damage.NONE
             if ended.signal:
                 self.signals.append(how)
                 self.waiting += 1
                 return
-        raise SystemExit(f"{MOST_TRIES} starts in a row ended by themselves, the last with:\n{ended.err}")
+        raise SystemExit(
+            f"{MOST_TRIES} starts in a row ended by themselves, the last with:\n{ended.err}"
+        )
 
     def finish(self) -> None:
         """The last run undisturbed."""
@@ -69,16 +80,24 @@ class Soak:
         if spoilt.what:
             self.damages.append({"what": spoilt.what, "outcome": word})
         if word not in GOOD or (word == "refused" and not spoilt.temporary):
-            begin = max(0, ended.err.find("Traceback") - 300) if word == "traceback" else -3000
-            self.failures.append(f"{word}, {spoilt.what or 'nothing spoilt'}: {ended.err[begin:][:3000]}")
+            begin = (
+                max(0, ended.err.find("Traceback") - 300)
+                if word == "traceback"
+                else -3000
+            )
+            self.failures.append(
+                f"{word}, {spoilt.what or 'nothing spoilt'}: {ended.err[begin:][:3000]}"
+            )
             if not ended.signal and ended.code == 2 and not spoilt.temporary:
-                self._begin_another()  # it would be refused for ever
+                # it would be refused for ever
+                self._begin_another()
         if ended.finished:
             self.same.append(self.run.final_bits(self.workdir) == self.run.expected)
             self._begin_another()
 
     def _begin_another(self):
-        shutil.rmtree(self.workdir, ignore_errors=True)  # the disk is small
+        # the disk is small
+        shutil.rmtree(self.workdir, ignore_errors=True)
         self.round += 1
 
     def report(self) -> dict:
@@ -87,7 +106,10 @@ class Soak:
             "kills": len(self.signals),
             "signals": {how: self.signals.count(how) for how in ("SIGKILL", "SIGTERM")},
             "survived": self.survived,
-            "steps_done_twice": {"sum": sum(self.lost), "most": max(self.lost, default=0)},
+            "steps_done_twice": {
+                "sum": sum(self.lost),
+                "most": max(self.lost, default=0),
+            },
             "damages": tally(self.damages),
             "finished_runs": len(self.same),
             "same_bits": self.same,
@@ -105,7 +127,11 @@ def outcome(ended: Ended) -> str:
     if "Traceback" in ended.err:
         return "traceback"
     if ended.code == 2:
-        said = [line for line in ended.err.splitlines() if line.startswith("biedsnet: ") and "warning: " not in line]
+        said = [
+            line
+            for line in ended.err.splitlines()
+            if line.startswith("biedsnet: ") and "warning: " not in line
+        ]
         return "refused" if len(said) == 1 else f"refused in {len(said)} lines"
     if ended.signal == "SIGTERM" and ended.code not in (0, -15, 143):
         return f"exit code {ended.code} after SIGTERM"

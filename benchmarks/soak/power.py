@@ -1,16 +1,20 @@
-"""For soak.py: a power cut imitated. What a killed run had not brought to the disk is lost.
+"""For soak.py: a power cut imitated. What a killed run had not brought to the disk is
+lost.
 
-As a program it is the run itself, which notes what it brings to the disk (fsync) in a journal:
+As a program it is the run itself, which notes what it brings to the disk (fsync) in a
+journal:
 
     python benchmarks/soak/power.py JOURNAL FLAGS...
 
-`PowerCuts` kills the run and starts it again. `images` is the same without the starts: one run is
-stopped (SIGSTOP) again and again, its folder is copied as it then stands, and each copy loses what
-was not on the disk and is opened by the package as a start would open it.
+`PowerCuts` kills the run and starts it again. `images` is the same without the starts:
+one run is stopped (SIGSTOP) again and again, its folder is copied as it then stands,
+and each copy loses what was not on the disk and is opened by the package as a start
+would open it.
 
-After the kill every file that has changed since its last fsync is cut, or its end becomes zeros, as
-pages that were never written; every name that its folder got since the folder's last fsync may be
-gone. The journal's own calls, and what libraries in C bring to the disk, are not counted as safe.
+After the kill every file that has changed since its last fsync is cut, or its end
+becomes zeros, as pages that were never written; every name that its folder got since
+the folder's last fsync may be gone. The journal's own calls, and what libraries in C
+bring to the disk, are not counted as safe.
 """
 
 import json
@@ -63,18 +67,24 @@ def cut(rng: random.Random, roots: Iterable[Path], journal: Path) -> list[str]:
 
 
 def unsafe(root: Path, journal: Path) -> tuple[list[Path], list[Path]]:
-    """(files that a power cut may spoil, names that it may take away), as seen from `root`."""
+    """(files that a power cut may spoil, names that it may take away), as seen from
+    `root`.
+    """
     files, folders = read(journal)
     written, named = [], []
     for folder, _, names in os.walk(root):
         place = Path(folder)
-        changed = [place / name for name in sorted(names) if not is_safe(place / name, files)]
+        changed = [
+            place / name for name in sorted(names) if not is_safe(place / name, files)
+        ]
         written += [path.relative_to(root) for path in changed]
         named += [path.relative_to(root) for path in unsafe_names(place, folders)]
     return written, named
 
 
-def damage(rng: random.Random, root: Path, written: list[Path], named: list[Path]) -> list[str]:
+def damage(
+    rng: random.Random, root: Path, written: list[Path], named: list[Path]
+) -> list[str]:
     """Spoil files and take away names; says what was done to what."""
     done = []
     for path in written:
@@ -89,8 +99,14 @@ def damage(rng: random.Random, root: Path, written: list[Path], named: list[Path
 
 
 def images(run: PoweredRun, rng: random.Random, count: int) -> dict:
-    """What becomes of `count` power cuts in one run, each at a random moment of its steps."""
-    whole, workdir, copies = run.folder / "kept", run.folder / "images", run.folder / "copy"
+    """What becomes of `count` power cuts in one run, each at a random moment of its
+    steps.
+    """
+    whole, workdir, copies = (
+        run.folder / "kept",
+        run.folder / "images",
+        run.folder / "copy",
+    )
     fields = run.fields | {"checkpoint.keep_latest": 10**6}
     keep = Run(run.folder, steps=run.steps, more=fields)
     if not keep.start(whole).end(None, None).finished:
@@ -105,7 +121,9 @@ def images(run: PoweredRun, rng: random.Random, count: int) -> dict:
             shutil.rmtree(copies)
             if len(outcomes) == count:
                 break
-    good = [outcome for outcome in outcomes if outcome.startswith(("went on", "refused"))]
+    good = [
+        outcome for outcome in outcomes if outcome.startswith(("went on", "refused"))
+    ]
     return {
         "power_cuts": count,
         "with_a_loss": lost,
@@ -115,7 +133,9 @@ def images(run: PoweredRun, rng: random.Random, count: int) -> dict:
 
 
 def _moments(run, rng, workdir, copy):
-    """What is unsafe in `workdir` at random moments of a run, of each of which a copy is made."""
+    """What is unsafe in `workdir` at random moments of a run, of each of which a copy
+    is made.
+    """
     started = run.start(workdir)
     try:
         while started.process.poll() is None:
@@ -145,7 +165,9 @@ def _stop(process) -> None:
 
 
 class Judge:
-    """Opens a workdir as a start does, and compares its state with the same step of `whole`."""
+    """Opens a workdir as a start does, and compares its state with the same step of
+    `whole`.
+    """
 
     def __init__(self, whole: Path):
         import jax
@@ -159,12 +181,16 @@ class Judge:
         model, (optimizer, _) = build_model.build(cfg), make_optimizer(cfg.train)
         self.mesh, self.whole = devices.make_mesh(), whole
         self.like = jax.eval_shape(
-            lambda: train_state.create(build_model.init_variables(model, cfg), optimizer)
+            lambda: train_state.create(
+                build_model.init_variables(model, cfg), optimizer
+            )
         )
         self.cfg = cfg
 
     def __call__(self, workdir: Path) -> str:
-        """In a word; "in silence" is said of checkpoints that were there and are used no more."""
+        """In a word; "in silence" is said of checkpoints that were there and are used
+        no more.
+        """
         from biedsnet_jax.checkpoints import checkpoint
         from biedsnet_jax.config import run_config
         from biedsnet_jax.errors import BadInput
@@ -173,14 +199,17 @@ class Judge:
         said, there = [], max(steps(workdir), default=0)
         try:
             run_config.check_same_run(self.cfg, workdir)
-            with checkpoint.Checkpoints(workdir, keep_latest=2, warn=said.append) as checkpoints:
+            with checkpoint.Checkpoints(
+                workdir, keep_latest=2, warn=said.append
+            ) as checkpoints:
                 state = checkpoints.restore_latest(self.like, self.mesh)
             step = 0 if state is None else int(state.step)
             with run_log.RunLog(workdir, step=step, to_tensorboard=True) as log:
                 log.write(step, {"loss": 1.0})
         except BadInput as error:
             return f"refused: {error}".replace(str(workdir), "W")
-        except Exception as error:  # whatever it is, it is what is looked for
+        # whatever it is, it is what is looked for
+        except Exception as error:
             return f"{type(error).__name__}: {error}"
         if step and not self._same(state, step):
             return "other numbers"
@@ -202,12 +231,15 @@ class Judge:
 
 
 def read(journal: Path) -> tuple[dict[int, tuple[int, int]], dict[int, list[str]]]:
-    """(size and time of each file as it was last on the disk, names in each folder), by inode."""
+    """(size and time of each file as it was last on the disk, names in each folder), by
+    inode.
+    """
     files, folders = {}, {}
     for line in journal.read_text().splitlines() if journal.exists() else ():
         try:
             entry = json.loads(line)
-        except ValueError:  # the kill came in the middle of it
+        # the kill came in the middle of it
+        except ValueError:
             continue
         if "names" in entry:
             folders[entry["inode"]] = entry["names"]
@@ -229,7 +261,9 @@ def unsafe_names(folder: Path, folders: dict[int, list[str]]) -> list[Path]:
 
 
 def spoil(rng: random.Random, path: Path) -> str | None:
-    """Cut a file, or make its end zeros, from anywhere on; None where it was spared or is empty."""
+    """Cut a file, or make its end zeros, from anywhere on; None where it was spared or
+    is empty.
+    """
     data = path.read_bytes()
     how = rng.choice(("cut", "zeroed", "emptied", None))
     if how is None or not data:
@@ -249,13 +283,20 @@ def remove(path: Path) -> None:
 
 def note_fsync(journal: Path) -> None:
     """From here on this process notes in `journal` what it brings to the disk."""
-    fsync, descriptor = os.fsync, os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    fsync, descriptor = (
+        os.fsync,
+        os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+    )
 
     def noted(target) -> None:
         fsync(target)
         number = target if isinstance(target, int) else target.fileno()
         status, place = os.fstat(number), Path(os.readlink(f"/proc/self/fd/{number}"))
-        entry = {"inode": status.st_ino, "size": status.st_size, "time": status.st_mtime_ns}
+        entry = {
+            "inode": status.st_ino,
+            "size": status.st_size,
+            "time": status.st_mtime_ns,
+        }
         if place.is_dir():
             entry["names"] = sorted(path.name for path in place.iterdir())
         os.write(descriptor, (json.dumps(entry) + "\n").encode())

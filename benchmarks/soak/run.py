@@ -1,4 +1,6 @@
-"""For soak.py: one toy training as a process, started, watched, killed, and read afterwards."""
+"""For soak.py: one toy training as a process, started, watched, killed, and read
+afterwards.
+"""
 
 import contextlib
 import json
@@ -34,13 +36,16 @@ class Ended:
     signal: str | None  # what we sent before it ended by itself
     finished: bool
     before: int | None  # the last step that was logged before this start
-    from_step: int | None  # the step it went on from, 0 if from nothing; None where it did not get so far
+    # the step it went on from, 0 if from nothing; None where it did not get so far
+    from_step: int | None
     err: str
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When to send a signal: `seconds` after the start, or after so many steps more than before the start."""
+    """When to send a signal: `seconds` after the start, or after so many steps more
+    than before the start.
+    """
 
     seconds: float
     new_steps: int = 0
@@ -62,7 +67,9 @@ def write_pictures(data: Path) -> None:
 
 
 class Run:
-    """A training that can be started again and again; every start has the same command but for its workdir."""
+    """A training that can be started again and again; every start has the same command
+    but for its workdir.
+    """
 
     def __init__(self, folder: Path, *, steps: int, more: dict | None = None):
         self.folder, self.data, self.steps = folder, folder / "data", steps
@@ -72,7 +79,9 @@ class Run:
         self.expected: dict[str, bytes] = {}
 
     def unbroken(self) -> float:
-        """Trains twice undisturbed, for the bits; seconds to the first step, once all is compiled."""
+        """Trains twice undisturbed, for the bits; seconds to the first step, once all
+        is compiled.
+        """
         write_pictures(self.data)
         for name in ("unbroken", "again"):
             started, start = self.start(self.folder / name), time.monotonic()
@@ -80,10 +89,14 @@ class Run:
             seconds = time.monotonic() - start
             ended = started.end(None, None)
             if not ended.finished:
-                raise SystemExit(f"the unbroken run failed, exit code {ended.code}:\n{ended.err}")
+                raise SystemExit(
+                    f"the unbroken run failed, exit code {ended.code}:\n{ended.err}"
+                )
         self.expected = self.final_bits(self.folder / "unbroken")
         if self.final_bits(self.folder / "again") != self.expected:
-            raise SystemExit("two unbroken runs differ: nothing could be compared with them")
+            raise SystemExit(
+                "two unbroken runs differ: nothing could be compared with them"
+            )
         print(f"from start to first step, unbroken: {seconds:.1f} s", flush=True)
         return seconds
 
@@ -98,13 +111,20 @@ class Run:
         return [*line, f"--workdir={workdir}", *fields]
 
     def final_bits(self, workdir: Path) -> dict[str, bytes]:
-        """Every array of the last checkpoint: parameters, their means, the optimizer's state."""
+        """Every array of the last checkpoint: parameters, their means, the optimizer's
+        state.
+        """
         import jax
         import orbax.checkpoint as ocp
 
         with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore((workdir / "checkpoints" / str(self.steps) / "state").absolute())
-        return {jax.tree_util.keystr(p): np.asarray(x).tobytes() for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+            tree = checkpointer.restore(
+                (workdir / "checkpoints" / str(self.steps) / "state").absolute()
+            )
+        return {
+            jax.tree_util.keystr(p): np.asarray(x).tobytes()
+            for p, x in jax.tree_util.tree_leaves_with_path(tree)
+        }
 
     def watch_memory(self, workdir: Path) -> list[tuple[int, float]]:
         """(step, resident MB) of an undisturbed run, at each step that it logs."""
@@ -123,17 +143,27 @@ class Run:
 class Started:
     """A process under way."""
 
-    def __init__(self, line: list[str], workdir: Path, logs: Path, file_limit: int | None):
+    def __init__(
+        self, line: list[str], workdir: Path, logs: Path, file_limit: int | None
+    ):
         self.workdir, self.before = workdir, last_step(workdir)
-        self.logs = logs / "stdout", logs / "stderr"  # pipes would fill
+        # pipes would fill
+        self.logs = logs / "stdout", logs / "stderr"
         with self.logs[0].open("w") as out, self.logs[1].open("w") as err:
-            environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # the same bits are promised of one kind of device
-            self.process = subprocess.Popen(line, cwd=scripts.ROOT, env=environment, stdout=out, stderr=err)
+            # the same bits are promised of one kind of device
+            environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+            self.process = subprocess.Popen(
+                line, cwd=scripts.ROOT, env=environment, stdout=out, stderr=err
+            )
         if file_limit:
-            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (file_limit, file_limit))
+            resource.prlimit(
+                self.process.pid, resource.RLIMIT_FSIZE, (file_limit, file_limit)
+            )
 
     def end(self, moment: Moment | None, how: str | None) -> Ended:
-        """Send the signal `how` at `moment`, or let it come to its own end, within half an hour."""
+        """Send the signal `how` at `moment`, or let it come to its own end, within half
+        an hour.
+        """
         sent = None
         try:
             if moment is None:
@@ -142,7 +172,8 @@ class Started:
                 sent = how
                 self.process.send_signal(signal.Signals[how])
                 self.process.wait(120)
-        except subprocess.TimeoutExpired:  # a SIGTERM that is not heard, a hang: failures by their exit code
+        # a SIGTERM that is not heard, a hang: failures by their exit code
+        except subprocess.TimeoutExpired:
             pass
         finally:
             self.process.kill()
@@ -150,12 +181,18 @@ class Started:
         out, err = (path.read_text() for path in self.logs)
         code = self.process.returncode
         finished = code == 0 and (self.workdir / "results.json").exists()
-        return Ended(code, None if finished else sent, finished, self.before, went_from(out), err)
+        return Ended(
+            code, None if finished else sent, finished, self.before, went_from(out), err
+        )
 
     def wait_for(self, moment: Moment) -> bool:
         """Until then, a quarter of an hour at most; whether the process ended before."""
         goal, given_up = (self.before or 0) + moment.new_steps, time.monotonic() + 900
-        while moment.new_steps and self.process.poll() is None and time.monotonic() < given_up:
+        while (
+            moment.new_steps
+            and self.process.poll() is None
+            and time.monotonic() < given_up
+        ):
             if (last_step(self.workdir) or 0) >= goal:
                 break
             time.sleep(0.01)
@@ -165,7 +202,9 @@ class Started:
 
 
 def went_from(out: str) -> int | None:
-    """The step a start went on from, by what training prints; None where it did not get so far."""
+    """The step a start went on from, by what training prints; None where it did not get
+    so far.
+    """
     if match := re.search(r"^going on from step (\d+)", out, re.M):
         return int(match.group(1))
     return 0 if re.search(r"^[\d,]+ parameters, ", out, re.M) else None
@@ -173,7 +212,9 @@ def went_from(out: str) -> int | None:
 
 def steps(workdir: Path) -> list[int]:
     """The complete checkpoints."""
-    return [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
+    return [
+        int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()
+    ]
 
 
 def last_step(workdir: Path) -> int | None:
@@ -187,5 +228,6 @@ def _step(line: bytes) -> int | None:
     """The step of a whole line of metrics.jsonl."""
     try:
         return json.loads(line)["step"] if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):  # what a power cut left of it
+    # what a power cut left of it
+    except (ValueError, KeyError, TypeError):
         return None

@@ -1,25 +1,31 @@
-"""Does a run survive? Kills a training at random moments, spoils its files, and compares it with an unbroken one.
+"""Does a run survive? Kills a training at random moments, spoils its files, and
+compares it with an unbroken one.
 
     python benchmarks/soak/soak.py [--kills=40] [--terms=10] [--seed=0] [--folder=DIR] [--output=soak.json]
     python benchmarks/soak/soak.py --power-cuts=50 [--seed=0] [--folder=DIR] [--output=power.json]
     python benchmarks/soak/soak.py --images=50 [--seed=0] [--folder=DIR] [--output=images.json]
     python benchmarks/soak/soak.py --memory [--steps=2000]
 
-A toy BIEDSNet learns small pictures on the CPU. It is killed (SIGKILL) or asked to go (SIGTERM) at moments drawn from
-the seed, from its first imports on, and started again by the same command; a run that gets to its end is followed by
-another one from nothing, until there were enough kills. Before every other start, by turns, a file of the latest of
-several checkpoints is cut, changed or taken away, a picture is cut or taken away, or the disk is full. Told are the
-kills after which the run went on, the steps done twice, what came of each damage, and whether each finished run has the
-bits of the unbroken one. A full disk is a small tmpfs, which needs root; else a limit on the size of files stands in.
+A toy BIEDSNet learns small pictures on the CPU. It is killed (SIGKILL) or asked to go
+(SIGTERM) at moments drawn from the seed, from its first imports on, and started again
+by the same command; a run that gets to its end is followed by another one from nothing,
+until there were enough kills. Before every other start, by turns, a file of the latest
+of several checkpoints is cut, changed or taken away, a picture is cut or taken away, or
+the disk is full. Told are the kills after which the run went on, the steps done twice,
+what came of each damage, and whether each finished run has the bits of the unbroken
+one. A full disk is a small tmpfs, which needs root; else a limit on the size of files
+stands in.
 
-With --power-cuts: so many kills (SIGKILL), each followed by what a power cut may do, see
-power.py. A cut is survived where the next start that gets so far goes on from a good state.
-With --images: the same at moments of one run, without starting it again each time.
+With --power-cuts: so many kills (SIGKILL), each followed by what a power cut may do,
+see power.py. A cut is survived where the next start that gets so far goes on from a
+good state. With --images: the same at moments of one run, without starting it again
+each time.
 
-With --memory: the slope of the resident memory of one process that trains, validates and checkpoints all the time, in
-MB per 100 steps after the first quarter.
+With --memory: the slope of the resident memory of one process that trains, validates
+and checkpoints all the time, in MB per 100 steps after the first quarter.
 
-Exit code 1 if a kill was not survived, a run ended in a traceback or in other bits, or the slope is 1 MB or more.
+Exit code 1 if a kill was not survived, a run ended in a traceback or in other bits, or
+the slope is 1 MB or more.
 """
 
 import contextlib
@@ -37,14 +43,18 @@ from benchmarks.soak import damage, power
 from benchmarks.soak.kills import Soak
 from benchmarks.soak.run import Run, write_pictures
 
-MOST_SLOPE = 1.0  # MB per 100 steps
+# MB per 100 steps
+MOST_SLOPE = 1.0
 
 
 def main() -> int:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running or mounted
+    # so that nothing is left running or mounted
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with contextlib.ExitStack() as stack:
-        folder = Path(arguments.folder or stack.enter_context(tempfile.TemporaryDirectory())).absolute()
+        folder = Path(
+            arguments.folder or stack.enter_context(tempfile.TemporaryDirectory())
+        ).absolute()
         if arguments.memory:
             report = memory(folder, arguments.steps or 2000)
             good = report["mb_per_100_steps"] < MOST_SLOPE
@@ -54,8 +64,16 @@ def main() -> int:
             report = power.images(run, random.Random(arguments.seed), arguments.images)
             good = report["good"] == arguments.images
         else:
-            report = power_cuts(folder, arguments) if arguments.power_cuts else soak(folder, arguments)
-            good = report["survived"] == report["kills"] and all(report["same_bits"]) and not report["failures"]
+            report = (
+                power_cuts(folder, arguments)
+                if arguments.power_cuts
+                else soak(folder, arguments)
+            )
+            good = (
+                report["survived"] == report["kills"]
+                and all(report["same_bits"])
+                and not report["failures"]
+            )
     scripts.show(report, arguments.output)
     return 0 if good else 1
 
@@ -109,7 +127,11 @@ def shuffled(rng: random.Random, *, kills: int, terms: int) -> list[str]:
 def memory(folder: Path, steps: int) -> dict:
     """Resident memory against steps, of one undisturbed run."""
     # Five times as often as by default.
-    run = Run(folder, steps=steps, more={"eval.every": 200, "checkpoint.every": 200, "log.every": 5})
+    run = Run(
+        folder,
+        steps=steps,
+        more={"eval.every": 200, "checkpoint.every": 200, "log.every": 5},
+    )
     write_pictures(run.data)
     points = run.watch_memory(folder / "memory")
     late = [point for point in points if point[0] > steps / 4]
@@ -117,26 +139,38 @@ def memory(folder: Path, steps: int) -> dict:
         "steps": steps,
         "mb_per_100_steps": round(100 * slope(late), 4),
         "samples": len(late),
-        "mb_at_step": {step: round(mb) for step, mb in points[:: max(1, len(points) // 20)]},
+        "mb_at_step": {
+            step: round(mb) for step, mb in points[:: max(1, len(points) // 20)]
+        },
     }
 
 
 def slope(points: list[tuple[float, float]]) -> float:
     """Of the least-squares line: sum (x - mean x)(y - mean y) / sum (x - mean x)^2."""
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points))
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum(
+        (x - mean_x) ** 2 for x, _ in points
+    )
 
 
 def _arguments():
     parser = scripts.make_parser(__doc__)
     parser.add_argument("--kills", type=int, default=40, help="by SIGKILL")
-    parser.add_argument("--power-cuts", type=int, default=0, help="instead of the kills")
-    parser.add_argument("--images", type=int, default=0, help="power cuts in one run, as copies")
+    parser.add_argument(
+        "--power-cuts", type=int, default=0, help="instead of the kills"
+    )
+    parser.add_argument(
+        "--images", type=int, default=0, help="power cuts in one run, as copies"
+    )
     parser.add_argument("--terms", type=int, default=10, help="by SIGTERM")
-    parser.add_argument("--steps", type=int, help="of a run; 600, or 2000 with --memory")
+    parser.add_argument(
+        "--steps", type=int, help="of a run; 600, or 2000 with --memory"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", action="store_true", help="the other measurement")
-    parser.add_argument("--folder", help="keep all files here; a temporary folder by default")
+    parser.add_argument(
+        "--folder", help="keep all files here; a temporary folder by default"
+    )
     parser.add_argument("--output", help="the report, JSON")
     return parser.parse_args()
 

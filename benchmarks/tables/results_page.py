@@ -1,15 +1,17 @@
-"""Keep the scores of finished runs under results/, and write their tables into RESULTS.md.
+"""Keep the scores of finished runs under results/, and write their tables into
+RESULTS.md.
 
     python benchmarks/tables/results_page.py --keep=runs/table1 --name=covid19_ct_64
     python benchmarks/tables/results_page.py
 
-`--keep` copies what runs under that folder leave of numbers (results.json, cases.csv, command.txt,
-and the trials of `benchmarks/tables/search.py`) to results/NAME, in the same order of folders;
-neither images nor weights. Runs that are not finished are left. Without it, what stands in
-RESULTS.md between `<!-- results/NAME -->` and `<!-- end -->` is written anew from results/NAME: the
-report's tables, the command of each row and what the search tried. Rows without a run say "not
-measured". What a reader has to know of all of these runs, such as their size, stands in
-results/NAME/about.txt and begins the caption of each table of scores.
+`--keep` copies what runs under that folder leave of numbers (results.json, cases.csv,
+command.txt, and the trials of `benchmarks/tables/search.py`) to results/NAME, in the
+same order of folders; neither images nor weights. Runs that are not finished are left.
+Without it, what stands in RESULTS.md between `<!-- results/NAME -->` and `<!-- end -->`
+is written anew from results/NAME: the report's tables, the command of each row and what
+the search tried. Rows without a run say "not measured". What a reader has to know of
+all of these runs, such as their size, stands in results/NAME/about.txt and begins the
+caption of each table of scores.
 """
 
 import dataclasses
@@ -48,7 +50,8 @@ def keep(folder: str, target: Path) -> int:
     """Copy the numbers of every finished run under `folder`; how many there are."""
     finished, _ = results.find(folder)
     for workdir in finished:
-        results.load(workdir)  # whole, and of one evaluation
+        # whole, and of one evaluation
+        results.load(workdir)
         there = target / workdir.relative_to(folder)
         there.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
@@ -63,8 +66,12 @@ def keep(folder: str, target: Path) -> int:
 def filled(page: str, folder: Path) -> str:
     """The page with the tables of each block's folder."""
     if not BLOCK.search(page):
-        raise BadInput("no place for tables, no <!-- results/NAME --> and <!-- end -->, in the page; add both lines")
-    return BLOCK.sub(lambda found: f"{found[1]}\n{_tables(folder / found['name'])}\n{found[3]}", page)
+        raise BadInput(
+            "no place for tables, no <!-- results/NAME --> and <!-- end -->, in the page; add both lines"
+        )
+    return BLOCK.sub(
+        lambda found: f"{found[1]}\n{_tables(folder / found['name'])}\n{found[3]}", page
+    )
 
 
 def _tables(folder):
@@ -82,27 +89,31 @@ def _told(made, about):
         return made
     words = " ".join(about.read_text().split())
     return [
-        dataclasses.replace(table, caption=markdown.Marked(f"{words} {markdown.escaped(table.caption)}"))
+        dataclasses.replace(
+            table, caption=markdown.Marked(f"{words} {markdown.escaped(table.caption)}")
+        )
         for table in made
     ]
 
 
 def _commands(runs):
-    caption = (
-        "Each run, by what tells it from the others of its row; the folds of a row may have settings of their own."
-    )
+    caption = "Each run, by what tells it from the others of its row; the folds of a row may have settings of their own."
     rows = []
     for run in runs:
         path, fold = run.workdir / "command.txt", run.fields.get("fold")
         if path.exists():
-            name = f"{run.fields['row']}, seed {run.fields['seed']}" + (f", fold {fold[0]}" if fold else "")
+            name = f"{run.fields['row']}, seed {run.fields['seed']}" + (
+                f", fold {fold[0]}" if fold else ""
+            )
             rows.append([name, markdown.Marked(f"`{path.read_text().strip()}`")])
     return tables.Table("How to have a run again", caption, ["run", "command"], rows)
 
 
 def _arguments():
     parser = scripts.make_parser(__doc__)
-    parser.add_argument("--keep", help="a folder of workdirs, such as OUT of launch/table1.sh")
+    parser.add_argument(
+        "--keep", help="a folder of workdirs, such as OUT of launch/table1.sh"
+    )
     parser.add_argument("--name", help="of the folder under results/ that gets them")
     arguments = parser.parse_args()
     if bool(arguments.keep) != bool(arguments.name):

@@ -1,21 +1,24 @@
-"""Compile the train step or the sampler for a TPU slice that is not here, and predict what a step takes on it.
+"""Compile the train step or the sampler for a TPU slice that is not here, and predict
+what a step takes on it.
 
     pip install "jax[tpu]"
     python benchmarks/tpu/aot.py --config=configs/covid.py --config.dtype=bfloat16 --topology=v5e:2x4
         [--program=train] [--per-chip=8 | --total=64] [--output=DIR] [--profile=10]
     python benchmarks/tpu/aot.py --table=DIR
 
-Needs no TPU, only its compiler (the wheel libtpu), which takes minutes and gigabytes for a full-size network. The
-program is the one that training or evaluation would run: jitted, the batch split over all chips, the state on each.
-Nothing is initialised or run. Topologies: v5e:2x4 (8 chips), v5e:16x16 (256), v5p:4x4x4 (64), v6e:8x8 (64), ...
+Needs no TPU, only its compiler (the wheel libtpu), which takes minutes and gigabytes
+for a full-size network. The program is the one that training or evaluation would run:
+jitted, the batch split over all chips, the state on each. Nothing is initialised or
+run. Topologies: v5e:2x4 (8 chips), v5e:16x16 (256), v5p:4x4x4 (64), v6e:8x8 (64), ...
 
 - `--per-chip` images on each chip (fixed work per chip), or `--total` over all of them (fixed total work);
 - `--output` gets one json file a run, named after what was compiled, and beside it the HLO; `--table` turns such a
   folder into Markdown;
 - `--profile` lists the operations, arrays and modules that move most bytes through HBM.
 
-A program that does not fit the chip's memory is one line that says by how much. Times are predictions (cost.py)
-from published peaks; the compiler's own count of FLOP and bytes is scaled by how often its loops turn (hlo.py).
+A program that does not fit the chip's memory is one line that says by how much. Times
+are predictions (cost.py) from published peaks; the compiler's own count of FLOP and
+bytes is scaled by how often its loops turn (hlo.py).
 """
 
 import gzip
@@ -30,7 +33,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile at once
+# several may compile at once
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax
@@ -60,15 +64,28 @@ def main() -> int:
     mesh = open_mesh(arguments.topology)
     images = arguments.total or arguments.per_chip * mesh.size
     set_batch(cfg, images, mesh)
-    result = {"topology": arguments.topology, "chip": arguments.topology.split(":")[0], "chips": mesh.size}
-    result |= {"program": arguments.program, "images": images, "per_chip": images // mesh.size, "variant": variant(cfg)}
+    result = {
+        "topology": arguments.topology,
+        "chip": arguments.topology.split(":")[0],
+        "chips": mesh.size,
+    }
+    result |= {
+        "program": arguments.program,
+        "images": images,
+        "per_chip": images // mesh.size,
+        "variant": variant(cfg),
+    }
     print(", ".join(f"{name} {value}" for name, value in result.items()), flush=True)
     result["versions"] = benchmark.versions() | {"libtpu": compiler}
     compiled, seconds = compile_for(arguments.program, cfg, mesh)
     text = compiled.as_text()
     module = hlo.parse(text)
     result["parameters"] = parameters(cfg)
-    result |= seconds | describe(compiled, module, chip, mesh.size) | {"config": benchmark.flat(cfg)}
+    result |= (
+        seconds
+        | describe(compiled, module, chip, mesh.size)
+        | {"config": benchmark.flat(cfg)}
+    )
     if arguments.output:
         path = Path(arguments.output) / file_name(result)
         files.write_json(path, result)
@@ -81,26 +98,44 @@ def main() -> int:
 
 
 def open_mesh(topology: str) -> jax.sharding.Mesh:
-    """The chips of a slice in one row. Raises BadInput where the compiler knows no such slice."""
+    """The chips of a slice in one row. Raises BadInput where the compiler knows no such
+    slice.
+    """
     try:
-        chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:  # jaxlib raises several kinds
+        chips = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology
+        ).devices
+    # jaxlib raises several kinds
+    except Exception as error:
         what = f"no such slice, {topology}, in --topology ({reason(error, most=80)})"
-        raise BadInput(f"{what}; use one such as v5e:2x4, v5e:16x16, v5p:4x4x4 or v6e:8x8") from error
+        raise BadInput(
+            f"{what}; use one such as v5e:2x4, v5e:16x16, v5p:4x4x4 or v6e:8x8"
+        ) from error
     return devices.make_mesh(list(chips))
 
 
 def set_batch(cfg, images: int, mesh) -> None:
-    """Both batch sizes of a config. Raises BadInput where they do not divide over the chips."""
+    """Both batch sizes of a config. Raises BadInput where they do not divide over the
+    chips.
+    """
     parts = mesh.size * cfg.train.accumulate
-    devices.check_divisible(images, parts, field="--total or --per-chip", what="chips and parts")
+    devices.check_divisible(
+        images, parts, field="--total or --per-chip", what="chips and parts"
+    )
     cfg.train.batch_size = cfg.eval.batch_size = images
 
 
-def compile_for(program: str, cfg, mesh) -> tuple[jax.stages.Compiled, dict[str, float]]:
-    """The compiled program and seconds of lowering and compiling. Raises BadInput where it does not fit."""
-    jitted, inputs = train_program(cfg, mesh) if program == "train" else sampler_program(cfg, mesh)
-    jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
+def compile_for(
+    program: str, cfg, mesh
+) -> tuple[jax.stages.Compiled, dict[str, float]]:
+    """The compiled program and seconds of lowering and compiling. Raises BadInput where
+    it does not fit.
+    """
+    jitted, inputs = (
+        train_program(cfg, mesh) if program == "train" else sampler_program(cfg, mesh)
+    )
+    # compiling is timed
+    jax.config.update("jax_enable_compilation_cache", False)
     start = time.perf_counter()
     lowered = jitted.lower(*inputs)
     middle = time.perf_counter()
@@ -109,13 +144,21 @@ def compile_for(program: str, cfg, mesh) -> tuple[jax.stages.Compiled, dict[str,
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise BadInput(f"{does_not_fit(str(error))}, in --per-chip or --total; take fewer images") from error
-    return compiled, {"lower_seconds": middle - start, "compile_seconds": time.perf_counter() - middle}
+        raise BadInput(
+            f"{does_not_fit(str(error))}, in --per-chip or --total; take fewer images"
+        ) from error
+    return compiled, {
+        "lower_seconds": middle - start,
+        "compile_seconds": time.perf_counter() - middle,
+    }
 
 
 def does_not_fit(message: str) -> str:
     """What the compiler says about memory, in a few words."""
-    for pattern in (r"[Uu]sed (\S+) of (\S+)", r"\(([\d.]+\w+)\) exceeds available \w+ \(([\d.]+\w+)\)"):
+    for pattern in (
+        r"[Uu]sed (\S+) of (\S+)",
+        r"\(([\d.]+\w+)\) exceeds available \w+ \(([\d.]+\w+)\)",
+    ):
         if found := re.search(pattern, message):
             return f"does not fit the chip's memory, needs {found[1]}, has {found[2]}"
     return f"does not fit the chip's memory, {shown(message, most=200)}"
@@ -124,9 +167,13 @@ def does_not_fit(message: str) -> str:
 def train_program(cfg, mesh) -> tuple:
     """(jitted, shapes it is called on) of the train step."""
     model, optimizer = build_model.build(cfg), make_optimizer(cfg.train)[0]
-    update = train_step.Update(model, optimizer, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate)
+    update = train_step.Update(
+        model, optimizer, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate
+    )
     step = train_step.make_train_step(update, mesh)
-    state = jax.eval_shape(lambda: train_state.create(build_model.init_variables(model, cfg), optimizer))
+    state = jax.eval_shape(
+        lambda: train_state.create(build_model.init_variables(model, cfg), optimizer)
+    )
     batch = {"image": _images(cfg), "mask": _images(cfg, cfg.data.classes)}
     return step, (state, batch, jax.eval_shape(lambda: jax.random.key(0)))
 
@@ -136,7 +183,11 @@ def sampler_program(cfg, mesh) -> tuple:
     model = build_model.build(cfg)
     predict = make_predict(cfg, model, mesh)
     variables = jax.eval_shape(lambda: build_model.init_variables(model, cfg))
-    return predict, (variables, _images(cfg), jax.ShapeDtypeStruct((cfg.eval.batch_size,), "int32"))
+    return predict, (
+        variables,
+        _images(cfg),
+        jax.ShapeDtypeStruct((cfg.eval.batch_size,), "int32"),
+    )
 
 
 def describe(compiled, module: hlo.Module, chip: cost.Chip, chips: int) -> dict:
@@ -158,16 +209,23 @@ def describe(compiled, module: hlo.Module, chip: cost.Chip, chips: int) -> dict:
         "collectives": sum(times for _, _, times in found),
         "collective_bytes": sum(size * times for _, size, times in found),
         "collective_seconds": seconds,
-        "step_seconds": cost.step_seconds(flop=flop, moved=moved, collectives=seconds, chip=chip),
-        "step_seconds_hbm": cost.step_seconds(flop=flop, moved=hbm, collectives=seconds, chip=chip),
-        # The compiler's own guess, loops once; less than the arithmetic alone takes, or negative, is no time.
+        "step_seconds": cost.step_seconds(
+            flop=flop, moved=moved, collectives=seconds, chip=chip
+        ),
+        "step_seconds_hbm": cost.step_seconds(
+            flop=flop, moved=hbm, collectives=seconds, chip=chip
+        ),
+        # The compiler's own guess, loops once; less than the arithmetic alone takes, or
+        # negative, is no time.
         "optimal_seconds": own if own >= reported.flop / chip.peak else None,
     }
 
 
 def parameters(cfg) -> int:
     """Of the network."""
-    shapes = jax.eval_shape(lambda: build_model.init_variables(build_model.build(cfg), cfg)["params"])
+    shapes = jax.eval_shape(
+        lambda: build_model.init_variables(build_model.build(cfg), cfg)["params"]
+    )
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 
@@ -177,7 +235,8 @@ def memory(compiled) -> dict[str, int]:
     parts = {
         "argument_bytes": m.argument_size_in_bytes,
         "output_bytes": m.output_size_in_bytes,
-        "donated_bytes": m.alias_size_in_bytes,  # both argument and output
+        # both argument and output
+        "donated_bytes": m.alias_size_in_bytes,
         "temporary_bytes": m.temp_size_in_bytes,
         "code_bytes": m.generated_code_size_in_bytes,
     }
@@ -189,13 +248,18 @@ def memory(compiled) -> dict[str, int]:
 def variant(cfg) -> str:
     """What was compiled, for a file's name: network, widths, image size, dtype."""
     widths = cfg.networks[cfg.network].get("channels", ())
-    parts = [cfg.row or cfg.network, *(str(w) for w in (widths if isinstance(widths, tuple) else (widths,)))]
+    parts = [
+        cfg.row or cfg.network,
+        *(str(w) for w in (widths if isinstance(widths, tuple) else (widths,))),
+    ]
     return f"{'-'.join(parts)}_{cfg.data.size}px_{cfg.dtype}"
 
 
 def file_name(result: dict) -> str:
     slice_name = result["topology"].replace(":", "-")
-    return f"{slice_name}_{result['program']}_{result['images']}_{result['variant']}.json"
+    return (
+        f"{slice_name}_{result['program']}_{result['images']}_{result['variant']}.json"
+    )
 
 
 def _with_loops(counts):
@@ -206,18 +270,36 @@ def _with_loops(counts):
 
 def _images(cfg, channels=None):
     height, width, own = build_data.image_shape(cfg)
-    return jax.ShapeDtypeStruct((cfg.train.batch_size, height, width, channels or own), "float32")
+    return jax.ShapeDtypeStruct(
+        (cfg.train.batch_size, height, width, channels or own), "float32"
+    )
 
 
 def _arguments():
     parser = scripts.make_parser(__doc__)
-    parser.add_argument("--topology", default="v5e:2x4", help="chip and slice, such as v5e:16x16")
+    parser.add_argument(
+        "--topology", default="v5e:2x4", help="chip and slice, such as v5e:16x16"
+    )
     parser.add_argument("--program", choices=PROGRAMS, default="train")
     parser.add_argument("--per-chip", type=int, default=8, help="images on each chip")
-    parser.add_argument("--total", type=int, default=0, help="images over all chips, instead of --per-chip")
-    parser.add_argument("--output", help="folder for the json file; made where there is none")
-    parser.add_argument("--profile", type=int, default=0, help="how many to list of what moves most bytes")
-    parser.add_argument("--table", help="a folder of such files: print the table, compile nothing")
+    parser.add_argument(
+        "--total",
+        type=int,
+        default=0,
+        help="images over all chips, instead of --per-chip",
+    )
+    parser.add_argument(
+        "--output", help="folder for the json file; made where there is none"
+    )
+    parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        help="how many to list of what moves most bytes",
+    )
+    parser.add_argument(
+        "--table", help="a folder of such files: print the table, compile nothing"
+    )
     arguments, words = parser.parse_known_args()
     if arguments.per_chip < 1 or min(arguments.total, arguments.profile) < 0:
         parser.error("--per-chip starts at 1, --total and --profile at 0")
@@ -227,7 +309,9 @@ def _arguments():
         try:
             Path(arguments.output).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadInput(f"no folder can be made, {reason(error)}, in --output; give another") from error
+            raise BadInput(
+                f"no folder can be made, {reason(error)}, in --output; give another"
+            ) from error
     return arguments, words
 
 

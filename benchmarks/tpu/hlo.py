@@ -1,10 +1,13 @@
-"""What a program compiled for a TPU moves, read from its HLO text: bytes and FLOP an operation, and collectives.
+"""What a program compiled for a TPU moves, read from its HLO text: bytes and FLOP an
+operation, and collectives.
 
-The compiler's own cost analysis counts a loop's body once and says nothing of single operations. Here every operation
-that runs by itself (a fusion is one) is weighed by the arrays it reads and writes, as they lie in HBM: padded to the
-tiles of their layout, {3,0,2,1:T(8,128)} meaning that the two fastest axes, first those named first, are padded to
-multiples of 128 and 8. Arrays in the chip's own memory, S(1), cost no HBM traffic. An operation in a loop is counted
-as often as the loop turns, read from the constant in the loop's condition (once where there is none).
+The compiler's own cost analysis counts a loop's body once and says nothing of single
+operations. Here every operation that runs by itself (a fusion is one) is weighed by the
+arrays it reads and writes, as they lie in HBM: padded to the tiles of their layout,
+{3,0,2,1:T(8,128)} meaning that the two fastest axes, first those named first, are
+padded to multiples of 128 and 8. Arrays in the chip's own memory, S(1), cost no HBM
+traffic. An operation in a loop is counted as often as the loop turns, read from the
+constant in the loop's condition (once where there is none).
 """
 
 import dataclasses
@@ -12,7 +15,13 @@ import math
 import re
 from collections.abc import Iterator
 
-COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
+COLLECTIVES = (
+    "all-reduce",
+    "reduce-scatter",
+    "all-gather",
+    "all-to-all",
+    "collective-permute",
+)
 _MOVES_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
                   "replica-id", "opt-barrier", "while", "call", "conditional"}  # fmt: skip
 _HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
@@ -40,9 +49,17 @@ class Array:
         """With the padding of the layout's first tile."""
         order = [int(axis) for axis in self.layout.split(":")[0].split(",") if axis]
         tile = re.search(r"T\(([\d,]+)\)", self.layout)
-        sides = [self.shape[axis] for axis in order] if order else list(reversed(self.shape))
-        for i, multiple in enumerate(reversed([int(t) for t in tile.group(1).split(",")]) if tile else []):
-            sides[i : i + 1] = [math.ceil((sides[i] if i < len(sides) else 1) / multiple) * multiple]
+        sides = (
+            [self.shape[axis] for axis in order]
+            if order
+            else list(reversed(self.shape))
+        )
+        for i, multiple in enumerate(
+            reversed([int(t) for t in tile.group(1).split(",")]) if tile else []
+        ):
+            sides[i : i + 1] = [
+                math.ceil((sides[i] if i < len(sides) else 1) / multiple) * multiple
+            ]
         return math.prod(sides) * _bits(self.dtype) // 8
 
     def in_hbm(self) -> bool:
@@ -93,11 +110,19 @@ def parse(text: str) -> Module:
         if header := _HEADER.match(line):
             ops = computations.setdefault(header.group(2), [])
             entry = header.group(2) if header.group(1) else entry
-        elif ops is not None and (found := _OP.match(line)) and (kind := _KIND.search(" " + found.group(2))):
+        elif (
+            ops is not None
+            and (found := _OP.match(line))
+            and (kind := _KIND.search(" " + found.group(2)))
+        ):
             ops.append(_op(found.group(1), kind, " " + found.group(2)))
     if entry is None:
         raise ValueError("no ENTRY in the HLO text")
-    return Module(entry, computations, {op.name: op.result for ops in computations.values() for op in ops})
+    return Module(
+        entry,
+        computations,
+        {op.name: op.result for ops in computations.values() for op in ops},
+    )
 
 
 def weights(module: Module) -> list[Weight]:
@@ -105,7 +130,9 @@ def weights(module: Module) -> list[Weight]:
     found = [
         Weight(op, times, *_bytes(moved(op, module)), _flop(op, module))
         for op, times, fused in executed(module)
-        if not fused and op.kind not in _MOVES_NOTHING and not op.kind.endswith(("-done", "-update"))
+        if not fused
+        and op.kind not in _MOVES_NOTHING
+        and not op.kind.endswith(("-done", "-update"))
     ]
     return [weight for weight in found if weight.bytes or weight.flop]
 
@@ -113,11 +140,15 @@ def weights(module: Module) -> list[Weight]:
 def moved(op: Op, module: Module) -> list[Array]:
     """The arrays it reads and writes; the start of a copy returns both."""
     names = () if op.kind.endswith("-start") else op.operands
-    return [*op.result, *(array for name in names for array in module.arrays.get(name, ()))]
+    return [
+        *op.result,
+        *(array for name in names for array in module.arrays.get(name, ())),
+    ]
 
 
 def collectives(module: Module) -> list[tuple[str, int, int]]:
-    """(kind, bytes, times) of each, a start and its done being one; bytes are the larger of what goes in and comes out.
+    """(kind, bytes, times) of each, a start and its done being one; bytes are the
+    larger of what goes in and comes out.
 
     Unpadded, on one chip.
     """
@@ -125,16 +156,26 @@ def collectives(module: Module) -> list[tuple[str, int, int]]:
     for op, times, _ in executed(module):
         kind = op.kind.removesuffix("-start")
         if kind in COLLECTIVES:
-            given = sum(array.bytes() for name in op.operands for array in module.arrays.get(name, ()))
+            given = sum(
+                array.bytes()
+                for name in op.operands
+                for array in module.arrays.get(name, ())
+            )
             result = sum(array.bytes() for array in op.result)
             # The start of a gather returns its operand too.
-            result -= given if op.kind in ("all-gather-start", "collective-permute-start") else 0
+            result -= (
+                given
+                if op.kind in ("all-gather-start", "collective-permute-start")
+                else 0
+            )
             found.append((kind, max(given, result), times))
     return found
 
 
 def executed(module: Module) -> Iterator[tuple[Op, int, bool]]:
-    """(operation, how often it runs, whether inside a fusion or an asynchronous wrapper), from the entry on."""
+    """(operation, how often it runs, whether inside a fusion or an asynchronous
+    wrapper), from the entry on.
+    """
     yield from _executed(module, module.entry, 1, False)
 
 
@@ -144,11 +185,20 @@ def _executed(module, name, times, fused):
         if op.kind in ("fusion", "while", "call", "conditional", "async-start"):
             turns = _turns(op, module) if op.kind == "while" else 1
             for called in _called(op):
-                yield from _executed(module, called, times * turns, fused or op.kind in ("fusion", "async-start"))
+                yield from _executed(
+                    module,
+                    called,
+                    times * turns,
+                    fused or op.kind in ("fusion", "async-start"),
+                )
 
 
 def _called(op):
-    return [name for group in _CALLED.findall(op.rest) for name in re.findall(r"%([\w.-]+)", group)]
+    return [
+        name
+        for group in _CALLED.findall(op.rest)
+        for name in re.findall(r"%([\w.-]+)", group)
+    ]
 
 
 def _turns(op, module):
@@ -157,12 +207,19 @@ def _turns(op, module):
         return int(known.group(1))
     condition = re.search(r"condition=%([\w.-]+)", op.rest)
     ops = module.computations.get(condition.group(1), []) if condition else []
-    counts = [int(n) for o in ops if o.kind == "constant" for n in re.findall(r"\bvalue=(\d+)$", o.rest)]
+    counts = [
+        int(n)
+        for o in ops
+        if o.kind == "constant"
+        for n in re.findall(r"\bvalue=(\d+)$", o.rest)
+    ]
     return max(counts, default=1)
 
 
 def _op(name, kind, text):
-    """`text` is the line behind the equals sign, `kind` the match of the operation's name in it."""
+    """`text` is the line behind the equals sign, `kind` the match of the operation's
+    name in it.
+    """
     depth, end = 1, kind.end()
     while depth and end < len(text):
         depth += {"(": 1, ")": -1}.get(text[end], 0)
@@ -174,23 +231,34 @@ def _op(name, kind, text):
         Array(dtype, tuple(int(n) for n in shape.split(",") if n), layout)
         for dtype, shape, layout in _ARRAY.findall(text[: kind.start()])
     )
-    return Op(name, kind.group(1), result, tuple(re.findall(r"%([\w.-]+)", inside)), rest)
+    return Op(
+        name, kind.group(1), result, tuple(re.findall(r"%([\w.-]+)", inside)), rest
+    )
 
 
 def _bytes(arrays):
     """Of all of them, and of those in HBM."""
-    return tuple(sum(a.padded_bytes() for a in chosen) for chosen in (arrays, filter(Array.in_hbm, arrays)))
+    return tuple(
+        sum(a.padded_bytes() for a in chosen)
+        for chosen in (arrays, filter(Array.in_hbm, arrays))
+    )
 
 
 def _flop(op, module):
     """Twice the multiply-adds, those with padding counted in."""
     if op.kind == "fusion":
-        return sum(_flop(o, module) for name in _called(op) for o in module.computations.get(name, []))
+        return sum(
+            _flop(o, module)
+            for name in _called(op)
+            for o in module.computations.get(name, [])
+        )
     labels = re.search(r"dim_labels=\w+_(\w+)->", op.rest)
     if op.kind != "convolution" or not labels:
         return 0
     kernel = module.arrays[op.operands[1]][0].shape
-    taps = math.prod(side for side, label in zip(kernel, labels.group(1)) if label != "o")
+    taps = math.prod(
+        side for side, label in zip(kernel, labels.group(1)) if label != "o"
+    )
     return 2 * math.prod(op.result[0].shape) * taps
 
 
@@ -198,4 +266,5 @@ def _bits(dtype):
     if dtype == "pred":
         return 8
     bits = re.search(r"\d+", dtype)
-    return int(bits.group()) if bits else 0  # a token
+    # a token
+    return int(bits.group()) if bits else 0

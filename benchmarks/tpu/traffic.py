@@ -1,4 +1,6 @@
-"""Where the HBM traffic of a program compiled for a TPU goes: by operation, by array, by part of the network."""
+"""Where the HBM traffic of a program compiled for a TPU goes: by operation, by array,
+by part of the network.
+"""
 
 import collections
 import re
@@ -20,7 +22,10 @@ def profile(module: hlo.Module, most: int) -> str:
     for w in weights:
         parts[_part(w.op.scope())] += w.times * w.hbm_bytes
     operations = collections.Counter(
-        {f"{w.times} x {_operation(w.op, module)}": w.times * w.hbm_bytes for w in weights}
+        {
+            f"{w.times} x {_operation(w.op, module)}": w.times * w.hbm_bytes
+            for w in weights
+        }
     )
     head = f"HBM traffic {total / 1e9:.4g} GB in {len(weights)} operations, {plain / 1e9:.4g} GB without padding"
     lists = [_list(what, counts, total, most) for what, counts in
@@ -30,7 +35,8 @@ def profile(module: hlo.Module, most: int) -> str:
 
 def _list(what, counts, total, most):
     lines = [
-        f"{size / 1e9:8.3f} GB {100 * size / max(total, 1):5.1f} %  {name}" for name, size in counts.most_common(most)
+        f"{size / 1e9:8.3f} GB {100 * size / max(total, 1):5.1f} %  {name}"
+        for name, size in counts.most_common(most)
     ]
     return "\n".join([f"by {what}:", *lines])
 
@@ -43,7 +49,13 @@ def _operation(op, module):
 
 def _large(arrays, least=2**20):
     shown = [_array(array) for array in arrays if array.padded_bytes() >= least]
-    return " ".join(f"{shown.count(s)} x {s}" if shown.count(s) > 1 else s for s in dict.fromkeys(shown)) or "small"
+    return (
+        " ".join(
+            f"{shown.count(s)} x {s}" if shown.count(s) > 1 else s
+            for s in dict.fromkeys(shown)
+        )
+        or "small"
+    )
 
 
 def _array(array):
@@ -53,6 +65,14 @@ def _array(array):
 def _part(scope):
     """The module of a scope, direction first: "backward denoiser/encoder_1_block_2"."""
     direction = "backward" if "transpose(" in scope else "forward"
-    names = [n for n in re.sub(r"\([^/]*\)", "", scope).split("/") if re.fullmatch(r"[a-z]\w*", n)]
-    names = [n for n in names if n not in ("jit", "jvp", "transpose", "while", "body", "closed_call")]
+    names = [
+        n
+        for n in re.sub(r"\([^/]*\)", "", scope).split("/")
+        if re.fullmatch(r"[a-z]\w*", n)
+    ]
+    names = [
+        n
+        for n in names
+        if n not in ("jit", "jvp", "transpose", "while", "body", "closed_call")
+    ]
     return f"{direction} {'/'.join(names[:2])}" if names[1:] else "the rest"

@@ -1,4 +1,6 @@
-"""What mode benchmark keeps and shows: strict JSON, the table on screen, and a baseline read back and compared."""
+"""What mode benchmark keeps and shows: strict JSON, the table on screen, and a baseline
+read back and compared.
+"""
 
 import json
 import math
@@ -10,7 +12,9 @@ from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files
 
 # Fields that change neither program, so that a baseline may have others.
-_FREE = tuple(name for name in run_config.FREE if name not in ("eval.", "sampler.", "fusion"))
+_FREE = tuple(
+    name for name in run_config.FREE if name not in ("eval.", "sampler.", "fusion")
+)
 _NOT_KNOWN = "not known"
 
 
@@ -18,14 +22,18 @@ def output_path(name: str) -> pathlib.Path:
     """Where the JSON goes. Raises BadInput where it cannot, before the measuring."""
     path = pathlib.Path(name)
     if path.is_dir():
-        raise BadInput(f"a folder, {name}, in --output; give the JSON file to write, such as {path / 'bench.json'}")
+        raise BadInput(
+            f"a folder, {name}, in --output; give the JSON file to write, such as {path / 'bench.json'}"
+        )
     if not path.parent.is_dir():
         raise BadInput(f"no such folder, {path.parent}, in --output; make it first")
     try:
         files.check_replaceable(path)
         files.check_writable(path.parent)
     except OSError as error:
-        raise BadInput(f"{path} cannot be written: {reason(error)}. Give another --output.") from error
+        raise BadInput(
+            f"{path} cannot be written: {reason(error)}. Give another --output."
+        ) from error
     return path
 
 
@@ -34,16 +42,28 @@ def write(path: pathlib.Path, result: dict) -> None:
     try:
         files.write_json(path, result)
     except OSError as error:
-        raise BadInput(f"cannot write, {reason(error)}, {path}; give another --output") from error
+        raise BadInput(
+            f"cannot write, {reason(error)}, {path}; give another --output"
+        ) from error
 
 
 def read_baseline(name: str, here: dict) -> dict:
-    """A result written before. Raises BadInput unless it is whole and of `here`'s "device" and "config"."""
+    """A result written before. Raises BadInput unless it is whole and of `here`'s
+    "device" and "config".
+    """
     fix = "in --compare; give what --mode=benchmark wrote to --output"
     try:
         old = json.loads(pathlib.Path(name).read_text(), parse_constant=_refuse)
-        medians = [p["milliseconds"][k] for p in old["programs"].values() for k in ("median", "spread")]
-        whole = medians and all(math.isfinite(x) and x >= 0 for x in medians) and all(medians[::2])
+        medians = [
+            p["milliseconds"][k]
+            for p in old["programs"].values()
+            for k in ("median", "spread")
+        ]
+        whole = (
+            medians
+            and all(math.isfinite(x) and x >= 0 for x in medians)
+            and all(medians[::2])
+        )
         whole = whole and all(math.isfinite(x) for x in _speeds(old))
         device, fields = dict(old["device"]), dict(old["config"])
     except OSError as error:
@@ -61,7 +81,11 @@ def read_baseline(name: str, here: dict) -> dict:
     ours = json.loads(json.dumps(here["config"]))
     for field in sorted(fields.keys() | ours.keys()):
         used = known_fields.is_used(field, fields) or known_fields.is_used(field, ours)
-        if used and not field.startswith(_FREE) and fields.get(field) != ours.get(field):
+        if (
+            used
+            and not field.startswith(_FREE)
+            and fields.get(field) != ours.get(field)
+        ):
             there = shown(repr(fields.get(field)))
             raise BadInput(
                 f"baseline of another config, {field} is {there} there and {ours.get(field)!r} here, {name}; "
@@ -71,12 +95,17 @@ def read_baseline(name: str, here: dict) -> dict:
 
 
 def changes(new: dict, old: dict) -> list[str]:
-    """A line on each program of both results, those that got slower in capitals, and one on the device itself.
+    """A line on each program of both results, those that got slower in capitals, and
+    one on the device itself.
 
-    Where the device's own speed differs too, it may have been busy or throttled, and the program be the same.
+    Where the device's own speed differs too, it may have been busy or throttled, and
+    the program be the same.
     """
     shared = [name for name in new["programs"] if name in old["programs"]]
-    milliseconds = [(n, new["programs"][n]["milliseconds"], old["programs"][n]["milliseconds"]) for n in shared]
+    milliseconds = [
+        (n, new["programs"][n]["milliseconds"], old["programs"][n]["milliseconds"])
+        for n in shared
+    ]
     (product, copy), (was_product, was_copy) = _speeds(new), _speeds(old)
     device = f"the device itself: best product {product:,.0f} GFLOP/s, was {was_product:,.0f}; "
     device += f"copy {copy:,.1f} GB/s, was {was_copy:,.1f}"
@@ -85,16 +114,23 @@ def changes(new: dict, old: dict) -> list[str]:
 
 def ceiling_fields(ceilings) -> dict:
     """Of one device: FLOP/s by dtype and size of the matrices, bytes/s."""
-    by_dtype = {d: {str(size): rate for size, rate in by_size.items()} for d, by_size in ceilings.matmul.items()}
+    by_dtype = {
+        d: {str(size): rate for size, rate in by_size.items()}
+        for d, by_size in ceilings.matmul.items()
+    }
     return {"matmul_flop_per_second": by_dtype, "copy_bytes_per_second": ceilings.copy}
 
 
 def table(result: dict) -> str:
     """The result for the screen: ceilings in a line each, then a column a program."""
     device, rates = result["device"], result["ceilings"]["matmul_flop_per_second"]
-    lines = [f"{device['count']} x {device['kind']}, jax {result['versions']['jax']}, {result['repeats']} repeats"]
+    lines = [
+        f"{device['count']} x {device['kind']}, jax {result['versions']['jax']}, {result['repeats']} repeats"
+    ]
     for dtype, by_size in rates.items():
-        each = ", ".join(f"{rate / 1e9:,.0f} at {size}" for size, rate in by_size.items())
+        each = ", ".join(
+            f"{rate / 1e9:,.0f} at {size}" for size, rate in by_size.items()
+        )
         lines.append(f"matrix product, {dtype}: {each} GFLOP/s")
     lines.append(f"copy: {result['ceilings']['copy_bytes_per_second'] / 1e9:,.1f} GB/s")
     rows = [["", *result["programs"]]] + [
@@ -106,7 +142,11 @@ def table(result: dict) -> str:
 def _speeds(result):
     """GFLOP/s of the best product, GB/s of the copy."""
     ceilings = result["ceilings"]
-    products = [rate for by_size in ceilings["matmul_flop_per_second"].values() for rate in by_size.values()]
+    products = [
+        rate
+        for by_size in ceilings["matmul_flop_per_second"].values()
+        for rate in by_size.values()
+    ]
     return max(products) / 1e9, ceilings["copy_bytes_per_second"] / 1e9
 
 
@@ -114,7 +154,12 @@ def _aligned(rows):
     """First column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]).rstrip()
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:])),
+            ]
+        ).rstrip()
         for row in rows
     ]
 
@@ -138,7 +183,9 @@ _ROWS = {
     "images/s, median +- spread": _with_spread("images_per_second"),
     "lower, s": _plain("lower_seconds", digits=".2f"),
     "compile, s": _plain("compile_seconds", digits=".2f"),
-    "peak memory so far, MiB": lambda p: f"{_plain('peak_bytes', 2**20, ',.0f')(p)} ({p['peak_bytes_of']})",
+    "peak memory so far, MiB": lambda p: (
+        f"{_plain('peak_bytes', 2**20, ',.0f')(p)} ({p['peak_bytes_of']})"
+    ),
     "memory of the program, MiB a device": _plain("program_bytes", 2**20, ",.0f"),
     "GFLOP a device": _plain("flop", 1e9),
     "GFLOP of convolutions and products as written": _plain("flop_products", 1e9),

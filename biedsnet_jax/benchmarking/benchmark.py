@@ -1,8 +1,9 @@
-"""Mode benchmark: the train step and predict of a config, timed on this machine's devices with made-up input.
+"""Mode benchmark: the train step and predict of a config, timed on this machine's
+devices with made-up input.
 
-Besides time: what compiling takes, memory, FLOP and bytes, and how near a step comes to the least time that the
-device's own speed allows (`roofline.py`), measured in the same run. Nothing is read but a config, and a baseline if
-asked for.
+Besides time: what compiling takes, memory, FLOP and bytes, and how near a step comes to
+the least time that the device's own speed allows (`roofline.py`), measured in the same
+run. Nothing is read but a config, and a baseline if asked for.
 """
 
 import dataclasses
@@ -27,7 +28,8 @@ from biedsnet_jax.segmenters import macs
 from biedsnet_jax.training import train_step
 from biedsnet_jax.training.optimizer import make_optimizer
 
-# Large enough to fill the device, small enough to take seconds: side of the matrices, bytes copied.
+# Large enough to fill the device, small enough to take seconds: side of the matrices,
+# bytes copied.
 _CEILINGS = {"cpu": ((512, 1024, 2048), 2**28), "other": ((2048, 4096, 8192), 2**30)}
 
 
@@ -44,27 +46,43 @@ class Program:
     carries: bool  # the first result is the next first input, which is donated
 
 
-def run(cfg, *, output: str | None, baseline: str | None, repeats: int, command: str) -> dict:
-    """Measure, print a table, write `output`, say what changed since `baseline`; returns what `output` holds.
+def run(
+    cfg, *, output: str | None, baseline: str | None, repeats: int, command: str
+) -> dict:
+    """Measure, print a table, write `output`, say what changed since `baseline`;
+    returns what `output` holds.
 
-    Raises BadInput for a config that cannot be, and a baseline that is damaged or of another device or config, before
-    anything compiles.
+    Raises BadInput for a config that cannot be, and a baseline that is damaged or of
+    another device or config, before anything compiles.
     """
     check_config(cfg)
     if repeats < 1:
-        raise BadInput(f"too few repeats, {repeats}, in --repeats; use 1 or more, such as 7")
+        raise BadInput(
+            f"too few repeats, {repeats}, in --repeats; use 1 or more, such as 7"
+        )
     mesh = train_step.make_mesh(cfg)
-    result = {"command": command, "device": device(mesh), "versions": versions(), "config": flat(cfg)}
+    result = {
+        "command": command,
+        "device": device(mesh),
+        "versions": versions(),
+        "config": flat(cfg),
+    }
     old = benchmark_files.read_baseline(baseline, result) if baseline else None
     path = benchmark_files.output_path(output) if output else None
 
-    jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed; an environment may have set one
+    # compiling is timed; an environment may have set one
+    jax.config.update("jax_enable_compilation_cache", False)
     # Before the ceilings, whose arrays would count as peak memory.
     measured = [measure(program, repeats) for program in programs(cfg, mesh)]
     sizes, copy_bytes = _CEILINGS.get(result["device"]["platform"], _CEILINGS["other"])
-    ceilings = roofline.measure_ceilings({"float32", cfg.dtype}, sizes=sizes, copy_bytes=copy_bytes, repeats=repeats)
+    ceilings = roofline.measure_ceilings(
+        {"float32", cfg.dtype}, sizes=sizes, copy_bytes=copy_bytes, repeats=repeats
+    )
     result |= {"repeats": repeats, "ceilings": benchmark_files.ceiling_fields(ceilings)}
-    result["programs"] = {name: fields | against(cost, fields, ceilings) for name, fields, cost in measured}
+    result["programs"] = {
+        name: fields | against(cost, fields, ceilings)
+        for name, fields, cost in measured
+    }
 
     print(benchmark_files.table(result))
     if old:
@@ -75,7 +93,9 @@ def run(cfg, *, output: str | None, baseline: str | None, repeats: int, command:
 
 
 def programs(cfg, mesh) -> list[Program]:
-    """The train step and predict, as modes train and evaluate run them, with random images and masks."""
+    """The train step and predict, as modes train and evaluate run them, with random
+    images and masks.
+    """
     model = build_model.build(cfg)
     optimizer, _ = make_optimizer(cfg.train)
     one = devices.make_mesh(jax.devices()[:1])
@@ -90,8 +110,12 @@ def programs(cfg, mesh) -> list[Program]:
     variables = jax.tree.map(lambda x: x.copy(), state.ema_variables)
 
     def update(mesh):
-        step = train_step.Update(model, optimizer, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate)
-        return train_step.make_train_step(step, mesh, state_sharding=devices.state_sharding(state_shape, mesh))
+        step = train_step.Update(
+            model, optimizer, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate
+        )
+        return train_step.make_train_step(
+            step, mesh, state_sharding=devices.state_sharding(state_shape, mesh)
+        )
 
     def predict(mesh):
         return make_predict(cfg, model, mesh)
@@ -104,8 +128,22 @@ def programs(cfg, mesh) -> list[Program]:
     asked = {"inputs": (variables, batch["image"], batch["index"])}
     asked["alone_inputs"] = (state_shape.ema_variables, part["image"], part["index"])
     return [
-        Program("predict", cfg.eval.batch_size, predict(mesh), alone=predict(one), carries=False, **asked),
-        Program("train step", cfg.train.batch_size, update(mesh), alone=update(one), carries=True, **trained),
+        Program(
+            "predict",
+            cfg.eval.batch_size,
+            predict(mesh),
+            alone=predict(one),
+            carries=False,
+            **asked,
+        ),
+        Program(
+            "train step",
+            cfg.train.batch_size,
+            update(mesh),
+            alone=update(one),
+            carries=True,
+            **trained,
+        ),
     ]
 
 
@@ -140,32 +178,48 @@ def against(cost: roofline.Cost, fields: dict, ceilings: roofline.Ceilings) -> d
         return {"roofline_milliseconds": None, "bound": None, "fraction": None}
     milliseconds = 1e3 * least[0]
     fraction = milliseconds / fields["milliseconds"]["median"]
-    return {"roofline_milliseconds": milliseconds, "bound": least[1], "fraction": fraction}
+    return {
+        "roofline_milliseconds": milliseconds,
+        "bound": least[1],
+        "fraction": fraction,
+    }
 
 
 def device(mesh) -> dict:
     """What a baseline must share: platform, kind, and how many."""
-    return {"platform": mesh.devices.flat[0].platform, "kind": devices.device_kind(mesh), "count": mesh.size}
+    return {
+        "platform": mesh.devices.flat[0].platform,
+        "kind": devices.device_kind(mesh),
+        "count": mesh.size,
+    }
 
 
 def versions() -> dict:
     """Of Python and the libraries that decide speed."""
     names = ("jax", "jaxlib", "flax", "optax", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in names
+    }
 
 
 def flat(cfg) -> dict:
     """{"data.size": 256, ...}, with lists for tuples as JSON has them."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in config_fields.flat(cfg).items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in config_fields.flat(cfg).items()
+    }
 
 
 def memory() -> tuple[int | None, str]:
-    """(bytes, whose): the fullest device's peak up to now, else the largest resident size of the process."""
+    """(bytes, whose): the fullest device's peak up to now, else the largest resident
+    size of the process.
+    """
     stats = [d.memory_stats() or {} for d in jax.local_devices()]
     if peaks := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
         return max(peaks), "device"
     try:
-        import resource  # here, since Windows has none
+        # here, since Windows has none
+        import resource
     except ImportError:
         return None, "not known"
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -185,20 +239,30 @@ def _caller(program, compiled):
 
 
 def _program_bytes(compiled):
-    """Arguments, results and temporaries on one device, an array that is both counted once."""
+    """Arguments, results and temporaries on one device, an array that is both counted
+    once.
+    """
     try:
         m = compiled.memory_analysis()
-        total = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+        total = (
+            m.argument_size_in_bytes
+            + m.output_size_in_bytes
+            + m.temp_size_in_bytes
+            - m.alias_size_in_bytes
+        )
     except (AttributeError, NotImplementedError, RuntimeError):
         return None
     return total
 
 
 def _products(fn, *args):
-    """FLOP of convolutions and matrix products as the program is written: twice `macs.py`'s multiply-adds."""
+    """FLOP of convolutions and matrix products as the program is written: twice
+    `macs.py`'s multiply-adds.
+    """
     try:
         return 2 * macs.count_macs(fn, *args)
-    except ValueError:  # a loop of unknown length
+    # a loop of unknown length
+    except ValueError:
         return None
 
 
@@ -209,10 +273,15 @@ def _inputs(cfg, count, mesh):
     mine = count // jax.process_count()
     arrays = {
         "image": rng.random((mine, height, width, channels), np.float32),
-        "mask": (rng.random((mine, height, width, cfg.data.classes)) < 0.1).astype(np.float32),
+        "mask": (rng.random((mine, height, width, cfg.data.classes)) < 0.1).astype(
+            np.float32
+        ),
         "index": np.arange(mine, dtype=np.int32),
     }
-    part = {k: jax.ShapeDtypeStruct((count // mesh.size, *x.shape[1:]), x.dtype) for k, x in arrays.items()}
+    part = {
+        k: jax.ShapeDtypeStruct((count // mesh.size, *x.shape[1:]), x.dtype)
+        for k, x in arrays.items()
+    }
     return devices.put_batch(arrays, mesh), part
 
 

@@ -1,10 +1,13 @@
-"""What a compiled program must do, what the device can do, and the least time that follows:
+"""What a compiled program must do, what the device can do, and the least time that
+follows:
 
     roofline time = max(FLOP / peak FLOP per second, bytes / copied bytes per second)
 
-FLOP and bytes are the compiler's own count. It counts the body of a loop once, however often the loop turns, so what it
-leaves out is added here: for each scan, (length - 1) times its body, compiled and counted by itself, inner scans first.
-What the compiler lifts out of a loop counts as if it had stayed inside; a loop of unknown length counts once.
+FLOP and bytes are the compiler's own count. It counts the body of a loop once, however
+often the loop turns, so what it leaves out is added here: for each scan, (length - 1)
+times its body, compiled and counted by itself, inner scans first. What the compiler
+lifts out of a loop counts as if it had stayed inside; a loop of unknown length counts
+once.
 """
 
 import dataclasses
@@ -31,7 +34,9 @@ class Cost:
 
     def times(self, number: int) -> "Cost":
         """Of so many calls."""
-        return Cost(*(None if x is None else number * x for x in (self.flop, self.bytes)))
+        return Cost(
+            *(None if x is None else number * x for x in (self.flop, self.bytes))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +48,15 @@ class Ceilings:
 
     def peak(self) -> float:
         """FLOP/s of the best size and dtype."""
-        return max(rate for by_size in self.matmul.values() for rate in by_size.values())
+        return max(
+            rate for by_size in self.matmul.values() for rate in by_size.values()
+        )
 
 
 def program_cost(compiled, fn: Callable, *args) -> Cost:
-    """Of a compiled program; `fn(*args)` is what one device does of it, traced to find its loops."""
+    """Of a compiled program; `fn(*args)` is what one device does of it, traced to find
+    its loops.
+    """
     return reported_cost(compiled) + _left_out(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
@@ -55,24 +64,36 @@ def reported_cost(compiled) -> Cost:
     """The compiler's count as it stands, loop bodies once."""
     try:
         analysis = compiled.cost_analysis()
-    except (NotImplementedError, RuntimeError):  # jax's own run-time errors are RuntimeErrors
+    # jax's own run-time errors are RuntimeErrors
+    except (NotImplementedError, RuntimeError):
         analysis = None
-    if isinstance(analysis, list | tuple):  # one a module, in some versions
+    # one a module, in some versions
+    if isinstance(analysis, list | tuple):
         analysis = analysis[0] if analysis else None
-    return Cost(*(_known((analysis or {}).get(name)) for name in ("flops", "bytes accessed")))
+    return Cost(
+        *(_known((analysis or {}).get(name)) for name in ("flops", "bytes accessed"))
+    )
 
 
 def roofline(cost: Cost, *, peak: float, copy: float) -> tuple[float, str] | None:
-    """(seconds, "arithmetic" or "memory", whichever takes them); None where the cost is not known."""
+    """(seconds, "arithmetic" or "memory", whichever takes them); None where the cost is
+    not known.
+    """
     if cost.flop is None or cost.bytes is None:
         return None
     return max((cost.flop / peak, "arithmetic"), (cost.bytes / copy, "memory"))
 
 
-def measure_ceilings(dtypes: set[str], *, sizes: tuple[int, ...], copy_bytes: int, repeats: int) -> Ceilings:
-    """Square matrix products in each dtype, and x + 1 in place over float32s; the best repeat of each."""
+def measure_ceilings(
+    dtypes: set[str], *, sizes: tuple[int, ...], copy_bytes: int, repeats: int
+) -> Ceilings:
+    """Square matrix products in each dtype, and x + 1 in place over float32s; the best
+    repeat of each.
+    """
     matmul = {
-        dtype: {size: 2 * size**3 / _matmul_seconds(size, dtype, repeats) for size in sizes}
+        dtype: {
+            size: 2 * size**3 / _matmul_seconds(size, dtype, repeats) for size in sizes
+        }
         for dtype in sorted(dtypes)
     }
     count = copy_bytes // 4
@@ -87,7 +108,8 @@ def _matmul_seconds(size, dtype, repeats):
 
 def _copy_seconds(count, repeats):
     x = [jnp.zeros(count)]
-    add = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place, so that no time goes into fresh pages
+    # in place, so that no time goes into fresh pages
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
 
     def call():
         x[0] = add(x[0])
@@ -124,7 +146,11 @@ def _scans(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
 
 def _known(value):
     """A count as a float; some backends say -1 or NaN for what they do not know."""
-    return float(value) if value is not None and math.isfinite(value) and value >= 0 else None
+    return (
+        float(value)
+        if value is not None and math.isfinite(value) and value >= 0
+        else None
+    )
 
 
 def _add(a, b):

@@ -1,4 +1,6 @@
-"""How long a call takes: repeated after warm-up, waiting for the device; median and spread; two of them compared."""
+"""How long a call takes: repeated after warm-up, waiting for the device; median and
+spread; two of them compared.
+"""
 
 import dataclasses
 import math
@@ -8,12 +10,15 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-_MOST_CALLS = 100  # a repeat
+# a repeat
+_MOST_CALLS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds a call, one figure a repeat; a repeat is `calls` calls in a row, as in a loop that does not wait."""
+    """Seconds a call, one figure a repeat; a repeat is `calls` calls in a row, as in a
+    loop that does not wait.
+    """
 
     seconds: tuple[float, ...]
     calls: int
@@ -30,9 +35,15 @@ class Timing:
 
 
 def measure(
-    call: Callable, *, repeats: int, least: float = 0.2, clock: Callable[[], float] = time.perf_counter
+    call: Callable,
+    *,
+    repeats: int,
+    least: float = 0.2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Time `call()`, which returns arrays. Two calls warm up; from the second follows how many fill `least` seconds."""
+    """Time `call()`, which returns arrays. Two calls warm up; from the second follows
+    how many fill `least` seconds.
+    """
     jax.block_until_ready(call())
     start = clock()
     jax.block_until_ready(call())
@@ -48,18 +59,29 @@ def measure(
 
 
 def summary(timing: Timing, batch: int) -> dict:
-    """What a benchmark keeps of a program that takes `batch` images: milliseconds a call, and images a second."""
+    """What a benchmark keeps of a program that takes `batch` images: milliseconds a
+    call, and images a second.
+    """
     milliseconds = [1e3 * s for s in timing.seconds]
     rates = [batch / s for s in timing.seconds]
     return {
-        "milliseconds": {"median": 1e3 * timing.median, "spread": 1e3 * timing.spread, "repeats": milliseconds},
-        "images_per_second": {"median": float(np.median(rates)), "spread": _spread(rates)},
+        "milliseconds": {
+            "median": 1e3 * timing.median,
+            "spread": 1e3 * timing.spread,
+            "repeats": milliseconds,
+        },
+        "images_per_second": {
+            "median": float(np.median(rates)),
+            "spread": _spread(rates),
+        },
         "calls_per_repeat": timing.calls,
     }
 
 
 def change(name: str, new: dict, old: dict) -> str:
-    """One line on two summaries' "milliseconds": a difference counts where it exceeds the sum of both spreads."""
+    """One line on two summaries' "milliseconds": a difference counts where it exceeds
+    the sum of both spreads.
+    """
     was, now = old["median"], new["median"]
     margin = old["spread"] + new["spread"]
     line = f"{name}: {now:.4g} ms, was {was:.4g} ms"

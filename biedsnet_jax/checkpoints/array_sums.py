@@ -1,7 +1,8 @@
-"""CRC-32 of every array of a state: whether a checkpoint that lost its checksums is what was saved.
+"""CRC-32 of every array of a state: whether a checkpoint that lost its checksums is
+what was saved.
 
-They are taken in memory before a save and lie in what the checkpoint says of itself, not beside
-the files' own sums, so that the two are not lost together.
+They are taken in memory before a save and lie in what the checkpoint says of itself,
+not beside the files' own sums, so that the two are not lost together.
 """
 
 import zlib
@@ -13,7 +14,9 @@ import numpy as np
 
 
 def of(tree: Any) -> dict[str, int]:
-    """The sum of each array by its place in `tree`, but for those in parts on several machines."""
+    """The sum of each array by its place in `tree`, but for those in parts on several
+    machines.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {_place(path): _sum(leaf) for path, leaf in leaves if _is_here(leaf)}
 
@@ -36,12 +39,17 @@ def _place(path) -> str:
 
 
 def _is_here(leaf) -> bool:
-    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+    return (
+        not isinstance(leaf, jax.Array)
+        or leaf.is_fully_addressable
+        or leaf.is_fully_replicated
+    )
 
 
 def _sum(leaf) -> int:
     if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
-        # Of one device, and not of the array itself, which would keep a view that hinders its donation.
+        # Of one device, and not of the array itself, which would keep a view that
+        # hinders its donation.
         leaf = leaf.addressable_data(0)
     values = np.ascontiguousarray(leaf).reshape(-1)
     return zlib.crc32(values.view(np.uint8))

@@ -1,4 +1,5 @@
-"""Whether a checkpoint's files are as they were written: sizes and CRC-32 in `checksums.json` beside them.
+"""Whether a checkpoint's files are as they were written: sizes and CRC-32 in
+`checksums.json` beside them.
 
 Orbax finds a damaged index by itself, but not a bit that changed in the arrays.
 """
@@ -10,11 +11,13 @@ import zlib
 from biedsnet_jax.runtime import files
 
 NAME = "checksums.json"
-_BLOCK = 2**22  # bytes
+# bytes
+_BLOCK = 2**22
 
 
 def write(folder: pathlib.Path, *, leave_out: tuple[str, ...] = ()) -> None:
-    """Bring every file below `folder` to the disk, then write the sums of all but `leave_out`.
+    """Bring every file below `folder` to the disk, then write the sums of all but
+    `leave_out`.
 
     So sums that can be read after a power cut are of files that were whole before it.
     """
@@ -33,7 +36,9 @@ def are_there(folder: pathlib.Path) -> bool:
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with the files below `folder`; None where nothing is, or where no sums were written."""
+    """What is wrong with the files below `folder`; None where nothing is, or where no
+    sums were written.
+    """
     try:
         sums = json.loads((folder / NAME).read_text())
         expected = {name: (size, crc) for name, (size, crc) in sums.items()}

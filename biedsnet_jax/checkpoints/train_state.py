@@ -1,4 +1,6 @@
-"""What training carries from step to step: arrays and nothing else, so that it jits, donates and saves as one tree."""
+"""What training carries from step to step: arrays and nothing else, so that it jits,
+donates and saves as one tree.
+"""
 
 import dataclasses
 from typing import Any
@@ -8,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 Tree = Any
-Counter = Any  # int32 scalar; not checked, since jax also makes states of shapes and of shardings
+# int32 scalar; not checked, since jax also makes states of shapes and of shardings
+Counter = Any
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +34,8 @@ class TrainState:
 
 
 def create(
-    variables: dict[str, Tree], optimizer: optax.GradientTransformation = optax.identity()  # noqa: B008
+    variables: dict[str, Tree],
+    optimizer: optax.GradientTransformation = optax.identity(),  # noqa: B008
 ) -> TrainState:
     """The state before the first step; without an optimizer what it takes to predict."""
     params = variables["params"]

@@ -35,7 +35,8 @@ class Data:
 def open_data(config) -> Data:
     """The source a config names, its cases dealt to the sides of a new split.
 
-    Data of a workdir are opened by `run_split`, on the split that its run was started with.
+    Data of a workdir are opened by `run_split`, on the split that its run was started
+    with.
     """
     return deal(config, open_source(config), data_root(config))
 
@@ -55,7 +56,9 @@ def open_source(config) -> Source:
 
 def deal(config, source: Source, root: str) -> Data:
     """The cases of a source, read from `root`, on the sides that the config asks for."""
-    return Data(source, **_split(source.cases, config.split, source.facts.sides), root=root)
+    return Data(
+        source, **_split(source.cases, config.split, source.facts.sides), root=root
+    )
 
 
 def data_root(config) -> str:
@@ -76,17 +79,27 @@ def warn(text: str) -> None:
 
 def class_labels(config) -> tuple[tuple[int, ...], ...]:
     """Label values of each class."""
-    return tuple(map(tuple, config.data.labels)) or tuple((k,) for k in range(1, config.data.classes + 1))
+    return tuple(map(tuple, config.data.labels)) or tuple(
+        (k,) for k in range(1, config.data.classes + 1)
+    )
 
 
 def image_shape(config) -> tuple[int, int, int]:
     """(height, width, channels) of what the network sees."""
-    return config.data.size, config.data.size, config.data.channels * (2 * config.data.context + 1)
+    return (
+        config.data.size,
+        config.data.size,
+        config.data.channels * (2 * config.data.context + 1),
+    )
 
 
 def make_prepare(config) -> transforms.Prepare:
     """What a config does to every slice."""
-    return transforms.Prepare(config.data.size, config.data.normalise, tuple(map(float, config.data.window)) or None)
+    return transforms.Prepare(
+        config.data.size,
+        config.data.normalise,
+        tuple(map(float, config.data.window)) or None,
+    )
 
 
 def cache_folder(config) -> pathlib.Path:
@@ -101,7 +114,9 @@ def _phantom(config):
 
 def _folder(config):
     data = config.data
-    return ImageFolder(_root(config), classes=data.classes, channels=data.channels, case=data.case)
+    return ImageFolder(
+        _root(config), classes=data.classes, channels=data.channels, case=data.case
+    )
 
 
 def _nifti(config):
@@ -125,7 +140,9 @@ def _tfds(config):
     data, fields = config.data, config.data.tfds
     cache = _cache(config, "tfds")
     if fields.name == covid19_ct_seg.NAME and not fields.data_dir:
-        prepared = covid19_ct_seg.prepare(pathlib.Path(_root(config)), cache, quiet=console.is_quiet())
+        prepared = covid19_ct_seg.prepare(
+            pathlib.Path(_root(config)), cache, quiet=console.is_quiet()
+        )
     else:
         prepared = tfds.find(fields.name, fields.data_dir)
     return tfds.Tfds(
@@ -162,7 +179,10 @@ def _root(config):
 def _split(cases, fields, sides):
     if fields.train or fields.val or fields.test:
         # Flags read a case called 7 as a number.
-        train, val, test = ([str(name) for name in names] for names in (fields.train, fields.val, fields.test))
+        train, val, test = (
+            [str(name) for name in names]
+            for names in (fields.train, fields.val, fields.test)
+        )
         return splits.named(cases, train=train, val=val, test=test)
     if sides and fields.folds:
         raise BadInput(
@@ -170,7 +190,11 @@ def _split(cases, fields, sides):
             "Set split.folds=0, or put the cases into one folder."
         )
     if sides:
-        return splits.by_folder(cases, sides, fractions=fields.fractions, seed=fields.seed)
+        return splits.by_folder(
+            cases, sides, fractions=fields.fractions, seed=fields.seed
+        )
     if fields.folds:
-        return splits.k_fold(cases, folds=fields.folds, fold=fields.fold, seed=fields.seed)
+        return splits.k_fold(
+            cases, folds=fields.folds, fold=fields.fold, seed=fields.seed
+        )
     return splits.by_case(cases, fractions=fields.fractions, seed=fields.seed)

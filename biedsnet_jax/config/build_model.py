@@ -22,9 +22,11 @@ from biedsnet_jax.segmenters.segmenter import Segmenter
 
 
 def network_class(config) -> type[nn.Module]:
-    """The class of the network that a config names, of NETWORKS or of the user's `network_file`.
+    """The class of the network that a config names, of NETWORKS or of the user's
+    `network_file`.
 
-    `config` may also be its fields by dotted name. Raises BadInput where there is no such network.
+    `config` may also be its fields by dotted name. Raises BadInput where there is no
+    such network.
     """
     name, file = config["network"], config.get("network_file")
     if file:
@@ -37,7 +39,9 @@ def network_class(config) -> type[nn.Module]:
 
 
 def make_network(config) -> nn.Module:
-    """The network that a config asks for. `make_network(config).check_size((h, w))` refuses what it cannot take."""
+    """The network that a config asks for. `make_network(config).check_size((h, w))`
+    refuses what it cannot take.
+    """
     network = network_class(config)
     fields = dict(config.networks.get(config.network, {}))
     if hasattr(network, "image_size"):
@@ -46,10 +50,14 @@ def make_network(config) -> nn.Module:
 
 
 def build(config) -> Segmenter:
-    """The segmenter that a checked config asks for, with its teacher's loss where it has a section `distill`."""
+    """The segmenter that a checked config asks for, with its teacher's loss where it
+    has a section `distill`.
+    """
     if "distill" not in config:
         return _build_untaught(config)
-    return Consistency(_build_untaught(config), config.distill.grid, config.distill.truth_weight)
+    return Consistency(
+        _build_untaught(config), config.distill.grid, config.distill.truth_weight
+    )
 
 
 def _build_untaught(config):
@@ -75,12 +83,15 @@ def _build_untaught(config):
 
 
 def init_variables(model: Segmenter, config) -> dict:
-    """Fresh variables, the same for the same seed. Raises BadInput where the fields of the network do not fit."""
+    """Fresh variables, the same for the same seed. Raises BadInput where the fields of
+    the network do not fit.
+    """
     try:
         return model.init(jax.random.key(config.seed), image_shape(config))
     except BadInput:
         raise
-    except Exception as error:  # layers refuse widths, heads and depths with anything
+    # layers refuse widths, heads and depths with anything
+    except Exception as error:
         raise BadInput(
             f"network that cannot be, {reason(error)}, in networks.{config.network}; see configs/default.py"
         ) from error
@@ -108,12 +119,18 @@ def is_denoiser(config) -> bool:
 
 
 def draws_samples(config) -> bool:
-    """What `draws_samples` of the config's segmenter is; `method` "auto" means diffusion wherever it can be."""
+    """What `draws_samples` of the config's segmenter is; `method` "auto" means
+    diffusion wherever it can be.
+    """
     return is_denoiser(config) and config.method != "direct"
 
 
 def _loss_function(fields) -> losses.LossFn:
-    """The loss of a config's section `loss`, whose fields are its keyword arguments by their names."""
+    """The loss of a config's section `loss`, whose fields are its keyword arguments by
+    their names.
+    """
     loss = losses.LOSSES[fields.name]
     taken = inspect.signature(loss).parameters
-    return functools.partial(loss, **{name: value for name, value in fields.items() if name in taken})
+    return functools.partial(
+        loss, **{name: value for name, value in fields.items() if name in taken}
+    )

@@ -1,4 +1,6 @@
-"""What a config may hold. Every mistake raises BadInput with the field, its value and the fix."""
+"""What a config may hold. Every mistake raises BadInput with the field, its value and
+the fix.
+"""
 
 from ml_collections import ConfigDict
 
@@ -159,7 +161,9 @@ def check_config(config: ConfigDict) -> None:
     if config.network == "biedsnet":
         _check_biedsnet(config)
     elif config.diffusion.self_condition:
-        raise BadInput(f"diffusion.self_condition is True, which network {config.network} has not. Use False.")
+        raise BadInput(
+            f"diffusion.self_condition is True, which network {config.network} has not. Use False."
+        )
     if "distill" in config:
         _check_distill(config)
     build_model.make_network(config).check_size((config.data.size, config.data.size))
@@ -173,15 +177,21 @@ def network_rule(network: type, field: str) -> Rule:
 def _check_sampler(config):
     steps, timesteps = config.sampler.steps, config.diffusion.timesteps
     if steps > timesteps:
-        raise BadInput(f"sampler.steps is {steps}, more than diffusion.timesteps. Use at most {timesteps}.")
+        raise BadInput(
+            f"sampler.steps is {steps}, more than diffusion.timesteps. Use at most {timesteps}."
+        )
 
 
 def _check_method(config):
     if config.method == "diffusion" and not build_model.is_denoiser(config):
         names = " or ".join(map(repr, DENOISERS))
-        raise BadInput(f"method is 'diffusion', which network {config.network} has not. Use 'auto', or {names}.")
+        raise BadInput(
+            f"method is 'diffusion', which network {config.network} has not. Use 'auto', or {names}."
+        )
     if config.method == "direct" and config.network == "medsegdiff":
-        raise BadInput("method is 'direct', but network medsegdiff predicts noise, not masks. Use 'auto'.")
+        raise BadInput(
+            "method is 'direct', but network medsegdiff predicts noise, not masks. Use 'auto'."
+        )
 
 
 def _check_distill(config):
@@ -192,10 +202,16 @@ def _check_distill(config):
             "Use a BIEDSNet trained by diffusion."
         )
     if config.network != "biedsnet":
-        raise BadInput(f"Cannot distill network {config.network}: it predicts noise, not masks. Use a BIEDSNet.")
+        raise BadInput(
+            f"Cannot distill network {config.network}: it predicts noise, not masks. Use a BIEDSNet."
+        )
     if config.diffusion.self_condition:
-        raise BadInput("Cannot distill with diffusion.self_condition. Use a BIEDSNet trained without it.")
-    at_least(2, config.diffusion.timesteps).check("distill.grid", get_field(config, "distill.grid"))
+        raise BadInput(
+            "Cannot distill with diffusion.self_condition. Use a BIEDSNet trained without it."
+        )
+    at_least(2, config.diffusion.timesteps).check(
+        "distill.grid", get_field(config, "distill.grid")
+    )
     FROM_0.check("distill.truth_weight", get_field(config, "distill.truth_weight"))
 
 
@@ -203,7 +219,11 @@ def _check_data(data):
     """Fields that only some sources have, and those that must fit each other."""
     case_names.compiled(data.case)
     for name, usual in (("context", 0), ("min_foreground", 0), ("labels", ())):
-        if data[name] != usual and data.source != "nifti" and (name, data.source) != ("labels", "tfds"):
+        if (
+            data[name] != usual
+            and data.source != "nifti"
+            and (name, data.source) != ("labels", "tfds")
+        ):
             raise BadInput(
                 f"data.{name} is {data[name]}, but data.source is {data.source!r}. Use {usual}, or data.source='nifti'."
             )
@@ -211,7 +231,9 @@ def _check_data(data):
         if data.source == "tfds" and not data.tfds[name]:
             raise BadInput(f"data.tfds.{name} is empty. Give a name.")
     if data.source != "nifti" and data.channels not in (1, 3):
-        raise BadInput(f"data.channels is {data.channels}. A picture has 1 (grey) or 3 (colour).")
+        raise BadInput(
+            f"data.channels is {data.channels}. A picture has 1 (grey) or 3 (colour)."
+        )
     if data.labels and len(data.labels) != data.classes:
         raise BadInput(
             f"data.labels has {len(data.labels)} sets of labels for {data.classes} classes. Give one for each class."
@@ -221,15 +243,21 @@ def _check_data(data):
 def _check_batch(config):
     size, parts = config.train.batch_size, config.train.accumulate
     if size % parts:
-        raise BadInput(f"train.accumulate is {parts}, which does not divide train.batch_size. Use a divisor of {size}.")
+        raise BadInput(
+            f"train.accumulate is {parts}, which does not divide train.batch_size. Use a divisor of {size}."
+        )
 
 
 def _check_biedsnet(config):
     fields = config.networks.biedsnet
     if len(fields.channels) < 2 or min(fields.channels) < 2:
-        raise BadInput(f"networks.biedsnet.channels is {fields.channels}. Give two whole numbers from 2, or more.")
+        raise BadInput(
+            f"networks.biedsnet.channels is {fields.channels}. Give two whole numbers from 2, or more."
+        )
     if fields.fold and fields.norm == "batch":
-        raise BadInput("networks.biedsnet.fold does not go with batch norm. Use norm='group' or fold=False.")
+        raise BadInput(
+            "networks.biedsnet.fold does not go with batch norm. Use norm='group' or fold=False."
+        )
     heads, weights = len(fields.channels) - 1, len(config.loss.supervision_weights)
     if fields.supervision and heads > 1 and weights != heads:
         raise BadInput(

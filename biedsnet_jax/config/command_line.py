@@ -1,6 +1,7 @@
 """A command line read as absl reads it, before absl does.
 
-What --workdir and --mode say chooses the config file that absl then loads, so it is read twice.
+What --workdir and --mode say chooses the config file that absl then loads, so it is
+read twice.
 """
 
 import dataclasses
@@ -14,16 +15,21 @@ from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files
 
-NO_CONFIG = "--config is missing. Give a config file, for example --config=configs/phantom.py"
+NO_CONFIG = (
+    "--config is missing. Give a config file, for example --config=configs/phantom.py"
+)
 PATHS = ("config", "workdir", "input", "output", "compare")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 _HERE = pathlib.Path(__file__).absolute().parent
-_TRUE = ("true", "t", "1")  # of absl's flags, in any case
+# of absl's flags, in any case
+_TRUE = ("true", "t", "1")
 
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """A flag with its value and the words that gave them; words that are no flag have no name."""
+    """A flag with its value and the words that gave them; words that are no flag have
+    no name.
+    """
 
     name: str
     value: str | None
@@ -33,8 +39,8 @@ class Argument:
 def read(argv: list[str], known: Any) -> list[Argument]:
     """The arguments after the program's name; `known` is absl's FlagValues.
 
-    A flag that absl comes to know with the config, --config.train.steps, takes the next word for
-    its value unless that begins with a dash.
+    A flag that absl comes to know with the config, --config.train.steps, takes the next
+    word for its value unless that begins with a dash.
     """
     words, found = argv[1:], []
     while words:
@@ -65,7 +71,8 @@ def is_true(text: str | None) -> bool:
 
 
 def with_config(argv: list[str], known: Any) -> list[str]:
-    """The same with --config first where none is named and the mode or a trained workdir says which.
+    """The same with --config first where none is named and the mode or a trained
+    workdir says which.
 
     That is `student.py:WORKDIR` in mode distill, `saved.py:WORKDIR` in the others, and
     `configs/folder.py:NETWORK` where weights are imported.
@@ -77,10 +84,18 @@ def with_config(argv: list[str], known: Any) -> list[str]:
     if mode == "import":
         network = value(argv, "network", known)
         if not network:
-            raise BadInput("--network is missing. Name the one whose weights these are, such as --network=unext.")
-        return [argv[0], f"--config={_HERE.parents[1] / 'configs' / 'folder.py'}:{network}", *argv[1:]]
+            raise BadInput(
+                "--network is missing. Name the one whose weights these are, such as --network=unext."
+            )
+        return [
+            argv[0],
+            f"--config={_HERE.parents[1] / 'configs' / 'folder.py'}:{network}",
+            *argv[1:],
+        ]
     trains = mode in (None, "train")
-    if not workdir or (trains and not os.path.exists(os.path.join(workdir, "config.json"))):
+    if not workdir or (
+        trains and not os.path.exists(os.path.join(workdir, "config.json"))
+    ):
         return argv
     file = "student.py" if mode == "distill" else "saved.py"
     return [argv[0], f"--config={_HERE / file}:{workdir}", *argv[1:]]
@@ -89,8 +104,8 @@ def with_config(argv: list[str], known: Any) -> list[str]:
 def load_config(argv: list[str], known: Any) -> Any:
     """What the config file gives before overrides, None where none is named.
 
-    Config_flags loads it again, but buries what went wrong. Raises BadInput for a file that fails,
-    and for an override of a field that it has not.
+    Config_flags loads it again, but buries what went wrong. Raises BadInput for a file
+    that fails, and for an override of a field that it has not.
     """
     named = value(argv, "config", known)
     overrides = [match.group(1) for word in argv if (match := _OVERRIDE.match(word))]
@@ -105,13 +120,18 @@ def load_config(argv: list[str], known: Any) -> Any:
 def _load(named):
     file, *variants = named.split(":", 1)
     if not os.path.isfile(file):
-        raise BadInput(f"--config names {shown(file)}, which is no file. Give one such as configs/phantom.py")
+        raise BadInput(
+            f"--config names {shown(file)}, which is no file. Give one such as configs/phantom.py"
+        )
     try:
         return runpy.run_path(file)["get_config"](*variants)
-    except ValueError as error:  # what get_config says about its variants; BadInput is one
+    # what get_config says about its variants; BadInput is one
+    except ValueError as error:
         raise BadInput(" ".join(str(error).split())) from error
     except Exception as error:
-        raise BadInput(f"{file} fails with {type(error).__name__}: {reason(error)}. --debug shows where.") from error
+        raise BadInput(
+            f"{file} fails with {type(error).__name__}: {reason(error)}. --debug shows where."
+        ) from error
 
 
 def check_read_alike(read: dict[str, str | None], known: Any) -> None:
@@ -160,7 +180,12 @@ def with_paths(argv: list[str], known: Any) -> list[str]:
 
 def _is_negated(name, known):
     """Whether it is --noquiet and not a flag whose name begins with "no"."""
-    return name not in known and name.startswith("no") and name[2:] in known and known[name[2:]].boolean
+    return (
+        name not in known
+        and name.startswith("no")
+        and name[2:] in known
+        and known[name[2:]].boolean
+    )
 
 
 def _next_value(name, words, known):
@@ -185,7 +210,9 @@ def _list_of_paths(text):
 def _path(name, text):
     path = files.expanded(text)
     if any(c < " " or c == "\x7f" for c in text) and not _is_there(path):
-        raise BadInput(f"--{name} holds a line break or another control character, {text!r}. Give the path without it.")
+        raise BadInput(
+            f"--{name} holds a line break or another control character, {text!r}. Give the path without it."
+        )
     return path
 
 

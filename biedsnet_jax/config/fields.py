@@ -10,12 +10,16 @@ from biedsnet_jax.errors import BadInput, shown
 
 
 def get_field(config: ConfigDict, name: str) -> Any:
-    """The value at a dotted name. Raises BadInput, with the nearest name, where there is none."""
+    """The value at a dotted name. Raises BadInput, with the nearest name, where there
+    is none.
+    """
     value = find(config, name)
     # An unset string is None too.
     if value is None and name not in flat(config):
         near = nearest(name, list(flat(config)))
-        raise BadInput(f"{shown(name)} is not a field of the config. The nearest is --config.{shown(near)}")
+        raise BadInput(
+            f"{shown(name)} is not a field of the config. The nearest is --config.{shown(near)}"
+        )
     return value
 
 
@@ -31,7 +35,8 @@ def find(config: Any, name: str) -> Any:
 def set_field(config: ConfigDict, name: str, value: Any) -> None:
     """Give the field at a dotted name a value; sections that are not there are made.
 
-    Nothing is set where a value stands in the place of a section, which `known_fields.check_known` refuses.
+    Nothing is set where a value stands in the place of a section, which
+    `known_fields.check_known` refuses.
     """
     *sections, field = name.split(".")
     section = config
@@ -45,7 +50,9 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """The one of `names` most like `name`, of those with the same last part if there are any."""
+    """The one of `names` most like `name`, of those with the same last part if there
+    are any.
+    """
     last = name.rsplit(".", 1)[-1]
     same_last = [other for other in names if other.rsplit(".", 1)[-1] == last]
     near = difflib.get_close_matches(name, same_last or names, n=1, cutoff=0.0)

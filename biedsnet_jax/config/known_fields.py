@@ -1,8 +1,9 @@
 """The fields that a config may have, and which of them a run reads.
 
-A field is one of `configs/default.py`, which stands beside the package, of a student's section
-`distill`, or of a network that has no section there, such as one of a user's own file. Installed
-without `configs/`, the package knows no defaults: then no field is unknown, and nothing is filled in.
+A field is one of `configs/default.py`, which stands beside the package, of a student's
+section `distill`, or of a network that has no section there, such as one of a user's
+own file. Installed without `configs/`, the package knows no defaults: then no field is
+unknown, and nothing is filled in.
 """
 
 import dataclasses
@@ -27,7 +28,9 @@ _OF_LINEN = ("parent", "name")
 
 
 def defaults() -> Mapping[str, Any]:
-    """{"data.size": 256, ...} of configs/default.py; nothing where there is no such file."""
+    """{"data.size": 256, ...} of configs/default.py; nothing where there is no such
+    file.
+    """
     return _read(DEFAULT) if os.path.isfile(DEFAULT) else {}
 
 
@@ -39,7 +42,9 @@ def _read(path: str) -> dict[str, Any]:
         spec.loader.exec_module(module)
         return flat(module.get_config())
     except Exception as error:
-        raise BadInput(f"{path} fails with {type(error).__name__}: {reason(error)}. Mend that file.") from error
+        raise BadInput(
+            f"{path} fails with {type(error).__name__}: {reason(error)}. Mend that file."
+        ) from error
 
 
 def unknown(config: ConfigDict) -> list[str]:
@@ -49,7 +54,9 @@ def unknown(config: ConfigDict) -> list[str]:
 
 
 def check_known(config: ConfigDict) -> None:
-    """Raise BadInput at a field that does not exist, and at a value in the place of a section."""
+    """Raise BadInput at a field that does not exist, and at a value in the place of a
+    section.
+    """
     fields = _names(config)
     for name in unknown(config):
         value = find(config, name)
@@ -58,11 +65,15 @@ def check_known(config: ConfigDict) -> None:
         else:
             what, names = f"{shown(name)} ({shown(repr(value))}) is not a field", fields
         near = nearest(name, sorted(names))
-        raise BadInput(f"{what} of a config. Use {near}, the nearest in configs/default.py, or leave it out.")
+        raise BadInput(
+            f"{what} of a config. Use {near}, the nearest in configs/default.py, or leave it out."
+        )
     for section in sorted(_sections(fields)):
         value = find(config, section)
         if value is not None and not isinstance(value, ConfigDict):
-            first = next(name for name in sorted(fields) if name.startswith(f"{section}."))
+            first = next(
+                name for name in sorted(fields) if name.startswith(f"{section}.")
+            )
             raise BadInput(
                 f"{section} is {shown(repr(value))} where a section of fields belongs. "
                 f"Set its fields one by one, such as {first}."
@@ -72,8 +83,8 @@ def check_known(config: ConfigDict) -> None:
 def is_used(name: str, fields: Mapping[str, Any]) -> bool:
     """Whether a run reads the field `name`; `fields` are the run's own, by dotted name.
 
-    It does not read those of other networks and other sources, in one pass those of diffusion and
-    sampler, and with MedSegDiff, which has its own, those of the loss.
+    It does not read those of other networks and other sources, in one pass those of
+    diffusion and sampler, and with MedSegDiff, which has its own, those of the loss.
     """
     network, section, *rest = fields.get("network"), *name.split(".")
     if section == "networks" and rest:

@@ -1,4 +1,6 @@
-"""A network that comes from a user's own Python file, which a config names in `network_file`."""
+"""A network that comes from a user's own Python file, which a config names in
+`network_file`.
+"""
 
 import dataclasses
 import functools
@@ -11,7 +13,8 @@ import flax.linen as nn
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files
 
-# A workdir's copy of the file, so that a run outlives the file that it was started with.
+# A workdir's copy of the file, so that a run outlives the file that it was started
+# with.
 COPY = "network.py"
 _NEEDED = ("classes", "dtype", "check_size", "__call__")
 _OF_DENOISERS = ("encode", "denoise")
@@ -41,7 +44,9 @@ def load(path: Any, name: Any) -> type[nn.Module]:
         )
     network = found[name]
     if not (isinstance(network, type) and issubclass(network, nn.Module)):
-        raise BadInput(f"{name} in {path} is not a Flax module. Derive it from flax.linen.Module.")
+        raise BadInput(
+            f"{name} in {path} is not a Flax module. Derive it from flax.linen.Module."
+        )
     has = {field.name for field in dataclasses.fields(network)} | set(dir(network))
     needed = (*_NEEDED, *_OF_DENOISERS) if has.intersection(_OF_DENOISERS) else _NEEDED
     lacking = [part for part in needed if part not in has]
@@ -54,7 +59,9 @@ def load(path: Any, name: Any) -> type[nn.Module]:
 
 @functools.cache
 def _run(path, source):
-    """What the file defines; `source` is its text, so that a file that changed is run again."""
+    """What the file defines; `source` is its text, so that a file that changed is run
+    again.
+    """
     try:
         return runpy.run_path(files.expanded(path))
     except Exception as error:

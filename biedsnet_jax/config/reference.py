@@ -1,6 +1,8 @@
-"""Every field with its comment from configs/default.py, its default and its range, for the help and docs/config.md.
+"""Every field with its comment from configs/default.py, its default and its range, for
+the help and docs/config.md.
 
-`python -m biedsnet_jax.config.reference` prints docs/config.md. A network's fields have the comments of its class.
+`python -m biedsnet_jax.config.reference` prints docs/config.md. A network's fields have
+the comments of its class.
 """
 
 import ast
@@ -53,7 +55,9 @@ def fields() -> Iterator[Field]:
 
 
 def comments(source: str) -> dict[str, str]:
-    """{"data.size": "pixels ..."}: the comment at the end of each assignment, else the lines of comment above it."""
+    """{"data.size": "pixels ..."}: the comment at the end of each assignment, else the
+    lines of comment above it.
+    """
     lines = source.splitlines()
     found = {}
     for node in ast.walk(ast.parse(source)):

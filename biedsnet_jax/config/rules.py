@@ -1,4 +1,6 @@
-"""What one field may hold. A rule checks a value and says in words what it allows, for messages and the help."""
+"""What one field may hold. A rule checks a value and says in words what it allows, for
+messages and the help.
+"""
 
 import dataclasses
 import math
@@ -48,7 +50,9 @@ def numbers(example: tuple[float, ...], count: str = "") -> Rule:
 
 
 def like(usual: Any, *, empty: bool = False) -> Rule:
-    """A value of the kind of `usual`; a tuple holds whole numbers, and some only where it may be `empty`."""
+    """A value of the kind of `usual`; a tuple holds whole numbers, and some only where
+    it may be `empty`.
+    """
     if isinstance(usual, tuple):
         return Rule(
             "whole numbers, such as (2, 4)",
@@ -73,7 +77,9 @@ def is_number(value: Any) -> bool:
 
 def are(kind: Any, values: Any) -> bool:
     """Whether it is a tuple or list of one kind."""
-    return isinstance(values, tuple | list) and all(is_a(kind, value) for value in values)
+    return isinstance(values, tuple | list) and all(
+        is_a(kind, value) for value in values
+    )
 
 
 def are_finite(values: Any) -> bool:
@@ -82,11 +88,15 @@ def are_finite(values: Any) -> bool:
 
 
 def _is_range(value):
-    return value in ((), []) or (are_finite(value) and len(value) == 2 and value[0] < value[1])
+    return value in ((), []) or (
+        are_finite(value) and len(value) == 2 and value[0] < value[1]
+    )
 
 
 def _are_labels(value):
-    return are(tuple | list, value) and all(are(int, group) and group for group in value)
+    return are(tuple | list, value) and all(
+        are(int, group) and group for group in value
+    )
 
 
 def _named(value):
@@ -98,10 +108,18 @@ def _named(value):
 YES_OR_NO = Rule("True or False", lambda value: isinstance(value, bool))
 TEXT = Rule("a text", lambda value: isinstance(value, str))
 FOLDER = Rule("a folder", lambda value: value is None or isinstance(value, str))
-FROM_0 = Rule("a finite number from 0", lambda value: is_number(value) and 0 <= value < math.inf)
-ABOVE_0 = Rule("a finite number above 0", lambda value: is_number(value) and 0 < value < math.inf)
+FROM_0 = Rule(
+    "a finite number from 0", lambda value: is_number(value) and 0 <= value < math.inf
+)
+ABOVE_0 = Rule(
+    "a finite number above 0", lambda value: is_number(value) and 0 < value < math.inf
+)
 SHARE = Rule("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
-ABOVE_0_OR_INF = Rule("a number above 0, or inf", lambda value: is_number(value) and value > 0)
-CASES = Rule("names of cases, such as ('a', 'b'), or ()", lambda value: are(str | int, value))
+ABOVE_0_OR_INF = Rule(
+    "a number above 0, or inf", lambda value: is_number(value) and value > 0
+)
+CASES = Rule(
+    "names of cases, such as ('a', 'b'), or ()", lambda value: are(str | int, value)
+)
 RANGE = Rule("a finite (low, high), such as (-1250, 250), or ()", _is_range)
 LABELS = Rule("a tuple for each class, such as ((1,), (2, 3)), or ()", _are_labels)

@@ -1,4 +1,5 @@
-"""The split of a run: recorded when it starts, kept from then on, whatever is added to its data.
+"""The split of a run: recorded when it starts, kept from then on, whatever is added to
+its data.
 
 A case that was added since lies on no side. One that is missing stops whoever needs it.
 """
@@ -23,7 +24,8 @@ from biedsnet_jax.runtime import files, processes
 
 
 def open_training(cfg: ConfigDict, workdir: Path) -> Data:
-    """The data of a run that starts or goes on, each case on the side that it had at the start.
+    """The data of a run that starts or goes on, each case on the side that it had at
+    the start.
 
     A student has its teacher's sides. Raises BadInput where recorded cases are missing.
     """
@@ -31,7 +33,9 @@ def open_training(cfg: ConfigDict, workdir: Path) -> Data:
     source, root = build_data.open_source(cfg), build_data.data_root(cfg)
     if record is not None:
         check_missing(record, source, workdir, root)
-        data = follow(record, without_added(record, source, workdir, root), workdir, root)
+        data = follow(
+            record, without_added(record, source, workdir, root), workdir, root
+        )
         for side in SIDES:
             check_any(getattr(data, side), f"slices of the side {side}", root)
         return data
@@ -47,7 +51,9 @@ def open_training(cfg: ConfigDict, workdir: Path) -> Data:
 def write(cfg: ConfigDict, workdir: Path, data: Data) -> None:
     """Record the split of a run that starts, and what was passed over in its data."""
     if not _is_begun(workdir) or split_record.load(workdir) is None:
-        record = next(filter(None, map(split_record.load, _teacher(cfg))), None) or make(data)
+        record = next(
+            filter(None, map(split_record.load, _teacher(cfg))), None
+        ) or make(data)
         twins = record.seen_by_content(record.sides["test"], record.fingerprints)
         if twins:
             build_data.warn(
@@ -63,7 +69,9 @@ def make(data: Data) -> SplitRecord:
     """The record of a split."""
     sides = {side: data.cases(side) for side in SIDES}
     dealt = {case for names in sides.values() for case in names}
-    files = {case: paths for case, paths in data.source.facts.files.items() if case in dealt}
+    files = {
+        case: paths for case, paths in data.source.facts.files.items() if case in dealt
+    }
     left_out = sorted(set(data.source.cases) - dealt)
     return SplitRecord(data.root, sides, split_record.fingerprints(files), left_out)
 
@@ -90,11 +98,15 @@ def _is_trained(workdir):
     return any(checkpoint_folder.steps(workdir / "checkpoints"))
 
 
-def check_missing(record: SplitRecord, source: Source, workdir: Path, root: str) -> None:
+def check_missing(
+    record: SplitRecord, source: Source, workdir: Path, root: str
+) -> None:
     """Raise BadInput where a case of any side is not there."""
     # A case may be there without slices, as by data.min_foreground.
     there = set(source.cases) | set(source.facts.files)
-    missing = [case for side in SIDES for case in record.sides[side] if case not in there]
+    missing = [
+        case for side in SIDES for case in record.sides[side] if case not in there
+    ]
     if missing:
         raise BadInput(
             f"Missing from {root or 'the data'}: {counted(missing)} of the {len(record.cases)} that "
@@ -103,8 +115,12 @@ def check_missing(record: SplitRecord, source: Source, workdir: Path, root: str)
         )
 
 
-def without_added(record: SplitRecord, source: Source, workdir: Path, root: str) -> Source:
-    """The source without cases that came since: a slice keeps its number, and with it its noise."""
+def without_added(
+    record: SplitRecord, source: Source, workdir: Path, root: str
+) -> Source:
+    """The source without cases that came since: a slice keeps its number, and with it
+    its noise.
+    """
     known = record.cases | set(record.left_out)
     added = sorted(set(source.cases) - known)
     if not added:
@@ -160,7 +176,8 @@ class Part:
 def tested_cases(workdir: Path) -> list[str] | None:
     """The cases of results.json, sorted; None where it is not there or does not say.
 
-    Nor does it where it was scored without knowing what the model was trained on: it proves nothing.
+    Nor does it where it was scored without knowing what the model was trained on: it
+    proves nothing.
     """
     try:
         results = json.loads((workdir / "results.json").read_text())
@@ -172,7 +189,9 @@ def tested_cases(workdir: Path) -> list[str] | None:
 
 
 def check_tested(workdir: Path, data: Data) -> None:
-    """Raise BadInput where a workdir without a record was tested on other cases than are dealt."""
+    """Raise BadInput where a workdir without a record was tested on other cases than
+    are dealt.
+    """
     tested = tested_cases(workdir)
     if tested is not None and tested != data.cases("test"):
         other = sorted(set(tested) ^ set(data.cases("test")))
@@ -211,7 +230,9 @@ def indices(cases: Sequence[str], chosen: Iterable[str]) -> list[int]:
 def check_any(chosen, what, root):
     """Raise BadInput where no slice is chosen."""
     if not chosen:
-        raise BadInput(f"{root or 'The source'} has no {what}. Restore the files of its cases.")
+        raise BadInput(
+            f"{root or 'The source'} has no {what}. Restore the files of its cases."
+        )
 
 
 def save(workdir: Path, record: SplitRecord) -> None:

@@ -1,4 +1,6 @@
-"""The config file that stands for a workdir: `--config=saved.py:WORKDIR` loads WORKDIR/config.json."""
+"""The config file that stands for a workdir: `--config=saved.py:WORKDIR` loads
+WORKDIR/config.json.
+"""
 
 from biedsnet_jax.config import run_config
 

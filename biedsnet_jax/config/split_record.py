@@ -1,6 +1,8 @@
-"""Which case lies on which side of a run's split, and what its files held: `split.json` of a workdir.
+"""Which case lies on which side of a run's split, and what its files held: `split.json`
+of a workdir.
 
-It is written when a run starts. From then on the split is this one, whatever is added to the data.
+It is written when a run starts. From then on the split is this one, whatever is added
+to the data.
 """
 
 import dataclasses
@@ -21,7 +23,9 @@ SEEN = ("val", "train")
 
 @dataclasses.dataclass(frozen=True)
 class SplitRecord:
-    """The cases of each side of SIDES, where their data lay, and a fingerprint of each case."""
+    """The cases of each side of SIDES, where their data lay, and a fingerprint of each
+    case.
+    """
 
     root: str  # an absolute path; empty for a source that reads no folder
     sides: Mapping[str, Sequence[str]]
@@ -38,16 +42,22 @@ class SplitRecord:
 
         A case is passed over where either side has no files to compare.
         """
-        known = {case: paths for case, paths in of_cases.items() if case in self.fingerprints}
+        known = {
+            case: paths for case, paths in of_cases.items() if case in self.fingerprints
+        }
         now = fingerprints(known)
-        return sorted(case for case, found in now.items() if found != self.fingerprints[case])
+        return sorted(
+            case for case, found in now.items() if found != self.fingerprints[case]
+        )
 
     def seen_by_name(self, cases: Iterable[str]) -> dict[str, str]:
         """Case -> side, of the cases that were trained or validated on."""
         side_of = {case: side for side in SEEN for case in self.sides[side]}
         return {case: side_of[case] for case in sorted(cases) if case in side_of}
 
-    def seen_by_content(self, cases: Iterable[str], prints: Mapping[str, str]) -> dict[str, str]:
+    def seen_by_content(
+        self, cases: Iterable[str], prints: Mapping[str, str]
+    ) -> dict[str, str]:
         """The same by their fingerprints, whatever they are called."""
         side_of = {
             self.fingerprints[case]: side
@@ -60,7 +70,8 @@ class SplitRecord:
 
 
 def fingerprints(of_cases: Mapping[str, Sequence[Path]]) -> dict[str, str]:
-    """A hash of what each case's files hold, whatever the case and its files are called.
+    """A hash of what each case's files hold, whatever the case and its files are
+    called.
 
     Raises BadInput for a file that cannot be read.
     """
@@ -69,13 +80,17 @@ def fingerprints(of_cases: Mapping[str, Sequence[Path]]) -> dict[str, str]:
         try:
             return files.fingerprint(path)
         except OSError as error:
-            raise BadInput(f"Cannot read {path}: {reason(error)}. Replace or remove it.") from error
+            raise BadInput(
+                f"Cannot read {path}: {reason(error)}. Replace or remove it."
+            ) from error
 
     paths = [path for of_case in of_cases.values() for path in of_case]
     with ThreadPoolExecutor() as pool:
         known = dict(zip(paths, pool.map(of_file, paths)))
     return {
-        case: hashlib.sha256("".join(sorted(known[path] for path in of_case)).encode()).hexdigest()[:32]
+        case: hashlib.sha256(
+            "".join(sorted(known[path] for path in of_case)).encode()
+        ).hexdigest()[:32]
         for case, of_case in of_cases.items()
     }
 
@@ -86,15 +101,23 @@ def save(workdir: Path, record: SplitRecord) -> None:
 
 
 def load(workdir: Path) -> SplitRecord | None:
-    """The record of a run; None where an earlier version started it. Raises BadInput for a damaged one."""
+    """The record of a run; None where an earlier version started it. Raises BadInput
+    for a damaged one.
+    """
     path = workdir / NAME
     try:
         fields = {"left_out": (), **json.loads(path.read_text())}
         record = SplitRecord(**fields | {"left_out": tuple(fields["left_out"])})
         names = [name for side in SIDES for name in record.sides[side]]
-        sound = all(isinstance(name, str) for name in names) and len(names) == len(set(names))
+        sound = all(isinstance(name, str) for name in names) and len(names) == len(
+            set(names)
+        )
         sound = sound and all(isinstance(name, str) for name in record.left_out)
-        sound = sound and isinstance(record.root, str) and isinstance(record.fingerprints, dict)
+        sound = (
+            sound
+            and isinstance(record.root, str)
+            and isinstance(record.fingerprints, dict)
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -1,6 +1,8 @@
-"""The config file that stands for a student of a workdir: `--config=student.py:WORKDIR`, for mode distill.
+"""The config file that stands for a student of a workdir:
+`--config=student.py:WORKDIR`, for mode distill.
 
-It is the teacher's with these fields changed, and a section `distill`, which no other config has.
+It is the teacher's with these fields changed, and a section `distill`, which no other
+config has.
 """
 
 import os
@@ -15,9 +17,12 @@ def get_config(workdir: str) -> ConfigDict:
     c = run_config.load(workdir)
     distill = ConfigDict()
     distill.teacher = os.path.abspath(workdir)
-    distill.step = 0  # of the teacher's checkpoint; set by mode distill
-    distill.grid = min(10, c.diffusion.timesteps)  # N, times that the student is made consistent over
-    distill.truth_weight = 1.0  # of the loss against the true mask, beside 1 for that against the teacher's
+    # of the teacher's checkpoint; set by mode distill
+    distill.step = 0
+    # N, times that the student is made consistent over
+    distill.grid = min(10, c.diffusion.timesteps)
+    # of the loss against the true mask, beside 1 for that against the teacher's
+    distill.truth_weight = 1.0
     with c.unlocked():
         c.distill = distill
 

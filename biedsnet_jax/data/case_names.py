@@ -1,7 +1,7 @@
 """Which case a file belongs to, and on which side of the split its folder puts it.
 
-A case is what must not lie on two sides: a patient. Folders called train, val and test are sides;
-the folder below, or else the file's name, tells the case.
+A case is what must not lie on two sides: a patient. Folders called train, val and test
+are sides; the folder below, or else the file's name, tells the case.
 """
 
 import re
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from biedsnet_jax.errors import BadInput
 
 AUTO = "auto"
-EACH = ""  # as earlier versions did: each folder is a case, and each file of a flat one
+# as earlier versions did: each folder is a case, and each file of a flat one
+EACH = ""
 SIDES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -35,15 +36,19 @@ class Cases:
     notes: Sequence[str] = ()  # warnings
 
 
-def find(names: Sequence[str], rule: str, *, where: str, volumes: bool = False) -> Cases:
-    """The case of every file, by its path below `where` without extension, parts joined by "/".
+def find(
+    names: Sequence[str], rule: str, *, where: str, volumes: bool = False
+) -> Cases:
+    """The case of every file, by its path below `where` without extension, parts joined
+    by "/".
 
-    `rule` AUTO: a folder is a case, and so are the files of a flat folder whose names agree up to
-    the first number that varies, where further ones vary too. EACH: a folder is a case, also if it
-    is called train, and so is each file of a flat folder. Else a regular expression, whose first
-    group, or all that fits it, is the case. `volumes` are each a case by themselves, in folders
-    too, but where AUTO finds two numbers or the expression says otherwise; those that differ in one
-    number are patients, without a warning.
+    `rule` AUTO: a folder is a case, and so are the files of a flat folder whose names
+    agree up to the first number that varies, where further ones vary too. EACH: a
+    folder is a case, also if it is called train, and so is each file of a flat folder.
+    Else a regular expression, whose first group, or all that fits it, is the case.
+    `volumes` are each a case by themselves, in folders too, but where AUTO finds two
+    numbers or the expression says otherwise; those that differ in one number are
+    patients, without a warning.
 
     Raises BadInput for a rule that does not fit a file, and for a case on two sides.
     """
@@ -53,7 +58,11 @@ def find(names: Sequence[str], rule: str, *, where: str, volumes: bool = False) 
     inner = {name: name.partition("/")[2] if side_of else name for name in names}
     dealt = not {"train", "val", "test"} <= set(side_of.values())
     of, notes = _cases(
-        list(dict.fromkeys(inner.values())), rule, where=where, volumes=volumes, dealt=dealt
+        list(dict.fromkeys(inner.values())),
+        rule,
+        where=where,
+        volumes=volumes,
+        dealt=dealt,
     )
     case_of = {name: of[short] for name, short in inner.items()}
     if side_of:
@@ -63,13 +72,16 @@ def find(names: Sequence[str], rule: str, *, where: str, volumes: bool = False) 
     slices = {name: _rest(short, of[short]) for name, short in inner.items()}
     count = Counter((case_of[name], rest) for name, rest in slices.items())
     unique = {
-        name: rest if count[case_of[name], rest] == 1 else name for name, rest in slices.items()
+        name: rest if count[case_of[name], rest] == 1 else name
+        for name, rest in slices.items()
     }
     return Cases(case_of, unique, sides, notes)
 
 
 def compiled(rule: str) -> re.Pattern | None:
-    """The expression of a rule, None for AUTO and EACH. Raises BadInput for a broken one."""
+    """The expression of a rule, None for AUTO and EACH. Raises BadInput for a broken
+    one.
+    """
     if rule in (AUTO, EACH):
         return None
     try:
@@ -82,7 +94,9 @@ def compiled(rule: str) -> re.Pattern | None:
 
 
 def _each(names: Sequence[str], *, volumes: bool) -> Cases:
-    """Cases as earlier versions found them, with a warning where folders are called as sides."""
+    """Cases as earlier versions found them, with a warning where folders are called as
+    sides.
+    """
     of = _by_folders(names, volumes=volumes)
     tops = {name.partition("/")[0] for name in names if "/" in name}
     called = sorted(top for top in tops if top.lower() in SIDES)
@@ -100,10 +114,11 @@ def _by_folders(names: Sequence[str], *, volumes: bool) -> dict[str, str]:
 
 
 def _sides(names: Sequence[str], where: str) -> dict[str, str]:
-    """name -> side, where the folders directly below are sides; empty where they are cases.
+    """name -> side, where the folders directly below are sides; empty where they are
+    cases.
 
-    Raises BadInput where folders for training and for another side have others, or files, beside
-    them.
+    Raises BadInput where folders for training and for another side have others, or
+    files, beside them.
     """
     tops = {name: name.partition("/")[0] if "/" in name else "" for name in names}
     told = {top: SIDES[top.lower()] for top in tops.values() if top.lower() in SIDES}
@@ -111,7 +126,10 @@ def _sides(names: Sequence[str], where: str) -> dict[str, str]:
     if told and not others:
         return {name: told[top] for name, top in tops.items()}
     if "train" in told.values() and len(set(told.values())) > 1:
-        stray = others[0] or f"the file {next(name for name, top in tops.items() if not top)}"
+        stray = (
+            others[0]
+            or f"the file {next(name for name, top in tops.items() if not top)}"
+        )
         raise BadInput(
             f"{where} has the folders {', '.join(sorted(told))}, and beside them {stray}, which "
             "lies on no side. Move it into one of them, or take it away."
@@ -137,7 +155,11 @@ def _one_side_each(
 
 def _told_apart(case_of, side_of, inner) -> tuple[dict[str, str], list[str]]:
     """Files called by a number alone, which is no name, get their side into their case."""
-    bare = {name for name, short in inner.items() if short.isdecimal() and case_of[name] == short}
+    bare = {
+        name
+        for name, short in inner.items()
+        if short.isdecimal() and case_of[name] == short
+    }
     sides_of = defaultdict(set)
     for name in bare:
         sides_of[case_of[name]].add(side_of[name])
@@ -145,7 +167,8 @@ def _told_apart(case_of, side_of, inner) -> tuple[dict[str, str], list[str]]:
     if not twice:
         return case_of, []
     apart = {
-        name: f"{side_of[name]}/{case}" if name in bare else case for name, case in case_of.items()
+        name: f"{side_of[name]}/{case}" if name in bare else case
+        for name, case in case_of.items()
     }
     note = (
         f"Folders of two sides have files called by the same number, such as {sorted(twice)[0]}: "
@@ -196,7 +219,9 @@ def _by_numbers(
     for of_shape in shapes.values():
         column, varying = _case_column(of_shape.values())
         for alike in of_shape.values():
-            prefixes = {name: name if column is None else _up_to(name, column) for name in alike}
+            prefixes = {
+                name: name if column is None else _up_to(name, column) for name in alike
+            }
             cases |= prefixes
             if len(alike) > 1 and column is not None:
                 grouped.append(alike)
@@ -209,14 +234,22 @@ def _by_numbers(
 
 
 def _case_column(groups: Iterable[Sequence[str]]) -> tuple[int | None, int]:
-    """(which of the numbers ends the case's name, how many vary); None where fewer than two do.
+    """(which of the numbers ends the case's name, how many vary); None where fewer than
+    two do.
 
-    The first that varies, or a later one but the last while there were fewer than three cases.
+    The first that varies, or a later one but the last while there were fewer than three
+    cases.
     """
     groups = list(groups)
-    columns = [list(zip(*(_NUMBER.split(name)[1::2] for name in names))) for names in groups]
+    columns = [
+        list(zip(*(_NUMBER.split(name)[1::2] for name in names))) for names in groups
+    ]
     count = max(len(of_group) for of_group in columns)
-    varying = [i for i in range(count) if any(len(set(of_group[i])) > 1 for of_group in columns)]
+    varying = [
+        i
+        for i in range(count)
+        if any(len(set(of_group[i])) > 1 for of_group in columns)
+    ]
     for column in varying[:-1]:
         if len({_up_to(name, column) for names in groups for name in names}) >= 3:
             return column, len(varying)
@@ -229,7 +262,9 @@ def _up_to(name: str, column: int) -> str:
 
 
 def _rest(name: str, case: str) -> str:
-    """What is left of a file's name once the front of it has told its case, else the whole."""
+    """What is left of a file's name once the front of it has told its case, else the
+    whole.
+    """
     if name.startswith(f"{case}/"):
         return name[len(case) + 1 :]
     return name[len(case) :].lstrip("_-. ") if name.startswith(case) else name
@@ -238,7 +273,11 @@ def _rest(name: str, case: str) -> str:
 def _grouped_note(names: Sequence[str], cases: Mapping[str, str]) -> str:
     first = min(names)
     second = next(
-        (name for name in sorted(names) if name != first and cases[name] == cases[first]),
+        (
+            name
+            for name in sorted(names)
+            if name != first and cases[name] == cases[first]
+        ),
         max(names),
     )
     return (

@@ -1,7 +1,9 @@
-"""Every file below a folder, links followed, and what is passed over on the way, so that it can be said.
+"""Every file below a folder, links followed, and what is passed over on the way, so
+that it can be said.
 
-A folder is entered once, by its own path before any link to it: the same patient under two names
-would lie on both sides of a split, and a link back to a folder above would never end.
+A folder is entered once, by its own path before any link to it: the same patient under
+two names would lie on both sides of a split, and a link back to a folder above would
+never end.
 """
 
 import os
@@ -14,7 +16,8 @@ from typing import NamedTuple
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import csv_text, files
 
-RECORD = "passed_over.csv"  # a row a file that was not read, and why
+# a row a file that was not read, and why
+RECORD = "passed_over.csv"
 
 
 class PassedOver(NamedTuple):
@@ -25,12 +28,17 @@ class PassedOver(NamedTuple):
 
 
 def below(
-    folder: Path, readable: Callable[[Path], bool], *, leave_out: Callable[[Path], bool] | None = None
+    folder: Path,
+    readable: Callable[[Path], bool],
+    *,
+    leave_out: Callable[[Path], bool] | None = None,
 ) -> tuple[list[Path], list[PassedOver]]:
-    """(files that are `readable` by their name, everything else), each in order of the path.
+    """(files that are `readable` by their name, everything else), each in order of the
+    path.
 
-    Hidden files and folders are passed over. A link to nothing counts as a file, for whoever reads
-    it to refuse. Folders for which `leave_out` holds are passed over without a word.
+    Hidden files and folders are passed over. A link to nothing counts as a file, for
+    whoever reads it to refuse. Folders for which `leave_out` holds are passed over
+    without a word.
     """
     found, passed, links, entered = [], [], [], set()
 
@@ -43,7 +51,9 @@ def below(
         try:
             entries = sorted(os.scandir(top), key=lambda entry: entry.name)
         except OSError as error:
-            passed.append(PassedOver(top, f"a folder that cannot be listed ({reason(error)})"))
+            passed.append(
+                PassedOver(top, f"a folder that cannot be listed ({reason(error)})")
+            )
             return
         for entry in entries:
             path = top / entry.name
@@ -77,14 +87,18 @@ def unread(path: Path) -> PassedOver:
 
 
 def check_regular(path: Path) -> None:
-    """Raises BadInput for what only looks like a file: reading a named pipe may never end."""
+    """Raises BadInput for what only looks like a file: reading a named pipe may never
+    end.
+    """
     kind = _irregular(path)
     if kind:
         raise BadInput(f"{path} is {kind}, not a file. Replace or remove it.")
 
 
 def is_regular(path: Path) -> bool:
-    """Whether it can be opened without waiting; what is not there is told by whoever opens it."""
+    """Whether it can be opened without waiting; what is not there is told by whoever
+    opens it.
+    """
     return not _irregular(path)
 
 
@@ -96,7 +110,11 @@ def _irregular(path: Path) -> str:
         return ""
     if stat.S_ISREG(mode):
         return ""
-    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    kinds = {
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFDIR: "a folder",
+    }
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 

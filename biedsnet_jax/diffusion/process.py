@@ -1,7 +1,9 @@
-"""The forward process and its algebra: x_t = alpha x_0 + sigma eps, with alpha^2 = alpha_bar_t, sigma^2 = 1 - alpha^2.
+"""The forward process and its algebra: x_t = alpha x_0 + sigma eps, with alpha^2 =
+alpha_bar_t, sigma^2 = 1 - alpha^2.
 
-A network may predict x_0, the noise eps or v = alpha eps - sigma x_0 (Salimans & Ho 2022, appendix D); any one of them
-gives the others. Arrays are masks in diffusion units, "b h w k", and t holds one time in 0..T-1 per example.
+A network may predict x_0, the noise eps or v = alpha eps - sigma x_0 (Salimans & Ho
+2022, appendix D); any one of them gives the others. Arrays are masks in diffusion
+units, "b h w k", and t holds one time in 0..T-1 per example.
 """
 
 import jax.numpy as jnp
@@ -17,23 +19,32 @@ Times = Int[Array, " b"]
 PerExample = Float[Array, "b 1 1 1"]
 
 
-def encode_mask(y: Float[Array, "..."], *, mask_range: str, mask_scale: float) -> Float[Array, "..."]:
+def encode_mask(
+    y: Float[Array, "..."], *, mask_range: str, mask_scale: float
+) -> Float[Array, "..."]:
     """Masks, or probabilities, in [0, 1] as the diffusion variable x_0.
 
-    "plus_minus": s (2y - 1) with s = `mask_scale`; "zero_one": y itself, whatever the scale, as MedSegDiff has it.
+    "plus_minus": s (2y - 1) with s = `mask_scale`; "zero_one": y itself, whatever the
+    scale, as MedSegDiff has it.
     """
     centre, half = _affine(mask_range, mask_scale)
     return centre + half * (2.0 * y - 1.0)
 
 
-def decode_mask(x_0: Float[Array, "..."], *, mask_range: str, mask_scale: float) -> Float[Array, "..."]:
-    """The inverse of `encode_mask`. Not clipped: an x_0 out of range gives a value outside [0, 1]."""
+def decode_mask(
+    x_0: Float[Array, "..."], *, mask_range: str, mask_scale: float
+) -> Float[Array, "..."]:
+    """The inverse of `encode_mask`. Not clipped: an x_0 out of range gives a value
+    outside [0, 1].
+    """
     centre, half = _affine(mask_range, mask_scale)
     return 0.5 + 0.5 * (x_0 - centre) / half
 
 
 def q_sample(schedule: Schedule, x_0: Noisy, t: Times, noise: Noisy) -> Noisy:
-    """x_t drawn from q(x_t | x_0), given standard normal `noise` (Ho et al. 2020, eq. 4)."""
+    """x_t drawn from q(x_t | x_0), given standard normal `noise` (Ho et al. 2020, eq.
+    4).
+    """
     return _alpha(schedule, t) * x_0 + _sigma(schedule, t) * noise
 
 
@@ -47,17 +58,26 @@ def eps_from_x_0(schedule: Schedule, *, x_t: Noisy, x_0: Noisy, t: Times) -> Noi
     return (x_t - _alpha(schedule, t) * x_0) / _sigma(schedule, t)
 
 
-def posterior(schedule: Schedule, *, x_0: Noisy, x_t: Noisy, t: Times) -> tuple[Noisy, PerExample, PerExample]:
-    """Mean, variance and log variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 6-7).
+def posterior(
+    schedule: Schedule, *, x_0: Noisy, x_t: Noisy, t: Times
+) -> tuple[Noisy, PerExample, PerExample]:
+    """Mean, variance and log variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq.
+    6-7).
 
-    At t = 0 the variance is 0 and the log variance is that of t = 1, so that it stays finite.
+    At t = 0 the variance is 0 and the log variance is that of t = 1, so that it stays
+    finite.
     """
     mean = _at(schedule.posterior_x_0, t) * x_0 + _at(schedule.posterior_x_t, t) * x_t
-    return mean, _at(schedule.posterior_variance, t), _at(schedule.posterior_log_variance, t)
+    return (
+        mean,
+        _at(schedule.posterior_variance, t),
+        _at(schedule.posterior_log_variance, t),
+    )
 
 
 def learned_range_log_variance(schedule: Schedule, *, v: Noisy, t: Times) -> Noisy:
-    """The log variance that a network's v in [-1, 1] picks between the posterior's and beta's.
+    """The log variance that a network's v in [-1, 1] picks between the posterior's and
+    beta's.
 
     Source: Nichol & Dhariwal 2021, eq. 15, with v scaled as in guided-diffusion.
     """
@@ -72,7 +92,8 @@ def _alpha(schedule: Schedule, t: Times) -> PerExample:
 
 
 def _sigma(schedule: Schedule, t: Times) -> PerExample:
-    # 1 - alpha_bar in float64: near t = 0 the difference would lose three digits in float32.
+    # 1 - alpha_bar in float64: near t = 0 the difference would lose three digits in
+    # float32.
     return _at((1.0 - schedule.alpha_bar) ** 0.5, t)
 
 
@@ -86,7 +107,11 @@ def _affine(mask_range: str, mask_scale: float) -> tuple[float, float]:
     if mask_range == "zero_one":
         return 0.5, 0.5
     if mask_range != "plus_minus":
-        raise BadInput(f"unknown mask range, {mask_range!r}, mask_range; use 'plus_minus' or 'zero_one'")
+        raise BadInput(
+            f"unknown mask range, {mask_range!r}, mask_range; use 'plus_minus' or 'zero_one'"
+        )
     if mask_scale <= 0.0:
-        raise BadInput(f"mask scale not positive, {mask_scale:g}, mask_scale; use 1, or less for stronger noise")
+        raise BadInput(
+            f"mask scale not positive, {mask_scale:g}, mask_scale; use 1, or less for stronger noise"
+        )
     return 0.0, mask_scale

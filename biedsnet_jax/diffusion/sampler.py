@@ -1,12 +1,13 @@
 """Samplers: from noise x_T to a clean mask x_0, through a few of the schedule's times.
 
-The network enters as a plain function `denoise(x_t, t) -> x_0`. From its prediction x_0 at time t, and x_0' one step
-earlier, each method moves on to the next time by
+The network enters as a plain function `denoise(x_t, t) -> x_0`. From its prediction x_0
+at time t, and x_0' one step earlier, each method moves on to the next time by
 
     x_next = a x_t + b x_0 + c x_0' + sigma z,    z ~ N(0, I),
 
-and differs only in its four numbers per step. They are worked out beforehand in float64; one `lax.scan` does the rest.
-The last step goes to alpha_bar = 1, where every method's answer is the network's last prediction.
+and differs only in its four numbers per step. They are worked out beforehand in
+float64; one `lax.scan` does the rest. The last step goes to alpha_bar = 1, where every
+method's answer is the network's last prediction.
 """
 
 import dataclasses
@@ -59,13 +60,15 @@ def sample(
 ) -> tuple[Noisy, Trajectory]:
     """x_0 after the steps of `sampling`, and the trajectory to it.
 
-    Both are float32 whatever the network computes in; a compiled program drops what nobody reads.
-    `keys` holds one key per example, so that a mask does not depend on what shares its batch; none
-    may be a key that x_T was drawn with. With `self_condition`, `denoise` sees x_t beside its last
-    prediction, 0 at first, as further channels (Chen et al. 2023, arXiv:2208.04202).
+    Both are float32 whatever the network computes in; a compiled program drops what
+    nobody reads. `keys` holds one key per example, so that a mask does not depend on
+    what shares its batch; none may be a key that x_T was drawn with. With
+    `self_condition`, `denoise` sees x_t beside its last prediction, 0 at first, as
+    further channels (Chen et al. 2023, arXiv:2208.04202).
 
-    `denoise` may return (x_0, v): "ddpm" then draws with the variance that v in [-1, 1] picks
-    (Nichol & Dhariwal 2021, section 3.1). Raises BadInput on steps or eta out of range.
+    `denoise` may return (x_0, v): "ddpm" then draws with the variance that v in [-1, 1]
+    picks (Nichol & Dhariwal 2021, section 3.1). Raises BadInput on steps or eta out of
+    range.
     """
     plan = _plan(schedule, sampling)
     chain = respace(schedule, plan.t)
@@ -108,7 +111,9 @@ def _plan(schedule: Schedule, sampling: Sampling) -> _Plan:
     coefficients = METHODS[sampling.method](respace(schedule, times), sampling.eta)
     # The chain's time ascends, sampling descends.
     a, b, c, sigma = (value[::-1].astype(np.float32) for value in coefficients)
-    return _Plan(np.arange(len(times), dtype=np.int32), times.astype(np.int32), a, b, c, sigma)
+    return _Plan(
+        np.arange(len(times), dtype=np.int32), times.astype(np.int32), a, b, c, sigma
+    )
 
 
 def _learned(chain: Schedule, v: Noisy, row: _Plan) -> Noisy:
@@ -121,34 +126,52 @@ def _learned(chain: Schedule, v: Noisy, row: _Plan) -> Noisy:
 
 def _noise(keys: Keys, index, shape) -> Noisy:
     """Standard normal noise of one step, each example's from its own key."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape[1:]))(keys)
+    return jax.vmap(
+        lambda key: jax.random.normal(jax.random.fold_in(key, index), shape[1:])
+    )(keys)
 
 
 def _ddpm(chain: Schedule, eta: float):
-    """a, b, c, sigma of the ancestral step: the posterior q(x_next | x_t, x_0) (Ho et al. 2020, eq. 6-7)."""
+    """a, b, c, sigma of the ancestral step: the posterior q(x_next | x_t, x_0) (Ho et
+    al. 2020, eq. 6-7).
+    """
     zeros = np.zeros(chain.timesteps)
-    return chain.posterior_x_t, chain.posterior_x_0, zeros, np.sqrt(chain.posterior_variance)
+    return (
+        chain.posterior_x_t,
+        chain.posterior_x_0,
+        zeros,
+        np.sqrt(chain.posterior_variance),
+    )
 
 
 def _ddim(chain: Schedule, eta: float):
-    """The same of Song et al. 2021, eq. 12, with eps written in x_t and x_0; eta 0 is an ODE step, 1 is `_ddpm`."""
+    """The same of Song et al. 2021, eq. 12, with eps written in x_t and x_0; eta 0 is
+    an ODE step, 1 is `_ddpm`.
+    """
     if not 0.0 <= eta <= 1.0:
-        raise BadInput(f"DDIM's share of noise outside 0..1, {eta:g}, eta; use 0 for none or 1 for DDPM's")
+        raise BadInput(
+            f"DDIM's share of noise outside 0..1, {eta:g}, eta; use 0 for none or 1 for DDPM's"
+        )
     sigma = eta * np.sqrt(chain.posterior_variance)
-    a = np.sqrt(np.maximum(1.0 - chain.alpha_bar_prev - sigma**2, 0.0) / (1.0 - chain.alpha_bar))
+    a = np.sqrt(
+        np.maximum(1.0 - chain.alpha_bar_prev - sigma**2, 0.0) / (1.0 - chain.alpha_bar)
+    )
     b = np.sqrt(chain.alpha_bar_prev) - a * np.sqrt(chain.alpha_bar)
     return a, b, np.zeros(chain.timesteps), sigma
 
 
 def _dpm_solver(chain: Schedule, eta: float):
-    """The same of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): a DDIM step along x_0 extrapolated in log SNR.
+    """The same of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): a DDIM step along x_0
+    extrapolated in log SNR.
 
-    It extrapolates to x_0 + w (x_0 - x_0'), w = h / (2 h'), where h and h' are this step's and the last one's length in
-    lambda = log(alpha / sigma). The first step has no x_0' and the last goes to lambda = infinity: order 1, w = 0.
+    It extrapolates to x_0 + w (x_0 - x_0'), w = h / (2 h'), where h and h' are this
+    step's and the last one's length in lambda = log(alpha / sigma). The first step has
+    no x_0' and the last goes to lambda = infinity: order 1, w = 0.
     """
     a, b, _, sigma = _ddim(chain, eta=0.0)
     half_log_snr = 0.5 * np.log(chain.alpha_bar / (1.0 - chain.alpha_bar))
-    h = half_log_snr[:-1] - half_log_snr[1:]  # h[i] leads from the chain's time i + 1 to i
+    # h[i] leads from the chain's time i + 1 to i
+    h = half_log_snr[:-1] - half_log_snr[1:]
     w = np.zeros(chain.timesteps)
     w[1:-1] = h[:-1] / (2.0 * h[1:])
     return a, b * (1.0 + w), -b * w, sigma

@@ -1,7 +1,9 @@
-"""Noise schedules: how much of the mask is left at each time t = 0..T-1, and which times a sampler visits.
+"""Noise schedules: how much of the mask is left at each time t = 0..T-1, and which
+times a sampler visits.
 
-q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), with alpha_bar_t the product of (1 - beta) up to t
-(Ho et al. 2020, eq. 4). Everything here is float64 numpy: a schedule is a constant that jitted functions close over.
+q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), with alpha_bar_t the
+product of (1 - beta) up to t (Ho et al. 2020, eq. 4). Everything here is float64 numpy:
+a schedule is a constant that jitted functions close over.
 """
 
 import dataclasses
@@ -12,14 +14,17 @@ from jaxtyping import Float64, Integer
 
 from biedsnet_jax.errors import BadInput
 
-Series = Float64[np.ndarray, " t"]  # one value per time
+# one value per time
+Series = Float64[np.ndarray, " t"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """The noise variances `beta` in (0, 1) of a chain of T steps, and the constants that follow from them.
+    """The noise variances `beta` in (0, 1) of a chain of T steps, and the constants
+    that follow from them.
 
-    Not a pytree: close over it, or pass it as a static argument (it compares and hashes by identity).
+    Not a pytree: close over it, or pass it as a static argument (it compares and hashes
+    by identity).
     """
 
     beta: Series
@@ -47,7 +52,11 @@ class Schedule:
     @functools.cached_property
     def posterior_x_t(self) -> Series:
         """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
-        return np.sqrt(1.0 - self.beta) * (1.0 - self.alpha_bar_prev) / (1.0 - self.alpha_bar)
+        return (
+            np.sqrt(1.0 - self.beta)
+            * (1.0 - self.alpha_bar_prev)
+            / (1.0 - self.alpha_bar)
+        )
 
     @functools.cached_property
     def posterior_variance(self) -> Series:
@@ -56,14 +65,18 @@ class Schedule:
 
     @functools.cached_property
     def posterior_log_variance(self) -> Series:
-        """Its logarithm; at t = 0, where that is minus infinity, the value of t = 1 (as in guided-diffusion)."""
-        # A chain of one step has no t = 1; beta is what is left of the range that a learned variance interpolates.
+        """Its logarithm; at t = 0, where that is minus infinity, the value of t = 1 (as
+        in guided-diffusion).
+        """
+        # A chain of one step has no t = 1; beta is what is left of the range that a
+        # learned variance interpolates.
         first = self.posterior_variance[1] if self.timesteps > 1 else self.beta[0]
         return np.log(np.append(first, self.posterior_variance[1:]))
 
 
 def linear(timesteps: int) -> Schedule:
-    """Evenly spaced betas, 0.0001 to 0.02 for T = 1000 and scaled by 1000 / T so that other T end at the same noise.
+    """Evenly spaced betas, 0.0001 to 0.02 for T = 1000 and scaled by 1000 / T so that
+    other T end at the same noise.
 
     Raises BadInput where a scaled beta reaches 1: for T <= 20.
     Source: Ho et al. 2020, section 4; the scaling is guided-diffusion's.
@@ -75,11 +88,15 @@ def linear(timesteps: int) -> Schedule:
             f"too few steps for the linear schedule, whose betas reach {0.02 * scale:.3g}, {timesteps}, timesteps; "
             "use more than 20, or the cosine schedule"
         )
-    return Schedule(np.linspace(1e-4 * scale, 0.02 * scale, timesteps, dtype=np.float64))
+    return Schedule(
+        np.linspace(1e-4 * scale, 0.02 * scale, timesteps, dtype=np.float64)
+    )
 
 
 def cosine(timesteps: int) -> Schedule:
-    """alpha_bar falls as cos^2, with betas no larger than 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
+    """alpha_bar falls as cos^2, with betas no larger than 0.999 (Nichol & Dhariwal
+    2021, eq. 17).
+    """
     _check_timesteps(timesteps)
     u = np.arange(timesteps + 1, dtype=np.float64) / timesteps
     f = np.cos((u + 0.008) / 1.008 * np.pi / 2.0) ** 2
@@ -89,13 +106,18 @@ def cosine(timesteps: int) -> Schedule:
 SCHEDULES = {"linear": linear, "cosine": cosine}
 
 
-def select_timesteps(timesteps: int, steps: int, spacing: str = "trailing") -> Integer[np.ndarray, " steps"]:
+def select_timesteps(
+    timesteps: int, steps: int, spacing: str = "trailing"
+) -> Integer[np.ndarray, " steps"]:
     """The `steps` times out of 0..T-1 that a sampler visits: distinct, descending.
 
-    Raises BadInput unless 1 <= steps <= T. Source of the spacings: Lin et al. 2024, table 2.
+    Raises BadInput unless 1 <= steps <= T. Source of the spacings: Lin et al. 2024,
+    table 2.
     """
     if not 1 <= steps <= timesteps:
-        raise BadInput(f"sampler steps outside 1..{timesteps}, {steps}, steps; use at most T = {timesteps} steps")
+        raise BadInput(
+            f"sampler steps outside 1..{timesteps}, {steps}, steps; use at most T = {timesteps} steps"
+        )
     return SPACINGS[spacing](timesteps, steps)
 
 
@@ -119,9 +141,11 @@ SPACINGS = {"trailing": _trailing, "linspace": _linspace, "leading": _leading}
 
 
 def respace(schedule: Schedule, kept: Integer[np.ndarray, " steps"]) -> Schedule:
-    """The shorter chain that visits only the times `kept`, in ascending order: time i of it is the i-th smallest.
+    """The shorter chain that visits only the times `kept`, in ascending order: time i
+    of it is the i-th smallest.
 
-    Its betas are those that give the kept alpha_bar back (Nichol & Dhariwal 2021, eq. 19).
+    Its betas are those that give the kept alpha_bar back (Nichol & Dhariwal 2021, eq.
+    19).
     """
     alpha_bar = schedule.alpha_bar[np.sort(kept)]
     return Schedule(1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
@@ -129,4 +153,6 @@ def respace(schedule: Schedule, kept: Integer[np.ndarray, " steps"]) -> Schedule
 
 def _check_timesteps(timesteps: int) -> None:
     if timesteps < 1:
-        raise BadInput(f"schedule without steps, {timesteps}, timesteps; use 1 or more (1000 is usual)")
+        raise BadInput(
+            f"schedule without steps, {timesteps}, timesteps; use 1 or more (1000 is usual)"
+        )

@@ -1,4 +1,6 @@
-"""The closing word of a mode, on stdout: a table on a terminal, lines elsewhere and with --quiet."""
+"""The closing word of a mode, on stdout: a table on a terminal, lines elsewhere and
+with --quiet.
+"""
 
 import pathlib
 
@@ -20,21 +22,31 @@ SCORES = {
 
 
 def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> None:
-    """The scores of a test split, as results.json has them, after `seconds` of the whole command."""
+    """The scores of a test split, as results.json has them, after `seconds` of the
+    whole command.
+    """
     if not on_terminal():
         _print_tested(results, workdir)
         return
     from biedsnet_jax.runtime import terminal
 
-    rows = [_row(name, results["standard"][key]) for key, name in SCORES.items() if key in results["standard"]]
+    rows = [
+        _row(name, results["standard"][key])
+        for key, name in SCORES.items()
+        if key in results["standard"]
+    ]
     for label, of_class in results.get("classes", {}).items():
         rows.append(_row(f"Dice, class {label}", of_class["standard"]["dice"]))
-    terminal.print_table(_what(results), ["", "mean", "95 % by case", "mean of cases"], rows)
+    terminal.print_table(
+        _what(results), ["", "mean", "95 % by case", "mean of cases"], rows
+    )
     without = false_lesions.of_results(results)
     facts = {"without lesion": "\n".join(without)} if without else {}
     facts |= {"lesions": _lesions(results)} if "lesions" in results else {}
     facts |= _beside(results)
-    facts |= {"time": f"{clock(seconds)}, {results['seconds_per_image']:.3f} s an image to predict"}
+    facts |= {
+        "time": f"{clock(seconds)}, {results['seconds_per_image']:.3f} s an image to predict"
+    }
     facts |= {"scores": f"{workdir}/results.json, slice by slice in cases.csv"}
     facts |= {"report": f"{workdir}/report.html"}
     if (pathlib.Path(workdir) / "tensorboard").is_dir():
@@ -43,7 +55,10 @@ def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> Non
 
 
 def _print_tested(results, workdir):
-    standard, speed = results["standard"], f"{results['seconds_per_image']:.3f} s an image"
+    standard, speed = (
+        results["standard"],
+        f"{results['seconds_per_image']:.3f} s an image",
+    )
     print(_what(results))
     if standard["dice"]["mean"] is None:
         print(speed)
@@ -78,8 +93,12 @@ def _beside(results) -> dict[str, str]:
 
 
 def _what(results):
-    masks = results["n_images"] * max(1, len(results.get("classes", ())))  # one a slice and class
-    slices, cases = number(results["n_images"], "slice"), number(results["n_cases"], "case")
+    # one a slice and class
+    masks = results["n_images"] * max(1, len(results.get("classes", ())))
+    slices, cases = (
+        number(results["n_images"], "slice"),
+        number(results["n_cases"], "case"),
+    )
     return f"test: {slices} of {cases}, {results['n_empty']} of {number(masks, 'mask')} empty"
 
 
@@ -89,7 +108,12 @@ def _lesions(results):
 
 
 def _row(name, entry):
-    return name, _number(entry["mean"]), _interval(entry), _number(entry["per_case_mean"])
+    return (
+        name,
+        _number(entry["mean"]),
+        _interval(entry),
+        _number(entry["per_case_mean"]),
+    )
 
 
 def _interval(entry):

@@ -1,7 +1,8 @@
-"""One pass over a split: probabilities, masks, scores; `results.json`, `cases.csv` and, if asked for, `lesions.csv`.
+"""One pass over a split: probabilities, masks, scores; `results.json`, `cases.csv` and,
+if asked for, `lesions.csv`.
 
-After it the pictures of a few slices, and the report of all that. An evaluation that is not the run's own goes into a
-folder of its own, see `evaluations`.
+After it the pictures of a few slices, and the report of all that. An evaluation that is
+not the run's own goes into a folder of its own, see `evaluations`.
 """
 
 import contextlib
@@ -20,7 +21,15 @@ from biedsnet_jax.evaluation import evaluations, hparams, recording, scored_case
 from biedsnet_jax.evaluation.tally import Tally
 from biedsnet_jax.prediction import trained
 from biedsnet_jax.reporting import record, report
-from biedsnet_jax.runtime import console, csv_text, devices, files, lock, processes, progress
+from biedsnet_jax.runtime import (
+    console,
+    csv_text,
+    devices,
+    files,
+    lock,
+    processes,
+    progress,
+)
 from biedsnet_jax.scoring import calibration, lesions, metrics
 from biedsnet_jax.scoring.results import EVALUATIONS
 from biedsnet_jax.segmenters import macs
@@ -30,9 +39,11 @@ FREE = ("split.test", "data.name")
 
 
 def run(cfg, workdir: str) -> dict | None:
-    """Mode evaluate: score the best checkpoint of `workdir`; returns what results.json holds.
+    """Mode evaluate: score the best checkpoint of `workdir`; returns what results.json
+    holds.
 
-    On the run's own data that is the test split, or the cases that split.test names; on others all cases, or those.
+    On the run's own data that is the test split, or the cases that split.test names; on
+    others all cases, or those.
     """
     workdir = pathlib.Path(workdir)
     model = trained.load(workdir, cfg, free=FREE)
@@ -46,21 +57,34 @@ def run(cfg, workdir: str) -> dict | None:
 
 
 def evaluate(
-    model: trained.Trained, workdir: pathlib.Path, data: build_data.Data, scope: scored_cases.Scope | None = None
+    model: trained.Trained,
+    workdir: pathlib.Path,
+    data: build_data.Data,
+    scope: scored_cases.Scope | None = None,
 ) -> dict | None:
-    """Score a model on the test side of `data`, by default the run's own, and write the files.
+    """Score a model on the test side of `data`, by default the run's own, and write the
+    files.
 
-    Of several processes all predict; the first scores and writes, the others wait and return None.
+    Of several processes all predict; the first scores and writes, the others wait and
+    return None.
     """
     # A training that is done waits for a mode evaluate that looks at it meanwhile.
-    held = lock.wait(workdir, name=evaluations.LOCK, say=processes.say) if processes.is_first() else None
+    held = (
+        lock.wait(workdir, name=evaluations.LOCK, say=processes.say)
+        if processes.is_first()
+        else None
+    )
     with held or contextlib.nullcontext():
         return _evaluate(model, workdir, data, scope or scored_cases.Scope())
 
 
 def _alone(workdir):
     """Held while the first process evaluates, so that no two write the same files."""
-    return lock.Lock(workdir, name=evaluations.LOCK) if processes.is_first() else contextlib.nullcontext()
+    return (
+        lock.Lock(workdir, name=evaluations.LOCK)
+        if processes.is_first()
+        else contextlib.nullcontext()
+    )
 
 
 @dataclasses.dataclass
@@ -71,13 +95,16 @@ class _Scored:
     rows: list[dict] = dataclasses.field(default_factory=list)  # of cases.csv
     lesion_rows: list[dict] = dataclasses.field(default_factory=list)
     clock: trained.Clock = dataclasses.field(default_factory=trained.Clock)
-    recorded: record.ReportData | None = None  # for the report; None on all processes but the first
+    # for the report; None on all processes but the first
+    recorded: record.ReportData | None = None
 
 
 def _evaluate(model, workdir, data, scope):
     scored = _score(model, data)
     scored.recorded = recording.record(model, data, scored.tally)
-    results = _save(model, workdir, data, scope, scored) if processes.is_first() else None
+    results = (
+        _save(model, workdir, data, scope, scored) if processes.is_first() else None
+    )
     processes.barrier("evaluated")
     return results
 
@@ -86,17 +113,27 @@ def _score(model, data) -> _Scored:
     """Predict the test side of `data`; the first process scores it."""
     cfg, first = model.config, processes.is_first()
     scored = _Scored(Tally(cfg.data.classes, cfg.threshold))
-    with contextlib.closing(progress.Progress("test", len(data.test), quiet=not first)) as bar:
-        for probability, batch, examples in model.predict_split(data, data.test, scored.clock):
+    with contextlib.closing(
+        progress.Progress("test", len(data.test), quiet=not first)
+    ) as bar:
+        for probability, batch, examples in model.predict_split(
+            data, data.test, scored.clock
+        ):
             if not first:
                 continue
             for p, y, example in zip(probability, batch["mask"], examples):
                 of_slice = slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
                 scored.rows += of_slice
                 scored.tally.add(p, y > 0.5, [row["dice"] for row in of_slice])
-                scored.lesion_rows += _lesion_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
-            bar.update(len(scored.rows) // cfg.data.classes, _dice_so_far(scored.tally.dice))
-    scored.rows = [row | {"entropy": bits} for row, bits in zip(scored.rows, scored.tally.entropy)]
+                scored.lesion_rows += _lesion_rows(
+                    p > cfg.threshold, y > 0.5, example, cfg.eval
+                )
+            bar.update(
+                len(scored.rows) // cfg.data.classes, _dice_so_far(scored.tally.dice)
+            )
+    scored.rows = [
+        row | {"entropy": bits} for row, bits in zip(scored.rows, scored.tally.entropy)
+    ]
     return scored
 
 
@@ -109,7 +146,9 @@ def _results(model, data, scope, scored):
         "network": cfg.network,
         "seed": cfg.seed,
         "parameters": sum(x.size for x in jax.tree.leaves(model.variables["params"])),
-        "gmacs_per_image": macs.prediction_gmacs(model.segmenter, model.variables, shape, ensemble=ensemble),
+        "gmacs_per_image": macs.prediction_gmacs(
+            model.segmenter, model.variables, shape, ensemble=ensemble
+        ),
         "dataset": scope.dataset or cfg.data.name,
         "split": "test",
         "cases": data.cases("test"),
@@ -125,12 +164,16 @@ def _results(model, data, scope, scored):
         "nsd_tolerance": cfg.eval.nsd_tolerance,
         "nsd_tolerance_mm": cfg.eval.nsd_tolerance_mm,
         "device": f"{model.mesh.size} x {devices.device_kind(model.mesh)}",
-        "calibration_error": calibration.expected_calibration_error(scored.tally.histogram),
+        "calibration_error": calibration.expected_calibration_error(
+            scored.tally.histogram
+        ),
         "seconds_per_image": scored.clock.seconds / max(1, scored.clock.images),
         **metrics.summarise(scored.rows),
     }
     if cfg.eval.lesions:
-        results["lesions"] = {"least_overlap": cfg.eval.lesion_overlap} | lesions.summarise(scored.lesion_rows)
+        results["lesions"] = {
+            "least_overlap": cfg.eval.lesion_overlap
+        } | lesions.summarise(scored.lesion_rows)
     return results
 
 
@@ -176,29 +219,45 @@ def _save(model, workdir, data, scope, scored):
 
 def _write(folder, results, scored):
     """The files of an evaluation, and the report of them."""
-    files.write_text(folder / "cases.csv", csv_text.write(scored.rows, list(scored.rows[0])))
+    files.write_text(
+        folder / "cases.csv", csv_text.write(scored.rows, list(scored.rows[0]))
+    )
     if "lesions" in results:
-        files.write_text(folder / "lesions.csv", csv_text.write(scored.lesion_rows, lesions.COLUMNS))
+        files.write_text(
+            folder / "lesions.csv", csv_text.write(scored.lesion_rows, lesions.COLUMNS)
+        )
     else:
-        (folder / "lesions.csv").unlink(missing_ok=True)  # of an earlier evaluation
+        # of an earlier evaluation
+        (folder / "lesions.csv").unlink(missing_ok=True)
     record.save(folder, scored.recorded)
     files.write_json(folder / "results.json", results)
     report.write(folder)
 
 
 def slice_rows(mask, truth, example, fields):
-    """One row of scores a class of one slice; `fields` are those of eval, as in the next."""
+    """One row of scores a class of one slice; `fields` are those of eval, as in the
+    next.
+    """
     tolerances = {name: fields[name] for name in ("nsd_tolerance", "nsd_tolerance_mm")}
-    return [metrics.slice_row(**one, **tolerances) for one in _classes(mask, truth, example)]
+    return [
+        metrics.slice_row(**one, **tolerances) for one in _classes(mask, truth, example)
+    ]
 
 
 def _lesion_rows(mask, truth, example, fields):
     """One row a lesion of one slice, if asked for."""
     each = _classes(mask, truth, example) if fields.lesions else []
-    return [row for one in each for row in lesions.slice_rows(**one, least_overlap=fields.lesion_overlap)]
+    return [
+        row
+        for one in each
+        for row in lesions.slice_rows(**one, least_overlap=fields.lesion_overlap)
+    ]
 
 
 def _classes(mask, truth, example):
     """What scores one class of one slice, class by class."""
     names = {name: example[name] for name in ("case", "slice", "spacing")}
-    return [{"pred": mask[..., k], "truth": truth[..., k], "label": k + 1} | names for k in range(truth.shape[-1])]
+    return [
+        {"pred": mask[..., k], "truth": truth[..., k], "label": k + 1} | names
+        for k in range(truth.shape[-1])
+    ]

@@ -1,7 +1,9 @@
-"""Where an evaluation goes: the run's own into its workdir, any other into `evaluations/NAME/`.
+"""Where an evaluation goes: the run's own into its workdir, any other into
+`evaluations/NAME/`.
 
-It is the run's own where data, cases and each setting that a score depends on are those of the run.
-NAME is made of what differs. `results.json` of the workdir has an index of the others.
+It is the run's own where data, cases and each setting that a score depends on are those
+of the run. NAME is made of what differs. `results.json` of the workdir has an index of
+the others.
 """
 
 import hashlib
@@ -23,15 +25,20 @@ from biedsnet_jax.scoring.results import EVALUATIONS
 
 LOCK = ".evaluate.lock"
 RESULTS = "results.json"
-# What a score depends on beside weights, data and, of diffusion, how samples are drawn and fused.
+# What a score depends on beside weights, data and, of diffusion, how samples are drawn
+# and fused.
 _SETTINGS = ("threshold", "eval.nsd_tolerance", "eval.nsd_tolerance_mm", "eval.lesions")
 _OF_LESIONS = "eval.lesion_overlap"
-_FIRST = ("method", "steps", "ensemble")  # of the sampler's fields, in a name
-_LONGEST = 100  # bytes of a name
+# of the sampler's fields, in a name
+_FIRST = ("method", "steps", "ensemble")
+# bytes of a name
+_LONGEST = 100
 
 
 def differences(saved: ConfigDict, cfg: ConfigDict) -> dict[str, list]:
-    """Field -> [value in `saved`, value in `cfg`] of the settings by which their scores differ."""
+    """Field -> [value in `saved`, value in `cfg`] of the settings by which their scores
+    differ.
+    """
     there, here = _settings(saved), _settings(cfg)
     names = [*here, *(name for name in there if name not in here)]
     pairs = {name: [there.get(name), here.get(name)] for name in names}
@@ -52,10 +59,15 @@ def _settings(cfg) -> dict[str, Any]:
 def config_of_run(cfg: ConfigDict, workdir: Path) -> ConfigDict:
     """The config to keep in a workdir whose run goes on with `cfg`.
 
-    One that has trained and tested to its end keeps the settings that its scores were made with.
+    One that has trained and tested to its end keeps the settings that its scores were
+    made with.
     """
     done = cfg.train.steps in checkpoint_folder.steps(workdir / "checkpoints")
-    if not done or not (workdir / RESULTS).exists() or not (workdir / "config.json").exists():
+    if (
+        not done
+        or not (workdir / RESULTS).exists()
+        or not (workdir / "config.json").exists()
+    ):
         return cfg
     saved, kept = run_config.load(workdir), cfg.copy_and_resolve_references()
     settings = {f"sampler.{name}": value for name, value in saved.sampler.items()}
@@ -66,9 +78,11 @@ def config_of_run(cfg: ConfigDict, workdir: Path) -> ConfigDict:
 
 
 def place(workdir: Path, differs: Mapping[str, list]) -> Path:
-    """The folder of an evaluation that differs in this from the run's own, else the workdir.
+    """The folder of an evaluation that differs in this from the run's own, else the
+    workdir.
 
-    The same evaluation again has the same folder, another one of the same name gets a number.
+    The same evaluation again has the same folder, another one of the same name gets a
+    number.
     """
     if not differs:
         return workdir
@@ -121,13 +135,19 @@ def folder_of(workdir: Path, results: Mapping[str, Any]) -> Path:
 
 
 def index(workdir: Path) -> dict[str, dict]:
-    """Name -> data, number of cases and mean Dice of the evaluations that are not the run's own."""
+    """Name -> data, number of cases and mean Dice of the evaluations that are not the
+    run's own.
+    """
     found = {}
     for path in sorted((workdir / EVALUATIONS).glob(f"*/{RESULTS}")):
         results = _read(path)
         try:
             dice = results["standard"]["dice"]["mean"]
-            entry = {"data": results["data"], "cases": len(results["cases"]), "dice": dice}
+            entry = {
+                "data": results["data"],
+                "cases": len(results["cases"]),
+                "dice": dice,
+            }
         except (KeyError, TypeError):
             continue
         found[path.parent.name] = entry
@@ -135,7 +155,8 @@ def index(workdir: Path) -> dict[str, dict]:
 
 
 def update_index(workdir: Path) -> None:
-    """Bring the index in a workdir's results.json up to date, which changes nothing else of it.
+    """Bring the index in a workdir's results.json up to date, which changes nothing
+    else of it.
 
     Raises OSError where it cannot be written.
     """

@@ -1,7 +1,8 @@
-"""What an evaluation of a workdir scores: its run's test split, named cases, or other data.
+"""What an evaluation of a workdir scores: its run's test split, named cases, or other
+data.
 
-What of it the run was trained or validated on is found by name on the run's own data, and by the
-content of files anywhere.
+What of it the run was trained or validated on is found by name on the run's own data,
+and by the content of files anywhere.
 """
 
 import dataclasses
@@ -22,7 +23,8 @@ from biedsnet_jax.runtime import processes
 class Scope:
     """The run's own test split, where `differs` is empty, or other cases."""
 
-    differs: Mapping[str, list] = dataclasses.field(default_factory=dict)  # field -> [run's, here]
+    # field -> [run's, here]
+    differs: Mapping[str, list] = dataclasses.field(default_factory=dict)
     # Case -> side on which the run had it, of the cases scored. None: not known.
     trained_on: Mapping[str, str] | None = dataclasses.field(default_factory=dict)
     dataset: str = ""  # what results call other data
@@ -31,9 +33,9 @@ class Scope:
 def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
     """What an evaluation of a workdir scores, as the test side of its data.
 
-    That is the recorded test split; the cases that split.test names, where it is not the run's; and
-    of another data set all cases, or those named. Raises BadInput where there are none, and where
-    the run's own are missing.
+    That is the recorded test split; the cases that split.test names, where it is not
+    the run's; and of another data set all cases, or those named. Raises BadInput where
+    there are none, and where the run's own are missing.
     """
     saved, record = run_config.load(workdir), run_split.find_record(cfg, workdir)
     source, root = build_data.open_source(cfg), build_data.data_root(cfg)
@@ -41,7 +43,9 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
     names = here if here != there else []
     differs = {"split.test": [there, names]} if names else {}
     if _is_of_run(record, saved, workdir, source, root):
-        data, record = _open_own(record, saved, workdir, (source, root), named=bool(names))
+        data, record = _open_own(
+            record, saved, workdir, (source, root), named=bool(names)
+        )
         if names:
             data = dataclasses.replace(data, test=_chosen(data.source.cases, names))
         run_split.check_any(data.test, "slices of the cases to score", root)
@@ -49,7 +53,11 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
     else:
         data = Data(source, [], [], _chosen(source.cases, names or ["*"]), root=root)
         before = record.root if record else build_data.data_root(saved)
-        dataset = cfg.data.name if cfg.data.name != saved.data.name else os.path.basename(root)
+        dataset = (
+            cfg.data.name
+            if cfg.data.name != saved.data.name
+            else os.path.basename(root)
+        )
         differs = {"data.root": [before, root]} | differs
         scope = Scope(differs, _seen_in(record, data, own=False), dataset)
         _tell_same_names(record, scope, data)
@@ -58,7 +66,9 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
 
 
 def _open_own(record, saved, workdir, place, *, named):
-    """(the run's own data on its sides, its record as far as it is known); `place` is (source, root)."""
+    """(the run's own data on its sides, its record as far as it is known); `place` is
+    (source, root).
+    """
     source, root = place
     if record is None:
         return _open_unrecorded(saved, workdir, source, root, named=named)
@@ -71,9 +81,11 @@ def _open_own(record, saved, workdir, place, *, named):
 
 
 def _open_unrecorded(saved, workdir, source, root, *, named):
-    """The same of a workdir without a record, whose cases are dealt as they were for it.
+    """The same of a workdir without a record, whose cases are dealt as they were for
+    it.
 
-    Where its results.json has the cases that this gives for the test, they are recorded.
+    Where its results.json has the cases that this gives for the test, they are
+    recorded.
     """
     data = build_data.deal(saved, source, root)
     tested = run_split.tested_cases(workdir)
@@ -84,7 +96,9 @@ def _open_unrecorded(saved, workdir, source, root, *, named):
     record = run_split.make(data)
     if processes.is_first():
         run_split.save(workdir, record)
-    run_split.tell_unrecorded(workdir, "They are those of its results.json, and recorded now.")
+    run_split.tell_unrecorded(
+        workdir, "They are those of its results.json, and recorded now."
+    )
     return data, record
 
 
@@ -93,7 +107,9 @@ def of_training(workdir: Path) -> Scope:
     record = split_record.load(workdir)
     if record is None:
         return Scope()
-    return Scope(trained_on=record.seen_by_content(record.sides["test"], record.fingerprints))
+    return Scope(
+        trained_on=record.seen_by_content(record.sides["test"], record.fingerprints)
+    )
 
 
 def _is_of_run(record, saved, workdir, source, root):
@@ -109,18 +125,25 @@ def _is_of_run(record, saved, workdir, source, root):
         return tested is None or set(tested) <= set(source.cases)
     files, tests = source.facts.files, record.sides["test"]
     there = set(source.cases) | set(files)
-    # A larger set that has these cases too is another one: all its cases are to be scored.
+    # A larger set that has these cases too is another one: all its cases are to be
+    # scored.
     if not set(tests) <= there or not there <= record.cases | set(record.left_out):
         return False
     return not record.changed(run_split.files_of(files, tests))
 
 
 def _same_folder(one: str, other: str) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other) if one and other else one == other
+    return (
+        os.path.realpath(one) == os.path.realpath(other)
+        if one and other
+        else one == other
+    )
 
 
 def _chosen(cases, names):
-    """Indices of the cases of these names or patterns. Raises BadInput where one fits none."""
+    """Indices of the cases of these names or patterns. Raises BadInput where one fits
+    none.
+    """
     known = set(cases)
     chosen = set().union(*(splits.fitting(name, known, "test") for name in names))
     return run_split.indices(cases, chosen)
@@ -140,14 +163,18 @@ def _seen_in(record, data, *, own) -> dict[str, str] | None:
 
 
 def _tell_same_names(record, scope, data):
-    """Say which cases of other data are called as cases of the training and hold other bytes.
+    """Say which cases of other data are called as cases of the training and hold other
+    bytes.
 
-    They may be the same patients with masks of another reader, or files that were saved again.
+    They may be the same patients with masks of another reader, or files that were saved
+    again.
     """
     if record is None or not processes.is_first():
         return
     cases = data.cases("test")
-    alike = [case for case in record.seen_by_name(cases) if case not in scope.trained_on]
+    alike = [
+        case for case in record.seen_by_name(cases) if case not in scope.trained_on
+    ]
     if alike:
         build_data.warn(
             f"{len(alike)} of the {len(cases)} cases scored have the name of a case that the model was trained or "

@@ -1,7 +1,9 @@
-"""Segment slices with the program in this file's folder: python load.py SLICES.npy MASKS.npz
+"""Segment slices with the program in this file's folder: python load.py SLICES.npy
+MASKS.npz
 
-Needs `pip install jax numpy flatbuffers`, no more. SLICES.npy holds "b h w c" in the units of the training files and of
-the size that export.json names, since nothing is resized here. For research, not for diagnosis.
+Needs `pip install jax numpy flatbuffers`, no more. SLICES.npy holds "b h w c" in the
+units of the training files and of the size that export.json names, since nothing is
+resized here. For research, not for diagnosis.
 """
 
 import json
@@ -16,12 +18,17 @@ from jax import export
 def load(folder):
     """(what export.json says, a function of slices that gives "b h w k" maps by name)."""
     about = json.loads((folder / "export.json").read_text())
-    program = jax.jit(export.deserialize(bytearray((folder / "predict.stablehlo").read_bytes())).call)
+    program = jax.jit(
+        export.deserialize(bytearray((folder / "predict.stablehlo").read_bytes())).call
+    )
     weights = jax.device_put(dict(np.load(folder / "weights.npz")))
 
-    def predict(slices, seed=about["seed"], first=0):  # first: the number of slices[0] in its scan, for the noise
+    # first: the number of slices[0] in its scan, for the noise
+    def predict(slices, seed=about["seed"], first=0):
         number = np.arange(first, first + len(slices), dtype=np.int32)
-        return jax.device_get(program(weights, slices.astype(np.float32), number, np.uint32(seed)))
+        return jax.device_get(
+            program(weights, slices.astype(np.float32), number, np.uint32(seed))
+        )
 
     return about, predict
 

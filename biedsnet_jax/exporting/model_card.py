@@ -1,7 +1,9 @@
-"""The model card of an export: what the model is, what it was trained on, how good it is, what it is not for.
+"""The model card of an export: what the model is, what it was trained on, how good it
+is, what it is not for.
 
-Every figure comes from the workdir; what is not there is called not measured. Sections follow Mitchell et al. 2019,
-"Model cards for model reporting" (arXiv:1810.03993). Imports no jax.
+Every figure comes from the workdir; what is not there is called not measured. Sections
+follow Mitchell et al. 2019, "Model cards for model reporting" (arXiv:1810.03993).
+Imports no jax.
 """
 
 import pathlib
@@ -16,7 +18,16 @@ _METRICS = {
     "assd": "ASSD, pixels", "nsd": "NSD", "hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm", "nsd_mm": "NSD, mm",
 }  # fmt: skip
 # What results.json must share with export.json for its scores to be this program's.
-_SAME = ("row", "network", "parameters", "dtype", "checkpoint_step", "threshold", "fusion", "sampler")
+_SAME = (
+    "row",
+    "network",
+    "parameters",
+    "dtype",
+    "checkpoint_step",
+    "threshold",
+    "fusion",
+    "sampler",
+)
 _USE = """\
 For research: to study and compare methods, to measure on data with known truth, to draft outlines that an expert
 corrects. **Not for diagnosis, triage or treatment.** It is no medical device, and was not tested as one."""
@@ -27,12 +38,16 @@ that is half a year newer."""
 
 
 def read_results(workdir: pathlib.Path) -> dict | None:
-    """The fields of results.json, None where the workdir was never evaluated. Raises BadInput where it is damaged."""
+    """The fields of results.json, None where the workdir was never evaluated. Raises
+    BadInput where it is damaged.
+    """
     return results.load(workdir).fields if (workdir / "results.json").exists() else None
 
 
 def card(about: dict, scores: dict | None) -> str:
-    """Markdown; `about` is what export.json holds, `scores` what results.json does, None where there is none."""
+    """Markdown; `about` is what export.json holds, `scores` what results.json does,
+    None where there is none.
+    """
     own = None if scores is None or differences(about, scores) else scores
     sections = {
         "Intended use": _USE,
@@ -51,7 +66,9 @@ def differences(about: dict, scores: dict) -> list[str]:
     """In which settings the scores are not this program's."""
     pairs = {name: (scores.get(name), about[name]) for name in _SAME}
     return [
-        f"{name} {_plain(there)} there, {_plain(here)} here" for name, (there, here) in pairs.items() if there != here
+        f"{name} {_plain(there)} there, {_plain(here)} here"
+        for name, (there, here) in pairs.items()
+        if there != here
     ]
 
 
@@ -71,10 +88,17 @@ def _model(about) -> dict[str, str]:
 
 def _data(about, scores) -> dict[str, str]:
     data, channels = about["data"], f"{about['data']['channels']} channel"
-    channels += f"s, {data['context']} slices on each side among them" if data["context"] else ""
+    channels += (
+        f"s, {data['context']} slices on each side among them"
+        if data["context"]
+        else ""
+    )
     tested = _NONE
     if scores:
-        cases, slices = number(scores["n_cases"], "case"), number(scores["n_images"], "slice")
+        cases, slices = (
+            number(scores["n_cases"], "case"),
+            number(scores["n_images"], "slice"),
+        )
         tested = f"{cases}, {slices}: {', '.join(scores.get('cases', []))}"
     return {
         "Set": data["name"],
@@ -110,7 +134,10 @@ def _scores(about, scores) -> str:
     rows = _rows(scores["standard"], "")
     for label, one in scores.get("classes", {}).items():
         rows += _rows({"dice": one["standard"]["dice"]}, f"class {label}, ")
-    header = ["| | mean per image | 95 % by case | mean per case |", "|---|---|---|---|"]
+    header = [
+        "| | mean per image | 95 % by case | mean per case |",
+        "|---|---|---|---|",
+    ]
     device = escaped(scores.get("device", "a device not recorded"))
     speed = f"{scores['seconds_per_image']:.3g} s a slice on {device}."
     return f"{caption}\n\n" + "\n".join(header + rows) + f"\n\n{speed}"

@@ -1,6 +1,8 @@
-"""Mode import: PyTorch weights of a network, or an ImageNet start, as a workdir like any other.
+"""Mode import: PyTorch weights of a network, or an ImageNet start, as a workdir like
+any other.
 
-Evaluate and predict read it as they read a trained one; training with the same config goes on from it.
+Evaluate and predict read it as they read a trained one; training with the same config
+goes on from it.
 """
 
 import pathlib
@@ -20,22 +22,30 @@ from biedsnet_jax.training.optimizer import make_optimizer
 def run(cfg, workdir: str, source: str | None) -> None:
     """Write a workdir with the weights in the file `source`.
 
-    Raises BadInput for a file that cannot be read or does not fit, each tensor by name, and for a workdir in use.
+    Raises BadInput for a file that cannot be read or does not fit, each tensor by name,
+    and for a workdir in use.
     """
     check_config(cfg)
     folder = pathlib.Path(workdir)
     if not source:
-        raise BadInput("no weights, nothing, in --input; give a .npz, .safetensors or .pth file")
+        raise BadInput(
+            "no weights, nothing, in --input; give a .npz, .safetensors or .pth file"
+        )
     if (folder / "config.json").exists():
         raise BadInput(f"workdir in use, {workdir}, in --workdir; give a new folder")
     with files.writing(folder):
         files.check_writable(folder)
     tensors, mesh = weight_files.read_state(source), devices.make_mesh()
     variables, start = _variables(cfg, tensors)
-    state = jax.device_put(train_state.create(variables, make_optimizer(cfg.train)[0]), devices.replicated(mesh))
+    state = jax.device_put(
+        train_state.create(variables, make_optimizer(cfg.train)[0]),
+        devices.replicated(mesh),
+    )
     _write(cfg, folder, state)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    print(f"{cfg.network}: {len(tensors)} tensors, {parameters:,} parameters, {start}, in {workdir}")
+    print(
+        f"{cfg.network}: {len(tensors)} tensors, {parameters:,} parameters, {start}, in {workdir}"
+    )
 
 
 def _write(cfg, folder, state):
@@ -64,14 +74,20 @@ def _variables(cfg, tensors):
 
     load = _imagenet_start(cfg.network, tensors)
     if load is None:
-        return torch_weights.to_variables(cfg.network, tensors, jax.eval_shape(fresh)), "the network's own"
+        return torch_weights.to_variables(
+            cfg.network, tensors, jax.eval_shape(fresh)
+        ), "the network's own"
     drawn = jax.jit(fresh).lower().compile(compiler_options=devices.RUN_ONCE)()
     return load(tensors, jax.tree.map(np.asarray, drawn)), "an ImageNet start"
 
 
 def _imagenet_start(network, tensors):
-    """The loader of an ImageNet classifier's layout, None where the tensors are the network's own."""
-    if network == "trans_unet" and any(name.startswith("Transformer/") for name in tensors):
+    """The loader of an ImageNet classifier's layout, None where the tensors are the
+    network's own.
+    """
+    if network == "trans_unet" and any(
+        name.startswith("Transformer/") for name in tensors
+    ):
         return imagenet.load_pretrained_vit_r50
     if network == "swin_unet" and "head.weight" in tensors:
         return imagenet.load_pretrained_swin_t

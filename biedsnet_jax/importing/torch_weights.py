@@ -1,7 +1,7 @@
 """PyTorch weights of the published networks, as Flax variables.
 
-A PyTorch state_dict is a flat mapping `module.path.leaf -> tensor`. Its module path is renamed by `RENAMES`, then its
-leaf decides the rest:
+A PyTorch state_dict is a flat mapping `module.path.leaf -> tensor`. Its module path is
+renamed by `RENAMES`, then its leaf decides the rest:
 
     weight, 4-D (2-D, 1-D conv)   kernel, OIHW -> HWIO   (a depthwise kernel "c 1 h w" too)
     weight, 3-D                   kernel, OIK -> KIO
@@ -11,7 +11,8 @@ leaf decides the rest:
     running_mean, running_var     mean, var of `batch_stats`
     anything else                 a parameter of that name, as it is (position and bias tables)
 
-A 1x1 convolution may be a `Dense` here: leading axes of length one are dropped where the target has fewer.
+A 1x1 convolution may be a `Dense` here: leading axes of length one are dropped where
+the target has fewer.
 """
 
 import math
@@ -24,8 +25,9 @@ from flax import traverse_util
 
 from biedsnet_jax.errors import BadInput
 
-# For each network, (regex, replacement) applied in order by `re.sub` to the PyTorch module path without its leaf, say
-# "block1.0.mlp.fc1"; the dots left become the slashes of the Flax path. No entry: the names are the same.
+# For each network, (regex, replacement) applied in order by `re.sub` to the PyTorch
+# module path without its leaf, say "block1.0.mlp.fc1"; the dots left become the slashes
+# of the Flax path. No entry: the names are the same.
 RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "attention_unet": (
         (r"\.conv\.0$", ".conv1"),
@@ -37,8 +39,9 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"\.(W_g|W_x|psi)\.0$", r".\1"),
         (r"\.(W_g|W_x|psi)\.1$", r".\1_bn"),
     ),
-    # The lineage's blocks, below this project's own names of the levels: "condition.level_1.conv.0",
-    # "denoiser.encoder_1_block_1.inconv.0", "denoiser.encoder_1_attention.cSE.Conv_Squeeze.0".
+    # The lineage's blocks, below this project's own names of the levels:
+    # "condition.level_1.conv.0", "denoiser.encoder_1_block_1.inconv.0",
+    # "denoiser.encoder_1_attention.cSE.Conv_Squeeze.0".
     "biedsnet": (
         (r"\.conv\.0$", ".conv_1"),
         (r"\.conv\.1$", ".norm_1"),
@@ -80,10 +83,17 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"\.skip_connection$", ".skip"),
         (r"\.proj_out$", ".project"),
         (r"^hwm\.seg_outputs\.0$", "highway.head"),
-        (r"^hwm\.conv_blocks_context\.5\.([01])\.blocks\.0\.", r"highway.bottleneck_\1."),
+        (
+            r"^hwm\.conv_blocks_context\.5\.([01])\.blocks\.0\.",
+            r"highway.bottleneck_\1.",
+        ),
         (r"^hwm\.conv_blocks_context\.(\d)\.blocks\.([01])\.", r"highway.down_\1_\2."),
-        (r"^hwm\.conv_blocks_localization\.(\d)\.([01])\.blocks\.0\.", r"highway.up_\1_\2."),
-        (r"\.instnorm$", ".norm"),  # the published block keeps nnU-Net's name for what is a batch norm
+        (
+            r"^hwm\.conv_blocks_localization\.(\d)\.([01])\.blocks\.0\.",
+            r"highway.up_\1_\2.",
+        ),
+        # the published block keeps nnU-Net's name for what is a batch norm
+        (r"\.instnorm$", ".norm"),
     ),
     "unext": (
         (r"^(d?block[12])\.0\.", r"\1."),
@@ -104,8 +114,14 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "trans_unet": (
         (r"^transformer\.embeddings$", ""),
         (r"^transformer\.embeddings\.patch_embeddings$", "embed"),
-        (r"^transformer\.embeddings\.hybrid_model\.root\.(conv|gn)$", r"resnet.root_\1"),
-        (r"^transformer\.embeddings\.hybrid_model\.body\.(block\d)\.(unit\d)\.", r"resnet.\1_\2."),
+        (
+            r"^transformer\.embeddings\.hybrid_model\.root\.(conv|gn)$",
+            r"resnet.root_\1",
+        ),
+        (
+            r"^transformer\.embeddings\.hybrid_model\.body\.(block\d)\.(unit\d)\.",
+            r"resnet.\1_\2.",
+        ),
         (r"\.downsample$", ".conv_proj"),
         (r"^transformer\.encoder\.layer\.(\d+)\.", r"encoder_\1."),
         (r"^encoder_(\d+)\.(attn|ffn)\.", r"encoder_\1."),
@@ -122,12 +138,19 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
 IGNORED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
 
-def to_variables(network_name: str, state: Mapping[str, np.ndarray], target: Mapping) -> dict:
-    """The tensors of `state` laid out as `target`, a tree of Flax variables or their shapes.
+def to_variables(
+    network_name: str, state: Mapping[str, np.ndarray], target: Mapping
+) -> dict:
+    """The tensors of `state` laid out as `target`, a tree of Flax variables or their
+    shapes.
 
-    Raises one BadInput that names every tensor that is missing (by its Flax path), surplus or misshapen.
+    Raises one BadInput that names every tensor that is missing (by its Flax path),
+    surplus or misshapen.
     """
-    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(dict(target), sep="/").items()}
+    shapes = {
+        path: leaf.shape
+        for path, leaf in traverse_util.flatten_dict(dict(target), sep="/").items()
+    }
     found, surplus, misshapen = {}, [], []
     for name, tensor in state.items():
         if name.rpartition(".")[2] in IGNORED:
@@ -136,25 +159,41 @@ def to_variables(network_name: str, state: Mapping[str, np.ndarray], target: Map
         if path not in shapes or path in found:
             surplus.append(name)
             continue
-        found[path] = jnp.asarray(_drop_leading_ones(value, len(shapes[path])), jnp.float32)
+        found[path] = jnp.asarray(
+            _drop_leading_ones(value, len(shapes[path])), jnp.float32
+        )
         if found[path].shape != shapes[path]:
-            misshapen.append(f"{name} (becomes {found[path].shape}, needs {shapes[path]})")
-    problems = {"missing": sorted(shapes.keys() - found.keys()), "surplus": surplus, "misshapen": misshapen}
+            misshapen.append(
+                f"{name} (becomes {found[path].shape}, needs {shapes[path]})"
+            )
+    problems = {
+        "missing": sorted(shapes.keys() - found.keys()),
+        "surplus": surplus,
+        "misshapen": misshapen,
+    }
     if any(problems.values()):
-        listed = ", ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-        raise BadInput(f"weights for {network_name}, {listed}, state_dict; {_fix(network_name, state)}")
+        listed = ", ".join(
+            f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names
+        )
+        raise BadInput(
+            f"weights for {network_name}, {listed}, state_dict; {_fix(network_name, state)}"
+        )
     return traverse_util.unflatten_dict(found, sep="/")
 
 
 def _fix(network_name: str, state: Mapping[str, np.ndarray]) -> str:
-    """What to set where weights do not fit; for which size or window they were made, where that shows in them."""
+    """What to set where weights do not fit; for which size or window they were made,
+    where that shows in them.
+    """
     fix = (
         "give what they were trained with: data.channels of the image, data.classes, and the widths and parts in "
         f"networks.{network_name}"
     )
     positions = np.shape(state.get("transformer.embeddings.position_embeddings"))
     if len(positions) == 3:
-        fix += f"; their positions are those of data.size={16 * math.isqrt(positions[1])}"
+        fix += (
+            f"; their positions are those of data.size={16 * math.isqrt(positions[1])}"
+        )
     biases = np.shape(state.get("layers.0.blocks.0.attn.relative_position_bias_table"))
     if len(biases) == 2:
         window = (math.isqrt(biases[0]) + 1) // 2
@@ -162,7 +201,9 @@ def _fix(network_name: str, state: Mapping[str, np.ndarray]) -> str:
     return fix
 
 
-def _convert(network_name: str, name: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
+def _convert(
+    network_name: str, name: str, tensor: np.ndarray
+) -> tuple[str, np.ndarray]:
     """The Flax path, collection first, and layout of one PyTorch tensor."""
     module, _, leaf = name.rpartition(".")
     for pattern, replacement in RENAMES.get(network_name, ()):
@@ -170,7 +211,8 @@ def _convert(network_name: str, name: str, tensor: np.ndarray) -> tuple[str, np.
     collection = "batch_stats" if leaf.startswith("running_") else "params"
     if leaf == "weight":
         leaf = "scale" if tensor.ndim == 1 else "kernel"
-        # The two channel axes swap and go last; the space axes keep their order in front of them.
+        # The two channel axes swap and go last; the space axes keep their order in
+        # front of them.
         tensor = tensor if tensor.ndim < 2 else np.moveaxis(tensor, (1, 0), (-2, -1))
     leaf = leaf.removeprefix("running_")
     return "/".join([collection, *filter(None, module.split(".")), leaf]), tensor

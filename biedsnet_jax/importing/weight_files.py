@@ -1,6 +1,8 @@
-"""Weights files as name -> array: `.npz`, `.safetensors`, and `.pth` where PyTorch is installed.
+"""Weights files as name -> array: `.npz`, `.safetensors`, and `.pth` where PyTorch is
+installed.
 
-Reading never runs code that a file brings: nothing is unpickled but by PyTorch's own reader of plain tensors.
+Reading never runs code that a file brings: nothing is unpickled but by PyTorch's own
+reader of plain tensors.
 """
 
 import json
@@ -19,15 +21,24 @@ SAFETENSORS_DTYPES = {
 
 
 def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """A weights file as name -> array: `.npz`, `.safetensors`, or `.pth`/`.pt` where PyTorch is installed.
+    """A weights file as name -> array: `.npz`, `.safetensors`, or `.pth`/`.pt` where
+    PyTorch is installed.
 
-    No code in the file is run. The wrapping that training scripts add (a "state_dict" or "model" entry, the
-    "module." prefix of DataParallel) is taken off. Raises BadInput for a file that cannot be read.
+    No code in the file is run. The wrapping that training scripts add (a "state_dict"
+    or "model" entry, the "module." prefix of DataParallel) is taken off. Raises
+    BadInput for a file that cannot be read.
     """
     path = pathlib.Path(path)
-    readers = {".npz": _read_npz, ".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
+    readers = {
+        ".npz": _read_npz,
+        ".safetensors": _read_safetensors,
+        ".pth": _read_torch,
+        ".pt": _read_torch,
+    }
     if path.suffix not in readers:
-        raise BadInput(f"weights, {path}, file name; give a file that ends in {', '.join(readers)}")
+        raise BadInput(
+            f"weights, {path}, file name; give a file that ends in {', '.join(readers)}"
+        )
     if not path.is_file():
         raise BadInput(f"weights, {path}, no such file; check the path")
     state = readers[path.suffix](path)
@@ -40,8 +51,12 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except Exception as error:  # a broken archive meets numpy and zipfile with anything, NotImplementedError included
-        raise BadInput(f"weights, {path}, not an npz of plain arrays; save it with numpy.savez") from error
+    # a broken archive meets numpy and zipfile with anything, NotImplementedError
+    # included
+    except Exception as error:
+        raise BadInput(
+            f"weights, {path}, not an npz of plain arrays; save it with numpy.savez"
+        ) from error
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -57,15 +72,28 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         return {name: _safetensor(entry, data) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = " ".join(str(error).split())
-        raise BadInput(f"weights, {path}, malformed safetensors ({why}); export the file again") from error
+        raise BadInput(
+            f"weights, {path}, malformed safetensors ({why}); export the file again"
+        ) from error
 
 
 def _safetensor(entry: dict, data: memoryview) -> np.ndarray:
     if entry["dtype"] not in SAFETENSORS_DTYPES:
-        raise ValueError(f"dtype {entry['dtype']}, not one of {', '.join(SAFETENSORS_DTYPES)}")
-    dtype, shape, (begin, end) = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
-    if not 0 <= begin <= end <= len(data) or end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"bytes {begin} to {end} of {len(data)} for {entry['dtype']} {shape}")
+        raise ValueError(
+            f"dtype {entry['dtype']}, not one of {', '.join(SAFETENSORS_DTYPES)}"
+        )
+    dtype, shape, (begin, end) = (
+        np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]),
+        entry["shape"],
+        entry["data_offsets"],
+    )
+    if (
+        not 0 <= begin <= end <= len(data)
+        or end - begin != math.prod(shape) * dtype.itemsize
+    ):
+        raise ValueError(
+            f"bytes {begin} to {end} of {len(data)} for {entry['dtype']} {shape}"
+        )
     return np.frombuffer(data[begin:end], dtype).reshape(shape)
 
 
@@ -73,14 +101,23 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
-        raise BadInput(f"weights, {path}, needs PyTorch to be read; pip install torch, or save it as .npz") from error
+        raise BadInput(
+            f"weights, {path}, needs PyTorch to be read; pip install torch, or save it as .npz"
+        ) from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, zip and runtime errors of its own
-        raise BadInput(f"weights, {path}, not a plain state_dict; save model.state_dict() alone") from error
+    # torch raises pickle, zip and runtime errors of its own
+    except Exception as error:
+        raise BadInput(
+            f"weights, {path}, not a plain state_dict; save model.state_dict() alone"
+        ) from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise BadInput(f"weights, {path}, holds more than named tensors; save model.state_dict() alone")
+    if not isinstance(state, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in state.values()
+    ):
+        raise BadInput(
+            f"weights, {path}, holds more than named tensors; save model.state_dict() alone"
+        )
     return {name: tensor.detach().float().numpy() for name, tensor in state.items()}

@@ -21,6 +21,10 @@ NETWORKS = {
 }
 
 # Those called with (x_t, image, t) instead of (image).
-DENOISERS = tuple(name for name, network in NETWORKS.items() if hasattr(network, "denoise"))
+DENOISERS = tuple(
+    name for name, network in NETWORKS.items() if hasattr(network, "denoise")
+)
 # The denoisers that predict the noise of x_t and its variance instead of a mask.
-NOISE_PREDICTORS = tuple(name for name in DENOISERS if hasattr(NETWORKS[name], "predicts_noise"))
+NOISE_PREDICTORS = tuple(
+    name for name in DENOISERS if hasattr(NETWORKS[name], "predicts_noise")
+)

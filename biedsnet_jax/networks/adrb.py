@@ -2,8 +2,9 @@
 
     F_residual = CGR(F_input) + CGR(RL(Emb) + CGR(F_input))                        (5)
 
-CGR is a 3x3 convolution, a norm and ReLU; RL is ReLU and a linear layer on the time embedding. Channel and spatial
-attention follow; the paper promises both and gives no equation, see docs/paper.md for the two readings.
+CGR is a 3x3 convolution, a norm and ReLU; RL is ReLU and a linear layer on the time
+embedding. Channel and spatial attention follow; the paper promises both and gives no
+equation, see docs/paper.md for the two readings.
 """
 
 import functools
@@ -18,8 +19,8 @@ from jaxtyping import Array, Float
 from biedsnet_jax.networks.blocks import Features, GroupNorm, batch_norm
 from biedsnet_jax.networks.convolutions import Conv, Maps, UpsampledConv, in_place
 
-# What a part of the input gives to the two branches of equation 5, before their first norms: to the
-# one with the time embedding, and to the residual one.
+# What a part of the input gives to the two branches of equation 5, before their first
+# norms: to the one with the time embedding, and to the residual one.
 Share = tuple[Float[Array, "b _h _w _c"], Float[Array, "b _h _w _c"]]
 
 
@@ -29,22 +30,29 @@ class CGR(nn.Module):
     features: int  # channels out
     inputs: int | None = None  # channels in; None: x is all
     upsample: bool = False  # double x by nearest neighbour first
-    norm: str = "group"  # "group" or "batch": the symbol in eq 5 says group, the prose says batch
+    # "group" or "batch": the symbol in eq 5 says group, the prose says batch
+    norm: str = "group"
     groups: int = 16
     folded: bool = False  # maps are `space_to_depth` maps; not with batch norm
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
         if self.upsample:
-            self.conv = UpsampledConv(self.features, folded=self.folded, dtype=self.dtype)
+            self.conv = UpsampledConv(
+                self.features, folded=self.folded, dtype=self.dtype
+            )
         else:
-            self.conv = Conv(self.features, self.inputs, folded=self.folded, dtype=self.dtype)
+            self.conv = Conv(
+                self.features, self.inputs, folded=self.folded, dtype=self.dtype
+            )
         if self.norm == "batch":
             self.normalise = batch_norm(None, dtype=self.dtype, name="norm")
         else:
             # Narrow networks have widths that 16 does not divide.
             groups = math.gcd(self.groups, self.features)
-            self.normalise = GroupNorm(groups, folded=self.folded, dtype=self.dtype, name="norm")
+            self.normalise = GroupNorm(
+                groups, folded=self.folded, dtype=self.dtype, name="norm"
+            )
 
     def activate(self, x: Features, *, train: bool) -> Features:
         """Norm and ReLU of what the convolution gave."""
@@ -59,13 +67,16 @@ class CGR(nn.Module):
 class ADRB(nn.Module):
     """Equation 5 with attention behind it: "b h w c_in", "b e" -> "b h w features".
 
-    Both branches read the input by a convolution. So a condition feature c, its last channels, need
-    not come with x: `share(c)` is computed once, and `__call__` adds it at every step.
+    Both branches read the input by a convolution. So a condition feature c, its last
+    channels, need not come with x: `share(c)` is computed once, and `__call__` adds it
+    at every step.
     """
 
     features: int  # channels out
     inputs: int  # channels of x and of what comes as a share
-    residual: str = "cgr"  # "cgr": eq 5; "conv", as in the lineage: identity, or a 3x3 convolution where widths differ
+    # "cgr": eq 5; "conv", as in the lineage: identity, or a 3x3 convolution where
+    # widths differ
+    residual: str = "cgr"
     attention: str = "parallel"  # "parallel", "sequential" or "none", see Attention
     norm: str = "group"
     groups: int = 16
@@ -88,7 +99,11 @@ class ADRB(nn.Module):
             self.cgr_skip = cgr(self.inputs)
         elif self.inputs != self.features:
             self.conv_skip = Conv(
-                self.features, self.inputs, use_bias=True, folded=self.folded, dtype=self.dtype
+                self.features,
+                self.inputs,
+                use_bias=True,
+                folded=self.folded,
+                dtype=self.dtype,
             )
         if self.attention != "none":
             self.attend = Attention(
@@ -104,7 +119,11 @@ class ADRB(nn.Module):
         return self._branches(c, last=True)
 
     def __call__(
-        self, x: Maps, emb: Float[Array, "b e"], share: Share | None = None, train: bool = False
+        self,
+        x: Maps,
+        emb: Float[Array, "b e"],
+        share: Share | None = None,
+        train: bool = False,
     ) -> Float[Array, "b h w c2"]:
         h, skip = self._branches(x, last=False)
         if share is not None:
@@ -115,11 +134,14 @@ class ADRB(nn.Module):
         h = self.cgr_2(h + rl[:, None, None, :], train=train)
         if self.residual == "cgr":
             skip = self.cgr_skip.activate(skip, train=train)
-        h = h + skip  # (5)
+        # (5)
+        h = h + skip
         return h if self.attention == "none" else self.attend(h)
 
     def _branches(self, x, *, last):
-        """What x, the input's first or last channels, gives to both branches before their norms."""
+        """What x, the input's first or last channels, gives to both branches before
+        their norms.
+        """
         if self.residual == "cgr":
             skip = self.cgr_skip.conv(x, last=last)
         elif self.inputs != self.features:
@@ -131,10 +153,11 @@ class ADRB(nn.Module):
 
 
 class Attention(nn.Module):
-    """Channel attention (mean and maximum pooled, one shared MLP) and spatial attention (1x1 convolution).
+    """Channel attention (mean and maximum pooled, one shared MLP) and spatial attention
+    (1x1 convolution).
 
-    order "parallel", the lineage: x * channel + x * spatial. "sequential", as CBAM (Woo et al. 2018): channel first,
-    then spatial on what is left.
+    order "parallel", the lineage: x * channel + x * spatial. "sequential", as CBAM (Woo
+    et al. 2018): channel first, then spatial on what is left.
     """
 
     features: int  # channels in and out
@@ -145,9 +168,19 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        squeeze = nn.Dense(max(1, self.features // self.reduction), dtype=self.dtype, name="squeeze")
+        squeeze = nn.Dense(
+            max(1, self.features // self.reduction), dtype=self.dtype, name="squeeze"
+        )
         excite = nn.Dense(self.features, dtype=self.dtype, name="excite")
-        spatial = Conv(1, self.features, 1, use_bias=True, folded=self.folded, dtype=self.dtype, name="spatial")
+        spatial = Conv(
+            1,
+            self.features,
+            1,
+            use_bias=True,
+            folded=self.folded,
+            dtype=self.dtype,
+            name="spatial",
+        )
         pixels = 4 if self.folded else 1
 
         def mlp(pooled):
@@ -155,11 +188,15 @@ class Attention(nn.Module):
 
         def spatially(x):
             weights = jax.nn.sigmoid(spatial(x))
-            return jnp.repeat(weights, self.features, axis=-1) if self.folded else weights
+            return (
+                jnp.repeat(weights, self.features, axis=-1) if self.folded else weights
+            )
 
         mean = jnp.mean(x, axis=(1, 2)).reshape(-1, pixels, self.features).mean(1)
         highest = jnp.max(x, axis=(1, 2)).reshape(-1, pixels, self.features).max(1)
-        channel = jnp.tile(jax.nn.sigmoid(mlp(mean) + mlp(highest)), (1, pixels))[:, None, None, :]
+        channel = jnp.tile(jax.nn.sigmoid(mlp(mean) + mlp(highest)), (1, pixels))[
+            :, None, None, :
+        ]
         if self.order == "parallel":
             return x * (channel + spatially(x))
         x = x * channel

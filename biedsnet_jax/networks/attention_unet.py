@@ -1,9 +1,11 @@
-"""Attention U-Net (Oktay et al. 2018) in the widely used form that gates each skip at its own resolution.
+"""Attention U-Net (Oktay et al. 2018) in the widely used form that gates each skip at
+its own resolution.
 
     alpha = sigmoid(BN(psi(ReLU(BN(W_g g) + BN(W_x x)))))                            (eqs 1 and 2 of the paper)
 
-g is the upsampled decoder feature, x the skip, and alpha x joins g. The paper computes the gate on a coarser grid;
-this form, which public results are made with, does not resample.
+g is the upsampled decoder feature, x the skip, and alpha x joins g. The paper computes
+the gate on a coarser grid; this form, which public results are made with, does not
+resample.
 """
 
 import flax.linen as nn
@@ -12,15 +14,24 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from biedsnet_jax.networks.blocks import VGGBlock, batch_norm, check_size, conv, max_pool, upsample_nearest
+from biedsnet_jax.networks.blocks import (
+    VGGBlock,
+    batch_norm,
+    check_size,
+    conv,
+    max_pool,
+    upsample_nearest,
+)
 from biedsnet_jax.types import Image, Logits
 
 
 class AttentionUNet(nn.Module):
-    """Gated skips; 34,877,421 parameters for one channel and one class, 34,525,889 without the gates.
+    """Gated skips; 34,877,421 parameters for one channel and one class, 34,525,889
+    without the gates.
 
-    `out["attention"]` holds the maps alpha "b h w 1", coarsest first (none without gates). Height and width are
-    multiples of 16. Source: LeeJunHyun/Image_Segmentation, `AttU_Net`, and `U_Net` for gates=False.
+    `out["attention"]` holds the maps alpha "b h w 1", coarsest first (none without
+    gates). Height and width are multiples of 16. Source: LeeJunHyun/Image_Segmentation,
+    `AttU_Net`, and `U_Net` for gates=False.
     """
 
     classes: int = 1
@@ -31,7 +42,9 @@ class AttentionUNet(nn.Module):
     @nn.nowrap
     def check_size(self, size: tuple[int, int]) -> None:
         """Raise BadInput for an image of (height, width) that it cannot take."""
-        check_size(size, multiple=2 ** (len(self.channels) - 1), network="Attention U-Net")
+        check_size(
+            size, multiple=2 ** (len(self.channels) - 1), network="Attention U-Net"
+        )
 
     @nn.compact
     def __call__(self, image: Image, *, train: bool) -> tuple[Logits, dict]:
@@ -47,16 +60,23 @@ class AttentionUNet(nn.Module):
 
         maps = []
         for i in reversed(range(depth)):
-            width, skip, level = self.channels[i], skips[i], i + 2  # the source counts from 1, and levels below
+            # the source counts from 1, and levels below
+            width, skip, level = self.channels[i], skips[i], i + 2
             g = UpConv(width, dtype=self.dtype, name=f"Up{level}")(x, train=train)
             if self.gates:
-                alpha = AttentionGate(width // 2, dtype=self.dtype, name=f"Att{level}")(g, skip, train=train)
+                alpha = AttentionGate(width // 2, dtype=self.dtype, name=f"Att{level}")(
+                    g, skip, train=train
+                )
                 skip = alpha * skip
                 maps.append(alpha)
             x = jnp.concatenate([skip, g], axis=-1)
-            x = VGGBlock(width, dtype=self.dtype, name=f"Up_conv{level}")(x, train=train)
+            x = VGGBlock(width, dtype=self.dtype, name=f"Up_conv{level}")(
+                x, train=train
+            )
 
-        return conv(self.classes, 1, use_bias=True, name="Conv_1x1")(x), {"attention": maps}
+        return conv(self.classes, 1, use_bias=True, name="Conv_1x1")(x), {
+            "attention": maps
+        }
 
 
 class UpConv(nn.Module):
@@ -66,8 +86,12 @@ class UpConv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
-        x = conv(self.features, use_bias=True, dtype=self.dtype, name="conv")(upsample_nearest(x))
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool
+    ) -> Float[Array, "b h2 w2 c2"]:
+        x = conv(self.features, use_bias=True, dtype=self.dtype, name="conv")(
+            upsample_nearest(x)
+        )
         return jax.nn.relu(batch_norm(train, dtype=self.dtype, name="bn")(x))
 
 
@@ -85,5 +109,7 @@ class AttentionGate(nn.Module):
             x = conv(features, 1, use_bias=True, dtype=self.dtype, name=name)(x)
             return batch_norm(train, dtype=self.dtype, name=f"{name}_bn")(x)
 
-        joint = jax.nn.relu(conv_norm(g, self.features, "W_g") + conv_norm(x, self.features, "W_x"))
+        joint = jax.nn.relu(
+            conv_norm(g, self.features, "W_g") + conv_norm(x, self.features, "W_x")
+        )
         return jax.nn.sigmoid(conv_norm(joint, 1, "psi"))

@@ -1,9 +1,10 @@
-"""BIEDSNet, paper section III.A and figure 1: a condition encoder of BFFMs, a denoiser of ADRBs.
+"""BIEDSNet, paper section III.A and figure 1: a condition encoder of BFFMs, a denoiser
+of ADRBs.
 
-The condition encoder sees the image alone, never x_t or t, so a sampler calls `encode` once per
-image and `denoise` at every step. The denoiser's convolutions are split alike: conv([h, c]) is
-conv(h) + conv(c), where conv(c) of a condition feature c belongs to `encode`. The denoiser predicts
-the mask: one logit map per foreground class.
+The condition encoder sees the image alone, never x_t or t, so a sampler calls `encode`
+once per image and `denoise` at every step. The denoiser's convolutions are split alike:
+conv([h, c]) is conv(h) + conv(c), where conv(c) of a condition feature c belongs to
+`encode`. The denoiser predicts the mask: one logit map per foreground class.
 """
 
 import flax.linen as nn
@@ -27,14 +28,16 @@ from biedsnet_jax.types import Image, Logits, Noisy
 class BIEDSNet(nn.Module):
     """The whole network; its defaults are this project's reading of the paper.
 
-    `encode(image)` gives what the condition features add to the denoiser's convolutions,
-    `denoise(features, x_t, image, t)` the logits of the mask, and `__call__` does both.
-    `out["supervision"]` lists the side heads' logits at full size, level 2 first. Fields marked
-    `lineage` can be set as in the reference implementation, which is in PyTorch.
+    `encode(image)` gives what the condition features add to the denoiser's
+    convolutions, `denoise(features, x_t, image, t)` the logits of the mask, and
+    `__call__` does both. `out["supervision"]` lists the side heads' logits at full
+    size, level 2 first. Fields marked `lineage` can be set as in the reference
+    implementation, which is in PyTorch.
     """
 
     classes: int = 1  # k, foreground classes
-    channels: tuple[int, ...] = (32, 64, 128, 256, 512)  # of the levels, full size first
+    # of the levels, full size first
+    channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     blocks_per_level: int = 3
     bffm: bool = True  # False: ablation row 1
     dconv: str = "separable"  # or "lineage"
@@ -46,14 +49,18 @@ class BIEDSNet(nn.Module):
     norm: str = "group"  # or "batch"
     # Groups of one channel each would undo what the time embedding adds.
     groups: int = 16
-    # Whether a decoder level's second block also reads its encoder level's second block.
+    # Whether a decoder level's second block also reads its encoder level's second
+    # block.
     second_skip: bool = True
     # Condition feature i joins level i after its blocks (lineage), or "before" them.
     condition_joins: str = "after"
-    supervision: bool = True  # side heads on the upper decoder levels; False: ablation rows 1 to 4
-    # Compute the denoiser's level 1 on `space_to_depth` maps: the same numbers, for a TPU.
+    # side heads on the upper decoder levels; False: ablation rows 1 to 4
+    supervision: bool = True
+    # Compute the denoiser's level 1 on `space_to_depth` maps: the same numbers, for a
+    # TPU.
     fold: bool = False
-    remat: bool = False  # compute each ADRB again in the backward pass: less memory, more time
+    # compute each ADRB again in the backward pass: less memory, more time
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
@@ -88,12 +95,20 @@ class BIEDSNet(nn.Module):
         check_size(size, multiple=2 ** (len(self.channels) - 1), network="BIEDSNet")
 
     def encode(self, image: Image, *, train: bool = False) -> dict[str, Share]:
-        """All that needs the image alone: what its features give to the denoiser, by level."""
+        """All that needs the image alone: what its features give to the denoiser, by
+        level.
+        """
         self.check_size(image.shape[1:3])
         return self.denoiser.share(self.condition(image, train=train))
 
     def denoise(
-        self, features: dict[str, Share], x_t: Noisy, image: Image, t: Time, *, train: bool = False
+        self,
+        features: dict[str, Share],
+        x_t: Noisy,
+        image: Image,
+        t: Time,
+        *,
+        train: bool = False,
     ) -> tuple[Logits, dict]:
         """Logits of the clean mask from the noisy one."""
         return self.denoiser(features, x_t, image, t, train=train)
@@ -115,7 +130,9 @@ class ConditionEncoder(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, image: Image, *, train: bool) -> list[Float[Array, "b _h _w _c"]]:
+    def __call__(
+        self, image: Image, *, train: bool
+    ) -> list[Float[Array, "b _h _w _c"]]:
         x, features = image.astype(self.dtype), []
         for level, width in enumerate(self.channels, start=1):
             x = BFFM(
@@ -134,7 +151,8 @@ class ConditionEncoder(nn.Module):
 class Denoiser(nn.Module):
     """The U of ADRBs, L levels deep; the fields are BIEDSNet's.
 
-    A block reads the result of the block before it. A level's first block reads, side by side:
+    A block reads the result of the block before it. A level's first block reads, side
+    by side:
 
         first block   of the U                            of the condition, if it joins
                                                           "after"                "before"
@@ -143,9 +161,10 @@ class Denoiser(nn.Module):
         encoder L     encoder L-1, pooled                 feature L-1, pooled    nothing
         decoder i     level below, up-sampled; encoder i  feature i              nothing
 
-    The second block of decoder i also reads the second block of encoder i (`second_skip`).
-    A feature that joins a level "after" its blocks goes unchanged into the skip and to the level
-    below; the blocks mix in one that joins "before". `input_widths` is this table in numbers.
+    The second block of decoder i also reads the second block of encoder i
+    (`second_skip`). A feature that joins a level "after" its blocks goes unchanged into
+    the skip and to the level below; the blocks mix in one that joins "before".
+    `input_widths` is this table in numbers.
     """
 
     classes: int
@@ -167,12 +186,16 @@ class Denoiser(nn.Module):
         inputs = input_widths(self.channels, self.condition_joins, self.second_skip)
         upper = dict(enumerate(self.channels[:-1], start=1))
         self.embed = TimeEmbedding(self.channels[0], dtype=self.dtype, name="time")
-        self.stem = Conv(self.channels[0] // 2, use_bias=True, folded=self.fold, dtype=self.dtype)
+        self.stem = Conv(
+            self.channels[0] // 2, use_bias=True, folded=self.fold, dtype=self.dtype
+        )
         self.blocks = {
             f"{side}_{level}": self._blocks(side, level, read)
             for (side, level), read in inputs.items()
         }
-        attended = inputs if self.attention_per == "level" and self.attention != "none" else ()
+        attended = (
+            inputs if self.attention_per == "level" and self.attention != "none" else ()
+        )
         self.attentions = {
             f"{side}_{level}": Attention(
                 self.channels[level - 1],
@@ -220,7 +243,13 @@ class Denoiser(nn.Module):
         return {name: self.blocks[name][0].share(c) for name, c in read.items()}
 
     def __call__(
-        self, shares: dict[str, Share], x_t: Noisy, image: Image, t: Time, *, train: bool
+        self,
+        shares: dict[str, Share],
+        x_t: Noisy,
+        image: Image,
+        t: Time,
+        *,
+        train: bool,
     ) -> tuple[Logits, dict]:
         levels = range(1, len(self.channels) + 1)
         emb = self.embed(t)
@@ -238,7 +267,9 @@ class Denoiser(nn.Module):
         for level in reversed(levels[:-1]):
             skip, second = skips[level]
             h = self.up[level](h, train=train)
-            h, _ = self._level(f"decoder_{level}", (h, skip), second, shares, emb, train)
+            h, _ = self._level(
+                f"decoder_{level}", (h, skip), second, shares, emb, train
+            )
             if level in self.heads:
                 heads.insert(0, self._head(h, x_t.shape[1:3], level))
         return heads[0], {"supervision": heads[1:]}
@@ -269,7 +300,9 @@ class Denoiser(nn.Module):
         ]
 
     def _level(self, name, h, second, shares, emb, train):
-        """Results of a level's last block, and of its second (or only) one for `second_skip`."""
+        """Results of a level's last block, and of its second (or only) one for
+        `second_skip`.
+        """
         results = []
         for i, block in enumerate(self.blocks[name]):
             if i == 1 and second is not None:
@@ -290,7 +323,9 @@ class Denoiser(nn.Module):
 def input_widths(
     channels: tuple[int, ...], condition_joins: str, second_skip: bool
 ) -> dict[tuple[str, int], tuple[int, int]]:
-    """Channels that the first and the second block read, by (side, level): `Denoiser`'s table."""
+    """Channels that the first and the second block read, by (side, level): `Denoiser`'s
+    table.
+    """
     after = condition_joins == "after"
     # Channels of the stem, then of level i.
     widths = (channels[0] // 2, *channels)

@@ -1,9 +1,11 @@
-"""Convolutions that do less: of parts known beforehand, of up-sampled maps, of folded maps.
+"""Convolutions that do less: of parts known beforehand, of up-sampled maps, of folded
+maps.
 
-Each gives what the plain convolution gives, with its parameters (names and shapes of `blocks.conv`).
+Each gives what the plain convolution gives, with its parameters (names and shapes of
+`blocks.conv`).
 
-A folded map is a `space_to_depth` map. A TPU keeps channels in rows of 128, so a map of 32 channels fills a quarter of
-the memory that it takes, and its folded form all of it.
+A folded map is a `space_to_depth` map. A TPU keeps channels in rows of 128, so a map of
+32 channels fills a quarter of the memory that it takes, and its folded form all of it.
 """
 
 import functools
@@ -18,19 +20,21 @@ from jaxtyping import Array, Float
 from biedsnet_jax.networks import winograd
 from biedsnet_jax.networks.blocks import Features, max_pool
 
-Maps = Features | tuple[Float[Array, "b h w _c"], ...]  # a tuple stands side by side, as if concatenated
+# a tuple stands side by side, as if concatenated
+Maps = Features | tuple[Float[Array, "b h w _c"], ...]
 
 
 class Conv(nn.Module):
-    """Same-size convolution, whose input may come in parts and whose maps may be folded.
+    """Same-size convolution, whose input may come in parts and whose maps may be
+    folded.
 
-    Parts side by side are a tuple. Parts known at different times are added, and the bias comes
-    with the first one:
+    Parts side by side are a tuple. Parts known at different times are added, and the
+    bias comes with the first one:
 
         conv([x, c]) = conv(x) + conv(c, last=True)
 
-    Folded: all maps are `space_to_depth` maps. The parameters have the names and shapes of the
-    plain `conv([x, c])`.
+    Folded: all maps are `space_to_depth` maps. The parameters have the names and shapes
+    of the plain `conv([x, c])`.
     """
 
     features: int  # channels out
@@ -48,9 +52,12 @@ class Conv(nn.Module):
         inputs = self.inputs or sum(widths)
         read = slice(inputs - sum(widths), None) if last else slice(sum(widths))
         shape = (self.kernel, self.kernel, inputs, self.features)
-        kernel = jnp.asarray(self.param("kernel", nn.initializers.lecun_normal(), shape), self.dtype)
+        kernel = jnp.asarray(
+            self.param("kernel", nn.initializers.lecun_normal(), shape), self.dtype
+        )
         kernel = kernel[:, :, read]
-        if self.folded:  # part by part, as the maps lie
+        # part by part, as the maps lie
+        if self.folded:
             kernels = jnp.split(kernel, np.cumsum(widths)[:-1], axis=2)
             kernel = jnp.concatenate([fold_kernel(each) for each in kernels], axis=2)
         x = jnp.concatenate(parts, axis=-1).astype(self.dtype)
@@ -70,21 +77,28 @@ class Conv(nn.Module):
         else:
             x = convolve(x, kernel)
         if self.use_bias:
-            bias = jnp.tile(self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype), pixels)
+            bias = jnp.tile(
+                self.param("bias", nn.initializers.zeros, (self.features,)).astype(
+                    self.dtype
+                ),
+                pixels,
+            )
             x = x if last else x + bias[None, None, None]
         return x
 
 
-# (pixel of a block, tap of a 2x2 kernel) -> taps of the 3x3 kernel, along one axis, that see the same small pixel
+# (pixel of a block, tap of a 2x2 kernel) -> taps of the 3x3 kernel, along one axis,
+# that see the same small pixel
 _SEEN = {(0, 0): (0,), (0, 1): (1, 2), (1, 0): (0, 1), (1, 1): (2,)}
 
 
 class UpsampledConv(nn.Module):
-    """3x3 convolution, without bias, of the map that `upsample_nearest` would make, in four ninths of the products.
+    """3x3 convolution, without bias, of the map that `upsample_nearest` would make, in
+    four ninths of the products.
 
-    Each of the 2x2 pixels that came from one sees three rows (columns) of which two are the same: a 2x2 convolution of
-    the small map, with sums of the kernel's taps. Parameters as `conv`'s. With `folded` the result is a
-    `space_to_depth` map.
+    Each of the 2x2 pixels that came from one sees three rows (columns) of which two are
+    the same: a 2x2 convolution of the small map, with sums of the kernel's taps.
+    Parameters as `conv`'s. With `folded` the result is a `space_to_depth` map.
     """
 
     features: int  # channels out
@@ -94,33 +108,57 @@ class UpsampledConv(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Float[Array, "b _h _w _c"]:
         _, h, w, c = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, self.features)).astype(self.dtype)
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), (3, 3, c, self.features)
+        ).astype(self.dtype)
         both = [(i, j) for i in (0, 1) for j in (0, 1)]
-        taps = [  # by tap (t, u) of the 2x2 kernel; beside each other the four pixels (i, j) of a block
-            jnp.concatenate([sum(kernel[r, s] for r in _SEEN[i, t] for s in _SEEN[j, u]) for i, j in both], axis=-1)
+        # by tap (t, u) of the 2x2 kernel; beside each other the four pixels (i, j) of a
+        # block
+        taps = [
+            jnp.concatenate(
+                [
+                    sum(kernel[r, s] for r in _SEEN[i, t] for s in _SEEN[j, u])
+                    for i, j in both
+                ],
+                axis=-1,
+            )
             for t, u in both
         ]
         taps = jnp.stack(taps).reshape(2, 2, c, 4 * self.features)
-        y = convolve_pairs(x.astype(self.dtype), taps)  # a row and a column more: upper halves look up, lower down
+        # a row and a column more: upper halves look up, lower down
+        y = convolve_pairs(x.astype(self.dtype), taps)
         pixels = zip(both, jnp.split(y, 4, axis=-1))
-        folded = jnp.concatenate([pixel[:, i : i + h, j : j + w] for (i, j), pixel in pixels], axis=-1)
+        folded = jnp.concatenate(
+            [pixel[:, i : i + h, j : j + w] for (i, j), pixel in pixels], axis=-1
+        )
         return folded if self.folded else depth_to_space(folded)
 
 
-def convolve(x: Features, kernel: Float[Array, "k k c c2"]) -> Float[Array, "b _h _w c2"]:
-    """Stride 1, k // 2 zeros on each side: the same size for an odd kernel, one more for an even one."""
+def convolve(
+    x: Features, kernel: Float[Array, "k k c c2"]
+) -> Float[Array, "b _h _w c2"]:
+    """Stride 1, k // 2 zeros on each side: the same size for an odd kernel, one more
+    for an even one.
+    """
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (1, 1),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
 @jax.custom_vjp
-def convolve_pairs(x: Features, kernel: Float[Array, "2 2 c c2"]) -> Float[Array, "b _h _w c2"]:
+def convolve_pairs(
+    x: Features, kernel: Float[Array, "2 2 c c2"]
+) -> Float[Array, "b _h _w c2"]:
     """`convolve` with a 2x2 kernel.
 
-    The kernel's gradient is written down, as four products of matrices: as the convolution with a window of the map's
-    size that tracing gives, it took a hundred times as long on a CPU, and nearly half of a training step.
+    The kernel's gradient is written down, as four products of matrices: as the
+    convolution with a window of the map's size that tracing gives, it took a hundred
+    times as long on a CPU, and nearly half of a training step.
     """
     return convolve(x, kernel)
 
@@ -134,7 +172,10 @@ def _convolve_pairs_backward(saved, g):
     _, h, w, _ = x.shape
     # Tap (t, u) meets pixel (i, j) in result (i + 1 - t, j + 1 - u).
     seen = [g[:, 1 - t : h + 1 - t, 1 - u : w + 1 - u] for t in (0, 1) for u in (0, 1)]
-    taps = [jnp.einsum("bhwc,bhwd->cd", x, each, preferred_element_type=jnp.float32) for each in seen]
+    taps = [
+        jnp.einsum("bhwc,bhwd->cd", x, each, preferred_element_type=jnp.float32)
+        for each in seen
+    ]
     (to_x,) = jax.linear_transpose(lambda x: convolve(x, kernel), x)(g)
     return to_x, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
 
@@ -143,23 +184,38 @@ convolve_pairs.defvjp(_convolve_pairs_forward, _convolve_pairs_backward)
 
 
 def space_to_depth(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
-    """Blocks of 2x2 pixels become channels, (row, column, channel) in this order; height and width must be even."""
+    """Blocks of 2x2 pixels become channels, (row, column, channel) in this order;
+    height and width must be even.
+    """
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
+    return (
+        x.reshape(b, h // 2, 2, w // 2, 2, c)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(b, h // 2, w // 2, 4 * c)
+    )
 
 
 def depth_to_space(x: Float[Array, "b h w c4"]) -> Float[Array, "b h2 w2 c"]:
     """The inverse of `space_to_depth`."""
     b, h, w, c = x.shape
-    return x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
+    return (
+        x.reshape(b, h, w, 2, 2, c // 4)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(b, 2 * h, 2 * w, c // 4)
+    )
 
 
 def fold_kernel(kernel: Float[Array, "k k c c2"]) -> Float[Array, "_k _k _c4 _c8"]:
-    """The kernel that does to folded maps what `kernel`, 1x1 or 3x3, does to plain ones; many of its entries are 0."""
+    """The kernel that does to folded maps what `kernel`, 1x1 or 3x3, does to plain
+    ones; many of its entries are 0.
+    """
     size, _, c_in, c_out = kernel.shape
     radius = size // 2
-    block, row, out, tap = np.ogrid[-radius : radius + 1, 0:2, 0:2, -radius : radius + 1]
-    # Pixel `out` of a block, moved by `tap`, is pixel `row` of the block at distance `block`.
+    block, row, out, tap = np.ogrid[
+        -radius : radius + 1, 0:2, 0:2, -radius : radius + 1
+    ]
+    # Pixel `out` of a block, moved by `tap`, is pixel `row` of the block at distance
+    # `block`.
     lands = jnp.asarray(2 * block + row == out + tap, kernel.dtype)
     folded = jnp.einsum("apid,bqje,decn->abpqcijn", lands, lands, kernel)
     return folded.reshape(size, size, 4 * c_in, 4 * c_out)
@@ -176,13 +232,17 @@ def unfold(x: Features, folded: bool) -> Float[Array, "b _h _w _c"]:
 
 
 def pool(x: Features, folded: bool) -> Float[Array, "b _h _w _c"]:
-    """`max_pool` of the map that x, as a level keeps it, stands for; the result is a plain map."""
+    """`max_pool` of the map that x, as a level keeps it, stands for; the result is a
+    plain map.
+    """
     if not folded:
         return max_pool(x)
     return functools.reduce(jnp.maximum, jnp.split(x, 4, axis=-1))
 
 
-def in_place(x: Features, channels: int, *, last: bool, folded: bool) -> Float[Array, "b h w _c"]:
+def in_place(
+    x: Features, channels: int, *, last: bool, folded: bool
+) -> Float[Array, "b h w _c"]:
     """x at the first or the last of `channels` channels, the others zero."""
     x = unfold(x, folded)
     missing = channels - x.shape[-1]

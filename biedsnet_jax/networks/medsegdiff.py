@@ -1,18 +1,21 @@
-"""MedSegDiff: a guided-diffusion U-Net denoiser and a highway network on the clean image, in both published versions.
+"""MedSegDiff: a guided-diffusion U-Net denoiser and a highway network on the clean
+image, in both published versions.
 
     new   calibration, anchor = highway(I)                                      once per image
           eps, variance = denoiser([I, x_t], t; first conv + stop_gradient(anchor))
     v1    eps, variance, h_1, ... = denoiser([I, x_t], t)                       h_d: its map at 1/2^d, on the way down
           calibration = highway(I; gated by h_1, ..., h_4)                      at every step
 
-Wu et al., "MedSegDiff: medical image segmentation with diffusion probabilistic model", 2023, with the flags of the
-published README; the denoiser is that of Dhariwal and Nichol, "Diffusion models beat GANs on image synthesis", 2021.
-The calibration map has its own loss. The denoiser's loss does not reach the highway network; in v1 the calibration's
-loss reaches the denoiser, through the gates.
+Wu et al., "MedSegDiff: medical image segmentation with diffusion probabilistic model",
+2023, with the flags of the published README; the denoiser is that of Dhariwal and
+Nichol, "Diffusion models beat GANs on image synthesis", 2021. The calibration map has
+its own loss. The denoiser's loss does not reach the highway network; in v1 the
+calibration's loss reaches the denoiser, through the gates.
 
-Left out of v1: the published code also adds the highway's bottleneck to the denoiser's, through a convolution drawn
-anew in every forward pass, so that it cannot be trained and two identical calls differ. Without it, the highway of v1
-acts on the denoiser in training only.
+Left out of v1: the published code also adds the highway's bottleneck to the denoiser's,
+through a convolution drawn anew in every forward pass, so that it cannot be trained and
+two identical calls differ. Without it, the highway of v1 acts on the denoiser in
+training only.
 """
 
 import flax.linen as nn
@@ -22,45 +25,68 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Real
 
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.networks.blocks import GroupNorm, check_size, conv, timestep_embedding, upsample_nearest
-from biedsnet_jax.networks.medsegdiff_highway import GATES, LEVELS, Highway, highway_widths
+from biedsnet_jax.networks.blocks import (
+    GroupNorm,
+    check_size,
+    conv,
+    timestep_embedding,
+    upsample_nearest,
+)
+from biedsnet_jax.networks.medsegdiff_highway import (
+    GATES,
+    LEVELS,
+    Highway,
+    highway_widths,
+)
 from biedsnet_jax.types import Image, Noisy
 
 VERSIONS = ("new", "v1")
 
 
 class MedSegDiff(nn.Module):
-    """Denoiser and highway network; the image is encoded once, then denoised at any number of steps.
+    """Denoiser and highway network; the image is encoded once, then denoised at any
+    number of steps.
 
-    In `new`, the first highway widths w_0, w_1 must satisfy 2 w_0 + w_1 = `channels`, since the anchor is added to the
-    denoiser's first map: 4 * `highway_channels` unless `highway_cap` binds. `v1` has a weight for each frequency of its
-    maps, so it is built for one image size; nothing of it can be computed before x_t and t are known.
+    In `new`, the first highway widths w_0, w_1 must satisfy 2 w_0 + w_1 = `channels`,
+    since the anchor is added to the denoiser's first map: 4 * `highway_channels` unless
+    `highway_cap` binds. `v1` has a weight for each frequency of its maps, so it is
+    built for one image size; nothing of it can be computed before x_t and t are known.
 
-    Raises BadInput for an unknown version, widths that do not fit together, image sides that cannot be halved often
-    enough, and in `v1` for an image that is not `image_size` square.
+    Raises BadInput for an unknown version, widths that do not fit together, image sides
+    that cannot be halved often enough, and in `v1` for an image that is not
+    `image_size` square.
     """
 
     classes: int = 1  # k
     version: str = "new"  # or "v1"
     image_size: int = 256  # pixels, both sides; `v1` only
     channels: int = 128  # width of the denoiser's first level, a multiple of `groups`
-    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4, 4)  # width of each level, in units of `channels`
+    # width of each level, in units of `channels`
+    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
     num_res_blocks: int = 2  # per level on the way down; one more on the way up
-    attention_downsample: tuple[int, ...] = (16,)  # rates (image side / map side) at which self-attention runs
+    # rates (image side / map side) at which self-attention runs
+    attention_downsample: tuple[int, ...] = (16,)
     num_heads: int = 1  # of self-attention
-    groups: int = 32  # of the denoiser's norms; of one channel each, they would undo what the time embedding adds
+    # of the denoiser's norms; of one channel each, they would undo what the time
+    # embedding adds
+    groups: int = 32
     dropout: float = 0.0  # rate, in the denoiser's residual blocks
     highway_channels: int = 32  # width of the highway's first level
     highway_cap: int = 480  # largest highway width
     highway_dropout: float = 0.5  # rate, in the highway's encoder, of whole channels
-    dtype: DTypeLike = jnp.float32  # of the arithmetic; norms' statistics, outputs and weights stay float32
+    # of the arithmetic; norms' statistics, outputs and weights stay float32
+    dtype: DTypeLike = jnp.float32
 
     predicts_noise = True
 
     def setup(self):
         self._check_fields()
         self.highway = Highway(
-            self.classes, self.highway_channels, self.highway_cap, self.highway_dropout, dtype=self.dtype
+            self.classes,
+            self.highway_channels,
+            self.highway_cap,
+            self.highway_dropout,
+            dtype=self.dtype,
         )
         self.denoiser = Denoiser(
             self.classes,
@@ -87,23 +113,34 @@ class MedSegDiff(nn.Module):
             )
 
     def encode(self, image: Image, *, train: bool) -> dict[str, Array]:
-        """Features of the clean image: `calibration` (a probability), `calibration_logits`, `anchor`; none in `v1`."""
+        """Features of the clean image: `calibration` (a probability),
+        `calibration_logits`, `anchor`; none in `v1`.
+        """
         self.check_size(image.shape[1:3])
         return {} if self.version == "v1" else self.highway(image, train=train)
 
     def denoise(
-        self, features: dict[str, Array], x_t: Noisy, image: Image, t: Real[Array, " b"], *, train: bool
+        self,
+        features: dict[str, Array],
+        x_t: Noisy,
+        image: Image,
+        t: Real[Array, " b"],
+        *,
+        train: bool,
     ) -> tuple[Float[Array, "b h w 2*k"], dict[str, Array]]:
         """Predict [eps, variance] of `x_t` at step `t`, k channels each, in float32.
 
-        The second half is raw: (1 + variance) / 2 is v of Nichol and Dhariwal, "Improved denoising diffusion
-        probabilistic models", eq 15, which moves log variance from the posterior's (0) to beta's (1).
-        `out` carries `calibration` and `calibration_logits`, which in `v1` depend on `x_t` and `t`.
+        The second half is raw: (1 + variance) / 2 is v of Nichol and Dhariwal,
+        "Improved denoising diffusion probabilistic models", eq 15, which moves log
+        variance from the posterior's (0) to beta's (1). `out` carries `calibration` and
+        `calibration_logits`, which in `v1` depend on `x_t` and `t`.
         """
         output, maps = self.denoiser(features.get("anchor"), x_t, image, t, train=train)
         if self.version == "v1":
             features = self.highway(image, maps[:GATES], train=train)
-        return output, {name: features[name] for name in ("calibration", "calibration_logits")}
+        return output, {
+            name: features[name] for name in ("calibration", "calibration_logits")
+        }
 
     def __call__(
         self, x_t: Noisy, image: Image, t: Real[Array, " b"], *, train: bool
@@ -112,9 +149,13 @@ class MedSegDiff(nn.Module):
 
     def _check_fields(self):
         if self.version not in VERSIONS:
-            raise BadInput(f"unknown MedSegDiff, {self.version!r}, in version; use {' or '.join(map(repr, VERSIONS))}")
+            raise BadInput(
+                f"unknown MedSegDiff, {self.version!r}, in version; use {' or '.join(map(repr, VERSIONS))}"
+            )
         if self.channels % self.groups:
-            raise BadInput(f"width of MedSegDiff, {self.channels}, channels; use a multiple of {self.groups} (groups)")
+            raise BadInput(
+                f"width of MedSegDiff, {self.channels}, channels; use a multiple of {self.groups} (groups)"
+            )
         w_0, w_1 = highway_widths(self.highway_channels, self.highway_cap)[:2]
         if self.version == "new" and 2 * w_0 + w_1 != self.channels:
             raise BadInput(
@@ -131,10 +172,12 @@ class MedSegDiff(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """The guided-diffusion U-Net on [image, x_t]; an anchor is added, detached, to its first map.
+    """The guided-diffusion U-Net on [image, x_t]; an anchor is added, detached, to its
+    first map.
 
-    Returns the output and, finest first, the maps that the strided convolutions leave at 1/2, 1/4, ... on the way down.
-    Blocks are numbered through as in guided-diffusion: `input_0` is the first convolution, and every later `input_i`
+    Returns the output and, finest first, the maps that the strided convolutions leave
+    at 1/2, 1/4, ... on the way down. Blocks are numbered through as in
+    guided-diffusion: `input_0` is the first convolution, and every later `input_i`
     leaves one skip that one `output_i` consumes.
     """
 
@@ -158,15 +201,23 @@ class Denoiser(nn.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, "b h w 2*k"], list[Array]]:
-        emb = timestep_embedding(t.astype(jnp.float32), self.channels).astype(self.dtype)
+        emb = timestep_embedding(t.astype(jnp.float32), self.channels).astype(
+            self.dtype
+        )
         emb = nn.Dense(4 * self.channels, dtype=self.dtype, name="time_1")(emb)
-        emb = nn.Dense(4 * self.channels, dtype=self.dtype, name="time_2")(jax.nn.silu(emb))
+        emb = nn.Dense(4 * self.channels, dtype=self.dtype, name="time_2")(
+            jax.nn.silu(emb)
+        )
 
         def res(x, level, name):
             width = self.channels * self.channel_mult[level]
-            x = ResBlock(width, self.groups, self.dropout, self.dtype, name=f"{name}_res")(x, emb, train=train)
+            x = ResBlock(
+                width, self.groups, self.dropout, self.dtype, name=f"{name}_res"
+            )(x, emb, train=train)
             if 2**level in self.attention_downsample:
-                x = SelfAttention(self.num_heads, self.groups, self.dtype, name=f"{name}_attention")(x)
+                x = SelfAttention(
+                    self.num_heads, self.groups, self.dtype, name=f"{name}_attention"
+                )(x)
             return x
 
         # [image, x_t]: the noisy mask comes last in the published weights
@@ -182,30 +233,53 @@ class Denoiser(nn.Module):
                 h = res(h, level, f"input_{len(skips)}")
                 skips.append(h)
             if level != levels[-1]:
-                h = conv(h.shape[-1], stride=2, use_bias=True, dtype=self.dtype, name=f"input_{len(skips)}_down")(h)
+                h = conv(
+                    h.shape[-1],
+                    stride=2,
+                    use_bias=True,
+                    dtype=self.dtype,
+                    name=f"input_{len(skips)}_down",
+                )(h)
                 skips.append(h)
                 halved.append(h)
 
         width = h.shape[-1]
-        h = ResBlock(width, self.groups, self.dropout, self.dtype, name="middle_0_res")(h, emb, train=train)
-        h = SelfAttention(self.num_heads, self.groups, self.dtype, name="middle_1_attention")(h)
-        h = ResBlock(width, self.groups, self.dropout, self.dtype, name="middle_2_res")(h, emb, train=train)
+        h = ResBlock(width, self.groups, self.dropout, self.dtype, name="middle_0_res")(
+            h, emb, train=train
+        )
+        h = SelfAttention(
+            self.num_heads, self.groups, self.dtype, name="middle_1_attention"
+        )(h)
+        h = ResBlock(width, self.groups, self.dropout, self.dtype, name="middle_2_res")(
+            h, emb, train=train
+        )
 
         i = 0
         for level in reversed(levels):
             for _ in range(self.num_res_blocks + 1):
-                h = res(jnp.concatenate([h, skips.pop()], axis=-1), level, f"output_{i}")
+                h = res(
+                    jnp.concatenate([h, skips.pop()], axis=-1), level, f"output_{i}"
+                )
                 i += 1
             if level != 0:
                 h = upsample_nearest(h)
-                h = conv(h.shape[-1], use_bias=True, dtype=self.dtype, name=f"output_{i - 1}_up")(h)
+                h = conv(
+                    h.shape[-1],
+                    use_bias=True,
+                    dtype=self.dtype,
+                    name=f"output_{i - 1}_up",
+                )(h)
 
         h = jax.nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="out_norm")(h))
-        return _zero_conv(2 * self.classes, self.dtype, "out_conv")(h).astype(jnp.float32), halved
+        return _zero_conv(2 * self.classes, self.dtype, "out_conv")(h).astype(
+            jnp.float32
+        ), halved
 
 
 class ResBlock(nn.Module):
-    """GN-SiLU-conv, plus a projection of the time embedding, GN-SiLU-dropout-conv, plus the input."""
+    """GN-SiLU-conv, plus a projection of the time embedding, GN-SiLU-dropout-conv, plus
+    the input.
+    """
 
     features: int  # output channels
     groups: int = 32
@@ -213,10 +287,17 @@ class ResBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"], *, train: bool) -> Float[Array, "b h w d"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"], *, train: bool
+    ) -> Float[Array, "b h w d"]:
         h = jax.nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm_1")(x))
         h = conv(self.features, use_bias=True, dtype=self.dtype, name="conv_1")(h)
-        h = h + nn.Dense(self.features, dtype=self.dtype, name="time")(jax.nn.silu(emb))[:, None, None]
+        h = (
+            h
+            + nn.Dense(self.features, dtype=self.dtype, name="time")(jax.nn.silu(emb))[
+                :, None, None
+            ]
+        )
         h = jax.nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm_2")(h))
         h = nn.Dropout(self.dropout)(h, deterministic=not train)
         h = _zero_conv(self.features, self.dtype, "conv_2")(h)
@@ -240,13 +321,27 @@ class SelfAttention(nn.Module):
         qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(normed)
         # heads first, then q, k, v within each head: the order of the published weights
         q, k, v = jnp.split(qkv.reshape(b, h * w, self.heads, 3 * d), 3, axis=-1)
-        scale = d**-0.25  # on both q and k: in half precision their product would lose more
-        weights = jnp.einsum("bqnd,bknd->bnqk", q * scale, k * scale).astype(jnp.float32)
+        # on both q and k: in half precision their product would lose more
+        scale = d**-0.25
+        weights = jnp.einsum("bqnd,bknd->bnqk", q * scale, k * scale).astype(
+            jnp.float32
+        )
         weights = jax.nn.softmax(weights, axis=-1).astype(self.dtype)
         y = jnp.einsum("bnqk,bknd->bqnd", weights, v).reshape(b, h, w, c)
-        return x + nn.Dense(c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="project")(y)
+        return x + nn.Dense(
+            c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="project"
+        )(y)
 
 
 def _zero_conv(features: int, dtype, name: str):
-    """A convolution that starts at zero, so that a residual block starts as the identity."""
-    return nn.Conv(features, (3, 3), padding=1, kernel_init=nn.initializers.zeros, dtype=dtype, name=name)
+    """A convolution that starts at zero, so that a residual block starts as the
+    identity.
+    """
+    return nn.Conv(
+        features,
+        (3, 3),
+        padding=1,
+        kernel_init=nn.initializers.zeros,
+        dtype=dtype,
+        name=name,
+    )

@@ -1,15 +1,19 @@
-"""MedSegDiff's highway (condition) network on the clean image, and the gates by which the denoiser acts on it in v1.
+"""MedSegDiff's highway (condition) network on the clean image, and the gates by which
+the denoiser acts on it in v1.
 
-The highway network is a plain U-Net in nnU-Net's style, five levels and a bottleneck. It predicts a calibration map of
-its own, and two of its decoder maps, brought to full size, anchor the denoiser of version `new`:
+The highway network is a plain U-Net in nnU-Net's style, five levels and a bottleneck.
+It predicts a calibration map of its own, and two of its decoder maps, brought to full
+size, anchor the denoiser of version `new`:
 
     anchor = [a_0, a_0, a_1],   a_0 from 1/2 size (width 0), a_1 from 1/4 size (width 1)
 
-In `v1` the pooled map x of each of the first four levels is gated by the denoiser's map h of the same size:
+In `v1` the pooled map x of each of the first four levels is gated by the denoiser's map
+h of the same size:
 
     g = irfft2(W * rfft2(conv_1x1(h))),   x <- x * conv_1x1(g) * mean_hw(g)       one map times one vector of channels
 
-Wu et al., "MedSegDiff: medical image segmentation with diffusion probabilistic model", 2023, as published in code.
+Wu et al., "MedSegDiff: medical image segmentation with diffusion probabilistic model",
+2023, as published in code.
 """
 
 from collections.abc import Sequence
@@ -23,8 +27,10 @@ from jaxtyping import Array, Float
 from biedsnet_jax.networks.blocks import batch_norm, max_pool, resize_bilinear
 from biedsnet_jax.types import Image
 
-LEVELS = 5  # poolings, so that a side must be divisible by 32
-GATES = 4  # at most, in v1: at the first levels, as many as the denoiser has maps for
+# poolings, so that a side must be divisible by 32
+LEVELS = 5
+# at most, in v1: at the first levels, as many as the denoiser has maps for
+GATES = 4
 
 # He initialisation for a leaky ReLU of slope 0.01, as nnU-Net does.
 _he_normal = nn.initializers.variance_scaling(2.0 / (1.0 + 0.01**2), "fan_in", "normal")
@@ -43,17 +49,29 @@ class HighwayBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w d"]:
-        x = nn.Conv(self.features, (3, 3), padding=1, kernel_init=_he_normal, dtype=self.dtype, name="conv")(x)
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool
+    ) -> Float[Array, "b h w d"]:
+        x = nn.Conv(
+            self.features,
+            (3, 3),
+            padding=1,
+            kernel_init=_he_normal,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
         x = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(x, deterministic=not train)
-        return jax.nn.leaky_relu(batch_norm(train, dtype=self.dtype, name="norm")(x), 0.01)
+        return jax.nn.leaky_relu(
+            batch_norm(train, dtype=self.dtype, name="norm")(x), 0.01
+        )
 
 
 class Highway(nn.Module):
     """The condition network: image -> calibration map and anchor.
 
-    maps: of the denoiser, at 1/2, 1/4, ..., which gate the first levels; none in version `new`.
-    Returns `calibration` "b h w k" in [0, 1], its `calibration_logits`, and `anchor` "b h w 2*w_0+w_1".
+    maps: of the denoiser, at 1/2, 1/4, ..., which gate the first levels; none in
+    version `new`. Returns `calibration` "b h w k" in [0, 1], its `calibration_logits`,
+    and `anchor` "b h w 2*w_0+w_1".
     """
 
     classes: int = 1  # k
@@ -63,9 +81,13 @@ class Highway(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Image, maps: Sequence[Array] = (), *, train: bool) -> dict[str, Array]:
+    def __call__(
+        self, image: Image, maps: Sequence[Array] = (), *, train: bool
+    ) -> dict[str, Array]:
         def block(x, features, name, dropout=0.0):
-            return HighwayBlock(features, dropout, self.dtype, name=name)(x, train=train)
+            return HighwayBlock(features, dropout, self.dtype, name=name)(
+                x, train=train
+            )
 
         widths = highway_widths(self.channels, self.cap)
         size = image.shape[1:3]
@@ -87,19 +109,33 @@ class Highway(nn.Module):
             x = resize_bilinear(x, skips[i].shape[1:3])
             x = jnp.concatenate([x, skips[i]], axis=-1)
             x = block(x, widths[i], f"up_{u}_0")
-            x = block(x, widths[max(i - 1, 0)], f"up_{u}_1")  # already as wide as the next skip
+            # already as wide as the next skip
+            x = block(x, widths[max(i - 1, 0)], f"up_{u}_1")
             decoded[i] = x
 
         # One channel per class; the published network has one class and no bias.
-        head = nn.Conv(self.classes, (1, 1), use_bias=False, kernel_init=_he_normal, dtype=self.dtype, name="head")
+        head = nn.Conv(
+            self.classes,
+            (1, 1),
+            use_bias=False,
+            kernel_init=_he_normal,
+            dtype=self.dtype,
+            name="head",
+        )
         logits = head(x).astype(jnp.float32)
         a_0, a_1 = resize_bilinear(decoded[1], size), resize_bilinear(decoded[2], size)
         anchor = jnp.concatenate([a_0, a_0, a_1], axis=-1)
-        return {"calibration": jax.nn.sigmoid(logits), "calibration_logits": logits, "anchor": anchor}
+        return {
+            "calibration": jax.nn.sigmoid(logits),
+            "calibration_logits": logits,
+            "anchor": anchor,
+        }
 
 
 class Gate(nn.Module):
-    """What the pooled map of a highway level is multiplied by: a map times a vector of channels, both from g."""
+    """What the pooled map of a highway level is multiplied by: a map times a vector of
+    channels, both from g.
+    """
 
     features: int  # channels of the level
     dtype: DTypeLike = jnp.float32
@@ -110,19 +146,28 @@ class Gate(nn.Module):
         return self._conv(1, "map")(g) * jnp.mean(g, axis=(1, 2), keepdims=True)
 
     def _conv(self, features: int, name: str):
-        return nn.Conv(features, (1, 1), kernel_init=_he_normal, dtype=self.dtype, name=name)
+        return nn.Conv(
+            features, (1, 1), kernel_init=_he_normal, dtype=self.dtype, name=name
+        )
 
 
 class FFParser(nn.Module):
-    """Multiply the spectrum of a map by a learned complex weight: irfft2(W * rfft2(x)), orthonormal.
+    """Multiply the spectrum of a map by a learned complex weight: irfft2(W * rfft2(x)),
+    orthonormal.
 
-    The weight has one entry per frequency and channel, "h w/2+1 c 2" (real, imaginary), so it fits a single image size.
+    The weight has one entry per frequency and channel, "h w/2+1 c 2" (real, imaginary),
+    so it fits a single image size.
     """
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         _, h, w, c = x.shape
-        weight = self.param("complex_weight", nn.initializers.normal(0.02), (h, w // 2 + 1, c, 2))
-        spectrum = jnp.fft.rfft2(x.astype(jnp.float32), axes=(1, 2), norm="ortho")  # FFTs want float32
+        weight = self.param(
+            "complex_weight", nn.initializers.normal(0.02), (h, w // 2 + 1, c, 2)
+        )
+        # FFTs want float32
+        spectrum = jnp.fft.rfft2(x.astype(jnp.float32), axes=(1, 2), norm="ortho")
         spectrum = spectrum * jax.lax.complex(weight[..., 0], weight[..., 1])[None]
-        return jnp.fft.irfft2(spectrum, s=(h, w), axes=(1, 2), norm="ortho").astype(x.dtype)
+        return jnp.fft.irfft2(spectrum, s=(h, w), axes=(1, 2), norm="ortho").astype(
+            x.dtype
+        )

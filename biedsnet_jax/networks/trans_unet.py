@@ -1,12 +1,14 @@
-"""TransUNet (Chen et al. 2021, arXiv:2102.04306), R50-ViT-B/16: ResNet, transformer, cascaded upsampler.
+"""TransUNet (Chen et al. 2021, arXiv:2102.04306), R50-ViT-B/16: ResNet, transformer,
+cascaded upsampler.
 
     z_0   = [E x_1; ...; E x_n] + E_pos         x_p a pixel of the ResNet's map at 1/16     (paper, eq. 1)
     z'_l  = MSA(LN(z_{l-1})) + z_{l-1}          (2)
     z_l   = MLP(LN(z'_l)) + z'_l                (3)
 
-The decoder doubles the size four times and, the first three, joins the ResNet's maps at 1/8, 1/4 and 1/2. Weights of
-the ResNet are standardised (Qiao et al. 2019) and followed by group norm. Padding and epsilons follow the authors'
-PyTorch, so its weights can be imported.
+The decoder doubles the size four times and, the first three, joins the ResNet's maps at
+1/8, 1/4 and 1/2. Weights of the ResNet are standardised (Qiao et al. 2019) and followed
+by group norm. Padding and epsilons follow the authors' PyTorch, so its weights can be
+imported.
 """
 
 import flax.linen as nn
@@ -16,19 +18,27 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.networks.blocks import Features, batch_norm, check_size, conv, resize_bilinear
+from biedsnet_jax.networks.blocks import (
+    Features,
+    batch_norm,
+    check_size,
+    conv,
+    resize_bilinear,
+)
 from biedsnet_jax.types import Image, Logits
 
-PATCH = 16  # pixels a side of one token
+# pixels a side of one token
+PATCH = 16
 
 Tokens = Float[Array, "b n c"]
 
 
 class TransUNet(nn.Module):
-    """The whole network; its table of positions has one row a token, so it is built for one image size.
+    """The whole network; its table of positions has one row a token, so it is built for
+    one image size.
 
-    Raises `BadInput` for an image that is not `image_size` square, a size that is not a multiple of 16, or a
-    `resnet_width` that is not one of `groups`.
+    Raises `BadInput` for an image that is not `image_size` square, a size that is not a
+    multiple of 16, or a `resnet_width` that is not one of `groups`.
     """
 
     classes: int = 1  # k, foreground classes
@@ -38,16 +48,20 @@ class TransUNet(nn.Module):
     heads: int = 12
     layers: int = 12
     resnet_units: tuple[int, ...] = (3, 4, 9)  # bottlenecks at 1/4, 1/8 and 1/16
-    resnet_width: int = 64  # channels at 1/2; a stage gives 4, 8, 16 times as many. A multiple of the groups
+    # channels at 1/2; a stage gives 4, 8, 16 times as many. A multiple of the groups
+    resnet_width: int = 64
     groups: int = 32  # of the ResNet's group norms
     decoder: tuple[int, ...] = (256, 128, 64, 16)
     dropout: float = 0.1
-    repeat_gray: bool = True  # one channel in becomes three, as the authors do for ImageNet weights
+    # one channel in becomes three, as the authors do for ImageNet weights
+    repeat_gray: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.nowrap
     def check_size(self, size: tuple[int, int]) -> None:
-        """Raise BadInput for an image of (height, width) that it cannot take, or a width without whole groups."""
+        """Raise BadInput for an image of (height, width) that it cannot take, or a
+        width without whole groups.
+        """
         if self.groups < 1 or self.resnet_width % self.groups:
             raise BadInput(
                 f"width of TransUNet's ResNet, {self.resnet_width}, in resnet_width; use a multiple of groups, "
@@ -64,15 +78,32 @@ class TransUNet(nn.Module):
     def __call__(self, image: Image, *, train: bool) -> tuple[Logits, dict]:
         self.check_size(image.shape[1:3])
         x = jnp.tile(image, 3) if self.repeat_gray and image.shape[-1] == 1 else image
-        x, skips = ResNet(self.resnet_units, self.resnet_width, self.groups, dtype=self.dtype, name="resnet")(x)
+        x, skips = ResNet(
+            self.resnet_units,
+            self.resnet_width,
+            self.groups,
+            dtype=self.dtype,
+            name="resnet",
+        )(x)
 
         b, h, w, _ = x.shape
-        z = nn.Dense(self.hidden, dtype=self.dtype, name="embed")(x.reshape(b, h * w, -1))
-        position = self.param("position_embeddings", nn.initializers.zeros_init(), (1, h * w, self.hidden))
-        z = z + position.astype(self.dtype)  # (1)
+        z = nn.Dense(self.hidden, dtype=self.dtype, name="embed")(
+            x.reshape(b, h * w, -1)
+        )
+        position = self.param(
+            "position_embeddings", nn.initializers.zeros_init(), (1, h * w, self.hidden)
+        )
+        # (1)
+        z = z + position.astype(self.dtype)
         z = nn.Dropout(self.dropout, deterministic=not train)(z)
         for i in range(self.layers):
-            layer = EncoderLayer(self.heads, self.mlp, self.dropout, dtype=self.dtype, name=f"encoder_{i}")
+            layer = EncoderLayer(
+                self.heads,
+                self.mlp,
+                self.dropout,
+                dtype=self.dtype,
+                name=f"encoder_{i}",
+            )
             z = layer(z, train=train)
         z = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="encoder_norm")(z)
 
@@ -101,29 +132,52 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, z: Tokens, *, train: bool) -> Tokens:
-        z = self._attention(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="attention_norm")(z)) + z  # (2)
+        # (2)
+        z = (
+            self._attention(
+                nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="attention_norm")(z)
+            )
+            + z
+        )
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="ffn_norm")(z)
         y = self._dense(self.mlp, "fc1")(y)
-        y = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.gelu(y, approximate=False))
+        y = nn.Dropout(self.dropout, deterministic=not train)(
+            jax.nn.gelu(y, approximate=False)
+        )
         y = self._dense(z.shape[-1], "fc2")(y)
-        return nn.Dropout(self.dropout, deterministic=not train)(y) + z  # (3)
+        # (3)
+        return nn.Dropout(self.dropout, deterministic=not train)(y) + z
 
     def _attention(self, z):
         b, n, c = z.shape
-        q, k, v = (self._dense(c, name)(z).reshape(b, n, self.heads, -1) for name in ("query", "key", "value"))
-        scores = jnp.einsum("bihd,bjhd->bhij", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+        q, k, v = (
+            self._dense(c, name)(z).reshape(b, n, self.heads, -1)
+            for name in ("query", "key", "value")
+        )
+        scores = jnp.einsum(
+            "bihd,bjhd->bhij",
+            q * q.shape[-1] ** -0.5,
+            k,
+            preferred_element_type=jnp.float32,
+        )
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         z = jnp.einsum("bhij,bjhd->bihd", weights, v).reshape(b, n, c)
         return self._dense(c, "out")(z)
 
     def _dense(self, features: int, name: str):
-        return nn.Dense(features, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name=name)
+        return nn.Dense(
+            features,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            name=name,
+        )
 
 
 class ResNet(nn.Module):
     """The first three stages of a ResNet-50 with standardised weights and group norm.
 
-    image "b h w c" -> features at 1/16, and the maps at 1/8, 1/4 and 1/2 that the decoder joins, in that order.
+    image "b h w c" -> features at 1/16, and the maps at 1/8, 1/4 and 1/2 that the
+    decoder joins, in that order.
     """
 
     units: tuple[int, ...]  # bottlenecks of each stage
@@ -132,11 +186,18 @@ class ResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Image) -> tuple[Float[Array, "b h//16 w//16 c2"], list[Float[Array, "b _h _w _c"]]]:
-        x = StandardisedConv(self.width, kernel=7, stride=2, dtype=self.dtype, name="root_conv")(image)
-        x = jax.nn.relu(nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name="root_gn")(x))
+    def __call__(
+        self, image: Image
+    ) -> tuple[Float[Array, "b h//16 w//16 c2"], list[Float[Array, "b _h _w _c"]]]:
+        x = StandardisedConv(
+            self.width, kernel=7, stride=2, dtype=self.dtype, name="root_conv"
+        )(image)
+        x = jax.nn.relu(
+            nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name="root_gn")(x)
+        )
         maps = [x]
-        x = nn.max_pool(x, (3, 3), strides=(2, 2))  # unpadded: one pixel short of 1/4
+        # unpadded: one pixel short of 1/4
+        x = nn.max_pool(x, (3, 3), strides=(2, 2))
         for stage, units in enumerate(self.units):
             for unit in range(units):
                 x = Bottleneck(
@@ -153,7 +214,9 @@ class ResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """relu(x + f(x)), f = 1x1, 3x3, 1x1 convolutions to 4 `width` channels, each with group norm."""
+    """relu(x + f(x)), f = 1x1, 3x3, 1x1 convolutions to 4 `width` channels, each with
+    group norm.
+    """
 
     width: int
     groups: int
@@ -164,20 +227,40 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Features) -> Float[Array, "b h2 w2 c2"]:
         y = x
         for i, (features, kernel, stride) in enumerate(
-            ((self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)), start=1
+            ((self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)),
+            start=1,
         ):
-            y = StandardisedConv(features, kernel=kernel, stride=stride, dtype=self.dtype, name=f"conv{i}")(y)
-            y = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name=f"gn{i}")(y)
+            y = StandardisedConv(
+                features,
+                kernel=kernel,
+                stride=stride,
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )(y)
+            y = nn.GroupNorm(
+                self.groups, epsilon=1e-6, dtype=self.dtype, name=f"gn{i}"
+            )(y)
             y = jax.nn.relu(y) if i < 3 else y
         if y.shape != x.shape:
-            x = StandardisedConv(4 * self.width, kernel=1, stride=self.stride, dtype=self.dtype, name="conv_proj")(x)
-            # A group a channel, and PyTorch's default epsilon: the authors' own exception.
-            x = nn.GroupNorm(4 * self.width, epsilon=1e-5, dtype=self.dtype, name="gn_proj")(x)
+            x = StandardisedConv(
+                4 * self.width,
+                kernel=1,
+                stride=self.stride,
+                dtype=self.dtype,
+                name="conv_proj",
+            )(x)
+            # A group a channel, and PyTorch's default epsilon: the authors' own
+            # exception.
+            x = nn.GroupNorm(
+                4 * self.width, epsilon=1e-5, dtype=self.dtype, name="gn_proj"
+            )(x)
         return jax.nn.relu(x + y)
 
 
 class StandardisedConv(nn.Module):
-    """Convolution whose kernel has mean 0 and variance 1 over each output channel; no bias."""
+    """Convolution whose kernel has mean 0 and variance 1 over each output channel; no
+    bias.
+    """
 
     features: int
     kernel: int

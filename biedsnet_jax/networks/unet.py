@@ -1,7 +1,8 @@
 """UNet (Ronneberger et al. 2015) as the UNet++ authors' PyTorch port builds it.
 
-Each block is two [3x3 convolution, batch norm, ReLU]. Going down halves the size by max pooling, going up doubles it
-by bilinear interpolation with aligned corners, without a convolution of its own. Node x{i}_{j} sits at level i.
+Each block is two [3x3 convolution, batch norm, ReLU]. Going down halves the size by max
+pooling, going up doubles it by bilinear interpolation with aligned corners, without a
+convolution of its own. Node x{i}_{j} sits at level i.
 
     x0_0 ---------------------------------> x0_4 -> final
       x1_0 --------------------------> x1_3
@@ -14,7 +15,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from biedsnet_jax.networks.blocks import VGGBlock, check_size, conv, max_pool, upsample_bilinear
+from biedsnet_jax.networks.blocks import (
+    VGGBlock,
+    check_size,
+    conv,
+    max_pool,
+    upsample_bilinear,
+)
 from biedsnet_jax.types import Image, Logits
 
 
@@ -47,7 +54,11 @@ class UNet(nn.Module):
             skips.append(x)
 
         for i in reversed(range(depth)):
-            x = jnp.concatenate([skips[i], upsample_bilinear(x, align_corners=True)], axis=-1)
-            x = VGGBlock(self.channels[i], dtype=self.dtype, name=f"conv{i}_{depth - i}")(x, train=train)
+            x = jnp.concatenate(
+                [skips[i], upsample_bilinear(x, align_corners=True)], axis=-1
+            )
+            x = VGGBlock(
+                self.channels[i], dtype=self.dtype, name=f"conv{i}_{depth - i}"
+            )(x, train=train)
 
         return conv(self.classes, 1, use_bias=True, name="final")(x), {}

@@ -1,4 +1,5 @@
-"""UNet++ (Zhou et al. 2018): UNet with its skips replaced by a triangle of nested blocks, each seeing all before it.
+"""UNet++ (Zhou et al. 2018): UNet with its skips replaced by a triangle of nested
+blocks, each seeing all before it.
 
 x{i}_{j} = VGG([x{i}_0, ..., x{i}_{j-1}, up(x{i+1}_{j-1})]),   j >= 1            (eq 1 of the UNet++ paper)
 
@@ -13,16 +14,23 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from biedsnet_jax.networks.blocks import VGGBlock, check_size, conv, max_pool, upsample_bilinear
+from biedsnet_jax.networks.blocks import (
+    VGGBlock,
+    check_size,
+    conv,
+    max_pool,
+    upsample_bilinear,
+)
 from biedsnet_jax.types import Image, Logits
 
 
 class UNetPlusPlus(nn.Module):
     """Fifteen nodes at five widths; 9,162,753 parameters for one channel and one class.
 
-    With `deep_supervision` each of x0_1 .. x0_4 has a head: the logits are the last one's, and `out["supervision"]`
-    is the full-size logits of the others, from the shallowest node x0_1 on. Height and width are multiples of 16.
-    Source: pytorch-nested-unet, `NestedUNet`.
+    With `deep_supervision` each of x0_1 .. x0_4 has a head: the logits are the last
+    one's, and `out["supervision"]` is the full-size logits of the others, from the
+    shallowest node x0_1 on. Height and width are multiples of 16. Source:
+    pytorch-nested-unet, `NestedUNet`.
     """
 
     classes: int = 1
@@ -41,19 +49,31 @@ class UNetPlusPlus(nn.Module):
         depth = len(self.channels) - 1
 
         def block(x, i, j):
-            return VGGBlock(self.channels[i], dtype=self.dtype, name=f"conv{i}_{j}")(x, train=train)
+            return VGGBlock(self.channels[i], dtype=self.dtype, name=f"conv{i}_{j}")(
+                x, train=train
+            )
 
-        rows = []  # rows[i][j] is x{i}_{j}
+        # rows[i][j] is x{i}_{j}
+        rows = []
         x = image.astype(self.dtype)
         for i in range(depth + 1):
             x = block(max_pool(x) if i else x, i, 0)
             rows.append([x])
         for j in range(1, depth + 1):
             for i in range(depth + 1 - j):
-                x = jnp.concatenate([*rows[i], upsample_bilinear(rows[i + 1][j - 1], align_corners=True)], axis=-1)
+                x = jnp.concatenate(
+                    [
+                        *rows[i],
+                        upsample_bilinear(rows[i + 1][j - 1], align_corners=True),
+                    ],
+                    axis=-1,
+                )
                 rows[i].append(block(x, i, j))
 
         if not self.deep_supervision:
             return conv(self.classes, 1, use_bias=True, name="final")(rows[0][-1]), {}
-        heads = [conv(self.classes, 1, use_bias=True, name=f"final{j}")(rows[0][j]) for j in range(1, depth + 1)]
+        heads = [
+            conv(self.classes, 1, use_bias=True, name=f"final{j}")(rows[0][j])
+            for j in range(1, depth + 1)
+        ]
         return heads[-1], {"supervision": heads[:-1]}

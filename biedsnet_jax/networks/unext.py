@@ -1,10 +1,12 @@
-"""UNeXt (Valanarasu and Patel 2022): a convolutional U-Net whose two deepest levels are tokenised, shifted MLPs.
+"""UNeXt (Valanarasu and Patel 2022): a convolutional U-Net whose two deepest levels are
+tokenised, shifted MLPs.
 
     encoder   conv 1, conv 2, conv 3 | tokens at 1/16 | tokens at 1/32
     decoder   conv, + t4, tokens | conv, + t3, tokens | conv, + t2 | conv, + t1 | conv
 
-A shift moves the five channel groups by -2 .. 2 pixels along one axis, so that a dense layer over channels also mixes
-neighbours: along the height before the first dense layer, along the width before the second.
+A shift moves the five channel groups by -2 .. 2 pixels along one axis, so that a dense
+layer over channels also mixes neighbours: along the height before the first dense
+layer, along the width before the second.
 """
 
 import functools
@@ -27,20 +29,26 @@ from biedsnet_jax.networks.blocks import (
 )
 from biedsnet_jax.types import Image, Logits
 
-# The source's initialisation: dense layers normal 0.02 (it truncates at 2, a hundred deviations away), convolutions
-# normal with variance 2 / fan_out, where a depthwise filter has a fan-out of its nine taps alone.
+# The source's initialisation: dense layers normal 0.02 (it truncates at 2, a hundred
+# deviations away), convolutions normal with variance 2 / fan_out, where a depthwise
+# filter has a fan-out of its nine taps alone.
 _Conv = functools.partial(
-    nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    nn.Conv,
+    kernel_size=(3, 3),
+    padding=1,
+    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
 )
 _depthwise_init = nn.initializers.normal(math.sqrt(2 / 9))
 _Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.02))
 
 
 class UNeXt(nn.Module):
-    """1,471,633 parameters for one channel and one class; UNeXt-S, channels=(8, 16, 32, 64, 128), has 253,417.
+    """1,471,633 parameters for one channel and one class; UNeXt-S, channels=(8, 16, 32,
+    64, 128), has 253,417.
 
-    Height and width are multiples of 32. `out` is empty. A `drop_path` above 0 draws from the "dropout" stream in
-    training. Source: jeya-maria-jose/UNeXt-pytorch, `UNext` and `UNext_S`.
+    Height and width are multiples of 32. `out` is empty. A `drop_path` above 0 draws
+    from the "dropout" stream in training. Source: jeya-maria-jose/UNeXt-pytorch,
+    `UNext` and `UNext_S`.
     """
 
     classes: int = 1
@@ -60,7 +68,9 @@ class UNeXt(nn.Module):
         conv3 = functools.partial(_Conv, dtype=self.dtype)
         norm = functools.partial(batch_norm, train, dtype=self.dtype)
         layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
-        block = functools.partial(ShiftedBlock, drop_path=self.drop_path, dtype=self.dtype)
+        block = functools.partial(
+            ShiftedBlock, drop_path=self.drop_path, dtype=self.dtype
+        )
 
         x = image.astype(self.dtype)
         t1 = x = jax.nn.relu(max_pool(norm(name="ebn1")(conv3(c1, name="encoder1")(x))))
@@ -105,12 +115,16 @@ class ShiftedBlock(nn.Module):
         y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm2")(x)
         y = TokenisedMLP(dtype=self.dtype, name="mlp")(y)
         # One draw per sample for the whole branch is what makes dropout drop-path.
-        y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
+        y = nn.Dropout(
+            self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train
+        )(y)
         return x + y
 
 
 class TokenisedMLP(nn.Module):
-    """Shift along the height, dense, depthwise convolution, GELU, shift along the width, dense."""
+    """Shift along the height, dense, depthwise convolution, GELU, shift along the
+    width, dense.
+    """
 
     dtype: DTypeLike = jnp.float32
 
@@ -118,13 +132,16 @@ class TokenisedMLP(nn.Module):
     def __call__(self, x: Features) -> Features:
         c = x.shape[-1]
         x = _Dense(c, dtype=self.dtype, name="fc1")(shift(x, axis=1))
-        x = DepthwiseConv(use_bias=True, kernel_init=_depthwise_init, dtype=self.dtype, name="dwconv")(x)
+        x = DepthwiseConv(
+            use_bias=True, kernel_init=_depthwise_init, dtype=self.dtype, name="dwconv"
+        )(x)
         x = jax.nn.gelu(x, approximate=False)
         return _Dense(c, dtype=self.dtype, name="fc2")(shift(x, axis=2))
 
 
 def shift(x: Features, *, axis: int) -> Features:
-    """Move channel group k of five by k - 2 pixels along `axis`, zeros flowing in at the border.
+    """Move channel group k of five by k - 2 pixels along `axis`, zeros flowing in at
+    the border.
 
     Groups hold ceil(c / 5) channels, the last one what is left.
     """
@@ -132,8 +149,11 @@ def shift(x: Features, *, axis: int) -> Features:
     moved = []
     for k, start in enumerate(range(0, x.shape[-1], size)):
         padding = [(0, 0, 0)] * x.ndim
-        padding[axis] = (k - 2, 2 - k, 0)  # what is added at one end is cut off at the other
-        moved.append(jax.lax.pad(x[..., start : start + size], jnp.zeros((), x.dtype), padding))
+        # what is added at one end is cut off at the other
+        padding[axis] = (k - 2, 2 - k, 0)
+        moved.append(
+            jax.lax.pad(x[..., start : start + size], jnp.zeros((), x.dtype), padding)
+        )
     return jnp.concatenate(moved, axis=-1)
 
 

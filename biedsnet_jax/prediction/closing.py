@@ -1,4 +1,6 @@
-"""The closing word of mode predict: how many scans were segmented, and where their masks are."""
+"""The closing word of mode predict: how many scans were segmented, and where their
+masks are.
+"""
 
 import dataclasses
 import pathlib
@@ -14,7 +16,8 @@ class Counts:
     done: int
     skipped: int
     failed: int
-    again: Mapping[str, int] = dataclasses.field(default_factory=dict)  # done before and made again, by the reason
+    # done before and made again, by the reason
+    again: Mapping[str, int] = dataclasses.field(default_factory=dict)
     gone: int = 0  # scans that have masks and are not there any more
     passed: str = ""  # what was passed over
 
@@ -25,7 +28,9 @@ def segmented(folder: pathlib.Path, counts: Counts, *, seconds: float) -> None:
     place = str(folder).encode(errors="backslashreplace").decode()
     if not on_terminal():
         total = counts.done + counts.skipped + counts.failed
-        said = [f"{counts.done + counts.skipped} of {total} scans segmented, in {place}; summary.csv has the figures"]
+        said = [
+            f"{counts.done + counts.skipped} of {total} scans segmented, in {place}; summary.csv has the figures"
+        ]
         if counts.skipped and counts.again:
             said.append(f"{counts.skipped} done before")
         if counts.again:
@@ -38,8 +43,14 @@ def segmented(folder: pathlib.Path, counts: Counts, *, seconds: float) -> None:
         return
     from biedsnet_jax.runtime import terminal
 
-    rows = [("done", counts.done), ("skipped, done before", counts.skipped), ("failed", counts.failed)]
-    terminal.print_table("predict", ["scans", ""], [(name, str(count)) for name, count in rows])
+    rows = [
+        ("done", counts.done),
+        ("skipped, done before", counts.skipped),
+        ("failed", counts.failed),
+    ]
+    terminal.print_table(
+        "predict", ["scans", ""], [(name, str(count)) for name, count in rows]
+    )
     facts = {"time": clock(seconds), "masks": place, "figures": f"{place}/summary.csv"}
     if counts.again:
         facts["made again"] = _each(counts.again)
@@ -56,7 +67,10 @@ def made_again(again: Mapping[str, int]) -> str:
 
 
 def _each(again):
-    return ", ".join(f"{count} because {why}" for why, count in sorted(again.items(), key=lambda one: -one[1]))
+    return ", ".join(
+        f"{count} because {why}"
+        for why, count in sorted(again.items(), key=lambda one: -one[1])
+    )
 
 
 def _left(gone):

@@ -20,7 +20,8 @@ class Job:
     keep_samples: bool
     settings: Mapping[str, Any]  # of predict.json
     weights: str  # digest of the model's arrays
-    where: Mapping[Item, Mapping[str, Path]] = field(init=False)  # the files of each scan
+    # the files of each scan
+    where: Mapping[Item, Mapping[str, Path]] = field(init=False)
     # Samples that an earlier run kept, which would not be those of new masks.
     not_written: Mapping[Item, Sequence[Path]] = field(init=False)
 
@@ -29,10 +30,14 @@ class Job:
         for item in self.items:
             every = self._paths(item, self.samples)
             where[item] = self._paths(item, self.samples if self.keep_samples else 0)
-            not_written[item] = [path for name, path in every.items() if name not in where[item]]
+            not_written[item] = [
+                path for name, path in every.items() if name not in where[item]
+            ]
         object.__setattr__(self, "where", where)
         object.__setattr__(self, "not_written", not_written)
 
     def _paths(self, item, samples):
         drawn = self.samples > 0
-        return outputs.paths(self.folder, item, classes=self.classes, diffusion=drawn, samples=samples)
+        return outputs.paths(
+            self.folder, item, classes=self.classes, diffusion=drawn, samples=samples
+        )

@@ -1,8 +1,10 @@
-"""What each scan's masks were made from: `made_from.jsonl` of an output folder, a line a scan.
+"""What each scan's masks were made from: `made_from.jsonl` of an output folder, a line
+a scan.
 
-A line names every input file and every output file with size, times and a hash of the content, the
-model's weights and the settings. It is written when all that it speaks of is on the disk, so that
-a scan whose writing was cut short has none. Of several lines of one scan the last holds.
+A line names every input file and every output file with size, times and a hash of the
+content, the model's weights and the settings. It is written when all that it speaks of
+is on the disk, so that a scan whose writing was cut short has none. Of several lines of
+one scan the last holds.
 """
 
 import dataclasses
@@ -16,10 +18,12 @@ from biedsnet_jax.data.walk import check_regular
 from biedsnet_jax.runtime import files
 
 NAME = "made_from.jsonl"
-# Raised when this program reads scans otherwise than before, so that old masks are made again.
+# Raised when this program reads scans otherwise than before, so that old masks are made
+# again.
 READING = 1
 
-# Why a scan is done again. The same words for the same reason, so that they can be counted.
+# Why a scan is done again. The same words for the same reason, so that they can be
+# counted.
 CHANGED = "the scan changed"
 ADDED = "slices were added"
 REMOVED = "slices were removed"
@@ -43,12 +47,17 @@ class File:
     sha256: str  # empty where the content was not read
 
     def is_same(self, path: Path) -> bool:
-        """Whether `path` still holds the same bytes; it is read only where its times changed."""
+        """Whether `path` still holds the same bytes; it is read only where its times
+        changed.
+        """
         try:
             status = path.stat()
             if status.st_size != self.size:
                 return False
-            if (status.st_mtime_ns, status.st_ctime_ns) == (self.mtime_ns, self.ctime_ns):
+            if (status.st_mtime_ns, status.st_ctime_ns) == (
+                self.mtime_ns,
+                self.ctime_ns,
+            ):
                 return True
             return bool(self.sha256) and _sha256(path) == self.sha256
         except OSError:
@@ -132,7 +141,8 @@ def _sha256(path: Path) -> str:
 class Record:
     """The lines of a folder, by the scan's name.
 
-    Of several processes each writes a part of its own; `merge_parts` puts them together.
+    Of several processes each writes a part of its own; `merge_parts` puts them
+    together.
     """
 
     def __init__(self, folder: Path, *, part: int | None = None):
@@ -152,7 +162,9 @@ class Record:
         self.made[made.name] = made
 
     def forget(self, names: Iterable[str]) -> None:
-        """Say of scans that are about to be done again that nothing is known of their files."""
+        """Say of scans that are about to be done again that nothing is known of their
+        files.
+        """
         known = [name for name in names if self.made.pop(name, None)]
         if known:
             text = "".join(json.dumps({"name": name}) + "\n" for name in known)
@@ -185,7 +197,10 @@ def _line(made: Made) -> str:
 
 
 def _made(fields: Mapping) -> Made:
-    lists = {name: tuple(File(**one) for one in fields[name]) for name in ("inputs", "outputs")}
+    lists = {
+        name: tuple(File(**one) for one in fields[name])
+        for name in ("inputs", "outputs")
+    }
     made = Made(**{**fields, **lists})
     texts = [made.name, *(one.path for one in made.inputs + made.outputs)]
     if not made.inputs or not all(isinstance(text, str) for text in texts):

@@ -1,6 +1,8 @@
-"""The output folder of mode predict: whose masks it may hold, and which scans are to be done.
+"""The output folder of mode predict: whose masks it may hold, and which scans are to be
+done.
 
-The first process of a run holds its lock and is alone in reading and changing what is there.
+The first process of a run holds its lock and is alone in reading and changing what is
+there.
 """
 
 import hashlib
@@ -26,22 +28,25 @@ class Model(NamedTuple):
     workdir: Path
     weights: str  # digest of its arrays
     step: int  # of the checkpoint
-    config: str  # digest of the workdir's config.json, by which earlier versions told models apart
+    # digest of the workdir's config.json, by which earlier versions told models apart
+    config: str
 
 
 class Plan(NamedTuple):
     """What a run has to do, in JSON's types."""
 
-    todo: dict[str, str]  # scan -> why it is done again; empty where it is done for the first time
+    # scan -> why it is done again; empty where it is done for the first time
+    todo: dict[str, str]
     gone: int  # scans with masks in the folder whose files are no longer there
     notes: list[str]  # warnings
 
 
 def plan(job: Job, model: Model) -> Plan:
-    """Find out what is to be done in a folder that exists, and bring its records in order.
+    """Find out what is to be done in a folder that exists, and bring its records in
+    order.
 
-    Raises BadInput where the folder holds masks of other settings or another model, and where two
-    scans would share a file.
+    Raises BadInput where the folder holds masks of other settings or another model, and
+    where two scans would share a file.
     """
     folder = job.folder
     there = _read(folder)
@@ -49,7 +54,10 @@ def plan(job: Job, model: Model) -> Plan:
         _check(folder, there, job.settings, model)
     with files.writing(folder, another="--output"):
         check_names(folder, job.items, job.where)
-        summary, record = outputs.Summary(folder, classes=job.classes), made_from.Record(folder)
+        summary, record = (
+            outputs.Summary(folder, classes=job.classes),
+            made_from.Record(folder),
+        )
         # Parts that a killed run of several processes left.
         summary.merge_parts(job.classes)
         record.merge_parts()
@@ -74,7 +82,9 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 
 def check_names(folder: Path, items: Sequence[Item], where: Where) -> None:
-    """Raise BadInput where the masks of two scans would be one file on this file system."""
+    """Raise BadInput where the masks of two scans would be one file on this file
+    system.
+    """
     seen: dict[str, tuple[Item, str]] = {}
     for item in items:
         for path in where[item].values():
@@ -117,12 +127,18 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return there if isinstance(there, dict) else None
 
 
-def _check(folder: Path, there: dict, settings: Mapping[str, Any], model: Model) -> None:
-    """Raise BadInput for masks of other settings, or of a model that is no earlier state of it."""
+def _check(
+    folder: Path, there: dict, settings: Mapping[str, Any], model: Model
+) -> None:
+    """Raise BadInput for masks of other settings, or of a model that is no earlier
+    state of it.
+    """
     earlier = "weights" not in there
     if earlier and there.get("config") != model.config:
         raise _of_other_settings(folder, "config", there.get("config"), model.config)
-    gone = {name: value for name, value in earlier_versions.REMOVED.items() if name in there}
+    gone = {
+        name: value for name, value in earlier_versions.REMOVED.items() if name in there
+    }
     for name, value in {**gone, **settings}.items():
         # An earlier version told these by the digest of the config alone.
         if earlier and name not in there:
@@ -157,17 +173,27 @@ def _notes(summary: outputs.Summary) -> list[str]:
 
 
 def _forget_other_settings(record: made_from.Record, settings: str) -> None:
-    """Where the settings of a folder are lost, a scan is done if its own line has these."""
-    record.forget([name for name, made in record.made.items() if made.settings != settings])
+    """Where the settings of a folder are lost, a scan is done if its own line has
+    these.
+    """
+    record.forget(
+        [name for name, made in record.made.items() if made.settings != settings]
+    )
 
 
 def _adopt(job, summary, record, model, same_step) -> list[str]:
-    """Take over masks of an earlier version that are newer than their scan and the model.
+    """Take over masks of an earlier version that are newer than their scan and the
+    model.
 
-    It wrote down neither, so that nothing else can be found out. Gives a line that says how many.
+    It wrote down neither, so that nothing else can be found out. Gives a line that says
+    how many.
     """
     trained = _newest(model.workdir / "checkpoints" / str(model.step))
-    done = [item for item in job.items if item.name in summary.done and item.name not in record.made]
+    done = [
+        item
+        for item in job.items
+        if item.name in summary.done and item.name not in record.made
+    ]
     kept = 0
     for item in done:
         its = made_from.absolute(Path(summary.done[item.name]))
@@ -212,7 +238,9 @@ def _newest_input(item: Item) -> float:
 
 
 def _changed(path: Path) -> float:
-    """The time of the content or, where a file was moved or copied to its place, of that."""
+    """The time of the content or, where a file was moved or copied to its place, of
+    that.
+    """
     try:
         status = path.stat()
     except OSError:
@@ -244,7 +272,9 @@ def _set_edited_aside(folder, where, record, todo) -> list[str]:
         if made is None or item.name not in todo:
             continue
         ours = set(paths.values())
-        aside += [outputs.set_aside(path) for path in made.edited(folder) if path in ours]
+        aside += [
+            outputs.set_aside(path) for path in made.edited(folder) if path in ours
+        ]
     if not aside:
         return []
     count = f"{len(aside)} output file{'s' * (len(aside) > 1)}"

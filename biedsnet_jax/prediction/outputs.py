@@ -1,4 +1,6 @@
-"""What a prediction leaves on disk: masks and maps on the scan's own grid, an overlay, a row a class in summary.csv."""
+"""What a prediction leaves on disk: masks and maps on the scan's own grid, an overlay,
+a row a class in summary.csv.
+"""
 
 import csv
 import hashlib
@@ -25,23 +27,29 @@ COLUMNS = (
     "name", "class", "labels", "slices", "height", "width", "pixels", "volume_ml", "largest_area_mm2",
     "largest_area_pixels", "mean_uncertainty", "seconds", "file",
 )  # fmt: skip
-LONGEST_NAME = 255  # bytes, of most file systems
+# bytes, of most file systems
+LONGEST_NAME = 255
 
 
 class Summary:
     """`summary.csv`, a row a scan and class; a run that goes on keeps what is there.
 
-    Of several processes each writes a `part` of its own, `summary.part_0.csv`; `merge_parts` puts
-    them together. `replaced` is where a file went that had rows of another kind, or damaged ones.
+    Of several processes each writes a `part` of its own, `summary.part_0.csv`;
+    `merge_parts` puts them together. `replaced` is where a file went that had rows of
+    another kind, or damaged ones.
     """
 
     def __init__(self, folder: Path, *, classes: int, part: int | None = None):
-        self.path = folder / ("summary.csv" if part is None else f"summary.part_{part}.csv")
+        self.path = folder / (
+            "summary.csv" if part is None else f"summary.part_{part}.csv"
+        )
         self.replaced: Path | None = None
         rows, strange = self._read()
         names = Counter(row["name"] for row in rows)
         # scan -> its file, where no write was cut short
-        self.done = {row["name"]: row["file"] for row in rows if names[row["name"]] == classes}
+        self.done = {
+            row["name"]: row["file"] for row in rows if names[row["name"]] == classes
+        }
         text = text_of(row for row in rows if row["name"] in self.done)
         if not self.path.exists() or self.path.read_bytes() != text.encode():
             if strange and part is None:
@@ -53,7 +61,9 @@ class Summary:
         known = {name for name in names if self.done.pop(name, None) is not None}
         if known:
             rows, _ = self._read()
-            files.write_text(self.path, text_of(row for row in rows if row["name"] not in known))
+            files.write_text(
+                self.path, text_of(row for row in rows if row["name"] not in known)
+            )
 
     def add(self, rows: list[dict]) -> None:
         """Append the rows of one scan in one write."""
@@ -72,12 +82,15 @@ class Summary:
             path.unlink()
 
     def _read(self) -> tuple[list[dict[str, str]], bool]:
-        """(whole rows, whether there are others beside); a last line that was cut short is neither."""
+        """(whole rows, whether there are others beside); a last line that was cut short
+        is neither.
+        """
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return [], False
-        # A spreadsheet puts a mark before the first name. What is no text makes its row a strange one.
+        # A spreadsheet puts a mark before the first name. What is no text makes its row
+        # a strange one.
         text = content.decode("utf-8-sig", errors="surrogateescape")
         whole, end, _ = text.rpartition("\n")
         try:
@@ -94,7 +107,9 @@ def _is_sound(row) -> bool:
         return False
     text = "".join(row.values())
     # A power cut leaves zeros; surrogates stand for bytes that are no text.
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    return "\0" not in text and not any(
+        "\ud800" <= character <= "\udfff" for character in text
+    )
 
 
 def set_aside(path: Path) -> Path:
@@ -107,9 +122,12 @@ def set_aside(path: Path) -> Path:
             path.rename(other)
             return other
 
+
 def write_overlay(path: Path, scan: Scan, mask: Bool[np.ndarray, "d h w k"]) -> None:
     """A picture of the scan with its mask tinted."""
-    picture = overlay(scan.slices, mask, scan.volume.spacing[1:] if scan.volume else None)
+    picture = overlay(
+        scan.slices, mask, scan.volume.spacing[1:] if scan.volume else None
+    )
     with files.whole_file(path) as partial:
         picture.save(partial)
 
@@ -129,14 +147,17 @@ OUTPUTS = {
 def paths(
     folder: Path, item: Item, *, classes: int, diffusion: bool, samples: int
 ) -> dict[str, Path]:
-    """Every file of one scan: OUTPUTS, "mask", and maps by name, of several classes numbered.
+    """Every file of one scan: OUTPUTS, "mask", and maps by name, of several classes
+    numbered.
 
     A name that is too long for them is cut, and ends in a hash of the whole.
     """
     extension = ".png" if item.kind == "picture" else ".nii.gz"
     maps = ["probability", *(UNCERTAINTIES if diffusion else ())]
     longest = max(map(len, maps)) + (len(f"_{classes}") if classes > 1 else 0)
-    room = max(len("_" + extension) + longest, *(len(one.ending) for one in OUTPUTS.values()))
+    room = max(
+        len("_" + extension) + longest, *(len(one.ending) for one in OUTPUTS.values())
+    )
     # Whatever is kept of the samples, since the name of a mask must not depend on it.
     below, slash, name = item.name.rpartition("/")
     stem = f"{below}{slash}{_short(name, room)}"
@@ -144,7 +165,9 @@ def paths(
     if classes > 1:
         maps = [f"{name}_{k + 1}" for name in maps for k in range(classes)]
     named = {name: folder / f"{stem}_{name}{extension}" for name in [*maps, "mask"]}
-    return {name: folder / f"{stem}{one.ending}" for name, one in OUTPUTS.items()} | named
+    return {
+        name: folder / f"{stem}{one.ending}" for name, one in OUTPUTS.items()
+    } | named
 
 
 def is_shortened(item: Item, where: dict[str, Path]) -> bool:
@@ -157,7 +180,9 @@ def _fitting(stem: str, end: str) -> str:
 
 
 def _short(name: str, room: int) -> str:
-    """A name that leaves `room` bytes of what a file system takes, always the same for the same one."""
+    """A name that leaves `room` bytes of what a file system takes, always the same for
+    the same one.
+    """
     content = os.fsencode(name)
     if len(content) + room <= LONGEST_NAME:
         return name
@@ -166,7 +191,8 @@ def _short(name: str, room: int) -> str:
 
 
 def write(scan: Scan, prediction: Prediction, where: dict[str, Path]) -> list[dict]:
-    """Write the files of `paths`, each complete under its name, the mask last; returns the rows of the summary.
+    """Write the files of `paths`, each complete under its name, the mask last; returns
+    the rows of the summary.
 
     Areas and volumes are those of the written mask: what its labels give each class.
     """
@@ -174,10 +200,18 @@ def write(scan: Scan, prediction: Prediction, where: dict[str, Path]) -> list[di
     labels, mask = _masks(scan, prediction)
     for name, output in OUTPUTS.items():
         output.write(where[name], scan, mask)
-    for name in prediction.maps:  # one map after another: all of them at full size may not fit in memory
+    # one map after another: all of them at full size may not fit in memory
+    for name in prediction.maps:
         _write_maps(where, name, scan.only_scanned(prediction.map(name)), scan)
-    for number in range(0 if prediction.samples_kept is None else len(prediction.samples_kept)):
-        _write_maps(where, f"sample_{number + 1}", scan.only_scanned(prediction.sample(number)), scan)
+    for number in range(
+        0 if prediction.samples_kept is None else len(prediction.samples_kept)
+    ):
+        _write_maps(
+            where,
+            f"sample_{number + 1}",
+            scan.only_scanned(prediction.sample(number)),
+            scan,
+        )
     _write_mask(where["mask"], labels, scan, prediction)
     return _rows(scan, prediction, mask)
 
@@ -195,15 +229,20 @@ def text_of(rows: Iterable[dict], *, header: bool = True) -> str:
 
 
 def _masks(scan, prediction):
-    """(label map "d h w", mask of each class "d h w k"), empty where nothing was scanned."""
+    """(label map "d h w", mask of each class "d h w k"), empty where nothing was
+    scanned.
+    """
     labels = scan.only_scanned(prediction.label_map)
-    masks = [class_masks(one, len(prediction.labels), prediction.labels) for one in labels]
+    masks = [
+        class_masks(one, len(prediction.labels), prediction.labels) for one in labels
+    ]
     return labels, np.stack(masks).view(bool)
 
 
 def _write_mask(path, labels, scan, prediction):
     if scan.volume is None and len(prediction.labels) == 1:
-        labels = (labels > 0) * np.uint8(255)  # to be seen
+        # to be seen
+        labels = (labels > 0) * np.uint8(255)
     _write_grid(path, labels, scan)
 
 
@@ -214,9 +253,11 @@ def _write_maps(where, name, values, scan):
 
 
 def _write_grid(path, values, scan: Scan):
-    """Canonical slices "d h w" in the grid of the scan; a map of [0, 1] in steps of 1/65535.
+    """Canonical slices "d h w" in the grid of the scan; a map of [0, 1] in steps of
+    1/65535.
 
-    On a picture that EXIF turns, the map lies on the pixels as stored, and says the same turn.
+    On a picture that EXIF turns, the map lies on the pixels as stored, and says the
+    same turn.
     """
     if scan.volume is not None:
         nifti.write(path, scan.volume.restore(values), scan.volume)
@@ -229,7 +270,11 @@ def _write_grid(path, values, scan: Scan):
 
 
 def _rows(scan, prediction, mask) -> list[dict]:
-    entropy = prediction.mean_entropy(LIKELY, scan.scanned) if "entropy" in prediction.maps else None
+    entropy = (
+        prediction.mean_entropy(LIKELY, scan.scanned)
+        if "entropy" in prediction.maps
+        else None
+    )
     return [
         {
             "name": scan.item.name,

@@ -1,9 +1,10 @@
-"""Mode predict: masks, maps and a summary for every image, volume and DICOM series of a folder.
+"""Mode predict: masks, maps and a summary for every image, volume and DICOM series of a
+folder.
 
-The next scan is read while one is segmented. What is finished is skipped when the command is given
-again, unless the scan or the model changed. A scan that cannot be read or written does not stop the
-others. Of several processes each takes a share of the scans, on its own devices; they wait for each
-other at the start and at the end alone.
+The next scan is read while one is segmented. What is finished is skipped when the
+command is given again, unless the scan or the model changed. A scan that cannot be read
+or written does not stop the others. Of several processes each takes a share of the
+scans, on its own devices; they wait for each other at the start and at the end alone.
 """
 
 import contextlib
@@ -24,14 +25,22 @@ from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import walk
 from biedsnet_jax.errors import BadInput, reason
-from biedsnet_jax.prediction import closing, made_from, output_folder, outputs, scan_results, scans
+from biedsnet_jax.prediction import (
+    closing,
+    made_from,
+    output_folder,
+    outputs,
+    scan_results,
+    scans,
+)
 from biedsnet_jax.prediction import predictor as predict
 from biedsnet_jax.prediction.job import Job
 from biedsnet_jax.runtime import console, files, lock, processes, progress
 
-FAILED = 3  # exit code where some scans could not be segmented
-# Fields that change no mask of given weights. A field that a later version adds counts until it is
-# named here.
+# exit code where some scans could not be segmented
+FAILED = 3
+# Fields that change no mask of given weights. A field that a later version adds counts
+# until it is named here.
 _NOT_READ = (
     "row",
     "compile_cache",
@@ -60,19 +69,28 @@ _NOT_READ = (
 
 
 def run(
-    cfg, workdir: str, source: str | None, output: str | None, *, keep_samples: bool = False
+    cfg,
+    workdir: str,
+    source: str | None,
+    output: str | None,
+    *,
+    keep_samples: bool = False,
 ) -> int:
     """Segment `source`, a file or a folder, into the folder `output`.
 
-    Returns 0, or 3 where some scans failed. Raises BadInput for a single file that cannot be read,
-    and for whatever stops all: no model, nothing to segment, a folder with masks of another model,
-    or one that another run writes to.
+    Returns 0, or 3 where some scans failed. Raises BadInput for a single file that
+    cannot be read, and for whatever stops all: no model, nothing to segment, a folder
+    with masks of another model, or one that another run writes to.
     """
     began = time.monotonic()
     if not source:
-        raise BadInput("no scans, nothing, in --input; give an image, a volume or a folder of them")
+        raise BadInput(
+            "no scans, nothing, in --input; give an image, a volume or a folder of them"
+        )
     if not output:
-        raise BadInput("no folder, nothing, in --output; give the folder that the masks go to")
+        raise BadInput(
+            "no folder, nothing, in --output; give the folder that the masks go to"
+        )
     check_config(cfg)
     source, folder = pathlib.Path(source), pathlib.Path(output)
     items, passed = scans.search(source, channels=cfg.data.channels, leave_out=folder)
@@ -92,7 +110,11 @@ def run(
         _segment, predictor, keep_samples=keep_samples, alone=source.is_file()
     )
     with contextlib.ExitStack() as held:
-        plan = _of_first(lambda: _prepare(job, held, pathlib.Path(workdir), predictor.model.step, passed))
+        plan = _of_first(
+            lambda: _prepare(
+                job, held, pathlib.Path(workdir), predictor.model.step, passed
+            )
+        )
         if processes.is_first():
             _announce(job, plan)
         failed = _share(job, plan.todo, segment)
@@ -115,7 +137,9 @@ def run(
 
 
 def _of_first(prepare):
-    """The plan that `prepare` makes on the first process; all raise what it raises as BadInput."""
+    """The plan that `prepare` makes on the first process; all raise what it raises as
+    BadInput.
+    """
     if not processes.several():
         return prepare()
     said = {}
@@ -168,11 +192,15 @@ def _announce(job, plan) -> None:
 
 def _reasons(plan, *, leave_out) -> Counter[str]:
     """How many scans are done again, by the reason."""
-    return Counter(why for name, why in plan.todo.items() if why and name not in leave_out)
+    return Counter(
+        why for name, why in plan.todo.items() if why and name not in leave_out
+    )
 
 
 def _share(job, todo: dict[str, str], segment) -> dict[str, str]:
-    """Segment `todo`, each process its scans; returns those that failed anywhere, and why."""
+    """Segment `todo`, each process its scans; returns those that failed anywhere, and
+    why.
+    """
     items = [item for item in job.items if item.name in todo]
     if not processes.several():
         with files.writing(job.folder, another="--output"):
@@ -219,7 +247,9 @@ def _segment(predictor, items, results, *, keep_samples, alone) -> dict[str, str
             if not good:
                 continue
             slices = [scan.slices for scan, _ in good]
-            predictions = predictor.predict(slices, keep_samples=keep_samples, done=bar.advance)
+            predictions = predictor.predict(
+                slices, keep_samples=keep_samples, done=bar.advance
+            )
             for (scan, inputs), prediction in zip(good, predictions):
                 if error := results.try_to_save(scan, prediction, inputs):
                     fail(scan.item, error)
@@ -249,26 +279,40 @@ def read(items: Sequence[scans.Item], channels: int) -> list[scans.Scan | BadInp
         except BadInput as error:
             found.append(error)
         except MemoryError:
-            found.append(BadInput(f"too large for the memory, {item.depth} slices, {item.files[0]}; cut it into parts"))
+            found.append(
+                BadInput(
+                    f"too large for the memory, {item.depth} slices, {item.files[0]}; cut it into parts"
+                )
+            )
     return found
 
 
-def _read_described(item, channels) -> tuple[scans.Scan | BadInput, list[made_from.File]]:
+def _read_described(
+    item, channels
+) -> tuple[scans.Scan | BadInput, list[made_from.File]]:
     """The scan, or what is wrong with it, and its files as they were read."""
     try:
         inputs = made_from.describe(item.files)
     except BadInput as error:
         return error, []
     except OSError as error:
-        return BadInput(f"Cannot read {item.files[0]}: {reason(error)}. Replace or remove it."), []
+        return BadInput(
+            f"Cannot read {item.files[0]}: {reason(error)}. Replace or remove it."
+        ), []
     (scan,) = read([item], channels)
-    if not isinstance(scan, BadInput) and not all(map(made_from.File.is_same, inputs, item.files)):
-        scan = BadInput(f"{item.files[0]} changed while it was read. Give the command again.")
+    if not isinstance(scan, BadInput) and not all(
+        map(made_from.File.is_same, inputs, item.files)
+    ):
+        scan = BadInput(
+            f"{item.files[0]} changed while it was read. Give the command again."
+        )
     return scan, inputs
 
 
 def _read_ahead(jobs, channels) -> Iterator[list[tuple]]:
-    """The items of each job with what `_read_described` gives; the next is read meanwhile."""
+    """The items of each job with what `_read_described` gives; the next is read
+    meanwhile.
+    """
 
     def read_job(job):
         return [(item, *_read_described(item, channels)) for item in job]

@@ -27,24 +27,37 @@ class Predictor:
 
     model: Trained
     run_batch: Callable  # jitted (variables, image, number) -> maps and samples
-    sizes: set[int] = dataclasses.field(default_factory=set)  # of batches that are compiled
+    # of batches that are compiled
+    sizes: set[int] = dataclasses.field(default_factory=set)
 
-    def __call__(self, array: Shaped[np.ndarray, "..."], *, keep_samples: bool = False) -> Prediction:
-        """Segment "h w" or "h w c", which is one slice, or "d h w c"; c is the number the model was trained on.
+    def __call__(
+        self, array: Shaped[np.ndarray, "..."], *, keep_samples: bool = False
+    ) -> Prediction:
+        """Segment "h w" or "h w c", which is one slice, or "d h w c"; c is the number
+        the model was trained on.
 
-        Values are in the units of the training files. Raises BadInput for another number of axes or channels, an empty
-        array, and values that are not finite numbers.
+        Values are in the units of the training files. Raises BadInput for another
+        number of axes or channels, an empty array, and values that are not finite
+        numbers.
         """
         channels = self.model.config.data.channels
         array = np.asarray(array)
-        slices = array[None, ..., None] if array.ndim == 2 else array[None] if array.ndim == 3 else array
+        slices = (
+            array[None, ..., None]
+            if array.ndim == 2
+            else array[None]
+            if array.ndim == 3
+            else array
+        )
         if slices.ndim != 4 or slices.shape[-1] != channels or not slices.size:
             raise BadInput(
                 f"shape of an array, {array.shape}, the argument; give (h, w), (h, w, {channels}) or (d, h, w, "
                 f"{channels}): this model was trained on {channels} channel{'s' * (channels > 1)}"
             )
         if slices.dtype.kind not in "buif" or not np.isfinite(slices).all():
-            raise BadInput(f"values that are not finite numbers, {array.dtype}, the argument; give finite numbers")
+            raise BadInput(
+                f"values that are not finite numbers, {array.dtype}, the argument; give finite numbers"
+            )
         (prediction,) = self.predict([slices], keep_samples=keep_samples)
         return prediction
 
@@ -55,10 +68,11 @@ class Predictor:
         keep_samples: bool = False,
         done: Callable[[int], None] = lambda slices: None,
     ) -> list[Prediction]:
-        """Several scans in shared batches; `done` hears of the slices as they are finished.
+        """Several scans in shared batches; `done` hears of the slices as they are
+        finished.
 
-        A slice's noise follows from the seed and its number in the scan, so its mask does not depend on what shares
-        its batch.
+        A slice's noise follows from the seed and its number in the scan, so its mask
+        does not depend on what shares its batch.
         """
         prepared = build_data.make_prepare(self.model.config)
         chosen = [(n, z) for n, scan in enumerate(scans) for z in range(len(scan))]
@@ -67,14 +81,26 @@ class Predictor:
         start, waiting = time.perf_counter(), None
         for first in range(0, len(chosen), batch_size):
             batch = chosen[first : first + batch_size]
-            images = [prepared.image(volumes.neighbours(scans[n], z, self.model.config.data.context)) for n, z in batch]
-            running = self.run_batch(self.model.variables, *self._inputs(images, [z for _, z in batch], batch_size))
-            if waiting:  # fetched only now, so that the next batch was prepared while this one ran
+            images = [
+                prepared.image(
+                    volumes.neighbours(scans[n], z, self.model.config.data.context)
+                )
+                for n, z in batch
+            ]
+            running = self.run_batch(
+                self.model.variables,
+                *self._inputs(images, [z for _, z in batch], batch_size),
+            )
+            # fetched only now, so that the next batch was prepared while this one ran
+            if waiting:
                 self._collect(maps, *waiting, keep_samples, done)
             waiting = running, batch
         self._collect(maps, *waiting, keep_samples, done)
         seconds = (time.perf_counter() - start) / len(chosen)
-        return [self._prediction(scan, parts, seconds * len(scan)) for scan, parts in zip(scans, maps)]
+        return [
+            self._prediction(scan, parts, seconds * len(scan))
+            for scan, parts in zip(scans, maps)
+        ]
 
     def first_batch(self, slices: int) -> int:
         """The batch size of a scan of so many slices where nothing is compiled yet.
@@ -87,14 +113,18 @@ class Predictor:
         return min(size, most)
 
     def _batch_size(self, slices):
-        """The smallest compiled that holds all `slices`, else a new one, compiled here so that no clock counts it."""
+        """The smallest compiled that holds all `slices`, else a new one, compiled here
+        so that no clock counts it.
+        """
         known = [size for size in self.sizes if size >= slices]
         if known:
             return min(known)
         size = self.first_batch(slices)
         if size not in self.sizes:
             image = np.zeros(build_data.image_shape(self.model.config), np.float32)
-            self.run_batch.lower(self.model.variables, *self._inputs([image], [0], size)).compile()
+            self.run_batch.lower(
+                self.model.variables, *self._inputs([image], [0], size)
+            ).compile()
             self.sizes.add(size)
         return size
 
@@ -107,14 +137,22 @@ class Predictor:
         return inputs["image"], inputs["number"]
 
     def _collect(self, maps, running, chosen, keep_samples, done):
-        values = {name: np.asarray(value) for name, value in running.items() if name != "samples" or keep_samples}
+        values = {
+            name: np.asarray(value)
+            for name, value in running.items()
+            if name != "samples" or keep_samples
+        }
         for row, (n, z) in enumerate(chosen):
             for name, value in values.items():
-                maps[n].setdefault(name, {})[z] = value[:, row] if name == "samples" else value[row]
+                maps[n].setdefault(name, {})[z] = (
+                    value[:, row] if name == "samples" else value[row]
+                )
         done(len(chosen))
 
     def _prediction(self, scan, parts, seconds):
-        parts = {name: [rows[z] for z in range(len(scan))] for name, rows in parts.items()}
+        parts = {
+            name: [rows[z] for z in range(len(scan))] for name, rows in parts.items()
+        }
         samples = parts.pop("samples", None)
         return Prediction(
             size=scan.shape[1:3],
@@ -127,16 +165,19 @@ class Predictor:
 
 
 def load(workdir: str | pathlib.Path, cfg=None) -> Predictor:
-    """The best checkpoint of `workdir`, ready to segment arrays; `cfg` may sample otherwise than it was trained with.
+    """The best checkpoint of `workdir`, ready to segment arrays; `cfg` may sample
+    otherwise than it was trained with.
 
-    Each of several processes has it on its own devices, and calls it without the others.
-    Raises BadInput where the workdir holds no run, or not this config's.
+    Each of several processes has it on its own devices, and calls it without the
+    others. Raises BadInput where the workdir holds no run, or not this config's.
     """
     workdir = pathlib.Path(workdir)
     model = trained.load(workdir, cfg or run_config.load(workdir))
     if processes.several():
         variables, mesh = devices.on_this_process(model.variables)
-        model = dataclasses.replace(model, variables=variables, mesh=mesh, predict_batch=None)
+        model = dataclasses.replace(
+            model, variables=variables, mesh=mesh, predict_batch=None
+        )
     return Predictor(model, _make_run_batch(model))
 
 
@@ -144,7 +185,12 @@ def _make_run_batch(model):
     """Jitted `(variables, image, number) -> maps "b h w k", and samples "n b h w k"`."""
 
     def run_batch(variables, image, number):
-        return model.maps(variables, image, trained.noise_keys(model.config.seed, number))
+        return model.maps(
+            variables, image, trained.noise_keys(model.config.seed, number)
+        )
 
-    split, everywhere = devices.batch_sharding(model.mesh), devices.replicated(model.mesh)
+    split, everywhere = (
+        devices.batch_sharding(model.mesh),
+        devices.replicated(model.mesh),
+    )
     return jax.jit(run_batch, in_shardings=(everywhere, split, split))

@@ -1,7 +1,7 @@
 """What a model says of a scan: maps, the mask and the label map that follow from them.
 
-Maps come back at the slice's own size, resized bilinearly; the mask is where the resized probability exceeds the
-threshold.
+Maps come back at the slice's own size, resized bilinearly; the mask is where the
+resized probability exceeds the threshold.
 """
 
 import dataclasses
@@ -19,12 +19,13 @@ UNCERTAINTIES = ("entropy", "mutual_information", "variance")
 class Prediction:
     """What a model says of one scan of d slices, each h by w, for k classes.
 
-    The maps are kept as the network gives them, H by W, and resized when asked for: four maps of a whole CT would
-    not fit in memory with their samples.
+    The maps are kept as the network gives them, H by W, and resized when asked for:
+    four maps of a whole CT would not fit in memory with their samples.
     """
 
     size: tuple[int, int]  # h, w
-    maps: dict[str, Float[np.ndarray, "d H W k"]]  # probability, and of diffusion methods UNCERTAINTIES
+    # probability, and of diffusion methods UNCERTAINTIES
+    maps: dict[str, Float[np.ndarray, "d H W k"]]
     samples_kept: Float[np.ndarray, "n d H W k"] | None
     threshold: float
     labels: tuple[tuple[int, ...], ...]  # label values of each class
@@ -43,18 +44,29 @@ class Prediction:
     @property
     def label_map(self) -> Integer[np.ndarray, "d h w"]:
         """One whole number a voxel, 0 for none; see `label_map`."""
-        slices = self._each_resized(self.maps["probability"])  # one by one, in little memory
-        return np.stack([label_map(one, threshold=self.threshold, labels=self.labels) for one in slices])
+        # one by one, in little memory
+        slices = self._each_resized(self.maps["probability"])
+        return np.stack(
+            [
+                label_map(one, threshold=self.threshold, labels=self.labels)
+                for one in slices
+            ]
+        )
 
     @property
     def uncertainty(self) -> dict[str, Float[np.ndarray, "d h w k"]]:
-        """entropy (bits) and mutual_information of the samples, and their variance; empty for direct methods."""
+        """entropy (bits) and mutual_information of the samples, and their variance;
+        empty for direct methods.
+        """
         return {name: self.map(name) for name in UNCERTAINTIES if name in self.maps}
 
     @property
     def samples(self) -> list[Float[np.ndarray, "d h w k"]]:
         """Each sample's probability, where they were asked for."""
-        return [self.sample(n) for n in range(0 if self.samples_kept is None else len(self.samples_kept))]
+        return [
+            self.sample(n)
+            for n in range(0 if self.samples_kept is None else len(self.samples_kept))
+        ]
 
     def map(self, name: str) -> Float[np.ndarray, "d h w k"]:
         """One of `maps` at the scan's size."""
@@ -64,18 +76,34 @@ class Prediction:
         """One of `samples`."""
         return self._resized(self.samples_kept[number])
 
-    def at(self, z: int) -> tuple[dict[str, Float[np.ndarray, "h w k"]], list[Float[np.ndarray, "h w k"]]]:
+    def at(
+        self, z: int
+    ) -> tuple[dict[str, Float[np.ndarray, "h w k"]], list[Float[np.ndarray, "h w k"]]]:
         """Maps by name and the samples kept, of one slice, at the scan's size."""
-        maps = {name: transforms.resize_image(values[z], self.size) for name, values in self.maps.items()}
+        maps = {
+            name: transforms.resize_image(values[z], self.size)
+            for name, values in self.maps.items()
+        }
         samples = () if self.samples_kept is None else self.samples_kept[:, z]
         return maps, [transforms.resize_image(one, self.size) for one in samples]
 
-    def mean_entropy(self, likely: float, where: Bool[np.ndarray, "d h w"] | None = None) -> Float[np.ndarray, " k"]:
-        """Of each class, over pixels (of `where`) whose probability is `likely` at least; 0 where none is."""
+    def mean_entropy(
+        self, likely: float, where: Bool[np.ndarray, "d h w"] | None = None
+    ) -> Float[np.ndarray, " k"]:
+        """Of each class, over pixels (of `where`) whose probability is `likely` at
+        least; 0 where none is.
+        """
         total, count = np.zeros((2, self.maps["probability"].shape[-1]))
-        pairs = zip(*(self._each_resized(self.maps[name]) for name in ("probability", "entropy")))
+        pairs = zip(
+            *(
+                self._each_resized(self.maps[name])
+                for name in ("probability", "entropy")
+            )
+        )
         for z, (p, entropy) in enumerate(pairs):
-            chosen = (p >= likely) if where is None else (p >= likely) & where[z, ..., None]
+            chosen = (
+                (p >= likely) if where is None else (p >= likely) & where[z, ..., None]
+            )
             total += np.where(chosen, entropy, 0).sum(axis=(0, 1), dtype=np.float64)
             count += chosen.sum(axis=(0, 1))
         return total / np.maximum(count, 1)
@@ -91,12 +119,16 @@ class Prediction:
 
 
 def label_map(
-    probability: Float[np.ndarray, "*space k"], *, threshold: float, labels: Sequence[Sequence[int]]
+    probability: Float[np.ndarray, "*space k"],
+    *,
+    threshold: float,
+    labels: Sequence[Sequence[int]],
 ) -> Integer[np.ndarray, "*space"]:
     """Classes as one whole number a voxel, in the values that the training labels had.
 
-    Where sets of labels are disjoint, the likeliest class above the threshold. Where they overlap they are regions: the
-    larger sets are painted first, the smaller over them, each with its first label that none painted later has.
+    Where sets of labels are disjoint, the likeliest class above the threshold. Where
+    they overlap they are regions: the larger sets are painted first, the smaller over
+    them, each with its first label that none painted later has.
     """
     values = written_values(labels)
     kind = np.uint8 if max(values) < 256 else np.uint16
@@ -121,10 +153,14 @@ def written_values(labels: Sequence[Sequence[int]]) -> list[int]:
     values = [0] * len(labels)
     for place, k in enumerate(order):
         later = set().union(*(labels[other] for other in order[place + 1 :]))
-        values[k] = next((label for label in labels[k] if label not in later), labels[k][0])
+        values[k] = next(
+            (label for label in labels[k] if label not in later), labels[k][0]
+        )
     return values
 
 
 def _painting_order(labels) -> list[int]:
-    """Classes from the one of most labels to that of fewest: a region lies in the larger ones."""
+    """Classes from the one of most labels to that of fewest: a region lies in the
+    larger ones.
+    """
     return sorted(range(len(labels)), key=lambda k: -len(labels[k]))

@@ -1,7 +1,9 @@
-"""What a run of mode predict writes scan by scan, so that a kill or a power cut may come anywhere.
+"""What a run of mode predict writes scan by scan, so that a kill or a power cut may
+come anywhere.
 
-First the old figures and the old record of a scan go, then its files are written, then its figures,
-then the record of what they were made from. Only a scan that has all of them is finished.
+First the old figures and the old record of a scan go, then its files are written, then
+its figures, then the record of what they were made from. Only a scan that has all of
+them is finished.
 """
 
 import contextlib
@@ -18,7 +20,8 @@ from biedsnet_jax.runtime import files
 
 
 class Results:
-    """The files, figures and records of the scans in `todo`, which says why each is done again.
+    """The files, figures and records of the scans in `todo`, which says why each is
+    done again.
 
     Of several processes each writes a part of the figures and the records.
     """
@@ -33,11 +36,13 @@ class Results:
         self._record.forget(names)
         self._summary.forget(names)
 
-    def save(self, scan: Scan, prediction: Prediction, inputs: Sequence[made_from.File]) -> None:
+    def save(
+        self, scan: Scan, prediction: Prediction, inputs: Sequence[made_from.File]
+    ) -> None:
         """Write all of a scan.
 
-        Raises OSError where its own files cannot be written; a full disk and whatever keeps every
-        scan from being written is BadInput.
+        Raises OSError where its own files cannot be written; a full disk and whatever
+        keeps every scan from being written is BadInput.
         """
         where = self.job.where[scan.item]
         with files.writing(self.job.folder, another="--output"):
@@ -68,7 +73,9 @@ class Results:
     def try_to_save(
         self, scan: Scan, prediction: Prediction, inputs: Sequence[made_from.File]
     ) -> BadInput | None:
-        """Write all of a scan; returns what is wrong where this one alone cannot be written."""
+        """Write all of a scan; returns what is wrong where this one alone cannot be
+        written.
+        """
         mask, source = self.job.where[scan.item]["mask"], scan.item.files[0]
         try:
             self.save(scan, prediction, inputs)
@@ -87,14 +94,18 @@ class Results:
         return what
 
     def fail(self, item: Item) -> str:
-        """Rename masks of what a scan was before it failed; returns a sentence that says so."""
+        """Rename masks of what a scan was before it failed; returns a sentence that
+        says so.
+        """
         with files.writing(self.job.folder, another="--output"):
             self.forget([item.name])
             every = [*self.job.where[item].values(), *self.job.not_written[item]]
             aside = [outputs.set_aside(path) for path in every if _is_there(path)]
         if not aside:
             return ""
-        return f" Its earlier masks are kept under other names, such as {aside[0].name}."
+        return (
+            f" Its earlier masks are kept under other names, such as {aside[0].name}."
+        )
 
     def merge_parts(self) -> None:
         """Take over what the processes of a run wrote, each for itself."""

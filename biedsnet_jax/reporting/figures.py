@@ -1,4 +1,6 @@
-"""The charts of a report: learning curves, Dice by case and by size, calibration, uncertainty. Imports no jax."""
+"""The charts of a report: learning curves, Dice by case and by size, calibration,
+uncertainty. Imports no jax.
+"""
 
 import json
 import math
@@ -16,15 +18,20 @@ from biedsnet_jax.scoring.calibration import (
     slice_risk_coverage,
 )
 
-_MOST_POINTS = 300  # of a line
-_MOST_SLICES = 600  # dots of slices, of all runs together
-_SIZES = (1, 10, 100, 1000, 10_000, 100_000)  # borders between sizes, pixels
+# of a line
+_MOST_POINTS = 300
+# dots of slices, of all runs together
+_MOST_SLICES = 600
+# borders between sizes, pixels
+_SIZES = (1, 10, 100, 1000, 10_000, 100_000)
 
 Named = Sequence[Evaluated]
 
 
 def learning_curves(named: Named) -> list[Figure]:
-    """Loss and validation Dice by step, of metrics.jsonl; none where there is no such file."""
+    """Loss and validation Dice by step, of metrics.jsonl; none where there is no such
+    file.
+    """
     lines = {name: read_metrics(run.workdir) for name, _, run, *_ in named}
     figures = []
     for key, title, y in (
@@ -33,11 +40,21 @@ def learning_curves(named: Named) -> list[Figure]:
     ):
         series = []
         for name, colour, *_ in named:
-            points = [(line["step"], line[key]) for line in lines[name] if line.get(key) is not None]
+            points = [
+                (line["step"], line[key])
+                for line in lines[name]
+                if line.get(key) is not None
+            ]
             if points:
-                series += [Series(name, *zip(*_thin(points)), colour, dots=len(points) == 1)]
+                series += [
+                    Series(name, *zip(*_thin(points)), colour, dots=len(points) == 1)
+                ]
         if series:
-            caption = "Mean since the last log step." if key == "loss" else "EMA weights, slices with truth."
+            caption = (
+                "Mean since the last log step."
+                if key == "loss"
+                else "EMA weights, slices with truth."
+            )
             figures.append(Figure(title, caption, Axis("step", low=0), y, series))
     return figures
 
@@ -52,7 +69,8 @@ def read_metrics(workdir: pathlib.Path) -> list[dict]:
     for line in text.splitlines():
         try:
             value = json.loads(line)
-        except ValueError:  # cut short by a kill
+        # cut short by a kill
+        except ValueError:
             continue
         if isinstance(value, dict) and isinstance(value.get("step"), int):
             lines.append({k: v for k, v in value.items() if isinstance(v, int | float)})
@@ -60,9 +78,13 @@ def read_metrics(workdir: pathlib.Path) -> list[dict]:
 
 
 def by_case(named: Named) -> list[Figure]:
-    """Mean Dice of each case, cases in the order of the first run's; of one run its slices too."""
+    """Mean Dice of each case, cases in the order of the first run's; of one run its
+    slices too.
+    """
     means = [_case_means(run) for _, _, run, *_ in named]
-    cases = sorted(set().union(*means), key=lambda case: (means[0].get(case, math.inf), case))
+    cases = sorted(
+        set().union(*means), key=lambda case: (means[0].get(case, math.inf), case)
+    )
     place = {case: i for i, case in enumerate(cases)}
     series = []
     if len(named) == 1:
@@ -77,10 +99,16 @@ def by_case(named: Named) -> list[Figure]:
         tips = [f"{name}, {case}: {value:.4f}" for case, value in mean.items()]
         at = [place[case] for case in mean]
         label = "mean of a case" if len(named) == 1 else name
-        series.append(Series(label, at, list(mean.values()), colour, dots=True, tips=tips))
+        series.append(
+            Series(label, at, list(mean.values()), colour, dots=True, tips=tips)
+        )
     caption = "Standard convention, mean over the case's slices with truth; cases from the worst to the best."
     x = Axis("case", -0.5, len(cases) - 0.5, names=cases)
-    return [Figure("Dice by case", caption, x, Axis("Dice", 0, 1), series)] if cases else []
+    return (
+        [Figure("Dice by case", caption, x, Axis("Dice", 0, 1), series)]
+        if cases
+        else []
+    )
 
 
 def by_size(named: Named) -> list[Figure]:
@@ -109,7 +137,15 @@ def by_size(named: Named) -> list[Figure]:
         "Size is the true pixels of a slice at the size the network sees; means over slices under 10 pixels, from 10, "
         "from 100 and so on, at their geometric mean size."
     )
-    return [Figure("Dice by lesion size", caption, Axis("true pixels", log=True), Axis("Dice", 0, 1), series)]
+    return [
+        Figure(
+            "Dice by lesion size",
+            caption,
+            Axis("true pixels", log=True),
+            Axis("Dice", 0, 1),
+            series,
+        )
+    ]
 
 
 def reliability(named: Named) -> list[Figure]:
@@ -118,7 +154,10 @@ def reliability(named: Named) -> list[Figure]:
     for name, colour, _, data, _ in named:
         if data is not None:
             predicted, observed, count = calibration(data.histogram)
-            tips = [f"{name}: {p:.3f} said, {o:.3f} true, {n:,} pixels" for p, o, n in zip(predicted, observed, count)]
+            tips = [
+                f"{name}: {p:.3f} said, {o:.3f} true, {n:,} pixels"
+                for p, o, n in zip(predicted, observed, count)
+            ]
             label = f"{name}, ECE {expected_calibration_error(data.histogram):.4f}"
             series.append(Series(label, predicted, observed, colour))
             series.append(Series("", predicted, observed, colour, dots=True, tips=tips))
@@ -151,14 +190,30 @@ def risk_coverage(named: Named) -> list[Figure]:
             "curve that stays low until the end says that errors lie where the model is unsure."
         )
         x = Axis("share of pixels kept", 0, 1)
-        figures.append(Figure("Does high uncertainty mean error? Pixels", caption, x, Axis("error", 0), pixels))
+        figures.append(
+            Figure(
+                "Does high uncertainty mean error? Pixels",
+                caption,
+                x,
+                Axis("error", 0),
+                pixels,
+            )
+        )
     if slices:
         caption = (
             "Slices with truth kept from the lowest mean entropy on (over pixels of probability 0.05 or more), and the "
             "mean of 1 - Dice of those kept: a rising curve says that the slices to look at by hand can be told."
         )
         x = Axis("share of slices kept", 0, 1)
-        figures.append(Figure("Does high uncertainty mean error? Slices", caption, x, Axis("1 - Dice", 0, 1), slices))
+        figures.append(
+            Figure(
+                "Does high uncertainty mean error? Slices",
+                caption,
+                x,
+                Axis("1 - Dice", 0, 1),
+                slices,
+            )
+        )
     return figures
 
 
@@ -180,11 +235,20 @@ def _tip(run, i):
 
 
 def _spread(count):
-    return np.unique(np.linspace(0, count - 1, min(count, _MOST_SLICES)).round().astype(int)) if count else []
+    return (
+        np.unique(
+            np.linspace(0, count - 1, min(count, _MOST_SLICES)).round().astype(int)
+        )
+        if count
+        else []
+    )
 
 
 def _thin(points: Sequence):
     """At most _MOST_POINTS of them, the first and the last among them."""
     if len(points) <= _MOST_POINTS:
         return points
-    return [points[i] for i in np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int)]
+    return [
+        points[i]
+        for i in np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int)
+    ]

@@ -1,4 +1,6 @@
-"""The page of a report: one HTML file that loads nothing, from the template, style sheet and script in `web/`."""
+"""The page of a report: one HTML file that loads nothing, from the template, style
+sheet and script in `web/`.
+"""
 
 import base64
 import hashlib
@@ -19,7 +21,9 @@ _WEB = pathlib.Path(__file__).parents[1] / "web"
 
 def page(title: str, tables: Sequence[Table], shown: Sequence[Evaluated]) -> str:
     """The whole file; `tables` are of scores and costs."""
-    style, theme, own = ((_WEB / name).read_text() for name in ("report.css", "theme.js", "report.js"))
+    style, theme, own = (
+        (_WEB / name).read_text() for name in ("report.css", "theme.js", "report.js")
+    )
     script = theme + own
     pictures = report_pictures.payload(shown)
     template = string.Template((_WEB / "report.html").read_text())
@@ -32,13 +36,23 @@ def page(title: str, tables: Sequence[Table], shown: Sequence[Evaluated]) -> str
         cases=html_table(run_tables.cases_table(shown)),
         config=html_table(run_tables.config_table(shown)),
         tables="\n".join(map(html_table, tables)),
-        learning=_figures(report_charts.learning_curves(shown), "No metrics.jsonl in the workdir."),
-        dice=_figures(report_charts.by_case(shown) + report_charts.by_size(shown), "No slice has truth."),
-        calibration=_figures(report_charts.reliability(shown) + report_charts.risk_coverage(shown), "No data."),
+        learning=_figures(
+            report_charts.learning_curves(shown), "No metrics.jsonl in the workdir."
+        ),
+        dice=_figures(
+            report_charts.by_case(shown) + report_charts.by_size(shown),
+            "No slice has truth.",
+        ),
+        calibration=_figures(
+            report_charts.reliability(shown) + report_charts.risk_coverage(shown),
+            "No data.",
+        ),
         missing=_missing(shown),
         pictures=json.dumps(pictures, separators=(",", ":")).replace("<", "\\u003c"),
         none="" if pictures["runs"] else " hidden",
-        still="" if any("steps" in one for run in pictures["runs"] for one in run["slices"]) else " hidden",
+        still=""
+        if any("steps" in one for run in pictures["runs"] for one in run["slices"])
+        else " hidden",
     )
 
 
@@ -64,7 +78,11 @@ def _missing(shown):
         for one in shown
         if one.data is not None and not len(one.data.slices)
     ]
-    return f"<p>Without pictures and calibration:</p>\n<ul>{''.join(lines)}</ul>" if lines else ""
+    return (
+        f"<p>Without pictures and calibration:</p>\n<ul>{''.join(lines)}</ul>"
+        if lines
+        else ""
+    )
 
 
 def _hash(text):

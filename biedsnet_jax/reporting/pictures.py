@@ -1,4 +1,6 @@
-"""The pictures of a report as JSON for its script, as many as fit: maps as base64 of deflated bytes. Imports no jax."""
+"""The pictures of a report as JSON for its script, as many as fit: maps as base64 of
+deflated bytes. Imports no jax.
+"""
 
 import base64
 import math
@@ -9,20 +11,27 @@ import numpy as np
 
 from biedsnet_jax.reporting.record import GREYS, GROUPS, LEVELS, Evaluated
 
-MOST_BYTES = 4_300_000  # of all runs together; a report is to stay below 5 MB
-_TURN = 3  # slices of each run come before the denoising steps of one, as many more before those of the next
+# of all runs together; a report is to stay below 5 MB
+MOST_BYTES = 4_300_000
+# slices of each run come before the denoising steps of one, as many more before those
+# of the next
+_TURN = 3
 
 
 def payload(shown: Sequence[Evaluated]) -> dict:
-    """Runs, their slices from the worst to the best Dice, and of some the denoising steps.
+    """Runs, their slices from the worst to the best Dice, and of some the denoising
+    steps.
 
-    Where not all fit, every run keeps as many, the first of its list being the most telling.
+    Where not all fit, every run keeps as many, the first of its list being the most
+    telling.
     """
     room, parts = MOST_BYTES, []
     for number, one in enumerate(shown):
         if one.data is not None:
             parts += [(i, number, i, _slice) for i in range(len(one.data.slices))]
-            parts += [((i + 1) * _TURN, number, i, _steps) for i in range(len(one.data.x_0))]
+            parts += [
+                ((i + 1) * _TURN, number, i, _steps) for i in range(len(one.data.x_0))
+            ]
     slices = {}
     for _, number, i, make in sorted(parts, key=lambda part: part[:2]):
         found = make(shown[number], i)
@@ -31,8 +40,15 @@ def payload(shown: Sequence[Evaluated]) -> dict:
             break
         slices.setdefault((number, i), {}).update(found)
         room -= cost
-    runs = [_run(one, [found for (n, _), found in slices.items() if n == number]) for number, one in enumerate(shown)]
-    return {"levels": LEVELS, "greys": GREYS, "runs": [run for run in runs if run["slices"]]}
+    runs = [
+        _run(one, [found for (n, _), found in slices.items() if n == number])
+        for number, one in enumerate(shown)
+    ]
+    return {
+        "levels": LEVELS,
+        "greys": GREYS,
+        "runs": [run for run in runs if run["slices"]],
+    }
 
 
 def _run(one, slices):
@@ -43,7 +59,9 @@ def _run(one, slices):
         "threshold": threshold,
         "level": round(threshold * LEVELS),
         "times": [] if data is None else data.times.tolist(),
-        "slices": sorted(slices, key=lambda one: (one["mean"] is None, one["mean"], one["label"])),
+        "slices": sorted(
+            slices, key=lambda one: (one["mean"] is None, one["mean"], one["label"])
+        ),
     }
 
 
@@ -52,7 +70,9 @@ def _slice(one, i):
     _, height, width, classes = data.probability.shape
     row = int(data.slices[i]) * classes
     case, number, _ = run.images[row]
-    dice = [None if math.isnan(x) else x for x in data.dice[row : row + classes].tolist()]
+    dice = [
+        None if math.isnan(x) else x for x in data.dice[row : row + classes].tolist()
+    ]
     known = [x for x in dice if x is not None]
     return {
         "label": f"{case}, slice {number}",
@@ -64,7 +84,9 @@ def _slice(one, i):
         "image": base64.b64encode(data.images[i]).decode(),
         "level": _packed(data.probability[i]),
         "truth": _packed(data.truth[i]),
-        "mutual": None if data.mutual_information is None else _packed(data.mutual_information[i]),
+        "mutual": None
+        if data.mutual_information is None
+        else _packed(data.mutual_information[i]),
     }
 
 

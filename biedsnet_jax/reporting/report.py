@@ -1,10 +1,13 @@
-"""Mode report: results of many workdirs beside the paper's Tables 1 and 2, and pictures. Imports no jax.
+"""Mode report: results of many workdirs beside the paper's Tables 1 and 2, and
+pictures. Imports no jax.
 
-The tables go into a page, with all that `page.page` adds, and into a Markdown file beside it.
+The tables go into a page, with all that `page.page` adds, and into a Markdown file
+beside it.
 
-For each data set and each of the two tables: scores in the `standard` convention; scores in the `paper` convention,
-with the paper's figures; a paired comparison with the BIEDSNet row; small lesions and uncertainty apart; and what each
-row cost. Rows without results are "not measured".
+For each data set and each of the two tables: scores in the `standard` convention;
+scores in the `paper` convention, with the paper's figures; a paired comparison with the
+BIEDSNet row; small lesions and uncertainty apart; and what each row cost. Rows without
+results are "not measured".
 """
 
 import pathlib
@@ -20,12 +23,16 @@ from biedsnet_jax.scoring.false_lesions import number
 
 
 def run(workdirs: str, output: str | None) -> None:
-    """Write the HTML page `output` and, beside it, the same as Markdown; `workdirs` as in `results.find`."""
+    """Write the HTML page `output` and, beside it, the same as Markdown; `workdirs` as
+    in `results.find`.
+    """
     finished, begun = results.find(workdirs)
     path = _output_path(output, finished)
     _write(path, [results.load(workdir) for workdir in finished], begun)
     runs = number(len(finished), "run")
-    print(f"{path} and {path.with_suffix('.md').name}: {runs}, {len(begun)} not finished")
+    print(
+        f"{path} and {path.with_suffix('.md').name}: {runs}, {len(begun)} not finished"
+    )
 
 
 def write(workdir: pathlib.Path) -> None:
@@ -36,8 +43,18 @@ def write(workdir: pathlib.Path) -> None:
 def _write(path, runs, begun):
     tables = make_tables(runs)
     if begun:
-        names = [[str(workdir), "no results yet; the command that began it goes on"] for workdir in begun]
-        tables.append(Table("Runs not finished", "Left out of every table above.", ["Workdir", "State"], names))
+        names = [
+            [str(workdir), "no results yet; the command that began it goes on"]
+            for workdir in begun
+        ]
+        tables.append(
+            Table(
+                "Runs not finished",
+                "Left out of every table above.",
+                ["Workdir", "State"],
+                names,
+            )
+        )
     title = "BIEDSNet: measured, and as published"
     text = page(title, tables, run_tables.evaluated(runs))
     try:
@@ -45,7 +62,8 @@ def _write(path, runs, begun):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path.with_suffix(".md"), _characters(markdown(title, tables)))
         files.write_text(path, _characters(text))
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:
         raise BadInput(
             f"{shown(path, most=300)} cannot be written: {reason(error)}. Make room, or give another --output."
         ) from None
@@ -57,9 +75,13 @@ def _characters(text):
 
 
 def make_tables(runs: list[results.Run]) -> list[Table]:
-    """The tables of every data set that `runs` were tested on. Raises BadInput where runs of a row do not match."""
+    """The tables of every data set that `runs` were tested on. Raises BadInput where
+    runs of a row do not match.
+    """
     grouped = defaultdict(lambda: defaultdict(list))
-    for one in sorted(runs, key=lambda one: (one.fields["seed"], str(one.fields.get("fold")))):
+    for one in sorted(
+        runs, key=lambda one: (one.fields["seed"], str(one.fields.get("fold")))
+    ):
         grouped[one.fields["dataset"]][one.fields["row"]].append(one)
     tables = []
     for dataset, by_name in sorted(grouped.items()):
@@ -74,9 +96,13 @@ def make_tables(runs: list[results.Run]) -> list[Table]:
 def _output_path(output, finished):
     if output is None:
         if len(finished) > 1:
-            raise BadInput("no output, nothing, in --output; give a file such as --output=report.html")
+            raise BadInput(
+                "no output, nothing, in --output; give a file such as --output=report.html"
+            )
         return finished[0] / "report.html"
     path = pathlib.Path(files.expanded(output))
     if path.suffix not in (".html", ".htm"):
-        raise BadInput(f"not an HTML file, {output}, in --output; give a name that ends in .html")
+        raise BadInput(
+            f"not an HTML file, {output}, in --output; give a name that ends in .html"
+        )
     return path

@@ -1,4 +1,6 @@
-"""The tables of a report: scores of both conventions, differences, details and cost, beside the paper's figures."""
+"""The tables of a report: scores of both conventions, differences, details and cost,
+beside the paper's figures.
+"""
 
 import dataclasses
 import math
@@ -11,7 +13,8 @@ from biedsnet_jax.scoring import comparison, false_lesions, results
 
 NOT_MEASURED = "not measured"
 _NONE = "-"
-_SMALL = 100  # pixels at 256x256
+# pixels at 256x256
+_SMALL = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,25 +59,37 @@ def _layouts(rows):
     known = [*paper_tables.TABLE_1, "trans_unet"]
     other = sorted(rows.keys() - {*known, *paper_tables.TABLE_2})
     first = Layout("Table 1", [*known, *other], "biedsnet", paper_tables.TABLE_1)
-    second = Layout("Table 2 (ablation)", list(paper_tables.TABLE_2), "row5", paper_tables.TABLE_2)
+    second = Layout(
+        "Table 2 (ablation)", list(paper_tables.TABLE_2), "row5", paper_tables.TABLE_2
+    )
     return [layout for layout in (first, second) if rows.keys() & set(layout.rows)]
 
 
 def _facts(dataset, rows):
     """What every caption says: data, budget, and where the rows are not on equal terms."""
     budget = {
-        "classes": {len({label for run in row.runs for _, _, label in run.images}) for row in rows},
+        "classes": {
+            len({label for run in row.runs for _, _, label in run.images})
+            for row in rows
+        },
         "test cases": {len(row.scores.cases()) for row in rows},
         "number of seeds": {len(set(row.each("seed"))) for row in rows},
         "train steps": {row.field("train_steps") for row in rows},
         "batch": {row.field("batch_size") for row in rows},
         "pixels a side": {row.field("size") for row in rows},
     }
-    said = ", ".join(f"{name} {_one_or_range(values)}" for name, values in budget.items())
+    said = ", ".join(
+        f"{name} {_one_or_range(values)}" for name, values in budget.items()
+    )
     unequal = [name for name, values in budget.items() if len(values) > 1]
-    if len({tuple(row.scores.cases()) for row in rows}) > 1 and "test cases" not in unequal:
+    if (
+        len({tuple(row.scores.cases()) for row in rows}) > 1
+        and "test cases" not in unequal
+    ):
         unequal.append("which cases are tested")
-    warning = f" Not on equal terms: rows differ in {', '.join(unequal)}." if unequal else ""
+    warning = (
+        f" Not on equal terms: rows differ in {', '.join(unequal)}." if unequal else ""
+    )
     splits = "/".join(sorted({row.field("split") for row in rows}))
     return f"Data set {dataset}, {splits} split; {said}.{warning}"
 
@@ -88,17 +103,36 @@ def _standard_table(layout, shown, facts):
         "diagonal. HD and HD95 in pixels; NSD is the share of both borders no farther apart than "
         f"{tolerances} pixels. The paper's figures follow another convention and stand in its table."
     )
-    notes = tuple(filter(None, (_without_lesion(name, row) for name, row in shown if row)))
+    notes = tuple(
+        filter(None, (_without_lesion(name, row) for name, row in shown if row))
+    )
     if notes:
-        caption += (
-            " Under the table: how many slices without lesion got one, all runs of a row together."
-        )
-    header = ["", "Dice", "95 % interval", "HD", "HD95", "NSD", "IoU", "Accuracy", "Recall", "Precision"]
+        caption += " Under the table: how many slices without lesion got one, all runs of a row together."
+    header = [
+        "",
+        "Dice",
+        "95 % interval",
+        "HD",
+        "HD95",
+        "NSD",
+        "IoU",
+        "Accuracy",
+        "Recall",
+        "Precision",
+    ]
 
     def cells(row):
-        means = {name: comparison.mean(row.scores.scores[name]) for name in results.STANDARD}
-        dice = [_number(means.pop("dice"), 4), _interval(*comparison.interval(row.scores, "dice"))]
-        return dice + [_number(value, 2 if name.startswith("hd") else 4) for name, value in means.items()]
+        means = {
+            name: comparison.mean(row.scores.scores[name]) for name in results.STANDARD
+        }
+        dice = [
+            _number(means.pop("dice"), 4),
+            _interval(*comparison.interval(row.scores, "dice")),
+        ]
+        return dice + [
+            _number(value, 2 if name.startswith("hd") else 4)
+            for name, value in means.items()
+        ]
 
     rows = _body(shown, header, cells)
     title = f"{layout.title}, standard convention"
@@ -106,13 +140,17 @@ def _standard_table(layout, shown, facts):
 
 
 def _without_lesion(name, row):
-    """What no mean of Dice shows: false lesions where there is none, classes that never occur."""
+    """What no mean of Dice shows: false lesions where there is none, classes that never
+    occur.
+    """
     tests = [run.masks() for run in row.runs]
     every = false_lesions.added(map(false_lesions.count, tests))
     classes = {}
     labels = sorted({label for run in row.runs for _, _, label in run.images})
     if len(labels) > 1:
-        classes = {label: false_lesions.added(_of_class(tests, label)) for label in labels}
+        classes = {
+            label: false_lesions.added(_of_class(tests, label)) for label in labels
+        }
     found = false_lesions.sentences(every, classes)
     if not found:
         return ""
@@ -123,7 +161,10 @@ def _without_lesion(name, row):
 
 def _of_class(tests, label):
     """The counts of one class in each test."""
-    return [false_lesions.count(mask for mask in masks if mask.label == label) for masks in tests]
+    return [
+        false_lesions.count(mask for mask in masks if mask.label == label)
+        for masks in tests
+    ]
 
 
 def _paper_table(layout, shown, facts):
@@ -139,10 +180,15 @@ def _paper_table(layout, shown, facts):
     header.insert(2, "95 % interval")
     rows = []
     for name, row in shown:
-        published = [f"{value:.4f}" for value in layout.published.get(name, ())] or [_NONE] * len(names)
+        published = [f"{value:.4f}" for value in layout.published.get(name, ())] or [
+            _NONE
+        ] * len(names)
         ours, interval = [NOT_MEASURED] + [_NONE] * (len(names) - 1), _NONE
         if row:
-            ours = [_number(comparison.mean(row.scores.scores[column]), 4) for column in results.PAPER]
+            ours = [
+                _number(comparison.mean(row.scores.scores[column]), 4)
+                for column in results.PAPER
+            ]
             interval = _interval(*comparison.interval(row.scores, "paper_dice"))
         cells = [cell for pair in zip(ours, published) for cell in pair]
         cells.insert(1, interval)
@@ -158,11 +204,23 @@ def _difference_table(layout, shown, facts):
         f"Wilcoxon signed-rank test, not corrected for the number of rows, and not defined where fewer than {few} "
         f"cases differ, since it could not fall below 0.05 there. Intervals from fewer than {few} cases are rough."
     )
-    header = ["", "Cases", "Dice", "95 % interval", "p", "HD95, pixels", "95 % interval", "p"]
+    header = [
+        "",
+        "Cases",
+        "Dice",
+        "95 % interval",
+        "p",
+        "HD95, pixels",
+        "95 % interval",
+        "p",
+    ]
 
     def cells(row):
         if row is reference or reference is None:
-            return ["reference" if row is reference else "no reference", *[_NONE] * (len(header) - 2)]
+            return [
+                "reference" if row is reference else "no reference",
+                *[_NONE] * (len(header) - 2),
+            ]
         dice = comparison.difference(row.scores, reference.scores, "dice")
         hd95 = comparison.difference(row.scores, reference.scores, "hd95")
         return [str(dice.n), *_difference_cells(dice, 4), *_difference_cells(hd95, 2)]
@@ -173,8 +231,18 @@ def _difference_table(layout, shown, facts):
 
 def _difference_cells(delta, digits):
     sign = "+" if delta.mean > 0 else ""
-    p = "not defined" if math.isnan(delta.p) else "<0.001" if delta.p < 0.001 else f"{delta.p:.3f}"
-    return [sign + _number(delta.mean, digits), _interval(delta.low, delta.high, digits), p]
+    p = (
+        "not defined"
+        if math.isnan(delta.p)
+        else "<0.001"
+        if delta.p < 0.001
+        else f"{delta.p:.3f}"
+    )
+    return [
+        sign + _number(delta.mean, digits),
+        _interval(delta.low, delta.high, digits),
+        p,
+    ]
 
 
 def _details_table(layout, shown, facts):
@@ -185,22 +253,46 @@ def _details_table(layout, shown, facts):
         "correlation with 1 - Dice says whether a slice's uncertainty tells its error (Spearman; 1 is best, 0 is "
         "chance), as does the mean Dice of the half of the slices with the least."
     )
-    header = ["", "Slices, small", "Dice", "HD95", "NSD", "Slices, large", "Dice", "HD95", "NSD", "ECE"]
+    header = [
+        "",
+        "Slices, small",
+        "Dice",
+        "HD95",
+        "NSD",
+        "Slices, large",
+        "Dice",
+        "HD95",
+        "NSD",
+        "ECE",
+    ]
     header += ["Entropy against error", "Dice of the surest half"]
 
     def cells(row):
         columns, found = row.scores.scores, []
-        known, small = ~np.isnan(columns["dice"]), columns["truth_pixels"] < _SMALL * (row.field("size") / 256) ** 2
+        known, small = (
+            ~np.isnan(columns["dice"]),
+            columns["truth_pixels"] < _SMALL * (row.field("size") / 256) ** 2,
+        )
         recorded = not np.isnan(columns["truth_pixels"]).all()
         for some in (known & small, known & ~small & recorded):
-            means = [comparison.mean(columns[name][some]) for name in ("dice", "hd95", "nsd")]
-            found += [str(some.sum()), *(_number(mean, digits) for mean, digits in zip(means, (4, 2, 4)))]
+            means = [
+                comparison.mean(columns[name][some]) for name in ("dice", "hd95", "nsd")
+            ]
+            found += [
+                str(some.sum()),
+                *(_number(mean, digits) for mean, digits in zip(means, (4, 2, 4))),
+            ]
         ece = [value for value in row.each("calibration_error") if value is not None]
         dice, entropy = columns["dice"][known], columns["entropy"][known]
         surest = dice[np.argsort(entropy, kind="stable")[: (len(dice) + 1) // 2]]
-        rest = [sum(ece) / len(ece) if ece else math.nan, comparison.rank_correlation(entropy, 1.0 - dice)]
+        rest = [
+            sum(ece) / len(ece) if ece else math.nan,
+            comparison.rank_correlation(entropy, 1.0 - dice),
+        ]
         rest.append(math.nan if np.isnan(entropy).any() else comparison.mean(surest))
-        return found + [_number(value, digits) for value, digits in zip(rest, (4, 2, 4))]
+        return found + [
+            _number(value, digits) for value, digits in zip(rest, (4, 2, 4))
+        ]
 
     title = f"{layout.title}, small lesions and uncertainty"
     return Table(title, caption, header, _body(shown, header, cells), "standard")
@@ -212,7 +304,17 @@ def _cost_table(layout, shown, facts):
         "samples of a diffusion model together. Seconds an image: mean over runs, in batches, on the device named, "
         "compilation left out. Best step: the checkpoint that was tested, of highest validation Dice."
     )
-    header = ["", "Seeds", "Dice of each run", "Cases", "Images", "Empty", "Train steps", "Best step", "Batch"]
+    header = [
+        "",
+        "Seeds",
+        "Dice of each run",
+        "Cases",
+        "Images",
+        "Empty",
+        "Train steps",
+        "Best step",
+        "Batch",
+    ]
     header += ["Parameters", "GMACs", "Seconds", "Sampling", "Device"]
 
     def cells(row):
@@ -234,10 +336,22 @@ def _cost_table(layout, shown, facts):
             _list(row.each("device")),
         ]
 
-    return Table(f"{layout.title}, cost and budget", caption, header, _body(shown, header, cells), "cost")
+    return Table(
+        f"{layout.title}, cost and budget",
+        caption,
+        header,
+        _body(shown, header, cells),
+        "cost",
+    )
 
 
-_TABLES = (_standard_table, _paper_table, _difference_table, _details_table, _cost_table)
+_TABLES = (
+    _standard_table,
+    _paper_table,
+    _difference_table,
+    _details_table,
+    _cost_table,
+)
 
 
 def _body(shown, header, cells):
@@ -247,7 +361,11 @@ def _body(shown, header, cells):
 
 
 def _sampling(sampler):
-    return f"{sampler['method']}, {sampler['steps']} steps x {sampler['ensemble']}" if sampler else "one pass"
+    return (
+        f"{sampler['method']}, {sampler['steps']} steps x {sampler['ensemble']}"
+        if sampler
+        else "one pass"
+    )
 
 
 def _label(name):
@@ -274,4 +392,8 @@ def _maybe(value, spec=""):
 
 def _one_or_range(values):
     known = sorted(value for value in values if value is not None)
-    return " to ".join(str(value) for value in dict.fromkeys((known[0], known[-1]))) if known else "not recorded"
+    return (
+        " to ".join(str(value) for value in dict.fromkeys((known[0], known[-1])))
+        if known
+        else "not recorded"
+    )

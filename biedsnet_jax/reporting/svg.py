@@ -1,4 +1,6 @@
-"""Line and dot charts as SVG text, coloured by the page's style sheet: classes c0 to c7, and grey c8."""
+"""Line and dot charts as SVG text, coloured by the page's style sheet: classes c0 to
+c7, and grey c8.
+"""
 
 import dataclasses
 import html
@@ -8,12 +10,15 @@ from collections.abc import Sequence
 Number = int | float
 COLOURS, GREY = 8, 8
 _WIDTH, _HEIGHT = 480, 310
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 12, 52  # margins
+# margins
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 12, 52
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Points of one name; those that are not finite, or cannot be on a logarithmic axis, are left out."""
+    """Points of one name; those that are not finite, or cannot be on a logarithmic
+    axis, are left out.
+    """
 
     name: str  # "": not in the legend
     x: Sequence[Number]
@@ -27,7 +32,9 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One side of a chart; `low` and `high` where they are not to be those of the points."""
+    """One side of a chart; `low` and `high` where they are not to be those of the
+    points.
+    """
 
     label: str
     low: Number | None = None
@@ -50,15 +57,23 @@ class Figure:
 def svg(figure: Figure) -> str:
     """An `svg` element that scales with its place, and its legend."""
     shown = [_drawable(figure, one) for one in figure.series]
-    x = _Scale(figure.x, [value for one in shown for value in one.x], _LEFT, _WIDTH - _RIGHT)
-    y = _Scale(figure.y, [value for one in shown for value in one.y], _HEIGHT - _BOTTOM, _TOP)
+    x = _Scale(
+        figure.x, [value for one in shown for value in one.x], _LEFT, _WIDTH - _RIGHT
+    )
+    y = _Scale(
+        figure.y, [value for one in shown for value in one.y], _HEIGHT - _BOTTOM, _TOP
+    )
     label = html.escape(f"{figure.title}: {figure.y.label} against {figure.x.label}")
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">']
     parts += [_x_tick(x, value, name) for value, name in x.ticks()]
     parts += [_y_tick(y, value, name) for value, name in y.ticks()]
-    parts += [_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, figure.x.label, "middle")]
+    parts += [
+        _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, figure.x.label, "middle")
+    ]
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-    parts += [f'<g transform="rotate(-90 12 {middle:.0f})">{_text(12, middle, figure.y.label, "middle")}</g>']
+    parts += [
+        f'<g transform="rotate(-90 12 {middle:.0f})">{_text(12, middle, figure.y.label, "middle")}</g>'
+    ]
     parts += [_dots(one, x, y) if one.dots else _line(one, x, y) for one in shown]
     return "\n".join([*parts, "</svg>", _legend(shown)])
 
@@ -68,16 +83,25 @@ class _Scale:
 
     def __init__(self, axis, values, start, end):
         self.axis, self.start, self.end = axis, start, end
-        low = axis.low if axis.low is not None else min(values, default=0.1 if axis.log else 0.0)
+        low = (
+            axis.low
+            if axis.low is not None
+            else min(values, default=0.1 if axis.log else 0.0)
+        )
         high = axis.high if axis.high is not None else max(values, default=1.0)
         if axis.log:
-            low, high = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
+            low, high = (
+                10.0 ** math.floor(math.log10(low)),
+                10.0 ** math.ceil(math.log10(high)),
+            )
         if high <= low:
             low, high = (low, low * 10) if axis.log else (low - 0.5, low + 0.5)
         self.low, self.high = low, high
 
     def __call__(self, value):
-        at, low, high = (math.log10(v) if self.axis.log else v for v in (value, self.low, self.high))
+        at, low, high = (
+            math.log10(v) if self.axis.log else v for v in (value, self.low, self.high)
+        )
         return self.start + (self.end - self.start) * (at - low) / (high - low)
 
     def ticks(self):
@@ -87,12 +111,17 @@ class _Scale:
             every = -(-len(axis.names) // 12)
             return [(i, name) for i, name in enumerate(axis.names) if i % every == 0]
         if axis.log:
-            powers = range(round(math.log10(self.low)), round(math.log10(self.high)) + 1)
+            powers = range(
+                round(math.log10(self.low)), round(math.log10(self.high)) + 1
+            )
             return [(10.0**power, f"{10.0**power:g}") for power in powers]
         rough = (self.high - self.low) / 5
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        first, last = (
+            math.ceil(self.low / step - 1e-9),
+            math.floor(self.high / step + 1e-9),
+        )
         return [(n * step, f"{n * step:.10g}") for n in range(first, last + 1)]
 
 
@@ -100,9 +129,15 @@ def _drawable(figure, one):
     def fits(value, axis):
         return math.isfinite(value) and (value > 0 or not axis.log)
 
-    kept = [i for i, (a, b) in enumerate(zip(one.x, one.y)) if fits(a, figure.x) and fits(b, figure.y)]
+    kept = [
+        i
+        for i, (a, b) in enumerate(zip(one.x, one.y))
+        if fits(a, figure.x) and fits(b, figure.y)
+    ]
     tips = [one.tips[i] for i in kept] if one.tips else ()
-    return dataclasses.replace(one, x=[one.x[i] for i in kept], y=[one.y[i] for i in kept], tips=tips)
+    return dataclasses.replace(
+        one, x=[one.x[i] for i in kept], y=[one.y[i] for i in kept], tips=tips
+    )
 
 
 def _line(one, x, y):
@@ -121,15 +156,24 @@ def _dots(one, x, y):
 
 
 def _classes(one):
-    return " ".join([f"c{one.colour}", *["dashed"] * one.dashed, *["faint"] * one.faint])
+    return " ".join(
+        [f"c{one.colour}", *["dashed"] * one.dashed, *["faint"] * one.faint]
+    )
 
 
 def _x_tick(x, value, name):
-    at, bottom, short = x(value), _HEIGHT - _BOTTOM, name if len(name) < 12 else "…" + name[-9:]
+    at, bottom, short = (
+        x(value),
+        _HEIGHT - _BOTTOM,
+        name if len(name) < 12 else "…" + name[-9:],
+    )
     line = f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>'
     if not x.axis.names or len(x.axis.names) < 6:
         return line + _text(at, bottom + 16, short, "middle")
-    return line + f'<g transform="rotate(-30 {at:.1f} {bottom + 11})">{_text(at, bottom + 11, short, "end")}</g>'
+    return (
+        line
+        + f'<g transform="rotate(-30 {at:.1f} {bottom + 11})">{_text(at, bottom + 11, short, "end")}</g>'
+    )
 
 
 def _y_tick(y, value, name):
@@ -147,6 +191,7 @@ def _legend(shown):
     if not entries:
         return ""
     items = "".join(
-        f'<li class="{_classes(one)}"><span>{html.escape(name)}</span></li>' for name, one in entries.items()
+        f'<li class="{_classes(one)}"><span>{html.escape(name)}</span></li>'
+        for name, one in entries.items()
     )
     return f'<ul class="legend">{items}</ul>'

@@ -10,7 +10,8 @@ from biedsnet_jax.runtime.markdown import Marked, escaped, shown
 class Table:
     """Cells of plain text; the first column names the row.
 
-    `convention` is that of its scores, if it has any; `notes` are sentences right under the table.
+    `convention` is that of its scores, if it has any; `notes` are sentences right under
+    the table.
     """
 
     title: str

@@ -1,4 +1,6 @@
-"""Who is shown what: whether --quiet was given, and whether a stream is a terminal that somebody looks at."""
+"""Who is shown what: whether --quiet was given, and whether a stream is a terminal that
+somebody looks at.
+"""
 
 import os
 import sys
@@ -8,7 +10,9 @@ _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Of the whole process: nothing but errors, warnings and the closing word from here on."""
+    """Of the whole process: nothing but errors, warnings and the closing word from here
+    on.
+    """
     global _quiet
     _quiet = quiet
 
@@ -19,7 +23,9 @@ def is_quiet() -> bool:
 
 
 def tell(text: str, stream: Any) -> None:
-    """A line about what goes on, unless --quiet was given; at once, so that Ctrl-C does not come between."""
+    """A line about what goes on, unless --quiet was given; at once, so that Ctrl-C does
+    not come between.
+    """
     if not _quiet:
         print(text, file=stream, flush=True)
 

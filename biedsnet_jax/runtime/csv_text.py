@@ -1,7 +1,7 @@
 """CSV as text: one way to write and to read it, safe to open in a spreadsheet.
 
-A spreadsheet takes a cell that begins with =, +, - or @ for a formula. Such a name gets an
-apostrophe before it, which `read` takes away again.
+A spreadsheet takes a cell that begins with =, +, - or @ for a formula. Such a name gets
+an apostrophe before it, which `read` takes away again.
 """
 
 import csv
@@ -12,13 +12,17 @@ from typing import Any
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, header: bool = True) -> str:
+def write(
+    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, header: bool = True
+) -> str:
     """The rows, with their header line or without."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     if header:
         writer.writeheader()
-    writer.writerows({name: _safe(value) for name, value in row.items()} for row in rows)
+    writer.writerows(
+        {name: _safe(value) for name, value in row.items()} for row in rows
+    )
     return text.getvalue()
 
 
@@ -31,13 +35,21 @@ def read(text: str) -> list[dict[str, str]]:
 
 
 def _safe(value):
-    if isinstance(value, str) and value.lstrip("'").startswith(_FORMULA) and not _is_number(value):
+    if (
+        isinstance(value, str)
+        and value.lstrip("'").startswith(_FORMULA)
+        and not _is_number(value)
+    ):
         return f"'{value}"
     return value
 
 
 def _plain(value):
-    if isinstance(value, str) and value[:1] == "'" and value.lstrip("'").startswith(_FORMULA):
+    if (
+        isinstance(value, str)
+        and value[:1] == "'"
+        and value.lstrip("'").startswith(_FORMULA)
+    ):
         return value[1:]
     return value
 

@@ -1,8 +1,10 @@
-"""Devices: one mesh over those of all processes, the shardings of batch and state, and the compile cache.
+"""Devices: one mesh over those of all processes, the shardings of batch and state, and
+the compile cache.
 
-Networks never mention a mesh. It has the axes "data" and "fsdp"; a batch is split over both. The devices along "fsdp"
-share one copy of the state, its large arrays cut into parts (fully sharded data parallel, as ZeRO stage 3); with one
-device along it the state is whole on every device.
+Networks never mention a mesh. It has the axes "data" and "fsdp"; a batch is split over
+both. The devices along "fsdp" share one copy of the state, its large arrays cut into
+parts (fully sharded data parallel, as ZeRO stage 3); with one device along it the state
+is whole on every device.
 """
 
 import math
@@ -22,16 +24,18 @@ from jax.sharding import PartitionSpec as P
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import files, processes
 
-# Compiler options for a program that runs once, such as the hundreds of small random draws of an initialisation:
-# optimising it costs several times what it saves.
+# Compiler options for a program that runs once, such as the hundreds of small random
+# draws of an initialisation: optimising it costs several times what it saves.
 RUN_ONCE = {"xla_backend_optimization_level": 0}
 
 
-SHARDED_FROM = 2**12  # elements: gathering an array smaller than that costs more than keeping it whole
+# elements: gathering an array smaller than that costs more than keeping it whole
+SHARDED_FROM = 2**12
 
 
 def make_mesh(devices: list | None = None, *, fsdp: int = 1) -> Mesh:
-    """Axes "data" and "fsdp", the second of size `fsdp`, over `devices` (of all processes by default).
+    """Axes "data" and "fsdp", the second of size `fsdp`, over `devices` (of all
+    processes by default).
 
     Raises BadInput where `fsdp` does not divide their number.
     """
@@ -39,16 +43,25 @@ def make_mesh(devices: list | None = None, *, fsdp: int = 1) -> Mesh:
     count = len(devices)
     if fsdp < 1 or count % fsdp:
         fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-        raise BadInput(f"parts that do not divide {count} devices, {fsdp}, in parallel.fsdp; use one of {fits}")
-    # Auto: under Explicit, the default of make_mesh, concatenating with noise and splitting into windows are errors.
-    return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+        raise BadInput(
+            f"parts that do not divide {count} devices, {fsdp}, in parallel.fsdp; use one of {fits}"
+        )
+    # Auto: under Explicit, the default of make_mesh, concatenating with noise and
+    # splitting into windows are errors.
+    return jax.make_mesh(
+        (count // fsdp, fsdp),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto,) * 2,
+        devices=devices,
+    )
 
 
 def device_kind(mesh: Mesh) -> str:
-    """Of what kind its devices are; where jax says no more than cpu, which processor, and how many cores may be used.
+    """Of what kind its devices are; where jax says no more than cpu, which processor,
+    and how many cores may be used.
 
-    With another processor or number of cores sums are rounded otherwise, so that not only the time differs, but also
-    what is trained.
+    With another processor or number of cores sums are rounded otherwise, so that not
+    only the time differs, but also what is trained.
     """
     device = mesh.devices.flat[0]
     if device.platform != "cpu":
@@ -61,7 +74,11 @@ def processor() -> str:
     """Name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip()
+            for line in lines
+            if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -77,11 +94,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(tree: Any, mesh: Mesh) -> Any:
-    """For each array (or shape) of `tree`: cut over "fsdp" along its largest axis that divides, the last of equals.
+    """For each array (or shape) of `tree`: cut over "fsdp" along its largest axis that
+    divides, the last of equals.
 
-    Whole on every device are those that have none and those of fewer than SHARDED_FROM elements.
+    Whole on every device are those that have none and those of fewer than SHARDED_FROM
+    elements.
     """
-    return jax.tree.map(lambda x: NamedSharding(mesh, _cut(x.shape, mesh.shape["fsdp"])), tree)
+    return jax.tree.map(
+        lambda x: NamedSharding(mesh, _cut(x.shape, mesh.shape["fsdp"])), tree
+    )
 
 
 def _cut(shape, parts):
@@ -94,14 +115,19 @@ def _cut(shape, parts):
 
 def my_rows(batch_size: int, mesh: Mesh) -> list[int]:
     """The rows of a batch that lie on this process's devices."""
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    places = (
+        batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    )
     return sorted({row for (rows,) in places for row in range(batch_size)[rows]})
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch onto its devices, as one global array each."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+    return {
+        name: jax.make_array_from_process_local_data(sharding, x)
+        for name, x in batch.items()
+    }
 
 
 def put_whole_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -111,7 +137,8 @@ def put_whole_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
 
 
 def jit_batches(function: Callable, mesh: Mesh) -> Callable:
-    """Jitted `(variables, image, index) -> arrays`, rows split over all devices; every process gets all of the result.
+    """Jitted `(variables, image, index) -> arrays`, rows split over all devices; every
+    process gets all of the result.
 
     The variables stay as they are, whole or cut over "fsdp".
     """
@@ -132,17 +159,23 @@ def check_divisible(batch_size: int, parts: int, *, field: str, what: str) -> No
     if batch_size < 1 or batch_size % parts:
         below, above = batch_size // parts * parts, (batch_size // parts + 1) * parts
         fits = f"{below} or {above}" if below > 0 else f"{above}"
-        raise BadInput(f"batch of {batch_size} does not divide over {parts} {what}, in {field}; set {field} to {fits}")
+        raise BadInput(
+            f"batch of {batch_size} does not divide over {parts} {what}, in {field}; set {field} to {fits}"
+        )
 
 
 def enable_compile_cache(folder: str | None) -> None:
-    """Keep compiled programs on disk between runs; `auto` is the user's cache folder, None is off.
+    """Keep compiled programs on disk between runs; `auto` is the user's cache folder,
+    None is off.
 
-    Where the folder cannot be written this says so and goes on without: jax would warn at every program.
+    Where the folder cannot be written this says so and goes on without: jax would warn
+    at every program.
     """
     if not folder:
         return
-    folder = str(files.user_cache() / "xla") if folder == "auto" else files.expanded(folder)
+    folder = (
+        str(files.user_cache() / "xla") if folder == "auto" else files.expanded(folder)
+    )
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -157,4 +190,8 @@ def enable_compile_cache(folder: str | None) -> None:
 
 
 def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )

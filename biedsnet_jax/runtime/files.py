@@ -1,6 +1,7 @@
 """Files that a reader, a kill or a power cut never leaves half written.
 
-A file is written under another name, brought to the disk (fsync), then renamed over its own.
+A file is written under another name, brought to the disk (fsync), then renamed over its
+own.
 """
 
 import contextlib
@@ -19,15 +20,19 @@ from typing import Any
 
 from biedsnet_jax.errors import BadInput, reason
 
-_LONGEST_NAME = 255  # bytes, of most file systems
-_SOME = 2**16  # bytes: a disk with less room is full
-_ENDS = 2**20  # bytes at each end of a file that a fingerprint reads
+# bytes, of most file systems
+_LONGEST_NAME = 255
+# bytes: a disk with less room is full
+_SOME = 2**16
+# bytes at each end of a file that a fingerprint reads
+_ENDS = 2**20
 
 
 def expanded(path: str) -> str:
     """A path as a user means it: a leading ~ is the home folder, ~name that of a user.
 
-    Raises BadInput where there is no such home, rather than let a folder called ~ be made.
+    Raises BadInput where there is no such home, rather than let a folder called ~ be
+    made.
     """
     found = os.path.expanduser(path)
     if found.startswith("~") and not os.path.lexists(found.partition("\0")[0]):
@@ -42,8 +47,8 @@ def expanded(path: str) -> str:
 def user_cache() -> pathlib.Path:
     """Where this package may keep what it can make again.
 
-    That is $XDG_CACHE_HOME, else ~/.cache, else, for a user without a home, a folder of his own
-    in the system's temporary one.
+    That is $XDG_CACHE_HOME, else ~/.cache, else, for a user without a home, a folder of
+    his own in the system's temporary one.
     """
     root = os.environ.get("XDG_CACHE_HOME", "")
     # A relative one is to be ignored, says the standard that it is of.
@@ -62,7 +67,11 @@ def _temporary_cache() -> pathlib.Path:
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
-        if status.st_uid == user and not status.st_mode & 0o022 and not folder.is_symlink():
+        if (
+            status.st_uid == user
+            and not status.st_mode & 0o022
+            and not folder.is_symlink()
+        ):
             return folder
     return pathlib.Path(tempfile.mkdtemp(prefix="biedsnet_jax_"))
 
@@ -85,11 +94,12 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path, *, shared: bool = False) -> Iterator[pathlib.Path]:
-    """Gives a name to write to, which becomes `path` once all is written and on the disk.
+    """Gives a name to write to, which becomes `path` once all is written and on the
+    disk.
 
-    Of what goes wrong nothing is left. A file that several processes may write at once, the same
-    content, is `shared`: each then has a name of its own to write to. Raises OSError where `path` is
-    a device or a pipe, whose place the file would take.
+    Of what goes wrong nothing is left. A file that several processes may write at once,
+    the same content, is `shared`: each then has a name of its own to write to. Raises
+    OSError where `path` is a device or a pipe, whose place the file would take.
     """
     check_replaceable(path)
     own = f"{os.getpid()}_{threading.get_ident()}_" if shared else ""
@@ -113,16 +123,21 @@ def check_replaceable(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path, *, another: str = "--workdir") -> Iterator[None]:
-    """OSError in its block becomes BadInput that names `path` and the flag that says where else to write."""
+    """OSError in its block becomes BadInput that names `path` and the flag that says
+    where else to write.
+    """
     try:
         yield
     except OSError as error:
         what = "Make room there" if is_full(error) else "Make it writable"
-        raise BadInput(f"Cannot write to {path}: {reason(error)}. {what}, or give another {another}.") from error
+        raise BadInput(
+            f"Cannot write to {path}: {reason(error)}. {what}, or give another {another}."
+        ) from error
 
 
 def check_writable(folder: pathlib.Path) -> None:
-    """Raise OSError where no file can be written in a folder, which need not be there yet.
+    """Raise OSError where no file can be written in a folder, which need not be there
+    yet.
 
     For a mode to say at its start what its last line would fail on. Nothing is left.
     """
@@ -164,24 +179,30 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 def append_json_line(path: pathlib.Path, record: dict[str, Any]) -> None:
     """Append one line in one write; a number that is not finite becomes null."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v
+        for k, v in record.items()
+    }
     append_text(path, json.dumps(finite) + "\n")
 
 
 def append_text(path: pathlib.Path, text: str) -> None:
     """Append in one write, and bring it to the disk.
 
-    A disk that fills up in the middle of it raises OSError and leaves the file as it was.
+    A disk that fills up in the middle of it raises OSError and leaves the file as it
+    was.
     """
     data = text.encode(errors="surrogateescape")
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         before = os.fstat(descriptor).st_size
-        if os.write(descriptor, data) < len(data):  # the next line would go on in the middle of this one
+        # the next line would go on in the middle of this one
+        if os.write(descriptor, data) < len(data):
             os.ftruncate(descriptor, before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
-        if not before:  # a new file's name too
+        # a new file's name too
+        if not before:
             sync_folder(path.parent)
     finally:
         os.close(descriptor)
@@ -212,23 +233,34 @@ def identity(folder: pathlib.Path) -> int | None:
         return None
 
 
-_FULL = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+_FULL = {
+    number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+}
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, says that the disk or a quota is full; libraries give that as text."""
+    """Whether an error, or one behind it, says that the disk or a quota is full;
+    libraries give that as text.
+    """
     while error is not None:
-        if getattr(error, "errno", None) in _FULL or any(text in str(error) for text in _FULL.values()):
+        if getattr(error, "errno", None) in _FULL or any(
+            text in str(error) for text in _FULL.values()
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def composed(name: str) -> str:
-    """A name by which files are paired (Unicode's NFC): an umlaut may be stored as one character or as two."""
+    """A name by which files are paired (Unicode's NFC): an umlaut may be stored as one
+    character or as two.
+    """
     return unicodedata.normalize("NFC", name)
 
 
 def natural(name: str) -> tuple:
     """Sort key that takes digits as numbers."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)), name
+    return tuple(
+        (int(part), "") if part.isdecimal() else (-1, part)
+        for part in re.split(r"(\d+)", name)
+    ), name

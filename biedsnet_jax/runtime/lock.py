@@ -1,7 +1,8 @@
-"""One writer a folder: a lock that its process holds as long as it lives, so that a kill frees it.
+"""One writer a folder: a lock that its process holds as long as it lives, so that a
+kill frees it.
 
-The file stays; that somebody holds it is known to the system alone (flock), and to a network file
-system as far as it passes this on.
+The file stays; that somebody holds it is known to the system alone (flock), and to a
+network file system as far as it passes this on.
 """
 
 import contextlib
@@ -19,10 +20,12 @@ from biedsnet_jax.runtime import files
 
 try:
     import fcntl
-except ImportError:  # Windows
+# Windows
+except ImportError:
     fcntl = None
 
-_LOOK = 0.5  # seconds between looks at a lock that another process holds
+# seconds between looks at a lock that another process holds
+_LOOK = 0.5
 # What a file system says that has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -38,14 +41,18 @@ class InUse(BadInput):
 
 
 class Lock:
-    """Holds `folder`, which must exist, until `close`; a context manager does that by itself.
+    """Holds `folder`, which must exist, until `close`; a context manager does that by
+    itself.
 
-    `name` tells locks for different kinds of work in one folder apart, `another` is the flag that
-    gives another folder. Raises BadInput that names host and process of the holder, and where the
-    folder cannot be written. `held` is False where the file system has no locks.
+    `name` tells locks for different kinds of work in one folder apart, `another` is the
+    flag that gives another folder. Raises BadInput that names host and process of the
+    holder, and where the folder cannot be written. `held` is False where the file
+    system has no locks.
     """
 
-    def __init__(self, folder: Path, *, name: str = ".lock", another: str = "--workdir"):
+    def __init__(
+        self, folder: Path, *, name: str = ".lock", another: str = "--workdir"
+    ):
         self.path, self.held = folder / name, False
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -92,7 +99,9 @@ class Lock:
         return True
 
     def _sign(self) -> None:
-        """Say who holds it; on a full disk nobody knows, and the lock holds all the same."""
+        """Say who holds it; on a full disk nobody knows, and the lock holds all the
+        same.
+        """
         who = {
             "host": socket.gethostname(),
             "process": os.getpid(),
@@ -105,7 +114,8 @@ class Lock:
 
 
 def wait(folder: Path, *, name: str, say: Callable[[str], None]) -> Lock:
-    """The lock of a folder as soon as nobody else holds it; `say` is told once who does.
+    """The lock of a folder as soon as nobody else holds it; `say` is told once who
+    does.
 
     Raises BadInput where the folder cannot be written.
     """
@@ -124,7 +134,8 @@ def _holder(path: Path) -> str:
     try:
         who = json.loads(path.read_text(errors="replace"))
         return shown(
-            f"process {who['process']} on host {who['host']}, since {who['since']}", most=120
+            f"process {who['process']} on host {who['host']}, since {who['since']}",
+            most=120,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -9,11 +9,15 @@ _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
 class Marked(str):
-    """Text that is Markdown already, made by this project: `markdown` leaves its markup alone."""
+    """Text that is Markdown already, made by this project: `markdown` leaves its markup
+    alone.
+    """
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: names of files and folders hold anything."""
+    """Text that Markdown shows as it is, on one line: names of files and folders hold
+    anything.
+    """
     if isinstance(text, Marked):
         return text
     line = " ".join(shown(text).split())
@@ -22,7 +26,9 @@ def escaped(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """The text, a mark in place of what is no character: control codes, bytes of no encoding."""
+    """The text, a mark in place of what is no character: control codes, bytes of no
+    encoding.
+    """
     return "".join(_character(c) for c in text)
 
 

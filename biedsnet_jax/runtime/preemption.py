@@ -1,7 +1,8 @@
 """Signals that announce the end: finish the step, write a checkpoint, go.
 
-SIGTERM comes from preemptible machines and schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal
-that is gone. All three do the same; the exit code tells them apart. A second Ctrl-C quits at once.
+SIGTERM comes from preemptible machines and schedulers, SIGINT from Ctrl-C, SIGHUP from
+a terminal that is gone. All three do the same; the exit code tells them apart. A second
+Ctrl-C quits at once.
 """
 
 import contextlib
@@ -17,11 +18,17 @@ from jax.experimental import multihost_utils
 
 from biedsnet_jax.errors import Preempted
 
-# What they are called, and the exit code: a scheduler's SIGTERM was obeyed, the others were not
-# asked for by whoever waits for the end.
-_SIGNALS = {"SIGTERM": ("SIGTERM", 0), "SIGINT": ("Ctrl-C", 130), "SIGHUP": ("SIGHUP", 129)}
+# What they are called, and the exit code: a scheduler's SIGTERM was obeyed, the others
+# were not asked for by whoever waits for the end.
+_SIGNALS = {
+    "SIGTERM": ("SIGTERM", 0),
+    "SIGINT": ("Ctrl-C", 130),
+    "SIGHUP": ("SIGHUP", 129),
+}
 _BEFORE = "before its first step. The same command begins where this one did."
-_WAIT = b"\nStopping as soon as the work under way allows. Ctrl-C again quits at once.\n"
+_WAIT = (
+    b"\nStopping as soon as the work under way allows. Ctrl-C again quits at once.\n"
+)
 _AT_ONCE = (
     b"\nbiedsnet: Stopped at once by a second Ctrl-C. "
     b"The same command goes on from the last complete checkpoint, where there is one.\n"
@@ -29,11 +36,13 @@ _AT_ONCE = (
 
 
 class Watch:
-    """Hears the signals while open: in the loop `reached` tells, elsewhere it raises Preempted.
+    """Hears the signals while open: in the loop `reached` tells, elsewhere it raises
+    Preempted.
 
-    Over several processes jax hears SIGTERM, on whichever it comes to first, and chooses a step
-    that none has passed yet, the same on all; SIGINT and SIGHUP become a SIGTERM there until the
-    loop is over. A signal that is ignored when the watch begins, as by nohup, stays ignored.
+    Over several processes jax hears SIGTERM, on whichever it comes to first, and
+    chooses a step that none has passed yet, the same on all; SIGINT and SIGHUP become a
+    SIGTERM there until the loop is over. A signal that is ignored when the watch
+    begins, as by nohup, stays ignored.
     """
 
     def __init__(self):
@@ -44,10 +53,12 @@ class Watch:
         self._before = {}
 
     def __enter__(self):
-        if threading.current_thread() is not threading.main_thread():  # others may not set signals
+        # others may not set signals
+        if threading.current_thread() is not threading.main_thread():
             return self
         for name in _SIGNALS:
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            # Windows has no SIGHUP
+            number = getattr(signal, name, None)
             mine = self._alone or name != "SIGTERM"
             if number and mine and signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._hear)
@@ -59,13 +70,16 @@ class Watch:
 
     @contextlib.contextmanager
     def loop(self, after: str) -> Iterator[None]:
-        """While the loop runs, which asks `reached`; `after` says how the run stands then."""
+        """While the loop runs, which asks `reached`; `after` says how the run stands
+        then.
+        """
         self._looping = True
         try:
             yield
         finally:
             self._looping, self._over, self._where = False, True, after
-        if self._heard:  # too late for the last step to stop the loop
+        # too late for the last step to stop the loop
+        if self._heard:
             raise self.stopped(after)
 
     def reached(self, step: int) -> bool:
@@ -75,7 +89,9 @@ class Watch:
         return multihost_utils.reached_preemption_sync_point(step)
 
     def stopped(self, where: str) -> Preempted:
-        """What to raise where a signal stopped the run; `where` says at what and how to go on."""
+        """What to raise where a signal stopped the run; `where` says at what and how to
+        go on.
+        """
         name, code = _SIGNALS[self._heard or "SIGTERM"]
         return Preempted(f"Stopped by {name} {where}", code)
 
@@ -90,7 +106,8 @@ class Watch:
         if name == "SIGINT" and sys.stderr.isatty():
             _tell(_WAIT)
         if not self._alone and not self._over:
-            signal.raise_signal(signal.SIGTERM)  # for jax, which tells the other processes
+            # for jax, which tells the other processes
+            signal.raise_signal(signal.SIGTERM)
         elif not self._looping:
             raise self.stopped(self._where)
 
@@ -102,7 +119,9 @@ def _tell(text: bytes) -> None:
 
 
 def _leave_terminal() -> None:
-    """Write to nowhere from here on where the terminal is gone: to write there is an error."""
+    """Write to nowhere from here on where the terminal is gone: to write there is an
+    error.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):

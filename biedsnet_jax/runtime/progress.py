@@ -11,8 +11,9 @@ from biedsnet_jax.runtime import console
 class Progress:
     """Rate and time to go of `total` units, of which `start` were done before.
 
-    Both count from the first update on, since what comes before it is mostly compilation. A quiet one only has notes;
-    with --quiet all are, and have only warnings. To be closed, whatever happens.
+    Both count from the first update on, since what comes before it is mostly
+    compilation. A quiet one only has notes; with --quiet all are, and have only
+    warnings. To be closed, whatever happens.
     """
 
     def __init__(self, what: str, total: int, *, start: int = 0, quiet: bool = False):
@@ -20,9 +21,15 @@ class Progress:
         self.began, self.updated = time.monotonic(), False
         self.quiet = quiet or console.is_quiet()
         self.shown, self.done, self.values = 0.0, start, {}
-        self.bar = _bar(what, total, start) if console.is_terminal(sys.stderr) and not self.quiet else None
+        self.bar = (
+            _bar(what, total, start)
+            if console.is_terminal(sys.stderr) and not self.quiet
+            else None
+        )
 
-    def update(self, done: int, values: Mapping[str, float], *, plain: bool = False) -> None:
+    def update(
+        self, done: int, values: Mapping[str, float], *, plain: bool = False
+    ) -> None:
         """Show `done` units; without a terminal only where `plain` asks for a line."""
         now = time.monotonic()
         self.done = done
@@ -35,7 +42,9 @@ class Progress:
             self.began, self.start, self.updated = now, done, True
 
     def advance(self, more: int) -> None:
-        """Show `more` units done than before; without a terminal a line every five seconds."""
+        """Show `more` units done than before; without a terminal a line every five
+        seconds.
+        """
         self.done += more
         due = time.monotonic() - self.shown > 5 or self.done >= self.total
         self.update(self.done, {}, plain=due)
@@ -52,7 +61,8 @@ class Progress:
     def warn(self, text: str) -> None:
         """A line that stays, with --quiet too."""
         if self.bar:
-            with contextlib.suppress(OSError):  # as in `_write`
+            # as in `_write`
+            with contextlib.suppress(OSError):
                 self.bar.note(text)
             return
         _write(text + "\n")
@@ -60,7 +70,8 @@ class Progress:
     def close(self) -> None:
         """End the bar."""
         if self.bar:
-            with contextlib.suppress(OSError):  # as in `_write`
+            # as in `_write`
+            with contextlib.suppress(OSError):
                 self.bar.close()
 
     def _numbers(self, done, values):
@@ -79,6 +90,7 @@ def _write(text):
 
 
 def _bar(what, total, start):
-    from biedsnet_jax.runtime import terminal  # here: rich is of use to terminals alone
+    # here: rich is of use to terminals alone
+    from biedsnet_jax.runtime import terminal
 
     return terminal.Bar(what, total, start)

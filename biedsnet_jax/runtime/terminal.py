@@ -1,4 +1,6 @@
-"""What a terminal shows: a bar that renews itself, and tables. Imported only where there is one, as rich is."""
+"""What a terminal shows: a bar that renews itself, and tables. Imported only where
+there is one, as rich is.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-REFRESH = 4  # a second, so that the clock goes on while the device works
+# a second, so that the clock goes on while the device works
+REFRESH = 4
 
 
 class Bar:
@@ -26,11 +29,15 @@ class Bar:
             console=self._console,
             expand=True,
             refresh_per_second=REFRESH,
-            redirect_stdout=sys.stdout.isatty(),  # a pipe's lines must not land on the terminal
+            # a pipe's lines must not land on the terminal
+            redirect_stdout=sys.stdout.isatty(),
         )
-        self._task = self._progress.add_task(what, total=total, completed=done, numbers=f"{done}/{total}")
+        self._task = self._progress.add_task(
+            what, total=total, completed=done, numbers=f"{done}/{total}"
+        )
         self._progress.start()
-        self._console.show_cursor(True)  # a kill would leave it hidden
+        # a kill would leave it hidden
+        self._console.show_cursor(True)
 
     def show(self, done: int, numbers: str) -> None:
         """`done` units, and what is said of them."""
@@ -45,9 +52,13 @@ class Bar:
         self._progress.stop()
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
     """A table on stdout; the first column names the row."""
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for number, name in enumerate(header):
         table.add_column(Text(name), justify="right" if number else "left")
     for row in rows:
@@ -59,7 +70,8 @@ def print_facts(facts: dict[str, str]) -> None:
     """A name and what it is, a line each, on stdout."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")  # a path stays whole
+    # a path stays whole
+    grid.add_column(overflow="fold")
     for name, value in facts.items():
         grid.add_row(Text(name, style="bold"), Text(value))
     _print(grid)

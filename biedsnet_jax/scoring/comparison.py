@@ -1,7 +1,9 @@
-"""One row of a table out of several runs, and whether two rows differ: numpy and scipy, no jax.
+"""One row of a table out of several runs, and whether two rows differ: numpy and scipy,
+no jax.
 
-An image's score is the mean over the runs (seeds, folds) that tested it. Slices of one patient are no independent
-sample, so everything that says how sure a number is resamples or pairs whole cases.
+An image's score is the mean over the runs (seeds, folds) that tested it. Slices of one
+patient are no independent sample, so everything that says how sure a number is
+resamples or pairs whole cases.
 """
 
 import math
@@ -15,11 +17,13 @@ from jaxtyping import Float
 from biedsnet_jax.scoring import statistics
 from biedsnet_jax.scoring.results import Run
 
-FEWEST_CASES = 6  # below, no two-sided signed-rank test can reach p < 0.05: 2 / 2^5 = 0.0625
+# below, no two-sided signed-rank test can reach p < 0.05: 2 / 2^5 = 0.0625
+FEWEST_CASES = 6
 
 
 class Pooled(NamedTuple):
-    """The images of one row, each with its case, and their scores by column; NaN where undefined.
+    """The images of one row, each with its case, and their scores by column; NaN where
+    undefined.
 
     Beside the scores: the columns truth_pixels and entropy.
     """
@@ -39,17 +43,34 @@ class Difference(NamedTuple):
     mean: float
     low: float  # 95 % paired bootstrap by case; NaN for fewer than two cases
     high: float
-    p: float  # Wilcoxon signed rank, two-sided; NaN where fewer than FEWEST_CASES cases differ
+    # Wilcoxon signed rank, two-sided; NaN where fewer than FEWEST_CASES cases differ
+    p: float
 
 
 def pool(runs: Sequence[Run]) -> Pooled:
     """Average the runs of one row, image by image."""
-    number = {image: i for i, image in enumerate(dict.fromkeys(image for run in runs for image in run.images))}
+    number = {
+        image: i
+        for i, image in enumerate(
+            dict.fromkeys(image for run in runs for image in run.images)
+        )
+    }
     where = np.array([number[image] for run in runs for image in run.images])
     case = np.array([image[0] for image in number])
-    every = [run.scores | {"truth_pixels": run.truth_pixels, "entropy": run.entropy} for run in runs]
-    columns = {name: np.concatenate([columns[name] for columns in every]) for name in every[0]}
-    return Pooled(case, {name: _group_means(values, where, len(number)) for name, values in columns.items()})
+    every = [
+        run.scores | {"truth_pixels": run.truth_pixels, "entropy": run.entropy}
+        for run in runs
+    ]
+    columns = {
+        name: np.concatenate([columns[name] for columns in every]) for name in every[0]
+    }
+    return Pooled(
+        case,
+        {
+            name: _group_means(values, where, len(number))
+            for name, values in columns.items()
+        },
+    )
 
 
 def mean(values: Float[np.ndarray, " images"]) -> float:
@@ -66,7 +87,9 @@ def interval(pooled: Pooled, column: str) -> tuple[float, float]:
 def difference(row: Pooled, reference: Pooled, column: str) -> Difference:
     """How much `row` differs from `reference` over the cases that both were tested on."""
     ours, theirs = case_means(row, column), case_means(reference, column)
-    deltas = np.array([ours[case] - theirs[case] for case in sorted(ours.keys() & theirs.keys())])
+    deltas = np.array(
+        [ours[case] - theirs[case] for case in sorted(ours.keys() & theirs.keys())]
+    )
     low, high = statistics.interval(deltas, range(len(deltas)))
     return Difference(len(deltas), mean(deltas), low, high, _signed_rank(deltas))
 
@@ -75,12 +98,22 @@ def case_means(pooled: Pooled, column: str) -> dict[str, float]:
     """The mean score of each case that has one."""
     names, case = np.unique(pooled.case, return_inverse=True)
     means = _group_means(pooled.scores[column], case, len(names))
-    return {str(name): float(value) for name, value in zip(names, means) if not np.isnan(value)}
+    return {
+        str(name): float(value)
+        for name, value in zip(names, means)
+        if not np.isnan(value)
+    }
 
 
 def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
     """Spearman's; NaN where a value is, or where all of x or of y are equal."""
-    if len(x) < 2 or np.isnan(x).any() or np.isnan(y).any() or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if (
+        len(x) < 2
+        or np.isnan(x).any()
+        or np.isnan(y).any()
+        or np.ptp(x) == 0
+        or np.ptp(y) == 0
+    ):
         return math.nan
     from scipy import stats
 
@@ -98,8 +131,10 @@ def _group_means(values, group, groups):
 def _signed_rank(deltas):
     if np.count_nonzero(deltas) < FEWEST_CASES:
         return math.nan
-    from scipy import stats  # half a second that not every start needs to wait
+    # half a second that not every start needs to wait
+    from scipy import stats
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ties and zeros: scipy says that it takes the normal approximation
+        # ties and zeros: scipy says that it takes the normal approximation
+        warnings.simplefilter("ignore")
         return float(stats.wilcoxon(deltas).pvalue)

@@ -1,7 +1,8 @@
-"""How far apart two masks lie: surface distances for `standard`, the row-wise Hausdorff distance for `paper`.
+"""How far apart two masks lie: surface distances for `standard`, the row-wise Hausdorff
+distance for `paper`.
 
-Directed distances run from the points A of one mask to the nearest point of the other's B,
-d(a, B) = min_b |a - b|, in both directions: HD = max(max_a d(a, B), max_b d(b, A)).
+Directed distances run from the points A of one mask to the nearest point of the other's
+B, d(a, B) = min_b |a - b|, in both directions: HD = max(max_a d(a, B), max_b d(b, A)).
 """
 
 import math
@@ -14,22 +15,32 @@ from scipy.spatial import cKDTree
 
 from biedsnet_jax.errors import BadInput
 
-Spacing = Sequence[float] | Float[np.ndarray, " axes"]  # mm, one number an axis
+# mm, one number an axis
+Spacing = Sequence[float] | Float[np.ndarray, " axes"]
 
 
 def surface_distances(
-    *, pred: Bool[np.ndarray, "*space"], truth: Bool[np.ndarray, "*space"], spacing: Spacing, tolerance: float
+    *,
+    pred: Bool[np.ndarray, "*space"],
+    truth: Bool[np.ndarray, "*space"],
+    spacing: Spacing,
+    tolerance: float,
 ) -> tuple[float, float, float, float]:
-    """HD, HD95, ASSD and NSD between the borders of two masks; `tolerance` and the first three in `spacing`'s units.
+    """HD, HD95, ASSD and NSD between the borders of two masks; `tolerance` and the
+    first three in `spacing`'s units.
 
-    A border pixel has a face neighbour (4 in the plane, 6 in a volume) outside the mask or outside the image. From each
-    border pixel of one mask to the nearest of the other, in both directions: HD is the largest distance, HD95 the
-    larger of the two directed 95th percentiles (linear interpolation), ASSD the mean of the two directed means.
-    Tools that pool both directions before the percentile or the mean (medpy) differ slightly in the last two. NSD, the
-    surface Dice of Nikolov et al. 2018 (arXiv:1809.04430), is the share of all border pixels, of both masks together,
-    that lie no farther than `tolerance` from the other's border; they weigh border elements by size, here all count 1.
+    A border pixel has a face neighbour (4 in the plane, 6 in a volume) outside the mask
+    or outside the image. From each border pixel of one mask to the nearest of the
+    other, in both directions: HD is the largest distance, HD95 the larger of the two
+    directed 95th percentiles (linear interpolation), ASSD the mean of the two directed
+    means. Tools that pool both directions before the percentile or the mean (medpy)
+    differ slightly in the last two. NSD, the surface Dice of Nikolov et al. 2018
+    (arXiv:1809.04430), is the share of all border pixels, of both masks together, that
+    lie no farther than `tolerance` from the other's border; they weigh border elements
+    by size, here all count 1.
 
-    Empty truth gives NaN; an empty prediction the image diagonal, and 0 for NSD (see `standard`).
+    Empty truth gives NaN; an empty prediction the image diagonal, and 0 for NSD (see
+    `standard`).
     """
     scale = np.asarray(spacing, dtype=float)
     if scale.shape != (truth.ndim,) or not np.all(np.isfinite(scale) & (scale > 0)):
@@ -41,22 +52,36 @@ def surface_distances(
     if not pred.any():
         diagonal = float(np.linalg.norm((np.array(truth.shape) - 1) * scale))
         return diagonal, diagonal, diagonal, 0.0
-    pred_points, truth_points = _border_points(pred) * scale, _border_points(truth) * scale
-    there, back = _nearest(pred_points, truth_points), _nearest(truth_points, pred_points)
-    near = tolerance * (1 + 1e-9)  # 3 x 0.1 mm is 0.30000000000000004
+    pred_points, truth_points = (
+        _border_points(pred) * scale,
+        _border_points(truth) * scale,
+    )
+    there, back = (
+        _nearest(pred_points, truth_points),
+        _nearest(truth_points, pred_points),
+    )
+    # 3 x 0.1 mm is 0.30000000000000004
+    near = tolerance * (1 + 1e-9)
     return (
         float(max(there.max(), back.max())),
         float(max(np.percentile(there, 95), np.percentile(back, 95))),
         float((there.mean() + back.mean()) / 2),
-        float((np.count_nonzero(there <= near) + np.count_nonzero(back <= near)) / (len(there) + len(back))),
+        float(
+            (np.count_nonzero(there <= near) + np.count_nonzero(back <= near))
+            / (len(there) + len(back))
+        ),
     )
 
 
-def row_hausdorff(*, pred: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) -> float:
-    """Both directions of `scipy.spatial.distance.directed_hausdorff` on the mask arrays, whose points are image rows.
+def row_hausdorff(
+    *, pred: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]
+) -> float:
+    """Both directions of `scipy.spatial.distance.directed_hausdorff` on the mask
+    arrays, whose points are image rows.
 
-    Two rows of 0 and 1 lie sqrt(number of differing pixels) apart. One matrix product gives all pairs, 50 times
-    faster than scipy on a slice with a small lesion; float32 counts exactly up to 2^24.
+    Two rows of 0 and 1 lie sqrt(number of differing pixels) apart. One matrix product
+    gives all pairs, 50 times faster than scipy on a slice with a small lesion; float32
+    counts exactly up to 2^24.
     """
     p, t = pred.astype(np.float32), truth.astype(np.float32)
     differing = p.sum(axis=1)[:, None] + t.sum(axis=1)[None, :] - 2 * p @ t.T
@@ -64,7 +89,8 @@ def row_hausdorff(*, pred: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w
 
 
 def _border_points(mask: np.ndarray) -> np.ndarray:
-    inside = binary_erosion(mask, generate_binary_structure(mask.ndim, 1))  # outside the image counts as background
+    # outside the image counts as background
+    inside = binary_erosion(mask, generate_binary_structure(mask.ndim, 1))
     return np.argwhere(mask & ~inside)
 
 

@@ -1,6 +1,8 @@
-"""Slices and cases without a lesion, how many of them got one, and the words for it. No jax.
+"""Slices and cases without a lesion, how many of them got one, and the words for it. No
+jax.
 
-No mean of the standard convention shows a lesion where there is none: Dice is undefined there.
+No mean of the standard convention shows a lesion where there is none: Dice is undefined
+there.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +20,9 @@ class Mask(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many slices, and cases as a whole, are without lesion, and how many of these got one."""
+    """How many slices, and cases as a whole, are without lesion, and how many of these
+    got one.
+    """
 
     slices: int
     false_slices: int
@@ -28,7 +32,9 @@ class Counts(NamedTuple):
 
 
 def count(masks: Iterable[Mask]) -> Counts:
-    """The counts of a test; of several classes a slice has a lesion where it has one of any."""
+    """The counts of a test; of several classes a slice has a lesion where it has one of
+    any.
+    """
     slices = _joined(((mask.case, mask.slice), mask) for mask in masks)
     cases = {}
     for (case, _), (true, predicted) in slices.items():
@@ -96,20 +102,26 @@ def _of_class(of_class, every):
     if of_class.with_lesion:
         return _shares(of_class)
     if every.with_lesion:
-        return f"no slice of the test has one: its Dice is undefined; {_false(of_class)}"
+        return (
+            f"no slice of the test has one: its Dice is undefined; {_false(of_class)}"
+        )
     return _false(of_class)
 
 
 def _shares(counts):
     text = f"{_of(counts.false_slices, counts.slices, 'slice')} without lesion got one"
     if counts.cases:
-        text += f", {_of(counts.false_cases, counts.cases, 'case')} without lesion got one"
+        text += (
+            f", {_of(counts.false_cases, counts.cases, 'case')} without lesion got one"
+        )
     return text
 
 
 def _false(counts):
     slices = _of(counts.false_slices, counts.slices, "slice")
-    return f"{slices} got a false one, in {_of(counts.false_cases, counts.cases, 'case')}"
+    return (
+        f"{slices} got a false one, in {_of(counts.false_cases, counts.cases, 'case')}"
+    )
 
 
 def _of(part, whole, name):

@@ -1,11 +1,14 @@
-"""Lesion by lesion: which true ones were found, which predicted ones are false, and how large they are.
+"""Lesion by lesion: which true ones were found, which predicted ones are false, and how
+large they are.
 
-A lesion is an 8-connected component of one class in one slice. It is not followed from slice to slice, because slices
-of a case may be missing or left out; a lesion that spans five slices counts five times.
+A lesion is an 8-connected component of one class in one slice. It is not followed from
+slice to slice, because slices of a case may be missing or left out; a lesion that spans
+five slices counts five times.
 
-A true lesion is found where any of its pixels is predicted (the rule of the WMH challenge, Kuijf et al. 2019,
-doi:10.1109/TMI.2019.2905770), or a share of its pixels that the caller sets (a tenth in Commowick et al. 2018,
-doi:10.1038/s41598-018-31911-7). A predicted one is false where it touches no true pixel:
+A true lesion is found where any of its pixels is predicted (the rule of the WMH
+challenge, Kuijf et al. 2019, doi:10.1109/TMI.2019.2905770), or a share of its pixels
+that the caller sets (a tenth in Commowick et al. 2018, doi:10.1038/s41598-018-31911-7).
+A predicted one is false where it touches no true pixel:
 
     sensitivity = found / true      precision = (predicted - false) / predicted      F1 = their harmonic mean
 """
@@ -18,8 +21,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-COLUMNS = ("case", "slice", "class", "mask", "pixels", "mm2", "overlap", "dice", "found")
-BINS = (10, 100, 1000)  # borders between sizes, in pixels or mm2
+COLUMNS = (
+    "case",
+    "slice",
+    "class",
+    "mask",
+    "pixels",
+    "mm2",
+    "overlap",
+    "dice",
+    "found",
+)
+# borders between sizes, in pixels or mm2
+BINS = (10, 100, 1000)
 
 _EIGHT_CONNECTED = np.ones((3, 3), bool)
 
@@ -31,48 +45,78 @@ def slice_rows(
     case: str,
     slice: str,
     label: int = 1,
-    spacing: Sequence[float] | Float[np.ndarray, " axes"] | None = None,  # mm
+    # mm
+    spacing: Sequence[float] | Float[np.ndarray, " axes"] | None = None,
     least_overlap: float = 0.0,
 ) -> list[dict[str, str | int | float]]:
-    """The lines of `lesions.csv` for one class of one slice: a line a component, of both masks.
+    """The lines of `lesions.csv` for one class of one slice: a line a component, of
+    both masks.
 
-    mask: "truth" or "prediction", where the component comes from. pixels, and mm2 (NaN without `spacing`): its size.
-    overlap: share of its pixels that the other mask has too. dice: of the component and all those of the other mask
-    that it meets, taken together. found, 0 or 1: it meets the other mask; a true one in `least_overlap` of its pixels.
+    mask: "truth" or "prediction", where the component comes from. pixels, and mm2 (NaN
+    without `spacing`): its size. overlap: share of its pixels that the other mask has
+    too. dice: of the component and all those of the other mask that it meets, taken
+    together. found, 0 or 1: it meets the other mask; a true one in `least_overlap` of
+    its pixels.
     """
     area = math.nan if spacing is None else float(np.prod(spacing))
-    true, predicted = (ndimage.label(mask, _EIGHT_CONNECTED)[0] for mask in (truth, pred))
+    true, predicted = (
+        ndimage.label(mask, _EIGHT_CONNECTED)[0] for mask in (truth, pred)
+    )
     rows = []
-    for mask, ours, theirs, least in (("truth", true, predicted, least_overlap), ("prediction", predicted, true, 0.0)):
+    for mask, ours, theirs, least in (
+        ("truth", true, predicted, least_overlap),
+        ("prediction", predicted, true, 0.0),
+    ):
         for pixels, shared, met in _meetings(ours, theirs):
             overlap, dice = shared / pixels, 2 * shared / (pixels + met)
             found = int(shared > 0 and overlap >= least)
-            values = (case, slice, label, mask, pixels, pixels * area, overlap, dice, found)
+            values = (
+                case,
+                slice,
+                label,
+                mask,
+                pixels,
+                pixels * area,
+                overlap,
+                dice,
+                found,
+            )
             rows.append(dict(zip(COLUMNS, values)))
     return rows
 
 
 def _meetings(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[int, int, int]]:
-    """Of each component of `ours`: its size, pixels shared with `theirs`, size of the components of those it meets."""
+    """Of each component of `ours`: its size, pixels shared with `theirs`, size of the
+    components of those it meets.
+    """
     sizes, their_sizes = np.bincount(ours.ravel()), np.bincount(theirs.ravel())
     shared = np.bincount(ours[theirs > 0], minlength=len(sizes))
-    pairs = np.unique(np.stack([ours, theirs], axis=-1)[(ours > 0) & (theirs > 0)], axis=0)
-    met = np.bincount(pairs[:, 0], weights=their_sizes[pairs[:, 1]], minlength=len(sizes))
+    pairs = np.unique(
+        np.stack([ours, theirs], axis=-1)[(ours > 0) & (theirs > 0)], axis=0
+    )
+    met = np.bincount(
+        pairs[:, 0], weights=their_sizes[pairs[:, 1]], minlength=len(sizes)
+    )
     return [(int(sizes[i]), int(shared[i]), int(met[i])) for i in range(1, len(sizes))]
 
 
 def summarise(rows: Sequence[dict]) -> dict:
-    """Counts and rates over the rows of `slice_rows`, ready for JSON: a rate with nothing to count is None.
+    """Counts and rates over the rows of `slice_rows`, ready for JSON: a rate with
+    nothing to count is None.
 
-    true, found, missed, predicted, false; sensitivity, precision, f1; dice_of_found, the mean over found true lesions.
-    "by_pixels" has the same for sizes under 10, from 10, from 100 and from 1000, "by_mm2" where every size is known;
-    true and predicted lesions each count by their own size. With several classes, "classes" has all of it for each
-    class that occurs.
+    true, found, missed, predicted, false; sensitivity, precision, f1; dice_of_found,
+    the mean over found true lesions. "by_pixels" has the same for sizes under 10, from
+    10, from 100 and from 1000, "by_mm2" where every size is known; true and predicted
+    lesions each count by their own size. With several classes, "classes" has all of it
+    for each class that occurs.
     """
     labels = sorted({row["class"] for row in rows})
     summary = _summary(rows)
     if len(labels) > 1:
-        summary["classes"] = {str(label): _summary([row for row in rows if row["class"] == label]) for label in labels}
+        summary["classes"] = {
+            str(label): _summary([row for row in rows if row["class"] == label])
+            for label in labels
+        }
     return summary
 
 
@@ -87,7 +131,13 @@ def _by_size(rows, unit):
     borders = (0, *BINS, None)
     return [
         {"from": low, "below": high}
-        | _rates([row for row in rows if low <= row[unit] and (high is None or row[unit] < high)])
+        | _rates(
+            [
+                row
+                for row in rows
+                if low <= row[unit] and (high is None or row[unit] < high)
+            ]
+        )
         for low, high in itertools.pairwise(borders)
     ]
 
@@ -116,7 +166,9 @@ def _share(part, whole):
 
 
 def _harmonic_mean(a, b):
-    """0 where either is, so that predicting nothing scores 0; None where one is unknown and the other not 0."""
+    """0 where either is, so that predicting nothing scores 0; None where one is unknown
+    and the other not 0.
+    """
     if a == 0 or b == 0:
         return 0.0
     return None if a is None or b is None else 2 * a * b / (a + b)

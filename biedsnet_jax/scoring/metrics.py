@@ -1,13 +1,16 @@
-"""How well a predicted mask agrees with the true one: two conventions, and their averages over images and cases.
+"""How well a predicted mask agrees with the true one: two conventions, and their
+averages over images and cases.
 
-With P the predicted and T the true pixels of one class, tp = |P ∩ T|, fp = |P \\ T|, fn = |T \\ P|:
+With P the predicted and T the true pixels of one class, tp = |P ∩ T|, fp = |P \\ T|, fn
+= |T \\ P|:
 
     Dice = 2 tp / (2 tp + fp + fn)      IoU = tp / (tp + fp + fn)
     recall = tp / (tp + fn)             precision = tp / (tp + fp)
 
-`standard` is exact and undefined (NaN) where there is nothing to find; `paper` does what the paper's own numbers point
-to, smoothing and all. The two give different values under the same names, so they never share a table.
-Everything is numpy and scipy, outside jit.
+`standard` is exact and undefined (NaN) where there is nothing to find; `paper` does
+what the paper's own numbers point to, smoothing and all. The two give different values
+under the same names, so they never share a table. Everything is numpy and scipy,
+outside jit.
 """
 
 import math
@@ -33,38 +36,48 @@ def standard(
     pred: Bool[np.ndarray, "*space"],
     truth: Bool[np.ndarray, "*space"],
     spacing: Spacing | None = None,
-    nsd_tolerance: float = 2.0,  # pixels
+    # pixels
+    nsd_tolerance: float = 2.0,
     nsd_tolerance_mm: float = 2.0,
 ) -> dict[str, float]:
     """Exact overlap and surface measures of one class, in two or three dimensions.
 
-    Returns dice, iou, accuracy, recall, precision in [0, 1]; hd, hd95, assd in pixels; nsd in [0, 1], the share of both
-    borders within `nsd_tolerance` of each other; and, where the `spacing` of this very grid is known (mm, one number an
-    axis), hd_mm, hd95_mm, assd_mm, and nsd_mm within `nsd_tolerance_mm`.
+    Returns dice, iou, accuracy, recall, precision in [0, 1]; hd, hd95, assd in pixels;
+    nsd in [0, 1], the share of both borders within `nsd_tolerance` of each other; and,
+    where the `spacing` of this very grid is known (mm, one number an axis), hd_mm,
+    hd95_mm, assd_mm, and nsd_mm within `nsd_tolerance_mm`.
 
-    Empty truth: NaN for all but accuracy, which is a plain count of right pixels and stays defined.
-    Truth missed altogether (empty prediction): dice, iou, recall, nsd are 0, and so is precision, though 0 / 0; every
-    distance is the image diagonal, the largest distance two of its pixels can have. NaN would be left out of the mean
-    and so reward a model for predicting nothing.
+    Empty truth: NaN for all but accuracy, which is a plain count of right pixels and
+    stays defined. Truth missed altogether (empty prediction): dice, iou, recall, nsd
+    are 0, and so is precision, though 0 / 0; every distance is the image diagonal, the
+    largest distance two of its pixels can have. NaN would be left out of the mean and
+    so reward a model for predicting nothing.
 
     Raises BadInput for a spacing that is not one positive number an axis.
     """
     values = overlap(**_confusion(pred=pred, truth=truth))
-    pixels = surface_distances(pred=pred, truth=truth, spacing=(1.0,) * truth.ndim, tolerance=nsd_tolerance)
+    pixels = surface_distances(
+        pred=pred, truth=truth, spacing=(1.0,) * truth.ndim, tolerance=nsd_tolerance
+    )
     values |= dict(zip(SURFACE, pixels))
     if spacing is not None:
-        mm = surface_distances(pred=pred, truth=truth, spacing=spacing, tolerance=nsd_tolerance_mm)
+        mm = surface_distances(
+            pred=pred, truth=truth, spacing=spacing, tolerance=nsd_tolerance_mm
+        )
         values |= dict(zip(SURFACE_MM, mm))
     return values
 
 
-def paper(*, pred: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) -> dict[str, float]:
+def paper(
+    *, pred: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]
+) -> dict[str, float]:
     """The convention that the paper's tables point to, defined on empty masks too.
 
-    Dice is smoothed by 1, IoU by 1e-5; recall, precision and accuracy have 1e-10 in the denominator, so the first two
-    are 0 on empty truth where Dice is 1 if the prediction is empty as well. HD takes each image *row* as one point (see
-    `row_hausdorff`): the root of a pixel count, no distance in the image. Recall and precision are not swapped here;
-    the paper's own two columns may be.
+    Dice is smoothed by 1, IoU by 1e-5; recall, precision and accuracy have 1e-10 in the
+    denominator, so the first two are 0 on empty truth where Dice is 1 if the prediction
+    is empty as well. HD takes each image *row* as one point (see `row_hausdorff`): the
+    root of a pixel count, no distance in the image. Recall and precision are not
+    swapped here; the paper's own two columns may be.
     """
     tp, fp, fn, tn = _confusion(pred=pred, truth=truth).values()
     return {
@@ -78,7 +91,9 @@ def paper(*, pred: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) -> d
 
 
 def overlap(*, tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
-    """The five overlap measures from pixel counts, of a slice, a volume or a whole split; see `standard` for 0 / 0."""
+    """The five overlap measures from pixel counts, of a slice, a volume or a whole
+    split; see `standard` for 0 / 0.
+    """
     accuracy = (tp + tn) / (tp + fp + fn + tn)
     if tp + fn == 0:
         return dict.fromkeys(OVERLAPS, math.nan) | {"accuracy": accuracy}
@@ -110,26 +125,32 @@ def slice_row(
     nsd_tolerance: float = 2.0,
     nsd_tolerance_mm: float = 2.0,
 ) -> dict[str, str | int | float]:
-    """One line of `cases.csv`: case, slice, class (`label`, from 1), pixel counts, `standard`, and `paper` as paper_*.
+    """One line of `cases.csv`: case, slice, class (`label`, from 1), pixel counts,
+    `standard`, and `paper` as paper_*.
 
-    Undefined values are NaN; the *_mm columns are there only where the spacing is known.
+    Undefined values are NaN; the *_mm columns are there only where the spacing is
+    known.
     """
     tolerances = {"nsd_tolerance": nsd_tolerance, "nsd_tolerance_mm": nsd_tolerance_mm}
     return (
         {"case": case, "slice": slice, "class": label}
         | _confusion(pred=pred, truth=truth)
         | standard(pred=pred, truth=truth, spacing=spacing, **tolerances)
-        | {f"paper_{name}": value for name, value in paper(pred=pred, truth=truth).items()}
+        | {
+            f"paper_{name}": value
+            for name, value in paper(pred=pred, truth=truth).items()
+        }
     )
 
 
 def summarise(rows: Sequence[dict]) -> dict:
-    """Averages of the rows of `slice_row`, ready for JSON: a value that is undefined is None, never NaN.
+    """Averages of the rows of `slice_row`, ready for JSON: a value that is undefined is
+    None, never NaN.
 
-    n_images, n_cases; n_empty (rows with empty truth), n_missed (rows with truth but no prediction), and
-    false_positive_slices (rows with empty truth but a prediction, which no mean of Dice shows);
-    without_lesion, the `false_lesions.Counts` of slices and whole cases. Then "standard", each
-    metric with
+    n_images, n_cases; n_empty (rows with empty truth), n_missed (rows with truth but no
+    prediction), and false_positive_slices (rows with empty truth but a prediction,
+    which no mean of Dice shows); without_lesion, the `false_lesions.Counts` of slices
+    and whole cases. Then "standard", each metric with
 
     - mean: over rows, NaN left out; n is how many were left in. Only accuracy keeps rows with empty truth.
     - ci95: 95 % percentile bootstrap of that mean, resampling whole cases, see
@@ -140,17 +161,22 @@ def summarise(rows: Sequence[dict]) -> dict:
 
     "paper" has plain means, over all rows, and "paper_ci95" their intervals.
 
-    With several classes, a row is a (slice, class), a volume a (case, class), and the headline runs over all of them
-    alike; "classes" then holds the same summary of each class by itself.
+    With several classes, a row is a (slice, class), a volume a (case, class), and the
+    headline runs over all of them alike; "classes" then holds the same summary of each
+    class by itself.
 
     Raises BadInput if there is no row.
     """
     if not rows:
-        raise BadInput("The split has no image to evaluate. Give a split with at least one.")
+        raise BadInput(
+            "The split has no image to evaluate. Give a split with at least one."
+        )
     summary = _summary(rows)
     labels = sorted({row["class"] for row in rows})
     if len(labels) > 1:
-        by_class = {label: [row for row in rows if row["class"] == label] for label in labels}
+        by_class = {
+            label: [row for row in rows if row["class"] == label] for label in labels
+        }
         summary["classes"] = {
             str(label): _summary(of_class) for label, of_class in by_class.items()
         }
@@ -158,11 +184,15 @@ def summarise(rows: Sequence[dict]) -> dict:
 
 
 def _summary(rows: Sequence[dict]) -> dict:
-    surface = SURFACE + tuple(name for name in SURFACE_MM if any(name in row for row in rows))
+    surface = SURFACE + tuple(
+        name for name in SURFACE_MM if any(name in row for row in rows)
+    )
     paper_columns = [f"paper_{name}" for name in PAPER]
     columns = {key: _column(rows, key) for key in (*OVERLAPS, *surface, *paper_columns)}
     bounds = statistics.intervals(columns, [row["case"] for row in rows])
-    intervals = {key: [_json(bound) for bound in of_column] for key, of_column in bounds.items()}
+    intervals = {
+        key: [_json(bound) for bound in of_column] for key, of_column in bounds.items()
+    }
     empty = [row for row in rows if row["tp"] + row["fn"] == 0]
     return {
         "n_images": len({(row["case"], row["slice"]) for row in rows}),
@@ -170,13 +200,19 @@ def _summary(rows: Sequence[dict]) -> dict:
         "n_empty": len(empty),
         "n_missed": sum(row["fn"] > 0 and row["tp"] + row["fp"] == 0 for row in rows),
         "false_positive_slices": [
-            {"case": row["case"], "slice": row["slice"], "class": row["class"], "pixels": row["fp"]}
+            {
+                "case": row["case"],
+                "slice": row["slice"],
+                "class": row["class"],
+                "pixels": row["fp"],
+            }
             for row in empty
             if row["fp"] > 0
         ],
         "without_lesion": false_lesions.count(map(_mask, rows))._asdict(),
         "standard": {
-            key: _entry(rows, key, columns[key], intervals[key]) for key in (*OVERLAPS, *surface)
+            key: _entry(rows, key, columns[key], intervals[key])
+            for key in (*OVERLAPS, *surface)
         },
         "paper": {name: _json(_mean(columns[f"paper_{name}"])) for name in PAPER},
         "paper_ci95": {name: intervals[f"paper_{name}"] for name in PAPER},
@@ -193,7 +229,9 @@ def _entry(rows, key, values, interval) -> dict:
     return {
         "mean": _json(_mean(values)),
         "ci95": interval,
-        "per_case_mean": _json(_volume_mean(rows, key) if of_counts else _mean_of_means(rows, key)),
+        "per_case_mean": _json(
+            _volume_mean(rows, key) if of_counts else _mean_of_means(rows, key)
+        ),
         "pooled": _json(overlap(**_sum_counts(rows))[key]) if of_counts else None,
         "n": int(np.count_nonzero(~np.isnan(values))),
     }
@@ -222,7 +260,9 @@ def _volume_mean(rows: Sequence[dict], key: str) -> float:
 
 
 def _mean_of_means(rows: Sequence[dict], key: str) -> float:
-    return _mean([_mean([row.get(key, math.nan) for row in volume]) for volume in _volumes(rows)])
+    return _mean(
+        [_mean([row.get(key, math.nan) for row in volume]) for volume in _volumes(rows)]
+    )
 
 
 def _sum_counts(rows: Sequence[dict]) -> dict[str, int]:

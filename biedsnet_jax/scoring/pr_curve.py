@@ -3,25 +3,36 @@
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-THRESHOLDS = 127  # i / 126, as TensorBoard spaces them
+# i / 126, as TensorBoard spaces them
+THRESHOLDS = 127
 
 
 class Counts:
     """Pixels of each class by probability and truth, of all images that were added."""
 
     def __init__(self, classes: int):
-        self.pixels: Int[np.ndarray, "k thresholds 2"] = np.zeros((classes, THRESHOLDS, 2), np.int64)
+        self.pixels: Int[np.ndarray, "k thresholds 2"] = np.zeros(
+            (classes, THRESHOLDS, 2), np.int64
+        )
 
-    def add(self, probability: Float[np.ndarray, "b h w k"], truth: Bool[np.ndarray, "b h w k"]) -> None:
+    def add(
+        self,
+        probability: Float[np.ndarray, "b h w k"],
+        truth: Bool[np.ndarray, "b h w k"],
+    ) -> None:
         """One batch."""
-        sound = np.clip(np.nan_to_num(probability.astype(np.float64)), 0, 1)  # not a number: reaches the lowest alone
+        # not a number: reaches the lowest alone
+        sound = np.clip(np.nan_to_num(probability.astype(np.float64)), 0, 1)
         reached = (sound * (THRESHOLDS - 1)).astype(np.int64)
         for k, pixels in enumerate(self.pixels):
             cell = reached[..., k] * 2 + truth[..., k]
-            pixels += np.bincount(cell.ravel(), minlength=THRESHOLDS * 2).reshape(THRESHOLDS, 2)
+            pixels += np.bincount(cell.ravel(), minlength=THRESHOLDS * 2).reshape(
+                THRESHOLDS, 2
+            )
 
     def curves(self) -> list[dict[str, np.ndarray]]:
-        """Of each class tp, fp, tn, fn, precision and recall where a pixel is predicted from each threshold on.
+        """Of each class tp, fp, tn, fn, precision and recall where a pixel is predicted
+        from each threshold on.
 
         Precision is 0 where nothing is predicted, recall 0 where there is no truth.
         """
@@ -29,6 +40,9 @@ class Counts:
         for pixels in self.pixels:
             fp, tp = pixels[::-1].cumsum(0)[::-1].T
             fn, tn = tp[0] - tp, fp[0] - fp
-            ratios = {"precision": tp / np.maximum(tp + fp, 1), "recall": tp / np.maximum(tp + fn, 1)}
+            ratios = {
+                "precision": tp / np.maximum(tp + fp, 1),
+                "recall": tp / np.maximum(tp + fn, 1),
+            }
             found.append({"tp": tp, "fp": fp, "tn": tn, "fn": fn} | ratios)
         return found

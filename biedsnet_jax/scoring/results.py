@@ -1,4 +1,6 @@
-"""What evaluation leaves in a workdir, read back and checked: `results.json` and `cases.csv`. Imports no jax."""
+"""What evaluation leaves in a workdir, read back and checked: `results.json` and
+`cases.csv`. Imports no jax.
+"""
 
 import csv
 import dataclasses
@@ -17,7 +19,14 @@ from biedsnet_jax.scoring.false_lesions import Mask
 
 # Columns of cases.csv that a report shows, by convention.
 STANDARD = ("dice", "hd", "hd95", "nsd", "iou", "accuracy", "recall", "precision")
-PAPER = ("paper_dice", "paper_hd", "paper_iou", "paper_accuracy", "paper_recall", "paper_precision")
+PAPER = (
+    "paper_dice",
+    "paper_hd",
+    "paper_iou",
+    "paper_accuracy",
+    "paper_recall",
+    "paper_precision",
+)
 
 # Folder in a workdir of the evaluations that are not the run's own.
 EVALUATIONS = "evaluations"
@@ -35,7 +44,8 @@ _FIELDS = {
     "nsd_tolerance": (int, float),
     "standard": dict,
 }
-_LONGEST_PATH = 4096  # bytes, of most systems
+# bytes, of most systems
+_LONGEST_PATH = 4096
 # Runs of one row are averaged, so these must be the same in all of them.
 _SAME = (
     "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype", "sampler", "fusion", "threshold",
@@ -45,32 +55,42 @@ _SAME = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One evaluated workdir: the fields of results.json, and a score of each row of cases.csv."""
+    """One evaluated workdir: the fields of results.json, and a score of each row of
+    cases.csv.
+    """
 
     workdir: pathlib.Path
     fields: dict
     images: list[tuple[str, str, str]]  # case, slice, class
     scores: dict[str, Float[np.ndarray, " images"]]  # by column; NaN where undefined
-    truth_pixels: Float[np.ndarray, " images"]  # NaN where not recorded, as in the next two
+    # NaN where not recorded, as in the next two
+    truth_pixels: Float[np.ndarray, " images"]
     predicted_pixels: Float[np.ndarray, " images"]
-    entropy: Float[np.ndarray, " images"]  # bits, `calibration.mean_entropy` of the probability
+    # bits, `calibration.mean_entropy` of the probability
+    entropy: Float[np.ndarray, " images"]
 
     def masks(self) -> list[Mask]:
         """Which masks have a pixel; none where that was not recorded."""
-        counts = zip(self.truth_pixels.tolist(), self.predicted_pixels.tolist(), strict=True)
+        counts = zip(
+            self.truth_pixels.tolist(), self.predicted_pixels.tolist(), strict=True
+        )
         return [
             Mask(case, number, label, true > 0, predicted > 0)
-            for (case, number, label), (true, predicted) in zip(self.images, counts, strict=True)
+            for (case, number, label), (true, predicted) in zip(
+                self.images, counts, strict=True
+            )
             if not math.isnan(true + predicted)
         ]
 
 
 def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """Workdirs with results, and those begun without, under the folders that `text` lists, separated by commas.
+    """Workdirs with results, and those begun without, under the folders that `text`
+    lists, separated by commas.
 
-    A folder is a workdir, or holds workdirs up to three levels down (OUT/row/seed). Evaluations that a workdir keeps
-    beside its own are found where their folder, or the one that holds them, is given itself. Raises BadInput for a
-    folder that is not there or has no results at all.
+    A folder is a workdir, or holds workdirs up to three levels down (OUT/row/seed).
+    Evaluations that a workdir keeps beside its own are found where their folder, or the
+    one that holds them, is given itself. Raises BadInput for a folder that is not there
+    or has no results at all.
     """
     finished, begun = {}, {}
     for name in _folders(text):
@@ -96,12 +116,18 @@ def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
 
 
 def load(workdir: pathlib.Path) -> Run:
-    """The results of one workdir. Raises BadInput where a file is missing, damaged, or of another evaluation."""
+    """The results of one workdir. Raises BadInput where a file is missing, damaged, or
+    of another evaluation.
+    """
     fields = _read_fields(workdir / "results.json")
     run = _read_cases(workdir, fields)
     here, there = run.scores["dice"], fields["standard"]["dice"]["mean"]
-    mean = float(np.mean(here[~np.isnan(here)])) if not np.isnan(here).all() else math.nan
-    if (there is None) != math.isnan(mean) or (there is not None and abs(there - mean) > 1e-6):
+    mean = (
+        float(np.mean(here[~np.isnan(here)])) if not np.isnan(here).all() else math.nan
+    )
+    if (there is None) != math.isnan(mean) or (
+        there is not None and abs(there - mean) > 1e-6
+    ):
         raise BadInput(
             f"files of two evaluations, Dice {mean:.6f} in cases.csv and {there} in results.json, {_fix(workdir)}"
         )
@@ -109,7 +135,9 @@ def load(workdir: pathlib.Path) -> Run:
 
 
 def check_same_row(runs: Sequence[Run]) -> None:
-    """Raise BadInput unless `runs`, all of one row, differ in nothing but seed and fold, and each in those."""
+    """Raise BadInput unless `runs`, all of one row, differ in nothing but seed and
+    fold, and each in those.
+    """
     first = runs[0]
     for run in runs[1:]:
         for name in _SAME:
@@ -133,7 +161,9 @@ def check_same_row(runs: Sequence[Run]) -> None:
 
 
 def _folders(text):
-    """The folders that a list names; a name may hold commas, so the longest that is one counts."""
+    """The folders that a list names; a name may hold commas, so the longest that is one
+    counts.
+    """
     if os.path.isdir(files.expanded(text)):
         return [files.expanded(text)]
     parts = text.split(",")
@@ -163,25 +193,38 @@ def _longest(parts):
 def _parents(folder, name):
     if os.path.exists(folder / name):
         return [folder]
-    below = sorted(path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{name}"))
+    below = sorted(
+        path.parent
+        for depth in ("*", "*/*", "*/*/*")
+        for path in folder.glob(f"{depth}/{name}")
+    )
     return [path for path in below if not _in_evaluations(path, folder)]
 
 
 def _in_evaluations(path, folder):
     """Whether a folder lies among the evaluations of a workdir at or below `folder`."""
     between = [path, *path.parents][: len(path.relative_to(folder).parts)]
-    return any(one.name == EVALUATIONS and (one.parent / "config.json").exists() for one in between)
+    return any(
+        one.name == EVALUATIONS and (one.parent / "config.json").exists()
+        for one in between
+    )
 
 
 def _read_fields(path):
     try:
         fields = json.loads(path.read_text())
-        wrong = [name for name, kind in _FIELDS.items() if not isinstance(fields[name], kind)]
+        wrong = [
+            name for name, kind in _FIELDS.items() if not isinstance(fields[name], kind)
+        ]
         _ = fields["standard"]["dice"]["mean"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"damaged results, {_line(error)}, {_fix(path.parent, path)}") from None
+        raise BadInput(
+            f"damaged results, {_line(error)}, {_fix(path.parent, path)}"
+        ) from None
     if wrong:
-        raise BadInput(f"damaged results, {wrong[0]} is {fields[wrong[0]]!r}, {_fix(path.parent, path)}")
+        raise BadInput(
+            f"damaged results, {wrong[0]} is {fields[wrong[0]]!r}, {_fix(path.parent, path)}"
+        )
     return fields
 
 
@@ -191,7 +234,9 @@ def _read_cases(workdir, fields):
         rows = csv_text.read(path.read_bytes().decode(errors="surrogateescape"))
         run = _run(workdir, fields, rows)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise BadInput(f"damaged scores, {_line(error)}, {_fix(path.parent, path)}") from None
+        raise BadInput(
+            f"damaged scores, {_line(error)}, {_fix(path.parent, path)}"
+        ) from None
     if not rows:
         raise BadInput(f"no scores, 0 rows, {_fix(path.parent, path)}")
     return run
@@ -203,7 +248,10 @@ def _run(workdir, fields, rows):
         workdir=workdir,
         fields=fields,
         images=[(row["case"], row["slice"], row["class"]) for row in rows],
-        scores={name: np.array([float(row[name]) for row in rows]) for name in STANDARD + PAPER},
+        scores={
+            name: np.array([float(row[name]) for row in rows])
+            for name in STANDARD + PAPER
+        },
         truth_pixels=pixels["tp"] + pixels["fn"],
         predicted_pixels=pixels["tp"] + pixels["fp"],
         entropy=pixels["entropy"],

@@ -1,10 +1,12 @@
 """How sure a mean is: the one bootstrap of this package, over whole cases. No jax.
 
-Slices of one patient are no independent sample. A draw therefore takes n whole cases, with
-replacement, of the n that have a value at all, each with all its values. The interval of the mean
-over values runs from the 2.5th to the 97.5th percentile of the means of 50,000 such draws.
+Slices of one patient are no independent sample. A draw therefore takes n whole cases,
+with replacement, of the n that have a value at all, each with all its values. The
+interval of the mean over values runs from the 2.5th to the 97.5th percentile of the
+means of 50,000 such draws.
 
-The draws depend on n alone, so the same mean always gets the same interval, to the last digit.
+The draws depend on n alone, so the same mean always gets the same interval, to the last
+digit.
 """
 
 import functools
@@ -27,7 +29,8 @@ _CHUNK = 2**21
 def interval(
     values: Float[np.ndarray, " rows"], case: Sequence[str | int]
 ) -> tuple[float, float]:
-    """95 % interval of the mean of `values`, NaN left out; value i belongs to `case[i]`.
+    """95 % interval of the mean of `values`, NaN left out; value i belongs to
+    `case[i]`.
 
     (NaN, NaN) where fewer than two cases have a value.
     """
@@ -50,7 +53,9 @@ def intervals(
 
 
 def _numbers(case):
-    """A number for each case, in the order of their names: the order of the rows is no matter."""
+    """A number for each case, in the order of their names: the order of the rows is no
+    matter.
+    """
     place = {name: i for i, name in enumerate(sorted(set(case)))}
     return np.array([place[name] for name in case], int)
 
@@ -86,7 +91,9 @@ def _resampled(count, of_cases):
 
 
 def _product(draws, values):
-    """`draws @ values`, rounded alike whatever the other columns and the threads of BLAS."""
+    """`draws @ values`, rounded alike whatever the other columns and the threads of
+    BLAS.
+    """
     return np.einsum("dc,c->d", draws, values)
 
 
@@ -111,11 +118,15 @@ def _draws(count: int) -> Iterator[Float[np.ndarray, "draws cases"]]:
 @functools.lru_cache(maxsize=8)
 def _few(count):
     rng = np.random.default_rng(0)
-    return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.uint8)
+    return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(
+        np.uint8
+    )
 
 
 def _many(rng, count, draws):
-    """The same, ten times as fast where there are many cases: case by case, then counted."""
+    """The same, ten times as fast where there are many cases: case by case, then
+    counted.
+    """
     drawn = rng.integers(count, size=(draws, count))
     drawn += count * np.arange(draws)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=draws * count)

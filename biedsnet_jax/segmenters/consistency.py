@@ -1,12 +1,15 @@
-"""Consistency distillation: a student that answers x_0 from any x_t as its teacher's sampler would after many steps.
+"""Consistency distillation: a student that answers x_0 from any x_t as its teacher's
+sampler would after many steps.
 
-On a grid of N times t_1 < ... < t_N, with x_t = q_sample(x_0, t_n) and f the mask that a network predicts,
+On a grid of N times t_1 < ... < t_N, with x_t = q_sample(x_0, t_n) and f the mask that
+a network predicts,
 
     x_s = DDIM step of the teacher from x_t at t_n to t_{n-1};   target = student f(x_s, t_{n-1}), gradient stopped
     target = teacher f(x_t, t_1) at n = 1, where the DDIM step goes to alpha_bar = 1
 
-and the student's f(x_t, t_n) must equal it. Source: Song et al. 2023, algorithm 2; the target network is the student
-itself, without an average of its past (Song & Dhariwal 2024, section 3.2).
+and the student's f(x_t, t_n) must equal it. Source: Song et al. 2023, algorithm 2; the
+target network is the student itself, without an average of its past (Song & Dhariwal
+2024, section 3.2).
 """
 
 import dataclasses
@@ -22,7 +25,9 @@ from biedsnet_jax.types import Batch, Image, Mask, Noisy, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class Consistency:
-    """A segmenter whose loss reads its teacher's variables, fixed, as `variables["teacher"]`; else as `student`."""
+    """A segmenter whose loss reads its teacher's variables, fixed, as
+    `variables["teacher"]`; else as `student`.
+    """
 
     student: Diffusion
     grid: int = 10  # N
@@ -38,12 +43,19 @@ class Consistency:
         return self.student.init(key, shape)
 
     def predict(
-        self, variables: segmenter.Variables, image: Image, keys: segmenter.Keys, *, ensemble: int
+        self,
+        variables: segmenter.Variables,
+        image: Image,
+        keys: segmenter.Keys,
+        *,
+        ensemble: int,
     ) -> segmenter.Probabilities:
         """See Segmenter."""
         return self.student.predict(variables, image, keys, ensemble=ensemble)
 
-    def trajectory(self, variables: segmenter.Variables, image: Image, keys: segmenter.Keys) -> sampler.Trajectory:
+    def trajectory(
+        self, variables: segmenter.Variables, image: Image, keys: segmenter.Keys
+    ) -> sampler.Trajectory:
         """See Segmenter."""
         return self.student.trajectory(variables, image, keys)
 
@@ -59,7 +71,9 @@ class Consistency:
         key_n, key_noise, key_dropout = jax.random.split(key, 3)
         own = {name: value for name, value in variables.items() if name != "teacher"}
         image, y, noises = batch["image"], batch["mask"], self.student.schedule
-        times = jnp.asarray(schedule.select_timesteps(noises.timesteps, self.grid)[::-1])
+        times = jnp.asarray(
+            schedule.select_timesteps(noises.timesteps, self.grid)[::-1]
+        )
         n = jax.random.randint(key_n, (len(y),), 0, self.grid)
         t, s = times[n], times[jnp.maximum(n - 1, 0)]
         noise = jax.random.normal(key_noise, y.shape)
@@ -67,15 +81,24 @@ class Consistency:
 
         p_teacher = self._denoised(variables["teacher"], x_t, image, t)
         x_0 = self.student.encode(p_teacher)
-        x_s = process.q_sample(noises, x_0, s, process.eps_from_x_0(noises, x_t=x_t, x_0=x_0, t=t))  # DDIM
+        # DDIM
+        x_s = process.q_sample(
+            noises, x_0, s, process.eps_from_x_0(noises, x_t=x_t, x_0=x_0, t=t)
+        )
         p_student = self._denoised(own, x_s, image, s)
-        target = jax.lax.stop_gradient(jnp.where((n == 0)[:, None, None, None], p_teacher, p_student))
+        target = jax.lax.stop_gradient(
+            jnp.where((n == 0)[:, None, None, None], p_teacher, p_student)
+        )
 
         inputs = x_t, image, t
         network = self.student.network
-        (logits, out), batch_stats = segmenter.apply(network, own, inputs, key_dropout, train)
+        (logits, out), batch_stats = segmenter.apply(
+            network, own, inputs, key_dropout, train
+        )
         heads = [logits, *out.get("supervision", [])]
-        consistency, truth = (jnp.mean(self.student.heads_loss(heads, mask)) for mask in (target, y))
+        consistency, truth = (
+            jnp.mean(self.student.heads_loss(heads, mask)) for mask in (target, y)
+        )
         train_dice = segmenter.train_dice(logits > 0, y)
         metrics = {"consistency": consistency, "truth": truth, "train_dice": train_dice}
         return consistency + self.truth_weight * truth, (metrics, batch_stats)

@@ -7,13 +7,21 @@ import jax
 import jax.numpy as jnp
 
 from biedsnet_jax.segmenters import segmenter
-from biedsnet_jax.segmenters.segmenter import HeadsLoss, Keys, Loss, Probabilities, Variables
+from biedsnet_jax.segmenters.segmenter import (
+    HeadsLoss,
+    Keys,
+    Loss,
+    Probabilities,
+    Variables,
+)
 from biedsnet_jax.types import Batch, Image, PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
 class Direct:
-    """Any network in one pass. A denoiser is used as if sampling were over: x_t and t are zero."""
+    """Any network in one pass. A denoiser is used as if sampling were over: x_t and t
+    are zero.
+    """
 
     network: nn.Module
     heads_loss: HeadsLoss
@@ -22,14 +30,20 @@ class Direct:
 
     def init(self, key: PRNGKey, shape: tuple[int, int, int]) -> Variables:
         """See Segmenter."""
-        return self.network.init(key, *self._inputs(jnp.zeros((1, *shape))), train=False)
+        return self.network.init(
+            key, *self._inputs(jnp.zeros((1, *shape))), train=False
+        )
 
-    def loss(self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool) -> Loss:
+    def loss(
+        self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool
+    ) -> Loss:
         """See Segmenter."""
         inputs, y = self._inputs(batch["image"]), batch["mask"]
         return segmenter.mask_loss(self, variables, inputs, y, key, train)
 
-    def predict(self, variables: Variables, image: Image, keys: Keys, *, ensemble: int) -> Probabilities:
+    def predict(
+        self, variables: Variables, image: Image, keys: Keys, *, ensemble: int
+    ) -> Probabilities:
         """See Segmenter; always one sample."""
         logits, _ = self.network.apply(variables, *self._inputs(image), train=False)
         return jax.nn.sigmoid(logits)[None]

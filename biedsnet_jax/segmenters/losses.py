@@ -1,11 +1,13 @@
-"""Losses as functions of one batch that keep the batch axis: every result is "b", so a padded example can be left out.
+"""Losses as functions of one batch that keep the batch axis: every result is "b", so a
+padded example can be left out.
 
-The joint diffusion and segmentation loss of the paper, with READING's weights, on logits l, p = sigmoid(l), mask y:
+The joint diffusion and segmentation loss of the paper, with READING's weights, on
+logits l, p = sigmoid(l), mask y:
 
     joint(l, y) = SmoothL1_beta(p, y) + Dice(p, y) + 0.5 BCE(l, y)
 
-and under multi-layer supervision sum_i w_i joint(l_i, y) over the final and the side heads. All are finite on empty
-and on full masks.
+and under multi-layer supervision sum_i w_i joint(l_i, y) over the final and the side
+heads. All are finite on empty and on full masks.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +24,9 @@ LossFn = Callable[[Logits, Mask], PerExample]
 
 
 def smooth_l1(p: Mask, y: Mask, *, beta: float = 1.0) -> PerExample:
-    """Mean over pixels of d^2 / (2 beta) where d = |p - y| < beta, else d - beta / 2 (Girshick 2015)."""
+    """Mean over pixels of d^2 / (2 beta) where d = |p - y| < beta, else d - beta / 2
+    (Girshick 2015).
+    """
     d = jnp.abs(p - y)
     return _pixel_mean(jnp.where(d < beta, 0.5 * d * d / beta, d - 0.5 * beta))
 
@@ -38,7 +42,9 @@ def bce(logits: Logits, y: Mask) -> PerExample:
 
 
 def dice(p: Mask, y: Mask, *, smooth: float = 1.0) -> PerExample:
-    """1 - (2 sum p y + smooth) / (sum p + sum y + smooth) per example and class, mean over classes."""
+    """1 - (2 sum p y + smooth) / (sum p + sum y + smooth) per example and class, mean
+    over classes.
+    """
     overlap, total = jnp.sum(p * y, axis=(1, 2)), jnp.sum(p + y, axis=(1, 2))
     return jnp.mean(1.0 - (2.0 * overlap + smooth) / (total + smooth), axis=-1)
 
@@ -64,22 +70,37 @@ def mse_only(logits: Logits, y: Mask) -> PerExample:
 
 
 def dice_bce(
-    logits: Logits, y: Mask, *, dice_smooth: float = 1e-5, dice_weight: float = 1.0, bce_weight: float = 0.5
+    logits: Logits,
+    y: Mask,
+    *,
+    dice_smooth: float = 1e-5,
+    dice_weight: float = 1.0,
+    bce_weight: float = 0.5,
 ) -> PerExample:
-    """Weighted Dice and BCE, the loss of the direct networks; the defaults are UNet++'s and UNeXt's reference."""
-    return dice_weight * dice(jax.nn.sigmoid(logits), y, smooth=dice_smooth) + bce_weight * bce(logits, y)
+    """Weighted Dice and BCE, the loss of the direct networks; the defaults are UNet++'s
+    and UNeXt's reference.
+    """
+    return dice_weight * dice(
+        jax.nn.sigmoid(logits), y, smooth=dice_smooth
+    ) + bce_weight * bce(logits, y)
 
 
 LOSSES = {"joint": joint, "mse": mse_only, "dice_bce": dice_bce}
 
 
-def supervised(loss: LossFn, heads: Sequence[Logits], y: Mask, weights: Sequence[float]) -> PerExample:
-    """Weighted sum of `loss` over heads, final head first; a lone head counts fully whatever its weight."""
+def supervised(
+    loss: LossFn, heads: Sequence[Logits], y: Mask, weights: Sequence[float]
+) -> PerExample:
+    """Weighted sum of `loss` over heads, final head first; a lone head counts fully
+    whatever its weight.
+    """
     if len(heads) == 1:
         return loss(heads[0], y)
     if len(heads) != len(weights):
         fix = "give one weight a head, the final head's first"
-        raise BadInput(f"{len(heads)} heads, {len(weights)} weights, in loss.supervision_weights; {fix}")
+        raise BadInput(
+            f"{len(heads)} heads, {len(weights)} weights, in loss.supervision_weights; {fix}"
+        )
     return sum(w * loss(logits, y) for w, logits in zip(weights, heads))
 
 

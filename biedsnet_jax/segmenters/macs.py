@@ -1,11 +1,13 @@
 """Multiply-adds of a function, counted in its jaxpr: traced, never compiled or run.
 
-Counted are convolutions and matrix products, as papers do: norms, activations, pooling, resizing and FFTs are not.
+Counted are convolutions and matrix products, as papers do: norms, activations, pooling,
+resizing and FFTs are not.
 
     convolution      outputs x kernel height x kernel width x input channels / groups
     matrix product   outputs x length of the contracted axes
 
-Padding counts as if it were image. What nothing depends on is left out, as the compiler leaves it out.
+Padding counts as if it were image. What nothing depends on is left out, as the compiler
+leaves it out.
 """
 
 import math
@@ -16,24 +18,32 @@ import jax.numpy as jnp
 from jax.extend import core
 
 # Two things look like what they are not; networks mark them by `jax.named_scope`.
-_RESAMPLING = "resampling"  # pooling or resizing, written as matrix products: not counted
-_PRODUCTS = "products_of_convolution"  # a convolution, written as elementwise products: these are counted
+# pooling or resizing, written as matrix products: not counted
+_RESAMPLING = "resampling"
+# a convolution, written as elementwise products: these are counted
+_PRODUCTS = "products_of_convolution"
 
 
 def count_macs(fn: Callable, *args) -> int:
-    """Multiply-adds of `fn(*args)`; arguments are arrays or `jax.ShapeDtypeStruct`s, in any pytree.
+    """Multiply-adds of `fn(*args)`; arguments are arrays or `jax.ShapeDtypeStruct`s, in
+    any pytree.
 
-    A scan counts its body once a step, a conditional its costliest branch, `shard_map` what all devices of its mesh do.
-    Raises ValueError for a while loop with multiply-adds in it: how often it turns is not known before it runs.
+    A scan counts its body once a step, a conditional its costliest branch, `shard_map`
+    what all devices of its mesh do. Raises ValueError for a while loop with
+    multiply-adds in it: how often it turns is not known before it runs.
     """
     return _count(jax.make_jaxpr(fn)(*args).jaxpr, scope="")
 
 
-def prediction_gmacs(model, variables: dict, shape: tuple[int, int, int], *, ensemble: int) -> float:
-    """1e9 multiply-adds of `model.predict` for one image of `shape` (height, width, channels).
+def prediction_gmacs(
+    model, variables: dict, shape: tuple[int, int, int], *, ensemble: int
+) -> float:
+    """1e9 multiply-adds of `model.predict` for one image of `shape` (height, width,
+    channels).
 
-    `model` is a `segmenter.Segmenter`, `variables` its arrays or their shapes. Of a diffusion method that is encoding
-    the image once, and every evaluation of the denoiser: steps x samples.
+    `model` is a `segmenter.Segmenter`, `variables` its arrays or their shapes. Of a
+    diffusion method that is encoding the image once, and every evaluation of the
+    denoiser: steps x samples.
     """
 
     def predict(variables, image, keys):
@@ -45,7 +55,10 @@ def prediction_gmacs(model, variables: dict, shape: tuple[int, int, int], *, ens
 
 
 def _count(jaxpr: core.Jaxpr, scope: str) -> int:
-    return sum(_count_equation(eqn, f"{scope}/{eqn.source_info.name_stack}") for eqn in _live(jaxpr))
+    return sum(
+        _count_equation(eqn, f"{scope}/{eqn.source_info.name_stack}")
+        for eqn in _live(jaxpr)
+    )
 
 
 def _count_equation(eqn, scope: str) -> int:
@@ -64,7 +77,9 @@ def _count_equation(eqn, scope: str) -> int:
     if name == "scan":
         return eqn.params["length"] * sum(inner)
     if name == "while" and any(inner):
-        raise ValueError("multiply-adds in a while loop, whose number of turns is not known; use lax.scan")
+        raise ValueError(
+            "multiply-adds in a while loop, whose number of turns is not known; use lax.scan"
+        )
     if name == "shard_map":
         return eqn.params["mesh"].size * sum(inner)
     return sum(inner)
@@ -72,15 +87,24 @@ def _count_equation(eqn, scope: str) -> int:
 
 def _convolution(eqn) -> int:
     image, kernel = (x.aval for x in eqn.invars)
-    out_channels, in_channels = (kernel.shape[axis] for axis in eqn.params["dimension_numbers"].rhs_spec[:2])
-    if math.prod(eqn.params["lhs_dilation"]) > 1:  # transposed: every pixel meets every tap, the zeros between do not
-        return image.size * kernel.size // (in_channels * eqn.params["feature_group_count"])
+    out_channels, in_channels = (
+        kernel.shape[axis] for axis in eqn.params["dimension_numbers"].rhs_spec[:2]
+    )
+    # transposed: every pixel meets every tap, the zeros between do not
+    if math.prod(eqn.params["lhs_dilation"]) > 1:
+        return (
+            image.size
+            * kernel.size
+            // (in_channels * eqn.params["feature_group_count"])
+        )
     return eqn.outvars[0].aval.size * kernel.size // out_channels
 
 
 def _matrix_product(eqn) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    return eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    return eqn.outvars[0].aval.size * math.prod(
+        eqn.invars[0].aval.shape[axis] for axis in contracted
+    )
 
 
 def _live(jaxpr: core.Jaxpr) -> list:
@@ -98,7 +122,9 @@ def _variables(atoms) -> set:
 
 
 def inner_jaxprs(eqn) -> Iterator[core.Jaxpr]:
-    """The functions an equation calls: bodies of jit, scan, cond, remat, custom derivatives, shard_map."""
+    """The functions an equation calls: bodies of jit, scan, cond, remat, custom
+    derivatives, shard_map.
+    """
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr):

@@ -16,11 +16,12 @@ from biedsnet_jax.types import Batch, Image, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class NoisePrediction:
-    """MedSegDiff: the denoiser predicts noise and variance, the highway network a mask of its own.
+    """MedSegDiff: the denoiser predicts noise and variance, the highway network a mask
+    of its own.
 
-    x_0 is the mask in {0, 1}. The loss is mean (eps - eps_hat)^2 + VLB in bits, with eps_hat held,
-    + 10 mean (y - calibration)^2, as published (Wu et al. 2023). A sample, clipped to [0, 1], is a
-    probability.
+    x_0 is the mask in {0, 1}. The loss is mean (eps - eps_hat)^2 + VLB in bits, with
+    eps_hat held, + 10 mean (y - calibration)^2, as published (Wu et al. 2023). A
+    sample, clipped to [0, 1], is a probability.
     """
 
     network: nn.Module
@@ -35,7 +36,9 @@ class NoisePrediction:
         inputs = segmenter.denoiser_inputs(self.network, jnp.zeros((1, *shape)))
         return self.network.init(key, *inputs, train=False)
 
-    def loss(self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool) -> Loss:
+    def loss(
+        self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool
+    ) -> Loss:
         """See Segmenter."""
         key_t, key_noise, key_dropout = jax.random.split(key, 3)
         y = batch["mask"]
@@ -43,26 +46,49 @@ class NoisePrediction:
         eps = jax.random.normal(key_noise, y.shape)
         x_t = process.q_sample(self.schedule, y, t, eps)
         inputs = x_t, batch["image"], t
-        result, batch_stats = segmenter.apply(self.network, variables, inputs, key_dropout, train)
+        result, batch_stats = segmenter.apply(
+            self.network, variables, inputs, key_dropout, train
+        )
         output, out = result
         eps_hat, v = jnp.split(output, 2, axis=-1)
-        x_0_hat = process.x_0_from_eps(self.schedule, x_t=x_t, eps=jax.lax.stop_gradient(eps_hat), t=t)
+        x_0_hat = process.x_0_from_eps(
+            self.schedule, x_t=x_t, eps=jax.lax.stop_gradient(eps_hat), t=t
+        )
         mean, _, _ = process.posterior(self.schedule, x_0=x_0_hat, x_t=x_t, t=t)
         log_variance = process.learned_range_log_variance(self.schedule, v=v, t=t)
         terms = {
             "eps": jnp.mean(losses.mse(eps_hat, eps)),
-            "vlb": jnp.mean(vlb.vlb_bits(self.schedule, x_0=y, x_t=x_t, t=t, mean=mean, log_variance=log_variance)),
-            "calibration": self.calibration_weight * jnp.mean(losses.mse(out["calibration"], y)),
+            "vlb": jnp.mean(
+                vlb.vlb_bits(
+                    self.schedule,
+                    x_0=y,
+                    x_t=x_t,
+                    t=t,
+                    mean=mean,
+                    log_variance=log_variance,
+                )
+            ),
+            "calibration": self.calibration_weight
+            * jnp.mean(losses.mse(out["calibration"], y)),
         }
-        metrics = {**terms, "train_dice": segmenter.train_dice(out["calibration"] > 0.5, y)}
+        metrics = {
+            **terms,
+            "train_dice": segmenter.train_dice(out["calibration"] > 0.5, y),
+        }
         return sum(terms.values()), (metrics, batch_stats)
 
-    def predict(self, variables: Variables, image: Image, keys: Keys, *, ensemble: int) -> Probabilities:
-        """See Segmenter. "ddpm" draws with the learned variance; the other methods need none."""
+    def predict(
+        self, variables: Variables, image: Image, keys: Keys, *, ensemble: int
+    ) -> Probabilities:
+        """See Segmenter. "ddpm" draws with the learned variance; the other methods need
+        none.
+        """
         sample = self._sampler(variables, image, keys)
         return jax.lax.map(lambda number: sample(number)[0], jnp.arange(ensemble))
 
-    def trajectory(self, variables: Variables, image: Image, keys: Keys) -> sampler.Trajectory:
+    def trajectory(
+        self, variables: Variables, image: Image, keys: Keys
+    ) -> sampler.Trajectory:
         """See Segmenter."""
         return self._sampler(variables, image, keys)(0)[1]
 
@@ -73,14 +99,18 @@ class NoisePrediction:
 
         def denoise(x_t, t):
             inputs = features, x_t, image, t
-            output, _ = network.apply(variables, *inputs, train=False, method=network.denoise)
+            output, _ = network.apply(
+                variables, *inputs, train=False, method=network.denoise
+            )
             eps, v = jnp.split(output, 2, axis=-1)
             x_0 = process.x_0_from_eps(self.schedule, x_t=x_t, eps=eps, t=t)
             return jnp.clip(x_0, -1.0, 1.0), v
 
         def sample(number):
             x_T, step_keys = segmenter.draw(network, image, keys, number)
-            found = sampler.sample(denoise, x_T, step_keys, self.schedule, self.sampling)
+            found = sampler.sample(
+                denoise, x_T, step_keys, self.schedule, self.sampling
+            )
             return jax.tree.map(lambda x: jnp.clip(x, 0.0, 1.0), found)
 
         return sample

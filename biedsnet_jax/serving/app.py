@@ -1,4 +1,6 @@
-"""The addresses of a server: the page, and for its script uploads, their state and their results."""
+"""The addresses of a server: the page, and for its script uploads, their state and
+their results.
+"""
 
 import asyncio
 import html
@@ -22,11 +24,16 @@ _FILES = {name: "text/css" for name in ("report.css", "serve.css")}
 _FILES |= {name: "text/javascript" for name in ("theme.js", "serve.js")}
 
 
-def make(jobs: Jobs, limits: Limits, *, model: str, token: str | None, port: int) -> ASGIApp:
+def make(
+    jobs: Jobs, limits: Limits, *, model: str, token: str | None, port: int
+) -> ASGIApp:
     """The server of one model."""
     routes = [
         Route("/", _constant(_page(model, limits), "text/html")),
-        *(Route(f"/{name}", _constant((_WEB / name).read_text(), kind)) for name, kind in _FILES.items()),
+        *(
+            Route(f"/{name}", _constant((_WEB / name).read_text(), kind))
+            for name, kind in _FILES.items()
+        ),
         Route("/jobs", _upload(jobs, limits), methods=["POST"]),
         Route("/jobs/{id}", _of_job(jobs, _state), methods=["GET"]),
         Route("/jobs/{id}", _of_job(jobs, _remove), methods=["DELETE"]),
@@ -59,7 +66,9 @@ def _refused(text, code, **headers):
 
 
 def _upload(jobs: Jobs, limits: Limits):
-    """The body is the file. `?like=.png` says what it may be taken for where its bytes do not tell."""
+    """The body is the file. `?like=.png` says what it may be taken for where its bytes
+    do not tell.
+    """
     too_large = f"too large, more than {limits.upload / 2**20:g} MiB, the upload; cut it into parts"
 
     full = "the server cannot write, its disk may be full; try again later"
@@ -86,7 +95,11 @@ def _upload(jobs: Jobs, limits: Limits):
             jobs.submit(job)
             return JSONResponse({"id": job.id}, 202)
         except TimeoutError:
-            return _busy(own=False) if job.removed else _refused(_slow(job, limits), 408, Connection="close")
+            return (
+                _busy(own=False)
+                if job.removed
+                else _refused(_slow(job, limits), 408, Connection="close")
+            )
         except OSError:
             return _refused(full, 507, Connection="close")
         except ClientDisconnect:
@@ -99,7 +112,9 @@ def _upload(jobs: Jobs, limits: Limits):
 
 
 def _address(request: Request) -> str:
-    """Who asks; empty on this machine, where visitors through ssh -L have one address together."""
+    """Who asks; empty on this machine, where visitors through ssh -L have one address
+    together.
+    """
     host = request.client.host if request.client else ""
     return "" if is_local(host) else host
 
@@ -117,7 +132,9 @@ def _slow(job: Job, limits: Limits) -> str:
     )
 
 
-async def _receive(request: Request, job: Job, limits: Limits, clock: asyncio.Timeout) -> bool:
+async def _receive(
+    request: Request, job: Job, limits: Limits, clock: asyncio.Timeout
+) -> bool:
     """Whether the whole body is in the file, which is not where it exceeds the limit.
 
     What has arrived buys time, at the least rate that is allowed.
@@ -137,16 +154,27 @@ async def _receive(request: Request, job: Job, limits: Limits, clock: asyncio.Ti
 
 
 def _of_job(jobs: Jobs, answer):
-    def endpoint(request: Request) -> Response:  # in a thread, since it may wait for a disk
+    # in a thread, since it may wait for a disk
+    def endpoint(request: Request) -> Response:
         job = jobs.get(request.path_params["id"])
-        return answer(jobs, job, request) if job else _refused("gone: removed, or nobody asked for it any more", 404)
+        return (
+            answer(jobs, job, request)
+            if job
+            else _refused("gone: removed, or nobody asked for it any more", 404)
+        )
 
     return endpoint
 
 
 def _state(jobs: Jobs, job: Job, request) -> Response:
     done, slices = job.progress
-    state = {"state": job.state, "before": jobs.place(job), "done": done, "slices": slices, "text": job.text}
+    state = {
+        "state": job.state,
+        "before": jobs.place(job),
+        "done": done,
+        "slices": slices,
+        "text": job.text,
+    }
     return JSONResponse(state | ({"facts": job.facts} if job.state == "done" else {}))
 
 
@@ -156,12 +184,21 @@ def _remove(jobs: Jobs, job: Job, request) -> Response:
 
 
 def _slice(jobs: Jobs, job: Job, request) -> Response:
-    return _file(job, worker.slice_path(job.folder, request.path_params["z"]), "application/octet-stream")
+    return _file(
+        job,
+        worker.slice_path(job.folder, request.path_params["z"]),
+        "application/octet-stream",
+    )
 
 
 def _mask(jobs: Jobs, job: Job, request) -> Response:
     name = job.facts.get("mask", "mask")
-    return _file(job, job.folder / name, "image/png" if name.endswith(".png") else "application/gzip", attached=True)
+    return _file(
+        job,
+        job.folder / name,
+        "image/png" if name.endswith(".png") else "application/gzip",
+        attached=True,
+    )
 
 
 def _summary(jobs: Jobs, job: Job, request) -> Response:
@@ -169,11 +206,17 @@ def _summary(jobs: Jobs, job: Job, request) -> Response:
 
 
 def _file(job, path, kind, *, attached=False) -> Response:
-    """Whole in memory, since it may be removed meanwhile. What it is saved as, the page says."""
+    """Whole in memory, since it may be removed meanwhile. What it is saved as, the page
+    says.
+    """
     try:
         content = path.read_bytes() if job.state == "done" else None
     except OSError:
         content = None
     if content is None:
         return _refused("not there", 404)
-    return Response(content, media_type=kind, headers={"Content-Disposition": "attachment"} if attached else {})
+    return Response(
+        content,
+        media_type=kind,
+        headers={"Content-Disposition": "attachment"} if attached else {},
+    )

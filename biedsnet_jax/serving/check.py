@@ -1,7 +1,9 @@
-"""What an upload declares, looked at before anything of it is unpacked: sizes, counts and compression.
+"""What an upload declares, looked at before anything of it is unpacked: sizes, counts
+and compression.
 
-A few bytes can stand for gigabytes or hours. What is refused here is refused at once and in words
-that say why; what slips through ends at the limits of the process that reads (see reader).
+A few bytes can stand for gigabytes or hours. What is refused here is refused at once
+and in words that say why; what slips through ends at the limits of the process that
+reads (see reader).
 """
 
 import gzip
@@ -22,29 +24,41 @@ from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
 from biedsnet_jax.serving.limits import Limits
 
-# Of Pillow's forty formats those that mode predict takes, and what pydicom has Pillow decode: the
-# others are much code for no use, and one of them starts another program.
+# Of Pillow's forty formats those that mode predict takes, and what pydicom has Pillow
+# decode: the others are much code for no use, and one of them starts another program.
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "JPEG2000")
 # Transfer syntaxes whose whole data set is compressed, which pydicom inflates at once.
-DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
+DEFLATED = (
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.4.95",
+    "1.2.840.10008.1.2.4.205",
+)
 _CHUNK = 2**20
-_PAGES = 64  # of a TIFF file that are counted, for mode predict's words; more are refused uncounted
-_PASSES = 100  # of a progressive JPEG; encoders make about ten
-_EXTENSIONS = 2**22  # bytes of a NIfTI file before its voxels
+# of a TIFF file that are counted, for mode predict's words; more are refused uncounted
+_PAGES = 64
+# of a progressive JPEG; encoders make about ten
+_PASSES = 100
+# bytes of a NIfTI file before its voxels
+_EXTENSIONS = 2**22
 _MOST_EXTENSIONS = 256
-_SLACK = 2**24  # bytes of a .nii.gz beside the voxels that its header declares
+# bytes of a .nii.gz beside the voxels that its header declares
+_SLACK = 2**24
 _START_OF_SCAN = b"\xff\xda"
 
 
 def only_formats() -> None:
-    """Take the other formats out of this process, where `check_size` refuses what is too large."""
+    """Take the other formats out of this process, where `check_size` refuses what is
+    too large.
+    """
     Image.MAX_IMAGE_PIXELS = None
     Image.init()
     Image.ID[:] = [name for name in Image.ID if name in FORMATS]
 
 
 def check_file(path: Path, kind: str, limits: Limits) -> None:
-    """Refuse one file by its first bytes and its structure; `kind` is one of upload.KINDS."""
+    """Refuse one file by its first bytes and its structure; `kind` is one of
+    upload.KINDS.
+    """
     if kind in (".nii", ".nii.gz"):
         _check_extensions(path)
     if kind == ".nii.gz":
@@ -57,7 +71,9 @@ def check_file(path: Path, kind: str, limits: Limits) -> None:
 
 
 def check_unpacked(path: Path, limits: Limits) -> None:
-    """Count the bytes of a gzip file and keep none. What is damaged is said when it is read."""
+    """Count the bytes of a gzip file and keep none. What is damaged is said when it is
+    read.
+    """
     try:
         image = nifti.open_header(path)
     except BadInput:
@@ -100,8 +116,9 @@ def check_syntax(path: Path) -> None:
 def deflated_syntax(path: Path) -> str:
     """The transfer syntax of a DICOM file where it is one of DEFLATED, else nothing.
 
-    The meta group is walked element by element with pydicom's own reader, which reads it as
-    explicit VR and, where that fails, as implicit: whichever says deflated counts.
+    The meta group is walked element by element with pydicom's own reader, which reads
+    it as explicit VR and, where that fails, as implicit: whichever says deflated
+    counts.
     """
     from pydicom.filereader import read_dataset
 
@@ -117,7 +134,8 @@ def deflated_syntax(path: Path) -> str:
                     stop_when=lambda tag, vr, length: tag >> 16 not in (0, 2),
                 )
                 syntax = str(meta.get("TransferSyntaxUID", "")).strip("\0 ")
-            except Exception:  # a broken file meets pydicom with anything, and is refused by it
+            # a broken file meets pydicom with anything, and is refused by it
+            except Exception:
                 continue
         if syntax in DEFLATED:
             return syntax
@@ -147,7 +165,9 @@ def check_size(item: scans.Item, limits: Limits) -> int:
 
 
 def _shapes(item: scans.Item) -> list[tuple[int, int, int, int]]:
-    """(height, width, slices, values of a pixel) of a scan; several where slices of a series differ."""
+    """(height, width, slices, values of a pixel) of a scan; several where slices of a
+    series differ.
+    """
     if item.kind == "picture":
         try:
             height, width, values = pictures.read_size(item.files[0])
@@ -158,14 +178,17 @@ def _shapes(item: scans.Item) -> list[tuple[int, int, int, int]]:
         image = nifti.open_header(item.files[0])
         shape = nifti.volume_shape(image)
         voxels = np.broadcast_to(np.uint8(0), shape[:3])
-        depth, height, width = Volume(voxels, image.affine, str(item.files[0])).slices.shape
+        depth, height, width = Volume(
+            voxels, image.affine, str(item.files[0])
+        ).slices.shape
         return [(height, width, depth, math.prod(shape[3:]))]
     sizes = [one.size for path in item.files for one in dicom_slice.read(path)]
     return [(*size, len(sizes), 1) for size in dict.fromkeys(sizes)]
 
 
 def _check_extensions(path: Path) -> None:
-    """Refuse a NIfTI file whose header is followed by much else, which nibabel would keep in memory.
+    """Refuse a NIfTI file whose header is followed by much else, which nibabel would
+    keep in memory.
 
     An extension is its size in bytes, with these 8, its code and its content.
     """
@@ -211,15 +234,19 @@ def _check_pages(path: Path) -> None:
     try:
         with Image.open(path, formats=("TIFF",)) as picture:
             picture.seek(_PAGES)
-    except Exception:  # fewer pages, or a broken file, which is said when it is read
+    # fewer pages, or a broken file, which is said when it is read
+    except Exception:
         return
-    raise BadInput(f"{path} has more than {_PAGES} pages. Save each slice as a file of its own.")
+    raise BadInput(
+        f"{path} has more than {_PAGES} pages. Save each slice as a file of its own."
+    )
 
 
 def _check_passes(path: Path) -> None:
     """Refuse a JPEG file that is painted over and over, each time for all its pixels.
 
-    The two bytes stand for nothing else among compressed pixels, where 0xff is followed by 0.
+    The two bytes stand for nothing else among compressed pixels, where 0xff is followed
+    by 0.
     """
     with path.open("rb") as file:
         if file.read(2) != b"\xff\xd8":
@@ -230,4 +257,6 @@ def _check_passes(path: Path) -> None:
                 passes += 1
                 place = content.find(_START_OF_SCAN, place + 2)
     if passes > _PASSES:
-        raise BadInput(f"{path} is painted in more than {_PASSES} passes. Save it again as PNG.")
+        raise BadInput(
+            f"{path} is painted in more than {_PASSES} passes. Save it again as PNG."
+        )

@@ -21,8 +21,10 @@ from biedsnet_jax.prediction.scans import Scan
 from biedsnet_jax.serving import handoff
 from biedsnet_jax.serving.limits import Limits
 
-_LOOK = 0.05  # seconds between looks at whether an upload is still wanted
-_LAST_WAIT = 5.0  # seconds for a reading to end when told to
+# seconds between looks at whether an upload is still wanted
+_LOOK = 0.05
+# seconds for a reading to end when told to
+_LAST_WAIT = 5.0
 _ROOT = Path(__file__).resolve().parents[2]
 # One thread each: more take address space, which is limited, and cores from the server.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -34,7 +36,8 @@ class Reader:
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
-        self._codes: queue.SimpleQueue = queue.SimpleQueue()  # exit codes; None at the end
+        # exit codes; None at the end
+        self._codes: queue.SimpleQueue = queue.SimpleQueue()
 
     def read(
         self,
@@ -47,8 +50,8 @@ class Reader:
     ) -> Scan:
         """The one scan of the upload in `folder`, its slices on the disk.
 
-        `look` is called again and again meanwhile; what it raises ends the reading. Raises BadInput
-        as upload.read does, and beyond the limits of time and memory.
+        `look` is called again and again meanwhile; what it raises ends the reading.
+        Raises BadInput as upload.read does, and beyond the limits of time and memory.
         """
         seconds = min(limits.read_seconds, limits.job_seconds)
         (folder / handoff.FOLDER).mkdir()
@@ -56,7 +59,9 @@ class Reader:
             "folder": str(folder),
             "like": like,
             "channels": channels,
-            "limits": dataclasses.asdict(dataclasses.replace(limits, read_seconds=seconds)),
+            "limits": dataclasses.asdict(
+                dataclasses.replace(limits, read_seconds=seconds)
+            ),
         }
         self.start()
         self._say(json.dumps(order))
@@ -86,7 +91,8 @@ class Reader:
         self._process = None
 
     def _say(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # it ended, which `_code` tells
+        # it ended, which `_code` tells
+        with contextlib.suppress(OSError):
             self._process.stdin.write(f"{line}\n".encode())
             self._process.stdin.flush()
 

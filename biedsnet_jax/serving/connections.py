@@ -1,10 +1,12 @@
-"""Connections of a server: those that say nothing are closed, and never keep a visitor out.
+"""Connections of a server: those that say nothing are closed, and never keep a visitor
+out.
 
-A connection has some seconds to bring a whole request, but for its body, and as many between two.
-Where there are as many as may be, the newcomer takes the place of the one that has been silent the
-longest: one that never asked before one that is between two requests, and that before one that does
-not take its answer. One that has only come has a second to ask; where many such come at once, twice
-as many may be open. Only where all are at work is the newcomer turned away.
+A connection has some seconds to bring a whole request, but for its body, and as many
+between two. Where there are as many as may be, the newcomer takes the place of the one
+that has been silent the longest: one that never asked before one that is between two
+requests, and that before one that does not take its answer. One that has only come has
+a second to ask; where many such come at once, twice as many may be open. Only where all
+are at work is the newcomer turned away.
 """
 
 import asyncio
@@ -16,7 +18,8 @@ from biedsnet_jax.serving.guard import is_local
 from biedsnet_jax.serving.limits import Limits
 
 _FRESH_SECONDS = 1
-_BURST = 2  # times the limit, for those that have only come
+# times the limit, for those that have only come
+_BURST = 2
 NEVER_ASKED, BETWEEN, STUCK, FRESH, AT_WORK = range(5)
 
 

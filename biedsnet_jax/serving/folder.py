@@ -1,7 +1,7 @@
 """The temporary folder of a server: its own as long as it lives, and gone after it.
 
-A server that is killed (kill -9, a power cut) leaves its folder. Its lock is free then, and the next
-server of the same user removes it.
+A server that is killed (kill -9, a power cut) leaves its folder. Its lock is free then,
+and the next server of the same user removes it.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime.lock import Lock
 
 PREFIX = "biedsnet_serve_"
-_NEW = f".{PREFIX}new_"  # not locked yet
+# not locked yet
+_NEW = f".{PREFIX}new_"
 _LOCK = ".lock"
 _DAY = 24 * 3600
 _open: set[Path] = set()
@@ -28,7 +29,8 @@ def temporary() -> Iterator[Path]:
     """A new folder below the system's temporary one, which is removed at the end."""
     new = Path(tempfile.mkdtemp(prefix=_NEW))
     folder = new.with_name(f"{PREFIX}{secrets.token_hex(8)}")
-    # It has its lock before it has its name: another server never takes it for a stale one.
+    # It has its lock before it has its name: another server never takes it for a stale
+    # one.
     with Lock(new, name=_LOCK, another="TMPDIR"):
         new.rename(folder)
         _open.add(folder)
@@ -55,7 +57,9 @@ def remove(folder: Path) -> None:
 
 
 def clear_stale() -> int:
-    """Remove what servers of this user left that were killed; returns how many there were."""
+    """Remove what servers of this user left that were killed; returns how many there
+    were.
+    """
     root = Path(tempfile.gettempdir())
     found = [*root.glob(f"{PREFIX}*"), *root.glob(f"{_NEW}*")]
     return sum(_clear(folder) for folder in found if _is_own(folder))
@@ -78,7 +82,8 @@ def _clear(folder: Path) -> bool:
     try:
         with Lock(folder, name=_LOCK) as lock:
             return lock.held and _removed(folder)
-    except BadInput:  # its server lives, or another one clears it
+    # its server lives, or another one clears it
+    except BadInput:
         return False
 
 
@@ -88,9 +93,11 @@ def _removed(folder: Path) -> bool:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether a folder without a lock, of an earlier version, holds what nobody touched for a day.
+    """Whether a folder without a lock, of an earlier version, holds what nobody touched
+    for a day.
 
-    An empty one holds nothing of a visitor's, and may belong to a server that lives and is idle.
+    An empty one holds nothing of a visitor's, and may belong to a server that lives and
+    is idle.
     """
     try:
         newest = [path.lstat().st_mtime for path in folder.rglob("*")]

@@ -1,8 +1,10 @@
-"""Who may ask a server: checks of each request before the page's own code, and headers on each answer.
+"""Who may ask a server: checks of each request before the page's own code, and headers
+on each answer.
 
-On this machine alone no token is needed, but the page must have been opened under one of the machine's own names: a
-foreign site's name that its owner points here (DNS rebinding) is refused. Elsewhere a token is needed: once in the
-address, then in a cookie that scripts cannot read; a program sends it as `Authorization: Bearer TOKEN`.
+On this machine alone no token is needed, but the page must have been opened under one
+of the machine's own names: a foreign site's name that its owner points here (DNS
+rebinding) is refused. Elsewhere a token is needed: once in the address, then in a
+cookie that scripts cannot read; a program sends it as `Authorization: Bearer TOKEN`.
 """
 
 import hmac
@@ -39,7 +41,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, token: str | None, port: int):
         self._app, self._token = app, token
-        self._cookie = f"biedsnet_{port}"  # a cookie is for all ports of a host
+        # a cookie is for all ports of a host
+        self._cookie = f"biedsnet_{port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; of other kinds of connection there are none."""
@@ -56,7 +59,9 @@ class Guard:
         await answer(scope, receive, with_headers)
 
     def _answer(self, request) -> Response | None:
-        """What is said to those who may not, and to one who brings a token in the address; None for the others."""
+        """What is said to those who may not, and to one who brings a token in the
+        address; None for the others.
+        """
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         if self._token is None and not is_local(_name(host)):
             return PlainTextResponse("open this page as localhost or 127.0.0.1\n", 403)
@@ -69,12 +74,19 @@ class Guard:
             answer.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
             return answer
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if self._fits(request.cookies.get(self._cookie)) or (scheme.lower() == "bearer" and self._fits(given)):
+        if self._fits(request.cookies.get(self._cookie)) or (
+            scheme.lower() == "bearer" and self._fits(given)
+        ):
             return None
-        return PlainTextResponse("a token is missing or wrong: open the address that the server printed\n", 401)
+        return PlainTextResponse(
+            "a token is missing or wrong: open the address that the server printed\n",
+            401,
+        )
 
     def _fits(self, given: str | None) -> bool:
-        return given is not None and hmac.compare_digest(given.encode(), self._token.encode())
+        return given is not None and hmac.compare_digest(
+            given.encode(), self._token.encode()
+        )
 
 
 def _name(host: str) -> str:

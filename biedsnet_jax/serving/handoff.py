@@ -1,6 +1,8 @@
-"""A scan on its way from the process that read it to the one that segments it: arrays and JSON.
+"""A scan on its way from the process that read it to the one that segments it: arrays
+and JSON.
 
-Nothing in these files is code when it is loaded: no pickles, and of a NIfTI header its bytes.
+Nothing in these files is code when it is loaded: no pickles, and of a NIfTI header its
+bytes.
 """
 
 import base64
@@ -17,8 +19,10 @@ from biedsnet_jax.prediction.scans import Item, Scan
 from biedsnet_jax.runtime import files
 
 OUTCOME = "outcome.json"
-FOLDER = "read"  # below that of the job
-_MOST = 2**22  # bytes of OUTCOME
+# below that of the job
+FOLDER = "read"
+# bytes of OUTCOME
+_MOST = 2**22
 _MOST_NOTES = 20
 _HEADERS = {"Nifti1Header": nib.Nifti1Header, "Nifti2Header": nib.Nifti2Header}
 
@@ -42,9 +46,18 @@ def write(folder: Path, scan: Scan) -> None:
     place = folder / FOLDER
     np.save(place / "slices.npy", scan.slices, allow_pickle=False)
     if scan.scanned is not None:
-        np.save(place / "scanned.npy", np.ascontiguousarray(scan.scanned), allow_pickle=False)
+        np.save(
+            place / "scanned.npy",
+            np.ascontiguousarray(scan.scanned),
+            allow_pickle=False,
+        )
     item = scan.item
-    named = {"name": item.name, "kind": item.kind, "depth": item.depth, "notes": list(item.notes)}
+    named = {
+        "name": item.name,
+        "kind": item.kind,
+        "depth": item.depth,
+        "notes": list(item.notes),
+    }
     fields = {
         "item": named | {"files": [str(path) for path in item.files]},
         "volume": None if scan.volume is None else _volume_fields(scan.volume),
@@ -101,7 +114,9 @@ def _scan(place: Path, fields: dict[str, Any]) -> Scan:
     item = fields["item"]
     paths = tuple(Path(path) for path in item["files"])
     return Scan(
-        item=Item(item["name"], item["kind"], paths, item["depth"], tuple(item["notes"])),
+        item=Item(
+            item["name"], item["kind"], paths, item["depth"], tuple(item["notes"])
+        ),
         slices=slices,
         volume=_volume(fields["volume"], slices),
         notes=fields["notes"],

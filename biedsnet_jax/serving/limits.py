@@ -24,5 +24,7 @@ class Limits:
     voxels: int = 2**28  # of a scan, as many as 1024 slices of 512 x 512
     connections: int = 128  # of all visitors
     connections_each: int = 32  # of one address, but for this machine's own
-    header_seconds: int = 10  # for a request to be complete but for its body, and between two
-    answer_seconds: int = 60  # without any of an answer being taken; systems take it in large pieces
+    # for a request to be complete but for its body, and between two
+    header_seconds: int = 10
+    # without any of an answer being taken; systems take it in large pieces
+    answer_seconds: int = 60

@@ -1,15 +1,17 @@
-"""The process that reads uploads, each in a copy of itself, so that a hostile file ends that and not the server.
+"""The process that reads uploads, each in a copy of itself, so that a hostile file ends
+that and not the server.
 
     python -m biedsnet_jax.serving.reader
 
-Each line on stdin is an order (see `Order`), each line on stdout the exit code of its copy; an empty
-line meanwhile ends the copy. A scan or a refusal is handed over in the job's folder (see
-handoff.py). All ends with the server, which holds the other end of stdin. Neither jax nor the
-model is loaded here, so that there is one thread and a copy (fork) is safe and takes milliseconds.
+Each line on stdin is an order (see `Order`), each line on stdout the exit code of its
+copy; an empty line meanwhile ends the copy. A scan or a refusal is handed over in the
+job's folder (see handoff.py). All ends with the server, which holds the other end of
+stdin. Neither jax nor the model is loaded here, so that there is one thread and a copy
+(fork) is safe and takes milliseconds.
 
-A copy ends beyond its limits of memory, time and file size. Memory may grow by SMALL and the size of
-the upload while headers are read, then by what the values that these declare need, up to the limit:
-few bytes that unpack to many meet a low limit.
+A copy ends beyond its limits of memory, time and file size. Memory may grow by SMALL
+and the size of the upload while headers are read, then by what the values that these
+declare need, up to the limit: few bytes that unpack to many meet a low limit.
 """
 
 import contextlib
@@ -31,14 +33,20 @@ from biedsnet_jax.serving.limits import Limits
 
 try:
     import resource
-except ImportError:  # Windows
+# Windows
+except ImportError:
     resource = None
 
-SMALL = 2**28  # bytes
-FAULT = 70  # exit code of a copy that could not even say what went wrong
-_BYTES = 24  # a value while it is read: as float64 in the file, scaled, and handed over
-_NICE = 5  # the server's answers come first
-_LOOK = 0.01  # seconds between looks at a copy
+# bytes
+SMALL = 2**28
+# exit code of a copy that could not even say what went wrong
+FAULT = 70
+# a value while it is read: as float64 in the file, scaled, and handed over
+_BYTES = 24
+# the server's answers come first
+_NICE = 5
+# seconds between looks at a copy
+_LOOK = 0.01
 _PR_SET_PDEATHSIG = 1
 
 
@@ -57,7 +65,8 @@ def main(argv: list[str]) -> int:
     check.only_formats()
     with open(0, "rb", buffering=0, closefd=False) as orders:
         while line := orders.readline():
-            if not line.strip():  # the end of a copy that had ended by itself
+            # the end of a copy that had ended by itself
+            if not line.strip():
                 continue
             print(_copy(json.loads(line)), flush=True)
             if not hasattr(os, "fork"):
@@ -153,7 +162,8 @@ def _end_with(parent: int) -> None:
     """However it ends; where the system is not Linux, the closed pipe says so."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before this was set
+        # it ended before this was set
+        if os.getppid() != parent:
             os._exit(FAULT)
 
 
@@ -180,7 +190,9 @@ def _limited(limits: Limits, size: int):
 def _limit(name: str, soft: int, hard: int | None = None) -> None:
     """Where a system does not know a limit, the server's own clock remains."""
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(getattr(resource, name), (soft, soft if hard is None else hard))
+        resource.setrlimit(
+            getattr(resource, name), (soft, soft if hard is None else hard)
+        )
 
 
 def _address_space() -> int:

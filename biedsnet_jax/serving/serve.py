@@ -1,7 +1,8 @@
-"""Mode serve: a page in the browser that segments what is dropped on it, until Ctrl-C, SIGTERM or SIGHUP.
+"""Mode serve: a page in the browser that segments what is dropped on it, until Ctrl-C,
+SIGTERM or SIGHUP.
 
-Nothing is logged of an upload: the server's own lines about requests are off, and so are the warnings of the libraries
-that read files, which may quote them.
+Nothing is logged of an upload: the server's own lines about requests are off, and so
+are the warnings of the libraries that read files, which may quote them.
 """
 
 import contextlib
@@ -25,28 +26,40 @@ from biedsnet_jax.serving.jobs import Jobs
 from biedsnet_jax.serving.limits import Limits
 from biedsnet_jax.serving.worker import Worker
 
-_LAST_WORDS = 2  # seconds that an answer may take once the server is told to stop
+# seconds that an answer may take once the server is told to stop
+_LAST_WORDS = 2
 
 
 def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
-    """Serve the best checkpoint of `workdir` at `host` and `port` (0: any), until a signal.
+    """Serve the best checkpoint of `workdir` at `host` and `port` (0: any), until a
+    signal.
 
-    Raises BadInput where it cannot: no model, no libraries for it, an address that cannot be had.
+    Raises BadInput where it cannot: no model, no libraries for it, an address that
+    cannot be had.
     """
     _check_libraries()
     check_config(cfg)
     if processes.several():
-        raise BadInput("a server of many processes, of --num_processes; start it as one")
+        raise BadInput(
+            "a server of many processes, of --num_processes; start it as one"
+        )
     _clear_stale()
     with _listening(host, port) as listener:
         predictor = predict.load(workdir, cfg)
         logging.disable(logging.CRITICAL)
         warnings.simplefilter("ignore")
         token = None if _is_local(host) else secrets.token_urlsafe(32)
-        with _signals() as stop, serving(predictor, listener, limits, token=token, ended=stop) as url:
-            print(f"{workdir}, {cfg.row or cfg.network} at step {predictor.model.step}, is served at {url}")
+        with (
+            _signals() as stop,
+            serving(predictor, listener, limits, token=token, ended=stop) as url,
+        ):
+            print(
+                f"{workdir}, {cfg.row or cfg.network} at step {predictor.model.step}, is served at {url}"
+            )
             if token:
-                print("the token in this address lets in whoever has it; nothing is encrypted on the way")
+                print(
+                    "the token in this address lets in whoever has it; nothing is encrypted on the way"
+                )
             print(_told(limits), flush=True)
             stop.wait()
     print("stopped; no upload or result is left", flush=True)
@@ -72,8 +85,13 @@ def _clear_stale():
 
 
 def _leave_if_busy():
-    """A program that is being compiled or run cannot be ended: the process leaves without it."""
-    if any(thread.name == "segment" and thread.is_alive() for thread in threading.enumerate()):
+    """A program that is being compiled or run cannot be ended: the process leaves
+    without it.
+    """
+    if any(
+        thread.name == "segment" and thread.is_alive()
+        for thread in threading.enumerate()
+    ):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -81,9 +99,16 @@ def _leave_if_busy():
 
 @contextlib.contextmanager
 def serving(
-    predictor, listener: socket.socket, limits: Limits, *, token: str | None, ended: threading.Event | None = None
+    predictor,
+    listener: socket.socket,
+    limits: Limits,
+    *,
+    token: str | None,
+    ended: threading.Event | None = None,
 ) -> Iterator[str]:
-    """The server, in threads, while the body runs; gives the address to open. `ended` is set where it ends early."""
+    """The server, in threads, while the body runs; gives the address to open. `ended`
+    is set where it ends early.
+    """
     from biedsnet_jax.serving import app as addresses
 
     cfg, (host, port) = predictor.model.config, listener.getsockname()[:2]
@@ -91,7 +116,9 @@ def serving(
         worker = Worker(predictor, limits)
         worker.reader.start()
         jobs = Jobs(root, worker, limits)
-        app = addresses.make(jobs, limits, model=cfg.row or cfg.network, token=token, port=port)
+        app = addresses.make(
+            jobs, limits, model=cfg.row or cfg.network, token=token, port=port
+        )
         server = _server(app, limits)
 
         def listen():
@@ -113,7 +140,9 @@ def serving(
 
 
 def _server(app, limits: Limits):
-    """Not uvicorn's limit_concurrency, which counts silent connections and turns visitors away for them."""
+    """Not uvicorn's limit_concurrency, which counts silent connections and turns
+    visitors away for them.
+    """
     import uvicorn
 
     from biedsnet_jax.serving import connections
@@ -147,14 +176,22 @@ def _is_local(host):
 
 def _listening(host, port) -> socket.socket:
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=64)
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=64,
+        )
     except (OSError, OverflowError, UnicodeError) as error:
-        raise BadInput(f"cannot listen, {reason(error)}, {host}:{port}; give another --host or --port") from error
+        raise BadInput(
+            f"cannot listen, {reason(error)}, {host}:{port}; give another --host or --port"
+        ) from error
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C, SIGTERM or SIGHUP; a second one ends the process at once, and leaves nothing."""
+    """Set by the first Ctrl-C, SIGTERM or SIGHUP; a second one ends the process at
+    once, and leaves nothing.
+    """
     stop, before = threading.Event(), {}
 
     def hear(number, frame):
@@ -172,7 +209,9 @@ def _signals() -> Iterator[threading.Event]:
 
 
 def _ending() -> list[int]:
-    """The signals that end a server; not one that whoever started it has turned off, as nohup does SIGHUP."""
+    """The signals that end a server; not one that whoever started it has turned off, as
+    nohup does SIGHUP.
+    """
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
@@ -186,5 +225,11 @@ def _leave(number):
 
 
 def _url(host, port, token) -> str:
-    name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    name = (
+        socket.gethostname()
+        if host in ("0.0.0.0", "::")
+        else f"[{host}]"
+        if ":" in host
+        else host
+    )
     return f"http://{name}:{port}/" + (f"?token={token}" if token else "")

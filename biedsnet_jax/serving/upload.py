@@ -1,7 +1,8 @@
-"""What a visitor sent: told by its bytes, not by a name, unpacked within limits and read as mode predict reads a file.
+"""What a visitor sent: told by its bytes, not by a name, unpacked within limits and
+read as mode predict reads a file.
 
-An upload is one file `upload` in the folder of its job. It is given a fixed name there, and so is each file of an
-archive: names that a visitor chose make no path.
+An upload is one file `upload` in the folder of its job. It is given a fixed name there,
+and so is each file of an archive: names that a visitor chose make no path.
 """
 
 import lzma
@@ -23,9 +24,11 @@ from biedsnet_jax.serving.limits import Limits
 
 UPLOAD = "upload"
 _SERIES = "series"
-# What a file may be taken for where its bytes say nothing, so that it is refused as mode predict refuses it.
+# What a file may be taken for where its bytes say nothing, so that it is refused as
+# mode predict refuses it.
 KINDS = (*EXTENSIONS, ".nii", ".nii.gz", ".dcm", ".zip")
-_HEAD = 1024  # bytes that tell what a file is
+# bytes that tell what a file is
+_HEAD = 1024
 _STARTS = {
     ".png": b"\x89PNG\r\n\x1a\n",
     ".jpg": b"\xff\xd8\xff",
@@ -53,8 +56,8 @@ def read(
 ) -> scans.Scan:
     """The one scan of an upload; `like` is one of KINDS or empty.
 
-    `declared` hears how many values the headers promise, before these are read. Raises BadInput in
-    the words of mode predict, and for what exceeds the limits.
+    `declared` hears how many values the headers promise, before these are read. Raises
+    BadInput in the words of mode predict, and for what exceeds the limits.
     """
     source = _named(folder / UPLOAD, like, limits)
     items = scans.search(source, channels=channels).items
@@ -74,7 +77,8 @@ def forget(folder: Path) -> None:
 def without_paths(text: str, folder: Path) -> str:
     """A message with the names of files below `folder`, and no path of this machine."""
     inner = text.replace(f"{folder}/", "").replace(str(folder), "the upload")
-    return re.sub(r"(?<![\w./])/[^\s,;'\"]+", "the upload", inner)  # a path that was cut short
+    # a path that was cut short
+    return re.sub(r"(?<![\w./])/[^\s,;'\"]+", "the upload", inner)
 
 
 def kind(head: bytes) -> str:
@@ -84,11 +88,17 @@ def kind(head: bytes) -> str:
             return its
     if head[128:132] == b"DICM":
         return ".dcm"
-    return ".nii" if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0") else ""
+    return (
+        ".nii"
+        if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
+        else ""
+    )
 
 
 def _named(upload: Path, like: str, limits: Limits) -> Path:
-    """The upload under a name that says what it is; of an archive the folder that it was unpacked to."""
+    """The upload under a name that says what it is; of an archive the folder that it
+    was unpacked to.
+    """
     with upload.open("rb") as file:
         head = file.read(_HEAD)
     its = kind(head) or (like if like in KINDS else "")
@@ -102,10 +112,16 @@ def _named(upload: Path, like: str, limits: Limits) -> Path:
 
 
 def _unzipped(archive: Path, folder: Path, limits: Limits) -> Path:
-    """Files `1/1.dcm`, `1/2.dcm`, ... of an archive; a number for each of its folders, the next for each file."""
+    """Files `1/1.dcm`, `1/2.dcm`, ... of an archive; a number for each of its folders,
+    the next for each file.
+    """
     try:
         with zipfile.ZipFile(archive) as file:
-            entries = [one for one in file.infolist() if not one.is_dir() and not _is_hidden(one)]
+            entries = [
+                one
+                for one in file.infolist()
+                if not one.is_dir() and not _is_hidden(one)
+            ]
             _check_entries(entries, limits)
             folders, left = {}, limits.unpacked
             folder.mkdir()
@@ -125,7 +141,9 @@ def _unzipped(archive: Path, folder: Path, limits: Limits) -> Path:
             f"The archive is unreadable or truncated ({type(error).__name__}). Zip it again."
         ) from error
     archive.unlink()
-    found = [path for path in folder.rglob("*") if path.is_file() and dicom.is_dicom(path)]
+    found = [
+        path for path in folder.rglob("*") if path.is_file() and dicom.is_dicom(path)
+    ]
     if not found:
         raise BadInput("The archive holds no DICOM file. Zip the files of one series.")
     for path in found:
@@ -141,7 +159,8 @@ def _check_entries(entries, limits):
             f"The archive holds {len(entries)} files, where {limits.files} are allowed. "
             "Zip the files of one series."
         )
-    size = sum(entry.file_size for entry in entries)  # as declared: what is written is counted too
+    # as declared: what is written is counted too
+    size = sum(entry.file_size for entry in entries)
     if size > limits.unpacked:
         raise check.too_large(size, "The archive", limits)
     for entry in entries:
@@ -152,7 +171,9 @@ def _check_entries(entries, limits):
 
 
 def _is_hidden(entry) -> bool:
-    """As mode predict passes over hidden files; what climbs out of the archive is one too."""
+    """As mode predict passes over hidden files; what climbs out of the archive is one
+    too.
+    """
     return any(part.startswith(".") for part in PurePosixPath(entry.filename).parts)
 
 
@@ -168,6 +189,8 @@ def _copy(packed, path: Path, most: int) -> int:
         while chunk := packed.read(_CHUNK):
             size += len(chunk)
             if size > most:
-                raise BadInput("The archive is larger when unpacked than it says. Zip it again.")
+                raise BadInput(
+                    "The archive is larger when unpacked than it says. Zip it again."
+                )
             file.write(chunk)
     return size

@@ -1,8 +1,10 @@
-"""From an upload to its results: the mask and the summary as mode predict writes them, and what the page draws.
+"""From an upload to its results: the mask and the summary as mode predict writes them,
+and what the page draws.
 
-Of each slice the page gets one deflated file of planes of height x width bytes: the image (grey, or red, green and
-blue), then for each class the probability in LEVELS, then for each class each uncertainty, then of each sample each
-class's probability in LEVELS.
+Of each slice the page gets one deflated file of planes of height x width bytes: the
+image (grey, or red, green and blue), then for each class the probability in LEVELS,
+then for each class each uncertainty, then of each sample each class's probability in
+LEVELS.
 """
 
 import dataclasses
@@ -27,9 +29,11 @@ from biedsnet_jax.serving import child, handoff
 from biedsnet_jax.serving.limits import Limits
 
 SUMMARY = "summary.csv"
-# The largest value of each, which is 255 in a plane; half a bit of entropy or less is all that samples disagree by.
+# The largest value of each, which is 255 in a plane; half a bit of entropy or less is
+# all that samples disagree by.
 MOST = {"entropy": 1.0, "mutual_information": 1.0, "variance": 0.25}
-_NEUTRAL = {"name": "scan", "file": ""}  # the server's own names say nothing
+# the server's own names say nothing
+_NEUTRAL = {"name": "scan", "file": ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +42,16 @@ class Worker:
 
     predictor: Predictor
     limits: Limits
-    # Compiled sizes by the one that mode predict would choose for the scan alone: another one rounds otherwise.
+    # Compiled sizes by the one that mode predict would choose for the scan alone:
+    # another one rounds otherwise.
     sizes: dict[int, set[int]] = dataclasses.field(default_factory=dict)
     reader: child.Reader = dataclasses.field(default_factory=child.Reader)
 
-    def __call__(self, folder: Path, like: str, tell: Callable[[int, int], None]) -> dict:
-        """Do the upload in `folder`; returns what the page must know. `tell(done, all)` hears of the slices.
+    def __call__(
+        self, folder: Path, like: str, tell: Callable[[int, int], None]
+    ) -> dict:
+        """Do the upload in `folder`; returns what the page must know. `tell(done, all)`
+        hears of the slices.
 
         Raises BadInput for what mode predict refuses, and beyond the limits.
         """
@@ -71,9 +79,13 @@ class Worker:
         prediction = self._predict(scan.slices, advance)
         with files.writing(folder, another="--output"):
             mask = folder / f"mask{'.png' if scan.volume is None else '.nii.gz'}"
-            rows = [row | _NEUTRAL for row in outputs.write_mask(scan, prediction, mask)]
+            rows = [
+                row | _NEUTRAL for row in outputs.write_mask(scan, prediction, mask)
+            ]
             files.write_text(folder / SUMMARY, outputs.text_of(rows))
-            _write_slices(folder, scan, prediction, self.predictor.model.config.data.window)
+            _write_slices(
+                folder, scan, prediction, self.predictor.model.config.data.window
+            )
         shutil.rmtree(folder / handoff.FOLDER, ignore_errors=True)
         return _facts(scan, prediction, mask, rows)
 
@@ -90,9 +102,14 @@ def slice_path(folder: Path, z: int) -> Path:
 
 
 def planes(
-    image: UInt8[np.ndarray, "h w c"], scanned: Shaped[np.ndarray, "h w"], prediction: Prediction, z: int
+    image: UInt8[np.ndarray, "h w c"],
+    scanned: Shaped[np.ndarray, "h w"],
+    prediction: Prediction,
+    z: int,
 ) -> list[UInt8[np.ndarray, "h w"]]:
-    """Of one slice, in the order above; all but the image is 0 where nothing was scanned."""
+    """Of one slice, in the order above; all but the image is 0 where nothing was
+    scanned.
+    """
     maps, samples = prediction.at(z)
     found = [levels(maps["probability"], prediction.threshold)]
     found += [_bytes(maps[name] / MOST[name]) for name in UNCERTAINTIES if name in maps]
@@ -106,14 +123,26 @@ def _write_slices(folder, scan: Scan, prediction: Prediction, window):
     low, high = window or _range(scan.slices)
     coloured = _is_coloured(scan)
     for z, one in enumerate(scan.slices):
-        image = one if coloured else _bytes((one[..., :1].astype(np.float32) - low) / max(high - low, 1e-9))
-        scanned = np.ones(one.shape[:2], bool) if scan.scanned is None else scan.scanned[z]
+        image = (
+            one
+            if coloured
+            else _bytes((one[..., :1].astype(np.float32) - low) / max(high - low, 1e-9))
+        )
+        scanned = (
+            np.ones(one.shape[:2], bool) if scan.scanned is None else scan.scanned[z]
+        )
         parts = planes(image, scanned, prediction, z)
-        slice_path(folder, z).write_bytes(zlib.compress(b"".join(part.tobytes() for part in parts), 1))
+        slice_path(folder, z).write_bytes(
+            zlib.compress(b"".join(part.tobytes() for part in parts), 1)
+        )
 
 
 def _is_coloured(scan) -> bool:
-    return scan.volume is None and scan.slices.shape[-1] == 3 and scan.slices.dtype == np.uint8
+    return (
+        scan.volume is None
+        and scan.slices.shape[-1] == 3
+        and scan.slices.dtype == np.uint8
+    )
 
 
 def _range(slices) -> tuple[float, float]:
@@ -121,7 +150,11 @@ def _range(slices) -> tuple[float, float]:
     step = max(1, round((slices[..., 0].size / 1e6) ** (1 / 3)))
     some = slices[:: step if len(slices) > step else 1, ::step, ::step, 0]
     low, high = np.percentile(some, PERCENTILES)
-    return (float(low), float(high)) if low < high else (float(some.min()), float(some.max()))
+    return (
+        (float(low), float(high))
+        if low < high
+        else (float(some.min()), float(some.max()))
+    )
 
 
 def _bytes(values) -> UInt8[np.ndarray, "..."]:

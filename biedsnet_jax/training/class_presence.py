@@ -1,4 +1,6 @@
-"""Which classes are in none of the masks of a split, told before a training and not after it."""
+"""Which classes are in none of the masks of a split, told before a training and not
+after it.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +9,8 @@ import numpy as np
 from biedsnet_jax.config import build_data
 from biedsnet_jax.data.sources.source import Source
 
-MOST = 1000  # slices of a split that are looked at
+# slices of a split that are looked at
+MOST = 1000
 
 _MEANS = {
     "train": "it cannot be learnt",
@@ -23,7 +26,11 @@ def warnings(data: build_data.Data, classes: int) -> Iterator[str]:
         absent, looked = missing(data.source, indices, classes)
         if not absent or not indices:
             continue
-        what = "a lesion" if classes == 1 else " or ".join(f"class {k + 1}" for k in absent)
+        what = (
+            "a lesion"
+            if classes == 1
+            else " or ".join(f"class {k + 1}" for k in absent)
+        )
         of = f"{looked}" if looked == len(indices) else f"{looked} (of {len(indices)})"
         yield f"None of the {of} {split} slices has {what}: {_MEANS[split]}."
 
@@ -33,9 +40,13 @@ def missing(
 ) -> tuple[list[int], int]:
     """(the classes, from 0, that no slice has, how many slices were looked at).
 
-    They are looked at in random order, the same each time, until every class was seen: mostly few.
+    They are looked at in random order, the same each time, until every class was seen:
+    mostly few.
     """
-    absent, order = set(range(classes)), np.random.default_rng(0).permutation(len(indices))[:most]
+    absent, order = (
+        set(range(classes)),
+        np.random.default_rng(0).permutation(len(indices))[:most],
+    )
     for looked, position in enumerate(order, start=1):
         mask = source[int(indices[position])]["mask"]
         absent -= set(np.flatnonzero(mask.reshape(-1, classes).any(0)).tolist())

@@ -31,7 +31,11 @@ class Loop:
     others: tuple = ()  # what the update takes beside
 
     def run(self, state, start):
-        cfg, key, quiet = self.cfg, jax.random.key(self.cfg.seed), not processes.is_first()
+        cfg, key, quiet = (
+            self.cfg,
+            jax.random.key(self.cfg.seed),
+            not processes.is_first(),
+        )
         pending, since = [], time.monotonic()
         with contextlib.ExitStack() as stack:
             bar = progress.Progress("train", cfg.train.steps, start=start, quiet=quiet)
@@ -43,7 +47,8 @@ class Loop:
                 pending.append(metrics)
                 last = step == cfg.train.steps
                 if step % cfg.log.every == 0 or last:
-                    values = jax.device_get(pending)  # the only place where the loop waits for the device
+                    # the only place where the loop waits for the device
+                    values = jax.device_get(pending)
                     scalars = self._summary(step, values, time.monotonic() - since)
                     self.log.write(step, scalars)
                     bar.update(step, {"loss": scalars["loss"]}, plain=True)
@@ -56,8 +61,15 @@ class Loop:
                         self.validation.tell(bar, step, val_dice)
                     since = time.monotonic()
                 stop = self.watch.reached(step)
-                if val_dice is not None or step % cfg.checkpoint.every == 0 or last or stop:
-                    self.checkpoints.save(state, config=cfg.to_dict(), val_dice=val_dice)
+                if (
+                    val_dice is not None
+                    or step % cfg.checkpoint.every == 0
+                    or last
+                    or stop
+                ):
+                    self.checkpoints.save(
+                        state, config=cfg.to_dict(), val_dice=val_dice
+                    )
                 if stop:
                     self.checkpoints.wait(saved=step)
                     raise self.watch.stopped(
@@ -81,10 +93,21 @@ class Loop:
 
     def _summary(self, step, values, seconds):
         """Means over the steps since the last log step."""
-        counters = {name: int(values[-1][name]) for name in ("bad_steps", "skipped_steps")}
-        means = {name: float(np.mean([v[name] for v in values])) for name in values[-1] if name not in counters}
+        counters = {
+            name: int(values[-1][name]) for name in ("bad_steps", "skipped_steps")
+        }
+        means = {
+            name: float(np.mean([v[name] for v in values]))
+            for name in values[-1]
+            if name not in counters
+        }
         rate = self._learning_rate(step, values[-1])
-        return {**means, **counters, "learning_rate": rate, "steps_per_second": len(values) / seconds}
+        return {
+            **means,
+            **counters,
+            "learning_rate": rate,
+            "steps_per_second": len(values) / seconds,
+        }
 
     def _learning_rate(self, step, value):
         """Of step `step`; skipped ones before it do not count in the schedule."""
@@ -92,7 +115,9 @@ class Loop:
         return float(self.schedule(step - 1 - skipped))
 
     def _check(self, last, values):
-        """Raise Diverged at the first of the steps up to `last` that is one bad step too many."""
+        """Raise Diverged at the first of the steps up to `last` that is one bad step
+        too many.
+        """
         for step, value in enumerate(values, start=last - len(values) + 1):
             if value["bad_steps"] >= self.cfg.train.max_bad_steps:
                 self.checkpoints.wait()
@@ -101,5 +126,9 @@ class Loop:
                     f"loss not finite for {value['bad_steps']} steps in a row, at step {step}, learning rate "
                     f"{self._learning_rate(step, value):.3g}; lower train.learning_rate or "
                     "train.clip_norm in a new --workdir, "
-                    + ("no checkpoint was due" if saved is None else f"the checkpoint of step {saved} is intact")
+                    + (
+                        "no checkpoint was due"
+                        if saved is None
+                        else f"the checkpoint of step {saved} is intact"
+                    )
                 )

@@ -1,7 +1,8 @@
 """Many small arrays as one, for elementwise work on them.
 
-A network has hundreds of parameters, and an optimizer does the same few things to each: hundreds of tiny programs to
-trace, compile, load and launch. Large arrays stay as they are, so that nothing of size is copied or gathered.
+A network has hundreds of parameters, and an optimizer does the same few things to each:
+hundreds of tiny programs to trace, compile, load and launch. Large arrays stay as they
+are, so that nothing of size is copied or gathered.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SMALL = 65_536  # elements; a copy of so many costs less than a program of their own
+# elements; a copy of so many costs less than a program of their own
+SMALL = 65_536
 
 
 class Packed(NamedTuple):
@@ -21,14 +23,20 @@ class Packed(NamedTuple):
 
 
 class Packing:
-    """Packs trees that look like `like`, wherever they stand in a larger tree, such as an optimizer's moments.
+    """Packs trees that look like `like`, wherever they stand in a larger tree, such as
+    an optimizer's moments.
 
-    `sharding` is that of each array, None where all are whole; those that devices share stay as they are.
+    `sharding` is that of each array, None where all are whole; those that devices share
+    stay as they are.
     """
 
     def __init__(self, like: Any, sharding: Any = None):
         leaves, self._structure = jax.tree.flatten(like)
-        whole = [True] * len(leaves) if sharding is None else [s.is_fully_replicated for s in jax.tree.leaves(sharding)]
+        whole = (
+            [True] * len(leaves)
+            if sharding is None
+            else [s.is_fully_replicated for s in jax.tree.leaves(sharding)]
+        )
         self._shapes = [leaf.shape for leaf in leaves]
         # Of another type they could not share an array.
         self._is_small = [
@@ -38,24 +46,41 @@ class Packing:
 
     def pack(self, tree: Any) -> Any:
         """`tree` with `Packed` for every part of it that has `like`'s structure."""
-        return jax.tree.map(lambda x: self._pack(x) if self._fits(x) else x, tree, is_leaf=self._fits)
+        return jax.tree.map(
+            lambda x: self._pack(x) if self._fits(x) else x, tree, is_leaf=self._fits
+        )
 
     def unpack(self, tree: Any) -> Any:
         """The inverse of `pack`."""
-        return jax.tree.map(lambda x: self._unpack(x) if isinstance(x, Packed) else x, tree, is_leaf=_is_packed)
+        return jax.tree.map(
+            lambda x: self._unpack(x) if isinstance(x, Packed) else x,
+            tree,
+            is_leaf=_is_packed,
+        )
 
     def _fits(self, node) -> bool:
         return jax.tree.structure(node) == self._structure
 
     def _pack(self, tree):
         leaves = jax.tree.leaves(tree)
-        small = [leaf.reshape(-1) for leaf, is_small in zip(leaves, self._is_small) if is_small]
+        small = [
+            leaf.reshape(-1)
+            for leaf, is_small in zip(leaves, self._is_small)
+            if is_small
+        ]
         large = [leaf for leaf, is_small in zip(leaves, self._is_small) if not is_small]
         return Packed(jnp.concatenate(small) if small else jnp.zeros(0), large)
 
     def _unpack(self, packed):
-        sizes = [int(np.prod(shape)) for shape, is_small in zip(self._shapes, self._is_small) if is_small]
-        small, large = iter(jnp.split(packed.small, np.cumsum(sizes)[:-1])), iter(packed.large)
+        sizes = [
+            int(np.prod(shape))
+            for shape, is_small in zip(self._shapes, self._is_small)
+            if is_small
+        ]
+        small, large = (
+            iter(jnp.split(packed.small, np.cumsum(sizes)[:-1])),
+            iter(packed.large),
+        )
         leaves = [next(small if is_small else large) for is_small in self._is_small]
         leaves = [leaf.reshape(shape) for leaf, shape in zip(leaves, self._shapes)]
         return jax.tree.unflatten(self._structure, leaves)

@@ -1,4 +1,5 @@
-"""What a run writes as it goes: `metrics.jsonl`, one line a log step, and what TensorBoard shows.
+"""What a run writes as it goes: `metrics.jsonl`, one line a log step, and what
+TensorBoard shows.
 
 Only the first of several processes writes. A full disk costs lines, not the run.
 """
@@ -21,7 +22,9 @@ _GOES_ON = "the same command then goes on from its last checkpoint"
 
 
 class RunLog:
-    """The logs of one workdir. A run that goes on from `step` first drops the lines its forerunner wrote after it."""
+    """The logs of one workdir. A run that goes on from `step` first drops the lines its
+    forerunner wrote after it.
+    """
 
     def __init__(self, workdir: pathlib.Path, *, step: int, to_tensorboard: bool):
         self._lines, self._board, self._warned = workdir / "metrics.jsonl", None, False
@@ -44,7 +47,9 @@ class RunLog:
                 self._board.close()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Scalars after `step` updates. Raises BadInput where the file cannot be written, the disk not being full."""
+        """Scalars after `step` updates. Raises BadInput where the file cannot be
+        written, the disk not being full.
+        """
         if not processes.is_first():
             return
         if files.identity(self._lines.parent) != self._folder_is:
@@ -52,14 +57,18 @@ class RunLog:
                 f"The folder {self._lines.parent} is gone, at step {step}. Bring it back; {_GOES_ON}."
             )
         try:
-            files.append_json_line(self._lines, {"step": step, "time": round(time.time(), 3), **scalars})
+            files.append_json_line(
+                self._lines, {"step": step, "time": round(time.time(), 3), **scalars}
+            )
         except OSError as error:
             self._lost(step, error)
         if self._board:
             self._show(step, tensorboard.scalars(scalars))
 
     def config(self, step: int, fields: Mapping[str, Any]) -> None:
-        """What a run starts with, or goes on with from `step`, as a text; for TensorBoard alone, as are the next."""
+        """What a run starts with, or goes on with from `step`, as a text; for
+        TensorBoard alone, as are the next.
+        """
         if self._board:
             self._show(step, [tensorboard.table("config", fields)])
 
@@ -67,8 +76,18 @@ class RunLog:
         """Precision by recall, a curve a class."""
         if self._board:
             curves = counts.curves()
-            names = ["pr_curve"] if len(curves) == 1 else [f"pr_curve/class_{k + 1}" for k in range(len(curves))]
-            self._show(step, [tensorboard.pr_curve(name, curve) for name, curve in zip(names, curves)])
+            names = (
+                ["pr_curve"]
+                if len(curves) == 1
+                else [f"pr_curve/class_{k + 1}" for k in range(len(curves))]
+            )
+            self._show(
+                step,
+                [
+                    tensorboard.pr_curve(name, curve)
+                    for name, curve in zip(names, curves)
+                ],
+            )
 
     def panel(
         self,
@@ -79,7 +98,10 @@ class RunLog:
     ) -> None:
         """Image, truth and probability side by side, a row a slice and class."""
         if self._board:
-            self._show(step, [tensorboard.picture("validation", _panel(image, truth, probability))])
+            self._show(
+                step,
+                [tensorboard.picture("validation", _panel(image, truth, probability))],
+            )
 
     def _open_board(self, folder, step):
         try:
@@ -105,8 +127,11 @@ class RunLog:
                 f"Cannot write to {self._lines}: {reason(error)}. Make it writable; {_GOES_ON}."
             ) from error
         if not self._warned:
-            processes.say(f"warning: disk full, logs of step {step} lost, {self._lines.parent}; training goes on")
-        self._warned, self._board = True, None  # what follows a cut record could not be read
+            processes.say(
+                f"warning: disk full, logs of step {step} lost, {self._lines.parent}; training goes on"
+            )
+        # what follows a cut record could not be read
+        self._warned, self._board = True, None
 
 
 def _panel(image, truth, probability):
@@ -125,11 +150,13 @@ def _drop_after(path, step):
     if not path.exists():
         return
     kept = []
-    # By lines of bytes: what a power cut leaves is no text, and other line ends stand in no line.
+    # By lines of bytes: what a power cut leaves is no text, and other line ends stand
+    # in no line.
     for line in path.read_bytes().split(b"\n"):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # the end of a line that a kill cut short, or what a power cut left of it
+            # the end of a line that a kill cut short, or what a power cut left of it
+            continue
     files.write_bytes(path, b"".join(line + b"\n" for line in kept))

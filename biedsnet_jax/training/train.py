@@ -1,4 +1,6 @@
-"""Mode train: `train(config, workdir)` is `fit`, in paragraphs of data, segmenter, state and loop, then the test."""
+"""Mode train: `train(config, workdir)` is `fit`, in paragraphs of data, segmenter,
+state and loop, then the test.
+"""
 
 import contextlib
 import dataclasses
@@ -25,25 +27,36 @@ from biedsnet_jax.training.optimizer import make_optimizer
 
 
 def train(cfg, workdir: str) -> dict | None:
-    """Train as `cfg` says, going on where `workdir` stands, then score the test split; returns its results.
+    """Train as `cfg` says, going on where `workdir` stands, then score the test split;
+    returns its results.
 
-    Of several processes the first returns them. Raises Preempted where a signal ended it.
+    Of several processes the first returns them. Raises Preempted where a signal ended
+    it.
     """
     with contextlib.ExitStack() as held:
         model, data = _fit(cfg, workdir, held)
         workdir = pathlib.Path(workdir)
-        return evaluate.evaluate(model, workdir, data, scored_cases.of_training(workdir))
+        return evaluate.evaluate(
+            model, workdir, data, scored_cases.of_training(workdir)
+        )
 
 
 def fit(cfg, workdir: str) -> tuple[Trained, build_data.Data]:
-    """`train` without the test, which no search for settings should see: the best checkpoint, and the data."""
+    """`train` without the test, which no search for settings should see: the best
+    checkpoint, and the data.
+    """
     with contextlib.ExitStack() as held:
         return _fit(cfg, workdir, held)
 
 
-def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> tuple[Trained, build_data.Data]:
-    """Train; `held` gets what the test needs too: the watch for signals, the workdir's lock."""
-    # Data: everything that can be wrong with it is said here, before anything is written or compiled.
+def _fit(
+    cfg, workdir: str, held: contextlib.ExitStack
+) -> tuple[Trained, build_data.Data]:
+    """Train; `held` gets what the test needs too: the watch for signals, the workdir's
+    lock.
+    """
+    # Data: everything that can be wrong with it is said here, before anything is
+    # written or compiled.
     check_config(cfg)
     workdir = pathlib.Path(workdir)
     run_config.check_same_run(cfg, workdir)
@@ -56,13 +69,18 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> tuple[Trained, build_
     optimizer, schedule = make_optimizer(cfg.train)
     fresh = _trace_fresh(cfg, model, optimizer, mesh)
     update = train_step.Update(
-        model, optimizer, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate, fixed="distill" in cfg
+        model,
+        optimizer,
+        ema_decay=cfg.train.ema,
+        accumulate=cfg.train.accumulate,
+        fixed="distill" in cfg,
     )
     sharding = devices.state_sharding(fresh.out_info, mesh)
     step = train_step.make_train_step(update, mesh, state_sharding=sharding)
     step = _trace_update(cfg, step, fresh.out_info)
 
-    # State: fresh, or the last complete checkpoint's. Traced before anything is written.
+    # State: fresh, or the last complete checkpoint's. Traced before anything is
+    # written.
     teacher = _restore_teacher(cfg, fresh.out_info, mesh)
     watch = held.enter_context(preemption.Watch())
     lock = _claim(cfg, workdir, data, held) if processes.is_first() else None
@@ -73,14 +91,17 @@ def _fit(cfg, workdir: str, held: contextlib.ExitStack) -> tuple[Trained, build_
         ) as checkpoints,
         futures.ThreadPoolExecutor(1) as beside,
     ):
-        compiling = beside.submit(lambda: step.lower().compile())  # while the state is made or read
+        # while the state is made or read
+        compiling = beside.submit(lambda: step.lower().compile())
         state = _start(fresh, checkpoints, mesh, teacher)
         start = int(state.step)
         if processes.is_first():
             _announce(cfg, data, state, start, mesh)
 
         # Loop.
-        with run_log.RunLog(workdir, step=start, to_tensorboard=cfg.log.tensorboard) as log:
+        with run_log.RunLog(
+            workdir, step=start, to_tensorboard=cfg.log.tensorboard
+        ) as log:
             log.config(start, flat(cfg))
             loop = Loop(
                 cfg,
@@ -112,7 +133,9 @@ def _claim(cfg, workdir, data, held) -> Lock:
     run_config.check_same_run(cfg, workdir)
     with files.writing(workdir):
         run_split.write(cfg, workdir, data)
-        run_config.save(evaluations.config_of_run(cfg, workdir), workdir / "config.json")
+        run_config.save(
+            evaluations.config_of_run(cfg, workdir), workdir / "config.json"
+        )
     return lock
 
 
@@ -127,13 +150,21 @@ def _trace_fresh(cfg, model, optimizer, mesh):
 
 
 def _trace_update(cfg, update, state):
-    """The update for such a state, uncompiled; a network or a loss that refuses the config does so here."""
+    """The update for such a state, uncompiled; a network or a loss that refuses the
+    config does so here.
+    """
     *size, channels = build_data.image_shape(cfg)
     image, mask = (
-        jax.ShapeDtypeStruct((cfg.train.batch_size, *size, n), jnp.float32) for n in (channels, cfg.data.classes)
+        jax.ShapeDtypeStruct((cfg.train.batch_size, *size, n), jnp.float32)
+        for n in (channels, cfg.data.classes)
     )
     others = ({"teacher": state.ema_variables},) if "distill" in cfg else ()
-    return update.trace(state, {"image": image, "mask": mask}, jax.eval_shape(jax.random.key, 0), *others)
+    return update.trace(
+        state,
+        {"image": image, "mask": mask},
+        jax.eval_shape(jax.random.key, 0),
+        *others,
+    )
 
 
 def _hold(workdir) -> Lock:
@@ -153,7 +184,9 @@ def _restore_teacher(cfg, like, mesh):
     if "distill" not in cfg:
         return None
     run_config.check_teacher(cfg)
-    variables, step = checkpoint.restore_variables(files.expanded(cfg.distill.teacher), like, mesh)
+    variables, step = checkpoint.restore_variables(
+        files.expanded(cfg.distill.teacher), like, mesh
+    )
     if step != cfg.distill.step:
         raise BadInput(
             f"teacher has changed, best step {step} and not {cfg.distill.step}, {cfg.distill.teacher}; "
@@ -171,34 +204,54 @@ def _start(fresh, checkpoints, mesh, teacher):
 
 
 def _with_weights(state, variables):
-    """A fresh state with these weights, in copies where its own lie: a state is donated."""
+    """A fresh state with these weights, in copies where its own lie: a state is
+    donated.
+    """
 
     def copies(variables):
-        return jax.tree.map(jnp.copy, (variables["params"], variables["params"], variables["batch_stats"]))
+        return jax.tree.map(
+            jnp.copy,
+            (variables["params"], variables["params"], variables["batch_stats"]),
+        )
 
-    places = jax.tree.map(lambda x: x.sharding, (state.params, state.ema_params, state.batch_stats))
+    places = jax.tree.map(
+        lambda x: x.sharding, (state.params, state.ema_params, state.batch_stats)
+    )
     params, ema_params, batch_stats = jax.jit(copies, out_shardings=places)(variables)
-    return dataclasses.replace(state, params=params, ema_params=ema_params, batch_stats=batch_stats)
+    return dataclasses.replace(
+        state, params=params, ema_params=ema_params, batch_stats=batch_stats
+    )
 
 
 def _result(compiling):
     """The compiled step; a terminal is told where it takes longer than the state did."""
-    if not compiling.done() and processes.is_first() and console.is_terminal(sys.stderr):
+    if (
+        not compiling.done()
+        and processes.is_first()
+        and console.is_terminal(sys.stderr)
+    ):
         console.tell("compiling the training step", sys.stderr)
     return compiling.result()
 
 
 def _announce(cfg, data, state, start, mesh):
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    counts = ", ".join(f"{s} {len(getattr(data, s))} slices of {len(data.cases(s))} cases" for s in build_data.SPLITS)
+    counts = ", ".join(
+        f"{s} {len(getattr(data, s))} slices of {len(data.cases(s))} cases"
+        for s in build_data.SPLITS
+    )
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     hosts += f", fsdp {mesh.shape['fsdp']}" if mesh.shape["fsdp"] > 1 else ""
     device = mesh.devices.flat[0].device_kind
-    console.tell(f"{parameters:,} parameters, {mesh.size} x {device}{hosts}; {counts}", sys.stdout)
+    console.tell(
+        f"{parameters:,} parameters, {mesh.size} x {device}{hosts}; {counts}",
+        sys.stdout,
+    )
     if passed := walk.summary(data.source.facts.passed):
         console.tell(f"{passed}; {walk.RECORD} in the workdir lists them", sys.stdout)
     if start:
         console.tell(f"going on from step {start}", sys.stdout)
-    if cfg.data.verify:  # every file was read before, so that a few more are no burden
+    # every file was read before, so that a few more are no burden
+    if cfg.data.verify:
         for warning in class_presence.warnings(data, cfg.data.classes):
             processes.say(f"warning: {warning}")

@@ -1,6 +1,8 @@
-"""One update: gradient of the segmenter's loss, AdamW, EMA. Jitted, sharded over the batch, state donated.
+"""One update: gradient of the segmenter's loss, AdamW, EMA. Jitted, sharded over the
+batch, state donated.
 
-A step whose loss or gradient is not finite changes nothing but the counters, so that one bad batch cannot spoil a run.
+A step whose loss or gradient is not finite changes nothing but the counters, so that
+one bad batch cannot spoil a run.
 """
 
 import dataclasses
@@ -24,13 +26,16 @@ Metrics = dict[str, Num[Array, ""]]
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What one step of training does: the loss of a segmenter, an optimizer, a moving average of the parameters."""
+    """What one step of training does: the loss of a segmenter, an optimizer, a moving
+    average of the parameters.
+    """
 
     segmenter: Any
     optimizer: optax.GradientTransformation
     ema_decay: float
     accumulate: int = 1  # parts a batch is cut into
-    # The step takes a fourth input: variables, by collection, that the loss reads beside its own and no step changes.
+    # The step takes a fourth input: variables, by collection, that the loss reads
+    # beside its own and no step changes.
     fixed: bool = False
 
 
@@ -38,47 +43,85 @@ def make_mesh(config: ConfigDict) -> Mesh:
     """The mesh, over whose devices the batches of training and evaluation divide."""
     mesh = devices.make_mesh(fsdp=config.parallel.fsdp)
     batch, parts = config.train.batch_size, mesh.size * config.train.accumulate
-    devices.check_divisible(batch, parts, field="train.batch_size", what="devices and parts")
-    devices.check_divisible(config.eval.batch_size, mesh.size, field="eval.batch_size", what="devices")
+    devices.check_divisible(
+        batch, parts, field="train.batch_size", what="devices and parts"
+    )
+    devices.check_divisible(
+        config.eval.batch_size, mesh.size, field="eval.batch_size", what="devices"
+    )
     return mesh
 
 
 def make_train_step(
     update: Update, mesh: Mesh, *, state_sharding: Any = None
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`step(state, batch, key) -> (state, metrics)`; `key` is the run's, the step number is folded in here.
+    """`step(state, batch, key) -> (state, metrics)`; `key` is the run's, the step
+    number is folded in here.
 
     `state_sharding` is that of each array of the state; None is whole on every device.
     """
     either = one_or_other(mesh.devices.flat[0].platform)
 
-    def step(state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
-        grads, batch_stats, metrics = _gradients(update, state, batch, key, others or {})
+        grads, batch_stats, metrics = _gradients(
+            update, state, batch, key, others or {}
+        )
         packing = Packing(state.params, state_sharding and state_sharding.params)
         grad_norm = optax.global_norm(packing.pack(grads))
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
 
         def change(state, grads, batch_stats):
             grads = packing.pack(grads)
-            updates, opt_state = update.optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = update.optimizer.update(
+                grads, state.opt_state, state.params
+            )
             params = optax.apply_updates(state.params, updates)
-            ema_params = _moving_average(state.ema_params, params, update.ema_decay, state.step)
-            new = {"params": params, "batch_stats": batch_stats, "ema_params": ema_params, "opt_state": opt_state}
-            return dataclasses.replace(state, **new, bad_steps=jnp.zeros_like(state.bad_steps))
+            ema_params = _moving_average(
+                state.ema_params, params, update.ema_decay, state.step
+            )
+            new = {
+                "params": params,
+                "batch_stats": batch_stats,
+                "ema_params": ema_params,
+                "opt_state": opt_state,
+            }
+            return dataclasses.replace(
+                state, **new, bad_steps=jnp.zeros_like(state.bad_steps)
+            )
 
         def skip(state, grads, batch_stats):
-            return dataclasses.replace(state, bad_steps=state.bad_steps + 1, skipped_steps=state.skipped_steps + 1)
+            return dataclasses.replace(
+                state,
+                bad_steps=state.bad_steps + 1,
+                skipped_steps=state.skipped_steps + 1,
+            )
 
-        new_state = packing.unpack(either(finite, change, skip, packing.pack(state), grads, batch_stats))
-        counters = {"bad_steps": new_state.bad_steps, "skipped_steps": new_state.skipped_steps}
-        return dataclasses.replace(new_state, step=state.step + 1), {**metrics, "grad_norm": grad_norm, **counters}
+        new_state = packing.unpack(
+            either(finite, change, skip, packing.pack(state), grads, batch_stats)
+        )
+        counters = {
+            "bad_steps": new_state.bad_steps,
+            "skipped_steps": new_state.skipped_steps,
+        }
+        return dataclasses.replace(new_state, step=state.step + 1), {
+            **metrics,
+            "grad_norm": grad_norm,
+            **counters,
+        }
 
     everywhere = devices.replicated(mesh)
     return jax.jit(
         step,
         # What is fixed stays as it is.
-        in_shardings=(state_sharding or everywhere, devices.batch_sharding(mesh), everywhere) + (None,) * update.fixed,
+        in_shardings=(
+            state_sharding or everywhere,
+            devices.batch_sharding(mesh),
+            everywhere,
+        )
+        + (None,) * update.fixed,
         out_shardings=(state_sharding or everywhere, everywhere),
         donate_argnums=0,
     )
@@ -87,19 +130,24 @@ def make_train_step(
 def one_or_other(platform: str) -> Callable[..., Any]:
     """`either(true, f, g, *operands)`: f's result where `true`, g's elsewhere.
 
-    A branch, since XLA fuses nothing across one: else each small array's gradient would be computed anew, and rounded
-    anew, inside the packed one, and the whole update inside each array that is cut out of it. But on a GPU the host
-    would wait for the device to know which branch to launch.
+    A branch, since XLA fuses nothing across one: else each small array's gradient would
+    be computed anew, and rounded anew, inside the packed one, and the whole update
+    inside each array that is cut out of it. But on a GPU the host would wait for the
+    device to know which branch to launch.
     """
 
     def select(true, f, g, *operands):
-        return jax.tree.map(lambda x, y: jnp.where(true, x, y), f(*operands), g(*operands))
+        return jax.tree.map(
+            lambda x, y: jnp.where(true, x, y), f(*operands), g(*operands)
+        )
 
     return select if platform == "gpu" else jax.lax.cond
 
 
 def _gradients(update, state, batch, key, others):
-    """Mean gradient and metrics over `accumulate` equal parts of the batch, one after another."""
+    """Mean gradient and metrics over `accumulate` equal parts of the batch, one after
+    another.
+    """
     accumulate = update.accumulate
 
     def part(batch_stats, part_and_key):
@@ -109,14 +157,18 @@ def _gradients(update, state, batch, key, others):
             variables = {"params": params, "batch_stats": batch_stats, **others}
             return update.segmenter.loss(variables, part, key, train=True)
 
-        (value, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (value, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.params
+        )
         return batch_stats, (grads, {"loss": value, **metrics})
 
     if accumulate == 1:
         batch_stats, (grads, metrics) = part(state.batch_stats, (batch, key))
         return grads, batch_stats, metrics
     # Every accumulate-th example, so that each part still spans all devices.
-    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    parts = jax.tree.map(
+        lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+    )
 
     def add(carry, part_and_key):
         batch_stats, total = carry
@@ -124,15 +176,21 @@ def _gradients(update, state, batch, key, others):
         return (batch_stats, jax.tree.map(jnp.add, total, new)), None
 
     keys = jax.random.split(key, accumulate)
-    shapes = jax.eval_shape(part, state.batch_stats, (jax.tree.map(lambda x: x[0], parts), keys[0]))[1]
+    shapes = jax.eval_shape(
+        part, state.batch_stats, (jax.tree.map(lambda x: x[0], parts), keys[0])
+    )[1]
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (batch_stats, total), _ = jax.lax.scan(add, (state.batch_stats, zero), (parts, keys))
+    (batch_stats, total), _ = jax.lax.scan(
+        add, (state.batch_stats, zero), (parts, keys)
+    )
     grads, metrics = jax.tree.map(lambda x: x / accumulate, total)
     return grads, batch_stats, metrics
 
 
 def _moving_average(ema, params, decay, step):
-    """EMA that starts as a plain mean of the first steps, so that short runs are not judged on their first weights."""
+    """EMA that starts as a plain mean of the first steps, so that short runs are not
+    judged on their first weights.
+    """
     step = step.astype(jnp.float32)
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)

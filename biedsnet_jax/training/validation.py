@@ -1,4 +1,6 @@
-"""Validation in the midst of training: Dice of the EMA weights, precision by recall, some slices."""
+"""Validation in the midst of training: Dice of the EMA weights, precision by recall,
+some slices.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,11 +27,16 @@ class Validation:
     def run(self, step: int, state, log) -> float | None:
         """The mean Dice after `step` updates; `log` gets it with the pictures.
 
-        None where no slice has a lesion: then nothing is known of how good the weights are.
+        None where no slice has a lesion: then nothing is known of how good the weights
+        are.
         """
-        model = dataclasses.replace(self.model, variables=state.ema_variables, step=step)
+        model = dataclasses.replace(
+            self.model, variables=state.ema_variables, step=step
+        )
         fields = model.config.log
-        counts = pr_curve.Counts(model.config.data.classes) if fields.tensorboard else None
+        counts = (
+            pr_curve.Counts(model.config.data.classes) if fields.tensorboard else None
+        )
         dice = mean_dice(model, self.data, self.indices, counts=counts)
         if dice is not None:
             log.write(step, {"val_dice": dice})
@@ -53,12 +60,19 @@ class Validation:
     def _panel(self, model):
         chosen = _evenly(self.indices, model.config.log.images)
         batches = model.predict_split(self.data, chosen)
-        parts = [(batch["image"], batch["mask"], probability) for probability, batch, _ in batches]
+        parts = [
+            (batch["image"], batch["mask"], probability)
+            for probability, batch, _ in batches
+        ]
         return [np.concatenate(part) for part in zip(*parts)]
 
 
 def mean_dice(
-    model: Trained, data: Data, indices: Sequence[int], *, counts: pr_curve.Counts | None = None
+    model: Trained,
+    data: Data,
+    indices: Sequence[int],
+    *,
+    counts: pr_curve.Counts | None = None,
 ) -> float | None:
     """Mean Dice per image and class over slices with truth; None without any.
 
@@ -67,7 +81,10 @@ def mean_dice(
     scores = []
     for probability, batch, _ in model.predict_split(data, indices):
         mask, truth = probability > model.config.threshold, batch["mask"] > 0.5
-        overlap, total = (mask & truth).sum((1, 2)), mask.sum((1, 2)) + truth.sum((1, 2))
+        overlap, total = (
+            (mask & truth).sum((1, 2)),
+            mask.sum((1, 2)) + truth.sum((1, 2)),
+        )
         present = truth.any((1, 2))
         if counts:
             counts.add(probability, truth)

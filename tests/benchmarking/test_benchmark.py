@@ -1,5 +1,6 @@
-"""Mode benchmark: arithmetic worked by hand on injected times, loops counted as often as they turn, strict JSON, and
-what a baseline is refused for. No figure here depends on a clock.
+"""Mode benchmark: arithmetic worked by hand on injected times, loops counted as often
+as they turn, strict JSON, and what a baseline is refused for. No figure here depends on
+a clock.
 """
 
 import functools
@@ -28,9 +29,12 @@ from configs import phantom
 
 
 def test_calls_of_a_repeat_fill_the_least_time_and_are_shared_out():
-    # The second warm-up call takes 0.0625 s, so 4 calls fill 0.25 s; the repeats then take 0.5, 1 and 2 s.
+    # The second warm-up call takes 0.0625 s, so 4 calls fill 0.25 s; the repeats then
+    # take 0.5, 1 and 2 s.
     ticks, called = iter([0.0, 0.0625, 10.0, 10.5, 20.0, 21.0, 30.0, 32.0]), []
-    timed = timing.measure(lambda: called.append(1), repeats=3, least=0.25, clock=lambda: next(ticks))
+    timed = timing.measure(
+        lambda: called.append(1), repeats=3, least=0.25, clock=lambda: next(ticks)
+    )
     assert timed == timing.Timing((0.125, 0.25, 0.5), calls=4)
     assert len(called) == 2 + 3 * 4
 
@@ -38,15 +42,25 @@ def test_calls_of_a_repeat_fill_the_least_time_and_are_shared_out():
 @pytest.mark.parametrize(("warm", "calls"), [(5.0, 1), (0.0, 100), (0.001, 100)])
 def test_a_repeat_is_one_call_to_a_hundred(warm, calls):
     ticks = iter([0.0, warm, 1.0, 2.0])
-    assert timing.measure(lambda: None, repeats=1, least=0.25, clock=lambda: next(ticks)).calls == calls
+    assert (
+        timing.measure(
+            lambda: None, repeats=1, least=0.25, clock=lambda: next(ticks)
+        ).calls
+        == calls
+    )
 
 
 def test_median_and_spread_by_hand():
     timed = timing.Timing((0.001, 0.002, 0.004, 0.005, 0.1), calls=3)
-    assert (timed.median, timed.spread) == (0.004, pytest.approx(0.003))  # quartiles 2 and 5 ms
+    # quartiles 2 and 5 ms
+    assert (timed.median, timed.spread) == (0.004, pytest.approx(0.003))
     kept = timing.summary(timed, batch=8)
-    assert kept["milliseconds"]["median"] == pytest.approx(4) and kept["milliseconds"]["spread"] == pytest.approx(3)
-    assert kept["images_per_second"] == pytest.approx({"median": 2000, "spread": 4000 - 1600})
+    assert kept["milliseconds"]["median"] == pytest.approx(4) and kept["milliseconds"][
+        "spread"
+    ] == pytest.approx(3)
+    assert kept["images_per_second"] == pytest.approx(
+        {"median": 2000, "spread": 4000 - 1600}
+    )
     assert kept["calls_per_repeat"] == 3
 
 
@@ -59,7 +73,12 @@ def test_median_and_spread_by_hand():
     ],
 )
 def test_slower_is_what_exceeds_both_spreads(now, says):
-    assert timing.change("step", {"median": now, "spread": 2.0}, {"median": 10.0, "spread": 1.0}) == says
+    assert (
+        timing.change(
+            "step", {"median": now, "spread": 2.0}, {"median": 10.0, "spread": 1.0}
+        )
+        == says
+    )
 
 
 # --- cost and roofline -----------------------------------------------------------------------------------------------
@@ -67,18 +86,30 @@ def test_slower_is_what_exceeds_both_spreads(now, says):
 
 @pytest.mark.parametrize(
     ("flop", "bytes_", "expected"),
-    [(600.0, 10.0, (3.0, "arithmetic")), (600.0, 45.0, (4.5, "memory")), (None, 1.0, None), (1.0, None, None)],
+    [
+        (600.0, 10.0, (3.0, "arithmetic")),
+        (600.0, 45.0, (4.5, "memory")),
+        (None, 1.0, None),
+        (1.0, None, None),
+    ],
 )
 def test_roofline_by_hand(flop, bytes_, expected):
-    assert roofline.roofline(roofline.Cost(flop, bytes_), peak=200.0, copy=10.0) == expected
+    assert (
+        roofline.roofline(roofline.Cost(flop, bytes_), peak=200.0, copy=10.0)
+        == expected
+    )
 
 
 def test_fraction_by_hand():
-    ceilings = roofline.Ceilings({"float32": {8: 100.0, 16: 200.0}, "bfloat16": {8: 50.0}}, copy=10.0)
+    ceilings = roofline.Ceilings(
+        {"float32": {8: 100.0, 16: 200.0}, "bfloat16": {8: 50.0}}, copy=10.0
+    )
     fields = {"milliseconds": {"median": 6000.0}}
     expected = {"roofline_milliseconds": 3000.0, "bound": "arithmetic", "fraction": 0.5}
     assert benchmark.against(roofline.Cost(600.0, 10.0), fields, ceilings) == expected
-    assert set(benchmark.against(roofline.Cost(None, 10.0), fields, ceilings).values()) == {None}
+    assert set(
+        benchmark.against(roofline.Cost(None, 10.0), fields, ceilings).values()
+    ) == {None}
 
 
 def refuses():
@@ -116,8 +147,10 @@ def test_a_loop_counts_as_often_as_it_turns(outer, inner):
     a, fn = jnp.ones((64, 64)), looped(outer, inner)
     cost = roofline.program_cost(jax.jit(fn).lower(a).compile(), jax.jit(fn), a)
     assert cost.flop == pytest.approx(outer * (inner + 1) * 2 * 64**3, rel=1e-3)
-    moved = outer * (inner * 2 + 3) * 4 * 64**2  # b @ b reads one matrix, b @ a two
-    assert moved <= cost.bytes <= 1.35 * moved  # and the loops copy what they carry
+    # b @ b reads one matrix, b @ a two
+    moved = outer * (inner * 2 + 3) * 4 * 64**2
+    # and the loops copy what they carry
+    assert moved <= cost.bytes <= 1.35 * moved
 
 
 TOY = NETWORKS["biedsnet"](channels=(16, 32), blocks_per_level=1, dconv="lineage")
@@ -125,14 +158,22 @@ TOY = NETWORKS["biedsnet"](channels=(16, 32), blocks_per_level=1, dconv="lineage
 
 def predict_cost(steps, ensemble):
     """(cost, 2 x macs) of predicting one image."""
-    model = Diffusion(TOY, schedule.linear(100), losses.dice, sampling=Sampling(steps=steps))
+    model = Diffusion(
+        TOY, schedule.linear(100), losses.dice, sampling=Sampling(steps=steps)
+    )
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), (32, 32, 1)))
     mesh = devices.make_mesh(jax.devices()[:1])
     cfg = phantom.get_config()
     cfg.sampler.ensemble = ensemble
     fn = make_predict(cfg, model, mesh)
-    inputs = (variables, jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32))
-    return roofline.program_cost(fn.lower(*inputs).compile(), fn, *inputs), 2 * macs.count_macs(fn, *inputs)
+    inputs = (
+        variables,
+        jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    return roofline.program_cost(
+        fn.lower(*inputs).compile(), fn, *inputs
+    ), 2 * macs.count_macs(fn, *inputs)
 
 
 def test_a_prediction_costs_steps_times_samples_denoisings():
@@ -147,7 +188,9 @@ def test_a_prediction_costs_steps_times_samples_denoisings():
 
 
 def strict(path):
-    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    return json.loads(
+        path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +202,9 @@ def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "_CEILINGS", {"other": ((8, 16), 4096)})
         patch.setattr(timing, "measure", functools.partial(timing.measure, least=1e-9))
-        result = benchmark.run(cfg, output=str(path), baseline=None, repeats=2, command="a command")
+        result = benchmark.run(
+            cfg, output=str(path), baseline=None, repeats=2, command="a command"
+        )
     jax.config.update("jax_enable_compilation_cache", True)
     return path, result
 
@@ -179,23 +224,36 @@ def test_the_json_is_strict_and_whole(measured):
     kept = strict(path)
     assert kept == result
     assert kept["command"] == "a command" and kept["repeats"] == 2
-    assert kept["device"] == {"platform": "cpu", "kind": devices.device_kind(devices.make_mesh()), "count": 8}
+    assert kept["device"] == {
+        "platform": "cpu",
+        "kind": devices.device_kind(devices.make_mesh()),
+        "count": 8,
+    }
     assert kept["versions"]["jax"] == jax.__version__
-    assert kept["config"]["data.size"] == 32 and kept["config"]["networks.biedsnet.channels"] == [8, 16]
+    assert kept["config"]["data.size"] == 32 and kept["config"][
+        "networks.biedsnet.channels"
+    ] == [8, 16]
     assert list(kept["ceilings"]["matmul_flop_per_second"]) == ["float32"]
     assert list(kept["programs"]) == ["predict", "train step"]
     for program in kept["programs"].values():
         assert program["batch"] == 8 and len(program["milliseconds"]["repeats"]) == 2
         assert program["peak_bytes_of"] == "process" and program["program_bytes"] > 0
-        assert program["flop"] == pytest.approx(program["flop_products"], rel=0.3)  # of one device's image, both
+        # of one device's image, both
+        assert program["flop"] == pytest.approx(program["flop_products"], rel=0.3)
         least = program["roofline_milliseconds"] / program["milliseconds"]["median"]
         assert program["fraction"] == pytest.approx(least)
 
 
 def test_the_table_is_aligned_and_says_what_is_not_known(measured):
     _, result = measured
-    fields = result["programs"]["predict"] | {"flop": None, "fraction": None, "bound": None}
-    lines = benchmark_files.table(result | {"programs": {"predict": fields}}).splitlines()
+    fields = result["programs"]["predict"] | {
+        "flop": None,
+        "fraction": None,
+        "bound": None,
+    }
+    lines = benchmark_files.table(
+        result | {"programs": {"predict": fields}}
+    ).splitlines()
     assert lines[0].startswith("8 x ") and lines[0].endswith("2 repeats")
     assert lines[1].startswith("matrix product, float32: ")
     rows = lines[lines.index("") + 1 :]
@@ -213,10 +271,19 @@ def test_changes_are_a_line_a_program(measured):
             "median": factor * result["programs"][name]["milliseconds"]["median"],
             "spread": 0.0,
         }
-    rates = {"matmul_flop_per_second": {"float32": {"8": 2e9, "16": 3e9}}, "copy_bytes_per_second": 5e9}
-    old["ceilings"], result["ceilings"] = rates, rates | {"copy_bytes_per_second": 2.5e9}
+    rates = {
+        "matmul_flop_per_second": {"float32": {"8": 2e9, "16": 3e9}},
+        "copy_bytes_per_second": 5e9,
+    }
+    old["ceilings"], result["ceilings"] = (
+        rates,
+        rates | {"copy_bytes_per_second": 2.5e9},
+    )
     slower, faster, device = benchmark_files.changes(result, old)
-    assert device == "the device itself: best product 3 GFLOP/s, was 3; copy 2.5 GB/s, was 5.0"
+    assert (
+        device
+        == "the device itself: best product 3 GFLOP/s, was 3; copy 2.5 GB/s, was 5.0"
+    )
     assert slower.startswith("predict: ") and slower.endswith("100.0% SLOWER")
     assert faster.startswith("train step: ") and faster.endswith("50.0% faster")
 
@@ -232,13 +299,24 @@ HERE = {
 def baseline(tmp_path, **fields):
     milliseconds = {"milliseconds": {"median": 2.0, "spread": 0.1}}
     path = tmp_path / "old.json"
-    ceilings = {"matmul_flop_per_second": {"float32": {"8": 1e9}}, "copy_bytes_per_second": 1e9}
-    path.write_text(json.dumps(HERE | {"ceilings": ceilings, "programs": {"predict": milliseconds}} | fields))
+    ceilings = {
+        "matmul_flop_per_second": {"float32": {"8": 1e9}},
+        "copy_bytes_per_second": 1e9,
+    }
+    path.write_text(
+        json.dumps(
+            HERE
+            | {"ceilings": ceilings, "programs": {"predict": milliseconds}}
+            | fields
+        )
+    )
     return str(path)
 
 
 def test_a_baseline_may_lie_elsewhere(tmp_path):
-    old = benchmark_files.read_baseline(baseline(tmp_path, config=HERE["config"] | {"data.root": "there"}), HERE)
+    old = benchmark_files.read_baseline(
+        baseline(tmp_path, config=HERE["config"] | {"data.root": "there"}), HERE
+    )
     assert old["programs"]["predict"]["milliseconds"]["median"] == 2.0
 
 
@@ -249,17 +327,38 @@ def program(**milliseconds):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"device": HERE["device"] | {"kind": "two"}}, "baseline of another device, kind two there and one here, "),
-        ({"device": HERE["device"] | {"count": 8}}, "baseline of another device, count 8 there and 1 here, "),
-        ({"config": HERE["config"] | {"data.size": 32}}, "another config, data.size is 32 there and 64 here, "),
-        ({"config": {"x": [1]}}, "another config, data.size is None there and 64 here, "),
+        (
+            {"device": HERE["device"] | {"kind": "two"}},
+            "baseline of another device, kind two there and one here, ",
+        ),
+        (
+            {"device": HERE["device"] | {"count": 8}},
+            "baseline of another device, count 8 there and 1 here, ",
+        ),
+        (
+            {"config": HERE["config"] | {"data.size": 32}},
+            "another config, data.size is 32 there and 64 here, ",
+        ),
+        (
+            {"config": {"x": [1]}},
+            "another config, data.size is None there and 64 here, ",
+        ),
         ({"device": "cpu"}, "no benchmark's result, or damaged, "),
         ({"ceilings": {}}, "no benchmark's result, or damaged, "),
         ({"programs": {}}, "no benchmark's result, or damaged, "),
         ({"programs": program(median=1.0)}, "no benchmark's result, or damaged, "),
-        ({"programs": program(median=0.0, spread=0.0)}, "no benchmark's result, or damaged, "),
-        ({"programs": program(median=float("nan"), spread=0.0)}, "no benchmark's result, or damaged, "),
-        ({"programs": program(median="1", spread=0.0)}, "no benchmark's result, or damaged, "),
+        (
+            {"programs": program(median=0.0, spread=0.0)},
+            "no benchmark's result, or damaged, ",
+        ),
+        (
+            {"programs": program(median=float("nan"), spread=0.0)},
+            "no benchmark's result, or damaged, ",
+        ),
+        (
+            {"programs": program(median="1", spread=0.0)},
+            "no benchmark's result, or damaged, ",
+        ),
     ],
 )
 def test_a_baseline_that_does_not_fit_is_one_line(tmp_path, fields, says):
@@ -274,5 +373,12 @@ def test_sampling_and_batch_are_part_of_what_a_baseline_measured():
     kept = benchmark.flat(phantom.get_config())
     free = {name for name in kept if name.startswith(benchmark_files._FREE)}
     assert {"data.root", "log.every", "checkpoint.every"} <= free
-    assert not free & {"sampler.steps", "sampler.ensemble", "eval.batch_size", "train.batch_size", "fusion", "dtype"}
+    assert not free & {
+        "sampler.steps",
+        "sampler.ensemble",
+        "eval.batch_size",
+        "train.batch_size",
+        "fusion",
+        "dtype",
+    }
     assert json.dumps(kept, allow_nan=False)

@@ -1,4 +1,6 @@
-"""The search for settings: its choice on trials made by hand, and a row's trials at toy size."""
+"""The search for settings: its choice on trials made by hand, and a row's trials at toy
+size.
+"""
 
 import json
 import types
@@ -14,25 +16,53 @@ from configs import phantom
 
 def tried(row, dice, choice=False, **fields):
     """A trial whose validations gave these values of Dice, at steps 10, 20, ..."""
-    fields = {name.replace("__", "."): value for name, value in fields.items()} | {"train.steps": 20, "eval.every": 10}
+    fields = {name.replace("__", "."): value for name, value in fields.items()} | {
+        "train.steps": 20,
+        "eval.every": 10,
+    }
     steps = {str(10 * i): value for i, value in enumerate(dice, start=1)}
-    return {"row": row, "variant": "cpu", "fields": fields, "choice": choice, "seconds": 1.0, "dice": steps}
+    return {
+        "row": row,
+        "variant": "cpu",
+        "fields": fields,
+        "choice": choice,
+        "seconds": 1.0,
+        "dice": steps,
+    }
 
 
 FOLDS = [
     [
-        tried("unet", [0.5, 0.4], train__learning_rate=0.002),  # the best validation counts, not the last
+        # the best validation counts, not the last
+        tried("unet", [0.5, 0.4], train__learning_rate=0.002),
         tried("unet", [0.3, 0.45], train__learning_rate=0.006),
-        tried("unet", [], train__learning_rate=0.06),  # diverged
+        # diverged
+        tried("unet", [], train__learning_rate=0.06),
         tried("biedsnet", [0.2, 0.3], train__learning_rate=0.002),
         tried("biedsnet", [0.2, 0.4], train__learning_rate=0.002, augment__scale=0.25),
-        tried("paper", [0.9] * 4 + [0.5, 0.6, 0.7, 0.6], choice=True, train__learning_rate=0.002),
-        tried("paper", [], choice=True, train__learning_rate=0.002, diffusion__schedule="cosine"),
+        tried(
+            "paper",
+            [0.9] * 4 + [0.5, 0.6, 0.7, 0.6],
+            choice=True,
+            train__learning_rate=0.002,
+        ),
+        tried(
+            "paper",
+            [],
+            choice=True,
+            train__learning_rate=0.002,
+            diffusion__schedule="cosine",
+        ),
     ],
     [
         tried("unet", [0.1, 0.2], train__learning_rate=0.002),
         tried("unet", [0.1, 0.3], train__learning_rate=0.006),
-        tried("paper", [0.9] * 4 + [0.2, 0.2, 0.2, 0.4], choice=True, train__learning_rate=0.002),
+        tried(
+            "paper",
+            [0.9] * 4 + [0.2, 0.2, 0.2, 0.4],
+            choice=True,
+            train__learning_rate=0.002,
+        ),
     ],
 ]
 STEPS = "--config.train.steps=20 --config.eval.every=10"
@@ -40,9 +70,25 @@ STEPS = "--config.train.steps=20 --config.eval.every=10"
 
 def test_each_fold_takes_the_settings_of_its_own_best_validation_and_the_ablation_those_of_the_whole():
     whole = f"0 --config.train.learning_rate=0.002 --config.augment.scale=0.25 {STEPS}"
-    unet = [f"unet {i} --config.train.learning_rate={rate} {STEPS}" for i, rate in enumerate((0.002, 0.006))]
-    ablation = ("direct", "no_bffm", "no_attention", "row1", "row2", "row3", "row4", "row5")
-    assert search.settings(FOLDS) == [f"biedsnet {whole}", *unet, *(f"{row} {whole}" for row in ablation)]
+    unet = [
+        f"unet {i} --config.train.learning_rate={rate} {STEPS}"
+        for i, rate in enumerate((0.002, 0.006))
+    ]
+    ablation = (
+        "direct",
+        "no_bffm",
+        "no_attention",
+        "row1",
+        "row2",
+        "row3",
+        "row4",
+        "row5",
+    )
+    assert search.settings(FOLDS) == [
+        f"biedsnet {whole}",
+        *unet,
+        *(f"{row} {whole}" for row in ablation),
+    ]
 
 
 def test_the_report_lists_every_trial_and_leaves_the_settings(tmp_path, capsys):
@@ -56,21 +102,37 @@ def test_the_report_lists_every_trial_and_leaves_the_settings(tmp_path, capsys):
         "| unet | learning_rate=0.06 | 20 | 0.0000, 0 | - | - |",
         "| biedsnet | learning_rate=0.002 | 20 | 0.3000, 20 | - | - |",
         "| biedsnet | learning_rate=0.002 scale=0.25 | 20 | **0.4000, 20** | - | - |",
-        "| learning_rate=0.002 | 20 | 0.6000 | 0.2500 | 0.4250 |",  # of eight validations the last four
+        # of eight validations the last four
+        "| learning_rate=0.002 | 20 | 0.6000 | 0.2500 | 0.4250 |",
         "| learning_rate=0.002 schedule=cosine | 20 | 0.0000 | - | - |",
     ]
-    assert (tmp_path / "settings.txt").read_text().splitlines() == search.settings(FOLDS)
-    unchanged = [[*trials, tried("paper", [0.9] * 4 + [0.3] * 4, train__learning_rate=1e-3)] for trials in FOLDS]
-    assert search.choices_table(unchanged).rows[0] == ["learning_rate=0.001", "20", "0.3000", "0.3000", "0.3000"]
+    assert (tmp_path / "settings.txt").read_text().splitlines() == search.settings(
+        FOLDS
+    )
+    unchanged = [
+        [*trials, tried("paper", [0.9] * 4 + [0.3] * 4, train__learning_rate=1e-3)]
+        for trials in FOLDS
+    ]
+    assert search.choices_table(unchanged).rows[0] == [
+        "learning_rate=0.001",
+        "20",
+        "0.3000",
+        "0.3000",
+        "0.3000",
+    ]
     (tmp_path / "fold1.json").unlink()
     refused(lambda: search.report(tmp_path), "no trial of each fold", str(tmp_path))
     (tmp_path / "fold1.json").write_text("[{")
-    refused(lambda: search.report(tmp_path), "damaged file", str(tmp_path / "fold1.json"))
+    refused(
+        lambda: search.report(tmp_path), "damaged file", str(tmp_path / "fold1.json")
+    )
 
 
 @pytest.fixture
 def toy(monkeypatch):
-    """Trials of two steps on made-up slices; `fitted` lists what was trained, `tested` where a network was tested."""
+    """Trials of two steps on made-up slices; `fitted` lists what was trained, `tested`
+    where a network was tested.
+    """
     seen = types.SimpleNamespace(fitted=[], tested=[])
 
     def config_of(chosen, fields, root, fold):
@@ -94,24 +156,37 @@ def toy(monkeypatch):
     monkeypatch.setattr(search, "STRONGER", {"train.learning_rate": 2e-3})
     monkeypatch.setattr(train, "fit", fit)
     test = "biedsnet_jax.evaluation.evaluate.evaluate"
-    monkeypatch.setattr(test, lambda model, workdir, *_: seen.tested.append((workdir, model.step)))
+    monkeypatch.setattr(
+        test, lambda model, workdir, *_: seen.tested.append((workdir, model.step))
+    )
     return seen
 
 
 def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(tmp_path, toy):
     fields = search.Search("data", tmp_path, 1, "quarter").row("unet")
-    trials, workdir = json.loads((tmp_path / "fold1.json").read_text()), tmp_path / "unet" / "seed0" / "fold1"
-    assert [trial["fields"]["train.learning_rate"] for trial in trials] == [1e-3, 2e-3] == toy.fitted[:2]
+    trials, workdir = (
+        json.loads((tmp_path / "fold1.json").read_text()),
+        tmp_path / "unet" / "seed0" / "fold1",
+    )
+    assert (
+        [trial["fields"]["train.learning_rate"] for trial in trials]
+        == [1e-3, 2e-3]
+        == toy.fitted[:2]
+    )
     assert all(set(trial["dice"]) == {"1", "2"} for trial in trials)
     assert fields == search.chosen(trials, "unet")["fields"]
     assert [where for where, _ in toy.tested] == [workdir]
-    assert json.loads((workdir / "config.json").read_text())["train"]["learning_rate"] == fields["train.learning_rate"]
+    assert (
+        json.loads((workdir / "config.json").read_text())["train"]["learning_rate"]
+        == fields["train.learning_rate"]
+    )
     words = (workdir / "command.txt").read_text().split()
     assert words[3:8] == [
         "--config=configs/covid.py:unet,quarter", "--config.seed=0", "--config.split.folds=2", "--config.split.fold=1",
         "--config.train.steps=2",
     ]  # fmt: skip
-    assert not (tmp_path / "fold1").exists() or not any((tmp_path / "fold1").iterdir())  # the other's weights
+    # the other's weights
+    assert not (tmp_path / "fold1").exists() or not any((tmp_path / "fold1").iterdir())
 
     (workdir / "results.json").write_text("{}")
     del toy.fitted[:], toy.tested[:]
@@ -119,33 +194,61 @@ def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(tmp_path, to
     assert (toy.fitted, toy.tested) == ([], [])
 
 
-def test_a_trial_that_diverges_has_no_dice_and_is_not_run_again(tmp_path, toy, monkeypatch):
+def test_a_trial_that_diverges_has_no_dice_and_is_not_run_again(
+    tmp_path, toy, monkeypatch
+):
     def diverge(cfg, workdir):
         raise Diverged("loss not finite")
 
     monkeypatch.setattr(train, "fit", diverge)
-    done = search.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2})
-    assert done["dice"] == {} and json.loads((tmp_path / "fold1.json").read_text()) == [done]
+    done = search.Search("data", tmp_path, 1, "quarter").trial(
+        "unet", {"train.steps": 2}
+    )
+    assert done["dice"] == {} and json.loads((tmp_path / "fold1.json").read_text()) == [
+        done
+    ]
     monkeypatch.setattr(train, "fit", None)
-    assert search.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2}) == done
+    assert (
+        search.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2})
+        == done
+    )
 
 
 def test_a_trials_config_is_that_of_its_row_fold_and_fields():
-    fields = search.budget("medsegdiff", "cpu") | {"loss.supervision_weights": [0.4, 0.3, 0.3]}
+    fields = search.budget("medsegdiff", "cpu") | {
+        "loss.supervision_weights": [0.4, 0.3, 0.3]
+    }
     c = search.config_of("medsegdiff,cpu", fields, "data", 1)
-    assert (c.network, c.data.root, c.split.folds, c.split.fold) == ("medsegdiff", "data", 2, 1)
+    assert (c.network, c.data.root, c.split.folds, c.split.fold) == (
+        "medsegdiff",
+        "data",
+        2,
+        1,
+    )
     assert (c.train.steps, c.eval.every, c.checkpoint.every) == (400, 50, 50)
     assert c.loss.supervision_weights == (0.4, 0.3, 0.3)
     assert (c.networks.medsegdiff.num_res_blocks, c.sampler.steps) == (1, 20)
-    c = search.config_of("medsegdiff,quarter", search.budget("medsegdiff", "quarter"), "data", 1)
-    assert (c.train.steps, c.networks.medsegdiff.num_res_blocks, c.sampler.steps) == (160, 2, 5)
+    c = search.config_of(
+        "medsegdiff,quarter", search.budget("medsegdiff", "quarter"), "data", 1
+    )
+    assert (c.train.steps, c.networks.medsegdiff.num_res_blocks, c.sampler.steps) == (
+        160,
+        2,
+        5,
+    )
     for variant in ("quarter", "cpu"):
-        c = search.config_of(f"unet,{variant}", search.budget("unet", variant), "data", 0)
+        c = search.config_of(
+            f"unet,{variant}", search.budget("unet", variant), "data", 0
+        )
         assert c.train.steps == 1600 and c.networks.unet.channels[-1] == 128
 
 
 def test_trials_of_two_variants_do_not_share_a_folder(tmp_path):
     (tmp_path / "fold0.json").write_text(json.dumps(FOLDS[0]))
-    refused(lambda: search.Search("data", tmp_path, 0, "quarter"), "trials of another variant, cpu", "fold0.json")
+    refused(
+        lambda: search.Search("data", tmp_path, 0, "quarter"),
+        "trials of another variant, cpu",
+        "fold0.json",
+    )
     search.Search("data", tmp_path, 0, "cpu")
     search.Search("data", tmp_path, 1, "quarter")

@@ -1,4 +1,6 @@
-"""Checkpoints: bits survive, the latest and the best are kept whichever process asks, evaluation reads the best EMA."""
+"""Checkpoints: bits survive, the latest and the best are kept whichever process asks,
+evaluation reads the best EMA.
+"""
 
 import dataclasses
 import json
@@ -30,7 +32,9 @@ def mesh():
 
 
 def state(step: int, mesh) -> train_state.TrainState:
-    """A state with every kind of leaf, its values a function of the step that float32 does not hold exactly."""
+    """A state with every kind of leaf, its values a function of the step that float32
+    does not hold exactly.
+    """
     rng = np.random.default_rng(step)
     params = {
         "conv": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 4)), jnp.float32)},
@@ -38,16 +42,23 @@ def state(step: int, mesh) -> train_state.TrainState:
         "half": jnp.asarray(rng.normal(size=7), jnp.bfloat16),
     }
     stats = {"norm": {"mean": jnp.asarray(rng.normal(size=4), jnp.float32)}}
-    made = train_state.create({"params": params, "batch_stats": stats}, optax.adamw(1e-3))
+    made = train_state.create(
+        {"params": params, "batch_stats": stats}, optax.adamw(1e-3)
+    )
     ema = jax.tree.map(lambda x: 3 * x, params)
-    made = dataclasses.replace(made, step=jnp.int32(step), ema_params=ema, skipped_steps=jnp.int32(step + 7))
+    made = dataclasses.replace(
+        made, step=jnp.int32(step), ema_params=ema, skipped_steps=jnp.int32(step + 7)
+    )
     return jax.device_put(made, devices.replicated(mesh))
 
 
 def bits(tree) -> list[tuple]:
     """Path, type, shape and bytes of every leaf."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
-    return [(jax.tree_util.keystr(path), x.dtype.name, x.shape, np.asarray(x).tobytes()) for path, x in leaves]
+    return [
+        (jax.tree_util.keystr(path), x.dtype.name, x.shape, np.asarray(x).tobytes())
+        for path, x in leaves
+    ]
 
 
 def save_all(workdir, mesh, dice: dict[int, float | None], **keep) -> None:
@@ -62,30 +73,43 @@ def steps(workdir) -> list[int]:
 
 
 def test_a_state_comes_back_bit_for_bit_though_its_buffers_were_donated(tmp_path, mesh):
-    donating = jax.jit(lambda s: jax.tree.map(lambda x: x + jnp.ones_like(x), s), donate_argnums=0)
+    donating = jax.jit(
+        lambda s: jax.tree.map(lambda x: x + jnp.ones_like(x), s), donate_argnums=0
+    )
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() is None and checkpoints.best_step() is None
         unsaved, saved = state(5, mesh), state(5, mesh)
         donating(unsaved)
-        assert unsaved.params["conv"]["kernel"].is_deleted()  # of `saved`, a save that runs may still hold the buffers
+        # of `saved`, a save that runs may still hold the buffers
+        assert unsaved.params["conv"]["kernel"].is_deleted()
         expected = bits(saved)
         checkpoints.save(saved, config=CONFIG)
-        changed = donating(saved)  # while the save is still being written
+        # while the save is still being written
+        changed = donating(saved)
         assert bits(changed) != expected
         checkpoints.wait()
         restored = checkpoints.restore(5, changed, mesh)
         assert bits(restored) == expected
-        assert all(x.sharding.is_equivalent_to(devices.replicated(mesh), x.ndim) for x in jax.tree.leaves(restored))
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:  # a later process, which knows shapes alone
+        assert all(
+            x.sharding.is_equivalent_to(devices.replicated(mesh), x.ndim)
+            for x in jax.tree.leaves(restored)
+        )
+    # a later process, which knows shapes alone
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
         shapes = jax.eval_shape(lambda: state(0, mesh))
-        assert bits(checkpoints.restore(checkpoints.latest_step(), shapes, mesh)) == expected
+        assert (
+            bits(checkpoints.restore(checkpoints.latest_step(), shapes, mesh))
+            == expected
+        )
 
 
 def test_restored_arrays_may_be_donated(tmp_path, mesh):
     save_all(tmp_path, mesh, {1: None})
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(1, state(0, mesh), mesh)
-    after = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)(restored)
+    after = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)(
+        restored
+    )
     assert int(after.step) == 2
 
 
@@ -94,9 +118,12 @@ def test_restored_arrays_may_be_donated(tmp_path, mesh):
     [
         ({1: 0.2, 2: 0.6, 3: 0.4}, [2, 3], 2),
         ({1: 0.2, 2: 0.6, 3: None, 4: None}, [2, 4], 2),
-        ({1: 0.6, 2: 0.2, 3: 0.6, 4: 0.1}, [3, 4], 3),  # of equals the later
-        ({1: None, 2: None}, [2], 2),  # never validated: the latest
-        ({1: 0.0, 2: None}, [1, 2], 1),  # a Dice of 0 is a validation
+        # of equals the later
+        ({1: 0.6, 2: 0.2, 3: 0.6, 4: 0.1}, [3, 4], 3),
+        # never validated: the latest
+        ({1: None, 2: None}, [2], 2),
+        # a Dice of 0 is a validation
+        ({1: 0.0, 2: None}, [1, 2], 1),
         ({1: 0.1, 2: 0.9}, [2], 2),
     ],
 )
@@ -121,7 +148,9 @@ def test_how_many_are_kept_is_a_choice(tmp_path, mesh):
     assert steps(tmp_path / "a") == [1, 2, 4, 5] and steps(tmp_path / "b") == [5]
 
 
-@pytest.mark.parametrize(("dice", "best"), [({1: 0.6, 2: 0.6, 3: 0.1}, 2), ({1: None, 2: None, 3: None}, 3)])
+@pytest.mark.parametrize(
+    ("dice", "best"), [({1: 0.6, 2: 0.6, 3: 0.1}, 2), ({1: None, 2: None, 3: None}, 3)]
+)
 def test_of_equals_the_later_is_best(tmp_path, mesh, dice, best):
     save_all(tmp_path, mesh, dice, keep_latest=3)
     with checkpoint.Checkpoints(tmp_path, keep_latest=3) as checkpoints:
@@ -131,7 +160,9 @@ def test_of_equals_the_later_is_best(tmp_path, mesh, dice, best):
 
 def test_a_step_saved_twice_is_left_as_it_is(tmp_path, mesh):
     first = state(3, mesh)
-    second = dataclasses.replace(first, params=jax.tree.map(jnp.zeros_like, first.params))
+    second = dataclasses.replace(
+        first, params=jax.tree.map(jnp.zeros_like, first.params)
+    )
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(first, config=CONFIG, val_dice=0.5)
         checkpoints.save(second, config=CONFIG, val_dice=0.7)
@@ -144,8 +175,13 @@ def test_a_step_saved_twice_is_left_as_it_is(tmp_path, mesh):
 def test_a_checkpoint_says_its_config_and_the_step_of_the_data(tmp_path, mesh):
     save_all(tmp_path, mesh, {4: 0.25})
     folder = tmp_path / "checkpoints" / "4"
-    assert json.loads((folder / "meta" / "metadata").read_text()) == {"data_step": 4, "config": CONFIG}
-    assert json.loads((folder / "metrics" / "metrics").read_text()) == {"val_dice": 0.25}
+    assert json.loads((folder / "meta" / "metadata").read_text()) == {
+        "data_step": 4,
+        "config": CONFIG,
+    }
+    assert json.loads((folder / "metrics" / "metrics").read_text()) == {
+        "val_dice": 0.25
+    }
 
 
 def test_what_a_kill_left_of_a_save_is_neither_seen_nor_kept(tmp_path, mesh):
@@ -165,7 +201,8 @@ def test_what_a_kill_left_of_a_save_is_neither_seen_nor_kept(tmp_path, mesh):
 
 def spoil(folder, how: str) -> None:
     """Damage a step as a bad disk, a full one or a user does."""
-    for path in (folder / "state").glob("**/d/*"):  # arrays and their index
+    # arrays and their index
+    for path in (folder / "state").glob("**/d/*"):
         data = bytearray(path.read_bytes())
         if how == "bit":
             data[len(data) // 2] ^= 16
@@ -181,16 +218,27 @@ def spoil(folder, how: str) -> None:
 def restored(workdir, mesh) -> tuple[train_state.TrainState | None, list[str]]:
     """The latest state, and the warnings."""
     said = []
-    with checkpoint.Checkpoints(workdir, keep_latest=2, warn=said.append) as checkpoints:
+    with checkpoint.Checkpoints(
+        workdir, keep_latest=2, warn=said.append
+    ) as checkpoints:
         return checkpoints.restore_latest(state(0, mesh), mesh), said
 
 
 @pytest.mark.parametrize(
     ("how", "sums"),
     # without sums as a kill before they were written leaves it
-    [("bit", True), ("cut", True), ("cut", False), ("gone", True), ("gone", False), ("metrics", False)],
+    [
+        ("bit", True),
+        ("cut", True),
+        ("cut", False),
+        ("gone", True),
+        ("gone", False),
+        ("metrics", False),
+    ],
 )
-def test_of_a_damaged_latest_the_one_before_is_used_and_training_goes_on(tmp_path, mesh, how, sums):
+def test_of_a_damaged_latest_the_one_before_is_used_and_training_goes_on(
+    tmp_path, mesh, how, sums
+):
     save_all(tmp_path, mesh, {4: None, 8: None}, keep_latest=2)
     spoil(tmp_path / "checkpoints" / "8", how)
     if not sums:
@@ -198,8 +246,14 @@ def test_of_a_damaged_latest_the_one_before_is_used_and_training_goes_on(tmp_pat
     found, said = restored(tmp_path, mesh)
     assert bits(found) == bits(state(4, mesh))
     (line,) = said
-    assert "damaged checkpoint of step 8" in line and "now step 4" in line and str(tmp_path) in line
-    assert steps(tmp_path) == [4] and [p.name for p in (tmp_path / "damaged_checkpoints").iterdir()] == ["8"]
+    assert (
+        "damaged checkpoint of step 8" in line
+        and "now step 4" in line
+        and str(tmp_path) in line
+    )
+    assert steps(tmp_path) == [4] and [
+        p.name for p in (tmp_path / "damaged_checkpoints").iterdir()
+    ] == ["8"]
     save_all(tmp_path, mesh, {6: None, 8: None}, keep_latest=2)
     assert restored(tmp_path, mesh)[1] == [] and steps(tmp_path) == [6, 8]
 
@@ -208,11 +262,17 @@ def test_where_none_can_be_read_nothing_is_moved_and_the_error_says_why(tmp_path
     save_all(tmp_path, mesh, {4: None})
     spoil(tmp_path / "checkpoints" / "4", "cut")
     (tmp_path / "checkpoints" / "4" / "checksums.json").unlink()
-    refused(lambda: restored(tmp_path, mesh), "no checkpoint can be read, step 4", str(tmp_path))
+    refused(
+        lambda: restored(tmp_path, mesh),
+        "no checkpoint can be read, step 4",
+        str(tmp_path),
+    )
     assert steps(tmp_path) == [4]
 
 
-def test_evaluation_passes_over_a_damaged_best_and_changes_nothing(tmp_path, mesh, capsys):
+def test_evaluation_passes_over_a_damaged_best_and_changes_nothing(
+    tmp_path, mesh, capsys
+):
     save_all(tmp_path, mesh, {2: 0.5, 4: 0.9, 6: 0.1}, keep_latest=3)
     spoil(tmp_path / "checkpoints" / "4", "bit")
     variables, step = checkpoint.restore_variables(tmp_path, state(0, mesh), mesh)
@@ -224,7 +284,9 @@ def test_evaluation_passes_over_a_damaged_best_and_changes_nothing(tmp_path, mes
 
 @pytest.fixture
 def small_disk():
-    """`small_disk(True)`: no file may grow beyond a few hundred bytes, which libraries meet as a full disk."""
+    """`small_disk(True)`: no file may grow beyond a few hundred bytes, which libraries
+    meet as a full disk.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(on: bool) -> None:
@@ -236,18 +298,28 @@ def small_disk():
 
 def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path, mesh, small_disk):
     said = []
-    with checkpoint.Checkpoints(tmp_path, keep_latest=2, warn=said.append) as checkpoints:
+    with checkpoint.Checkpoints(
+        tmp_path, keep_latest=2, warn=said.append
+    ) as checkpoints:
         checkpoints.save(state(2, mesh), config=CONFIG)
         checkpoints.wait(saved=2)
         small_disk(True)
         checkpoints.save(state(4, mesh), config=CONFIG)
-        refused(lambda: checkpoints.wait(saved=4), "checkpoint of step 4 not saved", "the last is of step 2")
+        refused(
+            lambda: checkpoints.wait(saved=4),
+            "checkpoint of step 4 not saved",
+            "the last is of step 2",
+        )
         small_disk(False)
         checkpoints.save(state(6, mesh), config=CONFIG)
         checkpoints.wait(saved=6)
-    assert steps(tmp_path) == [2, 6]  # nothing of the broken one takes room
+    # nothing of the broken one takes room
+    assert steps(tmp_path) == [2, 6]
     (line,) = said
-    assert "disk full, step 4 not saved" in line and "step 2 is intact, training goes on" in line
+    assert (
+        "disk full, step 4 not saved" in line
+        and "step 2 is intact, training goes on" in line
+    )
     assert bits(restored(tmp_path, mesh)[0]) == bits(state(6, mesh))
 
 
@@ -268,7 +340,10 @@ def test_a_folder_that_vanishes_is_an_error_and_is_not_made_anew(tmp_path, mesh)
 
 def test_restore_variables_gives_the_best_checkpoints_ema(tmp_path, mesh):
     save_all(tmp_path, mesh, {1: 0.1, 2: 0.8, 3: 0.3, 4: None})
-    like = dataclasses.replace(jax.eval_shape(lambda: state(0, mesh)), params={}, opt_state=())  # neither is read
+    # neither is read
+    like = dataclasses.replace(
+        jax.eval_shape(lambda: state(0, mesh)), params={}, opt_state=()
+    )
     variables, step = checkpoint.restore_variables(tmp_path, like, mesh)
     assert step == 2
     assert bits(variables) == bits(state(2, mesh).ema_variables)
@@ -276,7 +351,9 @@ def test_restore_variables_gives_the_best_checkpoints_ema(tmp_path, mesh):
 
 
 def test_no_complete_checkpoint_is_bad_input_and_makes_no_folder(tmp_path, mesh):
-    with pytest.raises(BadInput, match=r"no complete checkpoint, in .*/run/checkpoints; train first"):
+    with pytest.raises(
+        BadInput, match=r"no complete checkpoint, in .*/run/checkpoints; train first"
+    ):
         checkpoint.restore_variables(tmp_path / "run", state(0, mesh), mesh)
     assert list(tmp_path.iterdir()) == []
 
@@ -285,15 +362,21 @@ def test_no_complete_checkpoint_is_bad_input_and_makes_no_folder(tmp_path, mesh)
 
 
 def large(step: int, mesh) -> train_state.TrainState:
-    """A state of random bits, which compression leaves as they are: the files hold their bytes."""
+    """A state of random bits, which compression leaves as they are: the files hold
+    their bytes.
+    """
     rng = np.random.default_rng(step)
 
     def drawn():
         return jnp.asarray(rng.integers(0, 2**32, 4096, np.uint32))
 
-    made = train_state.create({"params": {"kernel": drawn()}, "batch_stats": {}}, optax.trace(0.9))
+    made = train_state.create(
+        {"params": {"kernel": drawn()}, "batch_stats": {}}, optax.trace(0.9)
+    )
     trace, ema = jax.tree.map(lambda _: drawn(), made.opt_state), {"kernel": drawn()}
-    made = dataclasses.replace(made, step=jnp.int32(step), ema_params=ema, opt_state=trace)
+    made = dataclasses.replace(
+        made, step=jnp.int32(step), ema_params=ema, opt_state=trace
+    )
     return jax.device_put(made, devices.replicated(mesh))
 
 
@@ -306,7 +389,11 @@ def save_large(workdir, mesh, dice: dict[int, float | None]) -> None:
 def change_byte(folder, array) -> None:
     """Turn a bit of an array's own bytes, which no index of Orbax's covers."""
     part = np.asarray(array).reshape(-1)[100:108].tobytes()
-    (path,) = [path for path in folder.rglob("*") if path.is_file() and part in path.read_bytes()]
+    (path,) = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and part in path.read_bytes()
+    ]
     data = bytearray(path.read_bytes())
     data[data.index(part) + 2] ^= 16
     path.write_bytes(data)
@@ -324,7 +411,9 @@ def test_a_changed_byte_never_comes_back_as_other_numbers(tmp_path, mesh, which)
     (folder / "checksums.json").unlink()
     change_byte(folder, jax.tree.leaves(arrays(large(8, mesh))[which])[0])
     said = []
-    with checkpoint.Checkpoints(tmp_path, keep_latest=2, warn=said.append) as checkpoints:
+    with checkpoint.Checkpoints(
+        tmp_path, keep_latest=2, warn=said.append
+    ) as checkpoints:
         found = checkpoints.restore_latest(large(0, mesh), mesh)
     assert bits(found) == bits(large(4, mesh))
     (line,) = said
@@ -333,14 +422,18 @@ def test_a_changed_byte_never_comes_back_as_other_numbers(tmp_path, mesh, which)
     assert steps(tmp_path) == [4]
 
 
-def test_a_checkpoint_that_lost_its_checksums_gets_them_once_it_is_read_whole(tmp_path, mesh):
+def test_a_checkpoint_that_lost_its_checksums_gets_them_once_it_is_read_whole(
+    tmp_path, mesh
+):
     save_large(tmp_path, mesh, {4: None})
     sums = tmp_path / "checkpoints" / "4" / "checksums.json"
     before = json.loads(sums.read_text())
     sums.unlink()
     said = []
     with checkpoint.Checkpoints(tmp_path, warn=said.append) as checkpoints:
-        assert bits(checkpoints.restore_latest(large(0, mesh), mesh)) == bits(large(4, mesh))
+        assert bits(checkpoints.restore_latest(large(0, mesh), mesh)) == bits(
+            large(4, mesh)
+        )
     after = json.loads(sums.read_text())
     assert before.items() <= after.items() and said == []
     change_byte(sums.parent, large(4, mesh).params["kernel"])
@@ -357,16 +450,23 @@ def of_an_earlier_version(folder) -> None:
     (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(about))
 
 
-def test_an_earlier_versions_checkpoint_is_used_and_that_is_said_once(tmp_path, mesh, capsys):
+def test_an_earlier_versions_checkpoint_is_used_and_that_is_said_once(
+    tmp_path, mesh, capsys
+):
     save_large(tmp_path, mesh, {4: 0.5})
     of_an_earlier_version(tmp_path / "checkpoints" / "4")
     variables, step = checkpoint.restore_variables(tmp_path, large(0, mesh), mesh)
     assert step == 4 and bits(variables["params"]) == bits(large(4, mesh).ema_params)
-    assert capsys.readouterr().err.count("is of an earlier version, without checksums") == 1
+    assert (
+        capsys.readouterr().err.count("is of an earlier version, without checksums")
+        == 1
+    )
     said = []
     for _ in range(2):
         with checkpoint.Checkpoints(tmp_path, warn=said.append) as checkpoints:
-            assert bits(checkpoints.restore_latest(large(0, mesh), mesh)) == bits(large(4, mesh))
+            assert bits(checkpoints.restore_latest(large(0, mesh), mesh)) == bits(
+                large(4, mesh)
+            )
     (line,) = said
     assert "step 4" in line and "earlier version" in line
 
@@ -381,7 +481,8 @@ def test_a_checkpoint_without_checksums_is_read_without_the_librarys_words(
     log, level, said = logging.getLogger("absl"), logging.getLogger("absl").level, []
     heard = logging.Handler()
     heard.emit = lambda record: said.append(record.getMessage())
-    # Opening a workdir to write, as above, keeps Orbax quiet. A process that evaluates does not.
+    # Opening a workdir to write, as above, keeps Orbax quiet. A process that evaluates
+    # does not.
     log.setLevel(logging.WARNING)
     log.addHandler(heard)
     try:
@@ -406,20 +507,34 @@ def test_evaluation_passes_over_one_that_is_not_what_was_saved(tmp_path, mesh, c
     assert "damaged checkpoint of step 4" in said and "step 8 is used" in said
 
 
-def test_a_single_step_that_is_asked_for_is_refused_where_it_is_not_what_was_saved(tmp_path, mesh):
+def test_a_single_step_that_is_asked_for_is_refused_where_it_is_not_what_was_saved(
+    tmp_path, mesh
+):
     save_large(tmp_path, mesh, {4: None})
     folder = tmp_path / "checkpoints" / "4"
     (folder / "checksums.json").unlink()
     change_byte(folder, large(4, mesh).params["kernel"])
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         like = large(0, mesh)
-        refused(lambda: checkpoints.restore(4, like, mesh), "step 4 is not what was saved", folder)
-        refused(lambda: checkpoints.restore_latest(like, mesh), "no checkpoint can be read, step 4")
+        refused(
+            lambda: checkpoints.restore(4, like, mesh),
+            "step 4 is not what was saved",
+            folder,
+        )
+        refused(
+            lambda: checkpoints.restore_latest(like, mesh),
+            "no checkpoint can be read, step 4",
+        )
 
 
 @pytest.mark.parametrize(
     "name",
-    ["_CHECKPOINT_METADATA", "commit_success.txt", "meta/metadata", ".partial_checksums.json"],
+    [
+        "_CHECKPOINT_METADATA",
+        "commit_success.txt",
+        "meta/metadata",
+        ".partial_checksums.json",
+    ],
 )
 @pytest.mark.parametrize("content", [b"", b"\0" * 400, b"\xff{"])
 def test_files_that_hold_no_arrays_may_be_spoilt(tmp_path, mesh, name, content):
@@ -427,7 +542,9 @@ def test_files_that_hold_no_arrays_may_be_spoilt(tmp_path, mesh, name, content):
     save_large(tmp_path, mesh, {4: None, 8: None})
     (tmp_path / "checkpoints" / "8" / name).write_bytes(content)
     said = []
-    with checkpoint.Checkpoints(tmp_path, keep_latest=2, warn=said.append) as checkpoints:
+    with checkpoint.Checkpoints(
+        tmp_path, keep_latest=2, warn=said.append
+    ) as checkpoints:
         found = checkpoints.restore_latest(large(0, mesh), mesh)
     assert bits(found) == bits(large(4 if said else 8, mesh))
     assert len(said) == (name == "meta/metadata")
@@ -466,21 +583,38 @@ with checkpoint.Checkpoints(workdir, keep_latest=2) as checkpoints:
 """
 
 
-@pytest.mark.parametrize(("moment", "latest"), [("before", 1), ("after", 1), ("commit", 2)])
-def test_a_kill_at_any_moment_leaves_no_step_without_checksums(tmp_path, mesh, moment, latest):
+@pytest.mark.parametrize(
+    ("moment", "latest"), [("before", 1), ("after", 1), ("commit", 2)]
+)
+def test_a_kill_at_any_moment_leaves_no_step_without_checksums(
+    tmp_path, mesh, moment, latest
+):
     line = [sys.executable, "-c", DIE, tmp_path / "run", moment]
-    assert subprocess.run(line, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}).returncode == 9
+    assert (
+        subprocess.run(
+            line, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+        ).returncode
+        == 9
+    )
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         assert "tmp" in folder.name or (folder / "checksums.json").is_file()
-    made = train_state.create({"params": {"w": jnp.zeros(64)}, "batch_stats": {}}, optax.identity())
+    made = train_state.create(
+        {"params": {"w": jnp.zeros(64)}, "batch_stats": {}}, optax.identity()
+    )
     said = []
-    with checkpoint.Checkpoints(tmp_path / "run", keep_latest=2, warn=said.append) as checkpoints:
-        found = checkpoints.restore_latest(jax.device_put(made, devices.replicated(mesh)), mesh)
+    with checkpoint.Checkpoints(
+        tmp_path / "run", keep_latest=2, warn=said.append
+    ) as checkpoints:
+        found = checkpoints.restore_latest(
+            jax.device_put(made, devices.replicated(mesh)), mesh
+        )
     assert int(found.step) == latest and said == []
     assert found.params["w"].tolist() == list(range(64))
 
 
-def test_every_file_is_on_the_disk_before_its_step_has_its_name(tmp_path, mesh, monkeypatch):
+def test_every_file_is_on_the_disk_before_its_step_has_its_name(
+    tmp_path, mesh, monkeypatch
+):
     """And its folder before an older step is removed."""
     synced, order, fsync = {}, [], os.fsync
 
@@ -498,7 +632,9 @@ def test_every_file_is_on_the_disk_before_its_step_has_its_name(tmp_path, mesh, 
     for path in found:
         status = path.stat()
         assert synced[status.st_ino] == (status.st_mtime_ns, status.st_size), path
-    last = max(number for number, (_, path) in enumerate(order) if path.startswith(str(folder)))
+    last = max(
+        number for number, (_, path) in enumerate(order) if path.startswith(str(folder))
+    )
     assert ("fsync", str(folder.parent)) in order[last:]
 
 
@@ -511,7 +647,8 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path, mesh):
         holder = f"process {os.getpid()}"
         refused(lambda: checkpoint.Checkpoints(tmp_path), tmp_path, holder, "--workdir")
         checkpoints.wait(saved=2)
-        assert checkpoint.restore_variables(tmp_path, state(0, mesh), mesh)[1] == 2  # readers may
+        # readers may
+        assert checkpoint.restore_variables(tmp_path, state(0, mesh), mesh)[1] == 2
     save_all(tmp_path, mesh, {4: None}, keep_latest=2)
     assert steps(tmp_path) == [2, 4]
 

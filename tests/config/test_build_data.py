@@ -10,7 +10,9 @@ from configs import folder
 
 
 def data(root, counts, *, nested=False, **fields):
-    """A data set opened by configs/folder.py: `counts` cases of two slices in each folder."""
+    """A data set opened by configs/folder.py: `counts` cases of two slices in each
+    folder.
+    """
     for side, count in counts.items():
         for n in range(count):
             for slice_ in range(2):
@@ -34,15 +36,23 @@ def test_folders_train_val_and_test_are_the_split(tmp_path, nested):
 
 
 def test_validation_is_dealt_out_of_training_where_it_has_no_folder(tmp_path):
-    opened = data(tmp_path, {"training": 9, "Test": 2}, **{"split.fractions": (0.8, 0.1, 0.1)})
+    opened = data(
+        tmp_path, {"training": 9, "Test": 2}, **{"split.fractions": (0.8, 0.1, 0.1)}
+    )
     assert opened.cases("test") == ["Test_0", "Test_1"]
     assert len(opened.cases("val")) == 1 and len(opened.cases("train")) == 8
 
 
 def test_lists_of_cases_win_over_folders(tmp_path):
-    lists = {"split.train": ("test_*",), "split.val": ("val_0",), "split.test": ("train_1", "val_1")}
+    lists = {
+        "split.train": ("test_*",),
+        "split.val": ("val_0",),
+        "split.test": ("train_1", "val_1"),
+    }
     opened = data(tmp_path, {"train": 3, "val": 2, "test": 3}, **lists)
-    assert opened.cases("test") == ["train_1", "val_1"] and opened.cases("train") == [f"test_{n}" for n in range(3)]
+    assert opened.cases("test") == ["train_1", "val_1"] and opened.cases("train") == [
+        f"test_{n}" for n in range(3)
+    ]
 
 
 @pytest.mark.parametrize(

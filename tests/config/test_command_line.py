@@ -1,4 +1,6 @@
-"""A command line is read twice, by main for the workdir's config and by absl: both must read the same."""
+"""A command line is read twice, by main for the workdir's config and by absl: both must
+read the same.
+"""
 
 import os
 import pathlib
@@ -17,17 +19,50 @@ from biedsnet_jax.errors import BadInput
 from configs import phantom
 
 READ = ("mode", "workdir", "network", "output", "debug")
-NAMES = ["workdir", "mode", "network", "output", "quiet", "noquiet", "debug", "nodebug", "noworkdir", "wokdir"]
-VALUES = ["train", "report", "runs/a", "a\nb", "a=b", "", "=", "--quiet", "--workdir=x", "-5", "~", "true", "x y", "ä"]
+NAMES = [
+    "workdir",
+    "mode",
+    "network",
+    "output",
+    "quiet",
+    "noquiet",
+    "debug",
+    "nodebug",
+    "noworkdir",
+    "wokdir",
+]
+VALUES = [
+    "train",
+    "report",
+    "runs/a",
+    "a\nb",
+    "a=b",
+    "",
+    "=",
+    "--quiet",
+    "--workdir=x",
+    "-5",
+    "~",
+    "true",
+    "x y",
+    "ä",
+]
 WORDS = st.one_of(
-    st.builds("{}{}={}".format, st.sampled_from(["-", "--", "---"]), st.sampled_from(NAMES), st.sampled_from(VALUES)),
+    st.builds(
+        "{}{}={}".format,
+        st.sampled_from(["-", "--", "---"]),
+        st.sampled_from(NAMES),
+        st.sampled_from(VALUES),
+    ),
     st.builds("{}{}".format, st.sampled_from(["-", "--"]), st.sampled_from(NAMES)),
     st.sampled_from([*VALUES, "-", "--", "stray"]),
 )
 
 
 def absls(argv: list[str]) -> dict[str, object] | None:
-    """The values that absl itself parses; None where it refuses the line, or leaves words over."""
+    """The values that absl itself parses; None where it refuses the line, or leaves
+    words over.
+    """
     absl_flags.forget()
     try:
         if flags.FLAGS(argv)[1:]:
@@ -48,7 +83,9 @@ def test_what_absl_accepts_is_read_the_same(words):
         return
     for name in READ:
         said = command_line.value(argv, name, flags.FLAGS)
-        assert parsed[name] == (command_line.is_true(said) if name == "debug" and said is not None else said), argv
+        assert parsed[name] == (
+            command_line.is_true(said) if name == "debug" and said is not None else said
+        ), argv
 
 
 @pytest.mark.parametrize(
@@ -95,20 +132,33 @@ def workdir_of(folder: pathlib.Path, seed: int) -> pathlib.Path:
     return folder
 
 
-def test_a_workdir_whose_name_goes_on_after_a_newline_is_not_another_ones(parse, tmp_path):
+def test_a_workdir_whose_name_goes_on_after_a_newline_is_not_another_ones(
+    parse, tmp_path
+):
     """What was read up to the newline was the workdir runs/a, and its config was taken."""
     workdir_of(tmp_path / "a", seed=1)
     wrong = f"{tmp_path}/a\nb"
-    refused(lambda: parse("--mode=evaluate", f"--workdir={wrong}"), "--workdir", repr(wrong), "without it")
+    refused(
+        lambda: parse("--mode=evaluate", f"--workdir={wrong}"),
+        "--workdir",
+        repr(wrong),
+        "without it",
+    )
     workdir_of(tmp_path / "a\nb", seed=2)
     assert parse("--mode=evaluate", f"--workdir={wrong}").config.seed == 2
 
 
 @pytest.mark.parametrize("name", ["input", "output", "compare", "workdir"])
 @pytest.mark.parametrize("sign", ["\n", "\r", "\t", "\0"])
-def test_a_control_character_in_the_name_of_nothing_is_a_mistake(parse, tmp_path, name, sign):
+def test_a_control_character_in_the_name_of_nothing_is_a_mistake(
+    parse, tmp_path, name, sign
+):
     path = f"{tmp_path}/x{sign}y"
-    refused(lambda: parse("--mode=report", f"--{name}={path}"), f"--{name}", "Give the path without it.")
+    refused(
+        lambda: parse("--mode=report", f"--{name}={path}"),
+        f"--{name}",
+        "Give the path without it.",
+    )
 
 
 def test_a_file_with_a_newline_in_its_name_is_taken(parse, tmp_path):
@@ -118,8 +168,16 @@ def test_a_file_with_a_newline_in_its_name_is_taken(parse, tmp_path):
 
 
 def test_where_a_text_field_swallows_a_flag_the_line_is_refused(parse, tmp_path):
-    line = [f"--config={ROOT}/configs/phantom.py", "--config.data.name", f"--workdir={tmp_path}"]
-    refused(lambda: parse(*line), "--workdir can be read as", "Write every flag as --name=value.")
+    line = [
+        f"--config={ROOT}/configs/phantom.py",
+        "--config.data.name",
+        f"--workdir={tmp_path}",
+    ]
+    refused(
+        lambda: parse(*line),
+        "--workdir can be read as",
+        "Write every flag as --name=value.",
+    )
     assert parse(*line[:1], "--config.data.name=a", line[2]).workdir == str(tmp_path)
 
 
@@ -131,7 +189,8 @@ def test_flags_from_a_file_choose_the_workdir_too(parse, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "shows"), [("--debug", True), ("-debug", True), ("--debug=1", True), ("--nodebug", False)]
+    ("word", "shows"),
+    [("--debug", True), ("-debug", True), ("--debug=1", True), ("--nodebug", False)],
 )
 def test_debug_is_read_as_absl_reads_it(parse, capsys, word, shows):
     absl_flags.forget()
@@ -161,21 +220,33 @@ def test_a_tilde_is_the_home_folder_in_every_path(parse, home, name):
 
 def test_a_tilde_in_the_config_with_its_variants_and_in_a_list_of_workdirs(parse, home):
     home.mkdir()
-    (home / "mine.py").write_text("from configs import phantom\nget_config = phantom.get_config\n")
+    (home / "mine.py").write_text(
+        "from configs import phantom\nget_config = phantom.get_config\n"
+    )
     parsed = parse("--config=~/mine.py:unet,toy", "--workdir=~/a,~/b")
     assert parsed.config.network == "unet" and parsed.workdir == f"{home}/a,~/b"
-    assert parse("--mode=report", "--workdir=~/a,b,~/c").workdir == f"{home}/a,b,{home}/c"
+    assert (
+        parse("--mode=report", "--workdir=~/a,b,~/c").workdir == f"{home}/a,b,{home}/c"
+    )
     (home / "a,~").mkdir()
     assert parse("--mode=report", "--workdir=~/a,~").workdir == f"{home}/a,~"
 
 
 def test_the_home_of_a_user(parse):
-    assert parse("--mode=report", "--workdir=~root/a").workdir == f"{os.path.expanduser('~root')}/a"
+    assert (
+        parse("--mode=report", "--workdir=~root/a").workdir
+        == f"{os.path.expanduser('~root')}/a"
+    )
 
 
 @pytest.mark.parametrize("path", ["~nobody_at_all/a", "~nobody_at_all"])
 def test_a_home_that_is_not_known_is_no_folder_to_make(parse, home, path):
     home.parent.mkdir(exist_ok=True)
-    refused(lambda: parse("--mode=report", f"--workdir={path}"), "~nobody_at_all", "not known", "./~nobody_at_all")
+    refused(
+        lambda: parse("--mode=report", f"--workdir={path}"),
+        "~nobody_at_all",
+        "not known",
+        "./~nobody_at_all",
+    )
     (home.parent / path).mkdir(parents=True)
     assert parse("--mode=report", f"--workdir={path}").workdir == path

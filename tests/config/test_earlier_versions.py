@@ -1,6 +1,8 @@
-"""Workdirs of earlier versions: golden/first_config.json is one's config.json, written before any field was added.
+"""Workdirs of earlier versions: golden/first_config.json is one's config.json, written
+before any field was added.
 
-A fork adds fields too: a copy of the project with a longer configs/default.py goes on with a workdir made before.
+A fork adds fields too: a copy of the project with a longer configs/default.py goes on
+with a workdir made before.
 """
 
 import json
@@ -28,7 +30,11 @@ FIRST = GOLDEN / "first_config.json"
 
 def names(fields, prefix=""):
     for name, value in fields.items():
-        yield from names(value, f"{prefix}{name}.") if hasattr(value, "items") else [prefix + name]
+        yield from (
+            names(value, f"{prefix}{name}.")
+            if hasattr(value, "items")
+            else [prefix + name]
+        )
 
 
 def plain(value):
@@ -36,8 +42,14 @@ def plain(value):
 
 
 def old_workdir(folder, without=()):
-    """A workdir whose config.json is the first version's, or today's `without` some fields."""
-    fields = json.loads(FIRST.read_text()) if not without else json.loads(phantom.get_config().to_json_best_effort())
+    """A workdir whose config.json is the first version's, or today's `without` some
+    fields.
+    """
+    fields = (
+        json.loads(FIRST.read_text())
+        if not without
+        else json.loads(phantom.get_config().to_json_best_effort())
+    )
     for name in without:
         *sections, field = name.split(".")
         section = fields
@@ -64,7 +76,9 @@ def test_the_first_versions_workdir_goes_on_without_a_word(tmp_path, capsys):
 @pytest.mark.parametrize("name", earlier_versions.ADDED)
 def test_todays_config_goes_on_with_a_workdir_that_lacks_a_later_field(tmp_path, name):
     workdir = old_workdir(tmp_path, without=[name])
-    assert plain(get_field(run_config.load(workdir), name)) == plain(earlier_versions.ADDED[name])
+    assert plain(get_field(run_config.load(workdir), name)) == plain(
+        earlier_versions.ADDED[name]
+    )
     same = phantom.get_config()
     same.update_from_flattened_dict({name: earlier_versions.ADDED[name]})
     run_config.check_same_run(same, workdir)
@@ -81,14 +95,28 @@ def test_a_value_that_is_there_stays_and_a_missing_section_is_not_made_up():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"sampler__start": "noise", "sampler__start_fraction": 0.5, "sampler__start_run": 8}, ""),
-        ({"sampler__start": "direct"}, "has sampler.start='direct', which configs/default.py does not have."),
+        (
+            {
+                "sampler__start": "noise",
+                "sampler__start_fraction": 0.5,
+                "sampler__start_run": 8,
+            },
+            "",
+        ),
+        (
+            {"sampler__start": "direct"},
+            "has sampler.start='direct', which configs/default.py does not have.",
+        ),
         ({"sampler__start_run": 4}, "has sampler.start_run=4,"),
         ({"sampler__start": "slice", "sampler__start_run": 4}, "sampler.start='slice'"),
     ],
 )
-def test_a_warm_start_of_an_earlier_version_is_left_out_and_said_where_it_was_used(tmp_path, capsys, fields, said):
-    run_config.save(with_fields(phantom.get_config(), **fields), tmp_path / "config.json")
+def test_a_warm_start_of_an_earlier_version_is_left_out_and_said_where_it_was_used(
+    tmp_path, capsys, fields, said
+):
+    run_config.save(
+        with_fields(phantom.get_config(), **fields), tmp_path / "config.json"
+    )
     loaded = run_config.load(tmp_path)
     assert set(loaded.sampler) == {"method", "steps", "eta", "spacing", "ensemble"}
     err = capsys.readouterr().err
@@ -118,7 +146,9 @@ def longer_default(folder: pathlib.Path, *lines: str) -> str:
     text = (ROOT / "configs" / "default.py").read_text()
     assert text.count("    return c.lock()\n") == 1
     more = "".join(f"    {line}\n" for line in lines)
-    (folder / "default.py").write_text(text.replace("    return c.lock()\n", f"{more}    return c.lock()\n"))
+    (folder / "default.py").write_text(
+        text.replace("    return c.lock()\n", f"{more}    return c.lock()\n")
+    )
     return str(folder / "default.py")
 
 
@@ -130,8 +160,12 @@ def with_fields(c: ConfigDict, **fields) -> ConfigDict:
     return c
 
 
-@pytest.mark.parametrize("line", [NETWORK, OTHER_NETWORK, OTHER_SOURCE, DIFFUSION, CHANGED])
-def test_what_a_run_does_not_read_may_be_added_or_changed_without_a_word(tmp_path, monkeypatch, capsys, line):
+@pytest.mark.parametrize(
+    "line", [NETWORK, OTHER_NETWORK, OTHER_SOURCE, DIFFUSION, CHANGED]
+)
+def test_what_a_run_does_not_read_may_be_added_or_changed_without_a_word(
+    tmp_path, monkeypatch, capsys, line
+):
     run_config.save(phantom.get_config("unet"), tmp_path / "config.json")
     monkeypatch.setattr(known_fields, "DEFAULT", longer_default(tmp_path, line))
     forks = phantom.get_config("unet")
@@ -145,24 +179,44 @@ def test_what_a_run_does_not_read_may_be_added_or_changed_without_a_word(tmp_pat
 
 @pytest.mark.parametrize(
     ("line", "name", "value"),
-    [(TRAIN, "train.more", 3), (OWN_NETWORK, "networks.unet.more", 2), (SECTION, "extra.field", 7)],
+    [
+        (TRAIN, "train.more", 3),
+        (OWN_NETWORK, "networks.unet.more", 2),
+        (SECTION, "extra.field", 7),
+    ],
 )
-def test_what_a_run_reads_gets_the_default_and_one_line(tmp_path, monkeypatch, capsys, line, name, value):
+def test_what_a_run_reads_gets_the_default_and_one_line(
+    tmp_path, monkeypatch, capsys, line, name, value
+):
     run_config.save(phantom.get_config("unet"), tmp_path / "config.json")
     monkeypatch.setattr(known_fields, "DEFAULT", longer_default(tmp_path, line))
     assert get_field(run_config.load(tmp_path), name) == value
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and f"{tmp_path}/config.json lacks {name}={value}, " in err
-    run_config.check_same_run(with_fields(phantom.get_config("unet"), **{name.replace(".", "__"): value}), tmp_path)
-    assert capsys.readouterr().err == ""  # said once
-    other = with_fields(phantom.get_config("unet"), **{name.replace(".", "__"): value + 1})
-    refused(lambda: run_config.check_same_run(other, tmp_path), f"{name} is {value} there and {value + 1} here")
+    assert (
+        err.count("\n") == 1 and f"{tmp_path}/config.json lacks {name}={value}, " in err
+    )
+    run_config.check_same_run(
+        with_fields(phantom.get_config("unet"), **{name.replace(".", "__"): value}),
+        tmp_path,
+    )
+    # said once
+    assert capsys.readouterr().err == ""
+    other = with_fields(
+        phantom.get_config("unet"), **{name.replace(".", "__"): value + 1}
+    )
+    refused(
+        lambda: run_config.check_same_run(other, tmp_path),
+        f"{name} is {value} there and {value + 1} here",
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("train.gone", "has train.gone=5, which configs/default.py does not have. It is left out."),
+        (
+            "train.gone",
+            "has train.gone=5, which configs/default.py does not have. It is left out.",
+        ),
         ("old.section", "has old.section=5,"),
         ("networks.unet.gone", "has networks.unet.gone=5,"),
         ("networks.former.channels", None),
@@ -170,7 +224,9 @@ def test_what_a_run_reads_gets_the_default_and_one_line(tmp_path, monkeypatch, c
         ("data.tfds.gone", None),
     ],
 )
-def test_what_is_gone_is_left_out_and_told_where_the_run_read_it(tmp_path, capsys, name, said):
+def test_what_is_gone_is_left_out_and_told_where_the_run_read_it(
+    tmp_path, capsys, name, said
+):
     c = with_fields(phantom.get_config("unet"), **{name.replace(".", "__"): 5})
     run_config.save(c, tmp_path / "config.json")
     loaded = run_config.load(tmp_path)
@@ -182,49 +238,84 @@ def test_what_is_gone_is_left_out_and_told_where_the_run_read_it(tmp_path, capsy
 
 
 def test_what_is_gone_and_did_nothing_is_not_told(tmp_path, monkeypatch, capsys):
-    run_config.save(with_fields(phantom.get_config("unet"), train__gone=5), tmp_path / "config.json")
+    run_config.save(
+        with_fields(phantom.get_config("unet"), train__gone=5), tmp_path / "config.json"
+    )
     monkeypatch.setitem(earlier_versions.REMOVED, "train.gone", 5)
-    assert "gone" not in run_config.load(tmp_path).train and capsys.readouterr().err == ""
+    assert (
+        "gone" not in run_config.load(tmp_path).train and capsys.readouterr().err == ""
+    )
 
 
 def test_a_students_section_stays(tmp_path):
-    student = with_fields(phantom.get_config(), distill__grid=4, distill__teacher="there")
+    student = with_fields(
+        phantom.get_config(), distill__grid=4, distill__teacher="there"
+    )
     run_config.save(student, tmp_path / "config.json")
-    assert run_config.load(tmp_path).distill.to_dict() == {"grid": 4, "teacher": "there"}
+    assert run_config.load(tmp_path).distill.to_dict() == {
+        "grid": 4,
+        "teacher": "there",
+    }
 
 
 def flattened(c) -> dict:
     return json.loads(json.dumps(flat(c)))
 
 
-@pytest.mark.parametrize(("line", "goes"), [(NETWORK, True), (OTHER_NETWORK, True), (CHANGED, True), (TRAIN, False)])
+@pytest.mark.parametrize(
+    ("line", "goes"),
+    [(NETWORK, True), (OTHER_NETWORK, True), (CHANGED, True), (TRAIN, False)],
+)
 def test_a_baseline_of_a_benchmark_is_compared_by_what_is_read(tmp_path, line, goes):
     side = {"median": 1.0, "spread": 0.1}
     fields = {
         "device": {"platform": "cpu", "kind": "a", "count": 1},
         "config": flattened(phantom.get_config("unet")),
         "programs": {"predict": {"milliseconds": side}},
-        "ceilings": {"matmul_flop_per_second": {"float32": {"512": 1e9}}, "copy_bytes_per_second": 1e9},
+        "ceilings": {
+            "matmul_flop_per_second": {"float32": {"512": 1e9}},
+            "copy_bytes_per_second": 1e9,
+        },
     }
     (tmp_path / "bench.json").write_text(json.dumps(fields))
     forks = phantom.get_config("unet").unlock()
     exec(line, {"c": forks, "ConfigDict": ConfigDict})
     here = {"device": fields["device"], "config": flat(forks)}
     if goes:
-        assert baseline.read_baseline(str(tmp_path / "bench.json"), here)["config"] == fields["config"]
+        assert (
+            baseline.read_baseline(str(tmp_path / "bench.json"), here)["config"]
+            == fields["config"]
+        )
     else:
-        refused(lambda: baseline.read_baseline(str(tmp_path / "bench.json"), here), "train.more is None")
+        refused(
+            lambda: baseline.read_baseline(str(tmp_path / "bench.json"), here),
+            "train.more is None",
+        )
 
 
-def test_training_goes_on_bit_for_bit_after_a_fork_added_what_the_run_does_not_read(tmp_path):
-    """The workdir of a whole run, and a copy that stands at its half, from where the longer project goes on."""
-    line = [sys.executable, "-m", "biedsnet_jax.main", "--config=configs/phantom.py:unet,toy"]
+def test_training_goes_on_bit_for_bit_after_a_fork_added_what_the_run_does_not_read(
+    tmp_path,
+):
+    """The workdir of a whole run, and a copy that stands at its half, from where the
+    longer project goes on.
+    """
+    line = [
+        sys.executable,
+        "-m",
+        "biedsnet_jax.main",
+        "--config=configs/phantom.py:unet,toy",
+    ]
     line += [f"--config.compile_cache={tmp_path}/xla", "--quiet"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
 
     def train(project, workdir):
         return subprocess.run(
-            [*line, f"--workdir={workdir}"], cwd=project, env=environment, capture_output=True, text=True, timeout=300
+            [*line, f"--workdir={workdir}"],
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
 
     assert train(ROOT, tmp_path / "whole").returncode == 0
@@ -236,8 +327,14 @@ def test_training_goes_on_bit_for_bit_after_a_fork_added_what_the_run_does_not_r
     longer_default(fork / "configs", NETWORK, OTHER_NETWORK, SECTION, TRAIN, CHANGED)
     done = train(fork, tmp_path / "half")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("lacks") == 1 and "lacks extra.field=7, train.more=3, which" in done.stderr
-    whole, half = (weights(tmp_path / name / "checkpoints" / "4" / "state") for name in ("whole", "half"))
+    assert (
+        done.stderr.count("lacks") == 1
+        and "lacks extra.field=7, train.more=3, which" in done.stderr
+    )
+    whole, half = (
+        weights(tmp_path / name / "checkpoints" / "4" / "state")
+        for name in ("whole", "half")
+    )
     assert whole.keys() == half.keys() and len(whole) > 20
     for name, value in whole.items():
         assert np.array_equal(value, half[name]), name

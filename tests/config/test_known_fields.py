@@ -1,4 +1,6 @@
-"""Fields that do not exist: refused from Python as on the command line, at any depth, with the nearest one."""
+"""Fields that do not exist: refused from Python as on the command line, at any depth,
+with the nearest one.
+"""
 
 import pathlib
 
@@ -53,15 +55,39 @@ def test_a_config_read_from_a_workdir_and_a_students_are_locked(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("train.learning_rte", 1.0, ["train.learning_rte (1.0) is not a field", "Use train.learning_rate,"]),
-        ("train.learning_rate_", 1.0, ["train.learning_rate_ (1.0)", "Use train.learning_rate,"]),
+        (
+            "train.learning_rte",
+            1.0,
+            ["train.learning_rte (1.0) is not a field", "Use train.learning_rate,"],
+        ),
+        (
+            "train.learning_rate_",
+            1.0,
+            ["train.learning_rate_ (1.0)", "Use train.learning_rate,"],
+        ),
         ("learning_rate", 1e-3, ["learning_rate (0.001)", "Use train.learning_rate,"]),
         ("trehsold", 0.5, ["trehsold (0.5)", "Use threshold,"]),
         ("augment.h_flip", 0.5, ["augment.h_flip (0.5)", "Use augment.hflip,"]),
-        ("data.phantom.n_case", 3, ["data.phantom.n_case (3)", "Use data.phantom.n_cases,"]),
-        ("networks.biedsnet.channel", (8, 16), ["networks.biedsnet.channel ((8, 16))", "networks.biedsnet.channels,"]),
-        ("networks.unet.channel", (8, 16), ["networks.unet.channel ((8, 16))", "networks.unet.channels,"]),
-        ("networks.unett.channels", (8, 16), ["networks.unett is not a section", "Use networks.unet,"]),
+        (
+            "data.phantom.n_case",
+            3,
+            ["data.phantom.n_case (3)", "Use data.phantom.n_cases,"],
+        ),
+        (
+            "networks.biedsnet.channel",
+            (8, 16),
+            ["networks.biedsnet.channel ((8, 16))", "networks.biedsnet.channels,"],
+        ),
+        (
+            "networks.unet.channel",
+            (8, 16),
+            ["networks.unet.channel ((8, 16))", "networks.unet.channels,"],
+        ),
+        (
+            "networks.unett.channels",
+            (8, 16),
+            ["networks.unett is not a section", "Use networks.unet,"],
+        ),
         ("trian.steps", 3, ["trian is not a section", "Use train,"]),
         ("train.steps_of.many", 3, ["train.steps_of is not a section"]),
         ("distil.grid", 3, ["distil is not a section", "Use distill,"]),
@@ -72,18 +98,30 @@ def test_a_field_that_does_not_exist_is_refused_with_the_nearest(name, value, sa
     refused(lambda: check_config(with_field(name, value)), *says, "configs/default.py")
 
 
-@pytest.mark.parametrize(("section", "first"), [("train", "accumulate"), ("networks", ""), ("data.phantom", "")])
+@pytest.mark.parametrize(
+    ("section", "first"),
+    [("train", "accumulate"), ("networks", ""), ("data.phantom", "")],
+)
 def test_a_value_in_the_place_of_a_section(section, first):
     c = phantom.get_config().unlock()
     *above, last = section.split(".")
     with (get_field(c, above[0]) if above else c).ignore_type():
         (get_field(c, above[0]) if above else c)[last] = 3
-    refused(lambda: check_config(c), f"{section} is 3 where a section of fields belongs", f"{section}.{first}")
+    refused(
+        lambda: check_config(c),
+        f"{section} is 3 where a section of fields belongs",
+        f"{section}.{first}",
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("train.steps", True), ("seed", False), ("eval.batch_size", True), ("split.fractions", (True, 0.5, 0.5))],
+    [
+        ("train.steps", True),
+        ("seed", False),
+        ("eval.batch_size", True),
+        ("split.fractions", (True, 0.5, 0.5)),
+    ],
 )
 def test_true_is_not_a_number(name, value):
     c = phantom.get_config()
@@ -118,7 +156,11 @@ def test_a_network_of_ones_own_needs_no_section_in_the_default(monkeypatch):
 
 def test_a_field_added_to_the_default_is_known(tmp_path, monkeypatch):
     first = "    c = ConfigDict()\n"
-    text = pathlib.Path(known_fields.DEFAULT).read_text().replace(first, f"{first}    c.my_own = 3\n")
+    text = (
+        pathlib.Path(known_fields.DEFAULT)
+        .read_text()
+        .replace(first, f"{first}    c.my_own = 3\n")
+    )
     (tmp_path / "default.py").write_text(text)
     refused(lambda: check_config(with_field("my_own", 4)), "my_own (4)")
     monkeypatch.setattr(known_fields, "DEFAULT", str(tmp_path / "default.py"))
@@ -128,10 +170,15 @@ def test_a_field_added_to_the_default_is_known(tmp_path, monkeypatch):
 def test_a_default_that_fails_is_named(tmp_path, monkeypatch):
     (tmp_path / "default.py").write_text("def get_config():\n    return 1 / 0\n")
     monkeypatch.setattr(known_fields, "DEFAULT", str(tmp_path / "default.py"))
-    refused(lambda: check_config(phantom.get_config()), "default.py fails with ZeroDivisionError")
+    refused(
+        lambda: check_config(phantom.get_config()),
+        "default.py fails with ZeroDivisionError",
+    )
 
 
-def test_without_the_configs_beside_the_package_no_field_is_unknown(tmp_path, monkeypatch):
+def test_without_the_configs_beside_the_package_no_field_is_unknown(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(known_fields, "DEFAULT", str(tmp_path / "default.py"))
     check_config(with_field("my_own", 4))
     assert known_fields.unknown(phantom.get_config()) == []
@@ -140,14 +187,35 @@ def test_without_the_configs_beside_the_package_no_field_is_unknown(tmp_path, mo
 @pytest.mark.parametrize(
     ("chosen", "read", "unread"),
     [
-        (None, ["networks.biedsnet.fold", "diffusion.schedule", "loss.name", "fusion"], ["networks.unet.channels"]),
-        ("unet", ["networks.unet.channels", "loss.name"], ["networks.unetpp.channels", "diffusion.x", "sampler.x"]),
-        ("direct", ["networks.biedsnet.fold", "train.steps"], ["diffusion.schedule", "sampler.steps", "fusion"]),
-        ("medsegdiff", ["networks.medsegdiff.version", "diffusion.timesteps"], ["loss.name", "networks.biedsnet.fold"]),
+        (
+            None,
+            ["networks.biedsnet.fold", "diffusion.schedule", "loss.name", "fusion"],
+            ["networks.unet.channels"],
+        ),
+        (
+            "unet",
+            ["networks.unet.channels", "loss.name"],
+            ["networks.unetpp.channels", "diffusion.x", "sampler.x"],
+        ),
+        (
+            "direct",
+            ["networks.biedsnet.fold", "train.steps"],
+            ["diffusion.schedule", "sampler.steps", "fusion"],
+        ),
+        (
+            "medsegdiff",
+            ["networks.medsegdiff.version", "diffusion.timesteps"],
+            ["loss.name", "networks.biedsnet.fold"],
+        ),
     ],
 )
 def test_what_a_run_reads(chosen, read, unread):
     fields = flat(phantom.get_config(chosen))
-    read, unread = [*read, "data.phantom.seed", "data.size", "seed", "new.section"], [*unread, "data.tfds.name"]
+    read, unread = (
+        [*read, "data.phantom.seed", "data.size", "seed", "new.section"],
+        [*unread, "data.tfds.name"],
+    )
     assert [known_fields.is_used(name, fields) for name in read] == [True] * len(read)
-    assert [known_fields.is_used(name, fields) for name in unread] == [False] * len(unread)
+    assert [known_fields.is_used(name, fields) for name in unread] == [False] * len(
+        unread
+    )

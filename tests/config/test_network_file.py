@@ -1,4 +1,6 @@
-"""A network from a user's own file: the examples of docs/extend.md, and what is refused."""
+"""A network from a user's own file: the examples of docs/extend.md, and what is
+refused.
+"""
 
 import shutil
 import sys
@@ -49,8 +51,18 @@ def trained(tmp_path_factory):
     file = folder / "my_config.py"
     file.write_text(DENOISER)
     # Less to compile, and to draw.
-    fields = ["train.steps=4", "checkpoint.every=2", "eval.every=0", "sampler.ensemble=1"]
-    fields += ["eval.pictures=0", "log.images=0", "log.tensorboard=False", "compile_cache="]
+    fields = [
+        "train.steps=4",
+        "checkpoint.every=2",
+        "eval.every=0",
+        "sampler.ensemble=1",
+    ]
+    fields += [
+        "eval.pictures=0",
+        "log.images=0",
+        "log.tensorboard=False",
+        "compile_cache=",
+    ]
     smaller = [f"--config.{field}" for field in fields]
     assert run(f"--config={file}:toy", f"--workdir={folder / 'run'}", *smaller) == 0
     file.unlink()
@@ -71,7 +83,10 @@ def test_a_run_outlives_the_file_of_its_network(trained):
 
 def test_a_file_that_changed_is_another_config(trained, tmp_path):
     c, file = run_config.load(trained), tmp_path / "elsewhere.py"
-    assert c.network_file == str(trained / "network.py") and c.networks.TinyDenoiser.width == 8
+    assert (
+        c.network_file == str(trained / "network.py")
+        and c.networks.TinyDenoiser.width == 8
+    )
     file.write_text(DENOISER)
     c.network_file = str(file)
     run_config.check_same_run(c, trained)
@@ -91,7 +106,9 @@ def test_both_kinds_are_built(tmp_path):
         assert (type(segmenter).__name__, segmenter.network.width) == (kind, 16)
         variables = segmenter.init(jax.random.key(0), (32, 32, 1))
         keys = jax.random.split(jax.random.key(1), 2)
-        found = segmenter.predict(variables, jnp.zeros((2, 32, 32, 1)), keys, ensemble=1)
+        found = segmenter.predict(
+            variables, jnp.zeros((2, 32, 32, 1)), keys, ensemble=1
+        )
         assert found.shape == (1, 2, 32, 32, 1)
     assert "network" not in sys.modules and "TinyNet" not in sys.modules
 
@@ -99,7 +116,10 @@ def test_both_kinds_are_built(tmp_path):
 def test_fields_are_those_of_the_class(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(DIRECT)
-    for field, value, says in (("wide", 8, "networks.TinyNet.width"), ("width", "8", "'8'")):
+    for field, value, says in (
+        ("wide", 8, "networks.TinyNet.width"),
+        ("width", "8", "'8'"),
+    ):
         c = config_of(file, "TinyNet")
         with c.unlocked():
             c.networks.TinyNet = {field: value}
@@ -116,7 +136,10 @@ def test_fields_are_those_of_the_class(tmp_path):
         ("class TinyNet: pass", ["TinyNet", "not a Flax module"]),
         (DIRECT.replace("def check_size", "def check_sizes"), ["lacks check_size"]),
         (DIRECT.replace("__call__", "forward"), ["lacks __call__"]),
-        (DENOISER.replace("TinyDenoiser", "TinyNet").replace("encode", "see"), ["lacks encode"]),
+        (
+            DENOISER.replace("TinyDenoiser", "TinyNet").replace("encode", "see"),
+            ["lacks encode"],
+        ),
     ],
 )
 def test_what_is_no_network_is_refused(tmp_path, text, says):

@@ -7,7 +7,7 @@ from biedsnet_jax.config import known_fields, reference
 from biedsnet_jax.config.fields import flat
 from configs import default
 
-SOURCE = '''
+SOURCE = """
 c.plain = 1
 c.size = 256  # pixels, both sides
 c.text = "# not a comment"
@@ -20,7 +20,7 @@ c.many = dict(
 class A:
     width: int = 3  # channels
     depth: int
-'''
+"""
 
 
 def test_comments_stand_beside_or_above():
@@ -39,26 +39,44 @@ def test_every_field_is_there_once_with_its_default():
     fields = list(reference.fields())
     assert {field.name: field.default for field in fields} == flat(default.get_config())
     assert len({field.name for field in fields}) == len(fields)
-    assert [f.name for f in fields if not f.comment and not f.name.startswith("networks.")] == []
+    assert [
+        f.name for f in fields if not f.comment and not f.name.startswith("networks.")
+    ] == []
     size = next(field for field in fields if field.name == "data.size")
-    assert (size.section, size.default, size.range) == ("data", 256, "a whole number from 1")
+    assert (size.section, size.default, size.range) == (
+        "data",
+        256,
+        "a whole number from 1",
+    )
     assert "pixels" in size.comment
 
 
 def test_the_help_fits_a_terminal_and_names_each_section_once():
     lines = reference.text().splitlines()
     assert max(map(len, lines)) <= 100
-    sections = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert len(sections) == len(set(sections)) and {"data:", "networks.biedsnet:"} <= set(sections)
+    sections = [
+        line for line in lines if line.endswith(":") and not line.startswith(" ")
+    ]
+    assert len(sections) == len(set(sections)) and {
+        "data:",
+        "networks.biedsnet:",
+    } <= set(sections)
     at = lines.index("  data.size = 256")
-    assert "pixels" in lines[at + 1] and lines[at + 2] == "      Range: a whole number from 1"
+    assert (
+        "pixels" in lines[at + 1]
+        and lines[at + 2] == "      Range: a whole number from 1"
+    )
 
 
 def test_the_page_is_what_is_made_of_the_fields():
     page = (ROOT / "docs" / "config.md").read_text()
-    assert page == reference.page(), "python -m biedsnet_jax.config.reference > page, then to docs/config.md"
+    assert page == reference.page(), (
+        "python -m biedsnet_jax.config.reference > page, then to docs/config.md"
+    )
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert len(rows) == len(flat(default.get_config())) and all(row.count("|") == 5 for row in rows)
+    assert len(rows) == len(flat(default.get_config())) and all(
+        row.count("|") == 5 for row in rows
+    )
 
 
 def test_without_the_configs_beside_the_package_the_help_says_so(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""A run keeps the split that it was started with: cases added, taken away, changed, moved; students; old workdirs."""
+"""A run keeps the split that it was started with: cases added, taken away, changed,
+moved; students; old workdirs.
+"""
 
 import dataclasses
 import json
@@ -30,7 +32,9 @@ def test_the_record_is_what_was_dealt(run):
     cfg, workdir, root, at_start = run
     cases = [case for case in CASES for _ in range(SLICES)]
     dealt = splits.by_case(cases, (0.5, 0.25, 0.25), cfg.split.seed)
-    assert at_start == {side: sorted({cases[i] for i in numbers}) for side, numbers in dealt.items()}
+    assert at_start == {
+        side: sorted({cases[i] for i in numbers}) for side, numbers in dealt.items()
+    }
     record = split_record.load(workdir)
     assert (record.root, dict(record.sides)) == (str(root), at_start)
     assert len(set(record.fingerprints.values())) == len(record.fingerprints) == 8
@@ -42,10 +46,19 @@ def test_the_record_is_what_was_dealt(run):
         (["p09"], THIRDS),
         (["a", "p00", "p045"], THIRDS),
         (["p09", "p10"], {"split__folds": 4, "split__fold": 1}),
-        (["p09"], {"split__train": ("p0[1-5]",), "split__val": ("p06",), "split__test": ("p0*7", "p09*")}),
+        (
+            ["p09"],
+            {
+                "split__train": ("p0[1-5]",),
+                "split__val": ("p06",),
+                "split__test": ("p0*7", "p09*"),
+            },
+        ),
     ],
 )
-def test_cases_that_are_added_lie_on_no_side_and_move_no_other(tmp_path, capsys, added, fields):
+def test_cases_that_are_added_lie_on_no_side_and_move_no_other(
+    tmp_path, capsys, added, fields
+):
     root, workdir = write(tmp_path / "data", CASES), tmp_path / "run"
     if "split__test" in fields:
         # Fits nothing that was added later: p09 is there at first.
@@ -56,11 +69,16 @@ def test_cases_that_are_added_lie_on_no_side_and_move_no_other(tmp_path, capsys,
     assert capsys.readouterr().err == ""
     write(root, added, first=20)
     again = start(cfg, workdir)
-    assert sides(again) == sides(before) and (again.train, again.test) == (before.train, before.test)
+    assert sides(again) == sides(before) and (again.train, again.test) == (
+        before.train,
+        before.test,
+    )
     for i, one in zip(again.train + again.val + again.test, slices):
         np.testing.assert_array_equal(again.source[i]["image"], one["image"])
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: Left out: {len(added)} case") and all(case in line for case in added)
+    assert line.startswith(f"warning: Left out: {len(added)} case") and all(
+        case in line for case in added
+    )
     assert not set(added) & split_record.load(workdir).cases
 
 
@@ -78,8 +96,13 @@ def test_a_missing_case_stops_with_its_name(run, side):
     gone = at_start[side][0]
     for kind in ("images", "masks"):
         shutil.rmtree(root / kind / gone)
-    refused(lambda: start(cfg, workdir), f"Missing from {root}: 1 case ({gone}) of the 8", workdir)
-    write(root, ["another"], first=30)  # as many cases as before are not enough
+    refused(
+        lambda: start(cfg, workdir),
+        f"Missing from {root}: 1 case ({gone}) of the 8",
+        workdir,
+    )
+    # as many cases as before are not enough
+    write(root, ["another"], first=30)
     refused(lambda: start(cfg, workdir), gone)
 
 
@@ -88,7 +111,9 @@ def test_a_case_with_other_bytes_is_named(run, capsys, kind):
     cfg, workdir, root, at_start = run
     if kind == "a slice more":
         for folder in ("images", "masks"):
-            shutil.copy(root / folder / "p03" / "0.png", root / folder / "p03" / "9.png")
+            shutil.copy(
+                root / folder / "p03" / "0.png", root / folder / "p03" / "9.png"
+            )
     else:
         shutil.copy(root / kind / "p04" / "0.png", root / kind / "p03" / "0.png")
     assert sides(start(cfg, workdir)) == at_start
@@ -125,7 +150,9 @@ def sourced(monkeypatch):
     """Has a folder's source be `Made` of these arguments."""
 
     def use(*arguments):
-        monkeypatch.setattr(build_data, "ImageFolder", lambda *_, **fields: Made(*arguments))
+        monkeypatch.setattr(
+            build_data, "ImageFolder", lambda *_, **fields: Made(*arguments)
+        )
 
     return use
 
@@ -138,12 +165,17 @@ def test_a_case_without_slices_is_neither_missing_nor_new(tmp_path, sourced, cap
     cfg = cfg_of(tmp_path, data__cache=False, data__verify=False)
     sourced(Facts(files=paths))
     at_start = sides(start(cfg, tmp_path / "run"))
-    (lost, *_), others = at_start["train"], {case for side in ("val", "test") for case in at_start[side]}
+    (lost, *_), others = (
+        at_start["train"],
+        {case for side in ("val", "test") for case in at_start[side]},
+    )
     assert others.isdisjoint({lost})
     fewer = [case for case in "aabcd" if case != lost]
     sourced(Facts(files=paths), fewer)
     again = sides(start(cfg, tmp_path / "run"))
-    assert again == at_start | {"train": [case for case in at_start["train"] if case != lost]}
+    assert again == at_start | {
+        "train": [case for case in at_start["train"] if case != lost]
+    }
     assert capsys.readouterr().err == ""
     bare = [case for case in "aabcd" if case not in at_start["test"]]
     sourced(Facts(files=paths), bare)
@@ -163,11 +195,17 @@ def test_what_is_passed_over_and_warned_of_is_told(tmp_path, sourced, capsys):
     assert not (tmp_path / "run" / walk.RECORD).exists()
 
 
-def test_a_case_of_the_test_that_training_has_under_another_name_is_told(tmp_path, capsys):
+def test_a_case_of_the_test_that_training_has_under_another_name_is_told(
+    tmp_path, capsys
+):
     root = write(tmp_path / "data", CASES)
     for kind in ("images", "masks"):
         shutil.copytree(root / kind / "p01", root / kind / "p08", dirs_exist_ok=True)
-    named = {"split__train": ("p0[1-4]",), "split__val": ("p05",), "split__test": ("p0[6-8]",)}
+    named = {
+        "split__train": ("p0[1-4]",),
+        "split__val": ("p05",),
+        "split__test": ("p0[6-8]",),
+    }
     start(cfg_of(root, **named), tmp_path / "run")
     assert "1 case (p08) with the same content" in capsys.readouterr().err
 
@@ -189,7 +227,9 @@ def test_a_record_of_a_run_that_never_began_is_made_anew(run):
     (workdir / "config.json").unlink()
     write(root, ["p09", "p10", "p11"], first=30)
     fresh = sides(start(cfg, workdir))
-    assert fresh != at_start and "p10" in {case for names in fresh.values() for case in names}
+    assert fresh != at_start and "p10" in {
+        case for names in fresh.values() for case in names
+    }
     assert dict(split_record.load(workdir).sides) == fresh
 
 
@@ -208,12 +248,17 @@ def as_of_an_earlier_version(workdir, tested=None):
 
 
 @pytest.mark.parametrize("has_results", [False, True])
-def test_an_old_workdir_goes_on_and_says_once_that_it_had_no_record(run, capsys, has_results):
+def test_an_old_workdir_goes_on_and_says_once_that_it_had_no_record(
+    run, capsys, has_results
+):
     cfg, workdir, _, at_start = run
     as_of_an_earlier_version(workdir, at_start["test"] if has_results else None)
     assert sides(start(cfg, workdir)) == at_start
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: {workdir} has no record of its split") and "recorded now" in line
+    assert (
+        line.startswith(f"warning: {workdir} has no record of its split")
+        and "recorded now" in line
+    )
     assert sides(start(cfg, workdir)) == at_start and capsys.readouterr().err == ""
 
 
@@ -229,7 +274,11 @@ def test_an_old_workdir_whose_test_would_be_another_stops(run, change):
             shutil.rmtree(one)
         elif change == "renamed":
             one.rename(one.with_name("p99"))
-    refused(lambda: start(cfg, workdir), f"The data changed since {workdir} was tested", "--config.split.test")
+    refused(
+        lambda: start(cfg, workdir),
+        f"The data changed since {workdir} was tested",
+        "--config.split.test",
+    )
     assert not (workdir / split_record.NAME).exists()
 
 
@@ -248,7 +297,10 @@ def test_an_imported_workdir_is_not_called_old(tmp_path, capsys):
     (workdir / "checkpoints" / "0").mkdir(parents=True)
     run_config.save(cfg, workdir / "config.json")
     at_start = sides(start(cfg, workdir))
-    assert capsys.readouterr().err == "" and dict(split_record.load(workdir).sides) == at_start
+    assert (
+        capsys.readouterr().err == ""
+        and dict(split_record.load(workdir).sides) == at_start
+    )
 
 
 # ---- Students
@@ -267,11 +319,14 @@ def test_a_student_has_its_teachers_sides_whatever_was_added(run, tmp_path, caps
     student = student_of(cfg, workdir)
     assert sides(start(student, tmp_path / "student")) == at_start
     assert split_record.load(tmp_path / "student") == split_record.load(workdir)
-    shutil.rmtree(workdir)  # it goes on without its teacher's record
+    # it goes on without its teacher's record
+    shutil.rmtree(workdir)
     assert sides(start(student, tmp_path / "student")) == at_start
 
 
-def test_a_student_of_an_old_teacher_says_where_the_sides_are_recorded(run, tmp_path, capsys):
+def test_a_student_of_an_old_teacher_says_where_the_sides_are_recorded(
+    run, tmp_path, capsys
+):
     cfg, workdir, _, at_start = run
     as_of_an_earlier_version(workdir, at_start["test"])
     start(student_of(cfg, workdir), tmp_path / "student")
@@ -282,20 +337,28 @@ def test_a_student_of_an_old_teacher_says_where_the_sides_are_recorded(run, tmp_
     assert (tmp_path / "student" / split_record.NAME).exists()
 
 
-def test_a_student_of_an_old_teacher_is_not_tested_on_what_it_was_trained_on(run, tmp_path):
+def test_a_student_of_an_old_teacher_is_not_tested_on_what_it_was_trained_on(
+    run, tmp_path
+):
     cfg, workdir, root, at_start = run
     as_of_an_earlier_version(workdir, at_start["test"])
     student = student_of(cfg, workdir)
     assert sides(start(student, tmp_path / "one")) == at_start
     write(root, [f"q{n}" for n in range(6)], first=30)
-    refused(lambda: start(student, tmp_path / "two"), f"The data changed since {workdir} was tested")
+    refused(
+        lambda: start(student, tmp_path / "two"),
+        f"The data changed since {workdir} was tested",
+    )
     assert sides(start(student, tmp_path / "one")) == at_start
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("seed", 1), ("fractions", (0.6, 0.2, 0.2)), ("folds", 3), ("test", ("p01",))]
+    ("field", "value"),
+    [("seed", 1), ("fractions", (0.6, 0.2, 0.2)), ("folds", 3), ("test", ("p01",))],
 )
-def test_a_student_with_another_split_than_its_teacher_is_refused(run, tmp_path, field, value):
+def test_a_student_with_another_split_than_its_teacher_is_refused(
+    run, tmp_path, field, value
+):
     cfg, workdir, _, _ = run
     student = student_of(cfg, workdir)
     student.split[field] = value

@@ -1,4 +1,6 @@
-"""The record of a split: there and back, by content and not by name, and what is said of a damaged one."""
+"""The record of a split: there and back, by content and not by name, and what is said
+of a damaged one.
+"""
 
 import pytest
 from refusals import refused
@@ -6,7 +8,9 @@ from refusals import refused
 from biedsnet_jax.config import split_record
 from biedsnet_jax.config.split_record import SplitRecord
 
-RECORD = SplitRecord("/data", {"train": ["a", "b"], "val": ["c"], "test": ["=d"]}, {"a": "0f"}, ("e",))
+RECORD = SplitRecord(
+    "/data", {"train": ["a", "b"], "val": ["c"], "test": ["=d"]}, {"a": "0f"}, ("e",)
+)
 
 
 def test_there_and_back(tmp_path):
@@ -25,16 +29,22 @@ def test_there_and_back(tmp_path):
 )  # fmt: skip
 def test_a_damaged_record_is_refused(tmp_path, text):
     (tmp_path / split_record.NAME).write_text(text)
-    refused(lambda: split_record.load(tmp_path), tmp_path / split_record.NAME, "damaged")
+    refused(
+        lambda: split_record.load(tmp_path), tmp_path / split_record.NAME, "damaged"
+    )
 
 
 def test_fingerprints_follow_the_content_alone(tmp_path):
     for name, content in (("a", "1"), ("b", "2"), ("c", "1"), ("d", "2"), ("e", "3")):
         (tmp_path / name).write_text(content)
-    one, renamed, other = ([tmp_path / name for name in names] for names in ("ab", "dc", "ae"))
+    one, renamed, other = (
+        [tmp_path / name for name in names] for names in ("ab", "dc", "ae")
+    )
     found = split_record.fingerprints({"one": one, "renamed": renamed, "other": other})
     assert found["one"] == found["renamed"] != found["other"]
-    refused(lambda: split_record.fingerprints({"x": [tmp_path / "gone"]}), tmp_path / "gone")
+    refused(
+        lambda: split_record.fingerprints({"x": [tmp_path / "gone"]}), tmp_path / "gone"
+    )
 
 
 def test_cases_that_were_seen_are_found_by_name_and_by_content_the_training_first():
@@ -43,7 +53,10 @@ def test_cases_that_were_seen_are_found_by_name_and_by_content_the_training_firs
     assert record.seen_by_name(["d", "c", "a", "x"]) == {"a": "train", "c": "val"}
     # "c" of the validation holds the same as "a" of the training.
     prints = {"x": "1", "y": "2", "z": "3", "d": "4"}
-    assert record.seen_by_content([*"zyxd", "without files"], prints) == {"x": "train", "y": "val"}
+    assert record.seen_by_content([*"zyxd", "without files"], prints) == {
+        "x": "train",
+        "y": "val",
+    }
 
 
 def test_cases_that_hold_other_bytes(tmp_path):

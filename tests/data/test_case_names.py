@@ -69,14 +69,20 @@ def test_two_patients_are_too_few_to_be_told_by_the_first_number():
         assert cases.of == {name: name for name in names} and len(cases.notes) == 1
 
 
-@pytest.mark.parametrize("names", [["anna", "bob", "carl"], ["a1b", "b2c", "c3d"], ["x"]])
+@pytest.mark.parametrize(
+    "names", [["anna", "bob", "carl"], ["a1b", "b2c", "c3d"], ["x"]]
+)
 def test_names_that_share_no_stem_are_cases_without_a_word(names):
     cases = found(names)
     assert cases.of == {name: name for name in names} and not cases.notes
 
 
 def test_a_patient_alone_under_his_word_is_told_as_the_others_are():
-    names = flat("TCGA_CS_{}_{}", 4, 3) + flat("TCGA_EZ_9_{}", 3) + flat("TCGA_HT_{}_{}", 2, 2)
+    names = (
+        flat("TCGA_CS_{}_{}", 4, 3)
+        + flat("TCGA_EZ_9_{}", 3)
+        + flat("TCGA_HT_{}_{}", 2, 2)
+    )
     cases = found(names)
     assert {cases.of[name] for name in names} == {
         re.match(r"TCGA_.._\d+", name).group() for name in names
@@ -104,14 +110,21 @@ def test_each_file_is_a_case_where_the_rule_is_empty():
 def test_the_empty_rule_takes_folders_of_a_split_for_cases_and_says_so(folders):
     cases = found([f"{folder}/{n}" for folder in folders for n in range(3)], EACH)
     assert set(cases.of.values()) == set(folders) and not cases.sides
-    assert len(cases.notes) == 1 and "data.case" in cases.notes[0] and folders[0] in cases.notes[0]
+    assert (
+        len(cases.notes) == 1
+        and "data.case" in cases.notes[0]
+        and folders[0] in cases.notes[0]
+    )
 
 
 def test_a_folder_is_a_case_whatever_its_files_are_called():
     names = [f"p{p}/{name}" for p in (1, 2) for name in flat("a_{}_b_{}", 3, 3)]
     for rule in (AUTO, EACH):
         cases = found(names, rule)
-        assert all(cases.of[name] == name[:2] and cases.slices[name] == name[3:] for name in names)
+        assert all(
+            cases.of[name] == name[:2] and cases.slices[name] == name[3:]
+            for name in names
+        )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +151,9 @@ def test_a_rule_that_does_not_fit_names_the_file_and_itself(rule, file):
 
 @pytest.mark.parametrize("rule", ["(", "[a", "*", "(?P<a>x)(?P<a>y)"])
 def test_a_rule_that_is_no_expression(rule):
-    refused(lambda: found(["a"], rule), "data.case", repr(rule), "no regular expression")
+    refused(
+        lambda: found(["a"], rule), "data.case", repr(rule), "no regular expression"
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +167,9 @@ def test_a_rule_that_is_no_expression(rule):
 def test_volumes_of_one_patient(form, case):
     names = flat(form, 3, 2)
     cases = found(names, volumes=True)
-    assert {cases.of[name] for name in names} == {re.match(case, name).group() for name in names}
+    assert {cases.of[name] for name in names} == {
+        re.match(case, name).group() for name in names
+    }
     assert len({(cases.of[name], cases.slices[name]) for name in names}) == len(names)
 
 
@@ -174,17 +191,30 @@ def test_volumes_in_folders_are_cases_by_themselves():
     ],
 )
 def test_folders_of_a_split(folders):
-    sides = dict(zip(folders, ("train", "val", "test") if len(folders) == 3 else ("train", "test")))
+    sides = dict(
+        zip(
+            folders,
+            ("train", "val", "test") if len(folders) == 3 else ("train", "test"),
+        )
+    )
     for inner in ("{}_p{}/0", "{}_p{}"):
-        names = [f"{folder}/{inner.format(folder, n)}" for folder in folders for n in range(3)]
+        names = [
+            f"{folder}/{inner.format(folder, n)}"
+            for folder in folders
+            for n in range(3)
+        ]
         cases = found(names)
         assert {cases.of[name] for name in names} == {
             f"{folder}_p{n}" for folder in folders for n in range(3)
         }
-        assert all(cases.sides[cases.of[name]] == sides[name.split("/")[0]] for name in names)
+        assert all(
+            cases.sides[cases.of[name]] == sides[name.split("/")[0]] for name in names
+        )
 
 
-@pytest.mark.parametrize("folders", [("training_1", "test_1"), ("a", "b"), ("trainer", "tester")])
+@pytest.mark.parametrize(
+    "folders", [("training_1", "test_1"), ("a", "b"), ("trainer", "tester")]
+)
 def test_folders_of_other_names_are_cases(folders):
     names = [f"{folder}/{n}" for folder in folders for n in range(3)]
     cases = found(names)
@@ -214,7 +244,11 @@ def test_what_lies_beside_the_folders_of_a_split_is_refused(beside):
     ],
 )
 def test_a_case_on_two_sides_is_refused(names):
-    refused(lambda: found(names), "lies in the folders for train and for test", "data/images")
+    refused(
+        lambda: found(names),
+        "lies in the folders for train and for test",
+        "data/images",
+    )
 
 
 def test_files_called_by_a_number_alone_are_not_one_case():
@@ -225,12 +259,17 @@ def test_files_called_by_a_number_alone_are_not_one_case():
 
 
 def test_a_split_by_folders_warns_of_single_numbers_only_where_cases_are_dealt():
-    names = [f"{side}/{side}_{n}" for side in ("train", "val", "test") for n in range(4)]
+    names = [
+        f"{side}/{side}_{n}" for side in ("train", "val", "test") for n in range(4)
+    ]
     assert not found(names).notes
     assert found([name for name in names if not name.startswith("val")]).notes
 
 
 def test_volumes_in_folders_of_a_split():
-    names = [f"train/{name}" for name in flat("p{}_f{}", 3, 2)] + ["test/p9_f1", "test/p9_f2"]
+    names = [f"train/{name}" for name in flat("p{}_f{}", 3, 2)] + [
+        "test/p9_f1",
+        "test/p9_f2",
+    ]
     cases = found(names, volumes=True)
     assert cases.sides == {"p1": "train", "p2": "train", "p3": "train", "p9": "test"}

@@ -1,4 +1,6 @@
-"""The stream of batches: exact resume, shares of processes, epochs, and every test slice once."""
+"""The stream of batches: exact resume, shares of processes, epochs, and every test
+slice once.
+"""
 
 import threading
 import time
@@ -14,11 +16,19 @@ from biedsnet_jax.data.sources.source import Cached, Facts
 from biedsnet_jax.data.transforms import Prepare
 from biedsnet_jax.errors import BadInput
 
-AUGMENT = {"hflip": 0.5, "vflip": 0.5, "rotate_degrees": 10.0, "scale": 0.1, "intensity": 0.1}
+AUGMENT = {
+    "hflip": 0.5,
+    "vflip": 0.5,
+    "rotate_degrees": 10.0,
+    "scale": 0.1,
+    "intensity": 0.1,
+}
 
 
 class Numbered:
-    """Slice i is an 8x6 image of the value i, its mask set where the column is below i % 6."""
+    """Slice i is an 8x6 image of the value i, its mask set where the column is below i
+    % 6.
+    """
 
     facts = Facts()
 
@@ -33,13 +43,29 @@ class Numbered:
 
     def __getitem__(self, i):
         mask = np.tile(np.arange(6) < i % 6, (8, 1)).astype(np.uint8)
-        where = {"case": self.cases[i], "slice": f"{i:03d}", "spacing": (0.5, 0.5), "path": f"{i}.png"}
-        return {"image": np.full((8, 6, 1), i, np.float32), "mask": mask[..., None], **where}
+        where = {
+            "case": self.cases[i],
+            "slice": f"{i:03d}",
+            "spacing": (0.5, 0.5),
+            "path": f"{i}.png",
+        }
+        return {
+            "image": np.full((8, 6, 1), i, np.float32),
+            "mask": mask[..., None],
+            **where,
+        }
 
 
 def read(n_batches, source=None, indices=range(24), **options):
-    options = {"prepare": Prepare((8, 6), "none"), "augment": {}, "batch_size": 4, "seed": 3} | options
-    with closing(train_batches(source or Numbered(32), list(indices), **options)) as batches:
+    options = {
+        "prepare": Prepare((8, 6), "none"),
+        "augment": {},
+        "batch_size": 4,
+        "seed": 3,
+    } | options
+    with closing(
+        train_batches(source or Numbered(32), list(indices), **options)
+    ) as batches:
         return list(islice(batches, n_batches))
 
 
@@ -57,15 +83,25 @@ def assert_same(a, b):
 def test_a_batch_is_float32_image_and_mask():
     (batch,) = read(1)
     assert sorted(batch) == ["image", "mask"]
-    assert all(array.shape == (4, 8, 6, 1) and array.dtype == np.float32 for array in batch.values())
-    for image, mask in zip(batch["image"], batch["mask"]):  # each mask belongs to its image
+    assert all(
+        array.shape == (4, 8, 6, 1) and array.dtype == np.float32
+        for array in batch.values()
+    )
+    # each mask belongs to its image
+    for image, mask in zip(batch["image"], batch["mask"]):
         assert mask[0, :, 0].sum() == image[0, 0, 0] % 6
 
 
 @pytest.mark.parametrize("start", [1, 5, 6, 23])
 def test_a_step_is_the_same_batch_wherever_the_stream_starts(start):
-    options = {"source": Cached(Phantom(n_cases=2, size=16)), "prepare": Prepare(16), "augment": AUGMENT}
-    assert_same(read(26, **options)[start:], read(26 - start, start_step=start, **options))
+    options = {
+        "source": Cached(Phantom(n_cases=2, size=16)),
+        "prepare": Prepare(16),
+        "augment": AUGMENT,
+    }
+    assert_same(
+        read(26, **options)[start:], read(26 - start, start_step=start, **options)
+    )
 
 
 def test_every_epoch_holds_each_index_once_in_a_new_order():
@@ -84,10 +120,19 @@ def test_fewer_slices_than_a_batch():
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_the_processes_rows_together_are_the_batch_of_one(process_count):
-    options = {"source": Cached(Phantom(n_cases=2, size=16)), "prepare": Prepare(16, "minmax"), "augment": AUGMENT}
+    options = {
+        "source": Cached(Phantom(n_cases=2, size=16)),
+        "prepare": Prepare(16, "minmax"),
+        "augment": AUGMENT,
+    }
     n = 4 // process_count
-    shares = [read(5, rows=range(p * n, (p + 1) * n), **options) for p in range(process_count)]
-    together = [{k: np.concatenate([part[k] for part in parts]) for k in ("image", "mask")} for parts in zip(*shares)]
+    shares = [
+        read(5, rows=range(p * n, (p + 1) * n), **options) for p in range(process_count)
+    ]
+    together = [
+        {k: np.concatenate([part[k] for part in parts]) for k in ("image", "mask")}
+        for parts in zip(*shares)
+    ]
     assert_same(read(5, **options), together)
 
 
@@ -95,12 +140,18 @@ class Ramps(Numbered):
     """Slices that run from 0 at the left to 5 at the right."""
 
     def __getitem__(self, i):
-        return super().__getitem__(i) | {"image": np.tile(np.arange(6, dtype=np.float32), (8, 1))[..., None]}
+        return super().__getitem__(i) | {
+            "image": np.tile(np.arange(6, dtype=np.float32), (8, 1))[..., None]
+        }
 
 
 def test_augmentation_differs_between_epochs():
-    """The left edge's value tells whether a slice was flipped; over 12 epochs of one slice both happen."""
-    batches = read(12, source=Ramps(1), indices=[0], batch_size=1, augment={"hflip": 0.5})
+    """The left edge's value tells whether a slice was flipped; over 12 epochs of one
+    slice both happen.
+    """
+    batches = read(
+        12, source=Ramps(1), indices=[0], batch_size=1, augment={"hflip": 0.5}
+    )
     assert {value for (value,) in values(batches)} == {0, 5}
 
 
@@ -121,10 +172,16 @@ def test_an_error_in_the_source_comes_through_as_it_is():
         def __getitem__(self, i):
             raise BadInput("unreadable or truncated file, cut, a/1.png; replace it")
 
-    for stream in (lambda: read(1, source=Broken(8), indices=range(8)), lambda: list(evaluate(Broken(8), range(8)))):
+    for stream in (
+        lambda: read(1, source=Broken(8), indices=range(8)),
+        lambda: list(evaluate(Broken(8), range(8))),
+    ):
         with pytest.raises(BadInput) as caught:
             stream()
-        assert str(caught.value) == "unreadable or truncated file, cut, a/1.png; replace it"
+        assert (
+            str(caught.value)
+            == "unreadable or truncated file, cut, a/1.png; replace it"
+        )
 
 
 def test_closing_ends_the_threads():
@@ -150,8 +207,13 @@ def test_evaluation_takes_every_slice_once_and_pads_the_last_batch(n):
         assert batch["image"].shape == batch["mask"].shape == (4, 8, 6, 1)
         assert batch["valid"].dtype == bool and batch["valid"].sum() == len(examples)
         for row, example in enumerate(examples):
-            assert batch["valid"][row] and batch["image"][row, 0, 0, 0] == example["index"]
-            assert (example["case"], example["slice"]) == (f"case_{example['index'] // 4}", f"{example['index']:03d}")
+            assert (
+                batch["valid"][row] and batch["image"][row, 0, 0, 0] == example["index"]
+            )
+            assert (example["case"], example["slice"]) == (
+                f"case_{example['index'] // 4}",
+                f"{example['index']:03d}",
+            )
         np.testing.assert_array_equal(batch["image"][len(examples) :], 0)
         np.testing.assert_array_equal(batch["mask"][len(examples) :], 0)
         seen += [example["index"] for example in examples]
@@ -164,5 +226,16 @@ def test_evaluation_of_nothing_yields_nothing():
 
 def test_evaluation_examples_carry_spacing_and_original_size_but_no_arrays():
     ((_, (example,)),) = evaluate(Numbered(32), [9], prepare=Prepare((16, 3), "none"))
-    assert sorted(example) == ["case", "index", "original_size", "path", "slice", "spacing"]
-    assert example["original_size"] == (8, 6) and example["spacing"] == (0.25, 1.0) and example["path"] == "9.png"
+    assert sorted(example) == [
+        "case",
+        "index",
+        "original_size",
+        "path",
+        "slice",
+        "spacing",
+    ]
+    assert (
+        example["original_size"] == (8, 6)
+        and example["spacing"] == (0.25, 1.0)
+        and example["path"] == "9.png"
+    )

@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from biedsnet_jax.data.transforms import METHODS, Prepare, _jitter, _turn, augment, normalise, resize_mask, window
+from biedsnet_jax.data.transforms import (
+    METHODS,
+    Prepare,
+    _jitter,
+    _turn,
+    augment,
+    normalise,
+    resize_mask,
+    window,
+)
 from biedsnet_jax.errors import BadInput
 
 RAMP = np.arange(12.0).reshape(3, 4)
@@ -22,24 +31,39 @@ def resize(example, size):
 
 def example(image, mask=None, spacing=None):
     image = np.asarray(image, np.float32)
-    mask = np.zeros(image.shape, np.uint8) if mask is None else np.asarray(mask, np.uint8)
-    return {"image": image[..., None], "mask": mask[..., None], "case": "a", "spacing": spacing}
+    mask = (
+        np.zeros(image.shape, np.uint8) if mask is None else np.asarray(mask, np.uint8)
+    )
+    return {
+        "image": image[..., None],
+        "mask": mask[..., None],
+        "case": "a",
+        "spacing": spacing,
+    }
 
 
 # --- normalise -------------------------------------------------------------------------------------------------------
 
 
 def test_percentiles_of_a_ramp():
-    """0 .. 200: the 0.5 and 99.5 percentiles are 1 and 199, so 100 -> 0.5, 1 -> 0 and 199 -> 1."""
+    """0 .. 200: the 0.5 and 99.5 percentiles are 1 and 199, so 100 -> 0.5, 1 -> 0 and
+    199 -> 1.
+    """
     ramp = np.arange(201, dtype=np.uint8).reshape(1, 201, 1)
     out = normalise(ramp, "percentile")
     assert out.dtype == np.float32
-    np.testing.assert_allclose(out[0, :, 0], np.clip((np.arange(201) - 1) / 198, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        out[0, :, 0], np.clip((np.arange(201) - 1) / 198, 0, 1), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("method", "expected"),
-    [("minmax", [0, 0.25, 0.5, 1.0]), ("zscore", np.array([-7, -3, 1, 9]) / math.sqrt(35)), ("none", [2, 6, 10, 18])],
+    [
+        ("minmax", [0, 0.25, 0.5, 1.0]),
+        ("zscore", np.array([-7, -3, 1, 9]) / math.sqrt(35)),
+        ("none", [2, 6, 10, 18]),
+    ],
 )
 def test_the_other_methods_by_hand(method, expected):
     """2, 6, 10, 18: mean 9, variance (49 + 9 + 1 + 81) / 4 = 35."""
@@ -51,7 +75,9 @@ def test_the_other_methods_by_hand(method, expected):
 def test_each_channel_has_its_own_scale_and_a_constant_one_is_zero(method):
     rng = np.random.default_rng(0)
     grey = rng.normal(size=(40, 50)).astype(np.float32)
-    out = normalise(np.stack([grey, 1e4 + 300 * grey, np.full_like(grey, 0.1)], axis=-1), method)
+    out = normalise(
+        np.stack([grey, 1e4 + 300 * grey, np.full_like(grey, 0.1)], axis=-1), method
+    )
     np.testing.assert_allclose(out[..., 0], out[..., 1], atol=2e-5)
     np.testing.assert_array_equal(out[..., 2], 0)
     assert np.ptp(out[..., 0]) > 0.9
@@ -60,11 +86,16 @@ def test_each_channel_has_its_own_scale_and_a_constant_one_is_zero(method):
 def test_percentiles_that_coincide_fall_back_on_the_extremes():
     image = np.zeros((100, 100, 1), np.float32)
     image[5, 5:8, 0] = [1, 2, 4]
-    np.testing.assert_allclose(normalise(image, "percentile")[5, 4:9, 0], [0, 0.25, 0.5, 1, 0])
+    np.testing.assert_allclose(
+        normalise(image, "percentile")[5, 4:9, 0], [0, 0.25, 0.5, 1, 0]
+    )
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(BadInput, match=r"normalisation, percentil, data\.normalise; .*percentile, minmax"):
+    with pytest.raises(
+        BadInput,
+        match=r"normalisation, percentil, data\.normalise; .*percentile, minmax",
+    ):
         normalise(np.zeros((2, 2, 1)), "percentil")
 
 
@@ -77,7 +108,9 @@ def test_halving_blocks_and_doubling_back_is_exact_where_blocks_align():
     before = example(blocks, mask, spacing=(0.5, 2.0))
     half = resize(before, 8)
     np.testing.assert_array_equal(half["mask"][..., 0], mask[::2, ::2])
-    np.testing.assert_allclose(half["image"][[0, 0, 7, 7], [0, 7, 0, 7], 0], [0, 3, 5, 9], atol=1e-5)
+    np.testing.assert_allclose(
+        half["image"][[0, 0, 7, 7], [0, 7, 0, 7], 0], [0, 3, 5, 9], atol=1e-5
+    )
     assert half["spacing"] == (1.0, 4.0)
     assert resize(half, 16)["spacing"] == (0.5, 2.0)
     np.testing.assert_array_equal(resize(half, 16)["mask"], before["mask"])
@@ -88,53 +121,82 @@ def test_height_and_width_are_not_swapped():
     out = resize(example(np.arange(24).reshape(4, 6), spacing=(1.0, 1.0)), (2, 12))
     assert out["image"].shape == out["mask"].shape == (2, 12, 1)
     assert out["spacing"] == (2.0, 0.5)
-    assert out["image"][1, 6, 0] > out["image"][0, 6, 0] + 8  # 12 over the rows, 1 over the columns
+    # 12 over the rows, 1 over the columns
+    assert out["image"][1, 6, 0] > out["image"][0, 6, 0] + 8
 
 
 def test_shrinking_is_antialiased_and_growing_is_bilinear():
     stripes = np.tile([0.0, 1.0], (64, 32))
-    np.testing.assert_allclose(resize(example(stripes), 16)["image"][:, 1:-1], 0.5, atol=0.02)  # picking gives 0 or 1
+    # picking gives 0 or 1
+    np.testing.assert_allclose(
+        resize(example(stripes), 16)["image"][:, 1:-1], 0.5, atol=0.02
+    )
     grown = resize(example([[0.0, 4.0], [8.0, 12.0]]), 4)["image"][..., 0]
-    np.testing.assert_allclose(grown[0], [0, 1, 3, 4], atol=1e-5)  # corner-anchored samples at -0.25, 0.25, 0.75, 1.25
+    # corner-anchored samples at -0.25, 0.25, 0.75, 1.25
+    np.testing.assert_allclose(grown[0], [0, 1, 3, 4], atol=1e-5)
     np.testing.assert_allclose(grown[:, 0], [0, 2, 6, 8], atol=1e-5)
 
 
 def test_a_mask_pixel_takes_what_covers_most_of_it_and_ties_go_to_the_lesion():
     mask = np.zeros((4, 4), np.uint8)
-    mask[0, 0] = 1  # 1 of 4
-    mask[0:2, 2] = 1  # 2 of 4
+    # 1 of 4
+    mask[0, 0] = 1
+    # 2 of 4
+    mask[0:2, 2] = 1
     mask[2:4, 0:2] = 1
-    mask[3, 1] = 0  # 3 of 4
-    np.testing.assert_array_equal(resize(example(mask, mask), 2)["mask"][..., 0], [[0, 1], [1, 0]])
+    # 3 of 4
+    mask[3, 1] = 0
+    np.testing.assert_array_equal(
+        resize(example(mask, mask), 2)["mask"][..., 0], [[0, 1], [1, 0]]
+    )
 
 
-@pytest.mark.parametrize(("factor", "classes"), [(2, 1), (6, 1), (10, 1), (3, 2), (6, 2), (9, 2), (12, 2), (14, 1)])
+@pytest.mark.parametrize(
+    ("factor", "classes"),
+    [(2, 1), (6, 1), (10, 1), (3, 2), (6, 2), (9, 2), (12, 2), (14, 1)],
+)
 def test_a_tie_is_a_tie_however_its_pixels_are_scattered(factor, classes):
     labels = np.arange(factor**2) % (classes + 1)
-    blocks = [rng(seed).permutation(labels).reshape(factor, factor) for seed in range(64)]
+    blocks = [
+        rng(seed).permutation(labels).reshape(factor, factor) for seed in range(64)
+    ]
     tied = np.block([blocks[i : i + 8] for i in range(0, 64, 8)])
     mask = (tied[..., None] == np.arange(1, classes + 1)).astype(np.uint8)
-    assert resize({"image": mask.astype(np.float32), "mask": mask}, 8)["mask"][..., 0].all()
+    assert resize({"image": mask.astype(np.float32), "mask": mask}, 8)["mask"][
+        ..., 0
+    ].all()
 
 
 @pytest.mark.parametrize("shape", [(12, 18), (15, 9)])
 def test_a_mask_of_classes_against_a_count_of_labels(shape):
     labels = np.random.default_rng(1).integers(0, 3, shape)
     mask = (labels[..., None] == (1, 2)).astype(np.uint8)
-    out = resize({"image": np.zeros((*shape, 1), np.float32), "mask": mask}, (shape[0] // 3, shape[1] // 3))
-    assert out["mask"].sum(axis=-1).max() == 1  # classes stay exclusive
+    out = resize(
+        {"image": np.zeros((*shape, 1), np.float32), "mask": mask},
+        (shape[0] // 3, shape[1] // 3),
+    )
+    # classes stay exclusive
+    assert out["mask"].sum(axis=-1).max() == 1
     for row in range(shape[0] // 3):
         for column in range(shape[1] // 3):
-            votes = np.bincount(labels[3 * row : 3 * row + 3, 3 * column : 3 * column + 3].ravel(), minlength=3)
-            winner = max((1, 2, 0), key=lambda label: votes[label])  # the first of equals: 1, 2, then background
-            np.testing.assert_array_equal(out["mask"][row, column], [winner == 1, winner == 2])
+            votes = np.bincount(
+                labels[3 * row : 3 * row + 3, 3 * column : 3 * column + 3].ravel(),
+                minlength=3,
+            )
+            # the first of equals: 1, 2, then background
+            winner = max((1, 2, 0), key=lambda label: votes[label])
+            np.testing.assert_array_equal(
+                out["mask"][row, column], [winner == 1, winner == 2]
+            )
 
 
 def test_overlapping_classes_are_resized_each_by_itself():
     whole = np.zeros((4, 4), np.uint8)
-    whole[:2, :2] = whole[2:, 3] = 1  # all of the first block, half of the last
+    # all of the first block, half of the last
+    whole[:2, :2] = whole[2:, 3] = 1
     core = np.zeros((4, 4), np.uint8)
-    core[0, :2] = core[2, 3] = 1  # half of the first, a quarter of the last
+    # half of the first, a quarter of the last
+    core[0, :2] = core[2, 3] = 1
     mask = np.stack([whole, core], axis=-1)
     out = resize({"image": mask.astype(np.float32), "mask": mask}, 2)["mask"]
     np.testing.assert_array_equal(out[..., 0], [[1, 0], [0, 1]])
@@ -146,13 +208,18 @@ def test_overlapping_classes_are_resized_each_by_itself():
 
 def test_a_window_clips_and_maps_to_0_1():
     hounsfield = np.array([[-2000, -1250, -500, 0, 250, 3000]], np.int16)[..., None]
-    np.testing.assert_allclose(window(hounsfield, -1250.0, 250.0)[0, :, 0], [0, 0, 0.5, 1250 / 1500, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(
+        window(hounsfield, -1250.0, 250.0)[0, :, 0],
+        [0, 0, 0.5, 1250 / 1500, 1, 1],
+        rtol=1e-6,
+    )
 
 
 def test_the_window_comes_before_resizing_so_that_metal_does_not_spread():
     image = np.array([[0, 0, 3000, 0]], np.int16)[..., None]
     out = Prepare((1, 1), "none", (0.0, 1.0)).image(image)
-    assert out.item() <= 0.5  # one of four pixels, weighed by a triangle; unclipped it would be far above one
+    # one of four pixels, weighed by a triangle; unclipped it would be far above one
+    assert out.item() <= 0.5
 
 
 def test_an_image_by_itself_is_prepared_as_with_its_mask():
@@ -165,7 +232,8 @@ def test_an_image_by_itself_is_prepared_as_with_its_mask():
 
 
 def test_flips_by_hand():
-    mask = RAMP > 8  # the last row without its first pixel
+    # the last row without its first pixel
+    mask = RAMP > 8
     out = augment(example(RAMP, mask), rng(), hflip=1.0)
     np.testing.assert_array_equal(out["image"][0, :, 0], [3, 2, 1, 0])
     np.testing.assert_array_equal(out["mask"][..., 0], [[0] * 4, [0] * 4, [1, 1, 1, 0]])
@@ -179,22 +247,37 @@ def test_all_zero_changes_nothing_and_nothing_is_written_in_place():
     before = example(RAMP, RAMP > 7)
     before["image"].flags.writeable = before["mask"].flags.writeable = False
     np.testing.assert_array_equal(augment(before, rng())["image"], before["image"])
-    full = {"hflip": 1.0, "vflip": 1.0, "rotate_degrees": 20.0, "scale": 0.2, "intensity": 0.2}
+    full = {
+        "hflip": 1.0,
+        "vflip": 1.0,
+        "rotate_degrees": 20.0,
+        "scale": 0.2,
+        "intensity": 0.2,
+    }
     assert augment(before, rng(), **full)["image"].shape == (3, 4, 1)
 
 
 def test_probabilities_and_the_generator_alone_decide():
-    flipped = [augment(example(RAMP), rng(seed), hflip=0.3)["image"][0, 0, 0] == 3 for seed in range(400)]
+    flipped = [
+        augment(example(RAMP), rng(seed), hflip=0.3)["image"][0, 0, 0] == 3
+        for seed in range(400)
+    ]
     assert 0.22 < np.mean(flipped) < 0.38
     options = {"hflip": 0.5, "rotate_degrees": 10.0, "intensity": 0.1}
-    a, b, c = (augment(example(RAMP), rng(seed), **options)["image"] for seed in (5, 5, 6))
+    a, b, c = (
+        augment(example(RAMP), rng(seed), **options)["image"] for seed in (5, 5, 6)
+    )
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 0.01
 
 
 def turned(image, mask, **options):
     options = {"angle": 0.0, "zoom": 1.0} | options
-    image, mask = _turn(np.asarray(image, np.float32)[..., None], np.asarray(mask, np.uint8)[..., None], **options)
+    image, mask = _turn(
+        np.asarray(image, np.float32)[..., None],
+        np.asarray(mask, np.uint8)[..., None],
+        **options,
+    )
     return image[..., 0], mask[..., 0]
 
 
@@ -207,20 +290,29 @@ def test_a_quarter_turn_is_numpys():
 
 @pytest.mark.parametrize(("angle", "zoom"), [(0.0, 1.2), (0.3, 1.0), (-0.2, 0.85)])
 def test_turning_against_the_formula_on_a_plane_and_a_disc(angle, zoom):
-    """Bilinear sampling of a plane is exact, and a disc about the centre only changes its radius."""
+    """Bilinear sampling of a plane is exact, and a disc about the centre only changes
+    its radius.
+    """
     height, width = 41, 61
     y, x = np.mgrid[:height, :width] - np.array([20.0, 30.0])[:, None, None]
-    image, mask = turned(3 * x + 2 * y + 200, np.hypot(x, y) < 10, angle=angle, zoom=zoom)
-    # anticlockwise on a screen whose y points down: output (x, y) shows input R (x, y) / zoom
+    image, mask = turned(
+        3 * x + 2 * y + 200, np.hypot(x, y) < 10, angle=angle, zoom=zoom
+    )
+    # anticlockwise on a screen whose y points down: output (x, y) shows input R (x, y)
+    # / zoom
     x_in = (math.cos(angle) * x - math.sin(angle) * y) / zoom
     y_in = (math.sin(angle) * x + math.cos(angle) * y) / zoom
     inner = np.hypot(x, y) < 15
-    np.testing.assert_allclose(image[inner], (3 * x_in + 2 * y_in + 200)[inner], atol=0.02)
+    np.testing.assert_allclose(
+        image[inner], (3 * x_in + 2 * y_in + 200)[inner], atol=0.02
+    )
     assert mask.sum() == pytest.approx(math.pi * (10 * zoom) ** 2, rel=0.03)
 
 
 def test_outside_is_the_minimum_and_background():
-    image, mask = turned(np.arange(400.0).reshape(20, 20) + 7, np.ones((20, 20)), zoom=0.5)
+    image, mask = turned(
+        np.arange(400.0).reshape(20, 20) + 7, np.ones((20, 20)), zoom=0.5
+    )
     np.testing.assert_array_equal(image[:4], 7)
     np.testing.assert_array_equal(mask[:4], 0)
     assert mask[7:13, 7:13].all()
@@ -232,9 +324,18 @@ def test_angle_and_scale_stay_within_their_bounds():
     bar = (np.abs(y) < 3) & (np.abs(x) < 20)
     angles, areas = [], []
     for seed in range(60):
-        mask = augment(example(bar, bar), rng(seed), rotate_degrees=15.0, scale=0.1)["mask"][..., 0] > 0
+        mask = (
+            augment(example(bar, bar), rng(seed), rotate_degrees=15.0, scale=0.1)[
+                "mask"
+            ][..., 0]
+            > 0
+        )
         u, v = x[mask], y[mask]
-        angles.append(math.degrees(0.5 * math.atan2(2 * (u * v).mean(), (u**2).mean() - (v**2).mean())))
+        angles.append(
+            math.degrees(
+                0.5 * math.atan2(2 * (u * v).mean(), (u**2).mean() - (v**2).mean())
+            )
+        )
         areas.append(mask.sum() / bar.sum())
     assert -15.5 < min(angles) < -10 and 10 < max(angles) < 15.5
     assert 0.9**2 - 0.06 < min(areas) < 0.9 and 1.1 < max(areas) < 1.1**2 + 0.06
@@ -248,10 +349,16 @@ def test_intensity_changes_the_grey_curve_and_keeps_the_order_and_the_mask():
         assert 0.001 < np.abs(after["image"] - before["image"]).max() < 0.6
         np.testing.assert_array_equal(after["mask"], before["mask"])
     constant = example(np.full((3, 4), 0.5))
-    np.testing.assert_array_equal(augment(constant, rng(), intensity=0.2)["image"], constant["image"])
+    np.testing.assert_array_equal(
+        augment(constant, rng(), intensity=0.2)["image"], constant["image"]
+    )
 
 
 def test_the_grey_curve_by_hand():
-    """0, 1/2, 1 of range 4 at gamma 2, contrast 0.5, brightness 0.1: squares 0, 1/4, 1 about their mean 5/12."""
+    """0, 1/2, 1 of range 4 at gamma 2, contrast 0.5, brightness 0.1: squares 0, 1/4, 1
+    about their mean 5/12.
+    """
     out = _jitter(np.array([[[2.0], [4.0], [6.0]]], np.float32), 2.0, 0.5, 0.1)
-    np.testing.assert_allclose(out.ravel(), 2 + 4 * (np.array([0, 1 / 4, 1]) * 0.5 + 5 / 24 + 0.1), rtol=1e-6)
+    np.testing.assert_allclose(
+        out.ravel(), 2 + 4 * (np.array([0, 1 / 4, 1]) * 0.5 + 5 / 24 + 0.1), rtol=1e-6
+    )

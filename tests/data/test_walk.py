@@ -1,4 +1,6 @@
-"""Files below a folder: links, loops, hidden ones, strange kinds, and what is said of what is passed over."""
+"""Files below a folder: links, loops, hidden ones, strange kinds, and what is said of
+what is passed over.
+"""
 
 import os
 from pathlib import Path
@@ -28,7 +30,16 @@ def below(root, **options):
 
 
 def test_everything_is_found_or_passed_over(tmp_path):
-    make(tmp_path, "a/1.png", "a/b/2.png", "3.png", "a/4.nrrd", "5", ".hidden.png", ".git/6.png")
+    make(
+        tmp_path,
+        "a/1.png",
+        "a/b/2.png",
+        "3.png",
+        "a/4.nrrd",
+        "5",
+        ".hidden.png",
+        ".git/6.png",
+    )
     found, passed = below(tmp_path)
     assert found == ["3.png", "a/1.png", "a/b/2.png"]
     assert passed == {
@@ -49,7 +60,9 @@ def test_linked_folders_and_files_are_followed(tmp_path):
 @pytest.mark.parametrize("target", [".", "..", "a"])
 def test_a_loop_ends_and_is_said(tmp_path, target):
     make(tmp_path, "a/1.png", "b/2.png")
-    (tmp_path / "b/loop").symlink_to((tmp_path / "b" / target if target != "a" else tmp_path / "a").resolve())
+    (tmp_path / "b/loop").symlink_to(
+        (tmp_path / "b" / target if target != "a" else tmp_path / "a").resolve()
+    )
     found, passed = below(tmp_path)
     assert found == ["a/1.png", "b/2.png"]
     assert passed == {"b/loop": "a folder that is read under another name"}
@@ -77,7 +90,10 @@ def test_a_link_to_nothing_is_left_to_whoever_reads_it(tmp_path):
 
 def test_folders_left_out_are_not_said(tmp_path):
     make(tmp_path, "a/1.png", "out/2.png")
-    assert below(tmp_path, leave_out=lambda path: path.name == "out") == (["a/1.png"], {})
+    assert below(tmp_path, leave_out=lambda path: path.name == "out") == (
+        ["a/1.png"],
+        {},
+    )
 
 
 def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
@@ -90,7 +106,10 @@ def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert below(tmp_path) == (["b/2.png"], {"a": "a folder that cannot be listed (Permission denied)"})
+    assert below(tmp_path) == (
+        ["b/2.png"],
+        {"a": "a folder that cannot be listed (Permission denied)"},
+    )
 
 
 def test_what_is_no_file_is_refused(tmp_path):
@@ -100,14 +119,23 @@ def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "2.png")
     (tmp_path / "3.png").symlink_to("/dev/zero")
     (tmp_path / "4.png").mkdir()
-    for name, kind in (("2.png", "named pipe"), ("3.png", "device"), ("4.png", "folder")):
-        refused(lambda name=name: walk.check_regular(tmp_path / name), tmp_path / name, kind)
+    for name, kind in (
+        ("2.png", "named pipe"),
+        ("3.png", "device"),
+        ("4.png", "folder"),
+    ):
+        refused(
+            lambda name=name: walk.check_regular(tmp_path / name), tmp_path / name, kind
+        )
 
 
 def test_what_is_not_read_has_a_reason(tmp_path):
     make(tmp_path, "1.NRRD", "2", "3.tar.gz")
     os.mkfifo(tmp_path / "4.png")
-    kinds = [walk.unread(tmp_path / name).why for name in ("1.NRRD", "2", "3.tar.gz", "4.png")]
+    kinds = [
+        walk.unread(tmp_path / name).why
+        for name in ("1.NRRD", "2", "3.tar.gz", "4.png")
+    ]
     assert kinds == [
         "not a format that is read (.nrrd)",
         "not a format that is read (a name without extension)",
@@ -119,7 +147,10 @@ def test_what_is_not_read_has_a_reason(tmp_path):
 
 
 def test_the_summary_counts_reasons(tmp_path):
-    passed = [walk.PassedOver(tmp_path / name, why) for name, why in (("a", "x"), ("b", "y"), ("c", "y"))]
+    passed = [
+        walk.PassedOver(tmp_path / name, why)
+        for name, why in (("a", "x"), ("b", "y"), ("c", "y"))
+    ]
     assert walk.summary(passed) == "3 files passed over: 2 y, 1 x"
     assert walk.summary(passed[:1]) == "1 file passed over: 1 x"
     assert walk.summary([]) == ""

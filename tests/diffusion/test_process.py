@@ -1,4 +1,6 @@
-"""The forward process against closed forms, numpy and scipy, and guided-diffusion's loss terms."""
+"""The forward process against closed forms, numpy and scipy, and guided-diffusion's
+loss terms.
+"""
 
 import functools
 import math
@@ -17,7 +19,8 @@ VECTORS = GOLDEN / "medsegdiff_diffusion_math.npz"
 
 SCHEDULE = schedule.linear(1000)
 T = jnp.array([0, 400, 999])
-vlb_bits = jax.jit(functools.partial(vlb.vlb_bits, SCHEDULE))  # one compilation instead of forty small ones
+# one compilation instead of forty small ones
+vlb_bits = jax.jit(functools.partial(vlb.vlb_bits, SCHEDULE))
 
 
 def normal(seed, shape=(3, 4, 4, 2)):
@@ -30,17 +33,24 @@ def close(actual, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize(
     ("mask_range", "mask_scale", "expected"),
-    [("plus_minus", 1.0, [-1.0, 0.0, 1.0]), ("plus_minus", 0.5, [-0.5, 0.0, 0.5]), ("zero_one", 2.0, [0.0, 0.5, 1.0])],
+    [
+        ("plus_minus", 1.0, [-1.0, 0.0, 1.0]),
+        ("plus_minus", 0.5, [-0.5, 0.0, 0.5]),
+        ("zero_one", 2.0, [0.0, 0.5, 1.0]),
+    ],
 )
 def test_encoding_by_hand_and_back(mask_range, mask_scale, expected):
     y = jnp.array([0.0, 0.5, 1.0])
     x_0 = process.encode_mask(y, mask_range=mask_range, mask_scale=mask_scale)
     close(x_0, expected, 1e-7)
-    close(process.decode_mask(x_0, mask_range=mask_range, mask_scale=mask_scale), y, 1e-7)
+    close(
+        process.decode_mask(x_0, mask_range=mask_range, mask_scale=mask_scale), y, 1e-7
+    )
 
 
 @pytest.mark.parametrize(
-    ("mask_range", "mask_scale", "field"), [("unit", 1.0, "mask_range"), ("plus_minus", 0.0, "mask_scale")]
+    ("mask_range", "mask_scale", "field"),
+    [("unit", 1.0, "mask_range"), ("plus_minus", 0.0, "mask_scale")],
 )
 def test_bad_encoding_names_the_field(mask_range, mask_scale, field):
     with pytest.raises(BadInput, match=f", {field}; use "):
@@ -53,42 +63,57 @@ def test_q_sample_has_the_stated_mean_and_variance_per_example():
     x_t = process.q_sample(SCHEDULE, x_0, t, normal(0, x_0.shape))
     # alpha_bar_t multiplied up one beta at a time
     for example, steps in zip(x_t, t):
-        kept = math.prod(1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(int(steps) + 1))
+        kept = math.prod(
+            1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(int(steps) + 1)
+        )
         noise = math.sqrt(1 - kept)
-        assert float(example.mean()) == pytest.approx(0.5 * math.sqrt(kept), abs=4 * noise / 128)
+        assert float(example.mean()) == pytest.approx(
+            0.5 * math.sqrt(kept), abs=4 * noise / 128
+        )
         assert float(example.std()) == pytest.approx(noise, rel=0.03)
 
 
 def test_noise_near_t_0_keeps_its_digits():
-    # 1 - alpha_bar_0 = beta_0 = 1e-4 exactly; the difference taken in float32 would be off by 1e-4 of itself
-    x_1 = process.q_sample(SCHEDULE, jnp.zeros((1, 1, 1, 1)), jnp.array([0]), jnp.ones((1, 1, 1, 1)))
+    # 1 - alpha_bar_0 = beta_0 = 1e-4 exactly; the difference taken in float32 would be
+    # off by 1e-4 of itself
+    x_1 = process.q_sample(
+        SCHEDULE, jnp.zeros((1, 1, 1, 1)), jnp.array([0]), jnp.ones((1, 1, 1, 1))
+    )
     assert float(x_1[0, 0, 0, 0]) == pytest.approx(0.01, rel=1e-6)
 
 
 def test_predictions_convert_into_each_other():
     x_0, eps = normal(1), normal(2)
     x_t = process.q_sample(SCHEDULE, x_0, T, eps)
-    # At t = 999 alpha is 0.0064 and at t = 0 sigma is 0.01: float32 loses two digits there.
+    # At t = 999 alpha is 0.0064 and at t = 0 sigma is 0.01: float32 loses two digits
+    # there.
     close(process.x_0_from_eps(SCHEDULE, x_t=x_t, eps=eps, t=T), x_0, 1e-4)
     close(process.eps_from_x_0(SCHEDULE, x_t=x_t, x_0=x_0, t=T), eps, 1e-4)
 
 
 def test_posterior_at_t_0_is_x_0():
     x_0, x_t = normal(3, (1, 2, 2, 1)), normal(4, (1, 2, 2, 1))
-    mean, variance, log_variance = process.posterior(SCHEDULE, x_0=x_0, x_t=x_t, t=jnp.array([0]))
+    mean, variance, log_variance = process.posterior(
+        SCHEDULE, x_0=x_0, x_t=x_t, t=jnp.array([0])
+    )
     close(mean, x_0, 1e-6)
     assert float(variance[0, 0, 0, 0]) == 0.0
-    assert float(log_variance[0, 0, 0, 0]) == pytest.approx(math.log(SCHEDULE.posterior_variance[1]), rel=1e-6)
+    assert float(log_variance[0, 0, 0, 0]) == pytest.approx(
+        math.log(SCHEDULE.posterior_variance[1]), rel=1e-6
+    )
 
 
 def test_posterior_undoes_a_step_of_the_chain():
-    # x_t drawn given x_0, then x_{t-1} from the posterior, must have the moments of q(x_{t-1} | x_0)
+    # x_t drawn given x_0, then x_{t-1} from the posterior, must have the moments of
+    # q(x_{t-1} | x_0)
     t = jnp.array([50])
     x_0 = jnp.full((1, 200, 200, 1), 0.8)
     x_t = process.q_sample(SCHEDULE, x_0, t, normal(5, x_0.shape))
     mean, variance, _ = process.posterior(SCHEDULE, x_0=x_0, x_t=x_t, t=t)
     x_prev = mean + jnp.sqrt(variance) * normal(6, x_0.shape)
-    assert float(x_prev.mean()) == pytest.approx(0.8 * math.sqrt(SCHEDULE.alpha_bar[49]), abs=0.004)
+    assert float(x_prev.mean()) == pytest.approx(
+        0.8 * math.sqrt(SCHEDULE.alpha_bar[49]), abs=0.004
+    )
     assert float(x_prev.var()) == pytest.approx(1 - SCHEDULE.alpha_bar[49], rel=0.03)
 
 
@@ -96,7 +121,9 @@ def test_learned_range_spans_posterior_to_beta():
     t = jnp.array([300])
     ends = [math.log(SCHEDULE.posterior_variance[300]), math.log(SCHEDULE.beta[300])]
     for v, expected in ((-1.0, ends[0]), (1.0, ends[1]), (0.0, sum(ends) / 2)):
-        got = process.learned_range_log_variance(SCHEDULE, v=jnp.full((1, 1, 1, 1), v), t=t)
+        got = process.learned_range_log_variance(
+            SCHEDULE, v=jnp.full((1, 1, 1, 1), v), t=t
+        )
         assert float(got[0, 0, 0, 0]) == pytest.approx(expected, rel=1e-6)
 
 
@@ -118,7 +145,9 @@ def test_vlb_is_zero_for_the_true_posterior_and_grows_as_the_closed_form():
     close(wider, [(math.log(4) - 0.75) / 2 / math.log(2)] * 2, 1e-3)
 
 
-@pytest.mark.parametrize(("x_0", "low", "high"), [(0.1, -1, 1), (-1.0, -math.inf, 1), (1.0, -1, math.inf)])
+@pytest.mark.parametrize(
+    ("x_0", "low", "high"), [(0.1, -1, 1), (-1.0, -math.inf, 1), (1.0, -1, math.inf)]
+)
 def test_vlb_at_t_0_is_the_mass_of_one_grey_level(x_0, low, high):
     mean, deviation = x_0 * 0.99, 0.01
     edges = [x_0 + low / 255, x_0 + high / 255]
@@ -134,9 +163,13 @@ def test_vlb_of_a_hopeless_prediction_is_finite():
     prediction = {"mean": -50 * one, "log_variance": -9.8 * one}
 
     def bits(mean, log_variance):
-        return vlb_bits(x_0=one, x_t=one, t=jnp.array([0]), mean=mean, log_variance=log_variance)[0]
+        return vlb_bits(
+            x_0=one, x_t=one, t=jnp.array([0]), mean=mean, log_variance=log_variance
+        )[0]
 
-    value, gradient = jax.value_and_grad(bits, argnums=(0, 1))(prediction["mean"], prediction["log_variance"])
+    value, gradient = jax.value_and_grad(bits, argnums=(0, 1))(
+        prediction["mean"], prediction["log_variance"]
+    )
     assert float(value) == pytest.approx(12 * math.log2(10), rel=1e-4)
     assert all(np.isfinite(g).all() for g in gradient)
 
@@ -144,11 +177,19 @@ def test_vlb_of_a_hopeless_prediction_is_finite():
 def test_loss_terms_equal_guided_diffusion():
     golden = np.load(VECTORS)
 
-    def last(name):  # the mask is the last channel of "b c h w"
+    # the mask is the last channel of "b c h w"
+    def last(name):
         return jnp.asarray(golden[name][:, -1, :, :, None])
 
-    x_0, noise, t = last("loss:x_start"), last("loss:noise"), jnp.asarray(golden["loss:t"], jnp.int32)
-    eps, v = jnp.asarray(golden["loss:model_output"][:, :1, ..., None][:, 0]), last("loss:model_output")
+    x_0, noise, t = (
+        last("loss:x_start"),
+        last("loss:noise"),
+        jnp.asarray(golden["loss:t"], jnp.int32),
+    )
+    eps, v = (
+        jnp.asarray(golden["loss:model_output"][:, :1, ..., None][:, 0]),
+        last("loss:model_output"),
+    )
     x_t = process.q_sample(SCHEDULE, x_0, t, noise)
     close(x_t, last("loss:x_t_model_input"))
 

@@ -1,4 +1,6 @@
-"""Samplers against slow numpy loops written from the papers' own equations, and against a solvable Gaussian."""
+"""Samplers against slow numpy loops written from the papers' own equations, and against
+a solvable Gaussian.
+"""
 
 import functools
 
@@ -16,12 +18,15 @@ LINEAR = schedule.linear(1000)
 COSINE = schedule.cosine(50)
 SHAPE = (1, 4, 4, 1)
 X_T = jax.random.normal(jax.random.key(1), SHAPE)
-KEYS = jax.random.split(jax.random.key(2), SHAPE[0])  # one per example
+# one per example
+KEYS = jax.random.split(jax.random.key(2), SHAPE[0])
 
 
 def draw(step):
     """The noise of one step, example by example."""
-    return jnp.stack([jax.random.normal(jax.random.fold_in(key, step), SHAPE[1:]) for key in KEYS])
+    return jnp.stack(
+        [jax.random.normal(jax.random.fold_in(key, step), SHAPE[1:]) for key in KEYS]
+    )
 
 
 def sample(denoise, noise_schedule=LINEAR, *, x_T=X_T, keys=KEYS, **sampling):
@@ -35,7 +40,9 @@ def close(actual, expected, tolerance=1e-4):
 
 
 def curved(x_t, t, xp=jnp):
-    """A made-up network that depends on both arguments, so that every coefficient shows in the result."""
+    """A made-up network that depends on both arguments, so that every coefficient shows
+    in the result.
+    """
     return xp.tanh(0.8 * x_t + xp.cos(t / 90.0)[:, None, None, None])
 
 
@@ -43,7 +50,9 @@ def curved(x_t, t, xp=jnp):
 
 
 def slow_loop(step, times, alpha_bar):
-    """Walks `times`; `step` moves on between two of them, and the last answer is the network's."""
+    """Walks `times`; `step` moves on between two of them, and the last answer is the
+    network's.
+    """
     x, history = np.asarray(X_T, np.float64), []
     for i, t in enumerate(times):
         x_0 = curved(x, np.full(1, t), np)
@@ -55,7 +64,9 @@ def slow_loop(step, times, alpha_bar):
 
 
 def ddpm_step(x, history, z, alpha_bars):
-    """Ho et al. 2020, algorithm 2, line 4, with sigma^2 = beta tilde; one step jumps from t to the next kept time."""
+    """Ho et al. 2020, algorithm 2, line 4, with sigma^2 = beta tilde; one step jumps
+    from t to the next kept time.
+    """
     now, after = alpha_bars[-2:]
     alpha = now / after
     beta = 1 - alpha
@@ -69,11 +80,15 @@ def ddim_step(x, history, z, alpha_bars, eta):
     now, after = alpha_bars[-2:]
     eps = (x - np.sqrt(now) * history[-1]) / np.sqrt(1 - now)
     sigma = eta * np.sqrt((1 - after) / (1 - now)) * np.sqrt(1 - now / after)
-    return np.sqrt(after) * history[-1] + np.sqrt(1 - after - sigma**2) * eps + sigma * z
+    return (
+        np.sqrt(after) * history[-1] + np.sqrt(1 - after - sigma**2) * eps + sigma * z
+    )
 
 
 def dpm_solver_step(x, history, z, alpha_bars):
-    """Lu et al. 2022 (DPM-Solver++), algorithm 2: x = sigma_i/sigma_{i-1} x - alpha_i (exp(-h_i) - 1) D_i."""
+    """Lu et al. 2022 (DPM-Solver++), algorithm 2: x = sigma_i/sigma_{i-1} x - alpha_i
+    (exp(-h_i) - 1) D_i.
+    """
     alpha, sigma = np.sqrt(alpha_bars), np.sqrt(1 - np.array(alpha_bars))
     h = np.diff(np.log(alpha / sigma))
     d = history[-1]
@@ -101,7 +116,9 @@ SLOW_STEPS = {
 def test_equals_the_textbook_loop(method, eta, noise_schedule, steps, spacing):
     times = schedule.select_timesteps(noise_schedule.timesteps, steps, spacing)
     expected = slow_loop(SLOW_STEPS[method, eta], times, noise_schedule.alpha_bar)
-    got = sample(curved, noise_schedule, method=method, steps=steps, eta=eta, spacing=spacing)
+    got = sample(
+        curved, noise_schedule, method=method, steps=steps, eta=eta, spacing=spacing
+    )
     close(got, expected)
 
 
@@ -115,18 +132,24 @@ def test_a_self_conditioned_network_sees_its_last_prediction_beside_x_t_and_0_at
         x_0 = mixed(x, x_0, np.full(1, t), np)
         said.append(x_0)
         if i + 1 < len(times):
-            x = ddim_step(x, [x_0], 0.0, [LINEAR.alpha_bar[s] for s in times[i : i + 2]], eta=0.0)
+            x = ddim_step(
+                x, [x_0], 0.0, [LINEAR.alpha_bar[s] for s in times[i : i + 2]], eta=0.0
+            )
 
     def denoise(seen, t):
         return mixed(*jnp.split(seen, 2, axis=-1), t)
 
-    got, trajectory = sampler.sample(denoise, X_T, KEYS, LINEAR, Sampling("ddim", steps=4), self_condition=True)
+    got, trajectory = sampler.sample(
+        denoise, X_T, KEYS, LINEAR, Sampling("ddim", steps=4), self_condition=True
+    )
     close(got, x_0)
     close(trajectory.x_0, np.stack(said))
 
 
 def test_leading_spacing_reaches_the_sampler():
-    expected = slow_loop(SLOW_STEPS["ddim", 0.0], [800, 600, 400, 200, 0], LINEAR.alpha_bar)
+    expected = slow_loop(
+        SLOW_STEPS["ddim", 0.0], [800, 600, 400, 200, 0], LINEAR.alpha_bar
+    )
     close(sample(curved, steps=5, method="ddim", spacing="leading"), expected)
 
 
@@ -148,7 +171,8 @@ def test_perfect_denoiser_gives_the_mask(method, steps, noise_schedule):
 @pytest.mark.parametrize("method", ["ddim", "dpm_solver"])
 @pytest.mark.parametrize("steps", [2, 3, 7, 50])
 def test_perfect_noise_prediction_stays_on_the_line(method, steps):
-    # With the true noise, x_t stays alpha x_0 + sigma eps at every time: any wrong weight on the way is amplified.
+    # With the true noise, x_t stays alpha x_0 + sigma eps at every time: any wrong
+    # weight on the way is amplified.
     x_0, eps = jnp.sign(X_T), jax.random.normal(jax.random.key(4), SHAPE)
     x_T = process.q_sample(LINEAR, x_0, jnp.array([999]), eps)
 
@@ -181,7 +205,9 @@ def test_stochastic_samplers_give_the_data_distribution(method, eta):
     x_T = jax.random.normal(jax.random.key(5), (4, 64, 64, 1))
     denoise = gaussian_denoiser(noise_schedule.alpha_bar)
     keys = jax.random.split(jax.random.key(2), len(x_T))
-    x_0 = sample(denoise, noise_schedule, x_T=x_T, keys=keys, steps=200, method=method, eta=eta)
+    x_0 = sample(
+        denoise, noise_schedule, x_T=x_T, keys=keys, steps=200, method=method, eta=eta
+    )
     assert float(x_0.mean()) == pytest.approx(M, abs=4 * S / 128)
     assert float(x_0.std()) == pytest.approx(S, rel=0.025)
 
@@ -189,8 +215,9 @@ def test_stochastic_samplers_give_the_data_distribution(method, eta):
 def test_orders_of_convergence():
     """Halving the step halves DDIM's error and quarters DPM-Solver++'s.
 
-    A schedule uniform in lambda = log(alpha / sigma) from -3 to 3, so that every N has equal steps between the same
-    ends. The ODE takes x_T to x at t = 0 linearly; that x is read back from the last prediction, before the final step.
+    A schedule uniform in lambda = log(alpha / sigma) from -3 to 3, so that every N has
+    equal steps between the same ends. The ODE takes x_T to x at t = 0 linearly; that x
+    is read back from the last prediction, before the final step.
     """
     half_log_snr = np.linspace(3.0, -3.0, 961)
     alpha_bar = 1.0 / (1.0 + np.exp(-2.0 * half_log_snr))
@@ -200,11 +227,20 @@ def test_orders_of_convergence():
 
     first, last = alpha_bar[0], alpha_bar[-1]
     spread = np.sqrt((first * S**2 + 1 - first) / (last * S**2 + 1 - last))
-    exact = np.sqrt(first) * M + spread * (np.asarray(x_T, np.float64) - np.sqrt(last) * M)
+    exact = np.sqrt(first) * M + spread * (
+        np.asarray(x_T, np.float64) - np.sqrt(last) * M
+    )
     expected = np.asarray(denoise(jnp.asarray(exact, jnp.float32), jnp.array([0])))
 
     def error(method, intervals):
-        x_0 = sample(denoise, uniform, x_T=x_T, steps=intervals + 1, method=method, spacing="linspace")
+        x_0 = sample(
+            denoise,
+            uniform,
+            x_T=x_T,
+            steps=intervals + 1,
+            method=method,
+            spacing="linspace",
+        )
         return np.abs(x_0 - expected).max()
 
     for method, order in (("ddim", 1), ("dpm_solver", 2)):
@@ -217,13 +253,23 @@ def test_orders_of_convergence():
 
 
 def test_ddim_with_eta_1_is_ddpm():
-    close(sample(curved, steps=8, method="ddpm"), sample(curved, steps=8, method="ddim", eta=1.0), 1e-5)
+    close(
+        sample(curved, steps=8, method="ddpm"),
+        sample(curved, steps=8, method="ddim", eta=1.0),
+        1e-5,
+    )
 
 
-@pytest.mark.parametrize(("method", "random"), [("ddpm", True), ("ddim", False), ("dpm_solver", False)])
+@pytest.mark.parametrize(
+    ("method", "random"), [("ddpm", True), ("ddim", False), ("dpm_solver", False)]
+)
 def test_the_key_decides_the_noise_and_only_that(method, random):
     run = jax.jit(lambda keys: sample(curved, keys=keys, steps=4, method=method))
-    first, again, other = run(KEYS), run(KEYS), run(jax.random.split(jax.random.key(7), SHAPE[0]))
+    first, again, other = (
+        run(KEYS),
+        run(KEYS),
+        run(jax.random.split(jax.random.key(7), SHAPE[0])),
+    )
     np.testing.assert_array_equal(first, again)
     assert bool((first != other).all()) is random
     assert bool((first == other).all()) is not random
@@ -264,7 +310,11 @@ def test_trajectory_holds_each_prediction_and_ends_in_the_sample(method):
 def test_a_compiled_program_drops_a_trajectory_that_nobody_reads():
     def temporaries(wanted, steps):
         def run(x_T):
-            return wanted(*sampler.sample(curved, x_T, keys, LINEAR, Sampling("ddpm", steps=steps)))
+            return wanted(
+                *sampler.sample(
+                    curved, x_T, keys, LINEAR, Sampling("ddpm", steps=steps)
+                )
+            )
 
         return jax.jit(run).lower(x_T).compile().memory_analysis().temp_size_in_bytes
 
@@ -272,7 +322,10 @@ def test_a_compiled_program_drops_a_trajectory_that_nobody_reads():
     kept = temporaries(lambda x_0, _: x_0, 500)
     assert kept < temporaries(lambda x_0, _: x_0, 5) + x_T.nbytes
     # Where something of it is read, it has to be there.
-    assert temporaries(lambda _, trajectory: jnp.sort(trajectory.x_t.ravel())[0], 500) > 500 * x_T.nbytes
+    assert (
+        temporaries(lambda _, trajectory: jnp.sort(trajectory.x_t.ravel())[0], 500)
+        > 500 * x_T.nbytes
+    )
 
 
 # --- learned variance ---
@@ -283,7 +336,10 @@ def test_learned_variance_at_the_lower_end_is_ddpm():
     def with_variance(x_t, t):
         return curved(x_t, t), -jnp.ones_like(x_t)
 
-    close(sample(with_variance, steps=9, method="ddpm"), sample(curved, steps=9, method="ddpm"))
+    close(
+        sample(with_variance, steps=9, method="ddpm"),
+        sample(curved, steps=9, method="ddpm"),
+    )
 
 
 @pytest.mark.parametrize("method", ["ddim", "dpm_solver"])
@@ -291,7 +347,10 @@ def test_the_other_methods_do_not_read_the_variance(method):
     def with_variance(x_t, t):
         return curved(x_t, t), jnp.full_like(x_t, jnp.nan)
 
-    got, expected = (sample(denoise, steps=4, method=method, eta=0.5) for denoise in (with_variance, curved))
+    got, expected = (
+        sample(denoise, steps=4, method=method, eta=0.5)
+        for denoise in (with_variance, curved)
+    )
     np.testing.assert_array_equal(got, expected)
 
 
@@ -303,9 +362,14 @@ def test_learned_variance_equals_the_textbook_loop(spacing):
     def step(x, history, z, alpha_bars):
         now, after = alpha_bars[-2:]
         beta = 1 - now / after
-        mean = np.sqrt(after) * beta / (1 - now) * history[-1] + np.sqrt(now / after) * (1 - after) / (1 - now) * x
+        mean = (
+            np.sqrt(after) * beta / (1 - now) * history[-1]
+            + np.sqrt(now / after) * (1 - after) / (1 - now) * x
+        )
         tilde = (1 - after) / (1 - now) * beta
-        log_variance = 0.5 * (v + 1) * np.log(beta) + (1 - 0.5 * (v + 1)) * np.log(tilde)
+        log_variance = 0.5 * (v + 1) * np.log(beta) + (1 - 0.5 * (v + 1)) * np.log(
+            tilde
+        )
         return mean + np.exp(0.5 * log_variance) * z
 
     expected = slow_loop(step, times, LINEAR.alpha_bar)

@@ -1,4 +1,6 @@
-"""Schedules against golden vectors, hand-worked numbers and the definitions summed up slowly."""
+"""Schedules against golden vectors, hand-worked numbers and the definitions summed up
+slowly.
+"""
 
 import math
 
@@ -26,7 +28,9 @@ def test_constants_equal_guided_diffusion(name, timesteps):
         "posterior_mean_coef2": schedule.posterior_x_t,
     }
     for key, value in ours.items():
-        np.testing.assert_allclose(value, golden[f"{name}{timesteps}:{key}"], rtol=1e-12, err_msg=key)
+        np.testing.assert_allclose(
+            value, golden[f"{name}{timesteps}:{key}"], rtol=1e-12, err_msg=key
+        )
 
 
 def test_linear_by_hand():
@@ -39,8 +43,12 @@ def test_linear_by_hand():
 
 
 def test_cosine_by_hand():
-    # Two steps: f(u) = cos^2((u + .008) / 1.008 * pi / 2) at u = 0, 1/2, 1; the last beta, 1, is held at 0.999.
-    first = math.cos(0.508 / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    # Two steps: f(u) = cos^2((u + .008) / 1.008 * pi / 2) at u = 0, 1/2, 1; the last
+    # beta, 1, is held at 0.999.
+    first = (
+        math.cos(0.508 / 1.008 * math.pi / 2) ** 2
+        / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    )
     assert schedules.cosine(2).alpha_bar == pytest.approx([first, first * 0.001])
 
 
@@ -51,13 +59,18 @@ def test_posterior_of_one_step_chain_is_finite():
 
 
 def test_posterior_is_bayes_rule():
-    # q(x_{t-1} | x_t, x_0) is proportional to q(x_t | x_{t-1}) q(x_{t-1} | x_0): precisions and weighted means add.
+    # q(x_{t-1} | x_t, x_0) is proportional to q(x_t | x_{t-1}) q(x_{t-1} | x_0):
+    # precisions and weighted means add.
     schedule = schedules.cosine(30)
     beta, prev = schedule.beta[1:], schedule.alpha_bar_prev[1:]
     variance = 1.0 / ((1 - beta) / beta + 1 / (1 - prev))
     np.testing.assert_allclose(schedule.posterior_variance[1:], variance, rtol=1e-10)
-    np.testing.assert_allclose(schedule.posterior_x_t[1:], variance * np.sqrt(1 - beta) / beta, rtol=1e-10)
-    np.testing.assert_allclose(schedule.posterior_x_0[1:], variance * np.sqrt(prev) / (1 - prev), rtol=1e-10)
+    np.testing.assert_allclose(
+        schedule.posterior_x_t[1:], variance * np.sqrt(1 - beta) / beta, rtol=1e-10
+    )
+    np.testing.assert_allclose(
+        schedule.posterior_x_0[1:], variance * np.sqrt(prev) / (1 - prev), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,17 +108,28 @@ def test_spacing_equals_guided_diffusion():
     def ascending(*args):
         return schedules.select_timesteps(*args)[::-1]
 
-    np.testing.assert_array_equal(ascending(1000, 50, "leading"), golden["space_timesteps:1000:ddim50"])
-    np.testing.assert_array_equal(ascending(1000, 100, "linspace"), golden["space_timesteps:1000:100"])
-    sections = [100 * i + ascending(100, steps, "linspace") for i, steps in enumerate((10, 15, 20))]
-    np.testing.assert_array_equal(np.concatenate(sections), golden["space_timesteps:300:10,15,20"])
+    np.testing.assert_array_equal(
+        ascending(1000, 50, "leading"), golden["space_timesteps:1000:ddim50"]
+    )
+    np.testing.assert_array_equal(
+        ascending(1000, 100, "linspace"), golden["space_timesteps:1000:100"]
+    )
+    sections = [
+        100 * i + ascending(100, steps, "linspace")
+        for i, steps in enumerate((10, 15, 20))
+    ]
+    np.testing.assert_array_equal(
+        np.concatenate(sections), golden["space_timesteps:300:10,15,20"]
+    )
 
 
 @pytest.mark.parametrize("kept", [[999, 500, 3], [0, 1, 2, 998]])
 def test_respaced_chain_keeps_alpha_bar(kept):
     schedule = schedules.linear(1000)
     chain = schedules.respace(schedule, np.array(kept))
-    np.testing.assert_allclose(chain.alpha_bar, schedule.alpha_bar[sorted(kept)], rtol=1e-12)
+    np.testing.assert_allclose(
+        chain.alpha_bar, schedule.alpha_bar[sorted(kept)], rtol=1e-12
+    )
     # guided-diffusion's loop over the kept times
     last, betas = 1.0, []
     for t in sorted(kept):
@@ -116,7 +140,9 @@ def test_respaced_chain_keeps_alpha_bar(kept):
 
 def test_respacing_to_every_time_changes_nothing():
     schedule = schedules.cosine(60)
-    np.testing.assert_allclose(schedules.respace(schedule, np.arange(60)).beta, schedule.beta, rtol=1e-10)
+    np.testing.assert_allclose(
+        schedules.respace(schedule, np.arange(60)).beta, schedule.beta, rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""One pass over a split with made-up models: whose noise an image gets, what padding does, the mean for validation."""
+"""One pass over a split with made-up models: whose noise an image gets, what padding
+does, the mean for validation.
+"""
 
 import json
 import math
@@ -28,14 +30,20 @@ class Noise(Stub):
 
     def predict(self, variables, image, keys, *, ensemble):
         def one(key, number):
-            return jax.random.uniform(jax.random.fold_in(key, number), (*image.shape[1:3], 1))
+            return jax.random.uniform(
+                jax.random.fold_in(key, number), (*image.shape[1:3], 1)
+            )
 
-        return jax.vmap(lambda number: jax.vmap(lambda key: one(key, number))(keys))(jnp.arange(ensemble))
+        return jax.vmap(lambda number: jax.vmap(lambda key: one(key, number))(keys))(
+            jnp.arange(ensemble)
+        )
 
     def trajectory(self, variables, image, keys):
         """Two steps: the first sample's noise, and half of it."""
         (sample,) = self.predict(variables, image, keys, ensemble=1)
-        return Trajectory(jnp.stack([image, image / 2]), jnp.stack([sample / 2, sample]))
+        return Trajectory(
+            jnp.stack([image, image / 2]), jnp.stack([sample / 2, sample])
+        )
 
 
 class Bright(Stub):
@@ -59,11 +67,25 @@ def config(**fields):
 
 def probabilities(cfg, model, mesh, *, seed=0, fusion="mean", variables=None):
     data = build_data.open_data(cfg)
-    cfg.update_from_flattened_dict({"seed": seed, "fusion": fusion, "sampler.ensemble": 2})
-    batches = list(Trained(cfg, model, variables or {}, 0, mesh).predict_split(data, data.train + data.test))
-    assert [e["index"] for _, _, examples in batches for e in examples] == data.train + data.test
-    assert all(len(p) == len(b["image"]) == len(b["mask"]) == len(examples) for p, b, examples in batches)  # no padding
-    return np.concatenate([p for p, _, _ in batches]), np.concatenate([b["mask"] for _, b, _ in batches])
+    cfg.update_from_flattened_dict(
+        {"seed": seed, "fusion": fusion, "sampler.ensemble": 2}
+    )
+    batches = list(
+        Trained(cfg, model, variables or {}, 0, mesh).predict_split(
+            data, data.train + data.test
+        )
+    )
+    assert [
+        e["index"] for _, _, examples in batches for e in examples
+    ] == data.train + data.test
+    # no padding
+    assert all(
+        len(p) == len(b["image"]) == len(b["mask"]) == len(examples)
+        for p, b, examples in batches
+    )
+    return np.concatenate([p for p, _, _ in batches]), np.concatenate(
+        [b["mask"] for _, b, _ in batches]
+    )
 
 
 def test_an_images_noise_is_its_own_whatever_shares_its_batch_or_device():
@@ -71,7 +93,9 @@ def test_an_images_noise_is_its_own_whatever_shares_its_batch_or_device():
     expected, _ = probabilities(config(**{"eval.batch_size": 8}), Noise(), eight)
     assert len(expected) == 12 and len(np.unique(expected[:, 0, 0, 0])) == 12
     for mesh, batch_size in ((eight, 16), (one, 5), (one, 1)):
-        found, _ = probabilities(config(**{"eval.batch_size": batch_size}), Noise(), mesh)
+        found, _ = probabilities(
+            config(**{"eval.batch_size": batch_size}), Noise(), mesh
+        )
         np.testing.assert_array_equal(found, expected)
     other, _ = probabilities(config(**{"eval.batch_size": 8}), Noise(), eight, seed=1)
     assert np.abs(other - expected).mean(axis=(1, 2, 3)).min() > 0.1
@@ -89,50 +113,79 @@ def test_samples_are_fused():
 def test_staple_is_the_same_on_one_device_and_on_eight():
     found = []
     for mesh in (devices.make_mesh(), devices.make_mesh(jax.devices()[:1])):
-        found += [probabilities(config(**{"eval.batch_size": 8}), Noise(), mesh, fusion="staple")[0]]
+        found += [
+            probabilities(
+                config(**{"eval.batch_size": 8}), Noise(), mesh, fusion="staple"
+            )[0]
+        ]
     np.testing.assert_allclose(*found, atol=1e-5)
     assert found[0].std() > 0.1
 
 
 @pytest.mark.parametrize("above", [-9.0, 0.0, 9.0])
 def test_mean_dice_is_over_the_slices_with_truth(above):
-    mesh, cfg, variables = devices.make_mesh(), config(**{"eval.batch_size": 8}), {"above": jnp.float32(above)}
+    mesh, cfg, variables = (
+        devices.make_mesh(),
+        config(**{"eval.batch_size": 8}),
+        {"above": jnp.float32(above)},
+    )
     data = build_data.open_data(cfg)
-    found = mean_dice(Trained(cfg, Bright(), variables, 0, mesh), data, data.train + data.test)
+    found = mean_dice(
+        Trained(cfg, Bright(), variables, 0, mesh), data, data.train + data.test
+    )
     dice = []
     for p, y in zip(*probabilities(cfg, Bright(), mesh, variables=variables)):
         if y.sum():
             dice.append(2 * (p * y).sum() / (p.sum() + y.sum()))
-    assert len(dice) == 6  # of twelve: half of the slices are empty
+    # of twelve: half of the slices are empty
+    assert len(dice) == 6
     assert found == pytest.approx(np.mean(dice), rel=1e-6)
     assert (found == 0.0) == (above == 9.0)
 
 
 def test_mean_dice_without_any_truth_is_undefined():
-    mesh, cfg = devices.make_mesh(), config(**{"eval.batch_size": 8, "data.phantom.empty_fraction": 1.0})
+    mesh, cfg = (
+        devices.make_mesh(),
+        config(**{"eval.batch_size": 8, "data.phantom.empty_fraction": 1.0}),
+    )
     data = build_data.open_data(cfg)
-    assert mean_dice(Trained(cfg, Bright(), {"above": jnp.float32(0)}, 0, mesh), data, data.val) is None
+    assert (
+        mean_dice(
+            Trained(cfg, Bright(), {"above": jnp.float32(0)}, 0, mesh), data, data.val
+        )
+        is None
+    )
 
 
 def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
-    """What evaluation of a model, or of one that knows the bright pixels, leaves behind."""
+    """What evaluation of a model, or of one that knows the bright pixels, leaves
+    behind.
+    """
     monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
     variables = {"above": jnp.float32(0.7), "params": {}}
     workdir.mkdir(exist_ok=True)
     mesh, data = mesh or devices.make_mesh(), build_data.open_data(cfg)
-    evaluate.evaluate(Trained(cfg, model or Bright(), variables, 7, mesh), workdir, data)
-    return json.loads((workdir / "results.json").read_text()), csv_files.read(workdir / "cases.csv")
+    evaluate.evaluate(
+        Trained(cfg, model or Bright(), variables, 7, mesh), workdir, data
+    )
+    return json.loads((workdir / "results.json").read_text()), csv_files.read(
+        workdir / "cases.csv"
+    )
 
 
 def test_nsd_at_the_configs_tolerances_stands_in_both_files(tmp_path, monkeypatch):
-    strict, lax = {"eval.nsd_tolerance": 1.0, "eval.nsd_tolerance_mm": 0.5}, {"eval.nsd_tolerance": 99.0}
+    strict, lax = (
+        {"eval.nsd_tolerance": 1.0, "eval.nsd_tolerance_mm": 0.5},
+        {"eval.nsd_tolerance": 99.0},
+    )
     results, rows = scored(config(**strict), tmp_path, monkeypatch)
     known = [float(row["nsd"]) for row in rows if row["nsd"] != "nan"]
     assert (results["nsd_tolerance"], results["nsd_tolerance_mm"]) == (1.0, 0.5)
     assert results["standard"]["nsd"]["mean"] == pytest.approx(np.mean(known))
     assert results["standard"]["nsd"]["n"] == len(known) and 0 < np.mean(known) < 1
     results, _ = scored(config(**lax), tmp_path, monkeypatch)
-    assert results["standard"]["nsd"]["mean"] == 1.0  # the image is smaller than that
+    # the image is smaller than that
+    assert results["standard"]["nsd"]["mean"] == 1.0
 
 
 @pytest.mark.parametrize("name", ["results.json", "tensorboard"])
@@ -145,7 +198,11 @@ def test_a_workdir_that_refuses_to_be_written_is_one_line(tmp_path, monkeypatch,
 
 
 def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):
-    results, cases = scored(config(**{"eval.lesions": True, "eval.lesion_overlap": 0.5}), tmp_path, monkeypatch)
+    results, cases = scored(
+        config(**{"eval.lesions": True, "eval.lesion_overlap": 0.5}),
+        tmp_path,
+        monkeypatch,
+    )
     rows, found = csv_files.read(tmp_path / "lesions.csv"), results["lesions"]
     true = [row for row in rows if row["mask"] == "truth"]
     assert found["least_overlap"] == 0.5 and found["true"] == len(true) > 0
@@ -155,7 +212,8 @@ def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):
         assert pixels == sum(int(case[name]) for case in cases for name in columns)
     results, _ = scored(config(), tmp_path, monkeypatch)
     assert results["device"] == f"8 x {devices.device_kind(devices.make_mesh())}"
-    assert "lesions" not in results and not (tmp_path / "lesions.csv").exists()  # none of another evaluation
+    # none of another evaluation
+    assert "lesions" not in results and not (tmp_path / "lesions.csv").exists()
 
 
 # ---- What is kept for the report
@@ -169,19 +227,36 @@ def kept(cfg, workdir, monkeypatch, **fields):
 
 
 def test_pictures_are_those_of_the_masks_that_were_scored(tmp_path, monkeypatch):
-    cfg = config(**{"eval.pictures": 4, "sampler.ensemble": 3, "threshold": 0.6, "sampler.steps": 2})
+    cfg = config(
+        **{
+            "eval.pictures": 4,
+            "sampler.ensemble": 3,
+            "threshold": 0.6,
+            "sampler.steps": 2,
+        }
+    )
     found, rows = kept(cfg, tmp_path / "run", monkeypatch, model=Noise())
-    assert len(rows) == 6 and len(found.slices) == len(found.images) == len(set(found.slices.tolist())) == 4
+    assert (
+        len(rows) == 6
+        and len(found.slices)
+        == len(found.images)
+        == len(set(found.slices.tolist()))
+        == 4
+    )
     for i, number in enumerate(found.slices):
         mask, truth = found.probability[i] > round(0.6 * 200), found.truth[i] > 0
-        assert (mask & truth).sum() == int(rows[number]["tp"]) and (mask & ~truth).sum() == int(rows[number]["fp"])
+        assert (mask & truth).sum() == int(rows[number]["tp"]) and (
+            mask & ~truth
+        ).sum() == int(rows[number]["fp"])
     # The samples again, from the keys that evaluation gives them.
     data = build_data.open_data(cfg)
     indices = jnp.array([data.test[number] for number in found.slices])
     keys = noise_keys(cfg.seed, indices)
     samples = Noise().predict({}, jnp.zeros((4, 16, 16, 1)), keys, ensemble=3)
     mutual = fusion.uncertainty(samples)["mutual_information"]
-    np.testing.assert_allclose(found.mutual_information, 255 * np.asarray(mutual), atol=0.51)
+    np.testing.assert_allclose(
+        found.mutual_information, 255 * np.asarray(mutual), atol=0.51
+    )
     assert found.x_0.shape == (3, 2, 16, 16, 1) and found.times.tolist() == [999, 499]
     expected = record.levels(np.asarray(samples[0, :3]), 0.6)
     np.testing.assert_array_equal(found.x_0[:, 1], expected)
@@ -191,23 +266,36 @@ def test_the_histogram_counts_every_pixel_of_the_test_split(tmp_path, monkeypatc
     found, rows = kept(config(), tmp_path / "run", monkeypatch, model=Noise())
     cells = {"tp": (1, 1), "fp": (0, 1), "fn": (1, 0), "tn": (0, 0)}
     for name, (truth, mask) in cells.items():
-        assert found.histogram[0, :, truth, mask].sum() == sum(int(row[name]) for row in rows)
+        assert found.histogram[0, :, truth, mask].sum() == sum(
+            int(row[name]) for row in rows
+        )
     assert found.facts["splits"]["test"] == {rows[0]["case"]: 6}
     assert {"jax", "python"} <= set(found.facts["versions"])
 
 
-def test_each_slice_has_its_entropy_and_the_run_its_calibration_error(tmp_path, monkeypatch):
-    found, rows = kept(config(**{"eval.pictures": 6}), tmp_path / "run", monkeypatch, model=Noise())
-    wrong = 0.0  # |sum of p - number of true pixels| in each twentieth of the probabilities
+def test_each_slice_has_its_entropy_and_the_run_its_calibration_error(
+    tmp_path, monkeypatch
+):
+    found, rows = kept(
+        config(**{"eval.pictures": 6}), tmp_path / "run", monkeypatch, model=Noise()
+    )
+    # |sum of p - number of true pixels| in each twentieth of the probabilities
+    wrong = 0.0
     for low in range(0, calibration.BINS, calibration.BINS // 20):
-        each = [(i, found.histogram[0, i].sum(-1)) for i in range(low, low + calibration.BINS // 20)]
+        each = [
+            (i, found.histogram[0, i].sum(-1))
+            for i in range(low, low + calibration.BINS // 20)
+        ]
         said = sum((i + 0.5) / calibration.BINS * pixels.sum() for i, pixels in each)
         wrong += abs(said - sum(pixels[1] for _, pixels in each))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["calibration_error"] == pytest.approx(wrong / found.histogram.sum())
     for number, levels in zip(found.slices, found.probability[..., 0] / 200):
         p = levels[levels >= 0.05]
-        bits = [-a * math.log2(a) - (1 - a) * math.log2(1 - a) if 0 < a < 1 else 0.0 for a in p.tolist()]
+        bits = [
+            -a * math.log2(a) - (1 - a) * math.log2(1 - a) if 0 < a < 1 else 0.0
+            for a in p.tolist()
+        ]
         assert float(rows[number]["entropy"]) == pytest.approx(
             np.mean(bits), abs=0.02
         )  # probabilities are kept to 1/200
@@ -216,7 +304,13 @@ def test_each_slice_has_its_entropy_and_the_run_its_calibration_error(tmp_path, 
 def test_what_is_kept_depends_on_neither_devices_nor_batch(tmp_path, monkeypatch):
     one = devices.make_mesh(jax.devices()[:1])
     kept(config(**{"eval.batch_size": 8}), tmp_path / "8", monkeypatch, model=Noise())
-    kept(config(**{"eval.batch_size": 4}), tmp_path / "1", monkeypatch, model=Noise(), mesh=one)
+    kept(
+        config(**{"eval.batch_size": 4}),
+        tmp_path / "1",
+        monkeypatch,
+        model=Noise(),
+        mesh=one,
+    )
     contents = [(tmp_path / name / record.NAME).read_bytes() for name in "81"]
     assert contents[0] == contents[1]
 

@@ -1,4 +1,6 @@
-"""Where evaluations go: names, numbers, the index; whole evaluations of a made-up model, the run's own and others."""
+"""Where evaluations go: names, numbers, the index; whole evaluations of a made-up
+model, the run's own and others.
+"""
 
 import csv
 import functools
@@ -32,7 +34,10 @@ from configs import folder, phantom
     ("differs", "name"),
     [
         ({"data.root": ["/a/ours", "/b/theirs"]}, "theirs"),
-        ({"sampler.steps": [1, 20], "sampler.ensemble": [5, 9]}, "sampler.steps=20,sampler.ensemble=9"),
+        (
+            {"sampler.steps": [1, 20], "sampler.ensemble": [5, 9]},
+            "sampler.steps=20,sampler.ensemble=9",
+        ),
         ({"data.root": ["/a", "/b/c"], "threshold": [0.5, 0.25]}, "c,threshold=0.25"),
         ({"data.root": ["", "/"]}, "data"),
         ({"data.root": ["/a", "/b/../.hidden dir"]}, "hidden_dir"),
@@ -49,19 +54,30 @@ def test_a_name_is_made_of_what_differs(tmp_path, differs, name):
 
 @pytest.mark.parametrize("letter", ["a", "é", "漢"])
 def test_long_names_are_cut_and_told_apart(letter):
-    one, other = (evaluations.folder_name({"data.root": ["/a", f"/{letter * 90}{end}"]}) for end in "xy")
+    one, other = (
+        evaluations.folder_name({"data.root": ["/a", f"/{letter * 90}{end}"]})
+        for end in "xy"
+    )
     short = evaluations.folder_name({"data.root": ["/a", f"/{letter * 20}"]})
     if letter != "a":
         assert one != other and max(len(name.encode()) for name in (one, other)) <= 100
     assert short == letter * 20
     names = [f"p{n}" for n in range(100)]
-    many = [evaluations.folder_name({"split.test": [[], names[:count]]}) for count in (99, 100)]
+    many = [
+        evaluations.folder_name({"split.test": [[], names[:count]]})
+        for count in (99, 100)
+    ]
     assert len(set(many)) == 2 and all(len(name) <= 100 for name in many)
 
 
 def finished(folder, differs, root, **fields):
     folder.mkdir(parents=True)
-    content = {"differs": differs, "data": root, "cases": ["a", "b"], "standard": {"dice": {"mean": 0.5}}}
+    content = {
+        "differs": differs,
+        "data": root,
+        "cases": ["a", "b"],
+        "standard": {"dice": {"mean": 0.5}},
+    }
     (folder / "results.json").write_text(json.dumps(content | fields))
 
 
@@ -73,12 +89,18 @@ def test_the_same_again_has_the_same_place_and_another_of_its_name_a_number(tmp_
     finished(tmp_path / EVALUATIONS / "theirs", first, "/a/theirs")
     assert place(second).name == "theirs_2"
     finished(tmp_path / EVALUATIONS / "theirs_2", second, "/b/theirs")
-    assert [place(one).name for one in (first, second, third)] == ["theirs", "theirs_2", "theirs_3"]
+    assert [place(one).name for one in (first, second, third)] == [
+        "theirs",
+        "theirs_2",
+        "theirs_3",
+    ]
     # Where the run's own data lay before does not matter.
     assert place({"data.root": ["/moved", "/b/theirs"]}).name == "theirs_2"
 
 
-@pytest.mark.parametrize("there", ["a file", "damaged", "no fields", "a dangling link", "begun"])
+@pytest.mark.parametrize(
+    "there", ["a file", "damaged", "no fields", "a dangling link", "begun"]
+)
 def test_what_is_no_evaluation_of_the_same_is_left_alone(tmp_path, there):
     path = tmp_path / EVALUATIONS / "theirs"
     path.parent.mkdir()
@@ -96,19 +118,36 @@ def test_what_is_no_evaluation_of_the_same_is_left_alone(tmp_path, there):
 
 def test_the_index_follows_the_folders_and_changes_nothing_else(tmp_path):
     finished(tmp_path / EVALUATIONS / "x", {}, "/x")
-    finished(tmp_path / EVALUATIONS / "y", {}, None, cases=["c"], standard={"dice": {"mean": None}})
+    finished(
+        tmp_path / EVALUATIONS / "y",
+        {},
+        None,
+        cases=["c"],
+        standard={"dice": {"mean": None}},
+    )
     finished(tmp_path / EVALUATIONS / "damaged", {}, "/z", standard=None)
-    evaluations.update_index(tmp_path)  # no results of its own: nothing to keep an index in
+    # no results of its own: nothing to keep an index in
+    evaluations.update_index(tmp_path)
     assert not (tmp_path / "results.json").exists()
     (tmp_path / "results.json").write_text(json.dumps({"cases": ["p"], "n": 1.5}))
     os.utime(tmp_path / "results.json", ns=(10**18, 10**18))
     evaluations.update_index(tmp_path)
-    expected = {"x": {"data": "/x", "cases": 2, "dice": 0.5}, "y": {"data": None, "cases": 1, "dice": None}}
-    assert json.loads((tmp_path / "results.json").read_text()) == {"cases": ["p"], "n": 1.5, EVALUATIONS: expected}
-    assert (tmp_path / "results.json").stat().st_mtime_ns == 10**18  # when the scores were made
+    expected = {
+        "x": {"data": "/x", "cases": 2, "dice": 0.5},
+        "y": {"data": None, "cases": 1, "dice": None},
+    }
+    assert json.loads((tmp_path / "results.json").read_text()) == {
+        "cases": ["p"],
+        "n": 1.5,
+        EVALUATIONS: expected,
+    }
+    # when the scores were made
+    assert (tmp_path / "results.json").stat().st_mtime_ns == 10**18
     shutil.rmtree(tmp_path / EVALUATIONS / "x")
     evaluations.update_index(tmp_path)
-    assert set(json.loads((tmp_path / "results.json").read_text())[EVALUATIONS]) == {"y"}
+    assert set(json.loads((tmp_path / "results.json").read_text())[EVALUATIONS]) == {
+        "y"
+    }
 
 
 # ---- Which settings make a score another one
@@ -125,7 +164,8 @@ def test_the_index_follows_the_folders_and_changes_nothing_else(tmp_path):
         ("eval.nsd_tolerance", 1.0, True, True),
         ("eval.nsd_tolerance_mm", 1.0, True, True),
         ("eval.lesions", True, True, True),
-        ("eval.lesion_overlap", 0.5, False, False),  # without eval.lesions
+        # without eval.lesions
+        ("eval.lesion_overlap", 0.5, False, False),
         ("eval.batch_size", 2, False, False),
         ("eval.pictures", 3, False, False),
         ("data.cache", False, False, False),
@@ -133,7 +173,10 @@ def test_the_index_follows_the_folders_and_changes_nothing_else(tmp_path):
     ],
 )
 def test_settings_that_change_scores(field, value, counts, counts_without_diffusion):
-    for chosen, expected in ((phantom.get_config(), counts), (folder.get_config("unet"), counts_without_diffusion)):
+    for chosen, expected in (
+        (phantom.get_config(), counts),
+        (folder.get_config("unet"), counts_without_diffusion),
+    ):
         other = chosen.copy_and_resolve_references()
         other.update_from_flattened_dict({field: value})
         before = get_field(chosen, field)
@@ -148,21 +191,29 @@ def test_a_name_has_the_samplers_fields_in_the_pages_order():
     other = cfg.copy_and_resolve_references()
     other.sampler.update(steps=20, ensemble=9, eta=1.0, method="ddpm")
     name = evaluations.folder_name(evaluations.differences(cfg, other))
-    assert name == "sampler.method=ddpm,sampler.steps=20,sampler.ensemble=9,sampler.eta=1.0"
+    assert (
+        name
+        == "sampler.method=ddpm,sampler.steps=20,sampler.ensemble=9,sampler.eta=1.0"
+    )
 
 
 def test_a_finished_run_keeps_the_settings_of_its_scores(tmp_path):
     cfg = phantom.get_config()
     other = cfg.copy_and_resolve_references()
-    other.update_from_flattened_dict({"sampler.steps": 9, "threshold": 0.3, "eval.batch_size": 2})
-    assert evaluations.config_of_run(other, tmp_path) is other  # nothing there
+    other.update_from_flattened_dict(
+        {"sampler.steps": 9, "threshold": 0.3, "eval.batch_size": 2}
+    )
+    # nothing there
+    assert evaluations.config_of_run(other, tmp_path) is other
     run_config.save(cfg, tmp_path / "config.json")
     (tmp_path / "results.json").write_text("{}")
-    assert evaluations.config_of_run(other, tmp_path) is other  # tested on the way, not trained to its end
+    # tested on the way, not trained to its end
+    assert evaluations.config_of_run(other, tmp_path) is other
     (tmp_path / "checkpoints" / str(cfg.train.steps)).mkdir(parents=True)
     kept = evaluations.config_of_run(other, tmp_path)
     assert evaluations.differences(cfg, kept) == {} and kept.eval.batch_size == 2
-    assert other.sampler.steps == 9  # not the caller's
+    # not the caller's
+    assert other.sampler.steps == 9
 
 
 # ---- Whole evaluations
@@ -172,12 +223,25 @@ def test_a_finished_run_keeps_the_settings_of_its_scores(tmp_path):
 def trained(tmp_path_factory):
     """A run of the made-up model on six cases, tested."""
     root = tmp_path_factory.mktemp("runs")
-    named = {"split.train": ("p1", "p2", "p3"), "split.val": ("p4",), "split.test": ("p5", "p6")}
-    cfg = cfg_of(write(root / "ours", [f"p{n}" for n in range(1, 7)]), eval__batch_size=8, sampler__ensemble=2)
-    cfg.update_from_flattened_dict(named | {"data.size": 16, "data.normalise": "minmax", "eval.pictures": 0})
+    named = {
+        "split.train": ("p1", "p2", "p3"),
+        "split.val": ("p4",),
+        "split.test": ("p5", "p6"),
+    }
+    cfg = cfg_of(
+        write(root / "ours", [f"p{n}" for n in range(1, 7)]),
+        eval__batch_size=8,
+        sampler__ensemble=2,
+    )
+    cfg.update_from_flattened_dict(
+        named | {"data.size": 16, "data.normalise": "minmax", "eval.pictures": 0}
+    )
     start(cfg, root / "run")
     with checkpoint.Checkpoints(root / "run") as checkpoints:
-        checkpoints.save(train_state.create(Bright().init(None, None), optax.identity()), config=cfg.to_dict())
+        checkpoints.save(
+            train_state.create(Bright().init(None, None), optax.identity()),
+            config=cfg.to_dict(),
+        )
     with in_place(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.macs, "prediction_gmacs", lambda *_, **fields: 0.0)
         evaluate.run(run_config.load(root / "run"), str(root / "run"))
@@ -195,18 +259,30 @@ def run(trained, tmp_path, monkeypatch):
 
 def again(run, **fields):
     cfg = run_config.load(run)
-    cfg.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    cfg.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in fields.items()}
+    )
     return evaluate.run(cfg, str(run))
 
 
 def kept(run):
-    """Every file of a workdir but evaluations, and what is in results.json beside the index of these and the clock."""
-    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and EVALUATIONS not in path.parts}
+    """Every file of a workdir but evaluations, and what is in results.json beside the
+    index of these and the clock.
+    """
+    files = {
+        path: path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and EVALUATIONS not in path.parts
+    }
     files.pop(run / evaluations.LOCK)
     fields = json.loads(files.pop(run / "results.json"))
     for path in (run / "report.html", run / "report.md"):
         files.pop(path)
-    return files, {name: value for name, value in fields.items() if name not in (EVALUATIONS, "seconds_per_image")}
+    return files, {
+        name: value
+        for name, value in fields.items()
+        if name not in (EVALUATIONS, "seconds_per_image")
+    }
 
 
 def test_the_runs_own_evaluation_again_is_the_same(run):
@@ -214,7 +290,11 @@ def test_the_runs_own_evaluation_again_is_the_same(run):
     assert again(run, eval__batch_size=4)["evaluation"] is None
     files, fields = kept(run)
     assert fields == before[1] and not (run / EVALUATIONS).exists()
-    assert (fields["differs"], fields["trained_on"], fields["cases"]) == ({}, {}, ["p5", "p6"])
+    assert (fields["differs"], fields["trained_on"], fields["cases"]) == (
+        {},
+        {},
+        ["p5", "p6"],
+    )
     assert files[run / "cases.csv"] == before[0][run / "cases.csv"]
 
 
@@ -222,7 +302,10 @@ def test_the_runs_own_evaluation_again_is_the_same(run):
     ("fields", "name"),
     [
         ({"threshold": 0.25}, "threshold=0.25"),
-        ({"sampler__ensemble": 3, "fusion": "majority"}, "sampler.ensemble=3,fusion=majority"),
+        (
+            {"sampler__ensemble": 3, "fusion": "majority"},
+            "sampler.ensemble=3,fusion=majority",
+        ),
         ({"eval__lesions": True}, "eval.lesions=True,eval.lesion_overlap=0.0"),
         ({"split__test": ("p1", "p5")}, "split.test=p1+p5"),
         ({"data__root": "theirs", "threshold": 0.4}, "theirs,threshold=0.4"),
@@ -230,39 +313,66 @@ def test_the_runs_own_evaluation_again_is_the_same(run):
 )
 def test_any_other_goes_whole_into_a_folder_of_its_own(run, tmp_path, fields, name):
     if "data__root" in fields:
-        fields = fields | {"data__root": str(write(tmp_path / "theirs", ["q1", "q2", "q3"], first=30))}
+        fields = fields | {
+            "data__root": str(write(tmp_path / "theirs", ["q1", "q2", "q3"], first=30))
+        }
     before = kept(run)
     found = again(run, **fields)
     there = run / EVALUATIONS / name
     assert kept(run) == before
     assert {path.name for path in (run / EVALUATIONS).iterdir()} == {name}
-    assert found == json.loads((there / "results.json").read_text()) and found["evaluation"] == name
-    expected = {"results.json", "cases.csv", "report_data.npz", "report.html", "report.md"}
+    assert (
+        found == json.loads((there / "results.json").read_text())
+        and found["evaluation"] == name
+    )
+    expected = {
+        "results.json",
+        "cases.csv",
+        "report_data.npz",
+        "report.html",
+        "report.md",
+    }
     if "eval__lesions" in fields:
         expected.add("lesions.csv")
     assert {path.name for path in there.iterdir()} == expected
     with (there / "cases.csv").open(newline="") as file:
         assert sorted({row["case"] for row in csv.DictReader(file)}) == found["cases"]
-    entry = {"data": found["data"], "cases": len(found["cases"]), "dice": found["standard"]["dice"]["mean"]}
+    entry = {
+        "data": found["data"],
+        "cases": len(found["cases"]),
+        "dice": found["standard"]["dice"]["mean"],
+    }
     assert json.loads((run / "results.json").read_text())[EVALUATIONS] == {name: entry}
     # A later one of the run's own keeps the index.
     again(run)
     assert json.loads((run / "results.json").read_text())[EVALUATIONS] == {name: entry}
 
 
-def test_another_data_set_is_named_and_what_was_trained_on_is_said(run, trained, tmp_path, capsys):
+def test_another_data_set_is_named_and_what_was_trained_on_is_said(
+    run, trained, tmp_path, capsys
+):
     theirs = write(tmp_path / "theirs", ["q1", "q2"], first=30)
     for kind in ("images", "masks"):
         shutil.copytree(trained / "ours" / kind / "p3", theirs / kind / "q3")
     found = again(run, data__root=str(theirs))
-    assert (found["data"], found["dataset"], found["cases"]) == (str(theirs), "theirs", ["q1", "q2", "q3"])
+    assert (found["data"], found["dataset"], found["cases"]) == (
+        str(theirs),
+        "theirs",
+        ["q1", "q2", "q3"],
+    )
     assert found["trained_on"] == {"q3": "train"}
     assert found["differs"] == {"data.root": [str(trained / "ours"), str(theirs)]}
     closing.tested(found, str(evaluations.folder_of(run, found)), seconds=1.0)
     said = capsys.readouterr()
-    assert "the model was trained or validated on 1 of these 3 cases: q3 (train)\n" in said.out
+    assert (
+        "the model was trained or validated on 1 of these 3 cases: q3 (train)\n"
+        in said.out
+    )
     assert said.out.endswith(f"{run}/evaluations/theirs/results.json has the rest\n")
-    assert "warning: The model was trained or validated on 1 of the 3 cases scored: q3 (train).\n" in said.err
+    assert (
+        "warning: The model was trained or validated on 1 of the 3 cases scored: q3 (train).\n"
+        in said.err
+    )
     again(run, data__root=str(theirs))
     assert [path.name for path in (run / EVALUATIONS).iterdir()] == ["theirs"]
 
@@ -273,7 +383,9 @@ def test_no_tensorboard_line_but_the_runs_own(run):
     assert sorted((run / "tensorboard").iterdir()) == lines and len(lines) == 1
 
 
-def test_what_is_passed_over_is_recorded_where_the_scores_are(run, tmp_path, capsys, monkeypatch):
+def test_what_is_passed_over_is_recorded_where_the_scores_are(
+    run, tmp_path, capsys, monkeypatch
+):
     theirs = write(tmp_path / "theirs", ["q1", "q2"], first=30)
     passed = [walk.PassedOver(theirs / "x.nrrd", "not a format that is read (.nrrd)")]
     facts = ImageFolder.facts.fget
@@ -284,11 +396,19 @@ def test_what_is_passed_over_is_recorded_where_the_scores_are(run, tmp_path, cap
 
     monkeypatch.setattr(ImageFolder, "facts", property(with_passed))
     found = again(run, data__root=str(theirs))
-    assert found["passed_over"] == "1 file passed over: 1 not a format that is read (.nrrd)"
-    assert (run / EVALUATIONS / "theirs" / walk.RECORD).exists() and not (run / walk.RECORD).exists()
+    assert (
+        found["passed_over"]
+        == "1 file passed over: 1 not a format that is read (.nrrd)"
+    )
+    assert (run / EVALUATIONS / "theirs" / walk.RECORD).exists() and not (
+        run / walk.RECORD
+    ).exists()
     capsys.readouterr()
     closing.tested(found, str(run), seconds=1.0)
-    assert "1 file passed over: 1 not a format that is read (.nrrd); passed_over.csv" in capsys.readouterr().out
+    assert (
+        "1 file passed over: 1 not a format that is read (.nrrd); passed_over.csv"
+        in capsys.readouterr().out
+    )
 
 
 def test_two_at_once_are_refused_before_anything_is_scored(run):
@@ -300,8 +420,16 @@ def test_two_at_once_are_refused_before_anything_is_scored(run):
 
 
 def test_fields_that_an_evaluation_may_not_change(run):
-    for field, value in (("split__train", ("p1",)), ("data__size", 32), ("split__seed", 5), ("row", "x")):
-        refused(lambda field=field, value=value: again(run, **{field: value}), field.replace("__", "."))
+    for field, value in (
+        ("split__train", ("p1",)),
+        ("data__size", 32),
+        ("split__seed", 5),
+        ("row", "x"),
+    ):
+        refused(
+            lambda field=field, value=value: again(run, **{field: value}),
+            field.replace("__", "."),
+        )
 
 
 # ---- The report
@@ -313,7 +441,9 @@ def test_a_report_finds_a_run_once_and_an_evaluation_where_it_is_given(run, tmp_
     names = ["threshold=0.25", "threshold=0.75"]
     each = [run / EVALUATIONS / name for name in names]
     assert results.find(str(run)) == ([run], []) == results.find(str(tmp_path))
-    assert results.find(str(run / EVALUATIONS))[0] == each and results.find(str(each[0]))[0] == [each[0]]
+    assert results.find(str(run / EVALUATIONS))[0] == each and results.find(
+        str(each[0])
+    )[0] == [each[0]]
     report.run(str(each[1]), str(tmp_path / "r.html"))
     assert "threshold 0.75, of the run 0.5" in (tmp_path / "r.html").read_text()
     # Without results of its own it is a run that is not finished.

@@ -1,4 +1,6 @@
-"""What mode evaluate scores: the recorded test, named cases, all of another data set; and what of it was trained on."""
+"""What mode evaluate scores: the recorded test, named cases, all of another data set;
+and what of it was trained on.
+"""
 
 import json
 import shutil
@@ -11,7 +13,11 @@ from biedsnet_jax.config import split_record
 from biedsnet_jax.evaluation import scored_cases
 
 CASES = ["p1", "p2", "p3", "p4", "p5", "p6"]
-NAMED = {"split__train": ("p1", "p2", "p3"), "split__val": ("p4",), "split__test": ("p5", "p6")}
+NAMED = {
+    "split__train": ("p1", "p2", "p3"),
+    "split__val": ("p4",),
+    "split__test": ("p5", "p6"),
+}
 OWN = {"train": ["p1", "p2", "p3"], "val": ["p4"], "test": ["p5", "p6"]}
 
 
@@ -70,7 +76,10 @@ def test_all_cases_of_another_data_set_are_scored(run, tmp_path, capsys):
     assert sides(data) == {"train": [], "val": [], "test": [f"q{n}" for n in range(5)]}
     assert scope.differs == {"data.root": [str(run[0]), str(theirs)]}
     assert (scope.dataset, scope.trained_on, data.root) == ("theirs", {}, str(theirs))
-    assert opened(theirs, run[1], data__name="the other hospital")[1].dataset == "the other hospital"
+    assert (
+        opened(theirs, run[1], data__name="the other hospital")[1].dataset
+        == "the other hospital"
+    )
     assert capsys.readouterr().err == ""
 
 
@@ -78,11 +87,18 @@ def test_all_cases_of_another_data_set_are_scored(run, tmp_path, capsys):
 def test_the_same_names_with_other_bytes_are_another_data_set(run, tmp_path, bytes_of):
     write(tmp_path / "theirs", CASES, first=0 if bytes_of == "the test" else 40)
     if bytes_of == "the test":
-        shutil.copy(tmp_path / "theirs" / "masks" / "p5" / "0.png", tmp_path / "theirs" / "masks" / "p6" / "0.png")
+        shutil.copy(
+            tmp_path / "theirs" / "masks" / "p5" / "0.png",
+            tmp_path / "theirs" / "masks" / "p6" / "0.png",
+        )
     data, scope = opened(tmp_path / "theirs", run[1])
     assert data.cases("test") == CASES and "data.root" in scope.differs
     # By content: a name alone says nothing on another data set.
-    assert scope.trained_on == ({} if bytes_of == "all" else {"p1": "train", "p2": "train", "p3": "train", "p4": "val"})
+    assert scope.trained_on == (
+        {}
+        if bytes_of == "all"
+        else {"p1": "train", "p2": "train", "p3": "train", "p4": "val"}
+    )
 
 
 def test_a_larger_set_that_has_the_runs_cases_is_another_one(run, tmp_path, capsys):
@@ -90,7 +106,12 @@ def test_a_larger_set_that_has_the_runs_cases_is_another_one(run, tmp_path, caps
     write(tmp_path / "theirs", ["q1", "q2"], first=30)
     data, scope = opened(tmp_path / "theirs", run[1])
     assert data.cases("test") == [*CASES, "q1", "q2"]
-    assert scope.trained_on == {"p1": "train", "p2": "train", "p3": "train", "p4": "val"}
+    assert scope.trained_on == {
+        "p1": "train",
+        "p2": "train",
+        "p3": "train",
+        "p4": "val",
+    }
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         "warning: The model was trained or validated on 4 of the 8 cases scored: "
@@ -104,7 +125,10 @@ def test_cases_of_the_training_are_known_by_content_under_any_name(run, tmp_path
         shutil.copytree(run[0] / kind / "p4", tmp_path / "theirs" / kind / "also")
         shutil.copytree(run[0] / kind / "p6", tmp_path / "theirs" / kind / "tested")
     write(tmp_path / "theirs", ["p1"], first=50)
-    assert opened(tmp_path / "theirs", run[1])[1].trained_on == {"also": "val", "renamed": "train"}
+    assert opened(tmp_path / "theirs", run[1])[1].trained_on == {
+        "also": "val",
+        "renamed": "train",
+    }
 
 
 @pytest.mark.parametrize(
@@ -112,7 +136,11 @@ def test_cases_of_the_training_are_known_by_content_under_any_name(run, tmp_path
     [
         (("p5",), ["p5"], {}),
         (("p[56]", "p2"), ["p2", "p5", "p6"], {"p2": "train"}),
-        (("*",), [*CASES, "p7"], {"p1": "train", "p2": "train", "p3": "train", "p4": "val"}),
+        (
+            ("*",),
+            [*CASES, "p7"],
+            {"p1": "train", "p2": "train", "p3": "train", "p4": "val"},
+        ),
         (("p7",), ["p7"], {}),
     ],
 )
@@ -126,23 +154,41 @@ def test_cases_can_be_named_those_that_were_added_too(run, names, scored, traine
 
 def test_cases_of_another_data_set_can_be_named(run, tmp_path):
     theirs = write(tmp_path / "theirs", [*(f"q{n}" for n in range(3)), "7"], first=30)
-    data, scope = opened(theirs, run[1], "q1", 7)  # flags read a case called 7 as a number
-    assert data.cases("test") == ["7", "q1"] and set(scope.differs) == {"data.root", "split.test"}
-    refused(lambda: opened(theirs, run[1], "r1"), "unknown case, r1", "the nearest is q1")
+    # flags read a case called 7 as a number
+    data, scope = opened(theirs, run[1], "q1", 7)
+    assert data.cases("test") == ["7", "q1"] and set(scope.differs) == {
+        "data.root",
+        "split.test",
+    }
+    refused(
+        lambda: opened(theirs, run[1], "r1"), "unknown case, r1", "the nearest is q1"
+    )
 
 
 @pytest.mark.parametrize(
     ("names", "first", "alike"),
-    [(["p1", "p4", "p5"], 50, ["p1", "p4"]), (["p2"], 60, ["p2"]), (["p5", "q1"], 70, []), (["p1", "p2"], 0, [])],
+    [
+        (["p1", "p4", "p5"], 50, ["p1", "p4"]),
+        (["p2"], 60, ["p2"]),
+        (["p5", "q1"], 70, []),
+        (["p1", "p2"], 0, []),
+    ],
 )
-def test_other_data_with_names_of_the_training_are_told(run, tmp_path, capsys, names, first, alike):
+def test_other_data_with_names_of_the_training_are_told(
+    run, tmp_path, capsys, names, first, alike
+):
     theirs = write(tmp_path / "theirs", names, first=first)
     _, scope = opened(theirs, run[1])
     said = capsys.readouterr().err
     assert scope.trained_on == ({} if first else {"p1": "train", "p2": "train"})
-    assert ("have the name of a case that the model was trained or validated on" in said) == bool(alike)
+    assert (
+        "have the name of a case that the model was trained or validated on" in said
+    ) == bool(alike)
     if alike:
-        assert f"{len(alike)} of the {len(names)} cases" in said and ": " + ", ".join(alike) + "." in said
+        assert (
+            f"{len(alike)} of the {len(names)} cases" in said
+            and ": " + ", ".join(alike) + "." in said
+        )
 
 
 def test_one_case_is_enough(run, tmp_path):
@@ -195,7 +241,9 @@ def test_scores_of_a_split_that_could_not_be_told_prove_nothing_later(old, again
 def test_an_old_workdir_that_was_tested_on_others_stops_but_for_named_cases(old):
     cfg, workdir, tested = old
     (workdir / "results.json").write_text(json.dumps({"cases": ["p9", *tested]}))
-    refused(lambda: scored_cases.open_data(cfg, workdir), "The data changed since", "p9")
+    refused(
+        lambda: scored_cases.open_data(cfg, workdir), "The data changed since", "p9"
+    )
     cfg.split.test = ("p1",)
     data, scope = scored_cases.open_data(cfg, workdir)
     assert data.cases("test") == ["p1"] and scope.trained_on is None
@@ -203,7 +251,9 @@ def test_an_old_workdir_that_was_tested_on_others_stops_but_for_named_cases(old)
 
 
 @pytest.mark.parametrize("moved", [True, False])
-def test_other_data_of_an_old_workdir_are_its_own_only_where_it_was_moved(old, tmp_path, capsys, moved):
+def test_other_data_of_an_old_workdir_are_its_own_only_where_it_was_moved(
+    old, tmp_path, capsys, moved
+):
     cfg, workdir, tested = old
     (workdir / "results.json").write_text(json.dumps({"cases": tested}))
     (shutil.move if moved else shutil.copytree)(tmp_path / "ours", tmp_path / "there")

@@ -1,4 +1,6 @@
-"""A test split without any lesion, or without one of the classes: evaluated to the end and reported."""
+"""A test split without any lesion, or without one of the classes: evaluated to the end
+and reported.
+"""
 
 import html
 import json
@@ -24,7 +26,9 @@ SIZE = 16
 
 
 class Made(Stub):
-    """Marks the pixels above a value in every class, as a model of one pass or of two samples would."""
+    """Marks the pixels above a value in every class, as a model of one pass or of two
+    samples would.
+    """
 
     def __init__(self, cfg):
         self.classes = cfg.data.classes
@@ -51,7 +55,9 @@ def evaluated(cfg, workdir, monkeypatch, *, above):
 
 def shown(workdir):
     """Both reports, and results.json read strictly."""
-    fields = json.loads((workdir / "results.json").read_text(), parse_constant=pytest.fail)
+    fields = json.loads(
+        (workdir / "results.json").read_text(), parse_constant=pytest.fail
+    )
     assert results.load(workdir).fields == fields
     pages = [(workdir / f"report.{end}").read_text() for end in ("html", "md")]
     report.run(str(workdir), str(workdir / "again.html"))
@@ -59,19 +65,40 @@ def shown(workdir):
     return fields, pages
 
 
-@pytest.mark.parametrize("above", [0.7, 9.0], ids=["false lesions", "nothing predicted"])
-@pytest.mark.parametrize(("method", "classes"), [("direct", 1), ("direct", 2), ("diffusion", 1), ("diffusion", 2)])
+@pytest.mark.parametrize(
+    "above", [0.7, 9.0], ids=["false lesions", "nothing predicted"]
+)
+@pytest.mark.parametrize(
+    ("method", "classes"),
+    [("direct", 1), ("direct", 2), ("diffusion", 1), ("diffusion", 2)],
+)
 def test_a_test_without_lesion(tmp_path, monkeypatch, capsys, method, classes, above):
     cfg = phantom.get_config()
-    fields = {"data.size": SIZE, "data.classes": classes, "method": method, "sampler.steps": 2, "eval.batch_size": 8}
-    fields |= {"eval.pictures": 3, "eval.lesions": True, "data.phantom.empty_fraction": 1.0, "log.tensorboard": True}
-    cfg.update_from_flattened_dict(fields | {"data.phantom.n_cases": 4, "data.phantom.slices_per_case": 2})
+    fields = {
+        "data.size": SIZE,
+        "data.classes": classes,
+        "method": method,
+        "sampler.steps": 2,
+        "eval.batch_size": 8,
+    }
+    fields |= {
+        "eval.pictures": 3,
+        "eval.lesions": True,
+        "data.phantom.empty_fraction": 1.0,
+        "log.tensorboard": True,
+    }
+    cfg.update_from_flattened_dict(
+        fields | {"data.phantom.n_cases": 4, "data.phantom.slices_per_case": 2}
+    )
     found = evaluated(cfg, tmp_path / "run", monkeypatch, above=above)
     fields, pages = shown(tmp_path / "run")
     slices = found["n_images"]
     got = 0 if above == 9 else slices
     says = f"no slice of the test has a lesion: Dice is undefined; {got} of {slices} slices got a false one"
-    assert found["standard"]["dice"]["mean"] is None and found["n_empty"] == slices * classes
+    assert (
+        found["standard"]["dice"]["mean"] is None
+        and found["n_empty"] == slices * classes
+    )
     assert len(found["false_positive_slices"]) == got * classes
     assert found == fields and all(says in page for page in pages)
     closing.tested(found, str(tmp_path / "run"), seconds=1.0)
@@ -101,22 +128,55 @@ def write_cases(root, truths):
             "3 of 3 slices without lesion got one, 2 of 2 cases without lesion got one",
         ),
         (1, {"a": [[1], []]}, "1 of 1 slice without lesion got one"),
-        (1, {"=a": [[]], "+b|c": [[]]}, "no slice of the test has a lesion: Dice is undefined; 2 of 2 slices"),
-        (2, {"a": [[1], [1]], "b": [[]]}, "class 2: no slice of the test has one: its Dice is undefined; 3 of 3"),
-        (2, {"a": [[2]]}, "class 1: no slice of the test has one: its Dice is undefined; 1 of 1 slice got"),
-        (2, {"a": [[1, 2]], "b": [[1], [2]]}, "class 1: 1 of 1 slice without lesion got one"),
+        (
+            1,
+            {"=a": [[]], "+b|c": [[]]},
+            "no slice of the test has a lesion: Dice is undefined; 2 of 2 slices",
+        ),
+        (
+            2,
+            {"a": [[1], [1]], "b": [[]]},
+            "class 2: no slice of the test has one: its Dice is undefined; 3 of 3",
+        ),
+        (
+            2,
+            {"a": [[2]]},
+            "class 1: no slice of the test has one: its Dice is undefined; 1 of 1 slice got",
+        ),
+        (
+            2,
+            {"a": [[1, 2]], "b": [[1], [2]]},
+            "class 1: 1 of 1 slice without lesion got one",
+        ),
     ],
-    ids=["one case has all", "one case", "none, odd names", "no class 2", "one slice, no class 1", "not in each"],
+    ids=[
+        "one case has all",
+        "one case",
+        "none, odd names",
+        "no class 2",
+        "one slice, no class 1",
+        "not in each",
+    ],
 )
-def test_cases_and_classes_that_have_none(tmp_path, monkeypatch, capsys, classes, truths, says):
+def test_cases_and_classes_that_have_none(
+    tmp_path, monkeypatch, capsys, classes, truths, says
+):
     others = {"of_training": [[1, 2][:classes]], "of_validation": [[1]]}
     write_cases(tmp_path / "data", truths | others)
     cfg = folder.get_config()
-    fields = {"data.root": str(tmp_path / "data"), "data.size": SIZE, "data.classes": classes, "eval.batch_size": 8}
+    fields = {
+        "data.root": str(tmp_path / "data"),
+        "data.size": SIZE,
+        "data.classes": classes,
+        "eval.batch_size": 8,
+    }
     fields |= {"split.train": ("of_training",), "split.val": ("of_validation",)}
     fields |= {"split.test": tuple(truths), "eval.pictures": 2}
-    cfg.update_from_flattened_dict(fields | {"method": "direct", "log.tensorboard": False, "eval.lesions": True})
-    found = evaluated(cfg, tmp_path / "run", monkeypatch, above=-99)  # everything is predicted
+    cfg.update_from_flattened_dict(
+        fields | {"method": "direct", "log.tensorboard": False, "eval.lesions": True}
+    )
+    # everything is predicted
+    found = evaluated(cfg, tmp_path / "run", monkeypatch, above=-99)
     closing.tested(found, str(tmp_path / "run"), seconds=1.0)
     assert says in capsys.readouterr().out
     _, (page, text) = shown(tmp_path / "run")
@@ -124,4 +184,7 @@ def test_cases_and_classes_that_have_none(tmp_path, monkeypatch, capsys, classes
     # Names that a spreadsheet would take for formulas come back as they were.
     assert {case for case, _, _ in results.load(tmp_path / "run").images} == set(truths)
     for name in ("cases.csv", "lesions.csv"):
-        assert not any(row["case"].startswith(("=", "+")) for row in csv_files.read(tmp_path / "run" / name))
+        assert not any(
+            row["case"].startswith(("=", "+"))
+            for row in csv_files.read(tmp_path / "run" / name)
+        )

@@ -1,4 +1,5 @@
-"""Fuzz tests: a few inputs each by default, the same every time; 3,200 new ones in all with the profile `thorough`.
+"""Fuzz tests: a few inputs each by default, the same every time; 3,200 new ones in all
+with the profile `thorough`.
 
 python -m pytest tests/fuzz --hypothesis-profile=thorough
 """

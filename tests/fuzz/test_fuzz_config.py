@@ -1,6 +1,8 @@
-"""Any value of any field, as a flag, in Python or in a workdir's config.json: refused in one line, or it can be run.
+"""Any value of any field, as a flag, in Python or in a workdir's config.json: refused
+in one line, or it can be run.
 
-It can be run: its config survives its workdir, and segmenter, optimizer and data are made of it.
+It can be run: its config survives its workdir, and segmenter, optimizer and data are
+made of it.
 """
 
 import sys
@@ -26,18 +28,36 @@ BASE = phantom.get_config()
 FIELDS = sorted(flat(BASE))
 SAVED = BASE.to_json_best_effort().encode()
 # Paths are the user's to choose, and "tfds" would look for real sets.
-CHOSEN = [name for name in FIELDS if not name.startswith(("compile_cache", "data.cache_dir", "data.tfds", "data.root"))]
+CHOSEN = [
+    name
+    for name in FIELDS
+    if not name.startswith(
+        ("compile_cache", "data.cache_dir", "data.tfds", "data.root")
+    )
+]
 
 NUMBERS = (
-    st.integers(-2, 20) | st.sampled_from([2**31, 2**63, 10**30, 0.5, 1e-300, 1e300]) | st.floats() | st.booleans()
+    st.integers(-2, 20)
+    | st.sampled_from([2**31, 2**63, 10**30, 0.5, 1e-300, 1e300])
+    | st.floats()
+    | st.booleans()
 )
-TEXTS = st.text(max_size=8) | st.sampled_from(["", "none", "auto", "(1,", "1e3", "True", "medsegdiff", "unet", "tfds"])
-VALUES = NUMBERS | TEXTS | st.none() | st.lists(NUMBERS | TEXTS, max_size=5).map(tuple) | st.just({"a": 1})
+TEXTS = st.text(max_size=8) | st.sampled_from(
+    ["", "none", "auto", "(1,", "1e3", "True", "medsegdiff", "unet", "tfds"]
+)
+VALUES = (
+    NUMBERS
+    | TEXTS
+    | st.none()
+    | st.lists(NUMBERS | TEXTS, max_size=5).map(tuple)
+    | st.just({"a": 1})
+)
 
 
 @pytest.fixture
 def _absl(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))  # config files import one another
+    # config files import one another
+    monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.chdir(ROOT)
     yield
@@ -60,7 +80,17 @@ def test_flags(place):
     @given(
         name=st.sampled_from(CHOSEN) | st.text(max_size=10),
         value=VALUES.map(str) | st.text(max_size=10),
-        more=st.sampled_from([[], [], ["--mode=predict"], ["--repeats=x"], ["-"], ["--config"], ["--noconfig.seed"]]),
+        more=st.sampled_from(
+            [
+                [],
+                [],
+                ["--mode=predict"],
+                ["--repeats=x"],
+                ["-"],
+                ["--config"],
+                ["--noconfig.seed"],
+            ]
+        ),
     )
     def check(name, value, more):
         absl_flags.forget()
@@ -71,7 +101,9 @@ def test_flags(place):
             *more,
             f"--workdir={place}/run",
         ]
-        tried(lambda: (main.parse_flags(argv), run_of(main._CONFIG.value)), inside=place)
+        tried(
+            lambda: (main.parse_flags(argv), run_of(main._CONFIG.value)), inside=place
+        )
 
     check()
 
@@ -87,7 +119,8 @@ def test_values(place):
                 with section.ignore_type():
                     section[last] = value
             except TypeError:
-                return  # ml_collections itself takes no section in the place of a value
+                # ml_collections itself takes no section in the place of a value
+                return
         if tried(lambda: run_of(cfg), inside=place):
             run_config.save(cfg, place / "config.json")
             run_config.check_trained(run_config.load(place), place)
@@ -98,7 +131,12 @@ def test_values(place):
 
 def test_fields_of_networks(place):
     sizes = st.integers(-1, 24)
-    values = sizes | st.booleans() | st.sampled_from([0.0, 0.5, 1.5]) | st.lists(sizes, max_size=5).map(tuple)
+    values = (
+        sizes
+        | st.booleans()
+        | st.sampled_from([0.0, 0.5, 1.5])
+        | st.lists(sizes, max_size=5).map(tuple)
+    )
 
     @given(data=st.data(), network=st.sampled_from(sorted(NETWORKS)))
     def check(data, network):
@@ -106,7 +144,13 @@ def test_fields_of_networks(place):
         cfg.data.size = 32
         fields = cfg.networks[network]
         with fields.ignore_type():
-            fields.update(data.draw(st.dictionaries(st.sampled_from(sorted(fields)), values, min_size=1, max_size=2)))
+            fields.update(
+                data.draw(
+                    st.dictionaries(
+                        st.sampled_from(sorted(fields)), values, min_size=1, max_size=2
+                    )
+                )
+            )
         make = lambda: build_model.init_variables(build_model.build(run_of(cfg)), cfg)  # noqa: E731
         tried(lambda: jax.eval_shape(make), inside=place)
 

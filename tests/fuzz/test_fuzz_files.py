@@ -1,4 +1,6 @@
-"""Damaged checkpoints and weights: refused in one line, or the numbers of a whole file; never others."""
+"""Damaged checkpoints and weights: refused in one line, or the numbers of a whole file;
+never others.
+"""
 
 import dataclasses
 import io
@@ -25,7 +27,9 @@ STEPS = (1, 2)
 
 def state(step: int) -> train_state.TrainState:
     values = np.random.default_rng(step).normal(size=(3, 5, 64)).astype(np.float32)
-    made = train_state.create({"params": {"kernel": jnp.asarray(values)}, "batch_stats": {}}, optax.adam(1e-3))
+    made = train_state.create(
+        {"params": {"kernel": jnp.asarray(values)}, "batch_stats": {}}, optax.adam(1e-3)
+    )
     return dataclasses.replace(made, step=jnp.int32(step))
 
 
@@ -39,16 +43,27 @@ def saved(tmp_path_factory):
     workdir, mesh = tmp_path_factory.mktemp("saved") / "run", devices.make_mesh()
     with checkpoint.Checkpoints(workdir, keep_latest=2) as checkpoints:
         for step in STEPS:
-            checkpoints.save(jax.device_put(state(step), devices.replicated(mesh)), config={}, val_dice=0.1 * step)
-    files = sorted(path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file())
+            checkpoints.save(
+                jax.device_put(state(step), devices.replicated(mesh)),
+                config={},
+                val_dice=0.1 * step,
+            )
+    files = sorted(
+        path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file()
+    )
     return workdir, mesh, files
 
 
 @st.composite
 def damages(draw, workdir: Path, files: list[Path]):
-    """What becomes of up to three files: other bytes, or none at all (None), which is to take the file away."""
+    """What becomes of up to three files: other bytes, or none at all (None), which is
+    to take the file away.
+    """
     chosen = draw(st.lists(st.sampled_from(files), min_size=1, max_size=3, unique=True))
-    return {path: draw(st.none() | damaged((workdir / path).read_bytes())) for path in chosen}
+    return {
+        path: draw(st.none() | damaged((workdir / path).read_bytes()))
+        for path in chosen
+    }
 
 
 def test_damaged_checkpoints(saved, place):
@@ -65,7 +80,10 @@ def test_damaged_checkpoints(saved, place):
                 (place / "run" / path).unlink()
             else:
                 (place / "run" / path).write_bytes(data)
-        found = tried(lambda: checkpoint.restore_variables(place / "run", like, mesh), inside=place)
+        found = tried(
+            lambda: checkpoint.restore_variables(place / "run", like, mesh),
+            inside=place,
+        )
         if found is not None:
             variables, step = found
             assert numbers(variables) == expected[step]
@@ -82,13 +100,20 @@ def npz(**arrays) -> bytes:
 def safetensors(arrays: dict[str, np.ndarray]) -> bytes:
     header, body = {}, b""
     for name, array in arrays.items():
-        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [len(body), len(body) + array.nbytes]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": array.shape,
+            "data_offsets": [len(body), len(body) + array.nbytes],
+        }
         body += array.tobytes()
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + body
 
 
-TENSORS = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(2, np.float32)}
+TENSORS = {
+    "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "b": np.ones(2, np.float32),
+}
 WEIGHTS = {"w.npz": npz(**TENSORS), "w.safetensors": safetensors(TENSORS)}
 
 
@@ -100,6 +125,8 @@ def test_damaged_weights(place, name):
     def check(data):
         (place / name).write_bytes(data)
         read = tried(lambda: weight_files.read_state(place / name), inside=place)
-        assert read is None or all(isinstance(array, np.ndarray) for array in read.values())
+        assert read is None or all(
+            isinstance(array, np.ndarray) for array in read.values()
+        )
 
     check()

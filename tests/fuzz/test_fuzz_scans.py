@@ -1,4 +1,6 @@
-"""Any bytes under the name of a scan: refused in one line, or segmented on the grid that the file states."""
+"""Any bytes under the name of a scan: refused in one line, or segmented on the grid
+that the file states.
+"""
 
 import functools
 import gzip
@@ -38,7 +40,9 @@ PICTURES = {
     "plain.tif": picture("TIFF"),
     "float.tif": picture("TIFF", GREY.astype(np.float32)),
     "lzw.tif": picture("TIFF", compression="tiff_lzw"),
-    "deflate.tif": picture("TIFF", GREY.astype(np.uint16), compression="tiff_adobe_deflate"),
+    "deflate.tif": picture(
+        "TIFF", GREY.astype(np.uint16), compression="tiff_adobe_deflate"
+    ),
 }
 
 
@@ -54,14 +58,28 @@ def png_headers(draw):
     sides = st.integers(0, 40) | st.sampled_from([2**16, 2**31 - 1, 2**32 - 1])
     bits = st.sampled_from([1, 2, 4, 8, 16]) | st.integers(0, 255)
     kinds = st.sampled_from([0, 2, 3, 4, 6]) | st.integers(0, 255)
-    methods = st.tuples(*[st.sampled_from([0, 0, 1])] * 3)  # compression, filter, interlace
-    header = struct.pack(">IIBBBBB", *(draw(x) for x in (sides, sides, bits, kinds)), *draw(methods))
-    parts = {b"IHDR": header, b"IDAT": zlib.compress(draw(st.binary(max_size=300))), b"IEND": b""}
-    return "made.png", b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, body) for name, body in parts.items())
+    # compression, filter, interlace
+    methods = st.tuples(*[st.sampled_from([0, 0, 1])] * 3)
+    header = struct.pack(
+        ">IIBBBBB", *(draw(x) for x in (sides, sides, bits, kinds)), *draw(methods)
+    )
+    parts = {
+        b"IHDR": header,
+        b"IDAT": zlib.compress(draw(st.binary(max_size=300))),
+        b"IEND": b"",
+    }
+    return "made.png", b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(name, body) for name, body in parts.items()
+    )
 
 
 def chunk(name, body):
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return (
+        struct.pack(">I", len(body))
+        + name
+        + body
+        + struct.pack(">I", zlib.crc32(name + body))
+    )
 
 
 def volume(kind=nib.Nifti1Image, dtype=np.int16) -> bytes:
@@ -84,7 +102,9 @@ def nifti_headers(draw):
     if draw(st.booleans()):
         return "made.nii", data
     packed = gzip.compress(data, mtime=0)
-    return "made.nii.gz", packed[: draw(st.just(len(packed)) | st.integers(0, len(packed)))]
+    return "made.nii.gz", packed[
+        : draw(st.just(len(packed)) | st.integers(0, len(packed)))
+    ]
 
 
 def values(dtype: np.dtype) -> st.SearchStrategy:
@@ -92,36 +112,57 @@ def values(dtype: np.dtype) -> st.SearchStrategy:
         return st.floats(width=32) | st.sampled_from([0.0, np.nan, np.inf, 1e-30, 1e30])
     if dtype.kind in "iu":
         low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-        return st.integers(max(low, -1), 8) | st.sampled_from([low, high]) | st.integers(low, high)
+        return (
+            st.integers(max(low, -1), 8)
+            | st.sampled_from([low, high])
+            | st.integers(low, high)
+        )
     return st.binary(max_size=dtype.itemsize)
 
 
 @st.composite
 def nifti_bytes(draw):
     plain = volume()
-    name, whole = draw(st.sampled_from([("made.nii", plain), ("made.nii.gz", gzip.compress(plain, mtime=0))]))
+    name, whole = draw(
+        st.sampled_from(
+            [("made.nii", plain), ("made.nii.gz", gzip.compress(plain, mtime=0))]
+        )
+    )
     return name, draw(damaged(whole, within=360 if name == "made.nii" else None))
 
 
 @functools.cache
 def dicom() -> bytes:
-    import made_dicom  # which needs pydicom
+    # which needs pydicom
+    import made_dicom
 
     with tempfile.TemporaryDirectory() as folder:
-        return made_dicom.write_slice(Path(folder) / "a.dcm", GREY.astype(np.int16), position=(1, 2, 3)).read_bytes()
+        return made_dicom.write_slice(
+            Path(folder) / "a.dcm", GREY.astype(np.int16), position=(1, 2, 3)
+        ).read_bytes()
 
 
 def dicom_bytes():
     header = len(dicom()) - 2 * GREY.size
-    return st.tuples(st.just("made.dcm"), damaged(dicom(), within=header) | damaged(dicom()))
+    return st.tuples(
+        st.just("made.dcm"), damaged(dicom(), within=header) | damaged(dicom())
+    )
 
 
 NEEDS_PYDICOM = pytest.mark.skipif(find_spec("pydicom") is None, reason="no pydicom")
 
 
-@pytest.mark.filterwarnings("ignore")  # pydicom has much to say about each
+# pydicom has much to say about each
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "files", [pictures, png_headers, nifti_headers, nifti_bytes, pytest.param(dicom_bytes, marks=NEEDS_PYDICOM)]
+    "files",
+    [
+        pictures,
+        png_headers,
+        nifti_headers,
+        nifti_bytes,
+        pytest.param(dicom_bytes, marks=NEEDS_PYDICOM),
+    ],
 )
 def test_any_scan_is_refused_or_segmented(place, files):
     @given(file=files(), channels=st.sampled_from([1, 1, 3]))
@@ -131,7 +172,11 @@ def test_any_scan_is_refused_or_segmented(place, files):
         shutil.rmtree(place / "out", ignore_errors=True)
         (place / "in").mkdir(), (place / "out").mkdir()
         (place / "in" / name).write_bytes(data)
-        scan = tried(lambda: segmented(place / "in", place / "out", channels), inside=place, writes=place / "out")
+        scan = tried(
+            lambda: segmented(place / "in", place / "out", channels),
+            inside=place,
+            writes=place / "out",
+        )
         if scan is not None:
             assert scan.slices.shape[-1] == channels and np.isfinite(scan.slices).all()
             (mask,) = (place / "out").glob("*_mask.*")
@@ -140,7 +185,9 @@ def test_any_scan_is_refused_or_segmented(place, files):
                 assert written.shape == scan.volume.shape
                 unit = {"micron": 1e-3, "meter": 1e3}.get(unit_of(written), 1.0)
                 in_mm = np.diag([unit, unit, unit, 1]) @ written.affine
-                np.testing.assert_allclose(in_mm, scan.volume.affine, rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(
+                    in_mm, scan.volume.affine, rtol=1e-5, atol=1e-5
+                )
 
     check()
 
@@ -151,10 +198,14 @@ def unit_of(image) -> str:
 
 
 def segmented(source: Path, folder: Path, channels: int):
-    """The first scan of a folder, its mask written as mode predict does; the network's part is left out."""
+    """The first scan of a folder, its mask written as mode predict does; the network's
+    part is left out.
+    """
     item = scans.search(source, channels=channels).items[0]
     scan = scans.read(item, channels=channels)
     maps = {"probability": np.full((len(scan.slices), 4, 4, 1), 0.7, np.float32)}
     made = result.Prediction(scan.slices.shape[1:3], maps, None, 0.5, ((1,),), 0.0)
-    outputs.write(scan, made, outputs.paths(folder, item, classes=1, diffusion=False, samples=0))
+    outputs.write(
+        scan, made, outputs.paths(folder, item, classes=1, diffusion=False, samples=0)
+    )
     return scan

@@ -6,7 +6,8 @@ from absl import flags
 def forget() -> None:
     """As before any parsing."""
     for name in list(flags.FLAGS):
-        if name.startswith("config."):  # config_flags defines one for each override that it sees
+        # config_flags defines one for each override that it sees
+        if name.startswith("config."):
             delattr(flags.FLAGS, name)
         else:
             flags.FLAGS[name].unparse()

@@ -1,4 +1,6 @@
-"""A made-up model that finds what is bright, so that every mask is known; a workdir where it was trained, a server."""
+"""A made-up model that finds what is bright, so that every mask is known; a workdir
+where it was trained, a server.
+"""
 
 import contextlib
 import tempfile
@@ -18,7 +20,9 @@ SIZE = 16
 
 
 class Bright:
-    """Certain wherever the normalised image is above a half, but for some noise of each sample."""
+    """Certain wherever the normalised image is above a half, but for some noise of each
+    sample.
+    """
 
     draws_samples = True
 
@@ -35,17 +39,28 @@ class Bright:
         found = jnp.where(image > variables["params"]["above"], 0.8, 0.1)
 
         def sample(number):
-            noise = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, number), image.shape[1:]))(keys)
+            noise = jax.vmap(
+                lambda key: jax.random.uniform(
+                    jax.random.fold_in(key, number), image.shape[1:]
+                )
+            )(keys)
             return found + 0.1 * noise
 
         return jax.vmap(sample)(jnp.arange(ensemble))
 
 
 def write_workdir(workdir, above=0.5):
-    """A trained run of the made-up model, which finds what is brighter than `above`; returns the folder."""
+    """A trained run of the made-up model, which finds what is brighter than `above`;
+    returns the folder.
+    """
     cfg = folder.get_config()
     variants.toy(cfg)
-    cfg.data.size, cfg.data.normalise, cfg.eval.batch_size, cfg.compile_cache = SIZE, "minmax", 8, ""
+    cfg.data.size, cfg.data.normalise, cfg.eval.batch_size, cfg.compile_cache = (
+        SIZE,
+        "minmax",
+        8,
+        "",
+    )
     cfg.sampler.ensemble = 2
     variables = Bright().init(None, None)
     variables["params"]["above"] = jnp.float32(above)
@@ -71,7 +86,12 @@ def served(workdir, folder, limits, token=None):
     """The address of a server in this process, whose temporary files are in `folder`."""
     from biedsnet_jax.serving import serve
 
-    with pytest.MonkeyPatch.context() as patch, serve._listening("127.0.0.1", 0) as listener:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        serve._listening("127.0.0.1", 0) as listener,
+    ):
         patch.setattr(tempfile, "tempdir", str(folder))
-        with serve.serving(predictor.load(workdir), listener, limits, token=token) as url:
+        with serve.serving(
+            predictor.load(workdir), listener, limits, token=token
+        ) as url:
             yield url

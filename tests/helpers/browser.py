@@ -1,11 +1,12 @@
-"""A real headless Chromium for tests of pages. A test module takes the fixtures by name:
+"""A real headless Chromium for tests of pages. A test module takes the fixtures by
+name:
 
     import browser
 
     browser_page, page_log = browser.browser_page, browser.page_log
 
-Tests skip where Playwright (`pip install playwright`) or Chromium (`apt-get install chromium`, or its path in the
-environment variable CHROMIUM) is missing.
+Tests skip where Playwright (`pip install playwright`) or Chromium (`apt-get install
+chromium`, or its path in the environment variable CHROMIUM) is missing.
 """
 
 import functools
@@ -16,27 +17,40 @@ import time
 import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-_FLAGS = ("--no-sandbox", "--disable-dev-shm-usage")  # tests may run as root, and in a container
+# tests may run as root, and in a container
+_FLAGS = ("--no-sandbox", "--disable-dev-shm-usage")
 _OWN = ("file:", "data:", "blob:", "about:")
 
 
 def find_chromium() -> str | None:
     """Path of the browser, of CHROMIUM first."""
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+    return os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, _NAMES)), None
+    )
 
 
 @functools.cache
 def _browser():
     """One for all tests; it ends with the process."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright: pip install playwright"
+    )
     if find_chromium() is None:
-        pytest.skip("no Chromium: apt-get install chromium, or give its path in CHROMIUM")
-    return sync_api.sync_playwright().start().chromium.launch(executable_path=find_chromium(), args=_FLAGS)
+        pytest.skip(
+            "no Chromium: apt-get install chromium, or give its path in CHROMIUM"
+        )
+    return (
+        sync_api.sync_playwright()
+        .start()
+        .chromium.launch(executable_path=find_chromium(), args=_FLAGS)
+    )
 
 
 @pytest.fixture
 def page_log():
-    """(kind, text) of all that `browser_page` requested, wrote to its console and raised."""
+    """(kind, text) of all that `browser_page` requested, wrote to its console and
+    raised.
+    """
     return []
 
 
@@ -54,7 +68,9 @@ def browser_page(page_log):
 
 
 def until(page, script: str, argument=None) -> None:
-    """Wait until a script is true; `page.wait_for_function` needs eval, which a page's policy may forbid."""
+    """Wait until a script is true; `page.wait_for_function` needs eval, which a page's
+    policy may forbid.
+    """
     deadline = time.monotonic() + 30
     while not page.evaluate(script, argument):
         assert time.monotonic() < deadline, f"never came true: {script}"
@@ -62,16 +78,26 @@ def until(page, script: str, argument=None) -> None:
 
 
 def assert_quiet(page_log, allowed: str = "file:") -> None:
-    """No error or warning, and no request but those that begin with `allowed`, such as "http://127.0.0.1:8000/"."""
+    """No error or warning, and no request but those that begin with `allowed`, such as
+    "http://127.0.0.1:8000/".
+    """
     loud = [(kind, text) for kind, text in page_log if kind in ("error", "warning")]
-    outside = [text for kind, text in page_log if kind == "request" and not text.startswith((allowed, *_OWN))]
+    outside = [
+        text
+        for kind, text in page_log
+        if kind == "request" and not text.startswith((allowed, *_OWN))
+    ]
     assert loud == [] and outside == [], (loud, outside)
 
 
 def assert_accessible(page) -> None:
-    """axe-core finds nothing serious. Skips without it (`pip install axe-playwright-python`)."""
+    """axe-core finds nothing serious. Skips without it (`pip install
+    axe-playwright-python`).
+    """
     why = "no axe: pip install axe-playwright-python"
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=why)
     found = axe.Axe().run(page).response["violations"]
     bad = [one for one in found if one["impact"] in ("serious", "critical")]
-    assert not bad, [(one["id"], [node["html"] for node in one["nodes"]][:3]) for one in bad]
+    assert not bad, [
+        (one["id"], [node["html"] for node in one["nodes"]][:3]) for one in bad
+    ]

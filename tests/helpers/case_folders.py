@@ -1,4 +1,6 @@
-"""Folders of cases with slices that tell each other apart, and runs that were started on them."""
+"""Folders of cases with slices that tell each other apart, and runs that were started
+on them.
+"""
 
 import numpy as np
 from PIL import Image
@@ -11,7 +13,9 @@ SLICES = 2
 
 
 def write(root, cases, *, first=0):
-    """`images/<case>/<slice>.png` and masks; the content of a case follows from its place in `cases`."""
+    """`images/<case>/<slice>.png` and masks; the content of a case follows from its
+    place in `cases`.
+    """
     for number, case in enumerate(cases, start=first):
         for z in range(SLICES):
             rng = np.random.default_rng(100 * number + z)
@@ -29,8 +33,12 @@ def cfg_of(root, **fields):
     """The config of a toy on a folder, dots as double underscores."""
     c = folder_config.get_config()
     variants.toy(c)
-    c.update_from_flattened_dict({"data.root": str(root), "compile_cache": "", "seed": 3})
-    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    c.update_from_flattened_dict(
+        {"data.root": str(root), "compile_cache": "", "seed": 3}
+    )
+    c.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in fields.items()}
+    )
     return c
 
 

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from biedsnet_jax.errors import BadInput
 
 SECONDS, MIB = 60, 512
-_EXTREMES = [b"\0" * 4, b"\xff" * 4, b"\xff\xff\xff\x7f", b"\x7f\xff\xff\xff", b"\0\0\xc0\x7f", b"\0\0\x80\x7f"]
+_EXTREMES = [
+    b"\0" * 4,
+    b"\xff" * 4,
+    b"\xff\xff\xff\x7f",
+    b"\x7f\xff\xff\xff",
+    b"\0\0\xc0\x7f",
+    b"\0\0\x80\x7f",
+]
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -20,7 +27,9 @@ class Hang(BaseException):
 
 
 def damaged(whole: bytes, *, within: int | None = None) -> st.SearchStrategy[bytes]:
-    """`whole` with up to three runs of its first `within` bytes overwritten, perhaps cut short; or no such file."""
+    """`whole` with up to three runs of its first `within` bytes overwritten, perhaps
+    cut short; or no such file.
+    """
     places = st.integers(0, max(0, (within or len(whole)) - 1))
     patches = st.binary(min_size=1, max_size=8) | st.sampled_from(_EXTREMES)
     edits = st.lists(st.tuples(places, patches), max_size=3)
@@ -31,11 +40,13 @@ def damaged(whole: bytes, *, within: int | None = None) -> st.SearchStrategy[byt
 def tried(call: Callable[[], Any], *, inside: Path, writes: Path | None = None) -> Any:
     """What `call()` gives, None where it refuses in one line with a fix.
 
-    Any other end fails: another exception, a hang, half a GiB, a file that comes or goes `inside`, not below `writes`.
+    Any other end fails: another exception, a hang, half a GiB, a file that comes or
+    goes `inside`, not below `writes`.
     """
     before, memory = _names(inside, writes), _memory("VmRSS")
     if _RESET.exists():
-        _RESET.write_text("5")  # the peak starts anew
+        # the peak starts anew
+        _RESET.write_text("5")
     result = None
     try:
         with _watched():
@@ -65,7 +76,11 @@ def _watched():
 
 
 def _names(folder: Path, leave_out: Path | None) -> set[Path]:
-    return {p for p in folder.rglob("*") if leave_out is None or not p.is_relative_to(leave_out)}
+    return {
+        p
+        for p in folder.rglob("*")
+        if leave_out is None or not p.is_relative_to(leave_out)
+    }
 
 
 def _memory(name: str) -> int:

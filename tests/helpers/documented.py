@@ -1,4 +1,5 @@
-"""What the pages of this project tell a reader to type, and where: commands, fields, files, links, Python examples.
+"""What the pages of this project tell a reader to type, and where: commands, fields,
+files, links, Python examples.
 
 A fenced block without a language holds commands, a line each (`\\` goes on, `#` starts a comment, `&&` parts two);
 ```text is a drawing, ```python an example. In running text a `code span` is a command when it starts with a flag or one
@@ -12,7 +13,18 @@ from typing import NamedTuple
 
 from places import ROOT
 
-PROGRAMS = ("python", "pip", "sbatch", "kubectl", "apt-get", "git", "docker", "gcloud", "tensorboard")  # and launch/...
+# and launch/...
+PROGRAMS = (
+    "python",
+    "pip",
+    "sbatch",
+    "kubectl",
+    "apt-get",
+    "git",
+    "docker",
+    "gcloud",
+    "tensorboard",
+)
 LANGUAGES = ("", "text", "python")
 
 
@@ -39,7 +51,9 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 
 def commands(page: Path, root: Path = ROOT) -> list[Said]:
-    """Of blocks and spans, their words quoted as a shell needs them, placeholders and all."""
+    """Of blocks and spans, their words quoted as a shell needs them, placeholders and
+    all.
+    """
     found = []
     for block in blocks(page, root):
         if block.language == "":
@@ -51,13 +65,17 @@ def commands(page: Path, root: Path = ROOT) -> list[Said]:
 
 
 def blocks(page: Path, root: Path = ROOT) -> list[Block]:
-    """Fenced blocks. Raises ValueError at one that never ends, or of a language that is not in LANGUAGES."""
+    """Fenced blocks. Raises ValueError at one that never ends, or of a language that is
+    not in LANGUAGES.
+    """
     found, inside = [], None
     for number, line in enumerate(page.read_text().splitlines(), start=1):
         if line.startswith("```") and inside is None:
             inside = Block(_place(page, number + 1, root), line[3:].strip(), [])
             if inside.language not in LANGUAGES:
-                raise ValueError(f"{_place(page, number, root)}: a block of {inside.language}, not one of {LANGUAGES}")
+                raise ValueError(
+                    f"{_place(page, number, root)}: a block of {inside.language}, not one of {LANGUAGES}"
+                )
         elif line.startswith("```"):
             found.append(inside)
             inside = None
@@ -72,14 +90,21 @@ def spans(page: Path, root: Path = ROOT) -> list[Said]:
     """Code spans, over line ends too, outside of blocks."""
     text = _prose(page)
     return [
-        Said(_place(page, text.count("\n", 0, match.start()) + 1, root), " ".join(match.group(1).split()))
+        Said(
+            _place(page, text.count("\n", 0, match.start()) + 1, root),
+            " ".join(match.group(1).split()),
+        )
         for match in re.finditer(r"`([^`\n]+(?:\n[^`\n]+)*)`", text)
     ]
 
 
 def examples(page: Path, root: Path = ROOT) -> list[Said]:
     """Blocks of Python, in order."""
-    return [Said(b.place, "\n".join(b.lines)) for b in blocks(page, root) if b.language == "python"]
+    return [
+        Said(b.place, "\n".join(b.lines))
+        for b in blocks(page, root)
+        if b.language == "python"
+    ]
 
 
 def links(page: Path, root: Path = ROOT) -> list[Said]:
@@ -88,14 +113,21 @@ def links(page: Path, root: Path = ROOT) -> list[Said]:
     found = []
     for match in re.finditer(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"\w+:", match.group(1)):
-            found.append(Said(_place(page, text.count("\n", 0, match.start()) + 1, root), match.group(1)))
+            found.append(
+                Said(
+                    _place(page, text.count("\n", 0, match.start()) + 1, root),
+                    match.group(1),
+                )
+            )
     return found
 
 
 def anchors(page: Path) -> set[str]:
     """What `#...` may name on a page: its headings as GitHub writes them."""
     titles = re.findall(r"^#+ +(.*?) *$", _prose(page), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    return {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles
+    }
 
 
 def _prose(page):
@@ -117,7 +149,10 @@ def _block_commands(block):
         if line.endswith("\\"):
             line = line[:-1]
             continue
-        found += [Said(f"{page}:{int(first) + start}", shlex.join(words)) for words in _split(line)]
+        found += [
+            Said(f"{page}:{int(first) + start}", shlex.join(words))
+            for words in _split(line)
+        ]
         line = ""
     return found
 
@@ -135,7 +170,9 @@ def _split(line):
 
 def _is_command(text):
     first, _, rest = text.partition(" ")
-    return text.startswith("--") or (bool(rest) and (first in PROGRAMS or first.startswith("launch/")))
+    return text.startswith("--") or (
+        bool(rest) and (first in PROGRAMS or first.startswith("launch/"))
+    )
 
 
 def _place(page, number, root):

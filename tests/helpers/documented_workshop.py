@@ -1,6 +1,8 @@
-"""Where documented commands are run: a folder like a checkout, with data where they want some, and toy networks.
+"""Where documented commands are run: a folder like a checkout, with data where they
+want some, and toy networks.
 
-What a command names is made when it is first asked for, and shared by all: a workdir costs seconds to train.
+What a command names is made when it is first asked for, and shared by all: a workdir
+costs seconds to train.
 """
 
 import ast
@@ -25,16 +27,35 @@ from biedsnet_jax.config.fields import get_field
 from configs import default
 
 # In a command these stand for what the reader fills in.
-PLACEHOLDERS = ("DIR", "DIR,DIR", "FILE_OR_DIR", "CONFIG", "WORKDIR", "HOST:PORT", "K", "covid19_ct")
-SMALLER = (  # less to compile
+PLACEHOLDERS = (
+    "DIR",
+    "DIR,DIR",
+    "FILE_OR_DIR",
+    "CONFIG",
+    "WORKDIR",
+    "HOST:PORT",
+    "K",
+    "covid19_ct",
+)
+# less to compile
+SMALLER = (
     "--config.compile_cache=",
     "--config.networks.biedsnet.bffm=False",
     "--config.networks.biedsnet.attention=none",
     "--config.networks.biedsnet.second_skip=False",
 )
-LINKED = ("benchmarks", "biedsnet_jax", "configs", "launch", "results", "tests", "requirements.txt")
+LINKED = (
+    "benchmarks",
+    "biedsnet_jax",
+    "configs",
+    "launch",
+    "results",
+    "tests",
+    "requirements.txt",
+)
 
-# In place of python, srun, gcloud and git: a line for each call, program and words. Leaves results as training does.
+# In place of python, srun, gcloud and git: a line for each call, program and words.
+# Leaves results as training does.
 STAND_IN = f"""#!{sys.executable}
 import json, os, pathlib, sys
 name = pathlib.Path(sys.argv[0]).name
@@ -58,7 +79,8 @@ class Workshop:
     def __init__(self, folder: Path):
         self.folder, self.done, self.copies = folder, {}, 0
         self.printed = lambda: ("", "")
-        self.launched = folder / "launched"  # what stand-ins leave is no workdir for the others
+        # what stand-ins leave is no workdir for the others
+        self.launched = folder / "launched"
         self.launched.mkdir()
         for name in LINKED:
             (folder / name).symlink_to(ROOT / name)
@@ -66,12 +88,16 @@ class Workshop:
         _slices(folder / "slices")
         _volumes(folder / "volumes")
         _files(folder / "scans")
-        shutil.copyfile(next((folder / "volumes" / "images").iterdir()), folder / "scan.nii.gz")
+        shutil.copyfile(
+            next((folder / "volumes" / "images").iterdir()), folder / "scan.nii.gz"
+        )
 
     # --- the package's command line, in this process ---
 
     def main(self, words: list[str]) -> str:
-        """Do what `python -m biedsnet_jax.main WORDS` says, at toy size, the same words once; what it printed."""
+        """Do what `python -m biedsnet_jax.main WORDS` says, at toy size, the same words
+        once; what it printed.
+        """
         words = [self._toy(word, words) for word in words]
         if (key := tuple(words)) not in self.done:
             if any(word.startswith("--config=") for word in words):
@@ -84,7 +110,8 @@ class Workshop:
         return self.done[key]
 
     def parse(self, words: list[str]) -> None:
-        """See that the words are flags of `biedsnet_jax.main`, their values of the right kind, their config possible.
+        """See that the words are flags of `biedsnet_jax.main`, their values of the
+        right kind, their config possible.
 
         A flag without a value, or with a placeholder, is only named.
         """
@@ -102,28 +129,43 @@ class Workshop:
         check_config(flags.FLAGS.config)
 
     def trained(self, name: str) -> Path:
-        """A workdir, trained now if no command has made it yet: the user's own, or one like that of the phantom."""
+        """A workdir, trained now if no command has made it yet: the user's own, or one
+        like that of the phantom.
+        """
         workdir, first = self.folder / name, self.folder / "runs" / "phantom"
         if name == "runs/mine":
-            self.main(["--config=configs/folder.py", "--config.data.root=DIR", "--workdir=runs/mine"])
+            self.main(
+                [
+                    "--config=configs/folder.py",
+                    "--config.data.root=DIR",
+                    "--workdir=runs/mine",
+                ]
+            )
         elif not (workdir / "results.json").exists():
             self.main(["--config=configs/phantom.py", "--workdir=runs/phantom"])
             if workdir != first:
                 shutil.copytree(first, workdir, dirs_exist_ok=True)
                 results = json.loads((workdir / "results.json").read_text())
                 self.copies += 1
-                (workdir / "results.json").write_text(json.dumps(results | {"seed": self.copies}))  # no run twice
+                # no run twice
+                (workdir / "results.json").write_text(
+                    json.dumps(results | {"seed": self.copies})
+                )
         return workdir
 
     def _toy(self, word, words):
-        """The word with a toy variant, a few steps, or what it leaves to the reader filled in."""
+        """The word with a toy variant, a few steps, or what it leaves to the reader
+        filled in.
+        """
         name, _, value = word.partition("=")
         if name in ("--config.train.steps", "--config.eval.every"):
             return f"{name}={min(int(value), 4)}"
         if name == "--config":
             return f"{word}{',' if ':' in value else ':'}toy"
         if name == "--config.data.root":
-            volumes = any(word.startswith("--config=configs/nifti.py") for word in words)
+            volumes = any(
+                word.startswith("--config=configs/nifti.py") for word in words
+            )
             return f"{name}={self.folder / ('volumes' if volumes else 'slices')}"
         if word == "--input=FILE_OR_DIR":
             return f"--input={self.folder / 'scans'}"
@@ -136,36 +178,66 @@ class Workshop:
         words = [self._toy(word, words) for word in words]
         command = [sys.executable, ROOT / file, *words]
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def launch(self, words: list[str]) -> list[list[str]]:
-        """Run a launch script with stand-ins for what it starts, and see that its runs could start; the calls."""
+        """Run a launch script with stand-ins for what it starts, and see that its runs
+        could start; the calls.
+        """
         calls, programs = self.folder / "calls", self.folder / "bin"
         programs.mkdir(exist_ok=True)
         calls.write_text("")
         for name in ("python", "gcloud", "git", "srun"):
             (programs / name).write_text(STAND_IN)
             (programs / name).chmod(0o755)
-        environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "CALLS": str(calls)}
-        done = subprocess.run(words, cwd=self.launched, env=environment, capture_output=True, text=True, timeout=60)
+        environment = os.environ | {
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "CALLS": str(calls),
+        }
+        done = subprocess.run(
+            words,
+            cwd=self.launched,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == 0, done.stderr
         made = [json.loads(line) for line in calls.read_text().splitlines()]
         for call in made:
-            words = shlex.split(call[-1].removeprefix("--command=")) if call[0] == "gcloud" else call
+            words = (
+                shlex.split(call[-1].removeprefix("--command="))
+                if call[0] == "gcloud"
+                else call
+            )
             if "biedsnet_jax.main" in words:
                 self.parse(words[words.index("biedsnet_jax.main") + 1 :])
         return made
 
 
 def script_flags(file: str) -> dict[str, dict]:
-    """Flags of a script by argparse, with their type, choices and action where those are written out: not imported,
-    since some need what is not here."""
+    """Flags of a script by argparse, with their type, choices and action where those
+    are written out: not imported, since some need what is not here.
+    """
     found = {}
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
-            options = {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "add_argument"
+        ):
+            options = {
+                keyword.arg: _literal(keyword.value) for keyword in node.keywords
+            }
             found[node.args[0].value] = options
     return found
 
@@ -189,7 +261,8 @@ def _literal(node):
         return node.id if node.id in ("int", "float", "str") else None
     try:
         return ast.literal_eval(node)
-    except ValueError:  # a constant of the script's
+    # a constant of the script's
+    except ValueError:
         return None
 
 
@@ -225,18 +298,29 @@ def _volumes(root):
         pairs = [_disc(case + number) for number in range(3)]
         for kind, arrays in (("images", 0), ("labels", 1)):
             (root / kind).mkdir(parents=True, exist_ok=True)
-            voxels = np.stack([pair[arrays] for pair in pairs], axis=-1).astype(np.int16)
-            nib.save(nib.Nifti1Image(voxels, np.eye(4)), root / kind / f"case{case}.nii.gz")
+            voxels = np.stack([pair[arrays] for pair in pairs], axis=-1).astype(
+                np.int16
+            )
+            nib.save(
+                nib.Nifti1Image(voxels, np.eye(4)), root / kind / f"case{case}.nii.gz"
+            )
 
 
 def _files(root):
     """A picture and a volume to segment."""
     root.mkdir()
     Image.fromarray(_disc(0)[0].astype(np.uint8)).save(root / "picture.png")
-    nib.save(nib.Nifti1Image(np.stack([_disc(1)[0]] * 2, axis=-1).astype(np.int16), np.eye(4)), root / "volume.nii.gz")
+    nib.save(
+        nib.Nifti1Image(
+            np.stack([_disc(1)[0]] * 2, axis=-1).astype(np.int16), np.eye(4)
+        ),
+        root / "volume.nii.gz",
+    )
 
 
 def _disc(seed, size=32):
     y, x = np.mgrid[:size, :size]
     mask = (y - 12 - seed) ** 2 + (x - 16) ** 2 < 36
-    return 90 + 80 * mask + np.random.default_rng(seed).normal(0, 8, mask.shape), mask.astype(np.int64)
+    return 90 + 80 * mask + np.random.default_rng(seed).normal(
+        0, 8, mask.shape
+    ), mask.astype(np.int64)

@@ -1,4 +1,6 @@
-"""Workdirs as evaluation leaves them, made of blobs without a network: for tests of the report."""
+"""Workdirs as evaluation leaves them, made of blobs without a network: for tests of the
+report.
+"""
 
 import csv
 import json
@@ -13,13 +15,17 @@ from biedsnet_jax.scoring import false_lesions, metrics
 
 def blobs(rng, count, size, classes):
     """(image, probability, truth) of made-up slices; the last has no truth."""
-    noise = ndimage.gaussian_filter(rng.normal(size=(count, size, size, classes)), (0, size / 12, size / 12, 0))
+    noise = ndimage.gaussian_filter(
+        rng.normal(size=(count, size, size, classes)), (0, size / 12, size / 12, 0)
+    )
     noise /= noise.std()
     truth = noise > 1.2
     truth[-1] = False
     unsure = ndimage.gaussian_filter(rng.normal(size=noise.shape), (0, 1.5, 1.5, 0)) * 2
     probability = 1 / (1 + np.exp(-12 * (noise - 1.2) - 2 * unsure))
-    image = noise.mean(-1, keepdims=True) + 0.3 * rng.normal(size=(count, size, size, 1))
+    image = noise.mean(-1, keepdims=True) + 0.3 * rng.normal(
+        size=(count, size, size, 1)
+    )
     return image, probability.astype(np.float32), truth
 
 
@@ -50,7 +56,8 @@ def write(
     absent=(),
     **fields,
 ):
-    """A workdir with results.json, cases.csv, metrics.jsonl and report_data.npz; returns its (probability, truth).
+    """A workdir with results.json, cases.csv, metrics.jsonl and report_data.npz;
+    returns its (probability, truth).
 
     Classes that are `absent`, from 1, occur in no slice.
     """
@@ -94,7 +101,14 @@ def write(
         "threshold": threshold, "nsd_tolerance": 2.0, "device": "1 x cpu",
     } | metrics.summarise(rows) | fields  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
-    (folder / "config.json").write_text(json.dumps({"seed": seed, "train": {"steps": 40, "note": "</script>"}}))
-    lines = [{"step": s, "time": 1.7e9 + s, "loss": 1 / s, "val_dice": s / 50} for s in range(1, 41)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.json").write_text(
+        json.dumps({"seed": seed, "train": {"steps": 40, "note": "</script>"}})
+    )
+    lines = [
+        {"step": s, "time": 1.7e9 + s, "loss": 1 / s, "val_dice": s / 50}
+        for s in range(1, 41)
+    ]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
     return probability, truth

@@ -3,14 +3,29 @@
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
 
 AXIAL = (1, 0, 0, 0, 1, 0)
-SPACING = (0.8, 0.6)  # mm between rows, between columns
+# mm between rows, between columns
+SPACING = (0.8, 0.6)
 
 
-def data_set(path, pixels, *, series="1.2.3.1", kind=CTImageStorage, syntax=ExplicitVRLittleEndian) -> FileDataset:
-    """An image without a place: pixels "rows columns" or "frames rows columns" as stored."""
+def data_set(
+    path,
+    pixels,
+    *,
+    series="1.2.3.1",
+    kind=CTImageStorage,
+    syntax=ExplicitVRLittleEndian,
+) -> FileDataset:
+    """An image without a place: pixels "rows columns" or "frames rows columns" as
+    stored.
+    """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = kind, generate_uid()
     meta.TransferSyntaxUID = syntax
@@ -19,13 +34,25 @@ def data_set(path, pixels, *, series="1.2.3.1", kind=CTImageStorage, syntax=Expl
     data.StudyInstanceUID, data.SeriesInstanceUID, data.Modality = "1.2.3", series, "CT"
     data.Rows, data.Columns = pixels.shape[-2:]
     data.BitsAllocated = data.BitsStored = 8 * pixels.dtype.itemsize
-    data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(pixels.dtype.kind == "i")
+    data.HighBit, data.PixelRepresentation = (
+        data.BitsStored - 1,
+        int(pixels.dtype.kind == "i"),
+    )
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
     return data
 
 
-def write_slice(path, pixels, *, position, orientation=AXIAL, spacing=SPACING, series="1.2.3.1", **fields):
+def write_slice(
+    path,
+    pixels,
+    *,
+    position,
+    orientation=AXIAL,
+    spacing=SPACING,
+    series="1.2.3.1",
+    **fields,
+):
     """One slice; a field of None is left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = data_set(path, pixels, series=series)
@@ -33,7 +60,8 @@ def write_slice(path, pixels, *, position, orientation=AXIAL, spacing=SPACING, s
         "ImagePositionPatient": decimals(position),
         "ImageOrientationPatient": decimals(orientation),
         "PixelSpacing": list(spacing),
-        "SliceThickness": 9,  # of no use where there are positions
+        # of no use where there are positions
+        "SliceThickness": 9,
     } | fields
     for name, value in fields.items():
         if value is not None:
@@ -44,16 +72,31 @@ def write_slice(path, pixels, *, position, orientation=AXIAL, spacing=SPACING, s
     return path
 
 
-def positions(count, *, orientation=AXIAL, step=2.5, start=(10.0, -20.0, 30.0)) -> np.ndarray:
+def positions(
+    count, *, orientation=AXIAL, step=2.5, start=(10.0, -20.0, 30.0)
+) -> np.ndarray:
     """Of slices `step` mm apart along the normal."""
     normal = np.cross(orientation[:3], orientation[3:])
     return np.asarray(start) + step * np.arange(count)[:, None] * normal
 
 
-def write_series(folder, stored, *, orientation=AXIAL, step=2.5, skip=(), fields=lambda n: {}, **kwargs) -> list:
-    """Slices "n rows columns", but for `skip`; names and InstanceNumber run against the order of positions."""
+def write_series(
+    folder,
+    stored,
+    *,
+    orientation=AXIAL,
+    step=2.5,
+    skip=(),
+    fields=lambda n: {},
+    **kwargs,
+) -> list:
+    """Slices "n rows columns", but for `skip`; names and InstanceNumber run against the
+    order of positions.
+    """
     where = positions(len(stored), orientation=orientation, step=step)
-    order = [n for n in np.random.default_rng(0).permutation(len(stored)) if n not in skip]
+    order = [
+        n for n in np.random.default_rng(0).permutation(len(stored)) if n not in skip
+    ]
     return [
         write_slice(
             folder / f"{name}.dcm", stored[n], position=where[n], orientation=orientation,
@@ -73,9 +116,17 @@ def write_enhanced(path, stored, *, where, orientation=AXIAL, **fields):
         PixelMeasuresSequence=item(PixelSpacing=list(SPACING), SliceThickness=9),
         PixelValueTransformationSequence=item(RescaleSlope=1, RescaleIntercept=-1024),
     )
-    frames = [item(PlanePositionSequence=item(ImagePositionPatient=decimals(position))) for position in where]
-    frames[0].PixelValueTransformationSequence = Sequence([item(RescaleSlope=2, RescaleIntercept=0)])
-    data.SharedFunctionalGroupsSequence, data.PerFrameFunctionalGroupsSequence = Sequence([shared]), Sequence(frames)
+    frames = [
+        item(PlanePositionSequence=item(ImagePositionPatient=decimals(position)))
+        for position in where
+    ]
+    frames[0].PixelValueTransformationSequence = Sequence(
+        [item(RescaleSlope=2, RescaleIntercept=0)]
+    )
+    data.SharedFunctionalGroupsSequence, data.PerFrameFunctionalGroupsSequence = (
+        Sequence([shared]),
+        Sequence(frames),
+    )
     for name, value in fields.items():
         setattr(data, name, value)
     data.save_as(path, enforce_file_format=True)

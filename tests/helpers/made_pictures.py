@@ -40,11 +40,15 @@ def tiff(
     more: dict[int, tuple[int, tuple[int, ...]]] | None = None,
     pages: tuple[int, ...] = (),
 ) -> Path:
-    """Write "h w" or "h w n" pixels; `pages` are NewSubfileType of further, equal pages."""
+    """Write "h w" or "h w n" pixels; `pages` are NewSubfileType of further, equal
+    pages.
+    """
     pixels = np.atleast_3d(pixels)
     height, width, samples = pixels.shape
     size = pixels.dtype.itemsize
-    parts = [pixels[..., i : i + 1] for i in range(samples)] if planar == 2 else [pixels]
+    parts = (
+        [pixels[..., i : i + 1] for i in range(samples)] if planar == 2 else [pixels]
+    )
     blocks = []
     down, across = (tile, tile) if tile else (rows or height, width)
     for part in parts:
@@ -52,9 +56,15 @@ def tiff(
             for x in range(0, width, across):
                 block = part[y : y + down, x : x + across]
                 if tile:
-                    pad = ((0, tile - block.shape[0]), (0, tile - block.shape[1]), (0, 0))
+                    pad = (
+                        (0, tile - block.shape[0]),
+                        (0, tile - block.shape[1]),
+                        (0, 0),
+                    )
                     block = np.pad(block, pad)
-                blocks.append(PACKERS[compression](_packed(block, order, predictor, bits)))
+                blocks.append(
+                    PACKERS[compression](_packed(block, order, predictor, bits))
+                )
     kind = {"u": 1, "b": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     photometric = photometric if photometric is not None else (2 if samples >= 3 else 1)
     tags = {
@@ -77,7 +87,9 @@ def tiff(
     tags[325 if tile else 279] = (4, tuple(map(len, blocks)))
     data = b"".join(blocks) + b"\0" * (int(starts[-1]) % 2)
     where = 8 + len(data)
-    out = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, where) + data
+    out = (
+        (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, where) + data
+    )
     kinds = [None, *pages]
     for number, page in enumerate(kinds):
         own = tags if page is None else {**tags, 254: (4, (page,))}
@@ -90,15 +102,18 @@ def tiff(
 def _packed(block, order: str, predictor: int, bits: int) -> bytes:
     size = block.dtype.itemsize
     if bits and bits < 8 * size:
-        rows = ["".join(f"{int(value):0{bits}b}" for value in row.ravel()) for row in block]
+        rows = [
+            "".join(f"{int(value):0{bits}b}" for value in row.ravel()) for row in block
+        ]
         return b"".join(
-            int(row + "0" * (-len(row) % 8), 2).to_bytes((len(row) + 7) // 8, "big") for row in rows
+            int(row + "0" * (-len(row) % 8), 2).to_bytes((len(row) + 7) // 8, "big")
+            for row in rows
         )
     if predictor == 2:
         whole = block.view(f"u{size}")
-        block = np.concatenate([whole[:, :1], whole[:, 1:] - whole[:, :-1]], axis=1).view(
-            block.dtype
-        )
+        block = np.concatenate(
+            [whole[:, :1], whole[:, 1:] - whole[:, :-1]], axis=1
+        ).view(block.dtype)
     if predictor == 3:
         height, width, samples = block.shape
         heaviest = (
@@ -107,7 +122,9 @@ def _packed(block, order: str, predictor: int, bits: int) -> bytes:
             .reshape(height, width * samples, size)
         )
         rows = heaviest.swapaxes(1, 2).reshape(height, -1, samples)
-        return np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1).tobytes()
+        return np.concatenate(
+            [rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1
+        ).tobytes()
     return block.astype(block.dtype.newbyteorder(order)).tobytes()
 
 
@@ -124,7 +141,10 @@ def _directory(tags, order: str, where: int, *, last: bool) -> bytes:
         entries += struct.pack(f"{order}HHI", tag, kind, len(values)) + inside
     following = 0 if last else after + len(longer)
     return (
-        struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", following) + longer
+        struct.pack(f"{order}H", len(tags))
+        + entries
+        + struct.pack(f"{order}I", following)
+        + longer
     )
 
 
@@ -177,10 +197,14 @@ def _filtered(data: bytes, shape, filters) -> bytes:
             left = data[y * row + i - size] if i >= size else 0
             above = data[(y - 1) * row + i] if y else 0
             corner = data[(y - 1) * row + i - size] if y and i >= size else 0
-            guess = (0, left, above, (left + above) // 2, _paeth(left, above, corner))[kind]
+            guess = (0, left, above, (left + above) // 2, _paeth(left, above, corner))[
+                kind
+            ]
             out += bytes([(data[y * row + i] - guess) % 256])
     return out
 
 
 def _paeth(left, above, corner):
-    return min((left, above, corner), key=lambda value: abs(left + above - corner - value))
+    return min(
+        (left, above, corner), key=lambda value: abs(left + above - corner - value)
+    )

@@ -1,4 +1,5 @@
-"""One of several processes of `test_processes.py`: joins the others, then does jobs in the order they are given.
+"""One of several processes of `test_processes.py`: joins the others, then does jobs in
+the order they are given.
 
 python tests/helpers/many_processes.py SPEC.json PROCESS_ID
 """
@@ -27,13 +28,16 @@ from biedsnet_jax.training.optimizer import make_optimizer
 from configs import phantom
 
 STEPS = 4
-CUT = 2  # the step from whose checkpoint others go on
+# the step from whose checkpoint others go on
+CUT = 2
 FIELDS = {
     "data.size": 16,
     "data.phantom.n_cases": 4,
     "data.phantom.slices_per_case": 7,
-    "split.fractions": (0.5, 0.25, 0.25),  # 7 test images on 4 devices
-    "networks.biedsnet.channels": (8, 32),  # wide enough that FSDP cuts something
+    # 7 test images on 4 devices
+    "split.fractions": (0.5, 0.25, 0.25),
+    # wide enough that FSDP cuts something
+    "networks.biedsnet.channels": (8, 32),
     "networks.biedsnet.blocks_per_level": 1,
     "networks.biedsnet.bffm": False,
     "networks.biedsnet.attention": "none",
@@ -60,7 +64,9 @@ FIELDS = {
 def toy(**fields):
     """The config of every job, with further fields, dots as double underscores."""
     cfg = phantom.get_config()
-    cfg.update_from_flattened_dict(FIELDS | {name.replace("__", "."): value for name, value in fields.items()})
+    cfg.update_from_flattened_dict(
+        FIELDS | {name.replace("__", "."): value for name, value in fields.items()}
+    )
     cfg.compile_cache = os.environ.get("TEST_COMPILE_CACHE", "")
     return cfg
 
@@ -92,11 +98,17 @@ def restored(workdir: Path, mesh) -> dict[str, int]:
     """Checksums of every array of step CUT, restored onto a mesh."""
     cfg = toy()
     model, (optimizer, _) = build_model.build(cfg), make_optimizer(cfg.train)
-    like = jax.eval_shape(lambda: train_state.create(build_model.init_variables(model, cfg), optimizer))
+    like = jax.eval_shape(
+        lambda: train_state.create(build_model.init_variables(model, cfg), optimizer)
+    )
     with checkpoint.Checkpoints(workdir, keep_latest=2) as checkpoints:
         state = checkpoints.restore(CUT, like, mesh)
-    leaves = jax.tree_util.tree_leaves_with_path(multihost_utils.process_allgather(state, tiled=True))
-    return {jax.tree_util.keystr(path): zlib.crc32(leaf.tobytes()) for path, leaf in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(
+        multihost_utils.process_allgather(state, tiled=True)
+    )
+    return {
+        jax.tree_util.keystr(path): zlib.crc32(leaf.tobytes()) for path, leaf in leaves
+    }
 
 
 def main(spec: dict, process_id: int) -> None:

@@ -1,4 +1,6 @@
-"""Random inputs and variables for tests of networks, from numpy: compiling an `init` costs more than most tests."""
+"""Random inputs and variables for tests of networks, from numpy: compiling an `init`
+costs more than most tests.
+"""
 
 import math
 
@@ -12,12 +14,18 @@ def normal(*shape, seed: int = 0):
 
 
 def initial(module, *inputs, **static):
-    """Shapes of the module's variables; `static` goes to its `__call__`, such as train=False."""
-    return jax.eval_shape(lambda *xs: module.init(jax.random.key(0), *xs, **static), *inputs)
+    """Shapes of the module's variables; `static` goes to its `__call__`, such as
+    train=False.
+    """
+    return jax.eval_shape(
+        lambda *xs: module.init(jax.random.key(0), *xs, **static), *inputs
+    )
 
 
 def weights(module, *inputs, **static):
-    """Random variables of the module's own shapes: no scale, bias or running statistic is left at 0 or 1."""
+    """Random variables of the module's own shapes: no scale, bias or running statistic
+    is left at 0 or 1.
+    """
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -35,4 +43,6 @@ def squares(count: int = 4, size: int = 32):
     mask = np.zeros((count, size, size, 1), np.float32)
     for i, (top, left) in enumerate(rng.integers(0, size // 2, (count, 2))):
         mask[i, top : top + size // 2, left : left + size // 2] = 1
-    return jnp.asarray(mask + rng.normal(0, 0.3, mask.shape), jnp.float32), jnp.asarray(mask)
+    return jnp.asarray(mask + rng.normal(0, 0.3, mask.shape), jnp.float32), jnp.asarray(
+        mask
+    )

@@ -6,7 +6,9 @@ from biedsnet_jax.errors import BadInput
 
 
 def refused(call, *says) -> None:
-    """`call()` raises one line that holds every part of `says`: field or file, value and fix."""
+    """`call()` raises one line that holds every part of `says`: field or file, value
+    and fix.
+    """
     with pytest.raises(BadInput) as caught:
         call()
     message = str(caught.value)

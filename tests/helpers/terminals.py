@@ -1,4 +1,6 @@
-"""A pseudo-terminal for a command, and what is left on a screen of what was written to it."""
+"""A pseudo-terminal for a command, and what is left on a screen of what was written to
+it.
+"""
 
 import fcntl
 import os
@@ -14,9 +16,11 @@ from collections.abc import Callable
 from places import ROOT
 
 COLUMNS = 110
-WAIT = 300  # seconds without a sign of life
+# seconds without a sign of life
+WAIT = 300
 
-# The terminal becomes the command's own, so that Ctrl-C reaches it; a shell's background jobs ignore that.
+# The terminal becomes the command's own, so that Ctrl-C reaches it; a shell's
+# background jobs ignore that.
 _OWN = """
 import fcntl, os, signal, sys, termios
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -26,14 +30,19 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def screen(written: str) -> str:
-    """The lines left on a screen, without colours: a line that goes back to its start is written over."""
+    """The lines left on a screen, without colours: a line that goes back to its start
+    is written over.
+    """
     text = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", written.replace("\x1b[2K", "\r"))
     lines = text.replace("\r\n", "\n").split("\n")
     return "\n".join(line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines)
 
 
-def run(line: list[str], *, answer: Callable[[str], bytes | None] = lambda written: None) -> tuple[int, str]:
-    """(exit code, all that a command wrote to the terminal that is its stdin, stdout and stderr).
+def run(
+    line: list[str], *, answer: Callable[[str], bytes | None] = lambda written: None
+) -> tuple[int, str]:
+    """(exit code, all that a command wrote to the terminal that is its stdin, stdout
+    and stderr).
 
     `answer(written so far)` gives what is typed next, if anything.
     """
@@ -60,5 +69,6 @@ def _read(terminal):
     assert select.select([terminal], [], [], WAIT)[0], "nothing more is written"
     try:
         return terminal.read(65536)
-    except OSError:  # Linux says so where the other side is closed
+    # Linux says so where the other side is closed
+    except OSError:
         return b""

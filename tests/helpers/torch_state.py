@@ -1,4 +1,6 @@
-"""Flax variables of a network that hold a PyTorch state, for a network that is made by its constructor."""
+"""Flax variables of a network that hold a PyTorch state, for a network that is made by
+its constructor.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,16 @@ from biedsnet_jax.networks import NETWORKS
 
 
 def load_torch_state(network, state, *, inputs=None, **constructor):
-    """`to_variables` for `NETWORKS[network](**constructor)` called on `inputs`, by default one grey image."""
+    """`to_variables` for `NETWORKS[network](**constructor)` called on `inputs`, by
+    default one grey image.
+    """
     module = NETWORKS[network](**constructor)
     if inputs is None:
-        inputs = (jax.ShapeDtypeStruct((1, module.image_size, module.image_size, 1), jnp.float32),)
+        inputs = (
+            jax.ShapeDtypeStruct(
+                (1, module.image_size, module.image_size, 1), jnp.float32
+            ),
+        )
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     target = jax.eval_shape(lambda *xs: module.init(rngs, *xs, train=False), *inputs)
     return to_variables(network, state, target)

@@ -1,4 +1,6 @@
-"""Workdirs as training leaves them, but with random weights, and images to segment with them."""
+"""Workdirs as training leaves them, but with random weights, and images to segment with
+them.
+"""
 
 import jax
 import numpy as np
@@ -8,7 +10,8 @@ from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from configs import folder, variants
 
-SIZE = 16  # pixels, height and width that they see
+# pixels, height and width that they see
+SIZE = 16
 
 
 def toy(module=folder, chosen=None, **fields):
@@ -18,7 +21,9 @@ def toy(module=folder, chosen=None, **fields):
     c.data.normalise = "minmax"
     c.eval.batch_size = 8
     c.sampler.ensemble = 3
-    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    c.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in fields.items()}
+    )
     return c
 
 
@@ -28,14 +33,18 @@ def untrained(workdir, cfg):
 
     def draw(path, x):
         if path[-1].key == "kernel":
-            return rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype(np.float32)
+            return rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype(
+                np.float32
+            )
         return np.full(x.shape, path[-1].key in ("scale", "var"), np.float32)
 
     shapes = jax.eval_shape(lambda: build_model.init_variables(model, cfg))
     drawn = jax.tree_util.tree_map_with_path(draw, shapes)
     workdir.mkdir(parents=True)
     with checkpoint.Checkpoints(workdir) as checkpoints:
-        checkpoints.save(train_state.create(drawn, optax.identity()), config=cfg.to_dict())
+        checkpoints.save(
+            train_state.create(drawn, optax.identity()), config=cfg.to_dict()
+        )
     run_config.save(cfg, workdir / "config.json")
     return workdir
 

@@ -1,4 +1,6 @@
-"""The scripts that make Tables 1 and 2, with a stand-in for `python` that records what it was called with."""
+"""The scripts that make Tables 1 and 2, with a stand-in for `python` that records what
+it was called with.
+"""
 
 import json
 import os
@@ -12,10 +14,20 @@ import pytest
 from places import ROOT
 
 LAUNCH = ROOT / "launch"
-TABLE_1 = ["unet", "unetpp", "attention_unet", "unext", "swin_unet", "medsegdiff", "trans_unet", "biedsnet"]
+TABLE_1 = [
+    "unet",
+    "unetpp",
+    "attention_unet",
+    "unext",
+    "swin_unet",
+    "medsegdiff",
+    "trans_unet",
+    "biedsnet",
+]
 TABLE_2 = ["row1", "row2", "row3", "row4", "row5"]
 
-# Leaves results.json as training does; fails, with the code in FAIL_<what>, where a run is to fail.
+# Leaves results.json as training does; fails, with the code in FAIL_<what>, where a run
+# is to fail.
 STAND_IN = f"""#!{sys.executable}
 import json, os, pathlib, sys
 flags = dict(argument.split("=", 1) for argument in sys.argv[3:])
@@ -33,7 +45,9 @@ sys.exit(code)
 
 @pytest.fixture
 def launch(tmp_path):
-    """Calls a script in `tmp_path`; gives the finished process and the calls of `python`."""
+    """Calls a script in `tmp_path`; gives the finished process and the calls of
+    `python`.
+    """
     stand_in = tmp_path / "bin" / "python"
     stand_in.parent.mkdir()
     stand_in.write_text(STAND_IN)
@@ -56,19 +70,34 @@ def launch(tmp_path):
 
 
 def configs(calls):
-    return [call["flags"].get("--config", "report").removeprefix(f"{LAUNCH.parent}/") for call in calls]
+    return [
+        call["flags"].get("--config", "report").removeprefix(f"{LAUNCH.parent}/")
+        for call in calls
+    ]
 
 
-@pytest.mark.parametrize(("script", "rows"), [("table1.sh", TABLE_1), ("table2.sh", TABLE_2)])
-def test_every_row_is_trained_in_a_workdir_of_its_own_then_reported(launch, tmp_path, script, rows):
+@pytest.mark.parametrize(
+    ("script", "rows"), [("table1.sh", TABLE_1), ("table2.sh", TABLE_2)]
+)
+def test_every_row_is_trained_in_a_workdir_of_its_own_then_reported(
+    launch, tmp_path, script, rows
+):
     done, calls = launch(script, "phantom", "out")
     assert done.returncode == 0, done.stderr
     assert configs(calls) == [f"configs/phantom.py:{row}" for row in rows] + ["report"]
-    assert [call["flags"]["--workdir"] for call in calls[:-1]] == [f"{tmp_path}/out/{row}/seed0" for row in rows]
+    assert [call["flags"]["--workdir"] for call in calls[:-1]] == [
+        f"{tmp_path}/out/{row}/seed0" for row in rows
+    ]
     assert {call["flags"]["--config.seed"] for call in calls[:-1]} == {"0"}
     out = str(tmp_path / "out")
-    assert calls[-1]["flags"] == {"--mode": "report", "--workdir": out, "--output": f"{out}/report.html"}
-    assert {(*call["module"], call["cwd"]) for call in calls} == {("-m", "biedsnet_jax.main", str(tmp_path))}
+    assert calls[-1]["flags"] == {
+        "--mode": "report",
+        "--workdir": out,
+        "--output": f"{out}/report.html",
+    }
+    assert {(*call["module"], call["cwd"]) for call in calls} == {
+        ("-m", "biedsnet_jax.main", str(tmp_path))
+    }
     assert not any("--config.data.root" in call["flags"] for call in calls)
 
 
@@ -77,7 +106,9 @@ def test_seeds_variant_flags_and_names_with_spaces_reach_every_run(launch, tmp_p
     flags = ["--variant=cpu", "--config.train.steps=20", "--config.split.test=('a b',)"]
     done, calls = launch("table2.sh", "my data", "my out, new", "--seeds=3,11", *flags)
     assert done.returncode == 0, done.stderr
-    assert configs(calls) == [f"configs/covid.py:{row},cpu" for _ in range(2) for row in TABLE_2] + ["report"]
+    assert configs(calls) == [
+        f"configs/covid.py:{row},cpu" for _ in range(2) for row in TABLE_2
+    ] + ["report"]
     assert calls[5]["flags"] == {
         "--config": f"{LAUNCH.parent}/configs/covid.py:row1,cpu",
         "--config.data.root": str(tmp_path / "my data"),
@@ -88,50 +119,81 @@ def test_seeds_variant_flags_and_names_with_spaces_reach_every_run(launch, tmp_p
     }
     assert calls[-1]["flags"]["--workdir"] == str(tmp_path / "my out, new")
     command = (tmp_path / "my out, new" / "row1" / "seed11" / "command.txt").read_text()
-    assert " --config=configs/covid.py:row1,cpu " in command  # a comma as it was given
+    # a comma as it was given
+    assert " --config=configs/covid.py:row1,cpu " in command
     assert shlex.split(command)[3:] == [
         "--config=configs/covid.py:row1,cpu", "--config.seed=11", *flags[1:], "--config.data.root=DIR",
         "--workdir=WORKDIR",
     ]  # fmt: skip
 
 
-def test_folds_are_runs_of_their_own_and_each_is_done_by_all_rows_before_the_next(launch, tmp_path):
+def test_folds_are_runs_of_their_own_and_each_is_done_by_all_rows_before_the_next(
+    launch, tmp_path
+):
     done, calls = launch("table2.sh", "phantom", "out", "--folds=2")
     assert done.returncode == 0, done.stderr
-    workdirs = [f"{tmp_path}/out/{row}/seed0/fold{fold}" for fold in (0, 1) for row in TABLE_2]
+    workdirs = [
+        f"{tmp_path}/out/{row}/seed0/fold{fold}" for fold in (0, 1) for row in TABLE_2
+    ]
     assert [call["flags"]["--workdir"] for call in calls[:-1]] == workdirs
     assert {call["flags"]["--config.split.folds"] for call in calls[:-1]} == {"2"}
-    assert [call["flags"]["--config.split.fold"] for call in calls[:-1]] == ["0"] * 5 + ["1"] * 5
+    assert [call["flags"]["--config.split.fold"] for call in calls[:-1]] == [
+        "0"
+    ] * 5 + ["1"] * 5
     assert "== row5, seed 0, fold 1" in done.stdout
     folds = "--config.split.folds=2 --config.split.fold=1"
     line = f"python -m biedsnet_jax.main --config=configs/phantom.py:row5 --config.seed=0 {folds} --workdir=WORKDIR\n"
-    assert (tmp_path / "out" / "row5" / "seed0" / "fold1" / "command.txt").read_text() == line
+    assert (
+        tmp_path / "out" / "row5" / "seed0" / "fold1" / "command.txt"
+    ).read_text() == line
     again, calls = launch("table2.sh", "phantom", "out", "--folds=2")
     assert again.returncode == 0 and configs(calls) == ["report"]
 
 
 def test_settings_reach_the_run_of_their_row_and_fold(launch, tmp_path):
     lines = [
-        f"{row} {fold} --config.train.learning_rate=0.0{i}{fold}" for i, row in enumerate(TABLE_2) for fold in (0, 1)
+        f"{row} {fold} --config.train.learning_rate=0.0{i}{fold}"
+        for i, row in enumerate(TABLE_2)
+        for fold in (0, 1)
     ]
-    lines[3] += " --config.augment.scale=0.25"  # of row2, fold 1
-    (tmp_path / "settings.txt").write_text("\n".join(lines) + "\nrow22 1 --config.seed=7\n")
+    # of row2, fold 1
+    lines[3] += " --config.augment.scale=0.25"
+    (tmp_path / "settings.txt").write_text(
+        "\n".join(lines) + "\nrow22 1 --config.seed=7\n"
+    )
     done, calls = launch(
-        "table2.sh", "phantom", "out", "--folds=2", "--settings=settings.txt", "--config.train.steps=9"
+        "table2.sh",
+        "phantom",
+        "out",
+        "--folds=2",
+        "--settings=settings.txt",
+        "--config.train.steps=9",
     )
     assert done.returncode == 0, done.stderr
     rates = [call["flags"]["--config.train.learning_rate"] for call in calls[:-1]]
     assert rates == [f"0.0{i}{fold}" for fold in (0, 1) for i in range(5)]
-    scaled = [call["flags"] for call in calls[:-1] if "--config.augment.scale" in call["flags"]]
-    assert [flags["--workdir"] for flags in scaled] == [f"{tmp_path}/out/row2/seed0/fold1"]
-    command = (tmp_path / "out" / "row2" / "seed0" / "fold1" / "command.txt").read_text()
+    scaled = [
+        call["flags"]
+        for call in calls[:-1]
+        if "--config.augment.scale" in call["flags"]
+    ]
+    assert [flags["--workdir"] for flags in scaled] == [
+        f"{tmp_path}/out/row2/seed0/fold1"
+    ]
+    command = (
+        tmp_path / "out" / "row2" / "seed0" / "fold1" / "command.txt"
+    ).read_text()
     given = "--config.train.learning_rate=0.011 --config.augment.scale=0.25 --config.train.steps=9"
     assert f"--config.split.fold=1 {given} --workdir" in command
 
 
 def test_a_row_without_settings_is_listed_and_not_run_at_others(launch, tmp_path):
-    (tmp_path / "settings.txt").write_text("".join(f"{row} 0\n{row} 1\n" for row in TABLE_2 if row != "row3"))
-    done, calls = launch("table2.sh", "phantom", "out", "--folds=2", "--settings=settings.txt")
+    (tmp_path / "settings.txt").write_text(
+        "".join(f"{row} 0\n{row} 1\n" for row in TABLE_2 if row != "row3")
+    )
+    done, calls = launch(
+        "table2.sh", "phantom", "out", "--folds=2", "--settings=settings.txt"
+    )
     assert done.returncode == 3 and "configs/phantom.py:row3" not in configs(calls)
     where = tmp_path / "settings.txt"
     assert done.stderr.splitlines()[-2:] == [
@@ -140,27 +202,40 @@ def test_a_row_without_settings_is_listed_and_not_run_at_others(launch, tmp_path
 
 
 def test_a_failing_row_is_listed_and_the_same_command_tries_it_again_alone(launch):
-    done, calls = launch("table1.sh", "phantom", "out", FAIL_unetpp="1", FAIL_swin_unet="2")
+    done, calls = launch(
+        "table1.sh", "phantom", "out", FAIL_unetpp="1", FAIL_swin_unet="2"
+    )
     assert done.returncode == 3
     assert len(configs(calls)) == len(TABLE_1) + 1 and configs(calls)[-1] == "report"
-    assert done.stderr.splitlines()[-2:] == ["  unetpp, seed 0: exit code 1", "  swin_unet, seed 0: exit code 2"]
+    assert done.stderr.splitlines()[-2:] == [
+        "  unetpp, seed 0: exit code 1",
+        "  swin_unet, seed 0: exit code 2",
+    ]
 
     done, calls = launch("table1.sh", "phantom", "out")
     assert done.returncode == 0, done.stderr
-    assert configs(calls) == ["configs/phantom.py:unetpp", "configs/phantom.py:swin_unet", "report"]
+    assert configs(calls) == [
+        "configs/phantom.py:unetpp",
+        "configs/phantom.py:swin_unet",
+        "report",
+    ]
     assert done.stdout.count("done before") == len(TABLE_1) - 2
 
 
 def test_a_half_written_result_is_no_result(launch, tmp_path):
     for row in TABLE_2:
         (tmp_path / "out" / row / "seed0").mkdir(parents=True)
-        (tmp_path / "out" / row / "seed0" / "results.json").write_text("" if row == "row3" else "{}")
+        (tmp_path / "out" / row / "seed0" / "results.json").write_text(
+            "" if row == "row3" else "{}"
+        )
     _, calls = launch("table2.sh", "phantom", "out")
     assert configs(calls) == ["configs/phantom.py:row3", "report"]
 
 
 def test_nothing_is_reported_where_no_row_is_done(launch):
-    done, calls = launch("table2.sh", "phantom", "out", **{f"FAIL_{row}": "2" for row in TABLE_2})
+    done, calls = launch(
+        "table2.sh", "phantom", "out", **{f"FAIL_{row}": "2" for row in TABLE_2}
+    )
     assert done.returncode == 3 and "report" not in configs(calls)
     done, calls = launch("table2.sh", "phantom", "out", FAIL_report="2")
     assert done.returncode == 3 and "  report: exit code 2" in done.stderr.splitlines()
@@ -180,8 +255,14 @@ def test_an_interrupt_stops_all_rows(launch):
         (["nowhere", "out"], "no such data folder, .*nowhere, in ROOT"),
         (["phantom", "out", "--seeds=a"], "seeds that are no numbers, a, in --seeds"),
         (["phantom", "out", "--folds=1"], "no number of folds, 1, in --folds"),
-        (["phantom", "out", "--folds=2", "--settings=none.txt"], "no such file, none.txt, in --settings"),
-        (["phantom", "out", "--settings=calls"], "settings are those of folds, calls, in --settings; give --folds=K"),
+        (
+            ["phantom", "out", "--folds=2", "--settings=none.txt"],
+            "no such file, none.txt, in --settings",
+        ),
+        (
+            ["phantom", "out", "--settings=calls"],
+            "settings are those of folds, calls, in --settings; give --folds=K",
+        ),
         (["phantom", "out", "20"], "one argument too many, 20"),
     ],
 )
@@ -198,14 +279,31 @@ def test_usage(launch):
 
 
 def test_relative_paths_in_flags_are_those_of_the_users_folder(launch, tmp_path):
-    done, calls = launch("table2.sh", "phantom", "out", "--config.data.cache_dir=cache", "--config.compile_cache=xla")
+    done, calls = launch(
+        "table2.sh",
+        "phantom",
+        "out",
+        "--config.data.cache_dir=cache",
+        "--config.compile_cache=xla",
+    )
     assert done.returncode == 0, done.stderr
     assert {call["cwd"] for call in calls} == {str(tmp_path)}
-    assert {call["flags"].get("--config.data.cache_dir") for call in calls[:-1]} == {"cache"}
+    assert {call["flags"].get("--config.data.cache_dir") for call in calls[:-1]} == {
+        "cache"
+    }
 
 
 def test_settings_in_the_home_folder(launch, tmp_path):
-    (tmp_path / "settings.txt").write_text("".join(f"{row} {fold}\n" for row in TABLE_2 for fold in (0, 1)))
-    done, calls = launch("table2.sh", "phantom", "out", "--folds=2", "--settings=~/settings.txt", HOME=str(tmp_path))
+    (tmp_path / "settings.txt").write_text(
+        "".join(f"{row} {fold}\n" for row in TABLE_2 for fold in (0, 1))
+    )
+    done, calls = launch(
+        "table2.sh",
+        "phantom",
+        "out",
+        "--folds=2",
+        "--settings=~/settings.txt",
+        HOME=str(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
     assert len(calls) == 11

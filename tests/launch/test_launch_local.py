@@ -1,4 +1,6 @@
-"""`launch/local.sh` with a stand-in for `python`; the other launchers, which need what is not here, are parsed."""
+"""`launch/local.sh` with a stand-in for `python`; the other launchers, which need what
+is not here, are parsed.
+"""
 
 import json
 import os
@@ -16,7 +18,8 @@ from places import ROOT
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
-# Writes its flags to CALLS/<number of its kind>; the first EXITS words are its exit codes, "wait" waits for SIGTERM.
+# Writes its flags to CALLS/<number of its kind>; the first EXITS words are its exit
+# codes, "wait" waits for SIGTERM.
 STAND_IN = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys, time
 if sys.argv[1] == "-c":
@@ -50,7 +53,12 @@ def local(tmp_path):
     path = f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}"
 
     def call(*arguments, **exits):
-        environment = {**os.environ, "PATH": path, "CALLS": str(tmp_path / "calls"), **exits}
+        environment = {
+            **os.environ,
+            "PATH": path,
+            "CALLS": str(tmp_path / "calls"),
+            **exits,
+        }
         line = [LAUNCH / "local.sh", *arguments]
         # A shell that inherits an ignored SIGINT, as in the background, cannot trap it.
         return subprocess.Popen(
@@ -68,25 +76,38 @@ def local(tmp_path):
 
 def calls(tmp_path) -> dict[str, str]:
     """process.attempt -> its arguments."""
-    return {path.name: path.read_text() for path in sorted((tmp_path / "calls").iterdir())}
+    return {
+        path.name: path.read_text() for path in sorted((tmp_path / "calls").iterdir())
+    }
 
 
-@pytest.mark.parametrize("arguments", [["c.py", "run", "--seed=1"], ["--config=c.py", "--workdir=run", "--seed=1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["c.py", "run", "--seed=1"], ["--config=c.py", "--workdir=run", "--seed=1"]],
+)
 @pytest.mark.parametrize("n", [[], ["1"], ["3"]])
 def test_every_process_has_the_flags_and_its_number(local, tmp_path, n, arguments):
     assert local(*n, *arguments).wait(300) == 0
     flags = "-m biedsnet_jax.main --config=c.py --workdir=run --seed=1"
-    together = [f" --coordinator=localhost:4321 --num_processes=3 --process_id={i}" for i in range(3)]
+    together = [
+        f" --coordinator=localhost:4321 --num_processes=3 --process_id={i}"
+        for i in range(3)
+    ]
     several = n == ["3"]
-    assert calls(tmp_path) == {f"{i}.0": flags + (together[i] if several else "") for i in range(3 if several else 1)}
+    assert calls(tmp_path) == {
+        f"{i}.0": flags + (together[i] if several else "")
+        for i in range(3 if several else 1)
+    }
 
 
 @pytest.mark.parametrize(
     ("exits", "code", "attempts"),
     [
-        ("137 139 0", 0, 3),  # killed, crashed
+        # killed, crashed
+        ("137 139 0", 0, 3),
         ("137 137 137 0", 137, 3),
-        ("2", 2, 1),  # a mistake would only be made again
+        # a mistake would only be made again
+        ("2", 2, 1),
         ("1", 1, 1),
     ],
 )
@@ -96,7 +117,9 @@ def test_what_is_killed_starts_again(local, tmp_path, exits, code, attempts):
     assert len(calls(tmp_path)) == attempts
 
 
-def test_one_that_is_killed_takes_the_others_with_it_and_all_start_again(local, tmp_path):
+def test_one_that_is_killed_takes_the_others_with_it_and_all_start_again(
+    local, tmp_path
+):
     assert local("2", "c.py", "run", EXITS_0="wait 0", EXITS_1="137 0").wait(300) == 0
     assert sorted(calls(tmp_path)) == ["0.0", "0.1", "1.0", "1.1"]
 
@@ -114,14 +137,18 @@ def test_a_signal_reaches_all_and_nothing_starts_again(local, tmp_path, how):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("n", [1, 2])
-def test_it_waits_where_the_signal_goes_to_the_whole_group_as_from_a_terminal(local, tmp_path, n, how):
+def test_it_waits_where_the_signal_goes_to_the_whole_group_as_from_a_terminal(
+    local, tmp_path, n, how
+):
     run = local(f"{n}", "c.py", "run", EXITS_0="wait", EXITS_1="wait")
     while len(calls(tmp_path)) < n:
         assert run.poll() is None
         time.sleep(0.01)
     os.killpg(run.pid, how)
     assert run.wait(300) == 0
-    assert sorted(call for call in calls(tmp_path) if "stopped" in call) == [f"stopped.{i}" for i in range(n)]
+    assert sorted(call for call in calls(tmp_path) if "stopped" in call) == [
+        f"stopped.{i}" for i in range(n)
+    ]
 
 
 def nvidia(tmp_path, count):
@@ -134,7 +161,9 @@ def nvidia(tmp_path, count):
 
 def seen(tmp_path, name) -> list:
     """A variable of each process in order, or its folder."""
-    return [json.loads(path.read_text())[name] for path in sorted(tmp_path.glob("seen.*"))]
+    return [
+        json.loads(path.read_text())[name] for path in sorted(tmp_path.glob("seen.*"))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -163,8 +192,12 @@ def test_one_process_has_all_gpus_that_were_given(local, tmp_path):
     assert seen(tmp_path, "CUDA_VISIBLE_DEVICES") == ["4,5"]
 
 
-@pytest.mark.parametrize(("there", "devices"), [(2, ["0", "1"]), (0, ["0", "1"]), (None, [None, None])])
-def test_without_a_choice_gpus_are_numbered_from_0(local, tmp_path, monkeypatch, there, devices):
+@pytest.mark.parametrize(
+    ("there", "devices"), [(2, ["0", "1"]), (0, ["0", "1"]), (None, [None, None])]
+)
+def test_without_a_choice_gpus_are_numbered_from_0(
+    local, tmp_path, monkeypatch, there, devices
+):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if there is not None:
         nvidia(tmp_path, there)
@@ -184,10 +217,14 @@ def test_without_a_choice_gpus_are_numbered_from_0(local, tmp_path, monkeypatch,
         ("0", None, "N is 0, the number of processes. Give 1 or more."),
     ],
 )
-def test_more_processes_than_gpus_are_refused_in_one_line(local, tmp_path, monkeypatch, n, given, says):
+def test_more_processes_than_gpus_are_refused_in_one_line(
+    local, tmp_path, monkeypatch, n, given, says
+):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     nvidia(tmp_path, 8)
-    run = local(n, "c.py", "run", **({} if given is None else {"CUDA_VISIBLE_DEVICES": given}))
+    run = local(
+        n, "c.py", "run", **({} if given is None else {"CUDA_VISIBLE_DEVICES": given})
+    )
     _, err = run.communicate(timeout=300)
     assert run.returncode == 2 and not calls(tmp_path)
     assert err.startswith("launch: ") and err.count("\n") == 1 and says in err
@@ -196,14 +233,25 @@ def test_more_processes_than_gpus_are_refused_in_one_line(local, tmp_path, monke
 @pytest.mark.parametrize(
     ("arguments", "first"),
     [
-        (["configs/phantom.py:unet,toy", "runs/mine"], f"--config={LAUNCH.parent}/configs/phantom.py:unet,toy"),
-        (["--config=configs/covid.py", "--workdir=runs/mine"], f"--config={LAUNCH.parent}/configs/covid.py"),
-        (["--config", "configs/covid.py", "--workdir=runs/mine"], f"--config {LAUNCH.parent}/configs/covid.py"),
+        (
+            ["configs/phantom.py:unet,toy", "runs/mine"],
+            f"--config={LAUNCH.parent}/configs/phantom.py:unet,toy",
+        ),
+        (
+            ["--config=configs/covid.py", "--workdir=runs/mine"],
+            f"--config={LAUNCH.parent}/configs/covid.py",
+        ),
+        (
+            ["--config", "configs/covid.py", "--workdir=runs/mine"],
+            f"--config {LAUNCH.parent}/configs/covid.py",
+        ),
         (["mine.py:cpu", "runs/mine"], "--config=mine.py:cpu"),
         (["my configs/a.py", "runs/mine"], "--config=my configs/a.py"),
     ],
 )
-def test_paths_are_those_of_the_users_folder_and_configs_also_the_projects(local, tmp_path, arguments, first):
+def test_paths_are_those_of_the_users_folder_and_configs_also_the_projects(
+    local, tmp_path, arguments, first
+):
     (tmp_path / "my configs").mkdir()
     for name in ("mine.py", "my configs/a.py"):
         (tmp_path / name).touch()
@@ -224,8 +272,12 @@ def test_usage(local, tmp_path, arguments):
 def test_scripts_parse(script):
     assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", script], capture_output=True).stderr == b""
-    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if checker:  # the extra `test` brings it
+    checker = shutil.which(
+        "shellcheck",
+        path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    )
+    # the extra `test` brings it
+    if checker:
         done = subprocess.run([checker, script], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
@@ -233,19 +285,38 @@ def test_scripts_parse(script):
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "gpu_vm.sh", "slurm.sbatch"])
 def test_launchers_without_arguments_say_how(script):
     done = subprocess.run([LAUNCH / script], capture_output=True, text=True)
-    assert done.returncode != 0 and ("launch/" in done.stdout or "config" in done.stderr)
+    assert done.returncode != 0 and (
+        "launch/" in done.stdout or "config" in done.stderr
+    )
 
 
 def test_the_jobset_is_whole():
     jobset = yaml.safe_load((LAUNCH / "k8s-jobset.yaml").read_text())
-    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert (jobset["apiVersion"], jobset["kind"]) == (
+        "jobset.x-k8s.io/v1alpha2",
+        "JobSet",
+    )
     (job,) = jobset["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
-    assert spec["completionMode"] == "Indexed" and spec["parallelism"] == spec["completions"]
+    assert (
+        spec["completionMode"] == "Indexed"
+        and spec["parallelism"] == spec["completions"]
+    )
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
-    assert rows * columns == spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
-    shell = subprocess.run(["bash", "-n", "-c", container["command"][2]], capture_output=True)
-    assert shell.stderr == b"" and all(flag.startswith("--") for flag in container["args"])
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["volumes"]
+    }
+    rows, columns = map(
+        int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    )
+    assert (
+        rows * columns
+        == spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+    )
+    shell = subprocess.run(
+        ["bash", "-n", "-c", container["command"][2]], capture_output=True
+    )
+    assert shell.stderr == b"" and all(
+        flag.startswith("--") for flag in container["args"]
+    )

@@ -1,4 +1,6 @@
-"""Both tables of the paper, from the launch scripts to the report, on the phantom at toy width."""
+"""Both tables of the paper, from the launch scripts to the report, on the phantom at
+toy width.
+"""
 
 import json
 import os
@@ -10,25 +12,53 @@ import pytest
 from places import ROOT
 
 ROWS = {
-    "table1": ["unet", "unetpp", "attention_unet", "unext", "swin_unet", "medsegdiff", "trans_unet", "biedsnet"],
+    "table1": [
+        "unet",
+        "unetpp",
+        "attention_unet",
+        "unext",
+        "swin_unet",
+        "medsegdiff",
+        "trans_unet",
+        "biedsnet",
+    ],
     "table2": ["row1", "row2", "row3", "row4", "row5"],
 }
 
 
-@pytest.mark.parametrize(("table", "dtype", "pictures"), [("table1", "bfloat16", 3), ("table2", "float32", 0)])
+@pytest.mark.parametrize(
+    ("table", "dtype", "pictures"),
+    [("table1", "bfloat16", 3), ("table2", "float32", 0)],
+)
 def test_a_table_from_one_command(table, dtype, pictures, tmp_path):
     # The interpreter of the tests, and its quick compilation.
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    flags = ["--variant=toy", "--config.train.steps=2", "--config.compile_cache=", f"--config.dtype={dtype}"]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    }
+    flags = [
+        "--variant=toy",
+        "--config.train.steps=2",
+        "--config.compile_cache=",
+        f"--config.dtype={dtype}",
+    ]
     flags += [f"--config.eval.pictures={pictures}"]
     command = [ROOT / "launch" / f"{table}.sh", "phantom", tmp_path, *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=1800
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
-    results = {row: json.loads((tmp_path / row / "seed0" / "results.json").read_text()) for row in ROWS[table]}
-    assert {row: value["row"] for row, value in results.items()} == {row: row for row in ROWS[table]}
-    assert len({value["n_images"] for value in results.values()}) == 1  # all judged on the same slices
-    for row in ROWS[table]:  # every step was finite
+    results = {
+        row: json.loads((tmp_path / row / "seed0" / "results.json").read_text())
+        for row in ROWS[table]
+    }
+    assert {row: value["row"] for row, value in results.items()} == {
+        row: row for row in ROWS[table]
+    }
+    # all judged on the same slices
+    assert len({value["n_images"] for value in results.values()}) == 1
+    # every step was finite
+    for row in ROWS[table]:
         lines = (tmp_path / row / "seed0" / "metrics.jsonl").read_text().splitlines()
         logged = [line for line in map(json.loads, lines) if "loss" in line]
         assert logged and all(line["skipped_steps"] == 0 for line in logged), row

@@ -1,4 +1,6 @@
-"""BFFM and ADRB: the paper's equations 1 to 5 computed plainly, and the vectors of the PyTorch lineage's blocks."""
+"""BFFM and ADRB: the paper's equations 1 to 5 computed plainly, and the vectors of the
+PyTorch lineage's blocks.
+"""
 
 import functools
 
@@ -23,13 +25,29 @@ def test_a_constant_image_has_no_boundary(window):
     np.testing.assert_allclose(boundary(x, window), np.zeros_like(x), atol=1e-4)
 
 
-@pytest.mark.parametrize(("window", "corner", "side"), [(3, 4 / 9, 6 / 9), (5, 9 / 25, 15 / 25), (7, 16 / 49, 28 / 49)])
-def test_with_counted_padding_a_constant_image_has_a_boundary_in_its_outer_ring(window, corner, side):
-    edge, half = np.asarray(boundary(jnp.ones((1, 16, 16, 1)), window, count_include_pad=True))[0, :, :, 0], window // 2
-    np.testing.assert_allclose(edge[[0, 0, -1, -1], [0, -1, 0, -1]], 1 - corner, atol=1e-6)
-    np.testing.assert_allclose([edge[0, 8], edge[8, 0], edge[-1, 8], edge[8, -1]], 1 - side, atol=1e-6)
+@pytest.mark.parametrize(
+    ("window", "corner", "side"),
+    [(3, 4 / 9, 6 / 9), (5, 9 / 25, 15 / 25), (7, 16 / 49, 28 / 49)],
+)
+def test_with_counted_padding_a_constant_image_has_a_boundary_in_its_outer_ring(
+    window, corner, side
+):
+    edge, half = (
+        np.asarray(boundary(jnp.ones((1, 16, 16, 1)), window, count_include_pad=True))[
+            0, :, :, 0
+        ],
+        window // 2,
+    )
+    np.testing.assert_allclose(
+        edge[[0, 0, -1, -1], [0, -1, 0, -1]], 1 - corner, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        [edge[0, 8], edge[8, 0], edge[-1, 8], edge[8, -1]], 1 - side, atol=1e-6
+    )
     np.testing.assert_allclose(edge[half:-half, half:-half], 0, atol=1e-6)
-    ring = np.pad(np.zeros((16 - 2 * half, 16 - 2 * half)), half, constant_values=1) == 1
+    ring = (
+        np.pad(np.zeros((16 - 2 * half, 16 - 2 * half)), half, constant_values=1) == 1
+    )
     assert (edge[ring] > 0.1).all()
 
 
@@ -38,7 +56,9 @@ def test_with_counted_padding_a_constant_image_has_a_boundary_in_its_outer_ring(
 def test_the_boundary_is_what_a_uniform_filter_leaves(window, count_include_pad):
     x = normal(2, 7, 10, 3)
     expected = plain_boundary(x, window, count_include_pad)
-    np.testing.assert_allclose(boundary(x, window, count_include_pad=count_include_pad), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        boundary(x, window, count_include_pad=count_include_pad), expected, atol=1e-6
+    )
 
 
 def test_the_boundary_of_bfloat16_keeps_the_digits_that_the_image_has():
@@ -58,11 +78,21 @@ def test_bffm_is_equations_1_to_4():
     for i in (1, 2):
         f = plain_conv(f, p[f"conv_{i}"])
         mean, var = (stats[f"norm_{i}"][name] for name in ("mean", "var"))
-        f = np.maximum((f - mean) / np.sqrt(var + 1e-5) * p[f"norm_{i}"]["scale"] + p[f"norm_{i}"]["bias"], 0)
+        f = np.maximum(
+            (f - mean) / np.sqrt(var + 1e-5) * p[f"norm_{i}"]["scale"]
+            + p[f"norm_{i}"]["bias"],
+            0,
+        )
     f = np.concatenate([f, *(plain_boundary(f, k, False) for k in (3, 5, 7))], axis=-1)
     squeezed = np.maximum(plain_conv(f.mean((1, 2), keepdims=True), p["squeeze"]), 0)
     f = f * sigmoid(plain_conv(squeezed, p["excite"]))
-    f = np.concatenate([plain_conv(f[..., i : i + 1], kernel_of(p["depthwise"], i)) for i in range(4 * c)], axis=-1)
+    f = np.concatenate(
+        [
+            plain_conv(f[..., i : i + 1], kernel_of(p["depthwise"], i))
+            for i in range(4 * c)
+        ],
+        axis=-1,
+    )
     expected = plain_conv(f, p["pointwise"])
     got = jax.jit(functools.partial(module.apply, train=False))(variables, x)
     np.testing.assert_allclose(got, expected, atol=1e-4)
@@ -82,10 +112,16 @@ def test_adrb_is_equation_5(norm, groups):
         f, scale = plain_conv(f, p[name]["conv"]), p[name]["norm"]
         if norm == "group":
             f = f.reshape(2, 8, 8, groups, c // groups)
-            mean, var = (moment(f, axis=(1, 2, 4), keepdims=True) for moment in (np.mean, np.var))
+            mean, var = (
+                moment(f, axis=(1, 2, 4), keepdims=True) for moment in (np.mean, np.var)
+            )
         else:
             mean, var = stats[name]["norm"]["mean"], stats[name]["norm"]["var"]
-        return np.maximum(((f - mean) / np.sqrt(var + 1e-5)).reshape(2, 8, 8, c) * scale["scale"] + scale["bias"], 0)
+        return np.maximum(
+            ((f - mean) / np.sqrt(var + 1e-5)).reshape(2, 8, 8, c) * scale["scale"]
+            + scale["bias"],
+            0,
+        )
 
     rl = np.maximum(emb, 0) @ p["linear"]["kernel"] + p["linear"]["bias"]
     expected = cgr("cgr_skip", x) + cgr("cgr_2", rl[:, None, None] + cgr("cgr_1", x))
@@ -102,7 +138,8 @@ def test_attention_weighs_channels_and_pixels(order):
 
     def mlp(v):
         return (
-            np.maximum(v @ p["squeeze"]["kernel"] + p["squeeze"]["bias"], 0) @ p["excite"]["kernel"]
+            np.maximum(v @ p["squeeze"]["kernel"] + p["squeeze"]["bias"], 0)
+            @ p["excite"]["kernel"]
             + p["excite"]["bias"]
         )
 
@@ -111,7 +148,9 @@ def test_attention_weighs_channels_and_pixels(order):
         expected = x * channel + x * sigmoid(plain_conv(x, p["spatial"]))
     else:
         expected = x * channel * sigmoid(plain_conv(x * channel, p["spatial"]))
-    np.testing.assert_allclose(jax.jit(module.apply)(variables, jnp.asarray(x)), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(module.apply)(variables, jnp.asarray(x)), expected, atol=1e-5
+    )
 
 
 # ---- The lineage: vectors of its PyTorch blocks
@@ -127,10 +166,14 @@ def golden(name: str):
 
 
 def imported(module, w, *inputs, **static):
-    """The block's variables from PyTorch's, as a whole network's are imported: below the name of its level."""
+    """The block's variables from PyTorch's, as a whole network's are imported: below
+    the name of its level.
+    """
     shapes = initial(module, *inputs, **static)
     target = {collection: {"level": tree} for collection, tree in shapes.items()}
-    variables = to_variables("biedsnet", {f"level.{name}": value for name, value in w.items()}, target)
+    variables = to_variables(
+        "biedsnet", {f"level.{name}": value for name, value in w.items()}, target
+    )
     return {collection: tree["level"] for collection, tree in variables.items()}
 
 
@@ -138,20 +181,29 @@ def test_bffm_is_the_lineages():
     w, x, y, _ = golden("bffm_block")
     module = BFFM(16, count_include_pad=True, dconv="lineage")
     apply = jax.jit(functools.partial(module.apply, train=False))
-    np.testing.assert_allclose(apply(imported(module, w, x, train=False), x), y, atol=1e-4)
+    np.testing.assert_allclose(
+        apply(imported(module, w, x, train=False), x), y, atol=1e-4
+    )
 
 
 def test_adrb_is_the_lineages():
     w, x, y, emb = golden("adrb_block")
-    module, emb = ADRB(32, x.shape[-1], residual="conv", attention="none"), jnp.asarray(emb)
+    module, emb = (
+        ADRB(32, x.shape[-1], residual="conv", attention="none"),
+        jnp.asarray(emb),
+    )
     apply = jax.jit(functools.partial(module.apply, train=False))
-    np.testing.assert_allclose(apply(imported(module, w, x, emb, train=False), x, emb), y, atol=1e-4)
+    np.testing.assert_allclose(
+        apply(imported(module, w, x, emb, train=False), x, emb), y, atol=1e-4
+    )
 
 
 def test_attention_is_the_lineages():
     w, x, y, _ = golden("sca")
     module = Attention(x.shape[-1])
-    np.testing.assert_allclose(jax.jit(module.apply)(imported(module, w, x), x), y, atol=1e-4)
+    np.testing.assert_allclose(
+        jax.jit(module.apply)(imported(module, w, x), x), y, atol=1e-4
+    )
 
 
 # ---- Plain computations
@@ -160,7 +212,8 @@ def test_attention_is_the_lineages():
 def plain_boundary(x, window: int, count_include_pad: bool):
     size = (1, window, window, 1)
     mean = ndimage.uniform_filter(np.asarray(x, np.float64), size, mode="constant")
-    share = ndimage.uniform_filter(np.ones(x.shape), size, mode="constant")  # of the window that lies on the image
+    # of the window that lies on the image
+    share = ndimage.uniform_filter(np.ones(x.shape), size, mode="constant")
     return np.asarray(x, np.float64) - (mean if count_include_pad else mean / share)
 
 
@@ -170,7 +223,9 @@ def plain_conv(x, layer):
     pad = kernel.shape[0] // 2
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     entries = np.ndindex(kernel.shape[:2])
-    return sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i, j in entries) + layer.get("bias", 0)
+    return sum(
+        padded[:, i : i + h, j : j + w] @ kernel[i, j] for i, j in entries
+    ) + layer.get("bias", 0)
 
 
 def kernel_of(depthwise, channel: int):

@@ -1,4 +1,6 @@
-"""BIEDSNet: its PyTorch lineage's size, its ablation rows, what joins where, shapes, half precision, refused sizes."""
+"""BIEDSNet: its PyTorch lineage's size, its ablation rows, what joins where, shapes,
+half precision, refused sizes.
+"""
 
 import functools
 import math
@@ -17,13 +19,19 @@ from biedsnet_jax.networks.blocks import GroupNorm, max_pool
 from biedsnet_jax.segmenters.macs import count_macs
 from configs import default, variants
 
-LINEAGE = BIEDSNet(dconv="lineage", count_include_pad=True, residual="conv", attention_per="level")
+LINEAGE = BIEDSNet(
+    dconv="lineage", count_include_pad=True, residual="conv", attention_per="level"
+)
 TOY = BIEDSNet(channels=(4, 8, 8), blocks_per_level=2)
 
 
 def inputs(size=(16, 16), *, channels: int = 1, classes: int = 1, batch: int = 2):
     """x_t, image, t"""
-    return normal(batch, *size, classes), normal(batch, *size, channels, seed=1), jnp.arange(batch) * 100
+    return (
+        normal(batch, *size, classes),
+        normal(batch, *size, channels, seed=1),
+        jnp.arange(batch) * 100,
+    )
 
 
 def size_of(tree) -> int:
@@ -53,17 +61,26 @@ def row(number: int):
 def test_each_row_of_the_ablation_adds_the_parameters_of_its_module_and_no_others():
     rows = {i: row(i) for i in range(1, 6)}
     sizes = {i: size_of(rows[i]) for i in rows}
-    # Per level: squeeze 4c to 4c/16 and back with biases, depthwise 3x3 on 4c, pointwise 4c to c with bias.
-    bffm = sum(2 * 4 * c * (c // 4) + c // 4 + 4 * c + 9 * 4 * c + 4 * c * c + c for c in CHANNELS[:-1])
-    # Per block (one a level, encoder and decoder): squeeze c to c/16 and back with biases, one weight a channel and 1.
+    # Per level: squeeze 4c to 4c/16 and back with biases, depthwise 3x3 on 4c,
+    # pointwise 4c to c with bias.
+    bffm = sum(
+        2 * 4 * c * (c // 4) + c // 4 + 4 * c + 9 * 4 * c + 4 * c * c + c
+        for c in CHANNELS[:-1]
+    )
+    # Per block (one a level, encoder and decoder): squeeze c to c/16 and back with
+    # biases, one weight a channel and 1.
     blocks = [*CHANNELS, *CHANNELS[:-1]]
     attention = sum(2 * c * (c // 16) + c // 16 + c + c + 1 for c in blocks)
     heads = sum(c + 1 for c in CHANNELS[1:-1])
     assert sizes[2] - sizes[1] == bffm
     assert sizes[3] - sizes[2] == attention
-    assert rows[4] == rows[3]  # another loss, the same network
+    # another loss, the same network
+    assert rows[4] == rows[3]
     assert sizes[5] - sizes[4] == heads
-    assert all(set(level) == {"conv_1", "norm_1", "conv_2", "norm_2"} for level in rows[1]["condition"].values())
+    assert all(
+        set(level) == {"conv_1", "norm_1", "conv_2", "norm_2"}
+        for level in rows[1]["condition"].values()
+    )
     assert not any("attention" in block for block in rows[2]["denoiser"].values())
     assert [name for name in rows[4]["denoiser"] if "head" in name] == ["head_1"]
     assert rows[5]["condition"] == rows[2]["condition"]
@@ -87,7 +104,14 @@ def denoise(variables, features, x_t, image, t):
         variables, features, x_t, image, t, method="denoise",
         capture_intermediates=lambda module, _: isinstance(module, ADRB), mutable="intermediates",
     )  # fmt: skip
-    return logits, out, {name: value["__call__"][0] for name, value in seen["intermediates"]["denoiser"].items()}
+    return (
+        logits,
+        out,
+        {
+            name: value["__call__"][0]
+            for name, value in seen["intermediates"]["denoiser"].items()
+        },
+    )
 
 
 def test_features_of_one_encode_serve_every_x_t_and_t():
@@ -97,36 +121,57 @@ def test_features_of_one_encode_serve_every_x_t_and_t():
         logits, out, _ = denoise(variables, features, noisy, image, time)
         expected, expected_out = whole(variables, noisy, image, time)
         np.testing.assert_allclose(logits, expected, atol=1e-4)
-        np.testing.assert_allclose(out["supervision"][0], expected_out["supervision"][0], atol=1e-4)
+        np.testing.assert_allclose(
+            out["supervision"][0], expected_out["supervision"][0], atol=1e-4
+        )
         seen.append(logits)
     assert np.abs(seen[0] - seen[1]).max() > 1e-2
     assert np.abs(seen[0] - seen[2]).max() > 1e-2
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_a_condition_feature_joins_its_level_after_the_blocks_and_enters_the_skip(level):
+def test_a_condition_feature_joins_its_level_after_the_blocks_and_enters_the_skip(
+    level,
+):
     variables, (x_t, image, t) = toy_variables(), inputs()
-    features, read = encode(variables, image), (f"encoder_{level + 1}", f"decoder_{level}")
+    features, read = (
+        encode(variables, image),
+        (f"encoder_{level + 1}", f"decoder_{level}"),
+    )
     assert set(features) == {"encoder_2", "encoder_3", "decoder_1", "decoder_2"}
     _, _, before = denoise(variables, features, x_t, image, t)
     features = {
-        name: jax.tree.map(lambda share, n=2.0 if name in read else 1.0: n * share, given)
+        name: jax.tree.map(
+            lambda share, n=2.0 if name in read else 1.0: n * share, given
+        )
         for name, given in features.items()
     }
     _, _, after = denoise(variables, features, x_t, image, t)
-    changed = {name for name in before if np.abs(before[name] - after[name]).max() > 1e-4}
+    changed = {
+        name for name in before if np.abs(before[name] - after[name]).max() > 1e-4
+    }
     encoder = {f"encoder_{i}_block_{j}" for i in range(level + 1, 4) for j in (1, 2)}
-    assert changed == encoder | {f"decoder_{i}_block_{j}" for i in (1, 2) for j in (1, 2)}
-    kernel = variables["params"]["denoiser"][f"decoder_{level}_block_1"]["cgr_1"]["conv"]["kernel"]
+    assert changed == encoder | {
+        f"decoder_{i}_block_{j}" for i in (1, 2) for j in (1, 2)
+    }
+    kernel = variables["params"]["denoiser"][f"decoder_{level}_block_1"]["cgr_1"][
+        "conv"
+    ]["kernel"]
     width = TOY.channels[level - 1]
-    assert kernel.shape[2] == width + (width + width)  # up path, and the skip: encoder level with its feature
+    # up path, and the skip: encoder level with its feature
+    assert kernel.shape[2] == width + (width + width)
 
 
 def test_a_condition_feature_that_joins_before_the_blocks_is_read_by_its_own_level_and_no_other():
     module = TOY.clone(condition_joins="before")
     blocks = initial(module, *inputs())["params"]["denoiser"]
-    kernels = {name: block["cgr_1"]["conv"]["kernel"].shape[2] for name, block in blocks.items() if "block_1" in name}
-    # The level above (2 of the stem, 4, 8) and the feature (4, 8, none); in the decoder the level below and the skip.
+    kernels = {
+        name: block["cgr_1"]["conv"]["kernel"].shape[2]
+        for name, block in blocks.items()
+        if "block_1" in name
+    }
+    # The level above (2 of the stem, 4, 8) and the feature (4, 8, none); in the decoder
+    # the level below and the skip.
     assert kernels == {
         "encoder_1_block_1": 2 + 4, "encoder_2_block_1": 4 + 8, "encoder_3_block_1": 8,
         "decoder_2_block_1": 8 + 8, "decoder_1_block_1": 4 + 4,
@@ -168,13 +213,21 @@ def test_widths_that_the_first_and_second_blocks_of_three_levels_read(joins, exp
 
 
 def concatenating(call, args, kwargs, context):
-    """The figure as drawn: a block reads its condition feature beside the rest of its input, at every step anew."""
+    """The figure as drawn: a block reads its condition feature beside the rest of its
+    input, at every step anew.
+    """
     if context.method_name == "share" and isinstance(context.module, Denoiser):
         if context.module.condition_joins == "before":
             return {f"encoder_{i}": (c, c) for i, c in enumerate(args[0], start=1)}
-        below = {f"encoder_{i + 1}": (max_pool(c), c) for i, c in enumerate(args[0], start=1)}
+        below = {
+            f"encoder_{i + 1}": (max_pool(c), c) for i, c in enumerate(args[0], start=1)
+        }
         return below | {f"decoder_{i}": (c, c) for i, c in enumerate(args[0], start=1)}
-    if context.method_name == "__call__" and isinstance(context.module, ADRB) and args[2] is not None:
+    if (
+        context.method_name == "__call__"
+        and isinstance(context.module, ADRB)
+        and args[2] is not None
+    ):
         x, emb, (c, _), train = args
         return call((*(x if isinstance(x, tuple) else (x,)), c), emb, None, train)
     return call(*args, **kwargs)
@@ -192,12 +245,15 @@ def concatenating(call, args, kwargs, context):
     ids=lambda fields: "-".join(fields) or "paper",
 )
 def test_shares_of_the_condition_features_are_convolutions_of_the_concatenation(fields):
-    module = TOY.clone(channels=(8, 8, 12), **fields)  # level 2 reads as many channels as it has: identity or not
+    # level 2 reads as many channels as it has: identity or not
+    module = TOY.clone(channels=(8, 8, 12), **fields)
     variables, given = weights(module, *inputs()), inputs()
     got, _ = jax.jit(module.apply)(variables, *given)
     with nn.intercept_methods(concatenating):
         expected, _ = jax.jit(lambda *xs: module.apply(*xs))(variables, *given)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        got, expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 def gradient(module, variables, given):
@@ -215,7 +271,8 @@ def assert_same(module, other):
     given = inputs()
     variables = weights(module, *given)
     (expected, logits), (got, other_logits) = (
-        jax.jit(functools.partial(gradient, m))(variables, given) for m in (module, other)
+        jax.jit(functools.partial(gradient, m))(variables, given)
+        for m in (module, other)
     )
     np.testing.assert_allclose(other_logits, logits, atol=1e-5 * np.abs(logits).max())
     error, size = (
@@ -242,8 +299,12 @@ def test_on_folded_maps_logits_and_gradient_are_the_same(fields):
 def test_remat_computes_the_blocks_again_for_the_same_gradient():
     again, variables = TOY.clone(remat=True), initial(TOY, *inputs())
     assert_same(TOY, again)
-    once, twice = (count_macs(functools.partial(gradient, m), variables, inputs()) for m in (TOY, again))
-    assert twice > 1.2 * once  # a forward pass is a third of a gradient, and most of it is blocks
+    once, twice = (
+        count_macs(functools.partial(gradient, m), variables, inputs())
+        for m in (TOY, again)
+    )
+    # a forward pass is a third of a gradient, and most of it is blocks
+    assert twice > 1.2 * once
 
 
 def test_the_second_block_of_a_decoder_level_also_gets_its_encoder_levels_second_block():
@@ -265,27 +326,49 @@ def test_every_norm_of_the_denoiser_has_the_groups_of_the_network():
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        jax.eval_shape(BIEDSNet(channels=(8, 16), groups=4).init, jax.random.key(0), *inputs())
-    assert {groups for groups, _ in seen} == {4} and {width for _, width in seen} == {8, 16}
+        jax.eval_shape(
+            BIEDSNet(channels=(8, 16), groups=4).init, jax.random.key(0), *inputs()
+        )
+    assert {groups for groups, _ in seen} == {4} and {width for _, width in seen} == {
+        8,
+        16,
+    }
 
 
 def test_the_final_head_is_level_1_and_side_heads_follow_finest_first():
-    module = BIEDSNet(channels=(2, 2, 2, 2), blocks_per_level=1, attention="none", bffm=False)
+    module = BIEDSNet(
+        channels=(2, 2, 2, 2), blocks_per_level=1, attention="none", bffm=False
+    )
     variables = weights(module, *inputs())
     for level in (1, 2, 3):
         head = variables["params"]["denoiser"][f"head_{level}"]
         head["kernel"][:], head["bias"][:] = 0, level
     logits, out = jax.jit(module.apply)(variables, *inputs())
-    assert [float(np.ptp(x)) for x in (logits, *out["supervision"])] == pytest.approx([0, 0, 0], abs=1e-5)
-    assert [float(x.mean()) for x in (logits, *out["supervision"])] == pytest.approx([1, 2, 3])
+    assert [float(np.ptp(x)) for x in (logits, *out["supervision"])] == pytest.approx(
+        [0, 0, 0], abs=1e-5
+    )
+    assert [float(x.mean()) for x in (logits, *out["supervision"])] == pytest.approx(
+        [1, 2, 3]
+    )
 
 
 @pytest.mark.parametrize(("channels", "classes"), [(1, 1), (3, 1), (1, 3), (3, 3)])
-def test_every_head_has_the_size_of_the_image_and_a_channel_for_each_class(channels, classes):
-    module = BIEDSNet(classes=classes, channels=(2, 2, 2, 2, 2), blocks_per_level=1, dtype=jnp.bfloat16)
+def test_every_head_has_the_size_of_the_image_and_a_channel_for_each_class(
+    channels, classes
+):
+    module = BIEDSNet(
+        classes=classes,
+        channels=(2, 2, 2, 2, 2),
+        blocks_per_level=1,
+        dtype=jnp.bfloat16,
+    )
     x_t, image, t = inputs((32, 48), channels=channels, classes=classes)
-    (logits, out), _ = jax.eval_shape(lambda *xs: module.init_with_output(jax.random.key(0), *xs), x_t, image, t)
-    assert [x.shape for x in (logits, *out["supervision"])] == [(2, 32, 48, classes)] * 4
+    (logits, out), _ = jax.eval_shape(
+        lambda *xs: module.init_with_output(jax.random.key(0), *xs), x_t, image, t
+    )
+    assert [x.shape for x in (logits, *out["supervision"])] == [
+        (2, 32, 48, classes)
+    ] * 4
     assert {x.dtype for x in (logits, *out["supervision"])} == {jnp.dtype("float32")}
 
 
@@ -300,9 +383,15 @@ def test_bfloat16_computes_nearly_the_same_logits():
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [((100, 96), "100x96.*use 96x96 or 112x96"), ((96, 250), "96x250.*use 96x240 or 96x256"), ((8, 8), " 8, .*use 16")],
+    [
+        ((100, 96), "100x96.*use 96x96 or 112x96"),
+        ((96, 250), "96x250.*use 96x240 or 96x256"),
+        ((8, 8), " 8, .*use 16"),
+    ],
 )
-def test_a_size_that_pooling_does_not_divide_is_refused_with_the_two_nearest(size, message):
+def test_a_size_that_pooling_does_not_divide_is_refused_with_the_two_nearest(
+    size, message
+):
     with pytest.raises(BadInput, match=message) as error:
         initial(BIEDSNet(), *inputs(size))
     assert "\n" not in str(error.value)

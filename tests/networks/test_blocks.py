@@ -1,5 +1,6 @@
-"""Pooling, resizing, depthwise convolution, group norm, time embedding against jax, Flax or hand-worked values."""
-
+"""Pooling, resizing, depthwise convolution, group norm, time embedding against jax,
+Flax or hand-worked values.
+"""
 
 import flax.linen as nn
 import jax
@@ -26,7 +27,9 @@ VECTORS = GOLDEN / "medsegdiff_diffusion_math.npz"
 def test_max_pool_is_a_window_reduction():
     x = normal(2, 6, 12, 3)
     strides = (1, 2, 2, 1)
-    expected = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, strides, strides, "VALID")
+    expected = jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, strides, strides, "VALID"
+    )
     np.testing.assert_array_equal(jax.jit(max_pool)(x), expected)
 
 
@@ -46,7 +49,9 @@ def test_nearest_upsampling_repeats_pixels():
 def test_bilinear_resize_is_jaxs_without_antialiasing(size):
     x = normal(2, 4, 6, 3)
     got = jax.jit(lambda x: resize_bilinear(x, size))(x)
-    np.testing.assert_allclose(got, jax.image.resize(x, (2, *size, 3), "bilinear", antialias=False), atol=1e-5)
+    np.testing.assert_allclose(
+        got, jax.image.resize(x, (2, *size, 3), "bilinear", antialias=False), atol=1e-5
+    )
 
 
 def test_bilinear_resize_with_aligned_corners_spreads_the_samples_from_corner_to_corner():
@@ -57,7 +62,9 @@ def test_bilinear_resize_with_aligned_corners_spreads_the_samples_from_corner_to
 
 
 @pytest.mark.parametrize(
-    ("align_corners", "expected"), [(False, [0, 0.75, 2.25, 3]), (True, [0, 1, 2, 3])], ids=["centres", "corners"]
+    ("align_corners", "expected"),
+    [(False, [0, 0.75, 2.25, 3]), (True, [0, 1, 2, 3])],
+    ids=["centres", "corners"],
 )
 def test_bilinear_upsampling_by_hand(align_corners, expected):
     x = jnp.asarray([0.0, 3.0])[None, None, :, None]
@@ -70,7 +77,9 @@ def test_depthwise_convolution_is_flaxs_with_one_group_a_channel(use_bias):
     x, params = normal(2, 6, 5, 4), {"kernel": normal(3, 3, 1, 4, seed=1)}
     if use_bias:
         params["bias"] = normal(4, seed=2)
-    grouped = nn.Conv(4, (3, 3), padding=((1, 1), (1, 1)), feature_group_count=4, use_bias=use_bias)
+    grouped = nn.Conv(
+        4, (3, 3), padding=((1, 1), (1, 1)), feature_group_count=4, use_bias=use_bias
+    )
     with jax.default_matmul_precision("highest"):
         expected = jax.jit(grouped.apply)({"params": params}, x)
         got = jax.jit(DepthwiseConv(use_bias=use_bias).apply)({"params": params}, x)
@@ -81,24 +90,36 @@ def test_depthwise_convolution_is_flaxs_with_one_group_a_channel(use_bias):
 def test_group_norm_is_flaxs(groups):
     x = 3.0 * normal(2, 6, 5, 8) + 2.0
     params = {"scale": normal(8, seed=1), "bias": normal(8, seed=2)}
-    expected = jax.jit(nn.GroupNorm(num_groups=groups, epsilon=1e-5).apply)({"params": params}, x)
-    np.testing.assert_allclose(jax.jit(GroupNorm(groups).apply)({"params": params}, x), expected, atol=2e-5)
+    expected = jax.jit(nn.GroupNorm(num_groups=groups, epsilon=1e-5).apply)(
+        {"params": params}, x
+    )
+    np.testing.assert_allclose(
+        jax.jit(GroupNorm(groups).apply)({"params": params}, x), expected, atol=2e-5
+    )
 
 
 def test_group_norm_of_bfloat16_takes_its_statistics_in_float32():
-    # Two 8-bit digits say little about a spread of 1 around 30: statistics in bfloat16 would be off by tenths.
+    # Two 8-bit digits say little about a spread of 1 around 30: statistics in bfloat16
+    # would be off by tenths.
     x = (normal(1, 32, 32, 4) + 30.0).astype(jnp.bfloat16)
     variables = {"params": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}}
     got = jax.jit(GroupNorm(2, dtype=jnp.bfloat16).apply)(variables, x)
     exact = np.asarray(x, np.float64).reshape(32 * 32, 2, 2)
-    exact = (exact - exact.mean((0, 2), keepdims=True)) / exact.std((0, 2), keepdims=True)
+    exact = (exact - exact.mean((0, 2), keepdims=True)) / exact.std(
+        (0, 2), keepdims=True
+    )
     assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(got.astype(jnp.float32), exact.reshape(1, 32, 32, 4), rtol=2**-8, atol=2e-3)
+    np.testing.assert_allclose(
+        got.astype(jnp.float32), exact.reshape(1, 32, 32, 4), rtol=2**-8, atol=2e-3
+    )
 
 
 def test_group_norm_of_a_constant_is_its_bias():
     variables = {"params": {"scale": jnp.ones(4), "bias": jnp.arange(4.0)}}
-    y, pullback = jax.vjp(jax.jit(lambda x: GroupNorm(2).apply(variables, x)), jnp.full((1, 4, 4, 4), 100.0))
+    y, pullback = jax.vjp(
+        jax.jit(lambda x: GroupNorm(2).apply(variables, x)),
+        jnp.full((1, 4, 4, 4), 100.0),
+    )
     np.testing.assert_allclose(y, np.broadcast_to(np.arange(4.0), y.shape), atol=0.05)
     assert np.isfinite(pullback(jnp.ones_like(y))[0]).all()
 
@@ -106,7 +127,8 @@ def test_group_norm_of_a_constant_is_its_bias():
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.float32])
 def test_timestep_embedding_by_hand(dtype):
     t = jnp.asarray([0, 3], dtype)
-    got = jax.jit(lambda t: timestep_embedding(t, 4))(t)  # frequencies 1 and 10000^(-1/2) = 0.01
+    # frequencies 1 and 10000^(-1/2) = 0.01
+    got = jax.jit(lambda t: timestep_embedding(t, 4))(t)
     expected = [[1, 1, 0, 0], [np.cos(3), np.cos(0.03), np.sin(3), np.sin(0.03)]]
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -114,14 +136,30 @@ def test_timestep_embedding_by_hand(dtype):
 def test_timestep_embedding_is_guided_diffusions():
     golden = np.load(VECTORS)
     t = jnp.asarray(golden["timestep_embedding128:t"], jnp.int32)
-    np.testing.assert_allclose(timestep_embedding(t, 128), golden["timestep_embedding128"], atol=1e-4)
+    np.testing.assert_allclose(
+        timestep_embedding(t, 128), golden["timestep_embedding128"], atol=1e-4
+    )
 
 
 def test_time_embedding_is_dense_relu_dense_on_the_sinusoid():
-    t = jnp.asarray([0, 100])  # 0: cosines 1, sines 0
+    # 0: cosines 1, sines 0
+    t = jnp.asarray([0, 100])
     sinusoid = [[1, 1, 0, 0], [np.cos(100), np.cos(1), np.sin(100), np.sin(1)]]
-    w1, b1, w2, b2 = normal(4, 16), normal(16, seed=1), normal(16, 16, seed=2), normal(16, seed=3)
-    params = {"dense_1": {"kernel": w1, "bias": b1}, "dense_2": {"kernel": w2, "bias": b2}}
+    w1, b1, w2, b2 = (
+        normal(4, 16),
+        normal(16, seed=1),
+        normal(16, 16, seed=2),
+        normal(16, seed=3),
+    )
+    params = {
+        "dense_1": {"kernel": w1, "bias": b1},
+        "dense_2": {"kernel": w2, "bias": b2},
+    }
     hidden = np.maximum(np.asarray(sinusoid) @ np.asarray(w1) + np.asarray(b1)[None], 0)
     expected = hidden @ np.asarray(w2) + np.asarray(b2)[None]
-    np.testing.assert_allclose(jax.jit(TimeEmbedding(4).apply)({"params": params}, t), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        jax.jit(TimeEmbedding(4).apply)({"params": params}, t),
+        expected,
+        rtol=1e-4,
+        atol=1e-4,
+    )

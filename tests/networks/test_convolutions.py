@@ -1,4 +1,6 @@
-"""Convolutions that do less against the plain convolution, and folded maps against the maps they stand for."""
+"""Convolutions that do less against the plain convolution, and folded maps against the
+maps they stand for.
+"""
 
 import functools
 
@@ -10,7 +12,12 @@ import pytest
 from random_weights import normal, weights
 
 from biedsnet_jax.networks.adrb import Attention
-from biedsnet_jax.networks.blocks import GroupNorm, depthwise, max_pool, upsample_nearest
+from biedsnet_jax.networks.blocks import (
+    GroupNorm,
+    depthwise,
+    max_pool,
+    upsample_nearest,
+)
 from biedsnet_jax.networks.convolutions import (
     Conv,
     UpsampledConv,
@@ -25,13 +32,16 @@ from biedsnet_jax.networks.convolutions import (
 
 def plain(size: int = 3, *, use_bias: bool = False):
     """Flax's convolution to 5 channels, padded to the same size."""
-    return nn.Conv(5, (size, size), padding=size // 2, use_bias=use_bias, precision="highest")
+    return nn.Conv(
+        5, (size, size), padding=size // 2, use_bias=use_bias, precision="highest"
+    )
 
 
 def test_a_folded_map_has_the_pixels_of_a_block_in_its_channels_row_by_row():
     x = jnp.arange(32.0).reshape(1, 4, 4, 2)
     folded = space_to_depth(x)
-    np.testing.assert_array_equal(folded[0, 1, 0], [16, 17, 18, 19, 24, 25, 26, 27])  # rows 2 and 3, columns 0 and 1
+    # rows 2 and 3, columns 0 and 1
+    np.testing.assert_array_equal(folded[0, 1, 0], [16, 17, 18, 19, 24, 25, 26, 27])
     np.testing.assert_array_equal(depth_to_space(folded), x)
 
 
@@ -39,19 +49,29 @@ def test_a_folded_map_has_the_pixels_of_a_block_in_its_channels_row_by_row():
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("folded", [False, True])
 def test_convolution_of_parts_is_that_of_their_concatenation(folded, size, use_bias):
-    first, second, third = normal(2, 6, 8, 3), normal(2, 6, 8, 2, seed=1), normal(2, 6, 8, 4, seed=2)
+    first, second, third = (
+        normal(2, 6, 8, 3),
+        normal(2, 6, 8, 2, seed=1),
+        normal(2, 6, 8, 4, seed=2),
+    )
     together = jnp.concatenate([first, second, third], axis=-1)
     variables = weights(plain(size, use_bias=use_bias), together)
     conv = Conv(5, inputs=9, kernel=size, use_bias=use_bias, folded=folded)
     if folded:
         first, second, third = map(space_to_depth, (first, second, third))
-    got = conv.apply(variables, (first, second)) + conv.apply(variables, third, last=True)
+    got = conv.apply(variables, (first, second)) + conv.apply(
+        variables, third, last=True
+    )
     expected = plain(size, use_bias=use_bias).apply(variables, together)
-    np.testing.assert_allclose(depth_to_space(got) if folded else got, expected, atol=2e-5)
+    np.testing.assert_allclose(
+        depth_to_space(got) if folded else got, expected, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("folded", [False, True])
-def test_upsampled_convolution_is_that_of_the_upsampled_map_and_so_is_its_gradient(folded):
+def test_upsampled_convolution_is_that_of_the_upsampled_map_and_so_is_its_gradient(
+    folded,
+):
     x, weight = normal(2, 3, 5, 4), normal(2, 6, 10, 5, seed=1)
     variables = weights(plain(), upsample_nearest(x))
 
@@ -64,7 +84,11 @@ def test_upsampled_convolution_is_that_of_the_upsampled_map_and_so_is_its_gradie
 
     values, grads = zip(
         *(
-            jax.jit(jax.value_and_grad(lambda *xs, f=f: jnp.sum(weight * f(*xs)), argnums=(0, 1)))(variables, x)
+            jax.jit(
+                jax.value_and_grad(
+                    lambda *xs, f=f: jnp.sum(weight * f(*xs)), argnums=(0, 1)
+                )
+            )(variables, x)
             for f in (got, expected)
         )
     )
@@ -76,7 +100,10 @@ def test_upsampled_convolution_is_that_of_the_upsampled_map_and_so_is_its_gradie
 @pytest.mark.parametrize(
     "module",
     [lambda folded: GroupNorm(4, folded=folded)]
-    + [lambda folded, order=order: Attention(32, order=order, folded=folded) for order in ("parallel", "sequential")],
+    + [
+        lambda folded, order=order: Attention(32, order=order, folded=folded)
+        for order in ("parallel", "sequential")
+    ],
     ids=["norm", "parallel", "sequential"],
 )
 def test_on_folded_maps_a_module_gives_the_folded_result(module):
@@ -84,7 +111,10 @@ def test_on_folded_maps_a_module_gives_the_folded_result(module):
     variables = weights(module(False), x)
     expected = module(False).apply(variables, x)
     np.testing.assert_allclose(
-        depth_to_space(module(True).apply(variables, space_to_depth(x))), expected, rtol=1e-4, atol=1e-5
+        depth_to_space(module(True).apply(variables, space_to_depth(x))),
+        expected,
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -104,7 +134,11 @@ def test_parts_in_their_place_add_up_to_their_concatenation(folded):
 
 
 def test_gradient_of_the_depthwise_convolution_is_that_of_jaxs():
-    x, kernel, weight = normal(2, 6, 5, 4), normal(3, 3, 1, 4, seed=1), normal(2, 6, 5, 4, seed=2)
+    x, kernel, weight = (
+        normal(2, 6, 5, 4),
+        normal(3, 3, 1, 4, seed=1),
+        normal(2, 6, 5, 4, seed=2),
+    )
 
     def grouped(x, kernel):
         return jax.lax.conv_general_dilated(
@@ -115,4 +149,8 @@ def test_gradient_of_the_depthwise_convolution_is_that_of_jaxs():
     def gradient(f):
         return jax.grad(lambda *xs: jnp.sum(weight * f(*xs)), (0, 1))(x, kernel)
 
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), gradient(depthwise), gradient(grouped))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-4),
+        gradient(depthwise),
+        gradient(grouped),
+    )

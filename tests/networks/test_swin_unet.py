@@ -1,5 +1,6 @@
-"""SwinUNet: sizes and forward pass as published, windows against a plain reference, training, refused sizes."""
-
+"""SwinUNet: sizes and forward pass as published, windows against a plain reference,
+training, refused sizes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +12,35 @@ from random_weights import squares, weights
 from torch_state import load_torch_state
 
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.networks.swin_unet import PatchMerging, SwinBlock, SwinUNet, WindowAttention
+from biedsnet_jax.networks.swin_unet import (
+    PatchMerging,
+    SwinBlock,
+    SwinUNet,
+    WindowAttention,
+)
 
 VECTORS = SHARED / "golden" / "swinunet_e24_w4_64_in1.npz"
-TOY = SwinUNet(image_size=32, window=4, embed_dim=12, depths=(2, 1), heads=(2, 4), drop_path=0.1)
+TOY = SwinUNet(
+    image_size=32, window=4, embed_dim=12, depths=(2, 1), heads=(2, 4), drop_path=0.1
+)
 
 
-@pytest.mark.skipif(not VECTORS.is_file(), reason="needs shared/golden beside the project")
+@pytest.mark.skipif(
+    not VECTORS.is_file(), reason="needs shared/golden beside the project"
+)
 def test_forward_pass_is_the_published_one():
     with np.load(VECTORS) as golden:
-        state = {name[2:]: golden[name] for name in golden.files if name.startswith("w:")}
+        state = {
+            name[2:]: golden[name] for name in golden.files if name.startswith("w:")
+        }
         image = jnp.asarray(np.moveaxis(golden["in:x"], 1, -1))
         expected = np.moveaxis(golden["out:y"], 1, -1)
     constructor = {"image_size": 64, "window": 4, "embed_dim": 24, "repeat_gray": False}
     variables = load_torch_state("swin_unet", state, inputs=(image,), **constructor)
     with jax.default_matmul_precision("highest"):
-        forward = jax.jit(lambda v: SwinUNet(**constructor).apply(v, image, train=False))
+        forward = jax.jit(
+            lambda v: SwinUNet(**constructor).apply(v, image, train=False)
+        )
         logits, _ = forward(variables)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
@@ -45,41 +59,63 @@ def test_window_attention_is_attention_between_patches_of_one_window(shift):
     params = jax.tree.map(lambda p: p.astype(np.float32), params)
     got = jax.jit(module.apply)({"params": params}, jnp.asarray(x)[None])[0]
 
-    # Here shifted windows cut a line at shift, shift + window, ...: no rolling, no mask.
+    # Here shifted windows cut a line at shift, shift + window, ...: no rolling, no
+    # mask.
     q, k, v = np.split(x @ params["qkv"]["kernel"] + params["qkv"]["bias"], 3, axis=-1)
     table, d = params["relative_position_bias_table"], c // heads
     patches = [(row, col) for row in range(side) for col in range(side)]
     expected = np.zeros_like(x)
     for row, col in patches:
         home = ((row - shift) // window, (col - shift) // window)
-        peers = [(r, s) for r, s in patches if ((r - shift) // window, (s - shift) // window) == home]
+        peers = [
+            (r, s)
+            for r, s in patches
+            if ((r - shift) // window, (s - shift) // window) == home
+        ]
         for head in range(heads):
             part = slice(head * d, (head + 1) * d)
             score = [
                 q[row, col, part] @ k[r, s, part] / d**0.5
-                + table[(row - r + window - 1) * (2 * window - 1) + col - s + window - 1, head]
+                + table[
+                    (row - r + window - 1) * (2 * window - 1) + col - s + window - 1,
+                    head,
+                ]
                 for r, s in peers
             ]
             weight = np.exp(score - np.max(score))
-            expected[row, col, part] = sum(w * v[p][part] for w, p in zip(weight / weight.sum(), peers))
+            expected[row, col, part] = sum(
+                w * v[p][part] for w, p in zip(weight / weight.sum(), peers)
+            )
     expected = expected @ params["proj"]["kernel"] + params["proj"]["bias"]
     np.testing.assert_allclose(got, expected, atol=2e-4)
 
 
 def test_merging_takes_the_pixels_of_a_square_column_by_column():
     x = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
-    pick = jnp.zeros((4, 2)).at[1, 0].set(1).at[2, 1].set(1)  # the second and the third of the four
-    params = {"norm": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}, "reduction": {"kernel": pick}}
+    # the second and the third of the four
+    pick = jnp.zeros((4, 2)).at[1, 0].set(1).at[2, 1].set(1)
+    params = {
+        "norm": {"scale": jnp.ones(4), "bias": jnp.zeros(4)},
+        "reduction": {"kernel": pick},
+    }
     y = jax.jit(PatchMerging().apply)({"params": params}, x)
-    # Pixel (1, 0) holds 3 and (0, 1) holds 2; their mean is 2.5 and their variance 1.25.
-    np.testing.assert_allclose(y.ravel(), np.array([0.5, -0.5]) / np.sqrt(1.25), rtol=1e-4)
+    # Pixel (1, 0) holds 3 and (0, 1) holds 2; their mean is 2.5 and their variance
+    # 1.25.
+    np.testing.assert_allclose(
+        y.ravel(), np.array([0.5, -0.5]) / np.sqrt(1.25), rtol=1e-4
+    )
 
 
 def test_stochastic_depth_drops_a_whole_branch_of_an_example():
-    x = jnp.asarray(np.tile(np.random.default_rng(1).normal(size=(4, 4, 6)), (32, 1, 1, 1)), jnp.float32)
+    x = jnp.asarray(
+        np.tile(np.random.default_rng(1).normal(size=(4, 4, 6)), (32, 1, 1, 1)),
+        jnp.float32,
+    )
     block = SwinBlock(heads=2, window=4, shift=0, drop_path=0.5)
     variables = weights(block, x, train=False)
-    y = jax.jit(lambda key: block.apply(variables, x, train=True, rngs={"dropout": key}))(jax.random.key(2))
+    y = jax.jit(
+        lambda key: block.apply(variables, x, train=True, rngs={"dropout": key})
+    )(jax.random.key(2))
     distinct = np.unique(np.round(np.asarray(y - x).reshape(32, -1), 5), axis=0)
     # Attention on or off, MLP on or off; both off leaves the example as it was.
     assert len(distinct) == 4
@@ -91,7 +127,9 @@ def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
     optimizer, half = optax.adam(3e-3), TOY.clone(dtype=jnp.bfloat16)
 
     def loss_of(params, key):
-        logits, _ = half.apply({"params": params}, image, train=True, rngs={"dropout": key})
+        logits, _ = half.apply(
+            {"params": params}, image, train=True, rngs={"dropout": key}
+        )
         assert logits.dtype == jnp.float32
         return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask))
 
@@ -113,13 +151,27 @@ def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
 @pytest.mark.parametrize(
     ("module", "size", "message"),
     [
-        (SwinUNet(window=7), 256, "7 patches.* 256, in data.size; use 224 or 448, or .*window=2 or 4 or 8 or 16"),
+        (
+            SwinUNet(window=7),
+            256,
+            "7 patches.* 256, in data.size; use 224 or 448, or .*window=2 or 4 or 8 or 16",
+        ),
         (SwinUNet(image_size=100), 100, "8 patches.* 100, in data.size; use 64 or 128"),
-        (SwinUNet(image_size=224, window=0), 224, "0 patches.* 224, in data.size; use .*window=7 or 14"),
-        (SwinUNet(image_size=224, window=7), 256, "256x256 for 224, in image_size; resize the images to 224"),
+        (
+            SwinUNet(image_size=224, window=0),
+            224,
+            "0 patches.* 224, in data.size; use .*window=7 or 14",
+        ),
+        (
+            SwinUNet(image_size=224, window=7),
+            256,
+            "256x256 for 224, in image_size; resize the images to 224",
+        ),
     ],
 )
-def test_a_size_that_windows_do_not_tile_is_refused_with_those_that_fit(module, size, message):
+def test_a_size_that_windows_do_not_tile_is_refused_with_those_that_fit(
+    module, size, message
+):
     image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
     with pytest.raises(BadInput, match=message):
         jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)

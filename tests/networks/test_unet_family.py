@@ -1,6 +1,8 @@
-"""The convolutional networks: sizes as published, training, half precision, refused image sizes.
+"""The convolutional networks: sizes as published, training, half precision, refused
+image sizes.
 
-That their forward passes are the published ones is tested in tests/importing/test_torch_weights.py, on golden vectors.
+That their forward passes are the published ones is tested in
+tests/importing/test_torch_weights.py, on golden vectors.
 """
 
 import functools
@@ -21,8 +23,13 @@ from biedsnet_jax.networks.unext import UNeXt
 
 TOYS = [
     pytest.param(UNet(channels=(4, 8), dtype=jnp.bfloat16), id="unet"),
-    pytest.param(UNetPlusPlus(channels=(4, 8, 8), deep_supervision=True, dtype=jnp.bfloat16), id="unetpp"),
-    pytest.param(AttentionUNet(channels=(4, 8), dtype=jnp.bfloat16), id="attention_unet"),
+    pytest.param(
+        UNetPlusPlus(channels=(4, 8, 8), deep_supervision=True, dtype=jnp.bfloat16),
+        id="unetpp",
+    ),
+    pytest.param(
+        AttentionUNet(channels=(4, 8), dtype=jnp.bfloat16), id="attention_unet"
+    ),
     pytest.param(UNeXt(channels=(4, 4, 8, 8, 8), dtype=jnp.bfloat16), id="unext"),
 ]
 
@@ -32,21 +39,30 @@ def discs(count: int = 4, size: int = 32):
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size]
     centres, radii = rng.uniform(10, size - 10, (count, 2)), rng.uniform(5, 9, count)
-    mask = np.stack([(y - cy) ** 2 + (x - cx) ** 2 < r**2 for (cy, cx), r in zip(centres, radii)])[..., None]
+    mask = np.stack(
+        [(y - cy) ** 2 + (x - cx) ** 2 < r**2 for (cy, cx), r in zip(centres, radii)]
+    )[..., None]
     image = mask + rng.normal(0, 0.3, mask.shape)
     return jnp.asarray(image, jnp.float32), jnp.asarray(mask, jnp.float32)
 
 
 def start(module, image):
-    """Variables drawn in numpy: compiling the modules' own initialisers takes longer than the tests."""
+    """Variables drawn in numpy: compiling the modules' own initialisers takes longer
+    than the tests.
+    """
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         if path[-1].key == "kernel":
-            return jnp.asarray(rng.normal(0, math.prod(leaf.shape[:-1]) ** -0.5, leaf.shape), leaf.dtype)
+            return jnp.asarray(
+                rng.normal(0, math.prod(leaf.shape[:-1]) ** -0.5, leaf.shape),
+                leaf.dtype,
+            )
         return jnp.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)
 
-    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
+    shapes = jax.eval_shape(
+        lambda x: module.init(jax.random.key(0), x, train=False), image
+    )
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -60,17 +76,27 @@ def dice_bce(logits, mask):
 def test_a_few_bfloat16_adam_steps_lower_the_loss(module):
     image, mask = discs()
     variables, optimizer = start(module, image), optax.adam(1e-2)
-    params, unravel = ravel_pytree(variables["params"])  # adam on one vector compiles in no time
+    # adam on one vector compiles in no time
+    params, unravel = ravel_pytree(variables["params"])
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss_of(params, batch_stats):
         variables = {"params": unravel(params), "batch_stats": batch_stats}
-        (logits, out), new = module.apply(variables, image, train=True, mutable=["batch_stats"])
+        (logits, out), new = module.apply(
+            variables, image, train=True, mutable=["batch_stats"]
+        )
         heads = [logits, *out.get("supervision", [])]
-        return sum(dice_bce(head, mask) for head in heads) / len(heads), (logits, new["batch_stats"])
+        return sum(dice_bce(head, mask) for head in heads) / len(heads), (
+            logits,
+            new["batch_stats"],
+        )
 
-    batch_stats, opt_state, losses = variables["batch_stats"], optimizer.init(params), []
+    batch_stats, opt_state, losses = (
+        variables["batch_stats"],
+        optimizer.init(params),
+        [],
+    )
     for _ in range(15):
         (loss, (logits, batch_stats)), grads = loss_of(params, batch_stats)
         updates, opt_state = optimizer.update(grads, opt_state)
@@ -78,7 +104,9 @@ def test_a_few_bfloat16_adam_steps_lower_the_loss(module):
         losses.append(float(loss))
     assert losses[-1] < 0.7 * losses[0], losses
     # weights, statistics and what the loss sees stay in float32
-    assert {leaf.dtype for leaf in jax.tree.leaves((variables, batch_stats, logits))} == {jnp.dtype("float32")}
+    assert {
+        leaf.dtype for leaf in jax.tree.leaves((variables, batch_stats, logits))
+    } == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize(
@@ -92,18 +120,31 @@ def test_a_few_bfloat16_adam_steps_lower_the_loss(module):
 )
 def test_a_size_that_does_not_fit_is_refused_with_one_that_does(module, size, fits):
     with pytest.raises(BadInput, match=f"{size[0]}x{size[1]}.*use {fits}"):
-        jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), jnp.zeros((1, *size, 1)))
+        jax.eval_shape(
+            lambda x: module.init(jax.random.key(0), x, train=False),
+            jnp.zeros((1, *size, 1)),
+        )
 
 
 def test_attention_maps_come_coarsest_first_and_lie_in_0_1():
     module, image = AttentionUNet(classes=3, channels=(4, 4, 8)), discs()[0]
-    logits, out = jax.jit(lambda variables: module.apply(variables, image, train=False))(start(module, image))
+    logits, out = jax.jit(
+        lambda variables: module.apply(variables, image, train=False)
+    )(start(module, image))
     assert logits.shape == (4, 32, 32, 3)
-    assert [alpha.shape for alpha in out["attention"]] == [(4, 16, 16, 1), (4, 32, 32, 1)]
-    assert all(0 < float(alpha.min()) < float(alpha.max()) < 1 for alpha in out["attention"])
+    assert [alpha.shape for alpha in out["attention"]] == [
+        (4, 16, 16, 1),
+        (4, 32, 32, 1),
+    ]
+    assert all(
+        0 < float(alpha.min()) < float(alpha.max()) < 1 for alpha in out["attention"]
+    )
 
 
 def test_fewer_widths_make_a_shallower_network_that_takes_more_sizes():
-    module, image = UNetPlusPlus(channels=(4, 4, 8)), jnp.zeros((4, 12, 20, 1))  # multiples of 2**2
-    (logits, _), _ = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, train=False), image)
+    # multiples of 2**2
+    module, image = UNetPlusPlus(channels=(4, 4, 8)), jnp.zeros((4, 12, 20, 1))
+    (logits, _), _ = jax.eval_shape(
+        lambda x: module.init_with_output(jax.random.key(0), x, train=False), image
+    )
     assert logits.shape == (4, 12, 20, 1)

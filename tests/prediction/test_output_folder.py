@@ -1,4 +1,6 @@
-"""What is done again in an output folder and what is refused, from made-up masks: nothing is predicted."""
+"""What is done again in an output folder and what is refused, from made-up masks:
+nothing is predicted.
+"""
 
 import json
 import os
@@ -17,7 +19,12 @@ from biedsnet_jax.prediction.job import Job
 from biedsnet_jax.prediction.result import Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
 
-SETTINGS = {"model": "unet", "threshold": 0.5, "sampler.steps": 3, "data.window": [0, 1]}
+SETTINGS = {
+    "model": "unet",
+    "threshold": 0.5,
+    "sampler.steps": 3,
+    "data.window": [0, 1],
+}
 
 
 def scan_of(item: Item) -> Scan:
@@ -40,7 +47,11 @@ class Place:
     """Pictures or series in `in`, masks in `out`; a run is `done = place.run()`."""
 
     def __init__(self, folder: Path):
-        self.source, self.out, self.workdir = folder / "in", folder / "out", folder / "work"
+        self.source, self.out, self.workdir = (
+            folder / "in",
+            folder / "out",
+            folder / "work",
+        )
         self.source.mkdir()
         self.weights, self.settings, self.step, self.samples = "w1", SETTINGS, 10, False
         self.items: dict[str, Item] = {}
@@ -74,7 +85,12 @@ class Place:
             settings=self.settings,
             weights=self.weights,
         )
-        fields = {"workdir": self.workdir, "weights": self.weights, "step": self.step, "config": "c"}
+        fields = {
+            "workdir": self.workdir,
+            "weights": self.weights,
+            "step": self.step,
+            "config": "c",
+        }
         return output_folder.plan(self.job, output_folder.Model(**(fields | model)))
 
     def save(self, plan: output_folder.Plan) -> None:
@@ -83,7 +99,9 @@ class Place:
         for item in self.job.items:
             if item.name not in plan.todo:
                 continue
-            results.save(scan_of(item), prediction(self.samples), made_from.describe(item.files))
+            results.save(
+                scan_of(item), prediction(self.samples), made_from.describe(item.files)
+            )
 
     def run(self, **model) -> dict[str, str]:
         """Why each scan was done."""
@@ -204,7 +222,9 @@ def test_a_scan_of_the_same_name_from_another_place(place):
     other.write_text("old")
     place.items = {"a": Item("a", "picture", (other,))}
     assert place.run() == {"a": "the scan is another one of that name"}
-    place.items = {"a": Item("a", "picture", (other.parent / ".." / "other" / "a.png",))}
+    place.items = {
+        "a": Item("a", "picture", (other.parent / ".." / "other" / "a.png",))
+    }
     assert place.run() == {}
 
 
@@ -229,7 +249,9 @@ def test_a_scan_that_cannot_be_read_is_tried_again(place):
 def test_a_model_that_was_trained_further_does_all_again(place):
     place.weights, place.step = "w2", 20
     first = place.plan()
-    assert first.todo == dict.fromkeys(("a", "b", "below/c", "s"), "the model was trained further")
+    assert first.todo == dict.fromkeys(
+        ("a", "b", "below/c", "s"), "the model was trained further"
+    )
     assert place.predict_json()["checkpoint_step"] == 20
     # Stopped before anything was done: the others are not forgotten.
     assert place.run() == first.todo
@@ -246,10 +268,20 @@ def test_a_model_that_was_moved_is_the_same(place):
 
 
 def test_another_model_is_refused_and_changes_nothing(place):
-    before = {path: path.read_bytes() for path in place.out.rglob("*") if path.is_file()}
+    before = {
+        path: path.read_bytes() for path in place.out.rglob("*") if path.is_file()
+    }
     place.weights = "w2"
-    refused(lambda: place.plan(workdir=Path("/elsewhere")), place.out, place.workdir, "/elsewhere", "--output")
-    assert {path: path.read_bytes() for path in place.out.rglob("*") if path.is_file()} == before
+    refused(
+        lambda: place.plan(workdir=Path("/elsewhere")),
+        place.out,
+        place.workdir,
+        "/elsewhere",
+        "--output",
+    )
+    assert {
+        path: path.read_bytes() for path in place.out.rglob("*") if path.is_file()
+    } == before
 
 
 @pytest.mark.parametrize(
@@ -279,7 +311,9 @@ def test_masks_made_with_a_field_that_is_gone_are_not_mixed_with_others(place):
     path.write_text(json.dumps(there | {"sampler.start": "noise"}))
     assert place.run() == {}
     path.write_text(json.dumps(there | {"sampler.start": "direct"}))
-    refused(place.plan, place.out, "sampler.start was 'direct' and is 'noise'", "--output")
+    refused(
+        place.plan, place.out, "sampler.start was 'direct' and is 'noise'", "--output"
+    )
 
 
 def test_what_an_earlier_version_read_is_done_again(place, monkeypatch):
@@ -317,7 +351,9 @@ def test_an_edited_mask_outlives_a_new_model_too(place):
     assert (place.out / "a_mask_replaced_1.png").read_text() == "edited"
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-4] + bytes(4), lambda b: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-4] + bytes(4), lambda b: b""]
+)
 def test_a_mask_that_lost_its_end_is_made_again(place, damage):
     whole = mask(place).read_bytes()
     mask(place).write_bytes(damage(whole))
@@ -341,7 +377,10 @@ def test_samples_of_an_earlier_scan_do_not_stay_beside_its_new_mask(place):
     assert place.run() == {}
     rewritten(place.source / "a.png")
     place.run()
-    assert not (place.out / "a_sample_1.png").exists() and (place.out / "b_sample_1.png").exists()
+    assert (
+        not (place.out / "a_sample_1.png").exists()
+        and (place.out / "b_sample_1.png").exists()
+    )
 
 
 # --- cut short -------------------------------------------------------------------------------------------------------
@@ -364,9 +403,15 @@ def test_a_record_that_lost_its_end_costs_the_scans_it_lost(place, name, damage,
     path.write_bytes(damage(content, int(len(content) * share)))
     again = place.run()
     # The settings stand in each line of the record too.
-    assert set(again) <= {"a", "b", "below/c", "s"} if name != "predict.json" else again == {}
+    assert (
+        set(again) <= {"a", "b", "below/c", "s"}
+        if name != "predict.json"
+        else again == {}
+    )
     if name != "predict.json":
-        kept = content[: int(len(content) * share)].count(b"\n") - (name == "summary.csv")
+        kept = content[: int(len(content) * share)].count(b"\n") - (
+            name == "summary.csv"
+        )
         assert len(again) == 4 - max(kept, 0)
     assert place.run() == {}
     assert len(outputs.Summary(place.out, classes=1).done) == 4
@@ -403,7 +448,9 @@ def test_a_strange_line_in_the_record_says_nothing(place, line):
 
 
 @pytest.mark.parametrize("stops", range(10))
-def test_a_kill_anywhere_leaves_a_scan_finished_or_to_be_done(place, monkeypatch, stops):
+def test_a_kill_anywhere_leaves_a_scan_finished_or_to_be_done(
+    place, monkeypatch, stops
+):
     """The scan is replaced and the run stopped before its `stops`-th change of a file."""
     rewritten(place.source / "a.png")
     left = [stops]
@@ -444,9 +491,17 @@ def test_parts_of_a_killed_run_are_taken_over(place):
 
 @pytest.fixture
 def earlier(place):
-    """The folder as a version without a record left it, an hour ago, of scans and a model two hours old."""
+    """The folder as a version without a record left it, an hour ago, of scans and a
+    model two hours old.
+    """
     (place.out / "made_from.jsonl").unlink()
-    there = {"config": "c", "checkpoint_step": 10, "model": "unet", "threshold": 0.5, "sampler.steps": 3}
+    there = {
+        "config": "c",
+        "checkpoint_step": 10,
+        "model": "unet",
+        "threshold": 0.5,
+        "sampler.steps": 3,
+    }
     (place.out / "predict.json").write_text(json.dumps(there))
     return place
 
@@ -456,7 +511,9 @@ def at(path, hours):
 
 
 def make_newer(place, *names):
-    """Masks that are newer than everything, since the times of this test's other files are now."""
+    """Masks that are newer than everything, since the times of this test's other files
+    are now.
+    """
     for name in names:
         at(mask(place, name), 1)
 
@@ -466,7 +523,9 @@ def test_masks_newer_than_scan_and_model_are_kept_and_that_is_said_once(earlier)
     plan = earlier.plan()
     assert plan.todo == {}
     (note,) = plan.notes
-    assert "4 masks newer than their scan and the model are kept, 0 are made again" in note
+    assert (
+        "4 masks newer than their scan and the model are kept, 0 are made again" in note
+    )
     assert earlier.plan().notes == [] and earlier.plan().todo == {}
     rewritten(earlier.source / "a.png")
     assert earlier.run() == {"a": "the scan changed"}
@@ -478,7 +537,10 @@ def test_masks_older_than_their_scan_are_made_again(earlier):
     at(earlier.source / "s" / "1.dcm", 2)
     plan = earlier.plan()
     assert plan.todo == dict.fromkeys(("a", "s"), "nothing said what it was made from")
-    assert "2 masks newer than their scan and the model are kept, 2 are made again" in plan.notes[0]
+    assert (
+        "2 masks newer than their scan and the model are kept, 2 are made again"
+        in plan.notes[0]
+    )
     earlier.save(plan)
     assert earlier.plan() == ({}, 0, [])
 
@@ -502,7 +564,9 @@ def test_masks_of_another_step_are_made_again(earlier):
     assert len(earlier.run()) == 4
 
 
-@pytest.mark.parametrize("change", ["scan of another place", "file missing", "no figures"])
+@pytest.mark.parametrize(
+    "change", ["scan of another place", "file missing", "no figures"]
+)
 def test_an_earlier_versions_scan_that_is_not_whole_is_done_again(earlier, change):
     make_newer(earlier, "a", "b", "below/c", "s")
     if change == "file missing":
@@ -516,7 +580,9 @@ def test_an_earlier_versions_scan_that_is_not_whole_is_done_again(earlier, chang
     assert set(earlier.run()) == {"a"}
 
 
-@pytest.mark.parametrize(("name", "value"), [("config", "other"), ("threshold", 0.4), ("model", "unetpp")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("config", "other"), ("threshold", 0.4), ("model", "unetpp")]
+)
 def test_an_earlier_versions_folder_of_something_else_is_refused(earlier, name, value):
     there = json.loads((earlier.out / "predict.json").read_text()) | {name: value}
     (earlier.out / "predict.json").write_text(json.dumps(there))
@@ -525,11 +591,18 @@ def test_an_earlier_versions_folder_of_something_else_is_refused(earlier, name, 
 
 # --- names that some file systems take for one -----------------------------------------------------------------------
 
-TWINS = [("A", "a"), ("Sub/x", "sub/x"), ("ä", unicodedata.normalize("NFD", "ä")), ("É", "e\u0301")]
+TWINS = [
+    ("A", "a"),
+    ("Sub/x", "sub/x"),
+    ("ä", unicodedata.normalize("NFD", "ä")),
+    ("É", "e\u0301"),
+]
 
 
 @pytest.mark.parametrize("names", TWINS)
-def test_twins_have_files_of_their_own_where_the_system_keeps_them_apart(tmp_path, names):
+def test_twins_have_files_of_their_own_where_the_system_keeps_them_apart(
+    tmp_path, names
+):
     place = Place(tmp_path)
     for name in names:
         place.picture(name)
@@ -540,7 +613,9 @@ def test_twins_have_files_of_their_own_where_the_system_keeps_them_apart(tmp_pat
 
 
 @pytest.mark.parametrize("names", TWINS)
-def test_twins_are_refused_where_the_system_takes_them_for_one(tmp_path, monkeypatch, names):
+def test_twins_are_refused_where_the_system_takes_them_for_one(
+    tmp_path, monkeypatch, names
+):
     place = Place(tmp_path)
     for name in names:
         place.picture(name)
@@ -550,7 +625,10 @@ def test_twins_are_refused_where_the_system_takes_them_for_one(tmp_path, monkeyp
         """As a disk that knows neither case nor the form of a letter."""
         if exists(path):
             return True
-        alike = {unicodedata.normalize("NFC", one.name.casefold()) for one in path.parent.iterdir()}
+        alike = {
+            unicodedata.normalize("NFC", one.name.casefold())
+            for one in path.parent.iterdir()
+        }
         return unicodedata.normalize("NFC", path.name.casefold()) in alike
 
     monkeypatch.setattr(Path, "exists", folds)

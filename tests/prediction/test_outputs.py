@@ -1,4 +1,6 @@
-"""What a prediction leaves on disk, from made-up maps: files, figures by hand, and what half a write leaves."""
+"""What a prediction leaves on disk, from made-up maps: files, figures by hand, and what
+half a write leaves.
+"""
 
 import csv
 from pathlib import Path
@@ -16,7 +18,8 @@ from biedsnet_jax.prediction import outputs, scans
 from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
 
-SHAPE = (3, 4, 5)  # d h w
+# d h w
+SHAPE = (3, 4, 5)
 AFFINE = np.array(
     [[0, 0, -2.0, 9], [0.5, 0, 0, 8], [0, 0.8, 0, 7], [0, 0, 0, 1]]
 )  # i to the front, j up, k to the left
@@ -24,7 +27,12 @@ AFFINE = np.array(
 
 def volume():
     """Whose canonical slices are 3 of 4 by 5."""
-    return Volume(np.arange(60, dtype=np.int16).reshape(4, 3, 5), AFFINE, "scan.nii.gz", nib.Nifti1Header())
+    return Volume(
+        np.arange(60, dtype=np.int16).reshape(4, 3, 5),
+        AFFINE,
+        "scan.nii.gz",
+        nib.Nifti1Header(),
+    )
 
 
 def scan(kind="nifti", scanned=None, name="a"):
@@ -38,27 +46,42 @@ def prediction(probability, labels=((1,),), entropy=None, samples=None):
     maps = {"probability": np.asarray(probability, np.float32)}
     if entropy is not None:
         maps |= {"entropy": np.asarray(entropy, np.float32)}
-        maps |= {name: np.full_like(maps["probability"], 0.25) for name in UNCERTAINTIES[1:]}
-    return Prediction(SHAPE[1:], maps, samples, threshold=0.5, labels=labels, seconds=1.25)
+        maps |= {
+            name: np.full_like(maps["probability"], 0.25) for name in UNCERTAINTIES[1:]
+        }
+    return Prediction(
+        SHAPE[1:], maps, samples, threshold=0.5, labels=labels, seconds=1.25
+    )
 
 
 def random_maps(k=1, slices=3, seed=0):
-    return np.random.default_rng(seed).random((slices, *SHAPE[1:], k)).astype(np.float32)
+    return (
+        np.random.default_rng(seed).random((slices, *SHAPE[1:], k)).astype(np.float32)
+    )
 
 
 def written(tmp_path, scan, prediction):
     """(rows, paths)"""
     samples = 0 if prediction.samples_kept is None else len(prediction.samples_kept)
     where = outputs.paths(
-        tmp_path, scan.item, classes=len(prediction.labels), diffusion="entropy" in prediction.maps, samples=samples
+        tmp_path,
+        scan.item,
+        classes=len(prediction.labels),
+        diffusion="entropy" in prediction.maps,
+        samples=samples,
     )
     rows = outputs.write(scan, prediction, where)
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(where.values())  # all, and no other
+    # all, and no other
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(
+        where.values()
+    )
     return rows, where
 
 
 def canonical(path):
-    """A written NIfTI as slices, by the affine above: j is slices, i reversed rows, k columns."""
+    """A written NIfTI as slices, by the affine above: j is slices, i reversed rows, k
+    columns.
+    """
     return np.asarray(nib.load(path).dataobj).transpose(1, 0, 2)[:, ::-1]
 
 
@@ -66,11 +89,22 @@ def canonical(path):
 
 
 def test_maps_and_labels_of_a_volume(tmp_path):
-    p, entropy, samples = random_maps(), random_maps(seed=1), np.stack([random_maps(seed=s) for s in (2, 3)])
-    _, where = written(tmp_path, scan(name="s/a.b"), prediction(p, entropy=entropy, samples=samples))
+    p, entropy, samples = (
+        random_maps(),
+        random_maps(seed=1),
+        np.stack([random_maps(seed=s) for s in (2, 3)]),
+    )
+    _, where = written(
+        tmp_path, scan(name="s/a.b"), prediction(p, entropy=entropy, samples=samples)
+    )
     names = ["overlay.png"]
-    names += [f"{n}.nii.gz" for n in ("probability", *UNCERTAINTIES, "sample_1", "sample_2", "mask")]
-    assert [str(path.relative_to(tmp_path)) for path in where.values()] == [f"s/a.b_{name}" for name in names]
+    names += [
+        f"{n}.nii.gz"
+        for n in ("probability", *UNCERTAINTIES, "sample_1", "sample_2", "mask")
+    ]
+    assert [str(path.relative_to(tmp_path)) for path in where.values()] == [
+        f"s/a.b_{name}" for name in names
+    ]
     np.testing.assert_array_equal(canonical(where["mask"]), p[..., 0] > 0.5)
     maps = {
         "probability": p,
@@ -86,7 +120,9 @@ def test_maps_and_labels_of_a_volume(tmp_path):
             np.testing.assert_allclose(nib.load(path).affine, AFFINE, atol=1e-6)
 
 
-def test_maps_of_several_classes_are_numbered_and_labels_are_those_of_training(tmp_path):
+def test_maps_of_several_classes_are_numbered_and_labels_are_those_of_training(
+    tmp_path,
+):
     p = random_maps(2)
     rows, where = written(tmp_path, scan(), prediction(p, labels=((4,), (2, 300))))
     assert list(where) == ["overlay", "probability_1", "probability_2", "mask"]
@@ -99,17 +135,23 @@ def test_maps_of_several_classes_are_numbered_and_labels_are_those_of_training(t
 
 def test_a_picture_gets_a_mask_to_be_seen_and_16_bit_maps(tmp_path):
     p = random_maps(slices=1)
-    rows, where = written(tmp_path, scan("picture"), prediction(p, labels=((300,),), entropy=p))
+    rows, where = written(
+        tmp_path, scan("picture"), prediction(p, labels=((300,),), entropy=p)
+    )
     mask = Image.open(where["mask"])
     assert mask.mode == "L" and mask.size == (5, 4)
     np.testing.assert_array_equal(np.asarray(mask), (p[0, ..., 0] > 0.5) * 255)
-    np.testing.assert_allclose(np.asarray(Image.open(where["entropy"])) / 65535, p[0, ..., 0], atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(Image.open(where["entropy"])) / 65535, p[0, ..., 0], atol=1e-5
+    )
     assert (rows[0]["volume_ml"], rows[0]["largest_area_mm2"]) == ("", "")
 
 
 def test_a_picture_of_several_classes_keeps_its_labels(tmp_path):
     p = random_maps(3, slices=1)
-    _, where = written(tmp_path, scan("picture"), prediction(p, labels=((1,), (2,), (3,))))
+    _, where = written(
+        tmp_path, scan("picture"), prediction(p, labels=((1,), (2,), (3,)))
+    )
     expected = (p[0].argmax(axis=-1) + 1) * (p[0].max(axis=-1) > 0.5)
     np.testing.assert_array_equal(np.asarray(Image.open(where["mask"])), expected)
 
@@ -120,13 +162,17 @@ def test_nothing_is_said_of_slices_that_nobody_scanned(tmp_path):
     rows, where = written(
         tmp_path,
         scan(scanned=scanned),
-        prediction(np.full((*SHAPE, 1), 0.9), entropy=np.arange(60).reshape(*SHAPE, 1) / 60),
+        prediction(
+            np.full((*SHAPE, 1), 0.9), entropy=np.arange(60).reshape(*SHAPE, 1) / 60
+        ),
     )
     for name in ("mask", "probability", "variance"):
         found = canonical(where[name])
         assert (found[1] == 0).all() and (found[[0, 2]] > 0.2).all()
     assert rows[0]["pixels"] == 40
-    assert float(rows[0]["mean_uncertainty"]) == pytest.approx(np.mean([*range(20), *range(40, 60)]) / 60, abs=1e-4)
+    assert float(rows[0]["mean_uncertainty"]) == pytest.approx(
+        np.mean([*range(20), *range(40, 60)]) / 60, abs=1e-4
+    )
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -134,9 +180,11 @@ def test_nothing_is_said_of_slices_that_nobody_scanned(tmp_path):
 
 def test_the_row_of_a_scan_by_hand(tmp_path):
     p = np.zeros((*SHAPE, 1))
-    p[0, :2, :2], p[1, 0, :3], p[2, 0, 0] = 0.9, 0.8, 0.5  # 4, 3 and, not above the threshold, 0 pixels
+    # 4, 3 and, not above the threshold, 0 pixels
+    p[0, :2, :2], p[1, 0, :3], p[2, 0, 0] = 0.9, 0.8, 0.5
     entropy = np.full((*SHAPE, 1), 0.0)
-    entropy[0, 0, 0], entropy[2, 0, 0], entropy[2, 3, 3] = 0.8, 0.4, 1.0  # the last where p is 0
+    # the last where p is 0
+    entropy[0, 0, 0], entropy[2, 0, 0], entropy[2, 3, 3] = 0.8, 0.4, 1.0
     (row,), _ = written(tmp_path, scan(), prediction(p, entropy=entropy))
     assert set(row) == set(outputs.COLUMNS)
     assert row == {
@@ -147,10 +195,13 @@ def test_the_row_of_a_scan_by_hand(tmp_path):
         "height": 4,
         "width": 5,
         "pixels": 7,
-        "volume_ml": "0.0056",  # 7 of 0.5 x 0.8 x 2 mm
-        "largest_area_mm2": "4",  # 4 of 0.5 x 2 mm
+        # 7 of 0.5 x 0.8 x 2 mm
+        "volume_ml": "0.0056",
+        # 4 of 0.5 x 2 mm
+        "largest_area_mm2": "4",
         "largest_area_pixels": 4,
-        "mean_uncertainty": "0.1500",  # 0.8 and 0.4 over 8 likely pixels
+        # 0.8 and 0.4 over 8 likely pixels
+        "mean_uncertainty": "0.1500",
         "seconds": "1.250",
         "file": "a.nii.gz",
     }
@@ -158,8 +209,10 @@ def test_the_row_of_a_scan_by_hand(tmp_path):
 
 def test_figures_of_regions_are_those_of_the_written_mask(tmp_path):
     p = np.zeros((*SHAPE, 2))
-    p[0, 0, :3, 0] = 0.9  # the whole: three pixels
-    p[0, 0, 2:4, 1] = 0.9  # the core: one of them, and one outside, which makes the whole larger
+    # the whole: three pixels
+    p[0, 0, :3, 0] = 0.9
+    # the core: one of them, and one outside, which makes the whole larger
+    p[0, 0, 2:4, 1] = 0.9
     rows, where = written(tmp_path, scan(), prediction(p, labels=((1, 2), (2,))))
     assert canonical(where["mask"])[0, 0].tolist() == [1, 1, 2, 2, 0]
     assert [(row["labels"], row["pixels"]) for row in rows] == [("1+2", 4), ("2", 2)]
@@ -169,7 +222,11 @@ def test_figures_of_regions_are_those_of_the_written_mask(tmp_path):
 
 
 def row(name, number=1, file="f"):
-    return dict.fromkeys(outputs.COLUMNS, "0") | {"name": name, "class": str(number), "file": file}
+    return dict.fromkeys(outputs.COLUMNS, "0") | {
+        "name": name,
+        "class": str(number),
+        "file": file,
+    }
 
 
 def rows_of(folder):
@@ -184,7 +241,9 @@ def test_a_summary_goes_on_and_a_scan_done_again_has_its_rows_once(tmp_path):
     again = outputs.Summary(tmp_path, classes=2)
     assert again.done == {"a, b": "f", "c": "f"}
     again.forget(["a, b", "not there"])
-    assert [r["name"] for r in rows_of(tmp_path)] == ["c", "c"] and again.done == {"c": "f"}
+    assert [r["name"] for r in rows_of(tmp_path)] == ["c", "c"] and again.done == {
+        "c": "f"
+    }
     again.add([row("a, b", 1, 'new "file"'), row("a, b", 2)])
     assert [(r["name"], r["class"], r["file"]) for r in rows_of(tmp_path)] == [
         ("c", "1", "f"), ("c", "2", "f"), ("a, b", "1", 'new "file"'), ("a, b", "2", "f"),
@@ -226,7 +285,10 @@ def damage_row(content):
         (lambda content: content.replace(b"\nb,1", b"\nb\xff,1"), ["a", "c"]),
         (lambda content: content.replace(b"\nb,1", b'\n"b,1'), ["a"]),
         (lambda content: content[:-30] + b"\0" * 30, ["a", "b"]),
-        (lambda content: b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"), ["a", "b", "c"]),
+        (
+            lambda content: b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"),
+            ["a", "b", "c"],
+        ),
         (lambda content: content.decode().encode("utf-16"), []),
         (lambda content: b"\0" * len(content), []),
         (lambda content: content.replace(b",", b";"), []),
@@ -240,7 +302,9 @@ def test_a_damaged_summary_keeps_the_scans_that_are_whole(tmp_path, damage, kept
     summary.path.write_bytes(content)
     again = outputs.Summary(tmp_path, classes=2)
     assert sorted(again.done) == kept
-    assert [r["name"] for r in rows_of(tmp_path)] == [name for name in kept for _ in range(2)]
+    assert [r["name"] for r in rows_of(tmp_path)] == [
+        name for name in kept for _ in range(2)
+    ]
     if again.replaced:
         assert again.replaced.read_bytes() == content
 
@@ -254,16 +318,23 @@ def test_rows_that_somebody_added_to_are_kept_beside(tmp_path):
         assert summary.replaced.read_text() == f"name,reviewed by\na,{number}\n"
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+a", "-a", "@SUM(A1)", "'=1", "a,b", 'a"b', "a\nb", "-1"])
+@pytest.mark.parametrize(
+    "name", ["=1+1", "+a", "-a", "@SUM(A1)", "'=1", "a,b", 'a"b', "a\nb", "-1"]
+)
 def test_no_name_is_a_formula_and_every_name_is_found_again(tmp_path, name):
     outputs.Summary(tmp_path, classes=1).add([row(name, file=f"{name}/f")])
     assert outputs.Summary(tmp_path, classes=1).done == {name: f"{name}/f"}
     outputs.Summary(tmp_path, classes=1, part=3).add([row("=part")])
     summary = outputs.Summary(tmp_path, classes=1)
     summary.merge_parts(1)
-    assert outputs.Summary(tmp_path, classes=1).done == {name: f"{name}/f", "=part": "f"}
+    assert outputs.Summary(tmp_path, classes=1).done == {
+        name: f"{name}/f",
+        "=part": "f",
+    }
     for cells in csv.reader((tmp_path / "summary.csv").open(newline="")):
-        assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells if cell != "-1")
+        assert not any(
+            cell.startswith(("=", "+", "-", "@")) for cell in cells if cell != "-1"
+        )
 
 
 def test_a_summary_of_an_earlier_version_has_its_names(tmp_path):
@@ -283,38 +354,60 @@ def test_names_of_any_length_fit_and_stay_apart(tmp_path, classes, character, ki
     seen = set()
     for length in range(195, 256, 15):
         item = Item("below/" + character * (length // width), kind, (Path("f"),))
-        where = outputs.paths(tmp_path, item, classes=classes, diffusion=True, samples=3)
+        where = outputs.paths(
+            tmp_path, item, classes=classes, diffusion=True, samples=3
+        )
         names = {path.name for path in where.values()}
-        assert len(names) == len(where) and max(len(name.encode()) for name in names) <= 255
+        assert (
+            len(names) == len(where)
+            and max(len(name.encode()) for name in names) <= 255
+        )
         assert all(path.parent == tmp_path / "below" for path in where.values())
         assert item.name.startswith("below/" + where["mask"].name[:50])
         few = outputs.paths(tmp_path, item, classes=classes, diffusion=True, samples=0)
-        assert few["mask"] == where["mask"]  # whatever is kept
-        longest = item.name.rpartition("/")[2] + "_mutual_information" + f"_{classes}" * (classes > 1)
-        fits = len((longest + where["mask"].name.rpartition("_mask")[2]).encode()) <= 255
+        # whatever is kept
+        assert few["mask"] == where["mask"]
+        longest = (
+            item.name.rpartition("/")[2]
+            + "_mutual_information"
+            + f"_{classes}" * (classes > 1)
+        )
+        fits = (
+            len((longest + where["mask"].name.rpartition("_mask")[2]).encode()) <= 255
+        )
         assert outputs.is_shortened(item, where) is not fits
         where["mask"].parent.mkdir(exist_ok=True)
         for path in where.values():
             path.touch()
         seen |= names
-    assert len(seen) == len({length // width for length in range(195, 256, 15)}) * len(where)
+    assert len(seen) == len({length // width for length in range(195, 256, 15)}) * len(
+        where
+    )
 
 
-@pytest.mark.parametrize("name", ["a_mask.nii.gz", "a.nii_mask.png", "b" * 248 + ".nii.gz", "summary.csv"])
+@pytest.mark.parametrize(
+    "name", ["a_mask.nii.gz", "a.nii_mask.png", "b" * 248 + ".nii.gz", "summary.csv"]
+)
 def test_what_is_set_aside_keeps_its_kind(tmp_path, name):
     for number in (1, 2):
         (tmp_path / name).write_text(str(number))
         aside = outputs.set_aside(tmp_path / name)
         assert aside.read_text() == str(number) and aside.parent == tmp_path
         extension = ".nii.gz" if name.endswith(".gz") else Path(name).suffix
-        assert aside.name.endswith(f"_replaced_{number}{extension}") and aside.name[:1] == name[:1]
+        assert (
+            aside.name.endswith(f"_replaced_{number}{extension}")
+            and aside.name[:1] == name[:1]
+        )
     assert len(list(tmp_path.iterdir())) == 2
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("fails", range(6))
-def test_a_disk_that_fills_leaves_whole_files_only_and_the_mask_last(tmp_path, monkeypatch, fails):
+def test_a_disk_that_fills_leaves_whole_files_only_and_the_mask_last(
+    tmp_path, monkeypatch, fails
+):
     left, replace = [fails], Path.replace
 
     def full(self, target):
@@ -333,7 +426,9 @@ def test_a_disk_that_fills_leaves_whole_files_only_and_the_mask_last(tmp_path, m
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_maps_of_a_turned_picture_lie_on_it_as_stored_and_are_shown_alike(tmp_path, turn):
+def test_maps_of_a_turned_picture_lie_on_it_as_stored_and_are_shown_alike(
+    tmp_path, turn
+):
     stored = np.arange(20, dtype=np.uint8).reshape((5, 4) if turn > 4 else (4, 5)) * 12
     exif = Image.Exif()
     exif[0x112] = turn
@@ -343,8 +438,12 @@ def test_maps_of_a_turned_picture_lie_on_it_as_stored_and_are_shown_alike(tmp_pa
     upright = picture.slices[0].astype(np.float32) / 255
     (tmp_path / "out").mkdir()
     rows, where = written(tmp_path / "out", picture, prediction(upright[None]))
-    np.testing.assert_array_equal(np.asarray(Image.open(where["mask"])), (stored / 255 > 0.5) * 255)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(where["mask"])), (stored / 255 > 0.5) * 255
+    )
     on_stored = np.asarray(Image.open(where["probability"])) / 65535
     np.testing.assert_allclose(on_stored, stored / 255, atol=1e-5)
-    np.testing.assert_array_equal(read_picture_turned(where["mask"], 1)[0][..., 0], (upright[..., 0] > 0.5) * 255)
+    np.testing.assert_array_equal(
+        read_picture_turned(where["mask"], 1)[0][..., 0], (upright[..., 0] > 0.5) * 255
+    )
     assert rows[0]["pixels"] == (stored / 255 > 0.5).sum()

@@ -1,4 +1,6 @@
-"""The picture of a prediction: which slices, which way up, in what proportions, and where its colours are."""
+"""The picture of a prediction: which slices, which way up, in what proportions, and
+where its colours are.
+"""
 
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ def test_a_picture_keeps_its_pixels_and_is_outlined_outside_the_mask():
     mask = block((1, 300, 300), slice(10, 20), slice(30, 50))
     sheet = np.asarray(overlay(GREY, mask, None))
     assert sheet.shape == (300, 300, 3)
-    line = np.zeros((300, 300), bool)  # by hand: one pixel above, below and beside the block, not at its corners
+    # by hand: one pixel above, below and beside the block, not at its corners
+    line = np.zeros((300, 300), bool)
     line[9, 30:50] = line[20, 30:50] = line[10:20, 29] = line[10:20, 50] = True
     np.testing.assert_array_equal(coloured(sheet), line)
     grey = (sheet == sheet[..., :1]).all(axis=-1)
@@ -39,7 +42,10 @@ def test_what_is_up_and_left_stays_there():
     scan = np.zeros((1, 400, 400, 1), np.int16)
     scan[0, :50, :20] = 1000
     sheet = np.asarray(overlay(scan, np.zeros(scan.shape, bool), None))
-    assert sheet[10, 10, 0] == 255 and sheet[-10, 10, 0] == sheet[10, -10, 0] == sheet[10, 30, 0] == 0
+    assert (
+        sheet[10, 10, 0] == 255
+        and sheet[-10, 10, 0] == sheet[10, -10, 0] == sheet[10, 30, 0] == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +86,8 @@ def test_the_slices_with_most_mask_from_the_feet_up(pixels, shown):
     sheet = np.asarray(overlay(scan, mask, (1.0, 1.0)))
     columns = sheet.shape[1] // 256
     numbers = [
-        round(sheet[256 * (n // columns) + 200, 256 * (n % columns) + 100, 0] / 10) - 1 for n in range(len(shown))
+        round(sheet[256 * (n // columns) + 200, 256 * (n % columns) + 100, 0] / 10) - 1
+        for n in range(len(shown))
     ]
     assert numbers == list(shown)
     assert columns == int(np.ceil(np.sqrt(len(shown))))
@@ -90,7 +97,10 @@ def test_the_slices_with_most_mask_from_the_feet_up(pixels, shown):
     "scan",
     [
         np.full((1, 20, 20, 1), 7, np.int16),
-        np.where(np.arange(400).reshape(1, 20, 20, 1) == 3, 32767, -32768).astype(np.int16),  # equal percentiles
+        # equal percentiles
+        np.where(np.arange(400).reshape(1, 20, 20, 1) == 3, 32767, -32768).astype(
+            np.int16
+        ),
         np.zeros((1, 20, 20, 1), np.float32),
     ],
 )
@@ -103,10 +113,13 @@ def test_colour_stays_colour_and_further_channels_are_left_out():
     colour = np.random.default_rng(0).integers(0, 256, (1, 50, 50, 3)).astype(np.uint8)
     none = np.zeros((1, 50, 50, 1), bool)
     sheet = np.asarray(overlay(colour, none, None)).astype(int)
-    assert np.abs(sheet - colour[0]).max() <= 4  # between percentiles
+    # between percentiles
+    assert np.abs(sheet - colour[0]).max() <= 4
     four = np.concatenate([colour[..., :1], colour], axis=-1).astype(np.float32)
     grey = np.asarray(overlay(four, none, None))
-    assert (grey == grey[..., :1]).all() and np.abs(grey[..., 0].astype(int) - colour[0, ..., 0]).max() <= 4
+    assert (grey == grey[..., :1]).all() and np.abs(
+        grey[..., 0].astype(int) - colour[0, ..., 0]
+    ).max() <= 4
 
 
 def test_classes_have_their_own_colours_and_more_than_there_are_start_again():

@@ -1,6 +1,8 @@
-"""Mode predict on folders: a made-up model that finds what is bright, so that every mask is known.
+"""Mode predict on folders: a made-up model that finds what is bright, so that every
+mask is known.
 
-Runs go through the command line in this process; what is left is read back with SimpleITK.
+Runs go through the command line in this process; what is left is read back with
+SimpleITK.
 """
 
 import csv
@@ -19,7 +21,12 @@ import numpy as np
 import pytest
 from absl import flags
 from bright_model import SIZE, Bright, write_workdir
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    ornt_transform,
+)
 from PIL import Image
 
 from biedsnet_jax import main
@@ -30,7 +37,8 @@ from biedsnet_jax.prediction import predict as predict_files
 from biedsnet_jax.prediction import scans
 from biedsnet_jax.runtime import devices, lock
 
-SHAPE = (SIZE, SIZE, 5)  # voxels along x, y, z
+# voxels along x, y, z
+SHAPE = (SIZE, SIZE, 5)
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +49,23 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture
 def predict(workdir, tmp_path, monkeypatch, capsys):
-    """`predict(*flags)` -> (exit code, stdout, stderr), from `in` to `out`, in this process."""
-    one = devices.make_mesh(jax.devices()[:1])  # quicker than eight
+    """`predict(*flags)` -> (exit code, stdout, stderr), from `in` to `out`, in this
+    process.
+    """
+    # quicker than eight
+    one = devices.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(devices, "make_mesh", lambda **fields: one)
     monkeypatch.setattr(build_model, "build", lambda cfg: Bright())
     monkeypatch.setattr(sys, "argv", list(sys.argv))
 
     def call(*arguments, source=tmp_path / "in", output=tmp_path / "out"):
         forget_flags()
-        where = ["--mode=predict", f"--workdir={workdir}", f"--input={source}", f"--output={output}"]
+        where = [
+            "--mode=predict",
+            f"--workdir={workdir}",
+            f"--input={source}",
+            f"--output={output}",
+        ]
         code = main.run(["biedsnet_jax", *where, *arguments])
         return code, *capsys.readouterr()
 
@@ -72,7 +88,9 @@ def forget_flags():
 
 
 def anatomy(dtype=np.int16):
-    """(image, where it is bright), in RAS order; every slice has both dark and bright, and none is symmetric."""
+    """(image, where it is bright), in RAS order; every slice has both dark and bright,
+    and none is symmetric.
+    """
     bright = np.zeros(SHAPE, bool)
     bright[2:6, 3:10] = True
     bright[8:12, 2:4, 1::2] = True
@@ -81,11 +99,16 @@ def anatomy(dtype=np.int16):
 
 def turned(degrees):
     a, b = np.radians([degrees, degrees / 2])
-    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-    return about_z @ np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    about_z = np.array(
+        [[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]
+    )
+    return about_z @ np.array(
+        [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
+    )
 
 
-SCANS = {  # name: order of the file, spacing in mm, turn in degrees, type, shape of further axes
+# name: order of the file, spacing in mm, turn in degrees, type, shape of further axes
+SCANS = {
     "ras": ("RAS", (1, 1, 1), 0, np.int16, ()),
     "lps": ("LPS", (0.7, 0.7, 5.0), 0, np.float32, ()),
     "las": ("LAS", (1.0, 1.5, 3.0), 0, np.int16, (1,)),
@@ -94,13 +117,15 @@ SCANS = {  # name: order of the file, spacing in mm, turn in degrees, type, shap
 }
 
 
-def save_scan(path, order="RAS", spacing=(1, 1, 2), degrees=0, dtype=np.int16, further=()):
+def save_scan(
+    path, order="RAS", spacing=(1, 1, 2), degrees=0, dtype=np.int16, further=()
+):
     """Writes the anatomy; returns where it is bright, in the file's own order."""
     image, bright = anatomy(dtype)
     change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(order))
-    affine = nib.affines.from_matvec(turned(degrees) @ np.diag(spacing), [-12.5, 30.25, 7.0]) @ inv_ornt_aff(
-        change, SHAPE
-    )
+    affine = nib.affines.from_matvec(
+        turned(degrees) @ np.diag(spacing), [-12.5, 30.25, 7.0]
+    ) @ inv_ornt_aff(change, SHAPE)
     path.parent.mkdir(parents=True, exist_ok=True)
     voxels = apply_orientation(image, change)
     nib.Nifti1Image(voxels.reshape(*voxels.shape, *further), affine).to_filename(path)
@@ -126,7 +151,8 @@ def rows(output):
 def outputs(output):
     """Time of each file by its name; a lock's is 0."""
     return {
-        path.relative_to(output).as_posix(): path.stat().st_mtime_ns * (path.name != ".lock")
+        path.relative_to(output).as_posix(): path.stat().st_mtime_ns
+        * (path.name != ".lock")
         for path in output.rglob("*")
         if path.is_file()
     }
@@ -137,7 +163,9 @@ RECORDS = {"summary.csv", "predict.json", "made_from.jsonl", ".lock"}
 
 
 def expected(name, extension, maps=MAPS):
-    return {f"{name}_overlay.png"} | {f"{name}_{one}{extension}" for one in (*maps, "mask")}
+    return {f"{name}_overlay.png"} | {
+        f"{name}_{one}{extension}" for one in (*maps, "mask")
+    }
 
 
 def one_line(error):
@@ -149,7 +177,9 @@ def one_line(error):
 
 def test_a_folder_of_pictures_volumes_and_one_bad_file(predict, tmp_path, sitk):
     source, output = tmp_path / "in", tmp_path / "out"
-    bright = {name: save_scan(source / f"{name}.nii.gz", *how) for name, how in SCANS.items()}
+    bright = {
+        name: save_scan(source / f"{name}.nii.gz", *how) for name, how in SCANS.items()
+    }
     picture = save_picture(source / "photo.png", 24, 40)
     (source / "bad.nii.gz").write_bytes(b"not a volume")
     (source / "notes.txt").write_text("nothing to segment")
@@ -158,7 +188,11 @@ def test_a_folder_of_pictures_volumes_and_one_bad_file(predict, tmp_path, sitk):
     assert code == 3
     assert "6 of 7 scans segmented" in out
     listed = err[err.index("biedsnet: 1 of 7 scans failed:") :].splitlines()
-    assert len(listed) == 2 and "not a NIfTI file" in listed[1] and "bad.nii.gz" in listed[1]
+    assert (
+        len(listed) == 2
+        and "not a NIfTI file" in listed[1]
+        and "bad.nii.gz" in listed[1]
+    )
     volumes = set().union(*(expected(name, ".nii.gz") for name in SCANS))
     files = RECORDS | {"passed_over.csv"} | expected("photo", ".png") | volumes
     assert set(outputs(output)) == files
@@ -166,24 +200,37 @@ def test_a_folder_of_pictures_volumes_and_one_bad_file(predict, tmp_path, sitk):
     found = rows(output)
     assert list(found) and set(found) == {*SCANS, "photo"}
     for name, (_, spacing, *_) in SCANS.items():
-        scan, mask = sitk.ReadImage(source / f"{name}.nii.gz"), sitk.ReadImage(output / f"{name}_mask.nii.gz")
+        scan, mask = (
+            sitk.ReadImage(source / f"{name}.nii.gz"),
+            sitk.ReadImage(output / f"{name}_mask.nii.gz"),
+        )
         scan = scan[..., 0] if scan.GetDimension() == 4 else scan
         assert mask.GetSize() == scan.GetSize() and mask.GetPixelID() == sitk.sitkUInt8
         for get in ("GetOrigin", "GetSpacing", "GetDirection"):
-            np.testing.assert_allclose(getattr(mask, get)(), getattr(scan, get)(), atol=1e-6)
+            np.testing.assert_allclose(
+                getattr(mask, get)(), getattr(scan, get)(), atol=1e-6
+            )
         np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T, bright[name])
         ml = bright[name].sum() * np.prod(spacing) / 1000
         assert float(found[name]["volume_ml"]) == pytest.approx(ml, rel=1e-5)
         assert int(found[name]["pixels"]) == bright[name].sum()
-        probability = sitk.GetArrayFromImage(sitk.ReadImage(output / f"{name}_probability.nii.gz")).T
+        probability = sitk.GetArrayFromImage(
+            sitk.ReadImage(output / f"{name}_probability.nii.gz")
+        ).T
         np.testing.assert_array_equal(probability > 0.5, bright[name])
     mask = np.asarray(Image.open(output / "photo_mask.png"))
     assert mask.shape == (24, 40)
-    assert (mask == 255 * picture).mean() > 0.97  # its border is where the resized probability crosses a half
-    assert int(found["photo"]["pixels"]) == (mask == 255).sum() and found["photo"]["volume_ml"] == ""
+    # its border is where the resized probability crosses a half
+    assert (mask == 255 * picture).mean() > 0.97
+    assert (
+        int(found["photo"]["pixels"]) == (mask == 255).sum()
+        and found["photo"]["volume_ml"] == ""
+    )
 
 
-def test_what_is_finished_is_skipped_and_what_lost_a_file_is_done_again(predict, tmp_path):
+def test_what_is_finished_is_skipped_and_what_lost_a_file_is_done_again(
+    predict, tmp_path
+):
     source, output = tmp_path / "in", tmp_path / "out"
     for name in ("a", "b", "c"):
         save_scan(source / f"{name}.nii.gz")
@@ -191,34 +238,48 @@ def test_what_is_finished_is_skipped_and_what_lost_a_file_is_done_again(predict,
     before, figures = outputs(output), rows(output)
     code, _, err = predict()
     assert code == 0 and "3 of 3 scans done before" in err
-    assert {name: time for name, time in outputs(output).items() if name not in RECORDS} == {
-        name: time for name, time in before.items() if name not in RECORDS
-    }
+    assert {
+        name: time for name, time in outputs(output).items() if name not in RECORDS
+    } == {name: time for name, time in before.items() if name not in RECORDS}
     assert rows(output) == figures
 
     (output / "b_entropy.nii.gz").unlink()
     (output / "c_mask.nii.gz").unlink()
     save_scan(source / "d.nii.gz")
     code, out, err = predict()
-    assert code == 0 and "1 of 4 scans done before" in err and "4 of 4 scans segmented" in out
-    changed = {name for name, time in outputs(output).items() if before.get(name) != time} - RECORDS
-    assert changed == expected("b", ".nii.gz") | expected("c", ".nii.gz") | expected("d", ".nii.gz")
+    assert (
+        code == 0
+        and "1 of 4 scans done before" in err
+        and "4 of 4 scans segmented" in out
+    )
+    changed = {
+        name for name, time in outputs(output).items() if before.get(name) != time
+    } - RECORDS
+    assert changed == expected("b", ".nii.gz") | expected("c", ".nii.gz") | expected(
+        "d", ".nii.gz"
+    )
     assert sorted(rows(output)) == ["a", "b", "c", "d"]
     with (output / "summary.csv").open() as file:
         assert len(file.readlines()) == 5
 
-    (output / "summary.csv").unlink()  # what has no figures is not finished
+    # what has no figures is not finished
+    (output / "summary.csv").unlink()
     _, _, err = predict()
     assert "done before" not in err and sorted(rows(output)) == ["a", "b", "c", "d"]
 
 
 def test_a_folder_of_the_same_names_gets_masks_of_its_own(predict, tmp_path):
-    bright, other = save_picture(tmp_path / "in" / "a.png"), tmp_path / "other" / "a.png"
+    bright, other = (
+        save_picture(tmp_path / "in" / "a.png"),
+        tmp_path / "other" / "a.png",
+    )
     other.parent.mkdir()
     Image.open(tmp_path / "in" / "a.png").rotate(180).save(other)
     assert predict()[0] == 0
     _, _, err = predict(source=other.parent)
-    assert "done before" not in err and rows(tmp_path / "out")["a"]["file"] == str(other)
+    assert "done before" not in err and rows(tmp_path / "out")["a"]["file"] == str(
+        other
+    )
     mask = np.asarray(Image.open(tmp_path / "out" / "a_mask.png"))
     np.testing.assert_array_equal(mask == 255, bright[::-1, ::-1])
 
@@ -233,8 +294,11 @@ def test_outputs_inside_the_input_are_no_input(predict, tmp_path):
 def test_samples_are_kept_where_asked_for(predict, tmp_path):
     bright = save_scan(tmp_path / "in" / "a.nii.gz")
     assert predict()[0] == 0
-    assert predict("--samples")[0] == 0  # done again, for their sake
-    assert set(outputs(tmp_path / "out")) == RECORDS | expected("a", ".nii.gz", (*MAPS, "sample_1", "sample_2"))
+    # done again, for their sake
+    assert predict("--samples")[0] == 0
+    assert set(outputs(tmp_path / "out")) == RECORDS | expected(
+        "a", ".nii.gz", (*MAPS, "sample_1", "sample_2")
+    )
 
     def read(name):
         return nib.load(tmp_path / "out" / f"a_{name}.nii.gz").get_fdata()
@@ -246,11 +310,15 @@ def test_samples_are_kept_where_asked_for(predict, tmp_path):
     np.testing.assert_array_equal(read("mask"), bright)
 
 
-def test_a_method_without_samples_has_no_uncertainty_either(predict, tmp_path, monkeypatch):
+def test_a_method_without_samples_has_no_uncertainty_either(
+    predict, tmp_path, monkeypatch
+):
     monkeypatch.setattr(Bright, "draws_samples", False)
     save_picture(tmp_path / "in" / "a.png")
     assert predict("--samples")[0] == 0
-    assert set(outputs(tmp_path / "out")) == RECORDS | expected("a", ".png", ("probability",))
+    assert set(outputs(tmp_path / "out")) == RECORDS | expected(
+        "a", ".png", ("probability",)
+    )
     assert rows(tmp_path / "out")["a"]["mean_uncertainty"] == ""
 
 
@@ -258,17 +326,22 @@ def test_many_pictures_of_several_sizes_share_batches(predict, tmp_path, monkeyp
     bright = {}
     for number in range(19):
         name = f"p{number}"
-        bright[name] = save_picture(tmp_path / "in" / f"{name}.png", SIZE + number % 3, SIZE)
+        bright[name] = save_picture(
+            tmp_path / "in" / f"{name}.png", SIZE + number % 3, SIZE
+        )
     (tmp_path / "in" / "p4.png").write_bytes(b"broken")
     jobs = []
     split = predict_files._jobs
-    monkeypatch.setattr(predict_files, "_jobs", lambda *a: jobs.extend(split(*a)) or jobs)
+    monkeypatch.setattr(
+        predict_files, "_jobs", lambda *a: jobs.extend(split(*a)) or jobs
+    )
     code, out, _ = predict()
     assert code == 3 and "18 of 19" in out
     assert [len(job) for job in jobs] == [8, 8, 3]
     for name in ("p0", "p3", "p18"):
         np.testing.assert_array_equal(
-            np.asarray(Image.open(tmp_path / "out" / f"{name}_mask.png")) == 255, bright[name]
+            np.asarray(Image.open(tmp_path / "out" / f"{name}_mask.png")) == 255,
+            bright[name],
         )
     assert len(rows(tmp_path / "out")) == 18
 
@@ -294,13 +367,18 @@ def test_what_changed_is_made_again_and_told(predict, tmp_path):
         "2 made again: 1 because the scan changed, 1 because an output file was changed. "
         "Masks of 1 scan that is no longer there were left\n"
     )
-    assert err.startswith("biedsnet: warning: 1 output file in ") and "b_mask_replaced_1.png" in err
-    assert err.count("\n") == 1
-    np.testing.assert_array_equal(np.asarray(Image.open(output / "a_mask.png")) == 255, bright)
-    assert (output / "b_mask_replaced_1.png").read_bytes() == b"edited"
-    assert {name for name, time in outputs(output).items() if before.get(name) == time} >= (
-        expected("c", ".png") | expected("d", ".png")
+    assert (
+        err.startswith("biedsnet: warning: 1 output file in ")
+        and "b_mask_replaced_1.png" in err
     )
+    assert err.count("\n") == 1
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(output / "a_mask.png")) == 255, bright
+    )
+    assert (output / "b_mask_replaced_1.png").read_bytes() == b"edited"
+    assert {
+        name for name, time in outputs(output).items() if before.get(name) == time
+    } >= (expected("c", ".png") | expected("d", ".png"))
     _, out, err = predict()
     assert "made again" not in out + err and "3 of 3 scans done before" in err
 
@@ -314,7 +392,8 @@ def test_a_model_that_was_trained_further_gives_new_masks(predict, tmp_path):
     first = (tmp_path / "out" / "a_mask.nii.gz").read_bytes()
     assert np.asarray(nib.load(tmp_path / "out" / "a_mask.nii.gz").dataobj).any()
     shutil.rmtree(workdir)
-    write_workdir(workdir, above=2.0)  # nothing is so bright, and the step is the same
+    # nothing is so bright, and the step is the same
+    write_workdir(workdir, above=2.0)
     code, out, err = predict(f"--workdir={workdir}")
     assert code == 0
     for text in (out, err):
@@ -343,13 +422,18 @@ def test_masks_of_a_scan_that_broke_do_not_keep_its_name(predict, tmp_path, name
         (source / name).write_bytes(b"no scan")
     code, out, err = predict()
     assert code == 3 and "1 of 2 scans segmented" in out and "made again" not in out
-    assert f"Its earlier masks are kept under other names, such as {stem}_" in err.splitlines()[-1]
+    assert (
+        f"Its earlier masks are kept under other names, such as {stem}_"
+        in err.splitlines()[-1]
+    )
     assert not (output / f"{stem}_mask{extension}").exists()
     assert (output / f"{stem}_mask_replaced_1{extension}").read_bytes() == whole
     assert set(rows(output)) == {"other"}
 
 
-def test_a_scan_that_changes_while_it_is_read_is_not_taken(predict, tmp_path, monkeypatch):
+def test_a_scan_that_changes_while_it_is_read_is_not_taken(
+    predict, tmp_path, monkeypatch
+):
     save_picture(tmp_path / "in" / "a.png")
     save_picture(tmp_path / "in" / "b.png")
     read = scans.read
@@ -363,7 +447,11 @@ def test_a_scan_that_changes_while_it_is_read_is_not_taken(predict, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(scans, "read", replace)
         code, _, err = predict()
-    assert code == 3 and "a.png changed while it was read" in err and set(rows(tmp_path / "out")) == {"b"}
+    assert (
+        code == 3
+        and "a.png changed while it was read" in err
+        and set(rows(tmp_path / "out")) == {"b"}
+    )
     assert predict()[0] == 0
     assert Image.open(tmp_path / "out" / "a_mask.png").size == (SIZE, SIZE + 8)
 
@@ -379,10 +467,21 @@ def test_a_named_pipe_among_scans_fails_alone(predict, tmp_path):
 def test_what_was_passed_over_is_told_and_listed(predict, tmp_path, monkeypatch):
     save_picture(tmp_path / "in" / "a.png")
     search = scans.search
-    why = ["not a format that is read (.bmp)", "hidden", "not a format that is read (.bmp)"]
-    passed = [walk.PassedOver(tmp_path / "in" / f"=x{n}\udcff", one) for n, one in enumerate(why)]
+    why = [
+        "not a format that is read (.bmp)",
+        "hidden",
+        "not a format that is read (.bmp)",
+    ]
+    passed = [
+        walk.PassedOver(tmp_path / "in" / f"=x{n}\udcff", one)
+        for n, one in enumerate(why)
+    ]
     with monkeypatch.context() as patch:
-        patch.setattr(scans, "search", lambda *a, **named: search(*a, **named)._replace(passed=passed))
+        patch.setattr(
+            scans,
+            "search",
+            lambda *a, **named: search(*a, **named)._replace(passed=passed),
+        )
         code, out, _ = predict("--quiet")
     assert code == 0
     assert out.endswith(
@@ -392,13 +491,17 @@ def test_what_was_passed_over_is_told_and_listed(predict, tmp_path, monkeypatch)
     assert [row["why"] for row in found] == why
     predict()
     listed = (tmp_path / "out" / "passed_over.csv").exists()
-    assert listed is bool(search(tmp_path / "in", channels=1, leave_out=tmp_path / "out").passed)
+    assert listed is bool(
+        search(tmp_path / "in", channels=1, leave_out=tmp_path / "out").passed
+    )
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1+1", "-x", "@SUM(1)", "a,b", "a\nb", "'quoted"])
+@pytest.mark.parametrize(
+    "name", ["=cmd|' /C calc'!A0", "+1+1", "-x", "@SUM(1)", "a,b", "a\nb", "'quoted"]
+)
 def test_names_that_a_spreadsheet_would_run(predict, tmp_path, name):
     save_picture(tmp_path / "in" / name / "p.png")
     assert predict()[0] == 0
@@ -413,12 +516,14 @@ def test_a_name_that_is_too_long_for_its_masks_is_cut(predict, tmp_path, length)
     save_picture(tmp_path / "in" / "short.png")
     bright = save_picture(tmp_path / "in" / f"{name}.png")
     code, out, err = predict()
-    assert code == 0 and "2 of 2" in out and set(rows(tmp_path / "out")) == {"short", name}
+    assert (
+        code == 0 and "2 of 2" in out and set(rows(tmp_path / "out")) == {"short", name}
+    )
     (mask,) = (tmp_path / "out").glob("n*_mask.png")
     np.testing.assert_array_equal(np.asarray(Image.open(mask)) == 255, bright)
-    assert (f"1 name is too long for its masks and is cut there, such as {mask.name}" in err) == (
-        length > 200
-    )
+    assert (
+        f"1 name is too long for its masks and is cut there, such as {mask.name}" in err
+    ) == (length > 200)
     assert "2 of 2 scans done before" in predict()[2]
 
 
@@ -431,7 +536,10 @@ def test_a_second_run_into_one_folder_is_told_of_the_first(predict, tmp_path):
     before = outputs(tmp_path / "out")
     with lock.Lock(tmp_path / "out", another="--output"):
         code, _, err = predict()
-    assert code == 2 and f"{tmp_path / 'out'} is in use by process {os.getpid()} on host" in err
+    assert (
+        code == 2
+        and f"{tmp_path / 'out'} is in use by process {os.getpid()} on host" in err
+    )
     assert "another --output" in err
     one_line(err)
     assert outputs(tmp_path / "out") == before
@@ -445,7 +553,9 @@ def test_one_file_alone(predict, tmp_path):
     bright = save_picture(tmp_path / "in" / "a.png")
     code, out, _ = predict(source=tmp_path / "in" / "a.png")
     assert code == 0 and "1 of 1" in out
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "a_mask.png")) == 255, bright)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "out" / "a_mask.png")) == 255, bright
+    )
 
 
 @pytest.mark.parametrize("name", ["gone", "gone.nii.gz"])
@@ -483,7 +593,11 @@ def test_a_colour_picture_for_a_grey_model(predict, tmp_path):
     save_picture(colour, channels=3)
     save_picture(tmp_path / "in" / "grey.png")
     code, _, err = predict()
-    assert code == 3 and "a colour image for 1 channel" in err.splitlines()[-1] and str(colour) in err.splitlines()[-1]
+    assert (
+        code == 3
+        and "a colour image for 1 channel" in err.splitlines()[-1]
+        and str(colour) in err.splitlines()[-1]
+    )
     assert set(rows(tmp_path / "out")) == {"grey"}
     code, _, err = predict(source=colour)
     assert code == 2 and "a colour image for 1 channel" in err.splitlines()[-1]
@@ -502,12 +616,16 @@ def test_a_folder_that_holds_masks_of_another_model(predict, tmp_path):
     save_picture(tmp_path / "in" / "a.png")
     assert predict()[0] == 0
     before = outputs(tmp_path / "out")
-    for change, name in (("--config.threshold=0.4", "threshold"), ("--config.sampler.ensemble=3", "sampler.ensemble")):
+    for change, name in (
+        ("--config.threshold=0.4", "threshold"),
+        ("--config.sampler.ensemble=3", "sampler.ensemble"),
+    ):
         code, _, err = predict(change)
         assert code == 2 and f"holds masks of another run: {name} was " in err
         one_line(err)
     assert outputs(tmp_path / "out") == before
-    assert predict("--config.eval.batch_size=16")[0] == 0  # which changes no mask
+    # which changes no mask
+    assert predict("--config.eval.batch_size=16")[0] == 0
 
 
 def test_an_output_that_is_a_file(predict, tmp_path):
@@ -521,7 +639,9 @@ def test_an_output_that_is_a_file(predict, tmp_path):
 # --- stopped ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_stops_in_one_line_and_the_next_run_goes_on(predict, tmp_path, monkeypatch):
+def test_a_full_disk_stops_in_one_line_and_the_next_run_goes_on(
+    predict, tmp_path, monkeypatch
+):
     source, output = tmp_path / "in", tmp_path / "out"
     for name in ("a", "b", "c"):
         bright = save_scan(source / f"{name}.nii.gz")
@@ -540,17 +660,25 @@ def test_a_full_disk_stops_in_one_line_and_the_next_run_goes_on(predict, tmp_pat
     said = err.splitlines()[-1]
     full = f"{output / 'b_mask.nii.gz'}: No space left on device. Make room there"
     assert said.startswith(f"biedsnet: Cannot write to {full}")
-    assert "b_variance.nii.gz" not in outputs(output) and not list(output.rglob(".partial*"))
+    assert "b_variance.nii.gz" not in outputs(output) and not list(
+        output.rglob(".partial*")
+    )
     assert set(rows(output)) == {"a"}
     before = outputs(output)
     assert predict()[0] == 0
     assert before["a_mask.nii.gz"] == outputs(output)["a_mask.nii.gz"]
-    np.testing.assert_array_equal(nib.load(output / "b_mask.nii.gz").get_fdata(), bright)
+    np.testing.assert_array_equal(
+        nib.load(output / "b_mask.nii.gz").get_fdata(), bright
+    )
     assert set(rows(output)) == {"a", "b", "c"}
 
 
-@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EILSEQ, errno.EACCES, errno.EIO, errno.EISDIR])
-def test_a_scan_that_cannot_be_written_fails_alone(predict, tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(
+    "number", [errno.ENAMETOOLONG, errno.EILSEQ, errno.EACCES, errno.EIO, errno.EISDIR]
+)
+def test_a_scan_that_cannot_be_written_fails_alone(
+    predict, tmp_path, monkeypatch, number
+):
     for name in ("a", "b", "c"):
         save_scan(tmp_path / "in" / f"{name}.nii.gz")
     assert predict()[0] == 0
@@ -566,9 +694,17 @@ def test_a_scan_that_cannot_be_written_fails_alone(predict, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(nib.Nifti1Image, "to_filename", refuse)
         code, out, err = predict()
-    assert code == 3 and "2 of 3 scans segmented" in out and set(rows(tmp_path / "out")) == {"a", "c"}
-    assert f"b.nii.gz as {tmp_path / 'out' / 'b_mask.nii.gz'}: {os.strerror(number)}" in err.splitlines()[-1]
-    assert not list((tmp_path / "out").glob("b_*"))  # nothing of half a scan
+    assert (
+        code == 3
+        and "2 of 3 scans segmented" in out
+        and set(rows(tmp_path / "out")) == {"a", "c"}
+    )
+    assert (
+        f"b.nii.gz as {tmp_path / 'out' / 'b_mask.nii.gz'}: {os.strerror(number)}"
+        in err.splitlines()[-1]
+    )
+    # nothing of half a scan
+    assert not list((tmp_path / "out").glob("b_*"))
     assert predict()[0] == 0 and set(rows(tmp_path / "out")) == {"a", "b", "c"}
 
 
@@ -577,7 +713,10 @@ def test_a_folder_where_a_mask_should_be_fails_that_scan_alone(predict, tmp_path
     save_picture(tmp_path / "in" / "a_mask.png" / "b.png")
     save_picture(tmp_path / "in" / "c.png")
     code, _, err = predict()
-    assert code == 3 and set(rows(tmp_path / "out")) in ({"c", "a"}, {"c", "a_mask.png/b"})
+    assert code == 3 and set(rows(tmp_path / "out")) in (
+        {"c", "a"},
+        {"c", "a_mask.png/b"},
+    )
     assert len(err[err.index("1 of 3 scans failed") :].splitlines()) == 2
 
 
@@ -606,7 +745,8 @@ def test_ctrl_c_is_one_line_and_whole_files(predict, tmp_path, monkeypatch, wher
     def interrupt(original):
         def stop(*arguments, **named):
             seen.append(0)
-            if len(seen) == (2 if where != "writing" else 8):  # of b
+            # of b
+            if len(seen) == (2 if where != "writing" else 8):
                 signal.raise_signal(signal.SIGINT) if where != "reading" else None
                 raise KeyboardInterrupt
             return original(*arguments, **named)
@@ -630,7 +770,9 @@ def test_ctrl_c_is_one_line_and_whole_files(predict, tmp_path, monkeypatch, wher
         nifti.read(path)
     assert predict()[0] == 0
     assert set(rows(output)) == {"a", "b"}
-    assert set(outputs(output)) == RECORDS | expected("a", ".nii.gz") | expected("b", ".nii.gz")
+    assert set(outputs(output)) == RECORDS | expected("a", ".nii.gz") | expected(
+        "b", ".nii.gz"
+    )
 
 
 def test_progress_counts_slices_and_tells_the_time_to_go(predict, tmp_path):
@@ -654,7 +796,8 @@ def test_the_next_scan_is_read_while_one_is_segmented(tmp_path, monkeypatch):
         item.files[0].touch()
     ahead = predict_files._read_ahead([[item] for item in items], 1)
     for item, following in zip(items, "bc-"):
-        ((found, scan, _),) = next(ahead)  # and whoever asked for it now segments it
+        # and whoever asked for it now segments it
+        ((found, scan, _),) = next(ahead)
         assert found is scan.item is item
         assert following == "-" or begun[following].wait(60)
     assert not list(ahead)

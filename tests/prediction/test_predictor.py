@@ -25,7 +25,14 @@ def workdirs(tmp_path_factory):
     made = {
         "diffusion": toy(fusion="mean_squared", seed=3, threshold=0.25),
         "direct": toy(chosen="unet", data__channels=3),
-        "2.5D": toy(nifti, "unet", data__context=1, data__classes=2, data__labels=((1,), (2, 4)), threshold=0.4),
+        "2.5D": toy(
+            nifti,
+            "unet",
+            data__context=1,
+            data__classes=2,
+            data__labels=((1,), (2, 4)),
+            threshold=0.4,
+        ),
     }
     return {name: untrained(root / name, cfg) for name, cfg in made.items()}
 
@@ -36,7 +43,9 @@ def predictors(workdirs):
 
 
 def resized(plane, height, width):
-    return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(
+        Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)
+    )
 
 
 def prepared(array, size=SIZE):
@@ -50,8 +59,12 @@ def samples_by_hand(workdir, images, numbers):
     cfg = run_config.load(workdir)
     model = trained.load(workdir, cfg)
     segmenter = model.segmenter
-    keys = jax.numpy.stack([jax.random.fold_in(jax.random.key(cfg.seed), n) for n in numbers])
-    run = jax.jit(lambda v, x, k: segmenter.predict(v, x, k, ensemble=cfg.sampler.ensemble))
+    keys = jax.numpy.stack(
+        [jax.random.fold_in(jax.random.key(cfg.seed), n) for n in numbers]
+    )
+    run = jax.jit(
+        lambda v, x, k: segmenter.predict(v, x, k, ensemble=cfg.sampler.ensemble)
+    )
     return np.asarray(run(jax.device_get(model.variables), np.stack(images), keys))
 
 
@@ -61,8 +74,11 @@ def samples_by_hand(workdir, images, numbers):
 def test_a_diffusion_model_by_hand(workdirs, predictors):
     scan = image(3, 20, 24, 1)
     found = predictors["diffusion"](scan, keep_samples=True)
-    samples = samples_by_hand(workdirs["diffusion"], [prepared(one) for one in scan], range(3))
-    assert samples.std(axis=0).max() > 1e-3  # they do differ
+    samples = samples_by_hand(
+        workdirs["diffusion"], [prepared(one) for one in scan], range(3)
+    )
+    # they do differ
+    assert samples.std(axis=0).max() > 1e-3
     for n in range(3):
         expected = np.stack([resized(samples[n, z, ..., 0], 20, 24) for z in range(3)])
         np.testing.assert_allclose(found.samples[n][..., 0], expected, atol=2e-4)
@@ -77,7 +93,11 @@ def test_a_diffusion_model_by_hand(workdirs, predictors):
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     m = p.mean(axis=0)
     total = -(m * np.log2(m) + (1 - m) * np.log2(1 - m))
-    maps = {"entropy": total, "mutual_information": total - entropy.mean(axis=0), "variance": p.var(axis=0)}
+    maps = {
+        "entropy": total,
+        "mutual_information": total - entropy.mean(axis=0),
+        "variance": p.var(axis=0),
+    }
     assert set(found.uncertainty) == set(maps)
     for name, expected in maps.items():
         np.testing.assert_allclose(found.maps[name], expected, atol=1e-3)
@@ -87,8 +107,12 @@ def test_a_diffusion_model_by_hand(workdirs, predictors):
 def test_a_direct_model_by_hand_has_no_samples_and_no_uncertainty(workdirs, predictors):
     colour = image(12, 30, 3)
     found = predictors["direct"](colour, keep_samples=True)
-    expected = samples_by_hand(workdirs["direct"], [prepared(colour)], [0])[0, 0, ..., 0]
-    np.testing.assert_allclose(found.probability, resized(expected, 12, 30)[None, ..., None], atol=1e-5)
+    expected = samples_by_hand(workdirs["direct"], [prepared(colour)], [0])[
+        0, 0, ..., 0
+    ]
+    np.testing.assert_allclose(
+        found.probability, resized(expected, 12, 30)[None, ..., None], atol=1e-5
+    )
     assert found.uncertainty == {} and set(found.maps) == {"probability"}
     assert len(found.samples) == 1
     np.testing.assert_array_equal(found.samples[0], found.probability)
@@ -97,8 +121,13 @@ def test_a_direct_model_by_hand_has_no_samples_and_no_uncertainty(workdirs, pred
 def test_neighbouring_slices_and_classes_by_hand(workdirs, predictors):
     scan = image(4, SIZE, SIZE, 1)
     found = predictors["2.5D"](scan)
-    around = [np.concatenate([scan[max(z - 1, 0)], scan[z], scan[min(z + 1, 3)]], axis=-1) for z in range(4)]
-    expected = samples_by_hand(workdirs["2.5D"], [prepared(one) for one in around], range(4))[0]
+    around = [
+        np.concatenate([scan[max(z - 1, 0)], scan[z], scan[min(z + 1, 3)]], axis=-1)
+        for z in range(4)
+    ]
+    expected = samples_by_hand(
+        workdirs["2.5D"], [prepared(one) for one in around], range(4)
+    )[0]
     np.testing.assert_allclose(found.probability, expected, atol=1e-5)
     one, two = found.probability[..., 0], found.probability[..., 1]
     by_hand = np.where(np.maximum(one, two) > 0.4, np.where(two > one, 2, 1), 0)
@@ -110,9 +139,13 @@ def test_the_mean_entropy_is_over_likely_pixels(predictors):
     found = predictors["diffusion"](image(3, 20, 24, 1))
     some = np.random.default_rng(0).random((3, 20, 24)) > 0.5
     for likely, where in ((0.0, None), (0.2, None), (0.2, some), (2.0, None)):
-        counted = (found.probability >= likely) & (True if where is None else some[..., None])
+        counted = (found.probability >= likely) & (
+            True if where is None else some[..., None]
+        )
         chosen = found.uncertainty["entropy"][counted]
-        assert found.mean_entropy(likely, where) == pytest.approx([chosen.mean() if chosen.size else 0.0], rel=1e-5)
+        assert found.mean_entropy(likely, where) == pytest.approx(
+            [chosen.mean() if chosen.size else 0.0], rel=1e-5
+        )
 
 
 # --- what is given ---------------------------------------------------------------------------------------------------
@@ -123,7 +156,12 @@ def test_the_mean_entropy_is_over_likely_pixels(predictors):
 def test_one_slice_in_every_shape_and_type(predictors, shape, dtype):
     pixels = image(20, 24).clip(0, 255).astype(dtype)
     found = predictors["diffusion"](pixels.reshape(shape))
-    assert found.probability.shape == found.mask.shape == (1, 20, 24, 1) and found.label_map.shape == (1, 20, 24)
+    assert found.probability.shape == found.mask.shape == (
+        1,
+        20,
+        24,
+        1,
+    ) and found.label_map.shape == (1, 20, 24)
     expected = predictors["diffusion"](pixels.astype(np.float32))
     np.testing.assert_allclose(found.probability, expected.probability, atol=1e-6)
     assert found.samples == [] and found.maps["probability"].shape == (1, SIZE, SIZE, 1)
@@ -133,26 +171,33 @@ def test_one_slice_in_every_shape_and_type(predictors, shape, dtype):
     ("model", "shape", "says"),
     [
         ("diffusion", (9, 9, 3), "(9, 9, 3)"),
-        ("diffusion", (4, 9, 9), "(4, 9, 9)"),  # a volume needs its axis of channels
+        # a volume needs its axis of channels
+        ("diffusion", (4, 9, 9), "(4, 9, 9)"),
         ("diffusion", (4, 9, 9, 1, 1), "(4, 9, 9, 1, 1)"),
         ("diffusion", (9,), "(9,)"),
         ("diffusion", (0, 9, 9, 1), "(0, 9, 9, 1)"),
         ("direct", (9, 9), "(9, 9)"),
-        ("2.5D", (4, 9, 9, 3), "(4, 9, 9, 3)"),  # neighbours are taken from the scan itself
+        # neighbours are taken from the scan itself
+        ("2.5D", (4, 9, 9, 3), "(4, 9, 9, 3)"),
     ],
 )
 def test_shapes_that_do_not_fit(predictors, model, shape, says):
     with pytest.raises(BadInput) as caught:
         predictors[model](np.zeros(shape))
     channels = predictors[model].model.config.data.channels
-    assert f"shape of an array, {says}, the argument; give (h, w), (h, w, {channels}) or" in str(caught.value)
+    assert (
+        f"shape of an array, {says}, the argument; give (h, w), (h, w, {channels}) or"
+        in str(caught.value)
+    )
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("values", [np.full((9, 9), np.nan), np.full((9, 9), np.inf), np.zeros((9, 9), complex),
                                     np.full((9, 9), "a"), np.full((9, 9), None)])  # fmt: skip
 def test_values_that_are_no_numbers(predictors, values):
-    with pytest.raises(BadInput, match=r"values that are not finite numbers, .*, the argument; "):
+    with pytest.raises(
+        BadInput, match=r"values that are not finite numbers, .*, the argument; "
+    ):
         predictors["diffusion"](values)
 
 
@@ -165,7 +210,11 @@ def test_a_slice_does_not_depend_on_what_shares_its_batch(workdirs, predictors):
     heard = []
     shared = predictors["diffusion"].predict([other, scan, other], done=heard.append)
     assert heard == [8, 8, 1]
-    assert [one.probability.shape for one in shared] == [(3, 9, 30, 1), (11, 20, 24, 1), (3, 9, 30, 1)]
+    assert [one.probability.shape for one in shared] == [
+        (3, 9, 30, 1),
+        (11, 20, 24, 1),
+        (3, 9, 30, 1),
+    ]
     cfg = run_config.load(workdirs["diffusion"])
     cfg.eval.batch_size = 16
     larger = predict.load(workdirs["diffusion"], cfg).predict([scan])[0]
@@ -175,11 +224,16 @@ def test_a_slice_does_not_depend_on_what_shares_its_batch(workdirs, predictors):
     changed = scan.copy()
     changed[4:] = image(7, 20, 24, 1, seed=2)
     np.testing.assert_allclose(
-        predictors["diffusion"](changed).maps["entropy"][:4], alone.maps["entropy"][:4], atol=2e-4
+        predictors["diffusion"](changed).maps["entropy"][:4],
+        alone.maps["entropy"][:4],
+        atol=2e-4,
     )
 
 
-@pytest.mark.parametrize(("slices", "sizes"), [([1, 30], [1, 8]), ([3, 1, 4], [4]), ([8, 1], [8]), ([5], [8])])
+@pytest.mark.parametrize(
+    ("slices", "sizes"),
+    [([1, 30], [1, 8]), ([3, 1, 4], [4]), ([8, 1], [8]), ([5], [8])],
+)
 def test_few_sizes_of_batch_are_compiled(predictors, slices, sizes):
     compiled = []
 
@@ -192,7 +246,8 @@ def test_few_sizes_of_batch_are_compiled(predictors, slices, sizes):
     predictor = predict.Predictor(model, jax.jit(run_batch))
     for number in slices:
         predictor.predict([image(number, 20, 24, 3)])
-    assert compiled == sizes  # jit calls the function once a size
+    # jit calls the function once a size
+    assert compiled == sizes
 
 
 # --- label maps ------------------------------------------------------------------------------------------------------
@@ -202,13 +257,27 @@ def test_few_sizes_of_batch_are_compiled(predictors, slices, sizes):
     ("labels", "pixels", "expected"),
     [
         (((1,),), [[0.5], [0.6], [0.0]], [0, 1, 0]),
-        (((1,), (2,)), [[0.9, 0.8], [0.7, 0.8], [0.4, 0.6], [0.5, 0.5], [0.6, 0.6]], [1, 2, 2, 0, 1]),
+        (
+            ((1,), (2,)),
+            [[0.9, 0.8], [0.7, 0.8], [0.4, 0.6], [0.5, 0.5], [0.6, 0.6]],
+            [1, 2, 2, 0, 1],
+        ),
         (((3,), (7, 8)), [[0.9, 0.1], [0.1, 0.9]], [3, 7]),
         (((300,), (2,)), [[0.9, 0.1], [0.1, 0.9]], [300, 2]),
-        # Regions: whole (1, 2, 3), core (2, 3), centre (3), of which the smallest wins whatever is likelier.
-        (((1, 2, 3), (2, 3), (3,)), [[0.9, 0.2, 0.1], [0.9, 0.6, 0.1], [0.9, 0.8, 0.6], [0.0, 0.0, 0.6]], [1, 2, 3, 3]),
-        (((3,), (2, 3), (1, 2, 3)), [[0.1, 0.2, 0.9], [0.1, 0.6, 0.9], [0.6, 0.8, 0.9], [0.6, 0.0, 0.0]], [1, 2, 3, 3]),
-        (((1, 2), (2, 4)), [[0.9, 0.1], [0.1, 0.9], [0.9, 0.6]], [1, 2, 2]),  # last painted: no label of its own left
+        # Regions: whole (1, 2, 3), core (2, 3), centre (3), of which the smallest wins
+        # whatever is likelier.
+        (
+            ((1, 2, 3), (2, 3), (3,)),
+            [[0.9, 0.2, 0.1], [0.9, 0.6, 0.1], [0.9, 0.8, 0.6], [0.0, 0.0, 0.6]],
+            [1, 2, 3, 3],
+        ),
+        (
+            ((3,), (2, 3), (1, 2, 3)),
+            [[0.1, 0.2, 0.9], [0.1, 0.6, 0.9], [0.6, 0.8, 0.9], [0.6, 0.0, 0.0]],
+            [1, 2, 3, 3],
+        ),
+        # last painted: no label of its own left
+        (((1, 2), (2, 4)), [[0.9, 0.1], [0.1, 0.9], [0.9, 0.6]], [1, 2, 2]),
     ],
 )
 def test_label_maps_by_hand(labels, pixels, expected):
@@ -221,8 +290,12 @@ def test_label_maps_by_hand(labels, pixels, expected):
 def test_the_label_map_of_true_regions_is_the_label_map_they_came_from(order):
     truth = np.random.default_rng(0).integers(0, 4, (5, 6))
     labels = [((1, 2, 3), (2, 3), (3,))[k] for k in order]
-    probability = np.stack([np.isin(truth, group) for group in labels], axis=-1).astype(np.float32)
-    np.testing.assert_array_equal(label_map(probability, threshold=0.5, labels=labels), truth)
+    probability = np.stack([np.isin(truth, group) for group in labels], axis=-1).astype(
+        np.float32
+    )
+    np.testing.assert_array_equal(
+        label_map(probability, threshold=0.5, labels=labels), truth
+    )
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -231,21 +304,30 @@ def test_the_label_map_of_true_regions_is_the_label_map_they_came_from(order):
 def test_load_takes_another_sampling(workdirs):
     cfg = run_config.load(workdirs["diffusion"])
     cfg.sampler.ensemble, cfg.threshold = 2, 0.0
-    found = predict.load(str(workdirs["diffusion"]), cfg)(image(8, 8), keep_samples=True)
+    found = predict.load(str(workdirs["diffusion"]), cfg)(
+        image(8, 8), keep_samples=True
+    )
     assert len(found.samples) == 2 and found.threshold == 0.0
 
 
 def test_what_cannot_be_loaded(workdirs, tmp_path):
     with pytest.raises(BadInput, match=r"no trained run, .*train first"):
         predict.load(tmp_path)
-    (tmp_path / "config.json").write_text((workdirs["direct"] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        (workdirs["direct"] / "config.json").read_text()
+    )
     with pytest.raises(BadInput, match="no complete checkpoint"):
         predict.load(tmp_path)
     cfg = run_config.load(workdirs["direct"])
     cfg.data.size = 32
-    with pytest.raises(BadInput, match=r"workdir of another config, data\.size is 16 there and 32 here"):
+    with pytest.raises(
+        BadInput, match=r"workdir of another config, data\.size is 16 there and 32 here"
+    ):
         predict.load(workdirs["direct"], cfg)
     cfg = run_config.load(workdirs["direct"])
     cfg.eval.batch_size = 12
-    with pytest.raises(BadInput, match=r"batch of 12 does not divide over 8 devices, in eval\.batch_size"):
+    with pytest.raises(
+        BadInput,
+        match=r"batch of 12 does not divide over 8 devices, in eval\.batch_size",
+    ):
         predict.load(workdirs["direct"], cfg)

@@ -1,4 +1,6 @@
-"""What is found in a folder of scans, under which names, and what each kind becomes when it is read."""
+"""What is found in a folder of scans, under which names, and what each kind becomes
+when it is read.
+"""
 
 import gzip
 import os
@@ -15,7 +17,8 @@ from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
 
 VOXELS = np.random.default_rng(2).integers(0, 900, (4, 5, 6)).astype(np.int16)
-AFFINE = np.diag([0.7, 1.1, 3.0, 1.0])  # i to the right: reading turns it round
+# i to the right: reading turns it round
+AFFINE = np.diag([0.7, 1.1, 3.0, 1.0])
 
 
 def write_nifti(path, voxels=VOXELS, affine=AFFINE):
@@ -34,7 +37,9 @@ def write_dicom(folder, count=3, **kwargs):
     pytest.importorskip("pydicom")
     from made_dicom import write_series
 
-    return write_series(folder, np.arange(count * 20).reshape(count, 4, 5).astype(np.int16), **kwargs)
+    return write_series(
+        folder, np.arange(count * 20).reshape(count, 4, 5).astype(np.int16), **kwargs
+    )
 
 
 def found(source, *, channels=1, leave_out=None):
@@ -49,12 +54,18 @@ def read(path, *, channels=1):
 
 def test_a_mixed_folder_is_found_whole_and_in_natural_order(tmp_path):
     write_nifti(tmp_path / "v10.nii.gz"), write_nifti(tmp_path / "v2.nii")
-    write_nifti(tmp_path / "sub" / "v.NII.GZ", np.swapaxes(VOXELS, 0, 2), AFFINE[[2, 1, 0, 3]])
-    write_picture(tmp_path / "p.png"), write_picture(tmp_path / "sub" / "deep" / "p.jpeg")
+    write_nifti(
+        tmp_path / "sub" / "v.NII.GZ", np.swapaxes(VOXELS, 0, 2), AFFINE[[2, 1, 0, 3]]
+    )
+    (
+        write_picture(tmp_path / "p.png"),
+        write_picture(tmp_path / "sub" / "deep" / "p.jpeg"),
+    )
     write_dicom(tmp_path / "patient" / "two", 2, series="1.5", SeriesNumber=4)
     write_dicom(tmp_path / "patient" / "one" / "again", 3)
     for path in write_dicom(tmp_path / "more", 4, series="1.2", SeriesNumber=2):
-        path.rename(tmp_path / "patient" / "two" / f"IM{path.stem}")  # a second series, without extensions
+        # a second series, without extensions
+        path.rename(tmp_path / "patient" / "two" / f"IM{path.stem}")
     (tmp_path / "notes.txt").write_text("no scan")
     write_nifti(tmp_path / ".hidden.nii"), write_picture(tmp_path / ".cache" / "p.png")
     write_nifti(tmp_path / "masks" / "v2_mask.nii.gz")
@@ -72,7 +83,9 @@ def test_a_mixed_folder_is_found_whole_and_in_natural_order(tmp_path):
 
 
 def test_one_file_or_one_series_is_called_by_itself(tmp_path):
-    assert found(write_nifti(tmp_path / "in" / "v.nii.gz"), leave_out=tmp_path) == {"v": ("nifti", 6)}
+    assert found(write_nifti(tmp_path / "in" / "v.nii.gz"), leave_out=tmp_path) == {
+        "v": ("nifti", 6)
+    }
     files = write_dicom(tmp_path / "series")
     assert found(tmp_path / "series") == {"series": ("dicom", 3)}
     assert found(files[1]) == {files[1].stem: ("dicom", 1)}
@@ -82,32 +95,52 @@ def test_one_file_or_one_series_is_called_by_itself(tmp_path):
     ("names", "message"),
     [
         ([], r"nothing to segment, .*, in --input; give \.png, .*\.nii\.gz or DICOM"),
-        (["a.nii", "a.nii.gz"], r"two scans of one name, a, .*a\.nii and .*a\.nii\.gz; rename one"),
-        (["a_0000.nii", "a_0000.nii.gz"], r"two scans of one name, a_0000, .*; rename one"),
-        (["sub/a.png", "sub/a.nii"], r"two scans of one name, sub/a, .*a\.png and .*a\.nii; rename one"),
+        (
+            ["a.nii", "a.nii.gz"],
+            r"two scans of one name, a, .*a\.nii and .*a\.nii\.gz; rename one",
+        ),
+        (
+            ["a_0000.nii", "a_0000.nii.gz"],
+            r"two scans of one name, a_0000, .*; rename one",
+        ),
+        (
+            ["sub/a.png", "sub/a.nii"],
+            r"two scans of one name, sub/a, .*a\.png and .*a\.nii; rename one",
+        ),
     ],
 )
 def test_what_cannot_be_done_at_all_is_refused(tmp_path, names, message):
     for name in names:
-        write_picture(tmp_path / name) if name.endswith(".png") else write_nifti(tmp_path / name)
+        write_picture(tmp_path / name) if name.endswith(".png") else write_nifti(
+            tmp_path / name
+        )
     for channels in (1, 2):
         with pytest.raises(BadInput, match=message):
             found(tmp_path, channels=channels)
 
 
 def test_where_the_scans_are_must_be_there_and_no_folder_of_masks(tmp_path):
-    with pytest.raises(BadInput, match=r"no such file or folder, .*absent, in --input; "):
+    with pytest.raises(
+        BadInput, match=r"no such file or folder, .*absent, in --input; "
+    ):
         found(tmp_path / "absent")
     write_picture(tmp_path / "in" / "p.png")
-    with pytest.raises(BadInput, match=r"scans inside the folder for masks, .*in, in --output; "):
+    with pytest.raises(
+        BadInput, match=r"scans inside the folder for masks, .*in, in --output; "
+    ):
         found(tmp_path / "in", leave_out=tmp_path)
 
 
 def test_masks_of_earlier_runs_are_no_scans(tmp_path):
-    write_nifti(tmp_path / "v.nii.gz"), write_nifti(tmp_path / "run" / "deep" / "v_mask.nii.gz")
+    (
+        write_nifti(tmp_path / "v.nii.gz"),
+        write_nifti(tmp_path / "run" / "deep" / "v_mask.nii.gz"),
+    )
     (tmp_path / "run" / "predict.json").write_text("{}")
     assert list(found(tmp_path)) == ["v"]
-    assert list(found(tmp_path / "run")) == ["deep/v_mask"], "where they are what was asked for"
+    assert list(found(tmp_path / "run")) == ["deep/v_mask"], (
+        "where they are what was asked for"
+    )
 
 
 @pytest.mark.parametrize("name", ["v.nii.gz", "p.png", "d.dcm"])
@@ -123,14 +156,19 @@ def test_a_name_that_no_table_can_hold(tmp_path):
         path.rename(tmp_path / "p\udce4.png")
     except OSError:
         pytest.skip("this file system has UTF-8 names only")
-    with pytest.raises(BadInput, match=r"name that is not UTF-8, '.*p\\udce4\.png', in --input; rename it"):
+    with pytest.raises(
+        BadInput,
+        match=r"name that is not UTF-8, '.*p\\udce4\.png', in --input; rename it",
+    ):
         read(tmp_path)
 
 
 def test_a_volume_is_read_as_slices_that_go_back_to_its_voxels(tmp_path):
     scan = read(write_nifti(tmp_path / "v.nii.gz"))
     assert scan.slices.shape == (6, 5, 4, 1)
-    assert scan.slices[2, 0, 0, 0] == VOXELS[3, 4, 2], "first row at the front, first column at the patient's right"
+    assert scan.slices[2, 0, 0, 0] == VOXELS[3, 4, 2], (
+        "first row at the front, first column at the patient's right"
+    )
     assert np.array_equal(scan.volume.restore(scan.slices[..., 0]), VOXELS)
     assert scan.only_scanned(scan.slices) is scan.slices
 
@@ -140,7 +178,9 @@ def test_a_dicom_series_is_read_and_its_gap_left_empty(tmp_path):
     scan = read(tmp_path / "s")
     assert scan.slices.shape == (6, 4, 5, 1)
     assert scan.notes[0].startswith("missing slices, 2 between z=32.5 and z=40.0 mm, ")
-    assert scan.only_scanned(np.ones((6, 4, 5, 2), np.uint8)).mean(axis=(1, 2, 3)).tolist() == [1, 1, 0, 0, 1, 1]
+    assert scan.only_scanned(np.ones((6, 4, 5, 2), np.uint8)).mean(
+        axis=(1, 2, 3)
+    ).tolist() == [1, 1, 0, 0, 1, 1]
 
 
 def test_a_gap_of_a_sagittal_series_is_in_the_columns_of_its_slices(tmp_path):
@@ -148,43 +188,63 @@ def test_a_gap_of_a_sagittal_series_is_in_the_columns_of_its_slices(tmp_path):
     scan = read(tmp_path / "s")
     there = scan.only_scanned(np.ones((4, 5, 6), np.uint8))
     assert scan.slices.shape == (4, 5, 6, 1)
-    restored = scan.volume.restore(there)  # columns, rows, slices of the files
-    assert restored.min(axis=(0, 1)).tolist() == restored.max(axis=(0, 1)).tolist() == [1, 0, 1, 1, 1, 1]
+    # columns, rows, slices of the files
+    restored = scan.volume.restore(there)
+    assert (
+        restored.min(axis=(0, 1)).tolist()
+        == restored.max(axis=(0, 1)).tolist()
+        == [1, 0, 1, 1, 1, 1]
+    )
 
 
 def test_a_broken_dicom_file_does_not_take_its_neighbours_along(tmp_path):
     write_dicom(tmp_path / "s")
     (tmp_path / "s" / "bad.dcm").write_bytes(b"not DICOM")
-    good, bad = sorted(scans.search(tmp_path, channels=1).items, key=lambda item: -item.depth)
+    good, bad = sorted(
+        scans.search(tmp_path, channels=1).items, key=lambda item: -item.depth
+    )
     assert (good.name, bad.name) == ("s", "s/bad.dcm")
     assert scans.read(good, channels=1).slices.shape == (3, 4, 5, 1)
     with pytest.raises(BadInput, match=r"not a DICOM file, .*bad\.dcm; "):
         scans.read(bad, channels=1)
 
 
-@pytest.mark.parametrize(("pixels", "channels"), [(VOXELS[0], 1), (VOXELS[0], 3), (VOXELS[..., :3], 3)])
+@pytest.mark.parametrize(
+    ("pixels", "channels"), [(VOXELS[0], 1), (VOXELS[0], 3), (VOXELS[..., :3], 3)]
+)
 def test_a_picture_is_one_slice_without_a_place(tmp_path, pixels, channels):
     scan = read(write_picture(tmp_path / "p.png", pixels), channels=channels)
     assert scan.slices.shape == (1, *pixels.shape[:2], channels)
-    assert np.array_equal(scan.slices[0, ..., -1], pixels.reshape(*pixels.shape[:2], -1)[..., -1].astype(np.uint8))
+    assert np.array_equal(
+        scan.slices[0, ..., -1],
+        pixels.reshape(*pixels.shape[:2], -1)[..., -1].astype(np.uint8),
+    )
     assert scan.volume is None
 
 
 def write_bad(folder, case):
     """One scan that does not fit a model of one channel."""
     if case == "truncated gzip":
-        path = write_nifti(folder / "v.nii.gz", np.random.default_rng(0).normal(size=(9, 9, 9)))
+        path = write_nifti(
+            folder / "v.nii.gz", np.random.default_rng(0).normal(size=(9, 9, 9))
+        )
         path.write_bytes(path.read_bytes()[:-900])
         return path
     if case == "no gzip":
         (folder / "v.nii.gz").write_bytes(gzip.compress(b"nothing")[:9])
         return folder / "v.nii.gz"
     if case == "colours":
-        return write_picture(folder / "v.png", np.indices((90, 90)).sum(0)[..., None] * [1, 0, 1])
+        return write_picture(
+            folder / "v.png", np.indices((90, 90)).sum(0)[..., None] * [1, 0, 1]
+        )
     voxels = VOXELS.astype(np.float32)
     if case == "NaN":
         voxels[1, 2, 3] = np.nan
-    shapes = {"channels": np.stack([voxels] * 3, axis=-1), "empty": voxels[:0], "even": voxels * 0 + 7}
+    shapes = {
+        "channels": np.stack([voxels] * 3, axis=-1),
+        "empty": voxels[:0],
+        "even": voxels * 0 + 7,
+    }
     return write_nifti(folder / "v.nii.gz", shapes.get(case, voxels))
 
 
@@ -193,10 +253,16 @@ def write_bad(folder, case):
     [
         ("truncated gzip", r"unreadable or truncated file, .*v\.nii\.gz; replace"),
         ("no gzip", r"not a NIfTI file, .*v\.nii\.gz; replace"),
-        ("NaN", r"voxels that are not numbers, 1 of 120 are NaN or infinite, .*v\.nii\.gz; write finite"),
+        (
+            "NaN",
+            r"voxels that are not numbers, 1 of 120 are NaN or infinite, .*v\.nii\.gz; write finite",
+        ),
         ("empty", r"empty volume, 0x5x6, .*v\.nii\.gz; replace"),
         ("even", r"empty volume, every voxel is 7\.0, .*v\.nii\.gz; replace"),
-        ("channels", r"image channels, 3, .*v\.nii\.gz; this model was trained on 1, give as many"),
+        (
+            "channels",
+            r"image channels, 3, .*v\.nii\.gz; this model was trained on 1, give as many",
+        ),
         ("colours", r"a colour image for 1 channel, .*v\.png; save it as grey"),
     ],
 )
@@ -219,9 +285,18 @@ def test_files_of_channels_make_one_scan_of_a_model_with_two(tmp_path):
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ({"voxels": VOXELS[:, :, :5]}, r"differ in shape, 4x5x6 against 4x5x5, .*a_0001\.nii; "),
-        ({"affine": AFFINE + np.eye(4, k=3)}, r"differ in affine, 1 mm apart at a corner, .*a_0001\.nii; "),
-        ({"voxels": np.stack([VOXELS, VOXELS], axis=-1)}, r"image channels, 3, .*a_0000\.nii; "),
+        (
+            {"voxels": VOXELS[:, :, :5]},
+            r"differ in shape, 4x5x6 against 4x5x5, .*a_0001\.nii; ",
+        ),
+        (
+            {"affine": AFFINE + np.eye(4, k=3)},
+            r"differ in affine, 1 mm apart at a corner, .*a_0001\.nii; ",
+        ),
+        (
+            {"voxels": np.stack([VOXELS, VOXELS], axis=-1)},
+            r"image channels, 3, .*a_0000\.nii; ",
+        ),
         (None, r"image channels, 1, .*a_0000\.nii; this model was trained on 2"),
     ],
 )
@@ -236,7 +311,9 @@ def test_channels_that_do_not_fit_together_are_refused(tmp_path, second, message
 @pytest.mark.parametrize("kind", ["picture", "dicom"])
 def test_a_model_of_two_channels_takes_neither_pictures_nor_dicom(tmp_path, kind):
     write_picture(tmp_path / "p.png") if kind == "picture" else write_dicom(tmp_path)
-    with pytest.raises(BadInput, match=r"a picture for 2 channels|image channels, 1, .*trained on 2"):
+    with pytest.raises(
+        BadInput, match=r"a picture for 2 channels|image channels, 1, .*trained on 2"
+    ):
         read(tmp_path, channels=2)
 
 
@@ -255,13 +332,21 @@ def test_dicom_and_nifti_of_one_scan_are_the_same_slices(tmp_path):
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (["a_0000", "a_0002"], "Case a in {} has the channels _0000, _0002, but not _0001. Add"),
+        (
+            ["a_0000", "a_0002"],
+            "Case a in {} has the channels _0000, _0002, but not _0001. Add",
+        ),
         (["a_0001"], "Case a in {} has the channels _0001, but not _0000. Add"),
-        (["a_0001", "a_0002"], "Case a in {} has the channels _0001, _0002, but not _0000. Add"),
+        (
+            ["a_0001", "a_0002"],
+            "Case a in {} has the channels _0001, _0002, but not _0000. Add",
+        ),
         (["a_0000", "a_0001", "a_0003"], "but not _0002. Add"),
     ],
 )
-def test_channels_with_a_gap_are_refused_and_other_scans_are_read(tmp_path, names, says):
+def test_channels_with_a_gap_are_refused_and_other_scans_are_read(
+    tmp_path, names, says
+):
     for name in [*names, "b_0000", "b_0001"]:
         write_nifti(tmp_path / f"{name}.nii.gz")
     bad, good = scans.search(tmp_path, channels=2).items
@@ -280,7 +365,8 @@ def test_a_file_with_all_channels_may_end_in_a_number(tmp_path, name):
 def test_channels_whose_names_are_stored_in_two_ways(tmp_path):
     for number, form in enumerate(("NFC", "NFD")):
         write_nifti(
-            tmp_path / f"{unicodedata.normalize(form, 'Müller')}_000{number}.nii", VOXELS + number
+            tmp_path / f"{unicodedata.normalize(form, 'Müller')}_000{number}.nii",
+            VOXELS + number,
         )
     scan = read(tmp_path, channels=2)
     assert np.array_equal(scan.slices[..., 1], scan.slices[..., 0] + 1)
@@ -297,7 +383,10 @@ def passed(source, **options):
 
 
 def test_what_is_not_read_is_told(tmp_path):
-    write_nifti(tmp_path / "v.nii.gz"), write_nifti(tmp_path / "masks" / "v_mask.nii.gz")
+    (
+        write_nifti(tmp_path / "v.nii.gz"),
+        write_nifti(tmp_path / "masks" / "v_mask.nii.gz"),
+    )
     (tmp_path / "masks" / "predict.json").write_text("{}")
     write_nifti(tmp_path / "out" / "v_mask.nii.gz")
     for name in (
@@ -335,7 +424,9 @@ def test_dicom_that_is_no_scan_is_told(tmp_path):
     write_dicom(tmp_path / "s")
     write_dicom(tmp_path / "seg", Modality="SEG", series="1.9")
     assert list(found(tmp_path)) == ["s"]
-    assert passed(tmp_path) == {f"seg/{n}.dcm": "DICOM made from a scan (SEG)" for n in range(3)}
+    assert passed(tmp_path) == {
+        f"seg/{n}.dcm": "DICOM made from a scan (SEG)" for n in range(3)
+    }
 
 
 def test_where_nothing_is_read_the_message_says_what_is_there(tmp_path):
@@ -346,14 +437,19 @@ def test_where_nothing_is_read_the_message_says_what_is_there(tmp_path):
 
 
 def test_linked_files_and_folders_are_followed_and_a_loop_ends(tmp_path):
-    write_nifti(tmp_path / "disk" / "p1" / "v.nii.gz"), write_nifti(tmp_path / "disk" / "w.nii.gz")
+    (
+        write_nifti(tmp_path / "disk" / "p1" / "v.nii.gz"),
+        write_nifti(tmp_path / "disk" / "w.nii.gz"),
+    )
     write_dicom(tmp_path / "disk" / "p2")
     (tmp_path / "in").mkdir()
     for name in ("p1", "p2", "w.nii.gz"):
         (tmp_path / "in" / name).symlink_to(tmp_path / "disk" / name)
     (tmp_path / "disk" / "p1" / "loop").symlink_to(tmp_path / "in")
     assert list(found(tmp_path / "in")) == ["p1/v", "p2", "w"]
-    assert passed(tmp_path / "in") == {"p1/loop": "a folder that is read under another name"}
+    assert passed(tmp_path / "in") == {
+        "p1/loop": "a folder that is read under another name"
+    }
 
 
 @pytest.mark.parametrize("name", ["v.nii", "v.nii.gz", "p.png", "d.dcm"])
@@ -369,7 +465,9 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, name):
 def spread(folder, parts, **options):
     """One series of 6 slices, those of `parts[name]` in the folder `name`."""
     for name, there in parts.items():
-        write_dicom(folder / name, 6, skip=[n for n in range(6) if n not in there], **options)
+        write_dicom(
+            folder / name, 6, skip=[n for n in range(6) if n not in there], **options
+        )
     return folder
 
 
@@ -381,7 +479,8 @@ def spread(folder, parts, **options):
         ({"p/1": (0, 3), "p/2": (1, 4), "p/3": (2, 5)}, "p"),
         ({"p": (0, 1, 2), "p/more": (3, 4, 5)}, "p"),
         ({"a": (0, 1, 2), "b": (3, 4, 5)}, "root"),
-        ({"p/one": (0, 1), "p/two": (4, 5)}, "p"),  # with a gap, which is told
+        # with a gap, which is told
+        ({"p/one": (0, 1), "p/two": (4, 5)}, "p"),
     ],
 )
 def test_a_series_over_folders_is_one_scan(tmp_path, parts, name):
@@ -398,8 +497,10 @@ def test_a_series_over_folders_is_one_scan(tmp_path, parts, name):
 @pytest.mark.parametrize(
     "second",
     [
-        {"there": (2, 3, 4, 5)},  # a slice that is in the first too
-        {"there": (0, 1, 2)},  # a copy
+        # a slice that is in the first too
+        {"there": (2, 3, 4, 5)},
+        # a copy
+        {"there": (0, 1, 2)},
         {"there": (3, 4, 5), "spacing": (0.5, 0.5)},
         {"there": (3, 4, 5), "orientation": (0, 1, 0, 0, 0, -1)},
     ],
@@ -417,12 +518,17 @@ def test_a_series_that_is_no_one_stack_is_told_by_folder(tmp_path, second):
         )
 
 
-@pytest.mark.parametrize("field", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])
+@pytest.mark.parametrize(
+    "field", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"]
+)
 def test_other_patients_whose_series_has_the_same_number_stay_apart(tmp_path, field):
     spread(tmp_path, {"p/one": (0, 1, 2)}, **{field: "1.7"})
     spread(tmp_path, {"p/two": (3, 4, 5)}, **{field: "1.8"})
     assert list(found(tmp_path)) == ["p/one", "p/two"]
-    assert [scans.read(item, channels=1).notes for item in scans.search(tmp_path, channels=1).items] == [
+    assert [
+        scans.read(item, channels=1).notes
+        for item in scans.search(tmp_path, channels=1).items
+    ] == [
         [],
         [],
     ]
@@ -443,7 +549,9 @@ def test_units_and_planes_are_told(tmp_path):
     image = nib.Nifti1Image(
         np.random.default_rng(0).integers(0, 9, (64, 48, 12)), np.eye(4), dtype=np.int16
     )
-    image.set_sform([[0, 0, 4000, 0], [-500, 0, 0, 0], [0, -500, 0, 0], [0, 0, 0, 1]], code=1)
+    image.set_sform(
+        [[0, 0, 4000, 0], [-500, 0, 0, 0], [0, -500, 0, 0], [0, 0, 0, 1]], code=1
+    )
     image.header.set_xyzt_units("micron")
     image.to_filename(tmp_path / "v.nii")
     units, plane = read(tmp_path).notes
@@ -453,10 +561,17 @@ def test_units_and_planes_are_told(tmp_path):
 
 @pytest.mark.parametrize("slices", [1, 4, 9])
 def test_a_stack_that_would_be_cut_to_lines_is_refused(tmp_path, slices):
-    sagittal = np.array([[0, 0, 4, 0], [-0.5, 0, 0, 0], [0, -0.5, 0, 0], [0, 0, 0, 1.0]])
+    sagittal = np.array(
+        [[0, 0, 4, 0], [-0.5, 0, 0, 0], [0, -0.5, 0, 0], [0, 0, 0, 1.0]]
+    )
     write_nifti(
         tmp_path / "v.nii",
         np.arange(64 * 48 * slices, dtype=np.int32).reshape(64, 48, slices),
         sagittal,
     )
-    refused(lambda: read(tmp_path), tmp_path / "v.nii", f"{slices} sagittal slice", "Resample")
+    refused(
+        lambda: read(tmp_path),
+        tmp_path / "v.nii",
+        f"{slices} sagittal slice",
+        "Resample",
+    )

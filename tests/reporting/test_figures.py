@@ -31,7 +31,9 @@ def test_calibration_is_that_of_pixels_binned_one_by_one():
     for b in range(20):
         inside = (p >= b / 20) & (p < (b + 1) / 20)
         assert count[b] == inside.sum()
-        assert predicted[b] == pytest.approx(p[inside].mean()) and observed[b] == pytest.approx(truth[inside].mean())
+        assert predicted[b] == pytest.approx(p[inside].mean()) and observed[
+            b
+        ] == pytest.approx(truth[inside].mean())
         error += inside.mean() * abs(p[inside].mean() - truth[inside].mean())
     assert calibration.expected_calibration_error(histogram) == pytest.approx(error)
 
@@ -39,7 +41,8 @@ def test_calibration_is_that_of_pixels_binned_one_by_one():
 def test_pixel_risk_coverage_keeps_the_surest_first():
     p, truth, mask, histogram = pixels()
     coverage, risk = calibration.pixel_risk_coverage(histogram)
-    assert len(coverage) == 500  # pairs of bins of the same entropy
+    # pairs of bins of the same entropy
+    assert len(coverage) == 500
     for at in (0, 10, 250, 499):
         kept = np.abs(p - 0.5) >= 0.4995 - at / 1000 - 1e-9
         assert coverage[at] == pytest.approx(kept.mean())
@@ -52,7 +55,10 @@ def test_slice_risk_coverage_worked_by_hand():
     coverage, risk = calibration.slice_risk_coverage(dice, entropy)
     assert coverage == pytest.approx([1 / 3, 2 / 3, 1])
     assert risk == pytest.approx([0.1, 0.2, 0.3])
-    assert calibration.slice_risk_coverage(np.array([math.nan]), np.array([0.0])) == ([], [])
+    assert calibration.slice_risk_coverage(np.array([math.nan]), np.array([0.0])) == (
+        [],
+        [],
+    )
 
 
 def parse(figure):
@@ -61,17 +67,29 @@ def parse(figure):
 
 def test_a_chart_puts_points_where_its_axes_say_and_leaves_out_what_cannot_be():
     series = [
-        Series("a <b>", [0, 5, math.nan, 10], [0, 0.5, 0.5, 1], dots=True, tips=["1", "2", "3", "<4>"]),
+        Series(
+            "a <b>",
+            [0, 5, math.nan, 10],
+            [0, 0.5, 0.5, 1],
+            dots=True,
+            tips=["1", "2", "3", "<4>"],
+        ),
         Series("line", [0, 10], [1, 0], 3, dashed=True),
     ]
     root = parse(Figure("T & t", "c", Axis("x", 0, 10), Axis("y", 0, 1), series))
     dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("circle")]
     assert len(dots) == 3
     (x0, y0), (x1, y1), (x2, y2) = dots
-    assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1) and y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
-    assert x2 > x0 and y2 < y0  # upwards
+    assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1) and y1 == pytest.approx(
+        (y0 + y2) / 2, abs=0.1
+    )
+    # upwards
+    assert x2 > x0 and y2 < y0
     (line,) = root.iter("polyline")
-    assert line.get("points") == f"{x0:.1f},{y2:.1f} {x2:.1f},{y0:.1f}" and line.get("class") == "c3 dashed"
+    assert (
+        line.get("points") == f"{x0:.1f},{y2:.1f} {x2:.1f},{y0:.1f}"
+        and line.get("class") == "c3 dashed"
+    )
     assert [title.text for title in root.iter("title")] == ["1", "2", "<4>"]
     assert ["".join(li.itertext()) for li in root.iter("li")] == ["a <b>", "line"]
 
@@ -84,7 +102,9 @@ def test_a_logarithmic_axis_spaces_powers_evenly_and_drops_zeros():
     assert {"1", "10", "100"} <= {text.text for text in root.iter("text")}
 
 
-@pytest.mark.parametrize("values", [[], [0.25], [3, 3], [-2, 5], [1e-7, 2e-7], [0, 123456]])
+@pytest.mark.parametrize(
+    "values", [[], [0.25], [3, 3], [-2, 5], [1e-7, 2e-7], [0, 123456]]
+)
 def test_any_values_make_a_chart_with_few_ticks(values):
     root = parse(Figure("t", "c", Axis("x"), Axis("y"), [Series("s", values, values)]))
     assert 4 <= len([g for g in root.iter("line")]) <= 16
@@ -92,9 +112,18 @@ def test_any_values_make_a_chart_with_few_ticks(values):
 
 
 def test_damaged_lines_of_metrics_are_left_out(tmp_path):
-    lines = ['{"step": 1, "loss": 2.0}', "[]", '{"step": "x"}', '{"step": 2, "loss": null}', '{"st']
+    lines = [
+        '{"step": 1, "loss": 2.0}',
+        "[]",
+        '{"step": "x"}',
+        '{"step": 2, "loss": null}',
+        '{"st',
+    ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    assert report_charts.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2}]
+    assert report_charts.read_metrics(tmp_path) == [
+        {"step": 1, "loss": 2.0},
+        {"step": 2},
+    ]
     assert report_charts.read_metrics(tmp_path / "gone") == []
 
 
@@ -112,21 +141,41 @@ def test_damaged_lines_of_metrics_are_left_out(tmp_path):
         [{"threshold": 0.99999999}],
         [{"classes": 2, "absent": (2,)}],
     ],
-    ids=["no truth", "one slice", "two classes", "then a run with", "a run with before", "no prediction", "a class"],
+    ids=[
+        "no truth",
+        "one slice",
+        "two classes",
+        "then a run with",
+        "a run with before",
+        "no prediction",
+        "a class",
+    ],
 )
 def test_columns_without_a_value_make_charts_of_what_there_is(tmp_path, runs):
     for seed, fields in enumerate(runs):
-        evaluated_workdir.write(tmp_path / f"{seed}", seed=seed, pictures=2, steps=0, **fields)
+        evaluated_workdir.write(
+            tmp_path / f"{seed}", seed=seed, pictures=2, steps=0, **fields
+        )
     loaded = [results.load(tmp_path / f"{seed}") for seed in range(len(runs))]
     shown = run_tables.evaluated(loaded)
     scored = [one.name for one in shown if not np.isnan(one.run.scores["dice"]).all()]
-    for make in (report_charts.by_case, report_charts.by_size, report_charts.risk_coverage, report_charts.reliability):
+    for make in (
+        report_charts.by_case,
+        report_charts.by_size,
+        report_charts.risk_coverage,
+        report_charts.reliability,
+    ):
         figures = make(shown)
         of_dice = [figure for figure in figures if "Dice" in figure.y.label]
-        assert bool(of_dice) == (bool(scored) and make is not report_charts.reliability), make
+        assert bool(of_dice) == (
+            bool(scored) and make is not report_charts.reliability
+        ), make
         for figure in figures:
             text = svg.svg(figure)
             ET.fromstring(f"<div>{text}</div>")
             assert "nan" not in text.lower() and "inf" not in text.lower(), make
         if len(shown) > 1 and make is not report_charts.reliability:
-            assert all({one.name for one in figure.series if one.name} == set(scored) for figure in of_dice), make
+            assert all(
+                {one.name for one in figure.series if one.name} == set(scored)
+                for figure in of_dice
+            ), make

@@ -1,4 +1,6 @@
-"""The report in a real browser: what sliders and keys change, live Dice against the package's, escaping, size."""
+"""The report in a real browser: what sliders and keys change, live Dice against the
+package's, escaping, size.
+"""
 
 import math
 import re
@@ -22,12 +24,21 @@ PANELS = ("image", "truth", "prediction", "uncertainty", "difference")
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The report of two runs: a diffusion model, and a direct one of two classes; and what they predicted."""
+    """The report of two runs: a diffusion model, and a direct one of two classes; and
+    what they predicted.
+    """
     root = tmp_path_factory.mktemp("runs")
     truths = [
         evaluated_workdir.write(root / "a", pictures=6),
         evaluated_workdir.write(
-            root / "b", seed=1, classes=2, steps=0, samples=1, threshold=0.3337, row=HOSTILE, network=HOSTILE
+            root / "b",
+            seed=1,
+            classes=2,
+            steps=0,
+            samples=1,
+            threshold=0.3337,
+            row=HOSTILE,
+            network=HOSTILE,
         ),
     ]
     report.run(str(root), str(root / "report.html"))
@@ -61,7 +72,9 @@ def changed(page, action, *names):
 
 
 def slide(page, name, value):
-    page.locator(f"#{name}").evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", value)
+    page.locator(f"#{name}").evaluate(
+        "(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", value
+    )
 
 
 def live_dice(page, level):
@@ -71,8 +84,13 @@ def live_dice(page, level):
 
 
 def test_all_is_drawn_and_nothing_is_loaded_or_wrong(page, page_log):
-    browser.assert_quiet(page_log)  # before pixels are read back, which Chromium remarks on
-    assert [text[:5] for kind, text in page_log if kind == "request" and not text.startswith("data:")] == ["file:"]
+    # before pixels are read back, which Chromium remarks on
+    browser.assert_quiet(page_log)
+    assert [
+        text[:5]
+        for kind, text in page_log
+        if kind == "request" and not text.startswith("data:")
+    ] == ["file:"]
     for panel in PANELS:
         shades = page.locator(f"#{panel}").evaluate(
             "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
@@ -93,23 +111,42 @@ def test_live_dice_is_the_packages_at_every_threshold(page, written, run, klass)
     assert len(slices) == 6
     for place in (0, 2, 5):
         slide(page, "slice", place)
-        browser.until(page, "label => document.getElementById('score').textContent.startsWith(label)", slices[place])
+        browser.until(
+            page,
+            "label => document.getElementById('score').textContent.startsWith(label)",
+            slices[place],
+        )
         i = int(re.search(r"slice (\d+)", slices[place]).group(1))
-        own = 0.5 if run == 0 else 0.3337  # which is level 67 exactly
-        for level, threshold in ((1, 1 / 200), (40, 0.2), (round(200 * own), own), (150, 0.75), (200, 1.0)):
+        # which is level 67 exactly
+        own = 0.5 if run == 0 else 0.3337
+        for level, threshold in (
+            (1, 1 / 200),
+            (40, 0.2),
+            (round(200 * own), own),
+            (150, 0.75),
+            (200, 1.0),
+        ):
             found = live_dice(page, level)
             pred = probability[i, ..., klass] > np.float32(threshold)
             expected = metrics.standard(pred=pred, truth=truth[i, ..., klass])["dice"]
-            assert found == pytest.approx(expected, abs=1e-12, nan_ok=True), (slices[place], level)
+            assert found == pytest.approx(expected, abs=1e-12, nan_ok=True), (
+                slices[place],
+                level,
+            )
             shown = page.locator("#score").inner_text()
-            said = "undefined" if math.isnan(expected) else f"Dice {expected:.4f} at threshold {level / 200:.3f}"
+            said = (
+                "undefined"
+                if math.isnan(expected)
+                else f"Dice {expected:.4f} at threshold {level / 200:.3f}"
+            )
             assert said in shown
 
 
 def test_at_the_runs_threshold_it_is_the_evaluations(page):
     text = page.locator("#score").inner_text()
     live, recorded = re.search(
-        r"Dice ([\d.]+) at threshold 0.500.*The evaluation had Dice ([\d.]+) at 0.5", text
+        r"Dice ([\d.]+) at threshold 0.500.*The evaluation had Dice ([\d.]+) at 0.5",
+        text,
     ).groups()
     assert live == recorded
     slide(page, "threshold", 190)
@@ -118,16 +155,31 @@ def test_at_the_runs_threshold_it_is_the_evaluations(page):
 
 
 def test_sliders_change_what_is_drawn_and_nothing_else(page):
-    assert changed(page, lambda: slide(page, "threshold", 30), *PANELS) == {"prediction", "difference"}
-    assert changed(page, lambda: slide(page, "opacity", 90), *PANELS) >= {"truth", "prediction", "uncertainty"}
-    assert changed(page, lambda: page.select_option("#map", value="mutual"), *PANELS) == {"uncertainty"}
+    assert changed(page, lambda: slide(page, "threshold", 30), *PANELS) == {
+        "prediction",
+        "difference",
+    }
+    assert changed(page, lambda: slide(page, "opacity", 90), *PANELS) >= {
+        "truth",
+        "prediction",
+        "uncertainty",
+    }
+    assert changed(
+        page, lambda: page.select_option("#map", value="mutual"), *PANELS
+    ) == {"uncertainty"}
     assert changed(page, lambda: slide(page, "slice", 3), *PANELS) == set(PANELS)
-    assert changed(page, lambda: page.click("#strip li:nth-child(1) button"), *PANELS) == set(PANELS)
-    assert changed(page, lambda: page.select_option("#which", index=1), *PANELS) == set(PANELS)
+    assert changed(
+        page, lambda: page.click("#strip li:nth-child(1) button"), *PANELS
+    ) == set(PANELS)
+    assert changed(page, lambda: page.select_option("#which", index=1), *PANELS) == set(
+        PANELS
+    )
 
 
 def test_the_map_is_drawn_as_told(page):
-    """Prediction at full opacity: the tint where the probability exceeds the threshold, the image elsewhere."""
+    """Prediction at full opacity: the tint where the probability exceeds the threshold,
+    the image elsewhere.
+    """
     slide(page, "opacity", 100)
     page.wait_for_timeout(150)
     tinted = page.evaluate("""async () => {
@@ -140,10 +192,14 @@ def test_the_map_is_drawn_as_told(page):
 
 def test_denoising_goes_step_by_step_and_plays(page):
     steps = ("x_t", "x_0", "outlines")
-    assert page.locator("#step-score").inner_text().startswith("Step 4 of 4, t = 99: Dice")
+    assert (
+        page.locator("#step-score").inner_text().startswith("Step 4 of 4, t = 99: Dice")
+    )
     assert changed(page, lambda: slide(page, "step", 0), *steps) >= {"x_t", "x_0"}
     assert "t = 999" in page.locator("#step-score").inner_text()
-    assert changed(page, lambda: page.select_option("#traced", index=1), *steps) == set(steps)
+    assert changed(page, lambda: page.select_option("#traced", index=1), *steps) == set(
+        steps
+    )
     page.click("#play")
     browser.until(page, "document.getElementById('step-text').textContent === '4 of 4'")
     page.select_option("#which", index=1)
@@ -154,7 +210,9 @@ def test_denoising_goes_step_by_step_and_plays(page):
 def test_the_last_step_is_the_mask_that_it_led_to(page):
     dice = page.evaluate("Number(document.getElementById('step-score').dataset.dice)")
     label = page.locator("#traced option").first.inner_text().split(" (")[0]
-    place = page.evaluate("label => data.runs[0].slices.findIndex(one => one.label === label)", label)
+    place = page.evaluate(
+        "label => data.runs[0].slices.findIndex(one => one.label === label)", label
+    )
     slide(page, "slice", place)
     assert live_dice(page, 100) == pytest.approx(dice, abs=1e-12)
 
@@ -162,16 +220,22 @@ def test_the_last_step_is_the_mask_that_it_led_to(page):
 def test_keys_move_through_slices_thresholds_and_steps(page):
     def press(key, shows, selector="#slice-text"):
         page.keyboard.press(key)
-        browser.until(page, "([s, t]) => document.querySelector(s).textContent === t", [selector, shows])
+        browser.until(
+            page,
+            "([s, t]) => document.querySelector(s).textContent === t",
+            [selector, shows],
+        )
 
     page.locator("#viewer").focus()
     press("ArrowRight", "2 of 6")
     press("ArrowLeft", "1 of 6")
-    press("ArrowLeft", "1 of 6")  # the end
+    # the end
+    press("ArrowLeft", "1 of 6")
     press("ArrowUp", "0.505", "#threshold-text")
     press("ArrowDown", "0.500", "#threshold-text")
     page.locator("#slice").focus()
-    press("End", "6 of 6")  # a slider's own keys
+    # a slider's own keys
+    press("End", "6 of 6")
     page.locator("#steps").focus()
     press("ArrowLeft", "3 of 4", "#step-text")
     page.locator("#theme").focus()
@@ -212,7 +276,10 @@ def test_light_and_dark_follow_the_system_until_told_otherwise(page):
     page.emulate_media(color_scheme="light", media="print")
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     assert paper() == "rgb(255, 255, 255)"
-    assert not page.locator("#theme").is_visible() and page.locator("#prediction").is_visible()
+    assert (
+        not page.locator("#theme").is_visible()
+        and page.locator("#prediction").is_visible()
+    )
 
 
 def test_one_convention_is_shown_at_a_time(page):
@@ -222,7 +289,11 @@ def test_one_convention_is_shown_at_a_time(page):
     for name in ("standard", "paper", "cost"):
         page.check(f"#{name}")
         titles = [title for title in shown() if title.startswith("Table")]
-        words = {"standard": "standard|difference|small lesions", "paper": "paper", "cost": "cost"}[name]
+        words = {
+            "standard": "standard|difference|small lesions",
+            "paper": "paper",
+            "cost": "cost",
+        }[name]
         assert titles and all(re.search(words, title) for title in titles), titles
 
 
@@ -249,12 +320,17 @@ def test_hostile_text_is_only_text(page, page_log):
     browser.assert_quiet(page_log)
 
 
-def test_an_earlier_workdir_has_a_report_that_says_how_to_get_pictures(tmp_path, browser_page, page_log):
+def test_an_earlier_workdir_has_a_report_that_says_how_to_get_pictures(
+    tmp_path, browser_page, page_log
+):
     evaluated_workdir.write(tmp_path / "run", steps=0)
     (tmp_path / "run" / "report_data.npz").unlink()
     report.run(str(tmp_path / "run"), None)
     browser_page.goto((tmp_path / "run" / "report.html").as_uri())
-    assert f"--mode=evaluate --workdir={tmp_path / 'run'}" in browser_page.locator("main").inner_text()
+    assert (
+        f"--mode=evaluate --workdir={tmp_path / 'run'}"
+        in browser_page.locator("main").inner_text()
+    )
     assert not browser_page.locator("#viewer").is_visible()
     assert browser_page.locator("svg").count() == 4
     browser.assert_quiet(page_log)
@@ -263,7 +339,14 @@ def test_an_earlier_workdir_has_a_report_that_says_how_to_get_pictures(tmp_path,
 
 def test_eight_full_size_runs_stay_below_five_megabytes_and_need_no_jax(tmp_path):
     for n in range(8):
-        evaluated_workdir.write(tmp_path / "x" / f"seed{n}", seed=n, size=256, count=12, pictures=12, steps=6)
+        evaluated_workdir.write(
+            tmp_path / "x" / f"seed{n}",
+            seed=n,
+            size=256,
+            count=12,
+            pictures=12,
+            steps=6,
+        )
     code = (
         "import sys; from biedsnet_jax.reporting import report; "
         "report.run(*sys.argv[1:]); sys.exit('jax' in sys.modules)"
@@ -273,6 +356,7 @@ def test_eight_full_size_runs_stay_below_five_megabytes_and_need_no_jax(tmp_path
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "r.html").read_text()
     assert 200_000 < len(text.encode()) < 5_000_000
-    assert len(re.findall(r'"label":', text)) >= 8 * 3  # of each run, the worst, the median and the best
+    # of each run, the worst, the median and the best
+    assert len(re.findall(r'"label":', text)) >= 8 * 3
     assert len(re.findall(r'"x_0":', text)) >= 8
     assert record.NAME in {path.name for path in (tmp_path / "x" / "seed0").iterdir()}

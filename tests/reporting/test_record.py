@@ -1,4 +1,6 @@
-"""What evaluation keeps for the report: levels, counts, the choice of slices, and the file."""
+"""What evaluation keeps for the report: levels, counts, the choice of slices, and the
+file.
+"""
 
 import dataclasses
 import io
@@ -21,12 +23,17 @@ NAN = float("nan")
 def test_a_level_exceeds_a_threshold_exactly_where_the_probability_does(threshold):
     rng = np.random.default_rng(0)
     near = np.nextafter(np.float32(threshold), np.float32([-1, 2]))
-    p = np.concatenate([rng.random(2000), near, [threshold, 0, 1]]).astype(np.float32).clip(0, 1)
+    p = (
+        np.concatenate([rng.random(2000), near, [threshold, 0, 1]])
+        .astype(np.float32)
+        .clip(0, 1)
+    )
     level = levels(p, threshold)
     np.testing.assert_array_equal(level > round(LEVELS * threshold), p > threshold)
     assert np.abs(level / LEVELS - p).max() <= 1.5 / LEVELS
     others = [j for j in range(0, LEVELS, 7) if abs(j / LEVELS - threshold) > 0.01]
-    for j in others:  # the slider's other thresholds, of which no random value is one
+    # the slider's other thresholds, of which no random value is one
+    for j in others:
         np.testing.assert_array_equal((level > j)[:2000], (p > j / LEVELS)[:2000])
 
 
@@ -39,13 +46,17 @@ def test_a_tally_counts_pixel_by_pixel():
     tally.add(p, truth, [0.5, NAN])
     expected = np.zeros((2, 1000, 2, 2), int)
     for y, x, k in np.ndindex(p.shape):
-        expected[k, int(p[y, x, k] * 1000), int(truth[y, x, k]), int(p[y, x, k] > 0.35)] += 2
+        expected[
+            k, int(p[y, x, k] * 1000), int(truth[y, x, k]), int(p[y, x, k] > 0.35)
+        ] += 2
     np.testing.assert_array_equal(tally.histogram, expected)
 
 
 def test_mean_entropy_is_scipys_over_the_likely_pixels():
     p = np.array([[0.0, 0.04, 0.05, 0.3], [0.5, 0.9, 1.0, 0.0]])
-    expected = np.mean([stats.entropy([q, 1 - q], base=2) for q in (0.05, 0.3, 0.5, 0.9, 1.0)])
+    expected = np.mean(
+        [stats.entropy([q, 1 - q], base=2) for q in (0.05, 0.3, 0.5, 0.9, 1.0)]
+    )
     assert calibration.mean_entropy(p) == pytest.approx(expected)
     assert calibration.mean_entropy(np.zeros((2, 2))) == 0.0
 
@@ -85,7 +96,10 @@ def test_the_file_gives_back_what_was_saved_in_the_same_bytes(tmp_path):
     for field in dataclasses.fields(loaded):
         np.testing.assert_equal(getattr(again, field.name), getattr(loaded, field.name))
     assert Image.open(io.BytesIO(loaded.images[0])).size == (20, 20)
-    assert record.load(tmp_path / "a", dice + 0.1) == "report_data.npz is of another evaluation"
+    assert (
+        record.load(tmp_path / "a", dice + 0.1)
+        == "report_data.npz is of another evaluation"
+    )
     assert record.load(tmp_path, dice) == "none were recorded"
 
 
@@ -100,8 +114,14 @@ def test_a_damaged_file_is_said_to_be(tmp_path, damage):
     elif damage == "text":
         path.write_text("no archive")
     else:
-        replaced = {"field": {}, "pickle": {"times": np.array([{}])}, "shape": {"truth": np.zeros(3, np.uint8)}}[damage]
-        arrays = {name: value for name, value in arrays.items() if name != "times"} | replaced
+        replaced = {
+            "field": {},
+            "pickle": {"times": np.array([{}])},
+            "shape": {"truth": np.zeros(3, np.uint8)},
+        }[damage]
+        arrays = {
+            name: value for name, value in arrays.items() if name != "times"
+        } | replaced
         np.savez(path, **arrays)
     assert record.load(tmp_path / "run", arrays["dice"]) == "report_data.npz is damaged"
 
@@ -109,7 +129,10 @@ def test_a_damaged_file_is_said_to_be(tmp_path, damage):
 def test_noise_is_thinned_and_a_trajectory_too():
     x = np.linspace(-1, 2, 300 * 300).reshape(1, 300, 300, 1)
     small = record.thinned(x)
-    assert small.shape == (1, 100, 100, 1) and (small.min(), small.max()) == (0, record.GREYS)
+    assert small.shape == (1, 100, 100, 1) and (small.min(), small.max()) == (
+        0,
+        record.GREYS,
+    )
     assert record.evenly(3) == [0, 1, 2]
     many = record.evenly(100)
     assert len(many) == record.MOST_STEPS and (many[0], many[-1]) == (0, 99)

@@ -1,4 +1,6 @@
-"""Reports: pooling and tests worked by hand, the order of rows, and the page read back as a browser would."""
+"""Reports: pooling and tests worked by hand, the order of rows, and the page read back
+as a browser would.
+"""
 
 import csv
 import html
@@ -26,8 +28,11 @@ from biedsnet_jax.scoring import comparison, results
 NAN = math.nan
 
 
-def write_run(folder, dice_by_case, *, row="unet", seed=0, hd95=10.0, columns=None, **fields):
-    """A workdir as evaluation leaves it; `dice_by_case` lists the Dice of each slice, NaN for empty truth.
+def write_run(
+    folder, dice_by_case, *, row="unet", seed=0, hd95=10.0, columns=None, **fields
+):
+    """A workdir as evaluation leaves it; `dice_by_case` lists the Dice of each slice,
+    NaN for empty truth.
 
     `columns` maps the names of further ones to values in the order of the slices.
     """
@@ -36,7 +41,10 @@ def write_run(folder, dice_by_case, *, row="unet", seed=0, hd95=10.0, columns=No
     for case, values in dice_by_case.items():
         for number, dice in enumerate(values):
             scores = dict.fromkeys(results.STANDARD + results.PAPER, dice)
-            scores |= {"hd95": hd95 + dice, "paper_dice": 1.0 if math.isnan(dice) else dice / 2}
+            scores |= {
+                "hd95": hd95 + dice,
+                "paper_dice": 1.0 if math.isnan(dice) else dice / 2,
+            }
             lines.append({"case": case, "slice": f"{number:03d}", "class": 1, **scores})
     for name, values in (columns or {}).items():
         for line, value in zip(lines, values, strict=True):
@@ -72,18 +80,26 @@ def write_run(folder, dice_by_case, *, row="unet", seed=0, hd95=10.0, columns=No
 
 
 def pooled(tmp_path, *runs):
-    return comparison.pool([results.load(write_run(tmp_path / f"{i}", run)) for i, run in enumerate(runs)])
+    return comparison.pool(
+        [results.load(write_run(tmp_path / f"{i}", run)) for i, run in enumerate(runs)]
+    )
 
 
 def tables_of(*folders):
-    return {table.title: table for table in report.make_tables([results.load(folder) for folder in folders])}
+    return {
+        table.title: table
+        for table in report.make_tables([results.load(folder) for folder in folders])
+    }
 
 
 def test_an_image_scores_the_mean_over_seeds_and_a_row_the_mean_over_images(tmp_path):
-    row = pooled(tmp_path, {"a": [0.8, 0.6, NAN], "b": [0.5]}, {"a": [0.4, 0.4, NAN], "b": [0.1]})
+    row = pooled(
+        tmp_path, {"a": [0.8, 0.6, NAN], "b": [0.5]}, {"a": [0.4, 0.4, NAN], "b": [0.1]}
+    )
     np.testing.assert_allclose(row.scores["dice"], [0.6, 0.5, NAN, 0.3])
     assert comparison.mean(row.scores["dice"]) == pytest.approx(1.4 / 3)
-    assert comparison.mean(row.scores["dice"]) == pytest.approx((1.9 / 3 + 0.9 / 3) / 2)  # mean over seeds of the mean
+    # mean over seeds of the mean
+    assert comparison.mean(row.scores["dice"]) == pytest.approx((1.9 / 3 + 0.9 / 3) / 2)
     assert comparison.case_means(row, "dice") == pytest.approx({"a": 0.55, "b": 0.3})
 
 
@@ -94,25 +110,39 @@ def test_folds_that_test_other_cases_are_joined(tmp_path):
 
 
 def test_interval_of_two_cases_runs_from_one_to_the_other(tmp_path):
-    # Draws of two: (a, a) and (b, b) with probability 1/4 each, so both ends lie beyond the 2.5 % tails.
+    # Draws of two: (a, a) and (b, b) with probability 1/4 each, so both ends lie beyond
+    # the 2.5 % tails.
     row = pooled(tmp_path, {"a": [0.8, 0.6, NAN], "b": [0.5], "empty": [NAN]})
     assert comparison.interval(row, "dice") == pytest.approx((0.5, 0.7))
-    assert all(map(math.isnan, comparison.interval(pooled(tmp_path / "one", {"a": [0.8, 0.6]}), "dice")))
+    assert all(
+        map(
+            math.isnan,
+            comparison.interval(pooled(tmp_path / "one", {"a": [0.8, 0.6]}), "dice"),
+        )
+    )
 
 
 def test_interval_draws_whole_cases_with_all_their_images(tmp_path):
     scores = {"a": [0.9] * 6, "b": [0.5, 0.6], "c": [0.2] * 4, "d": [0.7]}
-    draws = itertools.product(scores, repeat=4)  # every draw there is, all equally likely
-    means = [np.mean([value for case in draw for value in scores[case]]) for draw in draws]
+    # every draw there is, all equally likely
+    draws = itertools.product(scores, repeat=4)
+    means = [
+        np.mean([value for case in draw for value in scores[case]]) for draw in draws
+    ]
     expected = np.percentile(means, [2.5, 97.5])
-    np.testing.assert_allclose(comparison.interval(pooled(tmp_path, scores), "dice"), expected, atol=0.015)
+    np.testing.assert_allclose(
+        comparison.interval(pooled(tmp_path, scores), "dice"), expected, atol=0.015
+    )
 
 
 def test_difference_pairs_the_cases_that_both_rows_have(tmp_path):
     ours = {"a": [0.5, 0.7], "b": [0.9], "c": [NAN], "only ours": [0.1]}
     theirs = {"a": [0.5, 0.5], "b": [0.4], "c": [NAN], "only theirs": [0.2]}
-    delta = comparison.difference(pooled(tmp_path / "x", ours), pooled(tmp_path / "y", theirs), "dice")
-    assert (delta.n, delta.mean) == (2, pytest.approx(0.3))  # 0.1 in a, 0.5 in b; c has no truth
+    delta = comparison.difference(
+        pooled(tmp_path / "x", ours), pooled(tmp_path / "y", theirs), "dice"
+    )
+    # 0.1 in a, 0.5 in b; c has no truth
+    assert (delta.n, delta.mean) == (2, pytest.approx(0.3))
     assert (delta.low, delta.high) == pytest.approx((0.1, 0.5))
     assert math.isnan(delta.p)
 
@@ -120,16 +150,23 @@ def test_difference_pairs_the_cases_that_both_rows_have(tmp_path):
 @pytest.mark.parametrize(
     ("deltas", "p"),
     [
-        ([0.01, 0.02, 0.03, 0.04, 0.05], NAN),  # 2 / 2^5 would be the least
+        # 2 / 2^5 would be the least
+        ([0.01, 0.02, 0.03, 0.04, 0.05], NAN),
         ([0.01, 0.02, 0.03, 0.04, 0.05, 0.06], 2 / 2**6),
-        ([0.01, 0.02, 0.03, 0.04, 0.05, 0.0], NAN),  # five that differ
-        ([-0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07], 4 / 2**7),  # rank sums 0 and 1 are as extreme, on either side
+        # five that differ
+        ([0.01, 0.02, 0.03, 0.04, 0.05, 0.0], NAN),
+        # rank sums 0 and 1 are as extreme, on either side
+        ([-0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07], 4 / 2**7),
     ],
 )
-def test_signed_rank_test_is_exact_and_none_where_it_could_show_nothing(tmp_path, deltas, p):
+def test_signed_rank_test_is_exact_and_none_where_it_could_show_nothing(
+    tmp_path, deltas, p
+):
     theirs = {f"case {i}": [0.5] for i in range(len(deltas))}
     ours = {f"case {i}": [0.5 + delta] for i, delta in enumerate(deltas)}
-    delta = comparison.difference(pooled(tmp_path / "x", ours), pooled(tmp_path / "y", theirs), "dice")
+    delta = comparison.difference(
+        pooled(tmp_path / "x", ours), pooled(tmp_path / "y", theirs), "dice"
+    )
     assert delta.p == pytest.approx(p, nan_ok=True)
 
 
@@ -137,12 +174,17 @@ def test_difference_agrees_with_scipy(tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.uniform(0.2, 0.9, (2, 12))
     rows = [
-        pooled(tmp_path / name, {f"{i:02d}": [v] for i, v in enumerate(values)}) for name, values in zip("xy", (x, y))
+        pooled(tmp_path / name, {f"{i:02d}": [v] for i, v in enumerate(values)})
+        for name, values in zip("xy", (x, y))
     ]
     delta = comparison.difference(*rows, "dice")
     assert delta.p == pytest.approx(stats.wilcoxon(x, y).pvalue)
-    reference = stats.bootstrap((x - y,), np.mean, n_resamples=50_000, method="percentile", random_state=1)
-    assert (delta.low, delta.high) == pytest.approx(reference.confidence_interval, abs=0.003)
+    reference = stats.bootstrap(
+        (x - y,), np.mean, n_resamples=50_000, method="percentile", random_state=1
+    )
+    assert (delta.low, delta.high) == pytest.approx(
+        reference.confidence_interval, abs=0.003
+    )
 
 
 def test_rows_come_in_the_papers_order_with_its_figures_in_their_own_table(tmp_path):
@@ -153,8 +195,19 @@ def test_rows_come_in_the_papers_order_with_its_figures_in_their_own_table(tmp_p
         write_run(tmp_path / "x", two, row="unet"),
         write_run(tmp_path / "w", two, row="direct"),
     )
-    standard, paper = tables["Table 1, standard convention"], tables["Table 1, paper convention"]
-    papers = ["UNet", "UNet++", "AttentionUNet", "UNeXt", "SwinUNet", "MedSegDiff", "BIEDSNet"]
+    standard, paper = (
+        tables["Table 1, standard convention"],
+        tables["Table 1, paper convention"],
+    )
+    papers = [
+        "UNet",
+        "UNet++",
+        "AttentionUNet",
+        "UNeXt",
+        "SwinUNet",
+        "MedSegDiff",
+        "BIEDSNet",
+    ]
     order = [*papers, "TransUNet", "BIEDSNet, no diffusion", "my_net"]
     for table in tables.values():
         assert [row[0] for row in table.rows] == order
@@ -166,31 +219,57 @@ def test_rows_come_in_the_papers_order_with_its_figures_in_their_own_table(tmp_p
     dice, hd = paper.header.index("Dice, paper"), paper.header.index("HD, paper")
     assert (paper.rows[6][dice], paper.rows[6][hd]) == ("0.7578", "2.7090")
     assert [row[dice] for row in paper.rows[7:]] == ["-", "-", "-"]
-    published = {f"{value:.4f}" for values in paper_tables.TABLE_1.values() for value in values}
+    published = {
+        f"{value:.4f}" for values in paper_tables.TABLE_1.values() for value in values
+    }
     assert not published & {cell for row in standard.rows for cell in row}
     assert standard.rows[0][1:3] == ["0.6333", "0.5000 to 0.7000"]
-    assert paper.rows[0][1:3] == ["0.3167", "0.2500 to 0.3500"]  # paper_dice is half of dice in these files
+    # paper_dice is half of dice in these files
+    assert paper.rows[0][1:3] == ["0.3167", "0.2500 to 0.3500"]
 
 
 def test_ablation_rows_make_the_second_table(tmp_path):
-    runs = [write_run(tmp_path / row, {"a": [0.5], "b": [0.7]}, row=row) for row in ("row5", "row2")]
+    runs = [
+        write_run(tmp_path / row, {"a": [0.5], "b": [0.7]}, row=row)
+        for row in ("row5", "row2")
+    ]
     tables = tables_of(*runs)
     table = tables["Table 2 (ablation), difference from 5 + multi-layer supervision"]
     assert [row[0][0] for row in table.rows] == ["1", "2", "3", "4", "5"]
-    assert [row[1] for row in table.rows] == ["not measured", "2", "not measured", "not measured", "reference"]
-    assert table.rows[1][2:] == ["0.0000", "0.0000 to 0.0000", "not defined", "0.00", "0.00 to 0.00", "not defined"]
+    assert [row[1] for row in table.rows] == [
+        "not measured",
+        "2",
+        "not measured",
+        "not measured",
+        "reference",
+    ]
+    assert table.rows[1][2:] == [
+        "0.0000",
+        "0.0000 to 0.0000",
+        "not defined",
+        "0.00",
+        "0.00 to 0.00",
+        "not defined",
+    ]
     assert not [title for title in tables if "Table 1" in title]
 
 
 def test_without_the_reference_nothing_is_compared(tmp_path):
     tables = tables_of(write_run(tmp_path / "x", {"a": [0.5]}))
-    assert tables["Table 1, difference from BIEDSNet"].rows[0][1:3] == ["no reference", "-"]
+    assert tables["Table 1, difference from BIEDSNet"].rows[0][1:3] == [
+        "no reference",
+        "-",
+    ]
 
 
 def test_costs_and_each_seed_are_shown(tmp_path):
-    fields = dict(row="biedsnet", sampler={"method": "ddim", "steps": 10, "ensemble": 5})
+    fields = dict(
+        row="biedsnet", sampler={"method": "ddim", "steps": 10, "ensemble": 5}
+    )
     tables = tables_of(
-        write_run(tmp_path / "s2", {"a": [0.5, NAN]}, seed=2, seconds_per_image=0.5, **fields),
+        write_run(
+            tmp_path / "s2", {"a": [0.5, NAN]}, seed=2, seconds_per_image=0.5, **fields
+        ),
         write_run(tmp_path / "s1", {"a": [0.7, NAN]}, seed=1, **fields),
     )
     table = tables["Table 1, cost and budget"]
@@ -210,42 +289,67 @@ def test_costs_and_each_seed_are_shown(tmp_path):
         "Sampling": "ddim, 10 steps x 5",
         "Device": "1 x cpu",
     }
-    assert "number of seeds 2, train steps 400, batch 8, pixels a side 64." in table.caption
+    assert (
+        "number of seeds 2, train steps 400, batch 8, pixels a side 64."
+        in table.caption
+    )
 
 
 def test_small_lesions_and_uncertainty_are_told_apart(tmp_path):
-    # At 128x128 a lesion is small below 25 pixels; the third slice has no truth, and the others' errors 1 - Dice rank
-    # 1, 4, 2, 3 where their entropies rank 2, 4, 1, 3: Spearman's 1 - 6 (1 + 0 + 1 + 0) / (4 (16 - 1)) = 0.8.
-    columns = {"tp": [20, 4, 0, 10, 99], "fn": [5, 20, 0, 3, 1], "entropy": [0.2, 0.4, 0.9, 0.1, 0.3]}
+    # At 128x128 a lesion is small below 25 pixels; the third slice has no truth, and
+    # the others' errors 1 - Dice rank 1, 4, 2, 3 where their entropies rank 2, 4, 1, 3:
+    # Spearman's 1 - 6 (1 + 0 + 1 + 0) / (4 (16 - 1)) = 0.8.
+    columns = {
+        "tp": [20, 4, 0, 10, 99],
+        "fn": [5, 20, 0, 3, 1],
+        "entropy": [0.2, 0.4, 0.9, 0.1, 0.3],
+    }
     dice = {"a": [0.9, 0.2, NAN], "b": [0.8, 0.5]}
-    one = write_run(tmp_path / "0", dice, columns=columns, size=128, calibration_error=0.01)
-    two = write_run(tmp_path / "1", dice, columns=columns, size=128, calibration_error=0.03, seed=1)
+    one = write_run(
+        tmp_path / "0", dice, columns=columns, size=128, calibration_error=0.01
+    )
+    two = write_run(
+        tmp_path / "1", dice, columns=columns, size=128, calibration_error=0.03, seed=1
+    )
     table = tables_of(one, two)["Table 1, small lesions and uncertainty"]
     row = dict(zip(range(12), next(row for row in table.rows if row[0] == "UNet")))
-    assert [row[i] for i in (1, 2, 3)] == ["2", "0.5000", "10.50"]  # 0.2 and 0.8; HD95 is 10 more than Dice here
-    assert [row[i] for i in (5, 6, 7)] == ["2", "0.7000", "10.70"]  # 0.9 and 0.5
-    assert [row[i] for i in (9, 10, 11)] == ["0.0200", "0.80", "0.8500"]  # the surest half: entropy 0.1 and 0.2
+    # 0.2 and 0.8; HD95 is 10 more than Dice here
+    assert [row[i] for i in (1, 2, 3)] == ["2", "0.5000", "10.50"]
+    # 0.9 and 0.5
+    assert [row[i] for i in (5, 6, 7)] == ["2", "0.7000", "10.70"]
+    # the surest half: entropy 0.1 and 0.2
+    assert [row[i] for i in (9, 10, 11)] == ["0.0200", "0.80", "0.8500"]
 
-    old = write_run(tmp_path / "old", dice, row="unext")  # of a version that did not record them
+    # of a version that did not record them
+    old = write_run(tmp_path / "old", dice, row="unext")
     table = tables_of(old)["Table 1, small lesions and uncertainty"]
     row = next(row for row in table.rows if row[0] == "UNeXt")
-    assert row[1:6] == ["0", "undefined", "undefined", "undefined", "0"] and set(row[9:]) == {"undefined"}
+    assert row[1:6] == ["0", "undefined", "undefined", "undefined", "0"] and set(
+        row[9:]
+    ) == {"undefined"}
 
 
 def test_captions_say_when_rows_are_not_on_equal_terms(tmp_path):
     equal = write_run(tmp_path / "x", {"a": [0.5]})
     other = write_run(tmp_path / "y", {"b": [0.5]}, row="biedsnet", train_steps=300)
     tables = tables_of(equal, other)
-    assert "rows differ in train steps, which cases are tested." in tables["Table 1, standard convention"].caption
+    assert (
+        "rows differ in train steps, which cases are tested."
+        in tables["Table 1, standard convention"].caption
+    )
     assert "train steps 300 to 400" in tables["Table 1, standard convention"].caption
     same = tables_of(equal, write_run(tmp_path / "z", {"a": [0.6]}, row="biedsnet"))
     assert "equal terms" not in same["Table 1, standard convention"].caption
 
 
 def test_data_sets_never_share_a_table(tmp_path):
-    runs = [write_run(tmp_path / name, {"a": [0.5]}, dataset=name) for name in ("ct", "mri")]
+    runs = [
+        write_run(tmp_path / name, {"a": [0.5]}, dataset=name) for name in ("ct", "mri")
+    ]
     tables = report.make_tables([results.load(folder) for folder in runs])
-    assert [table.caption.split(",")[0] for table in tables] == ["Data set ct"] * 5 + ["Data set mri"] * 5
+    assert [table.caption.split(",")[0] for table in tables] == ["Data set ct"] * 5 + [
+        "Data set mri"
+    ] * 5
 
 
 class Reader(html.parser.HTMLParser):
@@ -259,7 +363,11 @@ class Reader(html.parser.HTMLParser):
         if tag not in ("meta", "input"):
             self.open.append(tag)
         self.loads += [tag] if tag in ("script", "link", "img", "iframe") else []
-        self.loads += [value for name, value in attributes if name in ("src", "href") or name.startswith("on")]
+        self.loads += [
+            value
+            for name, value in attributes
+            if name in ("src", "href") or name.startswith("on")
+        ]
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
@@ -275,7 +383,12 @@ class Reader(html.parser.HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-AWKWARD = Table("A & B", "1 < 2", ["", "a|b", '"q"'], [["<script>", "x & y", "-"], ["r2", "1|2", ""]])
+AWKWARD = Table(
+    "A & B",
+    "1 < 2",
+    ["", "a|b", '"q"'],
+    [["<script>", "x & y", "-"], ["r2", "1|2", ""]],
+)
 
 
 def test_html_holds_the_same_cells_and_loads_nothing():
@@ -286,16 +399,23 @@ def test_html_holds_the_same_cells_and_loads_nothing():
 
 
 def test_markdown_holds_the_same_cells():
-    lines = [line for line in markdown("A", [AWKWARD]).splitlines() if line.startswith("|")]
+    lines = [
+        line for line in markdown("A", [AWKWARD]).splitlines() if line.startswith("|")
+    ]
     cells = [
-        [html.unescape(cell.strip().replace(r"\|", "|")) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        [
+            html.unescape(cell.strip().replace(r"\|", "|"))
+            for cell in re.split(r"(?<!\\)\|", line)[1:-1]
+        ]
         for line in lines
     ]
     assert cells[0] == AWKWARD.header and cells[2:] == AWKWARD.rows
     assert cells[1] == [":--", "--:", "--:"]
 
 
-def test_a_folder_of_rows_and_seeds_is_searched_and_both_files_written(tmp_path, capsys):
+def test_a_folder_of_rows_and_seeds_is_searched_and_both_files_written(
+    tmp_path, capsys
+):
     out = tmp_path / "out, with comma"
     for seed in (0, 1):
         write_run(out / "unet" / f"seed{seed}", {"a": [0.5], "b": [0.7]}, seed=seed)
@@ -308,12 +428,18 @@ def test_a_folder_of_rows_and_seeds_is_searched_and_both_files_written(tmp_path,
     assert "2 runs, 1 not finished" in capsys.readouterr().out
     reader = Reader()
     reader.feed((out / "report.html").read_text())
-    assert len(reader.tables) == 6 + 3  # what was run, its cases, its config
+    # what was run, its cases, its config
+    assert len(reader.tables) == 6 + 3
 
 
-def test_the_report_of_named_workdirs_goes_where_it_is_told_or_into_the_only_one(tmp_path):
-    runs = [write_run(tmp_path / f"seed{seed}", {"a": [0.5]}, seed=seed) for seed in (0, 1)]
-    report.run(f"{runs[0]},{runs[1]},{runs[0]}", str(tmp_path / "new" / "r.html"))  # once more is no second run
+def test_the_report_of_named_workdirs_goes_where_it_is_told_or_into_the_only_one(
+    tmp_path,
+):
+    runs = [
+        write_run(tmp_path / f"seed{seed}", {"a": [0.5]}, seed=seed) for seed in (0, 1)
+    ]
+    # once more is no second run
+    report.run(f"{runs[0]},{runs[1]},{runs[0]}", str(tmp_path / "new" / "r.html"))
     assert "| UNet | 0, 1 |" in (tmp_path / "new" / "r.md").read_text()
     report.run(str(runs[0]), None)
     assert (runs[0] / "report.html").exists() and (runs[0] / "report.md").exists()
@@ -330,17 +456,51 @@ def damage(name, old, new):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "cases.csv").unlink(), "damaged scores, no such file, .*cases.csv; .*mode=evaluate"),
-        (lambda folder: (folder / "cases.csv").write_text(""), "no scores, 0 rows, .*cases.csv"),
-        (lambda folder: (folder / "results.json").write_text("{"), "damaged results, .*line 1.*results.json"),
-        (lambda folder: (folder / "results.json").write_text("[]"), "damaged results, .*results.json"),
-        (damage("results.json", '"seed"', '"sd"'), "damaged results, no field 'seed', .*results.json"),
-        (damage("results.json", '"seed": 0', '"seed": "x"'), "damaged results, seed is 'x', .*results.json"),
-        (damage("results.json", '"mean": 0.5', '"mean": 0.6'), "two evaluations, Dice 0.500000 .* and 0.6 "),
-        (damage("results.json", '"mean": 0.5', '"mean": null'), "two evaluations, Dice 0.500000 .* and None "),
-        (damage("cases.csv", "paper_iou", "other"), "damaged scores, no field 'paper_iou', .*cases.csv"),
-        (damage("cases.csv", ",0.5,", ",high,"), "damaged scores, could not convert .*'high', .*cases.csv"),
-        (damage("cases.csv", "0.25,0.5,0.5,0.5,0.5,0.5", "0.25"), "damaged scores, .*cases.csv"),  # cut short
+        (
+            lambda folder: (folder / "cases.csv").unlink(),
+            "damaged scores, no such file, .*cases.csv; .*mode=evaluate",
+        ),
+        (
+            lambda folder: (folder / "cases.csv").write_text(""),
+            "no scores, 0 rows, .*cases.csv",
+        ),
+        (
+            lambda folder: (folder / "results.json").write_text("{"),
+            "damaged results, .*line 1.*results.json",
+        ),
+        (
+            lambda folder: (folder / "results.json").write_text("[]"),
+            "damaged results, .*results.json",
+        ),
+        (
+            damage("results.json", '"seed"', '"sd"'),
+            "damaged results, no field 'seed', .*results.json",
+        ),
+        (
+            damage("results.json", '"seed": 0', '"seed": "x"'),
+            "damaged results, seed is 'x', .*results.json",
+        ),
+        (
+            damage("results.json", '"mean": 0.5', '"mean": 0.6'),
+            "two evaluations, Dice 0.500000 .* and 0.6 ",
+        ),
+        (
+            damage("results.json", '"mean": 0.5', '"mean": null'),
+            "two evaluations, Dice 0.500000 .* and None ",
+        ),
+        (
+            damage("cases.csv", "paper_iou", "other"),
+            "damaged scores, no field 'paper_iou', .*cases.csv",
+        ),
+        (
+            damage("cases.csv", ",0.5,", ",high,"),
+            "damaged scores, could not convert .*'high', .*cases.csv",
+        ),
+        # cut short
+        (
+            damage("cases.csv", "0.25,0.5,0.5,0.5,0.5,0.5", "0.25"),
+            "damaged scores, .*cases.csv",
+        ),
     ],
 )
 def test_damaged_files_are_named_with_the_fix(tmp_path, spoil, message):
@@ -361,14 +521,29 @@ def test_damaged_files_are_named_with_the_fix(tmp_path, spoil, message):
     ],
 )
 def test_runs_that_cannot_be_averaged_are_refused(tmp_path, fields, message):
-    folders = [write_run(tmp_path / "x", {"a": [0.5]}), write_run(tmp_path / "y", {"a": [0.5]}, **fields)]
+    folders = [
+        write_run(tmp_path / "x", {"a": [0.5]}),
+        write_run(tmp_path / "y", {"a": [0.5]}, **fields),
+    ]
     with pytest.raises(BadInput, match=message):
         tables_of(*folders)
 
 
 def test_folds_of_one_seed_are_no_twins(tmp_path):
-    runs = [write_run(tmp_path / f"{k}", {f"case {k}": [0.5]}, fold=[k, 2]) for k in range(2)]
-    assert dict(zip(*(lambda t: (t.header, t.rows[0]))(tables_of(*runs)["Table 1, cost and budget"])))["Cases"] == "2"
+    runs = [
+        write_run(tmp_path / f"{k}", {f"case {k}": [0.5]}, fold=[k, 2])
+        for k in range(2)
+    ]
+    assert (
+        dict(
+            zip(
+                *(lambda t: (t.header, t.rows[0]))(
+                    tables_of(*runs)["Table 1, cost and budget"]
+                )
+            )
+        )["Cases"]
+        == "2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -379,11 +554,17 @@ def test_folds_of_one_seed_are_no_twins(tmp_path):
         ("run,run2", None, "no output, nothing, in --output"),
         ("run", "r.txt", "not an HTML file, r.txt, in --output"),
         ("run", "/dev/null/r.html", "/dev/null is no folder.*another --output"),
-        ("run", "pipe.html", "pipe.html cannot be written: it is a device or a pipe, not a file"),
+        (
+            "run",
+            "pipe.html",
+            "pipe.html cannot be written: it is a device or a pipe, not a file",
+        ),
         ("run", "run/cases.csv/r.html", "cannot be written: .*another --output"),
     ],
 )
-def test_wrong_arguments_are_named_with_the_fix(tmp_path, monkeypatch, workdirs, output, message):
+def test_wrong_arguments_are_named_with_the_fix(
+    tmp_path, monkeypatch, workdirs, output, message
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.html")
@@ -406,14 +587,18 @@ def test_the_mode_runs_without_jax_and_without_a_config(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r.md").exists()
     done = mode_report(f"--workdir={tmp_path / 'gone'}")
-    assert done.returncode == 2 and done.stderr.startswith("biedsnet: --workdir="), done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("biedsnet: --workdir="), (
+        done.stderr
+    )
 
 
 # --- many and odd workdirs -------------------------------------------------------------------------------------------
 
 
 def written(tmp_path, names, monkeypatch):
-    """The report of workdirs with these names, each another seed, given in one list; its two files."""
+    """The report of workdirs with these names, each another seed, given in one list;
+    its two files.
+    """
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(names):
         write_run(tmp_path / name, {"a": [0.5], "b": [0.25]}, seed=seed)
@@ -433,7 +618,9 @@ def written(tmp_path, names, monkeypatch):
     ],
     ids=["60", "60 long", "deep and long", "commas", "other alphabets", "line breaks"],
 )
-def test_any_number_of_workdirs_of_any_names_makes_a_report(tmp_path, monkeypatch, capsys, names):
+def test_any_number_of_workdirs_of_any_names_makes_a_report(
+    tmp_path, monkeypatch, capsys, names
+):
     page, text = written(tmp_path, names, monkeypatch)
     assert f": {len(names)} runs, 0 not finished\n" in capsys.readouterr().out
     assert f"| UNet | {', '.join(map(str, range(len(names))))} |" in text
@@ -460,21 +647,29 @@ def test_a_folder_of_many_workdirs_is_one_name(tmp_path, monkeypatch):
         (",", "--workdir=, names no folder"),
     ],
 )
-def test_workdirs_that_are_none_are_named_on_one_line(tmp_path, monkeypatch, text, says):
+def test_workdirs_that_are_none_are_named_on_one_line(
+    tmp_path, monkeypatch, text, says
+):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", {"a": [0.5]})
     refused(lambda: report.run(text, "r.html"), says)
     assert not (tmp_path / "r.html").exists()
 
 
-@pytest.mark.parametrize("output", ["x" * 300 + ".html", "nul\0.html", "two\nlines/" + "y" * 300 + "/r.html"])
-def test_an_output_that_no_file_can_be_called_is_one_line(tmp_path, monkeypatch, output):
+@pytest.mark.parametrize(
+    "output", ["x" * 300 + ".html", "nul\0.html", "two\nlines/" + "y" * 300 + "/r.html"]
+)
+def test_an_output_that_no_file_can_be_called_is_one_line(
+    tmp_path, monkeypatch, output
+):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", {"a": [0.5]})
     refused(lambda: report.run("run", output), "cannot be written", "another --output")
 
 
-def test_the_home_folder_is_meant_by_a_tilde_in_any_place_of_the_list(tmp_path, monkeypatch):
+def test_the_home_folder_is_meant_by_a_tilde_in_any_place_of_the_list(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("a", "b,c")):

@@ -1,4 +1,6 @@
-"""Names that hold markup: report.md, report.html and the model card show them as they are, by outside parsers."""
+"""Names that hold markup: report.md, report.html and the model card show them as they
+are, by outside parsers.
+"""
 
 import html.parser
 import json
@@ -69,14 +71,20 @@ OWN_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_shown_as_it_is_wherever_it_stands(name):
-    table = tables.Table(name, f"In {name}.", ["", name], [[name, "1"]], notes=(f"Row {name}: 1.",))
+    table = tables.Table(
+        name, f"In {name}.", ["", name], [[name, "1"]], notes=(f"Row {name}: 1.",)
+    )
     for found, own in (
         (rendered(tables.markdown(name, [table])), OWN_TAGS),
         (Text(tables.html_table(table)), {"section", "h3", "p", "div", *OWN_TAGS}),
     ):
         assert found.tags <= own
         parts = [part.strip() for part in found.parts]
-        assert parts.count(name.strip()) >= 3 and f"In {name}." in parts and f"Row {name}: 1." in parts
+        assert (
+            parts.count(name.strip()) >= 3
+            and f"In {name}." in parts
+            and f"Row {name}: 1." in parts
+        )
 
 
 @pytest.mark.parametrize(
@@ -117,32 +125,76 @@ def renamed(folder, name, **fields):
     return folder
 
 
-@pytest.mark.parametrize("name", ["=1+1|<b>x</b>", "-[a](b)`", "@_x_&lt;", "+* # ' \"<script>y</script>"])
+@pytest.mark.parametrize(
+    "name", ["=1+1|<b>x</b>", "-[a](b)`", "@_x_&lt;", "+* # ' \"<script>y</script>"]
+)
 def test_a_whole_report_of_such_names(tmp_path, name):
     folder = renamed(tmp_path / "run", name)
-    assert {case for case, _, _ in results.load(folder).images} == {f"{name} {i}" for i in range(3)}
+    assert {case for case, _, _ in results.load(folder).images} == {
+        f"{name} {i}" for i in range(3)
+    }
     report.run(str(folder), str(tmp_path / "r.html"))
     markdown = rendered((tmp_path / "r.md").read_text())
     assert markdown.tags <= OWN_TAGS
-    assert any(part.startswith(f"Data set {name}, test split") for part in markdown.parts)
+    assert any(
+        part.startswith(f"Data set {name}, test split") for part in markdown.parts
+    )
     assert any(part.strip() == name for part in markdown.parts)
     page = (tmp_path / "r.html").read_text()
     found = Text(page)
-    assert "b" not in found.tags and page.count("<script") == 2  # the pictures and the page's own
+    # the pictures and the page's own
+    assert "b" not in found.tags and page.count("<script") == 2
     assert any(f"{name} 0 (3)" in part for part in found.parts)
 
 
 @pytest.mark.parametrize("name", ["a|b", "<img src=x>", "[a](b)", "*x*"])
 def test_a_model_card_of_such_names(tmp_path, name):
     full = np.ones((4, 4), bool)
-    scores = metrics.summarise([metrics.slice_row(pred=full, truth=full, case=name, slice="1")])
-    about = {"row": name, "network": "unet", "parameters": 1, "dtype": "float32", "checkpoint_step": 1}
-    about |= {"threshold": 0.5, "fusion": None, "sampler": None, "classes": 1, "labels": [[1]], "train_steps": 2}
-    same = {"row": f"other {name}", "network": "unet", "seconds_per_image": 1.0, "nsd_tolerance": 2.0}
-    data = {"name": name, "size": 4, "channels": 1, "context": 0, "normalise": "minmax", "window": []}
-    split = {"fractions": [1, 0, 0], "seed": 0, "folds": 0, "fold": 0, "train": [], "val": [], "test": []}
+    scores = metrics.summarise(
+        [metrics.slice_row(pred=full, truth=full, case=name, slice="1")]
+    )
+    about = {
+        "row": name,
+        "network": "unet",
+        "parameters": 1,
+        "dtype": "float32",
+        "checkpoint_step": 1,
+    }
+    about |= {
+        "threshold": 0.5,
+        "fusion": None,
+        "sampler": None,
+        "classes": 1,
+        "labels": [[1]],
+        "train_steps": 2,
+    }
+    same = {
+        "row": f"other {name}",
+        "network": "unet",
+        "seconds_per_image": 1.0,
+        "nsd_tolerance": 2.0,
+    }
+    data = {
+        "name": name,
+        "size": 4,
+        "channels": 1,
+        "context": 0,
+        "normalise": "minmax",
+        "window": [],
+    }
+    split = {
+        "fractions": [1, 0, 0],
+        "seed": 0,
+        "folds": 0,
+        "fold": 0,
+        "train": [],
+        "val": [],
+        "test": [],
+    }
     about |= {"seed": 0, "data": data, "split": split}
-    text = model_card.card(about, json.loads(json.dumps(scores | same | {"cases": [name]})))
+    text = model_card.card(
+        about, json.loads(json.dumps(scores | same | {"cases": [name]}))
+    )
     found = rendered(text)
     assert "img" not in found.tags and "a" not in found.tags and "em" not in found.tags
     parts = [part.strip() for part in found.parts]

@@ -7,7 +7,21 @@ import pytest
 
 from biedsnet_jax.runtime import csv_text
 
-NAMES = ["=1+1", "+a", "-a", "@SUM(A1)", "'=1", "''-x", "\t=x", "plain", "'quoted'", "a,b", 'a"b', "a\nb", ""]
+NAMES = [
+    "=1+1",
+    "+a",
+    "-a",
+    "@SUM(A1)",
+    "'=1",
+    "''-x",
+    "\t=x",
+    "plain",
+    "'quoted'",
+    "a,b",
+    'a"b',
+    "a\nb",
+    "",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

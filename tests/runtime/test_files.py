@@ -46,7 +46,9 @@ def test_files_are_for_whom_the_umask_says(tmp_path, umask):
         files.append_text(tmp_path / "b", "x")
     finally:
         os.umask(before)
-    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"] == [0o666 & ~umask] * 2
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"] == [
+        0o666 & ~umask
+    ] * 2
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
@@ -54,13 +56,16 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
     with pytest.raises(ZeroDivisionError), files.whole_file(tmp_path / "a") as partial:
         partial.write_text("half")
         raise ZeroDivisionError
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "before")]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [
+        ("a", "before")
+    ]
 
 
 @pytest.mark.parametrize("name", ["x" * 251 + ".png", "é" * 124 + ".nii.gz", "x" * 255])
 def test_the_longest_names_can_be_written(tmp_path, name):
     with files.whole_file(tmp_path / name) as partial:
-        assert partial.name[-4:] == name[-4:]  # the end chooses a format
+        # the end chooses a format
+        assert partial.name[-4:] == name[-4:]
         partial.write_text("x")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -135,19 +140,33 @@ class TestCacheFolder:
 
 @pytest.mark.parametrize("name", [b"p\xff", b"\xe9t\xe9", "肺 ü".encode(), b"\x80\x81"])
 def test_names_of_no_encoding_keep_their_bytes(tmp_path, name):
-    """As the system gives them: a folder of scans may have been named under another encoding."""
+    """As the system gives them: a folder of scans may have been named under another
+    encoding.
+    """
     (tmp_path / "a").mkdir()
     (Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"/" + name))).touch()
     (found,) = os.listdir(tmp_path / "a")
     files.write_text(tmp_path / "written", found)
     files.append_text(tmp_path / "appended", found)
-    assert (tmp_path / "written").read_bytes() == (tmp_path / "appended").read_bytes() == name
+    assert (
+        (tmp_path / "written").read_bytes()
+        == (tmp_path / "appended").read_bytes()
+        == name
+    )
 
 
 class TestHomeInPaths:
     @pytest.mark.parametrize(
         ("path", "is_"),
-        [("~", "/h"), ("~/a/b", "/h/a/b"), ("a/~", "a/~"), ("./~", "./~"), ("", ""), ("a~", "a~"), ("/~/a", "/~/a")],
+        [
+            ("~", "/h"),
+            ("~/a/b", "/h/a/b"),
+            ("a/~", "a/~"),
+            ("./~", "./~"),
+            ("", ""),
+            ("a~", "a~"),
+            ("/~/a", "/~/a"),
+        ],
     )
     def test_a_leading_tilde_is_the_home(self, monkeypatch, path, is_):
         monkeypatch.setenv("HOME", "/h")
@@ -219,5 +238,9 @@ class TestWhatCannotBeWritten:
         for name in ("pipe", "folder", "null"):
             with pytest.raises(OSError, match="not a file"):
                 files.write_text(tmp_path / name, "text")
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "null", "pipe"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "folder",
+            "null",
+            "pipe",
+        ]
         assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink()

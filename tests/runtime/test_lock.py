@@ -27,7 +27,10 @@ time.sleep(100)
 def other(tmp_path):
     """Another process that holds the lock."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, tmp_path],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "held\n"
     yield process
@@ -37,7 +40,12 @@ def other(tmp_path):
 
 def test_the_second_process_is_told_of_the_first(tmp_path, other):
     host = os.uname().nodename
-    refused(lambda: Lock(tmp_path), tmp_path, f"process {other.pid} on host {host}", "--workdir")
+    refused(
+        lambda: Lock(tmp_path),
+        tmp_path,
+        f"process {other.pid} on host {host}",
+        "--workdir",
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -50,7 +58,11 @@ def test_a_kill_frees_it(tmp_path, other, number):
 
 def test_two_in_one_process_are_two(tmp_path):
     with Lock(tmp_path):
-        refused(lambda: Lock(tmp_path, another="--output"), f"process {os.getpid()}", "--output")
+        refused(
+            lambda: Lock(tmp_path, another="--output"),
+            f"process {os.getpid()}",
+            "--output",
+        )
         with Lock(tmp_path, name=".other"):
             pass
     with Lock(tmp_path) as again:
@@ -64,7 +76,9 @@ def test_a_file_of_rubbish_is_no_lock(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch, number):
+def test_a_file_system_without_locks_is_used_all_the_same(
+    tmp_path, monkeypatch, number
+):
     def flock(descriptor, kind):
         raise OSError(number, os.strerror(number))
 
@@ -89,4 +103,5 @@ def test_waiting_ends_when_the_holder_does(tmp_path, other):
         assert lock.held
     assert len(told) == 1 and str(other.pid) in told[0] and str(tmp_path) in told[0]
     with wait(tmp_path, name=".lock", say=say):
-        assert len(told) == 1  # nobody to wait for
+        # nobody to wait for
+        assert len(told) == 1

@@ -1,4 +1,6 @@
-"""A user without a home folder (a container with --user, cron), and one whose cache cannot be written."""
+"""A user without a home folder (a container with --user, cron), and one whose cache
+cannot be written.
+"""
 
 import os
 import pwd
@@ -34,7 +36,10 @@ def homeless(monkeypatch, tmp_path):
 @pytest.fixture
 def compile_cache(monkeypatch):
     """`compile_cache()` is where jax keeps programs; as before after the test."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    before = (
+        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_persistent_cache_min_compile_time_secs,
+    )
     yield lambda: jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", before[0])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
@@ -47,7 +52,9 @@ def test_caches_lie_in_the_temporary_folder(homeless, compile_cache, capsys):
 
 
 @pytest.mark.parametrize("path", ["~", "~/cache", "~nobody_at_all/cache"])
-def test_a_home_that_is_not_known_is_refused_in_every_field(homeless, compile_cache, path):
+def test_a_home_that_is_not_known_is_refused_in_every_field(
+    homeless, compile_cache, path
+):
     c = nifti.get_config("unet,toy")
     c.data.update(cache_dir=path, root=path)
     refused(lambda: build_data.cache_folder(c), path, "not known")
@@ -58,7 +65,11 @@ def test_a_home_that_is_not_known_is_refused_in_every_field(homeless, compile_ca
 
 
 def test_tfds_own_folder_is_in_the_home(homeless, monkeypatch):
-    refused(lambda: tfds.find("set", ""), "data.tfds.data_dir is empty", "no home folder is known")
+    refused(
+        lambda: tfds.find("set", ""),
+        "data.tfds.data_dir is empty",
+        "no home folder is known",
+    )
     monkeypatch.setenv("TFDS_DATA_DIR", str(homeless))
     refused(lambda: tfds.find("set", ""), f"'set' in data.tfds.name, {homeless}")
 
@@ -76,7 +87,9 @@ def test_a_tilde_in_a_field_is_the_home(monkeypatch, tmp_path, compile_cache):
 
 
 @pytest.mark.parametrize("folder", ["file/xla", "file", "/sys/kernel/xla"])
-def test_a_compile_cache_that_cannot_be_written_is_told_once_and_done_without(tmp_path, compile_cache, capsys, folder):
+def test_a_compile_cache_that_cannot_be_written_is_told_once_and_done_without(
+    tmp_path, compile_cache, capsys, folder
+):
     (tmp_path / "file").touch()
     before = compile_cache()
     devices.enable_compile_cache(str(tmp_path / folder))
@@ -86,11 +99,16 @@ def test_a_compile_cache_that_cannot_be_written_is_told_once_and_done_without(tm
     assert str(tmp_path / folder) in err and "compile_cache" in err
 
 
-def test_a_home_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, compile_cache, capsys):
+def test_a_home_that_cannot_be_written_stops_nothing(
+    tmp_path, monkeypatch, compile_cache, capsys
+):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/sys/kernel")
     devices.enable_compile_cache("auto")
-    assert "/sys/kernel/.cache/biedsnet_jax/xla cannot be written" in capsys.readouterr().err
+    assert (
+        "/sys/kernel/.cache/biedsnet_jax/xla cannot be written"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_whole_run_without_a_home(tmp_path):
@@ -101,11 +119,21 @@ def test_a_whole_run_without_a_home(tmp_path):
         "from biedsnet_jax import main\n"
         "sys.exit(main.run(sys.argv))\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("HOME", "XDG_CACHE_HOME")
+    }
     environment |= {"JAX_PLATFORMS": "cpu", "TMPDIR": str(tmp_path)}
-    flags = ["--config=configs/phantom.py:unet,toy", f"--workdir={tmp_path}/run", "--quiet"]
+    flags = [
+        "--config=configs/phantom.py:unet,toy",
+        f"--workdir={tmp_path}/run",
+        "--quiet",
+    ]
     line = [sys.executable, "-c", program, *flags]
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "run" / "results.json").exists()
     assert (tmp_path / f"biedsnet_jax_{os.getuid()}" / "xla").is_dir()

@@ -1,4 +1,6 @@
-"""Signals: at once outside the loop, at the end of a step inside it; and real processes."""
+"""Signals: at once outside the loop, at the end of a step inside it; and real
+processes.
+"""
 
 import os
 import pty
@@ -14,7 +16,11 @@ from places import ROOT
 from biedsnet_jax.errors import Preempted
 from biedsnet_jax.runtime.preemption import Watch
 
-SIGNALS = [("SIGTERM", "SIGTERM", 0), ("SIGINT", "Ctrl-C", 130), ("SIGHUP", "SIGHUP", 129)]
+SIGNALS = [
+    ("SIGTERM", "SIGTERM", 0),
+    ("SIGINT", "Ctrl-C", 130),
+    ("SIGHUP", "SIGHUP", 129),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +39,9 @@ def send(name: str) -> None:
 
 
 @pytest.mark.parametrize(("sent", "called", "code"), SIGNALS)
-def test_outside_the_loop_it_stops_at_once_and_the_handler_is_put_back(sent, called, code):
+def test_outside_the_loop_it_stops_at_once_and_the_handler_is_put_back(
+    sent, called, code
+):
     before = signal.getsignal(signal.Signals[sent])
     says = f"Stopped by {called} before its first step"
     with pytest.raises(Preempted, match=says) as caught, Watch():
@@ -46,7 +54,11 @@ def test_outside_the_loop_it_stops_at_once_and_the_handler_is_put_back(sent, cal
 def test_in_the_loop_it_is_told_after_the_step(sent, called, code):
     steps = []
     says = f"Stopped by {called} at step 3"
-    with pytest.raises(Preempted, match=says) as caught, Watch() as watch, watch.loop("after"):
+    with (
+        pytest.raises(Preempted, match=says) as caught,
+        Watch() as watch,
+        watch.loop("after"),
+    ):
         for step in range(1, 9):
             if step == 3:
                 send(sent)
@@ -67,7 +79,10 @@ def test_after_the_last_question_it_stops_at_the_end_of_the_loop():
 @pytest.mark.parametrize(("sent", "called", "code"), SIGNALS)
 def test_after_the_loop_it_is_told_how_the_run_stands(sent, called, code):
     says = "after step 8. Tests again."
-    with pytest.raises(Preempted, match=f"Stopped by {called} {says}"), Watch() as watch:
+    with (
+        pytest.raises(Preempted, match=f"Stopped by {called} {says}"),
+        Watch() as watch,
+    ):
         with watch.loop(says):
             assert not watch.reached(8)
         send(sent)
@@ -75,7 +90,9 @@ def test_after_the_loop_it_is_told_how_the_run_stands(sent, called, code):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_what_is_ignored_at_the_start_stays_ignored(name):
-    """As nohup does it with SIGHUP, and a shell with SIGINT for what runs in its background."""
+    """As nohup does it with SIGHUP, and a shell with SIGINT for what runs in its
+    background.
+    """
     signal.signal(signal.Signals[name], signal.SIG_IGN)
     with Watch() as watch, watch.loop("after"):
         send(name)
@@ -85,7 +102,11 @@ def test_what_is_ignored_at_the_start_stays_ignored(name):
 
 def test_the_first_signal_names_the_end():
     says = "Stopped by SIGTERM after"
-    with pytest.raises(Preempted, match=says) as caught, Watch() as watch, watch.loop("after"):
+    with (
+        pytest.raises(Preempted, match=says) as caught,
+        Watch() as watch,
+        watch.loop("after"),
+    ):
         for name in ("SIGTERM", "SIGHUP", "SIGINT"):
             send(name)
     assert caught.value.code == 0
@@ -132,9 +153,21 @@ def test_a_second_ctrl_c_quits_at_once():
 
 
 def toy(workdir: Path, *fields: str) -> list[str]:
-    line = [sys.executable, "-m", "biedsnet_jax.main", "--config=configs/phantom.py:unet,toy"]
-    usual = ("eval.every=0", "log.every=1", "checkpoint.every=1000000", "train.steps=1000000")
-    given = [f"--config.{field}" for field in (*usual, "log.tensorboard=False", *fields)]
+    line = [
+        sys.executable,
+        "-m",
+        "biedsnet_jax.main",
+        "--config=configs/phantom.py:unet,toy",
+    ]
+    usual = (
+        "eval.every=0",
+        "log.every=1",
+        "checkpoint.every=1000000",
+        "train.steps=1000000",
+    )
+    given = [
+        f"--config.{field}" for field in (*usual, "log.tensorboard=False", *fields)
+    ]
     return [*line, f"--workdir={workdir}", *given]
 
 
@@ -147,7 +180,9 @@ def wait_for_steps(workdir: Path, process, steps: int) -> None:
 
 
 def test_a_terminal_that_is_gone_costs_no_step(tmp_path):
-    """The laptop is closed: SIGHUP comes, and to write to the terminal is an error from then on."""
+    """The laptop is closed: SIGHUP comes, and to write to the terminal is an error from
+    then on.
+    """
     ours, theirs = pty.openpty()
     own = (
         "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
@@ -170,6 +205,9 @@ def test_a_terminal_that_is_gone_costs_no_step(tmp_path):
             os.close(ours)
         assert process.wait(120) == 129
     (step,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
-    assert step >= 3 and (tmp_path / "checkpoints" / str(step) / "checksums.json").is_file()
+    assert (
+        step >= 3
+        and (tmp_path / "checkpoints" / str(step) / "checksums.json").is_file()
+    )
     steps = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(steps) == step

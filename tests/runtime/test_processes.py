@@ -1,4 +1,6 @@
-"""Real processes over loopback: each layout of four devices trains, resumes, scores and predicts as one device does."""
+"""Real processes over loopback: each layout of four devices trains, resumes, scores and
+predicts as one device does.
+"""
 
 import json
 import os
@@ -22,25 +24,42 @@ from refusals import refused
 from biedsnet_jax.prediction import made_from
 from biedsnet_jax.runtime import devices, lock, processes
 
-FSDP = {"1x1": 1, "1x4": 2, "2x2": 4, "4x1": 1}  # of processes x devices
+# of processes x devices
+FSDP = {"1x1": 1, "1x4": 2, "2x2": 4, "4x1": 1}
 LAYOUTS = tuple(FSDP)
 
 
-def together(count: int, devices_each: int, folder: Path, jobs: list[dict]) -> list[str]:
-    """Run jobs in `count` processes of `devices_each` devices; the output of every process."""
+def together(
+    count: int, devices_each: int, folder: Path, jobs: list[dict]
+) -> list[str]:
+    """Run jobs in `count` processes of `devices_each` devices; the output of every
+    process.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     spec = folder / f"{count}.json"
-    spec.write_text(json.dumps({"port": port, "processes": count, "devices": devices_each, "jobs": jobs}))
+    spec.write_text(
+        json.dumps(
+            {"port": port, "processes": count, "devices": devices_each, "jobs": jobs}
+        )
+    )
     cache = {"TEST_COMPILE_CACHE": str(folder / "cache")}
-    # As users' programs are compiled, not as conftest.py asks: without fusion emitters sums round so coarsely that the
-    # same step, fused otherwise, comes to gradients a thousandth apart.
+    # As users' programs are compiled, not as conftest.py asks: without fusion emitters
+    # sums round so coarsely that the same step, fused otherwise, comes to gradients a
+    # thousandth apart.
     flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     env = os.environ | cache | flags | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, str(ROOT / "tests" / "helpers" / "many_processes.py"), str(spec)]
+    line = [
+        sys.executable,
+        str(ROOT / "tests" / "helpers" / "many_processes.py"),
+        str(spec),
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    started = [subprocess.Popen([*line, str(i)], cwd=ROOT, env=env, **pipes) for i in range(count)]
+    started = [
+        subprocess.Popen([*line, str(i)], cwd=ROOT, env=env, **pipes)
+        for i in range(count)
+    ]
     try:
         said = [process.communicate(timeout=300)[0] for process in started]
     finally:
@@ -72,7 +91,9 @@ def write_pictures(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Workdirs: each layout from scratch, and each from a checkpoint of others, `1x1 to 2x2`."""
+    """Workdirs: each layout from scratch, and each from a checkpoint of others, `1x1 to
+    2x2`.
+    """
     root = tmp_path_factory.mktemp("layouts")
     write_pictures(root / "pictures")
 
@@ -83,13 +104,35 @@ def root(tmp_path_factory):
 
     def restore(source, target):
         output = str(root / f"{source} on {target}.json")
-        return {"mode": "restore", "workdir": str(root / source), "fsdp": FSDP[target], "output": output}
+        return {
+            "mode": "restore",
+            "workdir": str(root / source),
+            "fsdp": FSDP[target],
+            "output": output,
+        }
 
-    predict = {"mode": "predict", "workdir": str(root / "1x1"), "input": str(root / "pictures"), "code": 3}
-    together(1, 1, root, [job(root / "1x1"), predict | {"output": str(root / "masks of one")}])
+    predict = {
+        "mode": "predict",
+        "workdir": str(root / "1x1"),
+        "input": str(root / "pictures"),
+        "code": 3,
+    }
+    together(
+        1,
+        1,
+        root,
+        [job(root / "1x1"), predict | {"output": str(root / "masks of one")}],
+    )
     together(1, 4, root, [job(root / "1x4", parallel__fsdp=2)])
-    stopped = job(root / "stopped", parallel__fsdp=4, train__steps=400) | {"terminate_at": 2}
-    jobs = [scored("2x2"), job(root / "2x2", parallel__fsdp=4), restore("1x1", "2x2"), restore("1x4", "2x2")]
+    stopped = job(root / "stopped", parallel__fsdp=4, train__steps=400) | {
+        "terminate_at": 2
+    }
+    jobs = [
+        scored("2x2"),
+        job(root / "2x2", parallel__fsdp=4),
+        restore("1x1", "2x2"),
+        restore("1x4", "2x2"),
+    ]
     jobs.append(predict | {"output": str(root / "masks")})
     shutil.copytree(root / "masks of one", root / "masks gone on")
     (root / "masks gone on" / "2_mask.png").unlink()
@@ -100,25 +143,39 @@ def root(tmp_path_factory):
         said = together(2, 2, root, [*jobs, stopped])
     (root / "said.json").write_text(json.dumps(said))
     restores = [restore(source, "4x1") for source in ("1x1", "1x4", "2x2")]
-    going_on = job(halfway(root / "2x2", root / "2x2 to 4x1"), parallel__fsdp=2, eval__every=STEPS, eval__val_images=5)
+    going_on = job(
+        halfway(root / "2x2", root / "2x2 to 4x1"),
+        parallel__fsdp=2,
+        eval__every=STEPS,
+        eval__val_images=5,
+    )
     together(4, 1, root, [scored("4x1"), job(root / "4x1"), *restores, going_on])
     return root
 
 
 def losses(workdir: Path) -> dict[int, float]:
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
 def rows(workdir: Path) -> list[list[int]]:
     """Checksums of the rows of each step's batch, the processes' put together."""
-    parts = [json.loads(path.read_text()) for path in sorted(workdir.glob("rows_*.json"))]
+    parts = [
+        json.loads(path.read_text()) for path in sorted(workdir.glob("rows_*.json"))
+    ]
     return [[row for part in step for row in part] for step in zip(*parts)][:STEPS]
 
 
 def scores(workdir: Path) -> dict:
     results = json.loads((workdir / "results.json").read_text())
-    return {name: value for name, value in results.items() if name not in ("device", "seconds_per_image")}
+    return {
+        name: value
+        for name, value in results.items()
+        if name not in ("device", "seconds_per_image")
+    }
 
 
 def assert_close(a, b):
@@ -136,7 +193,10 @@ def assert_close(a, b):
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_layouts_train_to_the_same_losses_on_the_same_samples(root, layout):
     expected = losses(root / "1x1")
-    assert list(expected) == list(range(1, STEPS + 1)) and len(set(expected.values())) == STEPS
+    assert (
+        list(expected) == list(range(1, STEPS + 1))
+        and len(set(expected.values())) == STEPS
+    )
     assert losses(root / layout) == pytest.approx(expected, abs=1e-5)
     assert rows(root / layout) == rows(root / "1x1")
     assert scores(root / layout)["n_images"] == 7
@@ -146,15 +206,22 @@ def test_layouts_train_to_the_same_losses_on_the_same_samples(root, layout):
 def test_seven_images_score_the_same_over_any_processes(root, layout):
     assert scores(root / "1x1")["n_images"] == 7
     assert_close(scores(root / f"1x1 scored by {layout}"), scores(root / "1x1"))
-    one, several = (csv_files.read(root / name / "cases.csv") for name in ("1x1", f"1x1 scored by {layout}"))
+    one, several = (
+        csv_files.read(root / name / "cases.csv")
+        for name in ("1x1", f"1x1 scored by {layout}")
+    )
     assert len(one) == 7
     entropies = [[float(row.pop("entropy")) for row in each] for each in (one, several)]
-    assert one == several  # scores are of masks, to the last digit
-    assert entropies[0] == pytest.approx(entropies[1], abs=1e-5)  # of float32 probabilities
+    # scores are of masks, to the last digit
+    assert one == several
+    # of float32 probabilities
+    assert entropies[0] == pytest.approx(entropies[1], abs=1e-5)
 
 
 def test_a_run_goes_on_in_another_layout_as_it_would_have(root):
-    """From step CUT on, with FSDP over both processes before and over pairs of four after: samples and losses."""
+    """From step CUT on, with FSDP over both processes before and over pairs of four
+    after: samples and losses.
+    """
     assert losses(root / "2x2 to 4x1") == pytest.approx(losses(root / "1x1"), abs=1e-5)
     assert rows(root / "2x2 to 4x1") == rows(root / "1x1")[CUT:]
 
@@ -165,18 +232,27 @@ def plain(workdir: Path) -> list[np.ndarray]:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         there = checkpointer.metadata(folder).item_metadata.tree
         arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), there)
-        return jax.tree.leaves(checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=arrays)))
+        return jax.tree.leaves(
+            checkpointer.restore(
+                folder, args=ocp.args.PyTreeRestore(restore_args=arrays)
+            )
+        )
 
 
 @pytest.mark.parametrize("target", LAYOUTS)
 def test_a_checkpoint_of_any_layout_restores_bit_for_bit_in_another(root, target):
-    for source in LAYOUTS[: LAYOUTS.index(target)] if target in ("2x2", "4x1") else LAYOUTS:
+    for source in (
+        LAYOUTS[: LAYOUTS.index(target)] if target in ("2x2", "4x1") else LAYOUTS
+    ):
         expected = sorted(zlib.crc32(leaf.tobytes()) for leaf in plain(root / source))
         if target in ("2x2", "4x1"):
             found = json.loads((root / f"{source} on {target}.json").read_text())
         else:
             count = int(target[-1])
-            found = restored(root / source, devices.make_mesh(jax.devices()[:count], fsdp=FSDP[target]))
+            found = restored(
+                root / source,
+                devices.make_mesh(jax.devices()[:count], fsdp=FSDP[target]),
+            )
         assert sorted(found.values()) == expected and len(expected) > 50
 
 
@@ -187,12 +263,18 @@ def test_only_the_first_process_writes(root):
         "report_data.npz", "results.json", "rows_0.json", "rows_1.json", "split.json",
     }  # fmt: skip
     said = json.loads((root / "said.json").read_text())
-    assert "4 x cpu of 2 processes, fsdp 4; train 14 slices" in said[0] and "slices" not in said[1]
+    assert (
+        "4 x cpu of 2 processes, fsdp 4; train 14 slices" in said[0]
+        and "slices" not in said[1]
+    )
 
 
 def test_sigterm_on_one_stops_all_at_one_step_with_its_checkpoint(root):
     said = json.loads((root / "said.json").read_text())
-    (first,), (second,) = [[line for line in text.splitlines() if line.startswith("PREEMPTED")] for text in said]
+    (first,), (second,) = [
+        [line for line in text.splitlines() if line.startswith("PREEMPTED")]
+        for text in said
+    ]
     assert first == second and "The same command goes on there" in first
     step = max(int(path.name) for path in (root / "stopped" / "checkpoints").iterdir())
     assert f"Stopped by SIGTERM at step {step}; its checkpoint is written" in first
@@ -204,9 +286,14 @@ def test_processes_share_scans_and_leave_what_one_leaves(root):
 
     def left(folder):
         table = sorted(
-            [row | {"seconds": ""} for row in csv_files.read(folder / "summary.csv")], key=lambda row: row["name"]
+            [row | {"seconds": ""} for row in csv_files.read(folder / "summary.csv")],
+            key=lambda row: row["name"],
         )
-        masks = {path.name: path.read_bytes() for path in folder.iterdir() if path.name.endswith("_mask.png")}
+        masks = {
+            path.name: path.read_bytes()
+            for path in folder.iterdir()
+            if path.name.endswith("_mask.png")
+        }
         return table, masks, {path.name for path in folder.iterdir()}
 
     assert left(root / "masks") == left(root / "masks of one")
@@ -217,12 +304,16 @@ def test_several_processes_go_on_where_one_stopped(root):
     said = json.loads((root / "said.json").read_text())
     again = "4 done before. 1 made again: 1 because an output file was missing"
     assert again in said[0] and again not in said[1]
-    found, before = (made_from.Record(root / name).made for name in ("masks gone on", "masks of one"))
+    found, before = (
+        made_from.Record(root / name).made for name in ("masks gone on", "masks of one")
+    )
     assert found.keys() == before.keys() and len(found) == 5
     assert [name for name in found if found[name] != before[name]] == ["2"]
     assert found["2"].weights == before["2"].weights
     mask = "2_mask.png"
-    assert (root / "masks gone on" / mask).read_bytes() == (root / "masks of one" / mask).read_bytes()
+    assert (root / "masks gone on" / mask).read_bytes() == (
+        root / "masks of one" / mask
+    ).read_bytes()
 
 
 def test_all_processes_are_told_of_another_run_in_their_folder(root):
@@ -237,17 +328,38 @@ def test_all_processes_are_told_of_another_run_in_their_folder(root):
 
 def test_large_arrays_are_cut_along_their_largest_axis_that_divides():
     mesh = devices.make_mesh(fsdp=4)
-    shapes = {"kernel": (3, 3, 64, 128), "turned": (128, 64), "odd": (4097,), "small": (63, 64), "square": (64, 64)}
-    tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
-    found = {name: tuple(sharding.spec) for name, sharding in devices.state_sharding(tree, mesh).items()}
+    shapes = {
+        "kernel": (3, 3, 64, 128),
+        "turned": (128, 64),
+        "odd": (4097,),
+        "small": (63, 64),
+        "square": (64, 64),
+    }
+    tree = {
+        name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()
+    }
+    found = {
+        name: tuple(sharding.spec)
+        for name, sharding in devices.state_sharding(tree, mesh).items()
+    }
     kernel = (None, None, None, "fsdp")
-    assert found == {"kernel": kernel, "turned": ("fsdp",), "odd": (), "small": (), "square": (None, "fsdp")}
+    assert found == {
+        "kernel": kernel,
+        "turned": ("fsdp",),
+        "odd": (),
+        "small": (),
+        "square": (None, "fsdp"),
+    }
     whole = devices.state_sharding(tree, devices.make_mesh())
     assert all(sharding.is_fully_replicated for sharding in whole.values())
 
 
 def test_a_mesh_that_does_not_divide_is_refused():
-    refused(lambda: devices.make_mesh(fsdp=3), "parts that do not divide 8 devices, 3, in parallel.fsdp", "1, 2, 4, 8")
+    refused(
+        lambda: devices.make_mesh(fsdp=3),
+        "parts that do not divide 8 devices, 3, in parallel.fsdp",
+        "1, 2, 4, 8",
+    )
 
 
 @pytest.mark.parametrize(
@@ -265,8 +377,16 @@ def test_flags_of_many_processes_come_together_and_fit(flags, says):
 
 
 def test_without_flags_or_cluster_a_process_is_alone(monkeypatch):
-    for name in ("SLURM_STEP_NODELIST", "KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES"):
+    for name in (
+        "SLURM_STEP_NODELIST",
+        "KUBERNETES_SERVICE_HOST",
+        "TPU_WORKER_HOSTNAMES",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     processes.start()
-    assert processes.is_first() and not processes.several() and processes.gather({"a": 1}) == [{"a": 1}]
+    assert (
+        processes.is_first()
+        and not processes.several()
+        and processes.gather({"a": 1}) == [{"a": 1}]
+    )

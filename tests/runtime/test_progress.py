@@ -29,7 +29,9 @@ def loud():
     console.set_quiet(False)
 
 
-def test_a_line_where_asked_with_a_rate_that_leaves_out_the_compilation(monkeypatch, clock):
+def test_a_line_where_asked_with_a_rate_that_leaves_out_the_compilation(
+    monkeypatch, clock
+):
     monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
     bar = progress.Progress("train", 100, start=10)
     for now, done in ((50.0, 20), (51.0, 21), (55.0, 40)):
@@ -38,8 +40,10 @@ def test_a_line_where_asked_with_a_rate_that_leaves_out_the_compilation(monkeypa
     bar.note("a note")
     bar.close()
     assert progress.sys.stderr.getvalue().splitlines() == [
-        "train 20/100  0.2/s  ETA 6:40  loss 0.1235",  # 10 in 50 s, 80 to go
-        "train 40/100  4/s  ETA 0:15  loss 0.1235",  # 20 in 5 s, 60 to go
+        # 10 in 50 s, 80 to go
+        "train 20/100  0.2/s  ETA 6:40  loss 0.1235",
+        # 20 in 5 s, 60 to go
+        "train 40/100  4/s  ETA 0:15  loss 0.1235",
         "a note",
     ]
 
@@ -57,8 +61,11 @@ def test_a_bar_with_the_last_of_each_value_on_a_terminal(monkeypatch, clock):
     written = progress.sys.stderr.getvalue()
     *above, last = screen(written).rstrip().splitlines()
     assert above[-1] == "a note"
-    assert "40/100  4/s  ETA 0:15  loss 0.1235  Dice 0.75" in last and last.startswith("train ━")
-    assert written.endswith("\n\x1b[?25h")  # a new line, and the cursor
+    assert "40/100  4/s  ETA 0:15  loss 0.1235  Dice 0.75" in last and last.startswith(
+        "train ━"
+    )
+    # a new line, and the cursor
+    assert written.endswith("\n\x1b[?25h")
 
 
 @pytest.mark.parametrize("term", ["dumb", "unknown"])
@@ -68,7 +75,9 @@ def test_a_terminal_that_cannot_renew_a_line_gets_plain_ones(monkeypatch, clock,
     bar = progress.Progress("train", 9)
     bar.update(3, {}, plain=True)
     bar.close()
-    assert progress.sys.stderr.getvalue() == "train 3/9  inf/s  ETA 0:00\n".replace("inf", "3e+09")
+    assert progress.sys.stderr.getvalue() == "train 3/9  inf/s  ETA 0:00\n".replace(
+        "inf", "3e+09"
+    )
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])

@@ -1,4 +1,6 @@
-"""What a terminal shows, by a pseudo-terminal: the bar, the closing table, Ctrl-C; and pipes and --quiet beside it."""
+"""What a terminal shows, by a pseudo-terminal: the bar, the closing table, Ctrl-C; and
+pipes and --quiet beside it.
+"""
 
 import io
 import json
@@ -42,8 +44,17 @@ CURSOR = re.compile(r"\x1b\[\?25([hl])")
 def trained(tmp_path_factory):
     """(workdir, what a terminal got of training in it)."""
     folder = tmp_path_factory.mktemp("terminal")
-    fields = [f"--config.{name}={value}" for name, value in (TOY | {"compile_cache": folder / "cache"}).items()]
-    line = [sys.executable, "-m", "biedsnet_jax.main", "--config=configs/phantom.py", f"--workdir={folder}/run"]
+    fields = [
+        f"--config.{name}={value}"
+        for name, value in (TOY | {"compile_cache": folder / "cache"}).items()
+    ]
+    line = [
+        sys.executable,
+        "-m",
+        "biedsnet_jax.main",
+        "--config=configs/phantom.py",
+        f"--workdir={folder}/run",
+    ]
     code, written = terminals.run(line + fields)
     assert code == 0, written
     return folder / "run", written
@@ -60,16 +71,25 @@ def test_the_bars_have_rate_time_to_go_loss_and_dice(trained):
     lines = terminals.screen(trained[1]).splitlines()
     number = r"[\d.e+-]+"
     (train,) = [line for line in lines if line.startswith("train ")]
-    assert re.search(rf"━ 4/4  {number}/s  ETA 0:00  loss {number}  Dice {number} +\d:\d\d:\d\d$", train), train
+    assert re.search(
+        rf"━ 4/4  {number}/s  ETA 0:00  loss {number}  Dice {number} +\d:\d\d:\d\d$",
+        train,
+    ), train
     (test,) = [line for line in lines if line.startswith("test ")]
     dice = results(trained[0])["standard"]["dice"]["mean"]
-    assert re.search(rf"━ 6/6  \S+/s  ETA \S+  Dice {dice:.4g} +\d:\d\d:\d\d$", test), test
+    assert re.search(rf"━ 6/6  \S+/s  ETA \S+  Dice {dice:.4g} +\d:\d\d:\d\d$", test), (
+        test
+    )
 
 
 def test_notes_and_what_others_print_stay_above_the_bar(trained):
     lines = terminals.screen(trained[1]).splitlines()
     (bar,) = [number for number, line in enumerate(lines) if line.startswith("train ")]
-    notes = [number for number, line in enumerate(lines) if re.fullmatch(r"step [24]  validation Dice 0\.\d{4}", line)]
+    notes = [
+        number
+        for number, line in enumerate(lines)
+        if re.fullmatch(r"step [24]  validation Dice 0\.\d{4}", line)
+    ]
     assert len(notes) == 2 and max(notes) < bar
 
 
@@ -77,21 +97,33 @@ def test_the_table_has_the_numbers_of_the_results(trained):
     workdir, written = trained
     found, r = terminals.screen(written), results(workdir)
     assert f"test: 6 slices of 2 cases, {r['n_empty']} of 6 masks empty" in found
-    table = {line.split("  ")[0].strip(): line.split("  ", 1)[1].split() for line in found.splitlines() if "  " in line}
+    table = {
+        line.split("  ")[0].strip(): line.split("  ", 1)[1].split()
+        for line in found.splitlines()
+        if "  " in line
+    }
     for key, name in closing.SCORES.items():
         entry = r["standard"][key]
         low, high = entry["ci95"]
-        expected = [f"{x:.4f}" for x in (entry["mean"], low, high, entry["per_case_mean"])]
+        expected = [
+            f"{x:.4f}" for x in (entry["mean"], low, high, entry["per_case_mean"])
+        ]
         assert [cell for cell in table[name] if cell != "to"] == expected, name
-    assert re.fullmatch(r"0:\d\d:\d\d,", table["time"][0]) and f"{r['seconds_per_image']:.3f}" in table["time"]
+    assert (
+        re.fullmatch(r"0:\d\d:\d\d,", table["time"][0])
+        and f"{r['seconds_per_image']:.3f}" in table["time"]
+    )
     assert table["scores"][0].startswith(f"{workdir}/results.json"[:60])
     shown = "".join(line.strip() for line in found.splitlines())
-    assert f"{workdir}/report.html" in shown and f"tensorboard --logdir={workdir}" in shown
+    assert (
+        f"{workdir}/report.html" in shown and f"tensorboard --logdir={workdir}" in shown
+    )
 
 
 def test_the_cursor_is_never_left_hidden(trained):
     said = CURSOR.findall(trained[1])
-    assert said.count("l") == 2 and "ll" not in "".join(said) and said[-1] == "h"  # two bars, shown again at once
+    # two bars, shown again at once
+    assert said.count("l") == 2 and "ll" not in "".join(said) and said[-1] == "h"
 
 
 def test_ctrl_c_leaves_the_cursor_and_a_new_line():
@@ -114,7 +146,8 @@ with contextlib.closing(progress.Progress("train", 10**6)) as bar:
 
     pressed = False
     code, written = terminals.run([sys.executable, "-c", code], answer=answer)
-    assert pressed and code == -2  # SIGINT
+    # SIGINT
+    assert pressed and code == -2
     after = written[written.rindex("loss 1.5") :]
     assert CURSOR.findall(written)[-1] == "h" and "KeyboardInterrupt" in after
     assert "\n" in after[: after.index("Traceback")]
@@ -124,8 +157,16 @@ with contextlib.closing(progress.Progress("train", 10**6)) as bar:
 
 
 def test_quiet_training_has_only_its_closing_lines(trained):
-    """The run again where it ended: announcement, notes and bar are left out, in a terminal too."""
-    line = [sys.executable, "-m", "biedsnet_jax.main", "--quiet", f"--workdir={trained[0]}"]
+    """The run again where it ended: announcement, notes and bar are left out, in a
+    terminal too.
+    """
+    line = [
+        sys.executable,
+        "-m",
+        "biedsnet_jax.main",
+        "--quiet",
+        f"--workdir={trained[0]}",
+    ]
     code, written = terminals.run(line)
     r = results(trained[0])
     assert (code, written.replace("\r\n", "\n")) == (0, closing_lines(r, trained[0]))
@@ -144,8 +185,13 @@ bar.close()
 closing.segmented("out", closing.Counts(done=1, skipped=2, failed=3), seconds=4.0)
 print([name for name in sys.modules if name.split(".")[0] in ("rich", "jax")])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=terminals.ROOT, capture_output=True, text=True)
-    assert done.stdout == "3 of 6 scans segmented, in out; summary.csv has the figures\n[]\n", done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=terminals.ROOT, capture_output=True, text=True
+    )
+    assert (
+        done.stdout
+        == "3 of 6 scans segmented, in out; summary.csv has the figures\n[]\n"
+    ), done.stderr
     assert done.stderr.startswith("train 2/2  ") and done.stderr.count("\n") == 1
 
 
@@ -162,7 +208,8 @@ def shown(monkeypatch):
     """`shown(function, ...)`: the screen after a call."""
 
     def call(function, *arguments, **options):
-        monkeypatch.setattr(sys, "stdout", Terminal())  # here: pytest puts its own in place after the fixtures
+        # here: pytest puts its own in place after the fixtures
+        monkeypatch.setattr(sys, "stdout", Terminal())
         monkeypatch.setenv("COLUMNS", str(terminals.COLUMNS))
         monkeypatch.setenv("TERM", "xterm")
         function(*arguments, **options)
@@ -172,9 +219,16 @@ def shown(monkeypatch):
 
 
 def test_the_table_of_a_prediction(shown):
-    found = shown(segmented, Path("out"), Counts(done=4, skipped=2, failed=1), seconds=3725.9)
+    found = shown(
+        segmented, Path("out"), Counts(done=4, skipped=2, failed=1), seconds=3725.9
+    )
     rows = [line.split() for line in found.splitlines()]
-    for row in (["done", "4"], ["skipped,", "done", "before", "2"], ["failed", "1"], ["time", "1:02:05"]):
+    for row in (
+        ["done", "4"],
+        ["skipped,", "done", "before", "2"],
+        ["failed", "1"],
+        ["time", "1:02:05"],
+    ):
         assert row in rows
     assert ["masks", "out"] in rows and ["figures", "out/summary.csv"] in rows
 
@@ -184,15 +238,34 @@ def test_scores_that_are_undefined_classes_and_lesions(shown):
     of_class = {"standard": {"dice": dice | {"mean": 0.25}}}
     counts = {"n_images": 3, "n_cases": 1, "n_empty": 2, "seconds_per_image": 0.0125}
     lesions = {"found": 1, "true": 2, "false": 3, "predicted": 4}
-    r = counts | {"standard": {"dice": dice}, "classes": {"1": of_class, "2": of_class}, "lesions": lesions}
+    r = counts | {
+        "standard": {"dice": dice},
+        "classes": {"1": of_class, "2": of_class},
+        "lesions": lesions,
+    }
     found = shown(closing.tested, r, "gone", seconds=1.0)
-    assert "2 of 6 masks empty" in found and "1 of 2 found, 3 of 4 false" in found and "tensorboard" not in found
+    assert (
+        "2 of 6 masks empty" in found
+        and "1 of 2 found, 3 of 4 false" in found
+        and "tensorboard" not in found
+    )
     rows = [line.split() for line in found.splitlines()]
-    assert ["Dice", "0.5000", "none", "none"] in rows and ["Dice,", "class", "2", "0.2500", "none", "none"] in rows
+    assert ["Dice", "0.5000", "none", "none"] in rows and [
+        "Dice,",
+        "class",
+        "2",
+        "0.2500",
+        "none",
+        "none",
+    ] in rows
 
 
-@pytest.mark.parametrize(("terminal", "says"), [(True, "compiling the training step\n"), (False, "")])
-def test_a_terminal_hears_of_a_step_that_is_still_compiled(monkeypatch, capsys, terminal, says):
+@pytest.mark.parametrize(
+    ("terminal", "says"), [(True, "compiling the training step\n"), (False, "")]
+)
+def test_a_terminal_hears_of_a_step_that_is_still_compiled(
+    monkeypatch, capsys, terminal, says
+):
     monkeypatch.setattr(console, "is_terminal", lambda stream: terminal)
     ready, late = futures.Future(), futures.Future()
     ready.set_result("a program")

@@ -1,4 +1,6 @@
-"""False lesions where there is none, and classes that never occur: counted, and said wherever scores are."""
+"""False lesions where there is none, and classes that never occur: counted, and said
+wherever scores are.
+"""
 
 import collections
 import io
@@ -19,7 +21,9 @@ EMPTY, FULL = np.zeros((4, 4), bool), np.ones((4, 4), bool)
 
 
 def summary(*masks):
-    """What results.json holds of slices: ("case", true, predicted), or {class: (true, predicted)} after the case."""
+    """What results.json holds of slices: ("case", true, predicted), or {class: (true,
+    predicted)} after the case.
+    """
     rows = []
     for number, (case, *values) in enumerate(masks):
         by_class = values[0] if len(values) == 1 else {1: values}
@@ -44,8 +48,13 @@ def slow_counts(masks):
         cases[mask.case].append(mask)
     found = []
     for groups in (slices, cases):
-        without = [group for group in groups.values() if not any(mask.true for mask in group)]
-        found += [len(without), sum(any(mask.predicted for mask in group) for group in without)]
+        without = [
+            group for group in groups.values() if not any(mask.true for mask in group)
+        ]
+        found += [
+            len(without),
+            sum(any(mask.predicted for mask in group) for group in without),
+        ]
     return (*found, sum(any(mask.true for mask in group) for group in slices.values()))
 
 
@@ -53,7 +62,13 @@ def slow_counts(masks):
 def test_counts_are_those_of_plain_loops(seed):
     rng = np.random.default_rng(seed)
     masks = [
-        false_lesions.Mask(f"c{case}", str(number), str(label), rng.random() < 0.1 * case, rng.random() < 0.3)
+        false_lesions.Mask(
+            f"c{case}",
+            str(number),
+            str(label),
+            rng.random() < 0.1 * case,
+            rng.random() < 0.3,
+        )
         for case in range(6)
         for number in range(3)
         for label in range(1, 2 + seed % 3)
@@ -69,7 +84,9 @@ def test_counts_are_those_of_plain_loops(seed):
         ([("a", 1, 1), ("a", 0, 1)], ["1 of 1 slice without lesion got one"]),
         (
             [("a", 1, 1), ("b", 0, 1), ("b", 0, 0), ("c", 0, 0)],
-            ["1 of 3 slices without lesion got one, 1 of 2 cases without lesion got one"],
+            [
+                "1 of 3 slices without lesion got one, 1 of 2 cases without lesion got one"
+            ],
         ),
         (
             [("a", 0, 1), ("a", 0, 0), ("b", 0, 0)],
@@ -104,12 +121,23 @@ def test_counts_are_those_of_plain_loops(seed):
             ],
         ),
     ],
-    ids=["every slice", "five", "one", "healthy cases", "no lesion", "one slice", "no class 2", "no class"],
+    ids=[
+        "every slice",
+        "five",
+        "one",
+        "healthy cases",
+        "no lesion",
+        "one slice",
+        "no class 2",
+        "no class",
+    ],
 )
 def test_what_is_said_worked_by_hand(masks, says, capsys, monkeypatch):
     found = summary(*masks)
     assert false_lesions.of_results(found) == says
-    assert false_lesions.of_results(json.loads(json.dumps(found, allow_nan=False))) == says
+    assert (
+        false_lesions.of_results(json.loads(json.dumps(found, allow_nan=False))) == says
+    )
     # The closing lines of a pipe.
     closing.tested(found, "runs/x", seconds=1.0)
     lines = capsys.readouterr().out.splitlines()
@@ -148,7 +176,9 @@ def test_both_reports_say_it_right_under_the_score_table(tmp_path):
     (said,) = false_lesions.of_results(results.load(tmp_path / "run").fields)
     rows = results.load(tmp_path / "run").masks()
     empty = [mask for mask in rows if not mask.true]
-    assert said.startswith(f"{sum(mask.predicted for mask in empty)} of {len(empty)} slice")
+    assert said.startswith(
+        f"{sum(mask.predicted for mask in empty)} of {len(empty)} slice"
+    )
     page, text = texts(tmp_path / "run")
     score_table = text.split("## ")[1]
     assert score_table.startswith("Table 1, standard convention")
@@ -165,18 +195,41 @@ def test_runs_of_one_row_are_counted_together_also_of_an_earlier_version(tmp_pat
         fields = json.loads(path.read_text())
         del fields["without_lesion"]
         path.write_text(json.dumps(fields))
-    masks = [mask for seed in range(3) for mask in results.load(tmp_path / f"{seed}").masks() if not mask.true]
+    masks = [
+        mask
+        for seed in range(3)
+        for mask in results.load(tmp_path / f"{seed}").masks()
+        if not mask.true
+    ]
     for text in texts(tmp_path):
-        assert f"{sum(mask.predicted for mask in masks)} of {len(masks)} slices without lesion got one" in text
+        assert (
+            f"{sum(mask.predicted for mask in masks)} of {len(masks)} slices without lesion got one"
+            in text
+        )
 
 
 @pytest.mark.parametrize(
     ("classes", "absent", "says"),
     [
-        (1, (1,), ("Row BIEDSNet: no slice of the test has a lesion: Dice is undefined",)),
+        (
+            1,
+            (1,),
+            ("Row BIEDSNet: no slice of the test has a lesion: Dice is undefined",),
+        ),
         (2, (2,), ("Class 2: no slice of the test has one: its Dice is undefined",)),
-        (3, (1, 3), ("Class 1: no slice of the test has one", "Class 3: no slice of the test has one")),
-        (2, (1, 2), ("Row BIEDSNet: no slice of the test has a lesion: Dice is undefined",)),
+        (
+            3,
+            (1, 3),
+            (
+                "Class 1: no slice of the test has one",
+                "Class 3: no slice of the test has one",
+            ),
+        ),
+        (
+            2,
+            (1, 2),
+            ("Row BIEDSNet: no slice of the test has a lesion: Dice is undefined",),
+        ),
     ],
 )
 def test_a_report_of_classes_that_never_occur(tmp_path, classes, absent, says):
@@ -190,11 +243,43 @@ def test_a_report_of_classes_that_never_occur(tmp_path, classes, absent, says):
 def test_a_model_card_says_it(tmp_path):
     evaluated_workdir.write(tmp_path / "run", classes=2, absent=(1, 2))
     fields = model_card.read_results(tmp_path / "run")
-    same = ("row", "network", "parameters", "checkpoint_step", "threshold", "fusion", "sampler")
+    same = (
+        "row",
+        "network",
+        "parameters",
+        "checkpoint_step",
+        "threshold",
+        "fusion",
+        "sampler",
+    )
     about = {name: fields.get(name) for name in same}
-    about |= {"dtype": None, "classes": 2, "labels": [[1], [2]], "train_steps": 9, "seed": 0}
-    data = {"name": "d", "size": 32, "channels": 1, "context": 0, "normalise": "minmax", "window": []}
-    split = {"fractions": [0.8, 0.1, 0.1], "seed": 6, "folds": 0, "fold": 0, "train": [], "val": [], "test": []}
+    about |= {
+        "dtype": None,
+        "classes": 2,
+        "labels": [[1], [2]],
+        "train_steps": 9,
+        "seed": 0,
+    }
+    data = {
+        "name": "d",
+        "size": 32,
+        "channels": 1,
+        "context": 0,
+        "normalise": "minmax",
+        "window": [],
+    }
+    split = {
+        "fractions": [0.8, 0.1, 0.1],
+        "seed": 6,
+        "folds": 0,
+        "fold": 0,
+        "train": [],
+        "val": [],
+        "test": [],
+    }
     text = model_card.card(about | {"data": data, "split": split}, fields)
-    assert "**Where there is no lesion**: no slice of the test has a lesion: Dice is undefined" in text
+    assert (
+        "**Where there is no lesion**: no slice of the test has a lesion: Dice is undefined"
+        in text
+    )
     assert "| Dice | undefined | too few cases | undefined |" in text

@@ -21,7 +21,8 @@ def rows_of(pred, truth, *, case="a", slice="0", **fields) -> list[dict]:
 TRUTH = mask(
     "11000000",
     "11000010",
-    "00000100",  # meets the pixel above it by a corner alone: one lesion
+    # meets the pixel above it by a corner alone: one lesion
+    "00000100",
     "00000000",
     "10000001",
 )
@@ -50,15 +51,22 @@ def test_each_lesion_by_hand():
 
 def test_two_lesions_under_one_prediction():
     truth, pred = mask("110011", "000000"), mask("011110", "000000")
-    found = [(row["overlap"], row["dice"], row["found"]) for row in rows_of(pred, truth)]
+    found = [
+        (row["overlap"], row["dice"], row["found"]) for row in rows_of(pred, truth)
+    ]
     assert found == [(0.5, 2 * 1 / 6, 1), (0.5, 2 * 1 / 6, 1), (0.5, 2 * 2 / 8, 1)]
-    found = [(row["overlap"], row["dice"], row["found"]) for row in rows_of(truth, pred)]  # and split in two
+    # and split in two
+    found = [
+        (row["overlap"], row["dice"], row["found"]) for row in rows_of(truth, pred)
+    ]
     assert found == [(0.5, 2 * 2 / 8, 1), (0.5, 2 * 1 / 6, 1), (0.5, 2 * 1 / 6, 1)]
 
 
 @pytest.mark.parametrize(("least", "found"), [(0.0, 1), (0.25, 1), (0.26, 0), (1.0, 0)])
 def test_least_overlap_is_of_the_true_lesion(least, found):
-    """A predicted one that touches truth is not false, however little of the true one it covers."""
+    """A predicted one that touches truth is not false, however little of the true one
+    it covers.
+    """
     true, predicted = rows_of(mask("00011"), mask("11110"), least_overlap=least)
     assert (true["overlap"], true["found"], predicted["found"]) == (0.25, found, 1)
 
@@ -67,7 +75,12 @@ def test_empty_masks_have_no_lesions():
     empty, full = np.zeros((3, 4), bool), np.ones((3, 4), bool)
     assert rows_of(empty, empty) == []
     (missed,), (false,) = rows_of(empty, full), rows_of(full, empty)
-    assert (missed["mask"], missed["found"], false["mask"], false["found"]) == ("truth", 0, "prediction", 0)
+    assert (missed["mask"], missed["found"], false["mask"], false["found"]) == (
+        "truth",
+        0,
+        "prediction",
+        0,
+    )
     assert math.isnan(missed["mm2"])
 
 
@@ -79,12 +92,25 @@ def test_lesions_equal_a_flood_fill(seed):
     expected = []
     for ours, theirs in ((truth, pred), (pred, truth)):
         for lesion in flood_fill(ours):
-            met = set().union(*(other for other in flood_fill(theirs) if other & lesion))
-            expected.append((len(lesion), len(lesion & met), 2 * len(lesion & met) / (len(lesion) + len(met))))
+            met = set().union(
+                *(other for other in flood_fill(theirs) if other & lesion)
+            )
+            expected.append(
+                (
+                    len(lesion),
+                    len(lesion & met),
+                    2 * len(lesion & met) / (len(lesion) + len(met)),
+                )
+            )
     rows = rows_of(pred, truth)
-    found = [(row["pixels"], round(row["overlap"] * row["pixels"]), row["dice"]) for row in rows]
+    found = [
+        (row["pixels"], round(row["overlap"] * row["pixels"]), row["dice"])
+        for row in rows
+    ]
     assert found == expected and len(rows) > 20
-    assert [row["found"] for row in rows] == [int(shared > 0) for _, shared, _ in expected]
+    assert [row["found"] for row in rows] == [
+        int(shared > 0) for _, shared, _ in expected
+    ]
 
 
 def flood_fill(mask: np.ndarray) -> list[set]:
@@ -95,12 +121,15 @@ def flood_fill(mask: np.ndarray) -> list[set]:
         while edge:
             lesion |= edge
             left -= edge
-            edge = {(i + y, j + x) for i, j in edge for y in (-1, 0, 1) for x in (-1, 0, 1)} & left
+            edge = {
+                (i + y, j + x) for i, j in edge for y in (-1, 0, 1) for x in (-1, 0, 1)
+            } & left
         found += [lesion] if lesion else []
     return found
 
 
-# Summary --------------------------------------------------------------------------------------------------------------
+# Summary
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_counts_and_rates_by_hand():
@@ -121,39 +150,58 @@ def test_counts_and_rates_by_hand():
         "f1": pytest.approx(2 * precision * sensitivity / (precision + sensitivity)),
         "dice_of_found": pytest.approx((1 / 2 + 2 / 3 + 1) / 3),
     }
-    assert [(b["from"], b["below"]) for b in by_pixels] == [(0, 10), (10, 100), (100, 1000), (1000, None)]
+    assert [(b["from"], b["below"]) for b in by_pixels] == [
+        (0, 10),
+        (10, 100),
+        (100, 1000),
+        (1000, None),
+    ]
     assert [(b["true"], b["found"], b["predicted"], b["false"]) for b in by_pixels] == [
         (4, 2, 3, 1),
         (0, 0, 0, 0),
-        (1, 1, 1, 0),  # a hundred pixels
+        # a hundred pixels
+        (1, 1, 1, 0),
         (0, 0, 0, 0),
     ]
     assert [b["sensitivity"] for b in by_pixels] == [0.5, None, 1.0, None]
 
 
 def test_millimetres_only_where_all_are_known():
-    known, unknown = rows_of(TRUTH, TRUTH, spacing=(5.0, 5.0)), rows_of(TRUTH, TRUTH, case="b")
-    assert [b["true"] for b in lesions.summarise(known)["by_mm2"]] == [0, 3, 1, 0]  # 25, 25, 50 and 100 mm2
+    known, unknown = (
+        rows_of(TRUTH, TRUTH, spacing=(5.0, 5.0)),
+        rows_of(TRUTH, TRUTH, case="b"),
+    )
+    # 25, 25, 50 and 100 mm2
+    assert [b["true"] for b in lesions.summarise(known)["by_mm2"]] == [0, 3, 1, 0]
     assert "by_mm2" not in lesions.summarise(known + unknown)
 
 
 @pytest.mark.parametrize(
-    ("pred", "truth", "rates"),  # sensitivity, precision, f1, dice_of_found
+    # sensitivity, precision, f1, dice_of_found
+    ("pred", "truth", "rates"),
     [
         ("0000", "0000", [None, None, None, None]),
-        ("0000", "0110", [0.0, None, 0.0, None]),  # predicting nothing is not rewarded
+        # predicting nothing is not rewarded
+        ("0000", "0110", [0.0, None, 0.0, None]),
         ("0110", "0000", [None, 0.0, 0.0, None]),
         ("1000", "0011", [0.0, 0.0, 0.0, None]),
         ("0110", "0110", [1.0, 1.0, 1.0, 1.0]),
     ],
 )
 def test_a_rate_of_nothing_is_none_in_json(pred, truth, rates):
-    summary = json.loads(json.dumps(lesions.summarise(rows_of(mask(pred), mask(truth))), allow_nan=False))
-    assert [summary[name] for name in ("sensitivity", "precision", "f1", "dice_of_found")] == rates
+    summary = json.loads(
+        json.dumps(lesions.summarise(rows_of(mask(pred), mask(truth))), allow_nan=False)
+    )
+    assert [
+        summary[name] for name in ("sensitivity", "precision", "f1", "dice_of_found")
+    ] == rates
 
 
 def test_classes_stand_alone_too():
     first, second = rows_of(PRED, TRUTH), rows_of(TRUTH, TRUTH, label=2)
     summary = lesions.summarise(first + second)
     assert (summary["true"], summary["found"]) == (8, 6)
-    assert summary["classes"] == {"1": lesions.summarise(first), "2": lesions.summarise(second)}
+    assert summary["classes"] == {
+        "1": lesions.summarise(first),
+        "2": lesions.summarise(second),
+    }

@@ -8,7 +8,8 @@ from biedsnet_jax.scoring import pr_curve
 def test_counts_are_those_of_a_loop_over_thresholds_and_pixels():
     rng = np.random.default_rng(0)
     probability = rng.uniform(size=(5, 6, 7, 2)).astype(np.float32)
-    probability[0, :3] = rng.integers(0, 127, (3, 7, 2)) / 126  # on thresholds
+    # on thresholds
+    probability[0, :3] = rng.integers(0, 127, (3, 7, 2)) / 126
     probability[1, 0, :2], probability[2, 0, 0] = 0.0, 1.0
     truth = rng.uniform(size=probability.shape) < probability
     counts = pr_curve.Counts(2)
@@ -21,14 +22,26 @@ def test_counts_are_those_of_a_loop_over_thresholds_and_pixels():
             tp = sum(1 for s, y in zip(said, t) if s and y)
             fp = sum(1 for s, y in zip(said, t) if s and not y)
             fn = sum(1 for s, y in zip(said, t) if not s and y)
-            assert [curve[name][i] for name in ("tp", "fp", "fn", "tn")] == [tp, fp, fn, len(p) - tp - fp - fn]
+            assert [curve[name][i] for name in ("tp", "fp", "fn", "tn")] == [
+                tp,
+                fp,
+                fn,
+                len(p) - tp - fp - fn,
+            ]
             assert curve["precision"][i] == (tp / (tp + fp) if tp + fp else 0)
             assert curve["recall"][i] == tp / (tp + fn)
 
 
 def test_no_truth_and_what_is_no_number():
     counts = pr_curve.Counts(1)
-    counts.add(np.array([np.nan, np.inf, 1.0000001, -1], np.float32).reshape(1, 2, 2, 1), np.zeros((1, 2, 2, 1), bool))
+    counts.add(
+        np.array([np.nan, np.inf, 1.0000001, -1], np.float32).reshape(1, 2, 2, 1),
+        np.zeros((1, 2, 2, 1), bool),
+    )
     (curve,) = counts.curves()
     assert (curve["fp"][0], curve["fp"][1], curve["fp"][-1]) == (4, 2, 2)
-    assert not curve["tp"].any() and not curve["precision"].any() and not curve["recall"].any()
+    assert (
+        not curve["tp"].any()
+        and not curve["precision"].any()
+        and not curve["recall"].any()
+    )

@@ -1,4 +1,6 @@
-"""The bootstrap against slow plain loops, scipy and exact enumeration; one interval for one mean everywhere."""
+"""The bootstrap against slow plain loops, scipy and exact enumeration; one interval for
+one mean everywhere.
+"""
 
 import itertools
 import math
@@ -15,7 +17,9 @@ NAN = math.nan
 
 
 def table(count, *, seed=0, slices=4, without=0.3):
-    """Values of slices and their cases, some without value; the case "healthy" has none at all."""
+    """Values of slices and their cases, some without value; the case "healthy" has none
+    at all.
+    """
     rng = np.random.default_rng(seed)
     case = [f"p{i}" for i in range(count) for _ in range(1 + int(rng.integers(slices)))]
     values = rng.random(len(case))
@@ -30,10 +34,14 @@ def slow_interval(values, case):
         if not math.isnan(value):
             held.setdefault(name, []).append(value)
     names = sorted(held)
-    counts = np.random.default_rng(0).multinomial(len(names), [1 / len(names)] * len(names), size=50_000)
+    counts = np.random.default_rng(0).multinomial(
+        len(names), [1 / len(names)] * len(names), size=50_000
+    )
     means = []
     for draw in counts.tolist():
-        drawn = [value for name, times in zip(names, draw) for value in held[name] * times]
+        drawn = [
+            value for name, times in zip(names, draw) for value in held[name] * times
+        ]
         means.append(math.fsum(drawn) / len(drawn))
     return tuple(np.percentile(means, [2.5, 97.5]))
 
@@ -41,23 +49,36 @@ def slow_interval(values, case):
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_it_is_what_a_plain_loop_over_the_draws_finds(count):
     values, case = table(count, seed=count, without=0.2)
-    assert statistics.interval(values, case) == pytest.approx(slow_interval(values, case), abs=1e-12)
+    assert statistics.interval(values, case) == pytest.approx(
+        slow_interval(values, case), abs=1e-12
+    )
 
 
-@pytest.mark.parametrize("count", [8, 20, 300])  # 300: more than are kept between calls
+# 300: more than are kept between calls
+@pytest.mark.parametrize("count", [8, 20, 300])
 def test_scipy_finds_the_same_up_to_chance(count):
     values = np.random.default_rng(count).beta(4, 2, size=count)
     ours = statistics.interval(values, range(count))
     reference = stats.bootstrap(
-        (values,), np.mean, n_resamples=20_000, batch=2000, method="percentile", random_state=1
+        (values,),
+        np.mean,
+        n_resamples=20_000,
+        batch=2000,
+        method="percentile",
+        random_state=1,
     ).confidence_interval
     assert ours == pytest.approx(reference, abs=0.05 * (reference.high - reference.low))
 
 
 def test_every_draw_of_three_cases_by_hand():
-    """27 draws, alike in probability; the mean of each is over its slices, not over its cases."""
+    """27 draws, alike in probability; the mean of each is over its slices, not over its
+    cases.
+    """
     held = {"a": [0.0, 0.0], "b": [0.5], "c": [1.0, 1.0, 1.0]}
-    means = [np.mean([v for name in draw for v in held[name]]) for draw in itertools.product("abc", repeat=3)]
+    means = [
+        np.mean([v for name in draw for v in held[name]])
+        for draw in itertools.product("abc", repeat=3)
+    ]
     values = np.array([v for name in "abc" for v in held[name]])
     case = [name for name in "abc" for _ in held[name]]
     # 1 of 27 draws holds c alone, and 1 of 27 a alone: more than 2.5 %.
@@ -83,7 +104,13 @@ def test_fewer_than_two_cases_with_a_value_have_no_interval(values, case):
 @pytest.mark.parametrize("count", [5, 60, 300])
 def test_a_column_has_the_same_interval_alone_and_among_others_to_the_last_bit(count):
     values, case = table(count, seed=1)
-    columns = {"a": values, "whole": np.nan_to_num(values), "b": values**2, "none": values * NAN, "c": 1 - values}
+    columns = {
+        "a": values,
+        "whole": np.nan_to_num(values),
+        "b": values**2,
+        "none": values * NAN,
+        "c": 1 - values,
+    }
     together = statistics.intervals(columns, case)
     assert list(together) == list(columns)
     for name, column in columns.items():
@@ -110,12 +137,18 @@ def test_memory_is_bounded_for_a_thousand_cases():
     assert peak < 80e6
     # The normal approximation holds for so many.
     spread = 1.96 * values.std() / math.sqrt(1000)
-    assert found["0"] == pytest.approx((values.mean() - spread, values.mean() + spread), abs=0.002)
+    assert found["0"] == pytest.approx(
+        (values.mean() - spread, values.mean() + spread), abs=0.002
+    )
 
 
 @pytest.mark.parametrize(("classes", "count"), [(1, 8), (2, 14), (3, 30)])
-def test_the_report_has_the_interval_of_the_results_to_the_last_bit(tmp_path, classes, count):
-    evaluated_workdir.write(tmp_path / "run", classes=classes, count=count, seed=classes)
+def test_the_report_has_the_interval_of_the_results_to_the_last_bit(
+    tmp_path, classes, count
+):
+    evaluated_workdir.write(
+        tmp_path / "run", classes=classes, count=count, seed=classes
+    )
     run = results.load(tmp_path / "run")
     pooled = comparison.pool([run])
     for column in results.STANDARD:
@@ -123,19 +156,31 @@ def test_the_report_has_the_interval_of_the_results_to_the_last_bit(tmp_path, cl
         assert [low, high] == run.fields["standard"][column]["ci95"], column
     for column in results.PAPER:
         low, high = comparison.interval(pooled, column)
-        assert [low, high] == run.fields["paper_ci95"][column.removeprefix("paper_")], column
+        assert [low, high] == run.fields["paper_ci95"][column.removeprefix("paper_")], (
+            column
+        )
 
 
 def test_healthy_cases_do_not_widen_the_interval_of_the_results():
     """Ten cases, five of them healthy: only the five that have a Dice are drawn."""
     full = np.ones((4, 4), bool)
     part = {f"p{i}": np.arange(16).reshape(4, 4) < 3 * i + 3 for i in range(5)}
-    ill = [metrics.slice_row(pred=pred, truth=full, case=case, slice="1") for case, pred in part.items()]
-    healthy = [metrics.slice_row(pred=~full, truth=~full, case=f"h{i}", slice="1") for i in range(5)]
+    ill = [
+        metrics.slice_row(pred=pred, truth=full, case=case, slice="1")
+        for case, pred in part.items()
+    ]
+    healthy = [
+        metrics.slice_row(pred=~full, truth=~full, case=f"h{i}", slice="1")
+        for i in range(5)
+    ]
     alone, both = (metrics.summarise(rows)["standard"] for rows in (ill, ill + healthy))
     assert both["dice"]["ci95"] == alone["dice"]["ci95"]
     dice = [2 * n / (16 + n) for n in (3, 6, 9, 12, 15)]
-    reference = stats.bootstrap((dice,), np.mean, n_resamples=20_000, method="percentile", random_state=1)
-    assert both["dice"]["ci95"] == pytest.approx(reference.confidence_interval, abs=0.02)
+    reference = stats.bootstrap(
+        (dice,), np.mean, n_resamples=20_000, method="percentile", random_state=1
+    )
+    assert both["dice"]["ci95"] == pytest.approx(
+        reference.confidence_interval, abs=0.02
+    )
     # Accuracy is defined for healthy cases too.
     assert both["accuracy"]["ci95"] != alone["accuracy"]["ci95"]

@@ -1,4 +1,6 @@
-"""Fusion of samples against SimpleITK and a plain float64 EM; uncertainty against numbers worked by hand."""
+"""Fusion of samples against SimpleITK and a plain float64 EM; uncertainty against
+numbers worked by hand.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,9 @@ STAPLE = jax.jit(fusion.staple)
 
 
 def raters(seed: int, n: int, shape=(40, 52), noise=0.6) -> np.ndarray:
-    """Masks "n h w" that agree on the middle of some blobs and differ along their borders."""
+    """Masks "n h w" that agree on the middle of some blobs and differ along their
+    borders.
+    """
     rng = np.random.default_rng(seed)
 
     def field(sigma):
@@ -34,7 +38,9 @@ def samples(votes: np.ndarray) -> jax.Array:
 
 
 def plain_staple(votes: np.ndarray) -> np.ndarray:
-    """Warfield, Zou, Wells 2004, section II, as products of float64 over every pixel; ITK's start, prior and stop."""
+    """Warfield, Zou, Wells 2004, section II, as products of float64 over every pixel;
+    ITK's start, prior and stop.
+    """
     d = votes.reshape(len(votes), -1)
     w, prior, last = d.mean(axis=0), d.mean(), np.full((2, len(d), 1), -10.0)
     for _ in range(1000):
@@ -50,36 +56,54 @@ def plain_staple(votes: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 9, 12])  # 2^12 patterns are more than there are pixels
+# 2^12 patterns are more than there are pixels
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 9, 12])
 def test_staple_is_simple_itks(n, seed):
     sitk = pytest.importorskip("SimpleITK")
     votes = raters(seed, n)
-    image = sitk.STAPLEImageFilter().Execute([sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in votes])
+    image = sitk.STAPLEImageFilter().Execute(
+        [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in votes]
+    )
     expected, found = sitk.GetArrayFromImage(image), staple(votes)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     np.testing.assert_array_equal(found > 0.5, expected > 0.5)
 
 
-@pytest.mark.parametrize(("n", "shape"), [(3, (40, 52)), (4, (16, 20)), (7, (16, 20)), (9, (16, 20))])
+@pytest.mark.parametrize(
+    ("n", "shape"), [(3, (40, 52)), (4, (16, 20)), (7, (16, 20)), (9, (16, 20))]
+)
 def test_staple_is_a_plain_em(n, shape):
-    """By patterns of votes where these are fewer than the pixels, in the last by pixels."""
+    """By patterns of votes where these are fewer than the pixels, in the last by
+    pixels.
+    """
     votes = raters(2, n, shape)
     np.testing.assert_allclose(staple(votes), plain_staple(votes), atol=1e-4)
 
 
 def test_each_image_and_class_is_fused_by_itself():
-    votes = np.stack([raters(seed, 5) for seed in range(6)], axis=-1)  # n h w (b k)
-    together = np.asarray(STAPLE(jnp.moveaxis(jnp.asarray(votes, jnp.float32).reshape(5, 40, 52, 2, 3), 3, 1)))
+    # n h w (b k)
+    votes = np.stack([raters(seed, 5) for seed in range(6)], axis=-1)
+    together = np.asarray(
+        STAPLE(
+            jnp.moveaxis(jnp.asarray(votes, jnp.float32).reshape(5, 40, 52, 2, 3), 3, 1)
+        )
+    )
     assert together.shape == (2, 40, 52, 3)
     for i in range(6):
-        np.testing.assert_allclose(together[i // 3, :, :, i % 3], staple(votes[..., i]), atol=1e-6)
+        np.testing.assert_allclose(
+            together[i // 3, :, :, i % 3], staple(votes[..., i]), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12])
 @pytest.mark.parametrize("said", ["nothing", "all", "the same"])
 def test_agreeing_samples_come_back(n, said):
     """ITK itself gives NaN where every vote is 0, or every vote 1."""
-    mask = {"nothing": np.zeros((9, 9), bool), "all": np.ones((9, 9), bool), "the same": raters(0, 1, (9, 9))[0]}[said]
+    mask = {
+        "nothing": np.zeros((9, 9), bool),
+        "all": np.ones((9, 9), bool),
+        "the same": raters(0, 1, (9, 9))[0],
+    }[said]
     np.testing.assert_allclose(staple(np.stack([mask] * n)), mask, atol=1e-6)
 
 
@@ -97,35 +121,44 @@ def test_two_good_samples_outvote_three_bad_ones():
     truth = np.hypot(*np.ogrid[-20:20, -20:20]) < 12
     votes = np.stack([truth, truth, *(rng.random((3, 40, 40)) < 0.5)])
     majority = np.asarray(fusion.majority(samples(votes)))[0, :, :, 0] > 0.5
-    assert (majority != truth).mean() > 0.1  # all three against: an eighth of the pixels
+    # all three against: an eighth of the pixels
+    assert (majority != truth).mean() > 0.1
     np.testing.assert_array_equal(staple(votes) > 0.5, truth)
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("mean", 0.5), ("majority", 2 / 3), ("mean_squared", 0.25), ("staple", 2 / 3)]
+    ("name", "expected"),
+    [("mean", 0.5), ("majority", 2 / 3), ("mean_squared", 0.25), ("staple", 2 / 3)],
 )
 def test_three_samples_of_one_pixel(name, expected):
     pixel = jnp.array([0.2, 0.6, 0.7]).reshape(3, 1, 1, 1, 1)
-    # staple: w = 2/3 gives p = (0, 1, 1) and q = (1, 0, 0), which explain a true pixel and a false one alike: the
-    # odds are those of the prior, 2 to 1, and then stay.
-    assert float(fusion.FUSIONS[name](pixel)[0, 0, 0, 0]) == pytest.approx(expected, abs=1e-6)
+    # staple: w = 2/3 gives p = (0, 1, 1) and q = (1, 0, 0), which explain a true pixel
+    # and a false one alike: the odds are those of the prior, 2 to 1, and then stay.
+    assert float(fusion.FUSIONS[name](pixel)[0, 0, 0, 0]) == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
-# Uncertainty ----------------------------------------------------------------------------------------------------------
+# Uncertainty
+# ----------------------------------------------------------------------------------------------------------
 
-THIRD = 0.9182958340544896  # entropy of (1/3, 2/3) in bits
+# entropy of (1/3, 2/3) in bits
+THIRD = 0.9182958340544896
 
 
 @pytest.mark.parametrize(
     ("samples", "entropy", "mutual_information", "variance"),
     [
-        ([0.5, 0.5, 0.5], 1.0, 0.0, 0.0),  # every sample unsure: nothing to learn from their disagreement
-        ([0.0, 1.0], 1.0, 1.0, 0.25),  # each sure, of the opposite
+        # every sample unsure: nothing to learn from their disagreement
+        ([0.5, 0.5, 0.5], 1.0, 0.0, 0.0),
+        # each sure, of the opposite
+        ([0.0, 1.0], 1.0, 1.0, 0.25),
         ([0.0, 0.0, 1.0], THIRD, THIRD, 2 / 9),
         ([0.25, 0.75], 1.0, 1.0 - 0.8112781244591328, 1 / 16),
         ([0.0, 0.0], 0.0, 0.0, 0.0),
         ([1.0, 1.0, 1.0], 0.0, 0.0, 0.0),
-        ([1 / 3], THIRD, 0.0, 0.0),  # one sample
+        # one sample
+        ([1 / 3], THIRD, 0.0, 0.0),
     ],
 )
 def test_uncertainty_by_hand(samples, entropy, mutual_information, variance):
@@ -138,10 +171,18 @@ def test_uncertainty_by_hand(samples, entropy, mutual_information, variance):
 
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_uncertainty_keeps_its_bounds(n):
-    samples = np.random.default_rng(n).beta(0.3, 0.3, (n, 2, 16, 16, 3)).astype(np.float32)
+    samples = (
+        np.random.default_rng(n).beta(0.3, 0.3, (n, 2, 16, 16, 3)).astype(np.float32)
+    )
     samples[:, 0, 0] = samples[:, 0, 0].round()
-    maps = {name: np.asarray(m) for name, m in fusion.uncertainty(jnp.asarray(samples)).items()}
-    assert all(m.shape == samples.shape[1:] and np.isfinite(m).all() and (m >= 0).all() for m in maps.values())
+    maps = {
+        name: np.asarray(m)
+        for name, m in fusion.uncertainty(jnp.asarray(samples)).items()
+    }
+    assert all(
+        m.shape == samples.shape[1:] and np.isfinite(m).all() and (m >= 0).all()
+        for m in maps.values()
+    )
     assert (maps["entropy"] <= 1 + 1e-6).all() and (maps["variance"] <= 0.25).all()
     assert (maps["mutual_information"] <= maps["entropy"]).all()
     if n == 1:

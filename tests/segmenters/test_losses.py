@@ -1,4 +1,6 @@
-"""Losses against hand-worked numbers, closed forms and optax; finite values and gradients wherever a mask may lead."""
+"""Losses against hand-worked numbers, closed forms and optax; finite values and
+gradients wherever a mask may lead.
+"""
 
 import math
 
@@ -24,7 +26,10 @@ def random_pair():
     return logits, jnp.asarray(rng.random(logits.shape) < 0.3, jnp.float32)
 
 
-@pytest.mark.parametrize(("beta", "expected"), [(1.0, [0.0125, 0.5]), (0.5, [0.025, 0.75]), (0.05, [0.125, 0.975])])
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [(1.0, [0.0125, 0.5]), (0.5, [0.025, 0.75]), (0.05, [0.125, 0.975])],
+)
 def test_smooth_l1_by_hand(beta, expected):
     # d = 0.2 and 0.1, then 1 and 1: d^2 / (2 beta) below beta, d - beta / 2 above.
     p, y = maps([0.2, 0.9], [1.0, 0.0]), maps([0.0, 1.0], [0.0, 1.0])
@@ -34,8 +39,12 @@ def test_smooth_l1_by_hand(beta, expected):
 def test_smooth_l1_with_beta_1_is_half_the_squared_error_on_probabilities():
     logits, y = random_pair()
     p = jax.nn.sigmoid(logits)
-    np.testing.assert_allclose(losses.smooth_l1(p, y), 0.5 * losses.mse(p, y), rtol=1e-5)
-    np.testing.assert_allclose(losses.mse(p, y), np.square(p - y).mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.smooth_l1(p, y), 0.5 * losses.mse(p, y), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        losses.mse(p, y), np.square(p - y).mean((1, 2, 3)), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,12 +75,21 @@ def test_bce_is_optaxs():
 
 
 def test_joint_losses_by_hand():
-    logits, y = maps([0, 0, 0, 0]), maps([1, 1, 0, 0])  # p = 1/2 everywhere
+    # p = 1/2 everywhere
+    logits, y = maps([0, 0, 0, 0]), maps([1, 1, 0, 0])
     smooth_l1, ln2 = 0.125, math.log(2)
-    np.testing.assert_allclose(losses.joint(logits, y), [smooth_l1 + (1 - 3 / 5) + 0.5 * ln2], rtol=1e-5)
-    other = losses.joint(logits, y, smooth_l1_beta=0.5, dice_smooth=2.0, dice_weight=0.5, bce_weight=0.25)
-    np.testing.assert_allclose(other, [0.25 + 0.5 * (1 - 4 / 6) + 0.25 * ln2], rtol=1e-5)
-    np.testing.assert_allclose(losses.dice_bce(logits, y), [(1 - 1 / 2) + 0.5 * ln2], rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.joint(logits, y), [smooth_l1 + (1 - 3 / 5) + 0.5 * ln2], rtol=1e-5
+    )
+    other = losses.joint(
+        logits, y, smooth_l1_beta=0.5, dice_smooth=2.0, dice_weight=0.5, bce_weight=0.25
+    )
+    np.testing.assert_allclose(
+        other, [0.25 + 0.5 * (1 - 4 / 6) + 0.25 * ln2], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        losses.dice_bce(logits, y), [(1 - 1 / 2) + 0.5 * ln2], rtol=1e-5
+    )
     np.testing.assert_allclose(losses.mse_only(logits, y), [0.25], rtol=1e-5)
 
 
@@ -82,8 +100,13 @@ def test_gradients_are_the_closed_forms():
     bce = (p - y) / pixels
     mse = 2 * (p - y) * slope / pixels
     overlap, total = (x.sum((1, 2), keepdims=True) for x in (p * y, p + y))
-    dice = (-2 * y / (total + 1) + (2 * overlap + 1) / (total + 1) ** 2) * slope / 2  # two classes
-    for loss, expected in [(losses.bce, bce), (losses.mse_only, mse), (losses.joint, mse / 2 + dice + bce / 2)]:
+    # two classes
+    dice = (-2 * y / (total + 1) + (2 * overlap + 1) / (total + 1) ** 2) * slope / 2
+    for loss, expected in [
+        (losses.bce, bce),
+        (losses.mse_only, mse),
+        (losses.joint, mse / 2 + dice + bce / 2),
+    ]:
         got = jax.jit(jax.grad(lambda logits, loss=loss: loss(logits, y).sum()))(logits)
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-7)
 
@@ -109,11 +132,18 @@ def test_values_and_gradients_are_finite_on_empty_and_full_masks(loss, logit, tr
 
 def test_supervision_weighs_the_heads_final_first():
     logits, y = random_pair()
-    heads, weights = [logits, logits + 1, logits - 1, 2 * logits], (0.7, 0.1, 0.15, 0.05)
+    heads, weights = (
+        [logits, logits + 1, logits - 1, 2 * logits],
+        (0.7, 0.1, 0.15, 0.05),
+    )
     expected = sum(w * losses.joint(head, y) for w, head in zip(weights, heads))
-    np.testing.assert_allclose(losses.supervised(losses.joint, heads, y, weights), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.supervised(losses.joint, heads, y, weights), expected, rtol=1e-5
+    )
     units = [maps([1.0]), maps([10.0]), maps([100.0])]
-    by_position = losses.supervised(lambda head, y: head[:, 0, 0, 0], units, maps([0.0]), (3.0, 2.0, 1.0))
+    by_position = losses.supervised(
+        lambda head, y: head[:, 0, 0, 0], units, maps([0.0]), (3.0, 2.0, 1.0)
+    )
     np.testing.assert_allclose(by_position, [123])
 
 

@@ -1,4 +1,6 @@
-"""Multiply-adds: small ones worked by hand, and whole networks against counts of their PyTorch originals."""
+"""Multiply-adds: small ones worked by hand, and whole networks against counts of their
+PyTorch originals.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +44,21 @@ def convolve(stride=1, dilation=1, groups=1, stretch=1, padding="SAME"):
     [
         (convolve(), (2, 8, 8, 3), (3, 3, 3, 5), 2 * 8 * 8 * 5 * 3 * 3 * 3),
         (convolve(stride=2), (1, 8, 8, 3), (3, 3, 3, 5), 4 * 4 * 5 * 27),
-        (convolve(dilation=2, padding="VALID"), (1, 8, 8, 3), (3, 3, 3, 5), 4 * 4 * 5 * 27),  # 8 - 2 * 2 pixels left
+        # 8 - 2 * 2 pixels left
+        (
+            convolve(dilation=2, padding="VALID"),
+            (1, 8, 8, 3),
+            (3, 3, 3, 5),
+            4 * 4 * 5 * 27,
+        ),
         (convolve(groups=3), (1, 8, 8, 6), (3, 3, 2, 9), 8 * 8 * 9 * 9 * 2),
-        (convolve(stretch=2, padding=((1, 1), (1, 1))), (1, 4, 4, 3), (2, 2, 3, 5), 4 * 4 * 3 * 4 * 5),  # of 4 taps
+        # of 4 taps
+        (
+            convolve(stretch=2, padding=((1, 1), (1, 1))),
+            (1, 4, 4, 3),
+            (2, 2, 3, 5),
+            4 * 4 * 3 * 4 * 5,
+        ),
     ],
 )
 def test_convolution(fn, image, kernel, expected):
@@ -53,11 +67,19 @@ def test_convolution(fn, image, kernel, expected):
 
 def test_matrix_products():
     assert count_macs(jnp.matmul, shaped(4, 6), shaped(6, 10)) == 240
-    assert count_macs(lambda a, b: jnp.einsum("bqd,bkd->bqk", a, b), shaped(2, 5, 3), shaped(2, 7, 3)) == 2 * 5 * 7 * 3
+    assert (
+        count_macs(
+            lambda a, b: jnp.einsum("bqd,bkd->bqk", a, b),
+            shaped(2, 5, 3),
+            shaped(2, 7, 3),
+        )
+        == 2 * 5 * 7 * 3
+    )
     assert count_macs(lambda a: jnp.exp(a) * a + a.sum(), shaped(4, 6)) == 0
 
 
-A = shaped(4, 4)  # A @ A is 64 multiply-adds
+# A @ A is 64 multiply-adds
+A = shaped(4, 4)
 
 
 def square(a):
@@ -69,7 +91,9 @@ def custom_jvp(a):
     return a @ a
 
 
-custom_jvp.defjvp(lambda primals, tangents: (primals[0] @ primals[0], tangents[0] @ primals[0]))
+custom_jvp.defjvp(
+    lambda primals, tangents: (primals[0] @ primals[0], tangents[0] @ primals[0])
+)
 
 
 @jax.custom_vjp
@@ -89,13 +113,30 @@ custom_vjp.defvjp(lambda a: (a @ a, a), lambda a, g: (g @ a.T + a.T @ g,))
         (custom_vjp, 1),
         (lambda a: jax.lax.scan(lambda c, _: (c @ a, None), a, length=7)[0], 7),
         (lambda a: jax.lax.map(lambda i: jax.jit(square)(a) * i, jnp.arange(3)), 3),
-        (lambda a: jax.lax.scan(lambda c, _: (jax.lax.fori_loop(0, 5, lambda i, d: d @ a, c), 0), a, length=2)[0], 10),
+        (
+            lambda a: jax.lax.scan(
+                lambda c, _: (jax.lax.fori_loop(0, 5, lambda i, d: d @ a, c), 0),
+                a,
+                length=2,
+            )[0],
+            10,
+        ),
         (lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a, lambda a: a @ a @ a, a), 2),
-        (lambda a: jax.lax.switch(0, [lambda a: a @ a @ a @ a, lambda a: a, square], a), 3),
-        (lambda a: jax.lax.while_loop(lambda c: c[0, 0] < 0, lambda c: c + 1, a @ a), 1),
+        (
+            lambda a: jax.lax.switch(
+                0, [lambda a: a @ a @ a @ a, lambda a: a, square], a
+            ),
+            3,
+        ),
+        (
+            lambda a: jax.lax.while_loop(lambda c: c[0, 0] < 0, lambda c: c + 1, a @ a),
+            1,
+        ),
         (jax.vmap(lambda v: v @ jnp.ones((4, 4))), 1),
-        (jax.grad(lambda a: (a @ jnp.ones((4, 4))).sum()), 1),  # the product itself is not needed, its transpose is
-        (lambda a: [a @ a, a @ a @ a][0], 1),  # nothing depends on the second
+        # the product itself is not needed, its transpose is
+        (jax.grad(lambda a: (a @ jnp.ones((4, 4))).sum()), 1),
+        # nothing depends on the second
+        (lambda a: [a @ a, a @ a @ a][0], 1),
     ],
 )
 def test_counts_inside_the_functions_that_a_function_calls(fn, squares):
@@ -104,7 +145,13 @@ def test_counts_inside_the_functions_that_a_function_calls(fn, squares):
 
 def test_shards_are_counted_on_all_devices():
     mesh = devices.make_mesh()
-    fn = jax.shard_map(square, mesh=mesh, in_specs=P(None, None), out_specs=P(None, None), check_vma=False)
+    fn = jax.shard_map(
+        square,
+        mesh=mesh,
+        in_specs=P(None, None),
+        out_specs=P(None, None),
+        check_vma=False,
+    )
     assert count_macs(fn, A) == mesh.size * 64
 
 
@@ -118,7 +165,12 @@ def test_depthwise_convolution_is_nine_an_output_and_resampling_is_free():
     module = DepthwiseConv(use_bias=True)
     variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
     assert count_macs(module.apply, variables, image) == 2 * 8 * 8 * 6 * 9
-    assert count_macs(jax.vmap(module.apply, (None, 0)), variables, shaped(3, *image.shape)) == 3 * 2 * 8 * 8 * 6 * 9
+    assert (
+        count_macs(
+            jax.vmap(module.apply, (None, 0)), variables, shaped(3, *image.shape)
+        )
+        == 3 * 2 * 8 * 8 * 6 * 9
+    )
     assert count_macs(lambda x: resize_bilinear(boundary(x, 3), (16, 16)), image) == 0
 
 
@@ -133,12 +185,20 @@ def test_a_scope_holds_for_the_functions_called_in_it():
     assert count_macs(fn, A) == 3 * 16 + 64
 
 
-IMAGE, MASK, T = shaped(1, 256, 256, 1), shaped(1, 256, 256, 1), shaped(1, dtype=jnp.int32)
-LINEAGE = dict(dconv="lineage", count_include_pad=True, residual="conv", attention_per="level")
+IMAGE, MASK, T = (
+    shaped(1, 256, 256, 1),
+    shaped(1, 256, 256, 1),
+    shaped(1, dtype=jnp.int32),
+)
+LINEAGE = dict(
+    dconv="lineage", count_include_pad=True, residual="conv", attention_per="level"
+)
 
 
 def network_variables(network, *inputs):
-    return jax.eval_shape(lambda *xs: network.init(jax.random.key(0), *xs, train=False), *inputs)
+    return jax.eval_shape(
+        lambda *xs: network.init(jax.random.key(0), *xs, train=False), *inputs
+    )
 
 
 TOY = NETWORKS["biedsnet"](channels=(8, 16), blocks_per_level=1, dconv="lineage")
@@ -147,14 +207,29 @@ TOY = NETWORKS["biedsnet"](channels=(8, 16), blocks_per_level=1, dconv="lineage"
 def test_prediction_encodes_once_and_denoises_steps_times_samples():
     image, mask = shaped(1, 16, 16, 1), shaped(1, 16, 16, 1)
     variables = network_variables(TOY, mask, image, T)
-    features = jax.eval_shape(lambda v, x: TOY.apply(v, x, method=TOY.encode), variables, image)
-    encode = count_macs(lambda v, x: TOY.apply(v, x, method=TOY.encode), variables, image)
-    denoise = count_macs(lambda v, *xs: TOY.apply(v, *xs, method=TOY.denoise)[0], variables, features, mask, image, T)
+    features = jax.eval_shape(
+        lambda v, x: TOY.apply(v, x, method=TOY.encode), variables, image
+    )
+    encode = count_macs(
+        lambda v, x: TOY.apply(v, x, method=TOY.encode), variables, image
+    )
+    denoise = count_macs(
+        lambda v, *xs: TOY.apply(v, *xs, method=TOY.denoise)[0],
+        variables,
+        features,
+        mask,
+        image,
+        T,
+    )
     assert encode > 0 and denoise > 0
 
-    model = Diffusion(TOY, schedule.linear(100), losses.dice, sampling=Sampling(steps=7))
+    model = Diffusion(
+        TOY, schedule.linear(100), losses.dice, sampling=Sampling(steps=7)
+    )
     counted = prediction_gmacs(model, variables, (16, 16, 1), ensemble=3)
     assert counted == pytest.approx((encode + 3 * 7 * denoise) / 1e9, rel=1e-12)
 
-    once = prediction_gmacs(Direct(TOY, losses.dice), variables, (16, 16, 1), ensemble=3)
+    once = prediction_gmacs(
+        Direct(TOY, losses.dice), variables, (16, 16, 1), ensemble=3
+    )
     assert once == pytest.approx((encode + denoise) / 1e9, rel=1e-12)

@@ -1,4 +1,6 @@
-"""The segmenters on networks whose answer is known, and the one that every variant of the config builds."""
+"""The segmenters on networks whose answer is known, and the one that every variant of
+the config builds.
+"""
 
 import functools
 import math
@@ -21,7 +23,8 @@ from biedsnet_jax.segmenters.noise_diffusion import NoisePrediction
 from biedsnet_jax.segmenters.segmenter import Segmenter
 from configs import covid, default, variants
 
-RUNS = []  # entry points of Oracle, in the order in which compiled programs ran them
+# entry points of Oracle, in the order in which compiled programs ran them
+RUNS = []
 
 
 class Oracle(nn.Module):
@@ -58,7 +61,9 @@ class Probe(nn.Module):
 
 
 class Echo(nn.Module):
-    """A self-conditioned network: logits x_t times a parameter, the side head what it saw beside x_t."""
+    """A self-conditioned network: logits x_t times a parameter, the side head what it
+    saw beside x_t.
+    """
 
     classes: int = 1
 
@@ -77,7 +82,9 @@ class Echo(nn.Module):
 
 
 class NoiseOracle(nn.Module):
-    """Predicts the noise on a mask, which the image is, but for a parameter; its calibration is the image."""
+    """Predicts the noise on a mask, which the image is, but for a parameter; its
+    calibration is the image.
+    """
 
     noise: schedule.Schedule
     classes: int = 1
@@ -90,7 +97,9 @@ class NoiseOracle(nn.Module):
 
     def denoise(self, features, x_t, image, t, *, train):
         eps = process.eps_from_x_0(self.noise, x_t=x_t, x_0=features[0], t=t)
-        return jnp.concatenate([eps + self.off, jnp.zeros_like(eps)], axis=-1), {"calibration": features[0]}
+        return jnp.concatenate([eps + self.off, jnp.zeros_like(eps)], axis=-1), {
+            "calibration": features[0]
+        }
 
     def __call__(self, x_t, image, t, *, train):
         return self.denoise([image], x_t, image, t, train=train)
@@ -101,11 +110,15 @@ class Normed(nn.Module):
 
     @nn.compact
     def __call__(self, image, *, train):
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(image), {}
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(
+            image
+        ), {}
 
 
 def masks(batch: int = 2, classes: int = 1):
-    return jnp.asarray(np.random.default_rng(0).random((batch, 8, 8, classes)) < 0.3, jnp.float32)
+    return jnp.asarray(
+        np.random.default_rng(0).random((batch, 8, 8, classes)) < 0.3, jnp.float32
+    )
 
 
 def keys(batch: int = 2, seed: int = 0):
@@ -121,18 +134,24 @@ def diffusion(network, loss=losses.joint, *, noise=None, **fields):
 
 def predictor(segmenter, ensemble: int = 1):
     """predict(image, keys), compiled, of a network without parameters"""
-    return jax.jit(lambda image, keys: segmenter.predict({}, image, keys, ensemble=ensemble))
+    return jax.jit(
+        lambda image, keys: segmenter.predict({}, image, keys, ensemble=ensemble)
+    )
 
 
 def weights(module, *inputs):
-    """Random variables of the module's own shapes, from numpy: compiling an `init` costs more than the tests."""
+    """Random variables of the module's own shapes, from numpy: compiling an `init`
+    costs more than the tests.
+    """
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda *xs: module.init(jax.random.key(0), *xs), *inputs)
 
     def draw(path, leaf):
         fan_in = math.prod(leaf.shape[:-1]) if path[-1].key == "kernel" else 10
         random = rng.normal(0, fan_in**-0.5, leaf.shape)
-        return (np.ones(leaf.shape) if path[-1].key in ("scale", "var") else random).astype(leaf.dtype)
+        return (
+            np.ones(leaf.shape) if path[-1].key in ("scale", "var") else random
+        ).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -140,11 +159,19 @@ def weights(module, *inputs):
 # ---- Diffusion: prediction
 
 
-@pytest.mark.parametrize(("method", "steps"), [("ddpm", 7), ("ddim", 1), ("dpm_solver", 5)])
-@pytest.mark.parametrize(("mask_range", "mask_scale"), [("plus_minus", 1.0), ("plus_minus", 0.3), ("zero_one", 1.0)])
+@pytest.mark.parametrize(
+    ("method", "steps"), [("ddpm", 7), ("ddim", 1), ("dpm_solver", 5)]
+)
+@pytest.mark.parametrize(
+    ("mask_range", "mask_scale"),
+    [("plus_minus", 1.0), ("plus_minus", 0.3), ("zero_one", 1.0)],
+)
 def test_a_perfect_network_recovers_the_mask(method, steps, mask_range, mask_scale):
     segmenter = diffusion(
-        Oracle(classes=2), mask_range=mask_range, mask_scale=mask_scale, sampling=Sampling(method, steps)
+        Oracle(classes=2),
+        mask_range=mask_range,
+        mask_scale=mask_scale,
+        sampling=Sampling(method, steps),
     )
     y = masks(classes=2)
     got = predictor(segmenter, ensemble=2)(y, keys())
@@ -165,10 +192,18 @@ def test_the_image_is_encoded_once_whatever_the_steps_and_samples(steps, ensembl
 def test_samples_of_an_ensemble_differ_and_do_not_depend_on_its_size():
     segmenter = diffusion(Probe(), sampling=Sampling(steps=2))
     image = masks()
-    three, two = predictor(segmenter, 3)(image, keys()), predictor(segmenter, 2)(image, keys())
+    three, two = (
+        predictor(segmenter, 3)(image, keys()),
+        predictor(segmenter, 2)(image, keys()),
+    )
     np.testing.assert_allclose(three[:2], two, atol=1e-6)
-    assert all(np.abs(three[i] - three[j]).max() > 0.01 for i, j in [(0, 1), (0, 2), (1, 2)])
-    assert np.abs(three[0, 0] - predictor(segmenter)(image, keys(seed=1))[0, 0]).max() > 0.01
+    assert all(
+        np.abs(three[i] - three[j]).max() > 0.01 for i, j in [(0, 1), (0, 2), (1, 2)]
+    )
+    assert (
+        np.abs(three[0, 0] - predictor(segmenter)(image, keys(seed=1))[0, 0]).max()
+        > 0.01
+    )
 
 
 def test_a_mask_does_not_depend_on_its_batch():
@@ -178,8 +213,12 @@ def test_a_mask_does_not_depend_on_its_batch():
     variables = weights(network, image, image, jnp.zeros(3, jnp.int32))
     predict = jax.jit(functools.partial(segmenter.predict, variables, ensemble=2))
     together, order = predict(image, keys(3)), np.array([2, 0, 1])
-    np.testing.assert_allclose(predict(image[order], keys(3)[order]), together[:, order], atol=1e-5)
-    np.testing.assert_allclose(predict(image[1:2], keys(3)[1:2]), together[:, 1:2], atol=1e-5)
+    np.testing.assert_allclose(
+        predict(image[order], keys(3)[order]), together[:, order], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        predict(image[1:2], keys(3)[1:2]), together[:, 1:2], atol=1e-5
+    )
     assert np.abs(predict(image, keys(3)[order]) - together).max() > 0.01
 
 
@@ -188,45 +227,74 @@ def test_a_mask_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize(
     ("mask_range", "mask_scale", "low", "high"),
-    [("plus_minus", 1.0, -1, 1), ("plus_minus", 0.3, -0.3, 0.3), ("zero_one", 1.0, 0, 1)],
+    [
+        ("plus_minus", 1.0, -1, 1),
+        ("plus_minus", 0.3, -0.3, 0.3),
+        ("zero_one", 1.0, 0, 1),
+    ],
 )
-def test_the_network_is_trained_on_the_noised_mask_in_its_range(mask_range, mask_scale, low, high):
+def test_the_network_is_trained_on_the_noised_mask_in_its_range(
+    mask_range, mask_scale, low, high
+):
     y = masks(64)
     x_0 = jnp.where(y > 0, high, low)
 
     def loss(noise, error):
-        probe = Diffusion(Probe(), noise, lambda heads, _: error(heads[1]), mask_range, mask_scale)
+        probe = Diffusion(
+            Probe(), noise, lambda heads, _: error(heads[1]), mask_range, mask_scale
+        )
         return probe.loss({}, {"image": y, "mask": y}, jax.random.key(0), train=True)[0]
 
     clean = schedule.Schedule(np.full(10, 1e-10))
     assert loss(clean, lambda x_t: jnp.abs(x_t - x_0).max((1, 2, 3))) < 1e-3
-    halfway = schedule.Schedule(np.array([0.5]))  # x_t = sqrt(1/2) x_0 + sqrt(1/2) eps
-    variance = loss(halfway, lambda x_t: jnp.square(x_t - 0.5**0.5 * x_0).mean((1, 2, 3)))
-    assert variance == pytest.approx(0.5, abs=0.05)  # of 4096 pixels: standard error 0.011
+    # x_t = sqrt(1/2) x_0 + sqrt(1/2) eps
+    halfway = schedule.Schedule(np.array([0.5]))
+    variance = loss(
+        halfway, lambda x_t: jnp.square(x_t - 0.5**0.5 * x_0).mean((1, 2, 3))
+    )
+    # of 4096 pixels: standard error 0.011
+    assert variance == pytest.approx(0.5, abs=0.05)
 
 
 def test_half_the_batches_of_a_self_conditioned_network_see_its_guess_which_is_not_trained():
     y, noise = masks(), schedule.linear(100)
-    variables = diffusion(Echo(), self_condition=True).init(jax.random.key(0), (8, 8, 1))
+    variables = diffusion(Echo(), self_condition=True).init(
+        jax.random.key(0), (8, 8, 1)
+    )
 
     @jax.jit
     def seen(key):
         """(is it 0, is it the guess of x_0 from the same x_t, the gradient through it)"""
 
         def loss(params, of):
-            model = Diffusion(Echo(), noise, lambda heads, _: of(*heads), self_condition=True, mask_scale=0.5)
-            return model.loss({"params": params}, {"image": y, "mask": y}, key, train=True)[0]
+            model = Diffusion(
+                Echo(),
+                noise,
+                lambda heads, _: of(*heads),
+                self_condition=True,
+                mask_scale=0.5,
+            )
+            return model.loss(
+                {"params": params}, {"image": y, "mask": y}, key, train=True
+            )[0]
 
         def off(logits, beside):
-            return jnp.abs(beside - 0.5 * (2.0 * jax.nn.sigmoid(logits) - 1.0)).max((1, 2, 3))
+            return jnp.abs(beside - 0.5 * (2.0 * jax.nn.sigmoid(logits) - 1.0)).max(
+                (1, 2, 3)
+            )
 
-        size = loss(variables["params"], lambda _, beside: jnp.abs(beside).max((1, 2, 3)))
-        gradient = jax.grad(loss)(variables["params"], lambda _, beside: jnp.square(beside).mean((1, 2, 3)))
+        size = loss(
+            variables["params"], lambda _, beside: jnp.abs(beside).max((1, 2, 3))
+        )
+        gradient = jax.grad(loss)(
+            variables["params"], lambda _, beside: jnp.square(beside).mean((1, 2, 3))
+        )
         return size == 0.0, loss(variables["params"], off) < 1e-6, gradient["slope"]
 
     blank, guess, gradient = jax.lax.map(seen, jax.random.split(jax.random.key(0), 60))
     assert (blank ^ guess).all()
-    assert 18 <= guess.sum() <= 42  # of 60: standard deviation 3.9
+    # of 60: standard deviation 3.9
+    assert 18 <= guess.sum() <= 42
     assert not gradient.any()
 
 
@@ -234,10 +302,16 @@ def test_prediction_of_a_self_conditioned_network_hands_it_its_last_answer():
     def predict(steps):
         model = diffusion(Echo(), self_condition=True, sampling=Sampling(steps=steps))
         variables = {"params": {"slope": jnp.ones(())}}
-        return model.predict(variables, masks(), keys(), ensemble=1), model.trajectory(variables, masks(), keys())
+        return model.predict(variables, masks(), keys(), ensemble=1), model.trajectory(
+            variables, masks(), keys()
+        )
 
     one, _ = predict(1)
-    noise = jax.vmap(lambda key: jax.random.normal(jax.random.split(jax.random.fold_in(key, 0))[0], (8, 8, 1)))(keys())
+    noise = jax.vmap(
+        lambda key: jax.random.normal(
+            jax.random.split(jax.random.fold_in(key, 0))[0], (8, 8, 1)
+        )
+    )(keys())
     np.testing.assert_allclose(one[0], jax.nn.sigmoid(noise), atol=1e-6)
     many, trajectory = predict(3)
     np.testing.assert_allclose(trajectory.x_0[-1], many[0], atol=1e-6)
@@ -247,22 +321,34 @@ def test_training_times_are_uniform_and_each_examples_own():
     y = jnp.zeros((2000, 1, 1, 1))
 
     def share(time):
-        probe = Diffusion(Probe(), schedule.cosine(4), lambda heads, _: (heads[2] == time).mean((1, 2, 3)))
-        return float(probe.loss({}, {"image": y, "mask": y}, jax.random.key(0), train=True)[0])
+        probe = Diffusion(
+            Probe(),
+            schedule.cosine(4),
+            lambda heads, _: (heads[2] == time).mean((1, 2, 3)),
+        )
+        return float(
+            probe.loss({}, {"image": y, "mask": y}, jax.random.key(0), train=True)[0]
+        )
 
     assert [share(t) for t in range(4)] == pytest.approx([0.25] * 4, abs=0.05)
 
 
 def test_a_perfect_network_has_no_loss_and_dice_1():
-    y = masks().at[0].set(0.0)  # one image without a lesion
-    value, (metrics, _) = diffusion(Oracle()).loss({}, {"image": y, "mask": y}, jax.random.key(0), train=True)
+    # one image without a lesion
+    y = masks().at[0].set(0.0)
+    value, (metrics, _) = diffusion(Oracle()).loss(
+        {}, {"image": y, "mask": y}, jax.random.key(0), train=True
+    )
     assert value == pytest.approx(0, abs=1e-5)
     assert metrics["train_dice"] == pytest.approx(1)
 
 
 def test_the_loss_is_a_function_of_the_key():
     segmenter, batch = diffusion(Probe()), {"image": masks(), "mask": masks()}
-    first, again, other = (float(segmenter.loss({}, batch, jax.random.key(seed), train=True)[0]) for seed in (0, 0, 1))
+    first, again, other = (
+        float(segmenter.loss({}, batch, jax.random.key(seed), train=True)[0])
+        for seed in (0, 0, 1)
+    )
     assert first == again != other
 
 
@@ -272,8 +358,12 @@ def test_the_loss_is_a_function_of_the_key():
 @pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm_solver"])
 def test_perfectly_predicted_noise_recovers_the_mask(method):
     noise, y = schedule.linear(100), masks(classes=2)
-    segmenter = NoisePrediction(NoiseOracle(noise, classes=2), noise, Sampling(method, steps=6))
-    probability = jax.jit(functools.partial(segmenter.predict, {"params": {"off": 0.0}}, ensemble=2))(y, keys())
+    segmenter = NoisePrediction(
+        NoiseOracle(noise, classes=2), noise, Sampling(method, steps=6)
+    )
+    probability = jax.jit(
+        functools.partial(segmenter.predict, {"params": {"off": 0.0}}, ensemble=2)
+    )(y, keys())
     np.testing.assert_allclose(probability, np.stack([y, y]), atol=1e-3)
 
 
@@ -283,15 +373,20 @@ def test_the_variational_bound_joins_the_loss_of_noise_but_trains_the_variance_a
 
     def loss(off, image):
         batch = {"image": image, "mask": y}
-        value, (terms, _) = segmenter.loss({"params": {"off": off}}, batch, jax.random.key(0), train=True)
+        value, (terms, _) = segmenter.loss(
+            {"params": {"off": off}}, batch, jax.random.key(0), train=True
+        )
         return value, terms
 
     (value, terms), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(0.5, y)
     assert terms["eps"] == pytest.approx(0.25, rel=1e-3)
     assert terms["calibration"] == pytest.approx(0, abs=1e-6)
     assert terms["vlb"] > 0.01
-    assert value == pytest.approx(sum(float(terms[name]) for name in ("eps", "vlb", "calibration")), rel=1e-5)
-    assert slope == pytest.approx(2 * 0.5, rel=1e-3)  # of the squared error alone
+    assert value == pytest.approx(
+        sum(float(terms[name]) for name in ("eps", "vlb", "calibration")), rel=1e-5
+    )
+    # of the squared error alone
+    assert slope == pytest.approx(2 * 0.5, rel=1e-3)
     _, terms = jax.jit(loss)(0.0, jnp.full_like(y, 0.5))
     assert terms["calibration"] == pytest.approx(10 * 0.25)
 
@@ -301,8 +396,12 @@ def test_the_variational_bound_joins_the_loss_of_noise_but_trains_the_variance_a
 
 def traced(segmenter, image, variables):
     """(first of the samples, its trajectory), compiled."""
-    sample = jax.jit(functools.partial(segmenter.predict, variables, ensemble=2))(image, keys())[0]
-    return sample, jax.jit(functools.partial(segmenter.trajectory, variables))(image, keys())
+    sample = jax.jit(functools.partial(segmenter.predict, variables, ensemble=2))(
+        image, keys()
+    )[0]
+    return sample, jax.jit(functools.partial(segmenter.trajectory, variables))(
+        image, keys()
+    )
 
 
 @pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm_solver"])
@@ -312,8 +411,11 @@ def test_a_trajectory_ends_in_the_first_sample(method):
     assert steps.x_t.shape == steps.x_0.shape == (3, *sample.shape)
     np.testing.assert_allclose(steps.x_0[-1], sample, atol=1e-5)
     assert np.abs(steps.x_0[0] - sample).max() > 1e-3
-    x_t = 0.7 * (2 * steps.x_t - 1)  # as probabilities they are returned; the network's own answer to each
-    np.testing.assert_allclose(steps.x_0, jax.nn.sigmoid(x_t + masks()[None]), atol=1e-5)
+    # as probabilities they are returned; the network's own answer to each
+    x_t = 0.7 * (2 * steps.x_t - 1)
+    np.testing.assert_allclose(
+        steps.x_0, jax.nn.sigmoid(x_t + masks()[None]), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("method", ["ddpm", "ddim"])
@@ -322,7 +424,11 @@ def test_a_trajectory_of_predicted_noise_ends_in_the_first_sample(method):
     segmenter = NoisePrediction(NoiseOracle(noise), noise, Sampling(method, steps=4))
     sample, steps = traced(segmenter, masks(), {"params": {"off": 0.3}})
     np.testing.assert_allclose(steps.x_0[-1], sample, atol=1e-5)
-    assert steps.x_t.shape == (4, *sample.shape) and steps.x_t.min() >= 0 and steps.x_t.max() <= 1
+    assert (
+        steps.x_t.shape == (4, *sample.shape)
+        and steps.x_t.min() >= 0
+        and steps.x_t.max() <= 1
+    )
 
 
 def test_a_network_that_needs_one_pass_has_no_trajectory():
@@ -333,12 +439,18 @@ def test_a_network_that_needs_one_pass_has_no_trajectory():
 
 
 def test_a_denoiser_used_directly_sees_neither_noise_nor_time():
-    segmenter = Direct(Probe(), lambda heads, _: sum(jnp.abs(x).max((1, 2, 3)) for x in heads[1:]))
+    segmenter = Direct(
+        Probe(), lambda heads, _: sum(jnp.abs(x).max((1, 2, 3)) for x in heads[1:])
+    )
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
     probability = predictor(segmenter, ensemble=5)(image, keys())
     np.testing.assert_allclose(probability, jax.nn.sigmoid(image)[None], atol=1e-6)
-    np.testing.assert_array_equal(probability, predictor(segmenter)(image, keys(seed=1)))
-    x_t_and_t, _ = segmenter.loss({}, {"image": image, "mask": masks()}, jax.random.key(0), train=True)
+    np.testing.assert_array_equal(
+        probability, predictor(segmenter)(image, keys(seed=1))
+    )
+    x_t_and_t, _ = segmenter.loss(
+        {}, {"image": image, "mask": masks()}, jax.random.key(0), train=True
+    )
     assert x_t_and_t == 0
 
 
@@ -348,7 +460,8 @@ def test_running_statistics_move_in_training_only(train, mean):
     variables = segmenter.init(jax.random.key(0), (8, 8, 1))
     batch = {"image": jnp.full((2, 8, 8, 1), 5.0), "mask": masks()}
     _, (_, stats) = segmenter.loss(variables, batch, jax.random.key(0), train=train)
-    np.testing.assert_allclose(stats["norm"]["mean"], [mean], atol=1e-6)  # 0.9 * 0 + 0.1 * 5
+    # 0.9 * 0 + 0.1 * 5
+    np.testing.assert_allclose(stats["norm"]["mean"], [mean], atol=1e-6)
 
 
 # ---- What a config builds
@@ -374,8 +487,12 @@ def test_every_variant_builds_a_segmenter_that_trains_and_predicts(variant):
 
     def run(key):
         variables = segmenter.init(key, shape)
-        value, _ = segmenter.loss(variables, {"image": image, "mask": y}, key, train=True)
-        return value, segmenter.predict(variables, image, jax.random.split(key), ensemble=2)
+        value, _ = segmenter.loss(
+            variables, {"image": image, "mask": y}, key, train=True
+        )
+        return value, segmenter.predict(
+            variables, image, jax.random.split(key), ensemble=2
+        )
 
     value, probability = jax.eval_shape(run, jax.random.key(0))
     assert value.shape == ()
@@ -385,23 +502,28 @@ def test_every_variant_builds_a_segmenter_that_trains_and_predicts(variant):
 @pytest.mark.parametrize(
     ("variant", "heads", "expected"),
     [
-        ("row1", 1, 0.25),  # mean squared error of p = 1/2
+        # mean squared error of p = 1/2
+        ("row1", 1, 0.25),
         ("row3", 1, 0.25),
         ("row4", 1, 0.125 + (1 - 3 / 5) + 0.5 * math.log(2)),
-        ("row5", 2, 0.125 + (1 - 3 / 5) + 0.5 * math.log(2)),  # the weights sum to 1
+        # the weights sum to 1
+        ("row5", 2, 0.125 + (1 - 3 / 5) + 0.5 * math.log(2)),
     ],
 )
 def test_rows_of_the_ablation_have_the_loss_of_table_2(variant, heads, expected):
     y = jnp.asarray([1.0, 1.0, 0.0, 0.0])[None, None, :, None]
     loss = build(config_of(variant)).heads_loss
-    np.testing.assert_allclose(loss([jnp.zeros_like(y)] * heads, y), [expected], rtol=1e-5)
+    np.testing.assert_allclose(
+        loss([jnp.zeros_like(y)] * heads, y), [expected], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("variant", "heads", "dice", "bce"),
     [
         ("unet", 1, 1.0, 0.5),
-        ("unetpp", 4, 1.0, 0.5),  # mean over its heads
+        # mean over its heads
+        ("unetpp", 4, 1.0, 0.5),
         ("attention_unet", 1, 1.0, 0.5),
         ("unext", 1, 1.0, 0.5),
         ("swin_unet", 1, 0.6, 0.4),
@@ -409,9 +531,14 @@ def test_rows_of_the_ablation_have_the_loss_of_table_2(variant, heads, expected)
     ],
 )
 def test_comparison_networks_have_the_loss_of_their_authors(variant, heads, dice, bce):
-    y = jnp.asarray([1.0, 0.0, 0.0, 0.0])[None, None, :, None]  # Dice of p = 1/2: 1 - 2 (1/2) / (2 + 1)
+    # Dice of p = 1/2: 1 - 2 (1/2) / (2 + 1)
+    y = jnp.asarray([1.0, 0.0, 0.0, 0.0])[None, None, :, None]
     loss = build(config_of(variant)).heads_loss
-    np.testing.assert_allclose(loss([jnp.zeros_like(y)] * heads, y), [dice * 2 / 3 + bce * math.log(2)], rtol=1e-4)
+    np.testing.assert_allclose(
+        loss([jnp.zeros_like(y)] * heads, y),
+        [dice * 2 / 3 + bce * math.log(2)],
+        rtol=1e-4,
+    )
 
 
 def test_every_row_of_table_1_has_the_same_budget_and_data():

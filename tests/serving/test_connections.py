@@ -1,4 +1,5 @@
-"""Connections that say nothing, send slowly or take nothing: closed in time, and never in a visitor's way.
+"""Connections that say nothing, send slowly or take nothing: closed in time, and never
+in a visitor's way.
 
 A real server with a made-up worker, without a model; all on 127.0.0.1.
 """
@@ -24,8 +25,11 @@ from biedsnet_jax.serving.connections import AT_WORK, BETWEEN, FRESH, NEVER_ASKE
 from biedsnet_jax.serving.limits import Limits
 
 TOKEN = "t0ken-that-nobody-guesses"
-LIMITS = Limits(connections=20, header_seconds=1, upload_grace=1, waiting=4, upload_rate=1000)
-PATIENCE = 15  # seconds: an answer takes milliseconds, a busy machine more
+LIMITS = Limits(
+    connections=20, header_seconds=1, upload_grace=1, waiting=4, upload_rate=1000
+)
+# seconds: an answer takes milliseconds, a busy machine more
+PATIENCE = 15
 
 
 @contextlib.contextmanager
@@ -33,11 +37,20 @@ def listening(app, limits):
     """The port of a server of `app`."""
     table = connections.Table(limits)
     connection = functools.partial(connections.Connection, table=table)
-    options = {"log_level": "critical", "lifespan": "off", "ws": "none", "loop": "asyncio"}
+    options = {
+        "log_level": "critical",
+        "lifespan": "off",
+        "ws": "none",
+        "loop": "asyncio",
+    }
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, http=connection, timeout_graceful_shutdown=1, **options)
+        config = uvicorn.Config(
+            app, http=connection, timeout_graceful_shutdown=1, **options
+        )
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [listener]}, daemon=True
+        )
         thread.start()
         yield listener.getsockname()[1]
         server.should_exit = True
@@ -48,7 +61,9 @@ def listening(app, limits):
 def port(tmp_path):
     """Of the page's server, with a token."""
     jobs = serve_jobs.Jobs(tmp_path, lambda folder, like, tell: {"notes": []}, LIMITS)
-    with listening(serve_app.make(jobs, LIMITS, model="made up", token=TOKEN, port=0), LIMITS) as port:
+    with listening(
+        serve_app.make(jobs, LIMITS, model="made up", token=TOKEN, port=0), LIMITS
+    ) as port:
         yield port
     jobs.close()
 
@@ -89,14 +104,18 @@ SILENT = {
     "half a head": (b"GET / HTTP/1.1\r\nHost: x\r\n",),
     "half of the next": (ASKS, b"GET / HTTP/1.1\r\nHo"),
     "nothing after an answer": (ASKS,),
-    "a body for nobody": (b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\nabc",),
+    "a body for nobody": (
+        b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\nabc",
+    ),
 }
 
 
 @pytest.mark.parametrize("sent", SILENT.values(), ids=SILENT)
 def test_a_silent_connection_is_closed(port, sent):
     with connected(port, *sent) as connection:
-        assert ends(connection).startswith(b"HTTP/1.1 " if ASKS in sent or b"abc" in b"".join(sent) else b"")
+        assert ends(connection).startswith(
+            b"HTTP/1.1 " if ASKS in sent or b"abc" in b"".join(sent) else b""
+        )
 
 
 def test_bytes_one_by_one_buy_no_time(port):
@@ -116,10 +135,13 @@ def test_bytes_one_by_one_buy_no_time(port):
     assert closed
 
 
-@pytest.mark.parametrize("sent", [(), (b"GET / HT",), (ASKS,), (b"POST /jobs HTTP/1.1\r\n",)])
+@pytest.mark.parametrize(
+    "sent", [(), (b"GET / HT",), (ASKS,), (b"POST /jobs HTTP/1.1\r\n",)]
+)
 def test_silent_connections_keep_no_visitor_out(port, sent):
     with contextlib.ExitStack() as stack:
-        for _ in range(60):  # of which 20 may be
+        # of which 20 may be
+        for _ in range(60):
             stack.enter_context(connected(port, *sent))
         for path in ("/", "/serve.js", "/"):
             assert answer(port, path=path)[0] == 200
@@ -129,7 +151,10 @@ def test_silent_connections_keep_no_visitor_out(port, sent):
 def test_a_slow_upload_is_ended(port):
     with connected(port, POSTS.encode(), b"x" * 10) as connection:
         came = ends(connection)
-    assert came.startswith(b"HTTP/1.1 408 ") and b"Only 10 bytes of the upload arrived in time" in came
+    assert (
+        came.startswith(b"HTTP/1.1 408 ")
+        and b"Only 10 bytes of the upload arrived in time" in came
+    )
 
 
 def test_an_upload_that_is_fast_enough_may_take_longer_than_its_grace(port):
@@ -141,9 +166,14 @@ def test_an_upload_that_is_fast_enough_may_take_longer_than_its_grace(port):
 
 
 def test_uploads_that_stand_still_take_no_place_for_long(port):
-    """More of them than may wait: all are answered that they were too slow, or that there was no room."""
+    """More of them than may wait: all are answered that they were too slow, or that
+    there was no room.
+    """
     with contextlib.ExitStack() as stack:
-        every = [stack.enter_context(connected(port, POSTS.encode(), b"x")) for _ in range(12)]
+        every = [
+            stack.enter_context(connected(port, POSTS.encode(), b"x"))
+            for _ in range(12)
+        ]
         answers = [ends(connection)[9:12] for connection in every]
         assert {*answers} <= {b"408", b"503"} and answers.count(b"408") == 4
     assert answer(port, "POST", "/jobs", b"x")[0] == 202
@@ -157,13 +187,20 @@ async def large(scope, receive, send):
 
 
 def test_an_answer_that_nobody_takes_is_given_up():
-    with listening(large, Limits(answer_seconds=1)) as port, connected(port, ASKS) as connection:
-        time.sleep(3)  # nothing is read meanwhile
+    with (
+        listening(large, Limits(answer_seconds=1)) as port,
+        connected(port, ASKS) as connection,
+    ):
+        # nothing is read meanwhile
+        time.sleep(3)
         assert len(ends(connection)) < 2**25
 
 
 def test_an_answer_that_is_taken_slowly_comes_whole():
-    with listening(large, Limits(answer_seconds=5)) as port, connected(port, ASKS) as connection:
+    with (
+        listening(large, Limits(answer_seconds=5)) as port,
+        connected(port, ASKS) as connection,
+    ):
         came = 0
         for _ in range(15):
             came += len(connection.recv(2**20))
@@ -206,7 +243,9 @@ def test_those_that_have_only_come_have_time_to_ask():
     """Twice as many may be open; then the oldest of them loses its place all the same."""
     table = connections.Table(Limits(connections=3))
     every = [Made(FRESH) for _ in range(6)]
-    assert all(table.admit(one) for one in every) and not any(one.dropped for one in every)
+    assert all(table.admit(one) for one in every) and not any(
+        one.dropped for one in every
+    )
     assert table.admit(Made(FRESH))
     assert [one.dropped for one in every] == [True] + [False] * 5
 
@@ -219,5 +258,6 @@ def test_an_address_has_its_share():
     quiet = Made(NEVER_ASKED, "192.0.2.2")
     assert table.admit(quiet) and table.admit(Made(AT_WORK, "192.0.2.2"))
     assert table.admit(Made(NEVER_ASKED, "192.0.2.2")) and quiet.dropped
-    assert all(table.admit(Made(AT_WORK)) for _ in range(5))  # of this machine: all that are left
+    # of this machine: all that are left
+    assert all(table.admit(Made(AT_WORK)) for _ in range(5))
     assert not any(one.dropped for one in working)

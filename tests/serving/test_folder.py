@@ -1,4 +1,6 @@
-"""The folder of a server: gone after it, also after one that was killed, and never another's that lives."""
+"""The folder of a server: gone after it, also after one that was killed, and never
+another's that lives.
+"""
 
 import os
 import signal
@@ -37,7 +39,9 @@ def other(root):
     def start():
         env = os.environ | {"TMPDIR": str(root)}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen([sys.executable, "-c", _HOLD], cwd=ROOT, env=env, **pipes))
+        processes.append(
+            subprocess.Popen([sys.executable, "-c", _HOLD], cwd=ROOT, env=env, **pipes)
+        )
         return processes[-1], Path(processes[-1].stdout.readline().strip())
 
     yield start
@@ -61,7 +65,9 @@ def test_it_is_gone_after_an_error(root):
     assert list(root.iterdir()) == []
 
 
-def test_what_a_killed_server_left_is_removed_and_what_a_living_one_has_is_not(root, other):
+def test_what_a_killed_server_left_is_removed_and_what_a_living_one_has_is_not(
+    root, other
+):
     (killed, left), (_, kept) = other(), other()
     assert serve_folder.clear_stale() == 0 and left.exists() and kept.exists()
     killed.send_signal(signal.SIGKILL)
@@ -86,7 +92,9 @@ def old(folder, hours):
     return folder
 
 
-@pytest.mark.parametrize(("hours", "gone"), [(0, False), (23, False), (25, True), (999, True)])
+@pytest.mark.parametrize(
+    ("hours", "gone"), [(0, False), (23, False), (25, True), (999, True)]
+)
 def test_a_folder_without_a_lock_is_stale_after_a_day(root, hours, gone):
     folder = old(root / f"{serve_folder.PREFIX}x", hours)
     assert serve_folder.clear_stale() == gone and folder.exists() == (not gone)
@@ -102,7 +110,9 @@ def test_what_only_looks_like_one_stays(root, tmp_path_factory):
     assert len(list(root.iterdir())) == 4 and (elsewhere / "upload").exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away")
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away"
+)
 def test_another_users_folder_stays(root):
     folder = old(root / f"{serve_folder.PREFIX}x", 99)
     os.chown(folder, 12345, 12345)

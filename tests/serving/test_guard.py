@@ -1,4 +1,6 @@
-"""Who may ask: names of the machine, other sites, tokens; and the headers on each answer. No server is started."""
+"""Who may ask: names of the machine, other sites, tokens; and the headers on each
+answer. No server is started.
+"""
 
 import asyncio
 from concurrent import futures
@@ -25,12 +27,22 @@ def ask(token=None, *, path="/", query="", method="GET", **headers):
         return {"type": "http.request"}
 
     headers = {"host": "127.0.0.1:8000"} | headers
-    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
-    scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query.encode(),
+    }
+    scope["headers"] = [
+        (name.encode(), value.encode()) for name, value in headers.items()
+    ]
     guard = serve_guard.Guard(PlainTextResponse("in"), token=token, port=8000)
-    with futures.ThreadPoolExecutor(1) as thread:  # in this one the tests of pages leave Playwright's loop running
+    # in this one the tests of pages leave Playwright's loop running
+    with futures.ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, guard(scope, receive, send)).result()
-    return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], {
+        name.decode(): value.decode() for name, value in sent[0]["headers"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -64,7 +76,10 @@ def test_a_foreign_name_for_this_machine_is_refused(host, status):
 @pytest.mark.parametrize("method", ["POST", "DELETE", "GET"])
 def test_other_sites_are_refused(origin, status, method):
     assert ask(method=method, origin=origin)[0] == status
-    assert ask(TOKEN, method=method, origin=origin, authorization=f"Bearer {TOKEN}")[0] == status
+    assert (
+        ask(TOKEN, method=method, origin=origin, authorization=f"Bearer {TOKEN}")[0]
+        == status
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +105,11 @@ def test_the_token_goes_from_the_address_into_a_cookie():
     status, headers = ask(TOKEN, host="server.example:8000", query=f"token={TOKEN}")
     assert (status, headers["location"]) == (303, "/")
     cookie, *attributes = headers["set-cookie"].split("; ")
-    assert cookie == f"biedsnet_8000={TOKEN}" and {"HttpOnly", "SameSite=lax", "Path=/"} <= set(attributes)
+    assert cookie == f"biedsnet_8000={TOKEN}" and {
+        "HttpOnly",
+        "SameSite=lax",
+        "Path=/",
+    } <= set(attributes)
     assert ask(TOKEN, host="server.example:8000", cookie=cookie)[0] == 200
 
 
@@ -101,6 +120,12 @@ def test_a_program_sends_it_in_a_header():
 @pytest.mark.parametrize("given", [{}, {"host": "evil.example"}])
 def test_every_answer_has_the_headers(given):
     _, headers = ask(**given)
-    assert {name.lower(): value for name, value in serve_guard.HEADERS.items()}.items() <= headers.items()
+    assert {
+        name.lower(): value for name, value in serve_guard.HEADERS.items()
+    }.items() <= headers.items()
     policy = headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+    assert (
+        "default-src 'none'" in policy
+        and "unsafe" not in policy
+        and "http" not in policy
+    )

@@ -30,7 +30,8 @@ from biedsnet_jax.serving.limits import Limits
 
 MEBI = 2**20
 HOSTILE = hostile.every()
-MOST = 64 * MEBI + serve_reader.SMALL  # bytes that a copy may have grown by, whatever it is sent
+# bytes that a copy may have grown by, whatever it is sent
+MOST = 64 * MEBI + serve_reader.SMALL
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,9 @@ def read(reader, tmp_path):
 
 @pytest.mark.parametrize("one", HOSTILE, ids=lambda one: one.name)
 def test_a_hostile_file_is_refused(read, tmp_path, one):
-    """In words that say why, within seconds; where nothing is said, it may be read if it can be."""
+    """In words that say why, within seconds; where nothing is said, it may be read if
+    it can be.
+    """
     try:
         scan = read(one.content, one.like, Limits(read_seconds=20))
     except BadInput as error:
@@ -77,15 +80,16 @@ def test_the_hostile_files_are_what_they_are_called():
     assert len(zlib.decompress(by_name["deflated"][start:], -15)) == 512 * MEBI
     pages, place = 0, 8
     while place:
-        pages, place = pages + 1, struct.unpack_from("<I", by_name["40000 pages"], place + 98)[0]
+        pages, place = (
+            pages + 1,
+            struct.unpack_from("<I", by_name["40000 pages"], place + 98)[0],
+        )
     assert pages == 40_000
     assert hostile.jpeg(passes=7).count(b"\xff\xda") == 7
     assert hostile.dicom() != hostile.dicom(hostile.element(2, 1, b"OB", b"ab"))
 
 
-@pytest.mark.parametrize(
-    "content", [hostile.dicom(), hostile.nifti(), hostile.tiff()]
-)
+@pytest.mark.parametrize("content", [hostile.dicom(), hostile.nifti(), hostile.tiff()])
 def test_what_the_hostile_files_are_made_of_is_read(read, content):
     assert read(content).slices.size in (64, 256)
 
@@ -117,7 +121,9 @@ def made(folder, content, name="scan.nii.gz"):
 
 def volume(kind=nib.Nifti1Image, order="<", slope=None):
     """A NIfTI file in memory, with codes and units that are not the usual ones."""
-    affine = np.array([[0, -0.7, 0, 3], [0.9, 0, 0.1, 4], [0, 0, -2.5, 5], [0, 0, 0, 1]])
+    affine = np.array(
+        [[0, -0.7, 0, 3], [0.9, 0, 0.1, 4], [0, 0, -2.5, 5], [0, 0, 0, 1]]
+    )
     voxels = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
     image = kind(voxels, affine, kind.header_class(endianness=order))
     image.header.set_xyzt_units("mm", "sec")
@@ -144,7 +150,10 @@ def test_a_scan_comes_through_as_it_is(read, tmp_path, content, like):
     path = made(tmp_path / "alone", content, f"scan{suffix}")
     expected = scans.read(*scans.search(path, channels=1).items, channels=1)
     scan = read(content, like)
-    assert isinstance(scan.slices, np.memmap) and scan.slices.dtype == expected.slices.dtype
+    assert (
+        isinstance(scan.slices, np.memmap)
+        and scan.slices.dtype == expected.slices.dtype
+    )
     np.testing.assert_array_equal(scan.slices, expected.slices)
     assert (scan.item.name, scan.item.kind) == (expected.item.name, expected.item.kind)
     if expected.volume is None:
@@ -160,12 +169,20 @@ def test_a_scan_comes_through_as_it_is(read, tmp_path, content, like):
 
 def test_every_field_of_a_scan_is_handed_over():
     """A field that is added to one of these must be added to handoff too."""
-    fields = {kind.__name__: set(kind.__dataclass_fields__) for kind in (scans.Scan, scans.Item)}
+    fields = {
+        kind.__name__: set(kind.__dataclass_fields__)
+        for kind in (scans.Scan, scans.Item)
+    }
     assert fields == {
         "Scan": {"item", "slices", "volume", "notes", "scanned", "turn"},
         "Item": {"name", "kind", "files", "depth", "notes"},
     }
-    assert set(handoff.Volume.__dataclass_fields__) == {"voxels", "affine", "path", "header"}
+    assert set(handoff.Volume.__dataclass_fields__) == {
+        "voxels",
+        "affine",
+        "path",
+        "header",
+    }
 
 
 def test_slices_that_nobody_scanned_and_warnings_come_through(tmp_path):
@@ -191,20 +208,29 @@ def zeros(mebibytes):
     """A .nii.gz of so many that declares them."""
     head = hostile.nifti(shape=(1024, 1024, mebibytes))[:352]
     packed = zlib.compressobj(1, wbits=31)
-    return packed.compress(head) + packed.compress(bytes(mebibytes * MEBI)) + packed.flush()
+    return (
+        packed.compress(head)
+        + packed.compress(bytes(mebibytes * MEBI))
+        + packed.flush()
+    )
 
 
 def test_memory_ends_at_its_limit(read):
     """A quarter of a gibibyte is declared: refused here, read in the next test."""
-    refused(lambda: read(zeros(250), limits=Limits(memory=150 * MEBI)), "needs more memory")
+    refused(
+        lambda: read(zeros(250), limits=Limits(memory=150 * MEBI)), "needs more memory"
+    )
 
 
 def test_memory_that_is_declared_may_be_used(read):
-    refused(lambda: read(zeros(250)), "empty volume")  # it was read whole
+    # it was read whole
+    refused(lambda: read(zeros(250)), "empty volume")
 
 
 def test_few_declared_values_get_little_memory(reader, tmp_path):
-    """A slice of 8 x 8 pixels that unpacks to half a gigabyte, though three are allowed."""
+    """A slice of 8 x 8 pixels that unpacks to half a gigabyte, though three are
+    allowed.
+    """
     (one,) = [one for one in HOSTILE if one.name == "run lengths"]
     peak, ended = [0], threading.Event()
     watch = threading.Thread(target=peaks, args=(os.getpid(), peak, ended))
@@ -254,7 +280,10 @@ def slow(tmp_path):
 
 def test_time_ends_at_its_limit(read, tmp_path):
     began = time.monotonic()
-    refused(lambda: read(slow(tmp_path), limits=Limits(read_seconds=1)), "takes more than 1 s")
+    refused(
+        lambda: read(slow(tmp_path), limits=Limits(read_seconds=1)),
+        "takes more than 1 s",
+    )
     assert time.monotonic() - began < 30
     assert not (tmp_path / "job" / handoff.FOLDER / handoff.OUTCOME).exists()
 
@@ -268,7 +297,8 @@ def test_what_nobody_wants_any_more_ends(read, reader, tmp_path):
 
     with pytest.raises(Unwanted):
         read(slow(tmp_path), look=look)
-    assert len(below(os.getpid())) == 1  # the reader itself, which reads the next one
+    # the reader itself, which reads the next one
+    assert len(below(os.getpid())) == 1
     again = tmp_path / "again"
     made(again, hostile.dicom(), upload.UPLOAD)
     assert reader.read(again, like="", channels=1, limits=Limits()).slices.size == 64
@@ -283,8 +313,12 @@ def test_a_reader_that_was_killed_starts_again(tmp_path):
         folder = tmp_path / str(number)
         made(folder, hostile.dicom(), upload.UPLOAD)
         try:
-            assert reader.read(folder, like="", channels=1, limits=Limits()).slices.size == 64
-        except BadInput as error:  # the kill was not seen yet: this upload, and no other, is lost
+            assert (
+                reader.read(folder, like="", channels=1, limits=Limits()).slices.size
+                == 64
+            )
+        # the kill was not seen yet: this upload, and no other, is lost
+        except BadInput as error:
             assert "ended the process that reads" in str(error)
     reader.close()
 
@@ -304,7 +338,8 @@ def test_reading_ends_with_the_server_however_that_ends(tmp_path, number):
     server = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
     server.stdout.readline()
     deadline = time.monotonic() + 60
-    while len(below(server.pid)) < 2 and time.monotonic() < deadline:  # the reader and its copy
+    # the reader and its copy
+    while len(below(server.pid)) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     server.send_signal(number)
     server.communicate()
@@ -316,5 +351,7 @@ def test_reading_ends_with_the_server_however_that_ends(tmp_path, number):
 def test_no_jax_is_loaded_where_uploads_are_read():
     code = "import sys, biedsnet_jax.serving.reader, biedsnet_jax.serving.child; "
     code += "print({'jax', 'flax'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr

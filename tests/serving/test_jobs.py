@@ -1,4 +1,6 @@
-"""The queue: one at a time, in order, within limits; what is old or unwanted goes, with its files."""
+"""The queue: one at a time, in order, within limits; what is old or unwanted goes, with
+its files.
+"""
 
 import dataclasses
 import threading
@@ -27,7 +29,12 @@ class Work:
     """Does a job when told to: `begun` and `go` are released once for each."""
 
     def __init__(self):
-        self.begun, self.go, self.at_once, self.most_at_once = threading.Semaphore(0), threading.Semaphore(0), 0, 0
+        self.begun, self.go, self.at_once, self.most_at_once = (
+            threading.Semaphore(0),
+            threading.Semaphore(0),
+            0,
+            0,
+        )
         self.done, self.error = [], None
 
     def __call__(self, folder, like, tell):
@@ -89,7 +96,9 @@ def test_one_at_a_time_in_order_and_each_knows_its_place(jobs, work):
         work.go.release()
     until(lambda: others[-1].state == "done")
     assert work.done == ["a", "b", "c"] and work.most_at_once == 1
-    assert others[-1].facts == {"notes": ["of scan.png"], "like": "c"} and others[-1].progress == (1, 2)
+    assert others[-1].facts == {"notes": ["of scan.png"], "like": "c"} and others[
+        -1
+    ].progress == (1, 2)
 
 
 def test_ids_are_long_and_different_and_nobody_finds_another(jobs):
@@ -100,7 +109,8 @@ def test_ids_are_long_and_different_and_nobody_finds_another(jobs):
 
 def test_more_than_may_wait_are_turned_away(jobs, work):
     submitted(jobs, "a")
-    assert work.begun.acquire(timeout=60)  # it waits no longer
+    # it waits no longer
+    assert work.begun.acquire(timeout=60)
     kept = [submitted(jobs, "b"), submitted(jobs, "c"), jobs.new("d")]
     with pytest.raises(serve_jobs.Full):
         jobs.new("e")
@@ -118,7 +128,9 @@ def test_results_go_when_nobody_looks(jobs, work, clock):
     assert jobs.get(job.id) is None and not job.folder.exists()
 
 
-def test_of_more_results_than_are_kept_the_one_looked_at_longest_ago_goes(jobs, work, clock):
+def test_of_more_results_than_are_kept_the_one_looked_at_longest_ago_goes(
+    jobs, work, clock
+):
     done = []
     for like in "ab":
         clock.now += 1
@@ -141,7 +153,8 @@ def test_one_that_nobody_waits_for_is_not_done(jobs, work, clock):
     last = submitted(jobs, "c")
     work.go.release(2)
     until(lambda: last.state == "done")
-    assert work.done == ["c"] and not left.folder.exists()  # "a" was stopped at its next batch, too
+    # "a" was stopped at its next batch, too
+    assert work.done == ["c"] and not left.folder.exists()
 
 
 def test_one_that_is_removed_while_it_runs_stops(jobs, work):
@@ -156,11 +169,21 @@ def test_one_that_is_removed_while_it_runs_stops(jobs, work):
 @pytest.mark.parametrize(
     ("error", "state", "text"),
     [
-        (BadInput("bad, 3, FOLDER/scan.png; fix it"), "refused", "bad, 3, scan.png; fix it"),
-        (ValueError("secret words of the file"), "failed", "an error of the program, ValueError; try another file"),
+        (
+            BadInput("bad, 3, FOLDER/scan.png; fix it"),
+            "refused",
+            "bad, 3, scan.png; fix it",
+        ),
+        (
+            ValueError("secret words of the file"),
+            "failed",
+            "an error of the program, ValueError; try another file",
+        ),
     ],
 )
-def test_what_goes_wrong_stops_one_job_and_tells_nothing_of_it(jobs, work, capsys, error, state, text):
+def test_what_goes_wrong_stops_one_job_and_tells_nothing_of_it(
+    jobs, work, capsys, error, state, text
+):
     job = jobs.new("a")
     work.error = type(error)(str(error).replace("FOLDER", str(job.folder)))
     jobs.submit(job)
@@ -200,12 +223,14 @@ def sending(jobs, received, address=""):
 
 
 @pytest.mark.parametrize(
-    ("received", "slowest"), [((10, 999, 999), 0), ((999, 0, 999), 1), ((70, 60, 50), 2)]
+    ("received", "slowest"),
+    [((10, 999, 999), 0), ((999, 0, 999), 1), ((70, 60, 50), 2)],
 )
 def test_the_slowest_upload_gives_up_its_place(jobs, clock, received, slowest):
     every = [sending(jobs, size) for size in received]
     with pytest.raises(serve_jobs.Full):
-        jobs.new("at once")  # they have only begun
+        # they have only begun
+        jobs.new("at once")
     clock.now = 6.0
     jobs.new("later")
     assert [bool(job.gave_up) for job in every] == [n == slowest for n in range(3)]
@@ -216,7 +241,8 @@ def test_the_slowest_is_told_by_what_it_sends_in_its_time(jobs, clock):
     sending(jobs, 600)
     clock.now = 100.0
     later = sending(jobs, 300)
-    clock.now = 110.0  # 6 bytes/s against 30
+    # 6 bytes/s against 30
+    clock.now = 110.0
     sending(jobs, 9999)
     last = jobs.new("last")
     assert not later.gave_up and last.folder.exists()
@@ -244,7 +270,8 @@ def test_one_address_has_half_of_the_places(tmp_path, work, waiting, share):
     for _ in range(min(share, waiting - share)):
         jobs.new("", "192.0.2.2")
     for _ in range(waiting - share - min(share, waiting - share)):
-        jobs.new("")  # of this machine, where one address stands for all
+        # of this machine, where one address stands for all
+        jobs.new("")
     with pytest.raises(serve_jobs.Full) as full:
         jobs.new("")
     assert not full.value.own
@@ -253,7 +280,10 @@ def test_one_address_has_half_of_the_places(tmp_path, work, waiting, share):
 
 def test_an_address_takes_the_place_of_its_own_slow_upload(tmp_path, work, clock):
     jobs = serve_jobs.Jobs(tmp_path, work, Limits(waiting=4), clock)
-    others, own = sending(jobs, 0, "192.0.2.9"), [sending(jobs, n, "192.0.2.1") for n in (5, 9)]
+    others, own = (
+        sending(jobs, 0, "192.0.2.9"),
+        [sending(jobs, n, "192.0.2.1") for n in (5, 9)],
+    )
     clock.now = 6.0
     jobs.new("", "192.0.2.1")
     assert [bool(job.gave_up) for job in (others, *own)] == [False, True, False]

@@ -1,4 +1,6 @@
-"""The page of mode serve in a real browser: drop, scrub, threshold, downloads, keys, refusals, tokens."""
+"""The page of mode serve in a real browser: drop, scrub, threshold, downloads, keys,
+refusals, tokens.
+"""
 
 import io
 
@@ -19,7 +21,8 @@ from biedsnet_jax.serving.limits import Limits
 browser_page, page_log = browser.browser_page, browser.page_log
 
 PANELS = ("image", "mask", "samples", "uncertainty")
-NAME = "<img src=x onerror=hacked=1> ünï.nii.gz"  # of a file
+# of a file
+NAME = "<img src=x onerror=hacked=1> ünï.nii.gz"
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +39,15 @@ def url(workdir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory):
-    """A volume of 6 slices, SIZE by SIZE, so that probabilities are not resized; each has a block of its own."""
+    """A volume of 6 slices, SIZE by SIZE, so that probabilities are not resized; each
+    has a block of its own.
+    """
     voxels = np.zeros((SIZE, SIZE, 6), np.int16)
     for z in range(6):
         voxels[2 : 5 + z, 3:10, z] = 900
     path = tmp_path_factory.mktemp("scan") / NAME
-    nib.Nifti1Image(voxels, np.diag([-0.5, -1, 3, 1])).to_filename(path)  # in canonical order but for x and y
+    # in canonical order but for x and y
+    nib.Nifti1Image(voxels, np.diag([-0.5, -1, 3, 1])).to_filename(path)
     return path
 
 
@@ -74,37 +80,62 @@ def changed(page, action, *names):
     before = {name: drawn(page, name) for name in names}
     action()
     page.wait_for_timeout(150)
-    return {name for name in names if not np.array_equal(before[name], drawn(page, name))}
+    return {
+        name for name in names if not np.array_equal(before[name], drawn(page, name))
+    }
 
 
 def slide(page, name, value):
-    page.locator(f"#{name}").evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", value)
+    page.locator(f"#{name}").evaluate(
+        "(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", value
+    )
     key = {"threshold": "level"}.get(name, name)
     if key in ("slice", "level"):
-        browser.until(page, f"document.getElementById('score').dataset.{key} === '{value}'")
+        browser.until(
+            page, f"document.getElementById('score').dataset.{key} === '{value}'"
+        )
 
 
 def refusal(page, says):
-    browser.until(page, "says => document.getElementById('refusal').textContent.includes(says)", says)
+    browser.until(
+        page,
+        "says => document.getElementById('refusal').textContent.includes(says)",
+        says,
+    )
     assert not page.locator("#results").is_visible()
     return page.locator("#refusal").inner_text()
 
 
 def test_a_scan_is_drawn_and_nothing_is_loaded_or_wrong(page, page_log, url):
     browser.assert_quiet(page_log, url)
-    assert page.locator("#name").inner_text() == NAME and page.evaluate("typeof hacked") == "undefined"
+    assert (
+        page.locator("#name").inner_text() == NAME
+        and page.evaluate("typeof hacked") == "undefined"
+    )
     for panel in PANELS:
         assert len(np.unique(drawn(page, panel).reshape(-1, 3), axis=0)) > 1, panel
         box = page.locator(f"#{panel}").bounding_box()
-        assert box["width"] / box["height"] == pytest.approx(0.5, abs=0.02)  # pixels of 0.5 mm by 1 mm
+        # pixels of 0.5 mm by 1 mm
+        assert box["width"] / box["height"] == pytest.approx(0.5, abs=0.02)
     assert page.locator("#slice-text").inner_text() == "3 of 6"
     assert page.locator("#threshold-text").inner_text() == "0.5"
-    cells = dict(zip(page.locator("#columns th").all_inner_texts(), page.locator("#rows td").all_inner_texts()))
-    assert int(cells["pixels"]) == sum((3 + z) * 7 for z in range(6)) and cells["class"] == "1"
+    cells = dict(
+        zip(
+            page.locator("#columns th").all_inner_texts(),
+            page.locator("#rows td").all_inner_texts(),
+        )
+    )
+    assert (
+        int(cells["pixels"]) == sum((3 + z) * 7 for z in range(6))
+        and cells["class"] == "1"
+    )
 
 
 def test_downloads_are_what_mode_predict_writes(page, predicted):
-    for link, name in (("#save-mask", "_mask.nii.gz"), ("#save-summary", "_summary.csv")):
+    for link, name in (
+        ("#save-mask", "_mask.nii.gz"),
+        ("#save-summary", "_summary.csv"),
+    ):
         with page.expect_download() as download:
             page.click(link)
         assert download.value.suggested_filename.endswith(f"ünï{name}")
@@ -119,7 +150,9 @@ def test_downloads_are_what_mode_predict_writes(page, predicted):
 
 
 @pytest.mark.parametrize("level", [0, 20, 35, 100, 165, 175, 200])
-def test_the_outline_is_that_of_the_probability_at_any_threshold(page, predicted, level):
+def test_the_outline_is_that_of_the_probability_at_any_threshold(
+    page, predicted, level
+):
     p = nib.load(next(predicted.glob("*_probability.nii.gz"))).get_fdata()
     slide(page, "opacity", 100)
     for z in (1, 4):
@@ -127,54 +160,88 @@ def test_the_outline_is_that_of_the_probability_at_any_threshold(page, predicted
         slide(page, "threshold", level)
         tinted = (drawn(page, "mask") == (230, 159, 0)).all(axis=-1)
         above = level / 200 < p[..., z].T
-        sure = np.abs(p[..., z].T - level / 200) > 1e-5  # the file has steps of 1/65535
+        # the file has steps of 1/65535
+        sure = np.abs(p[..., z].T - level / 200) > 1e-5
         np.testing.assert_array_equal(tinted[sure], above[sure])
         assert f": {tinted.sum()} pixels above" in page.locator("#score").inner_text()
 
 
 def test_sliders_change_what_is_drawn_and_nothing_else(page):
-    assert changed(page, lambda: slide(page, "threshold", 170), *PANELS) == {"mask", "samples"}
+    assert changed(page, lambda: slide(page, "threshold", 170), *PANELS) == {
+        "mask",
+        "samples",
+    }
     assert page.locator("#of-file").is_visible()
     assert changed(page, lambda: page.click("#reset"), *PANELS) == {"mask", "samples"}
     assert not page.locator("#of-file").is_visible()
-    assert changed(page, lambda: slide(page, "opacity", 90), *PANELS) == {"mask", "uncertainty"}
-    assert changed(page, lambda: page.select_option("#map", index=2), *PANELS) == {"uncertainty"}
+    assert changed(page, lambda: slide(page, "opacity", 90), *PANELS) == {
+        "mask",
+        "uncertainty",
+    }
+    assert changed(page, lambda: page.select_option("#map", index=2), *PANELS) == {
+        "uncertainty"
+    }
     assert page.locator("#most").inner_text() == "0.25"
-    assert changed(page, lambda: page.select_option("#sample", index=1), *PANELS) == {"samples"}
+    assert changed(page, lambda: page.select_option("#sample", index=1), *PANELS) == {
+        "samples"
+    }
     slide(page, "threshold", 170)
-    assert changed(page, lambda: page.select_option("#sample", index=2), *PANELS) == {"samples"}
+    assert changed(page, lambda: page.select_option("#sample", index=2), *PANELS) == {
+        "samples"
+    }
     assert changed(page, lambda: slide(page, "slice", 5), *PANELS) == set(PANELS)
 
 
 def test_keys_move_through_slices_and_thresholds(page):
     def press(key, shows, selector="#slice-text"):
         page.keyboard.press(key)
-        browser.until(page, "([s, t]) => document.querySelector(s).textContent === t", [selector, shows])
+        browser.until(
+            page,
+            "([s, t]) => document.querySelector(s).textContent === t",
+            [selector, shows],
+        )
 
     assert page.evaluate("document.activeElement.id") == "viewer"
     press("ArrowRight", "4 of 6")
     press("ArrowLeft", "3 of 6")
     press("Home", "1 of 6")
-    press("ArrowLeft", "1 of 6")  # the end
+    # the end
+    press("ArrowLeft", "1 of 6")
     press("PageDown", "6 of 6")
     press("ArrowUp", "0.505", "#threshold-text")
     press("ArrowDown", "0.5", "#threshold-text")
     press("ArrowDown", "0.495", "#threshold-text")
     page.locator("#slice").focus()
-    press("ArrowLeft", "5 of 6")  # a slider's own keys
+    # a slider's own keys
+    press("ArrowLeft", "5 of 6")
     seen = set()
     page.locator("#theme").focus()
     for _ in range(20):
         page.keyboard.press("Tab")
         seen.add(page.evaluate("document.activeElement.id"))
-    assert {"file", "save-mask", "save-summary", "remove", "viewer", "slice", "threshold", "opacity", "sample"} <= seen
+    assert {
+        "file",
+        "save-mask",
+        "save-summary",
+        "remove",
+        "viewer",
+        "slice",
+        "threshold",
+        "opacity",
+        "sample",
+    } <= seen
 
 
 def test_a_picture_has_a_png_and_one_slice(browser_page, url):
     out = io.BytesIO()
-    Image.fromarray(np.pad(np.full((8, 6), 200, np.uint8), ((4, 12), (3, 31)))).save(out, "PNG")
+    Image.fromarray(np.pad(np.full((8, 6), 200, np.uint8), ((4, 12), (3, 31)))).save(
+        out, "PNG"
+    )
     browser_page.goto(url)
-    browser_page.set_input_files("#file", {"name": "photo.png", "mimeType": "image/png", "buffer": out.getvalue()})
+    browser_page.set_input_files(
+        "#file",
+        {"name": "photo.png", "mimeType": "image/png", "buffer": out.getvalue()},
+    )
     browser.until(browser_page, "document.getElementById('score').dataset.slice")
     assert not browser_page.locator("#slice").is_visible()
     assert drawn(browser_page, "image").shape == (24, 40, 3)
@@ -184,7 +251,9 @@ def test_a_picture_has_a_png_and_one_slice(browser_page, url):
     mask = np.asarray(Image.open(download.value.path()))
     slide(browser_page, "opacity", 100)
     browser_page.wait_for_timeout(150)
-    np.testing.assert_array_equal((drawn(browser_page, "mask") == (230, 159, 0)).all(axis=-1), mask == 255)
+    np.testing.assert_array_equal(
+        (drawn(browser_page, "mask") == (230, 159, 0)).all(axis=-1), mask == 255
+    )
 
 
 def test_a_dropped_file_is_taken_and_a_second_one_takes_its_place(page, url):
@@ -202,26 +271,43 @@ def test_a_dropped_file_is_taken_and_a_second_one_takes_its_place(page, url):
     )
     browser.until(page, "state.facts && state.facts.mask === 'mask.png'")
     assert page.locator("#name").inner_text() == "dropped.png"
-    assert page.evaluate("id => fetch('jobs/' + id).then(answer => answer.status)", first) == 404
+    assert (
+        page.evaluate("id => fetch('jobs/' + id).then(answer => answer.status)", first)
+        == 404
+    )
 
 
 def test_removing_takes_it_from_the_server(page):
     job = page.evaluate("state.job")
     page.click("#remove")
-    browser.until(page, "document.getElementById('status').textContent === 'Removed from the server.'")
+    browser.until(
+        page,
+        "document.getElementById('status').textContent === 'Removed from the server.'",
+    )
     assert not page.locator("#results").is_visible()
-    assert page.evaluate("id => fetch('jobs/' + id).then(answer => answer.status)", job) == 404
+    assert (
+        page.evaluate("id => fetch('jobs/' + id).then(answer => answer.status)", job)
+        == 404
+    )
 
 
-def test_refusals_are_shown_and_the_next_file_is_taken(browser_page, url, scan, page_log):
+def test_refusals_are_shown_and_the_next_file_is_taken(
+    browser_page, url, scan, page_log
+):
     page = browser_page
     page.goto(url)
-    page.set_input_files("#file", {"name": "a<b>.nii.gz", "mimeType": "x/y", "buffer": b"nothing"})
+    page.set_input_files(
+        "#file", {"name": "a<b>.nii.gz", "mimeType": "x/y", "buffer": b"nothing"}
+    )
     said = refusal(page, "not a NIfTI file")
     assert said.startswith("a<b>.nii.gz: ") and "/" not in said
-    page.set_input_files("#file", {"name": "big.png", "mimeType": "x/y", "buffer": bytes(2**20 + 1)})
+    page.set_input_files(
+        "#file", {"name": "big.png", "mimeType": "x/y", "buffer": bytes(2**20 + 1)}
+    )
     refusal(page, "big.png: too large, more than 1 MiB")
-    page.set_input_files("#file", {"name": "letter.pdf", "mimeType": "x/y", "buffer": b"%PDF-1.7"})
+    page.set_input_files(
+        "#file", {"name": "letter.pdf", "mimeType": "x/y", "buffer": b"%PDF-1.7"}
+    )
     refusal(page, "letter.pdf: The upload is in no format that is read. Give a PNG")
     page.set_input_files("#file", scan)
     browser.until(page, "document.getElementById('score').dataset.slice")
@@ -239,12 +325,18 @@ def test_axe_finds_nothing_serious_and_a_phone_has_room(page, scheme, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#mask").bounding_box()["width"] > 120
     paper = "getComputedStyle(document.body).backgroundColor"
-    assert page.evaluate(paper) == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(13, 17, 23)")
+    assert page.evaluate(paper) == (
+        "rgb(255, 255, 255)" if scheme == "light" else "rgb(13, 17, 23)"
+    )
     page.click("#theme")
-    assert page.evaluate(paper) == ("rgb(13, 17, 23)" if scheme == "light" else "rgb(255, 255, 255)")
+    assert page.evaluate(paper) == (
+        "rgb(13, 17, 23)" if scheme == "light" else "rgb(255, 255, 255)"
+    )
 
 
-def test_with_a_token_the_page_works_and_its_script_does_not_see_it(browser_page, workdir, scan, tmp_path):
+def test_with_a_token_the_page_works_and_its_script_does_not_see_it(
+    browser_page, workdir, scan, tmp_path
+):
     with served(workdir, tmp_path, Limits(), token="t0ken") as url:
         browser_page.goto(url.split("?")[0])
         assert "a token is missing" in browser_page.locator("body").inner_text()

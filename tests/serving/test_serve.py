@@ -1,4 +1,5 @@
-"""Mode serve with a real server: what is downloaded is what mode predict writes, queue, limits, load, signals.
+"""Mode serve with a real server: what is downloaded is what mode predict writes, queue,
+limits, load, signals.
 
 The model is made up (bright_model.py), so that masks are known without training.
 """
@@ -90,7 +91,9 @@ def test_downloads_are_what_mode_predict_writes(url, uploads, known):
         assert now["state"] == "done", now["text"]
         mask, rows = known[upload.name]
         assert load._get(url, f"{job}/mask") == mask and len(mask) > 50
-        served = list(csv.DictReader(io.StringIO(load._get(url, f"{job}/summary").decode())))
+        served = list(
+            csv.DictReader(io.StringIO(load._get(url, f"{job}/summary").decode()))
+        )
         free = {"name", "file", "seconds"}
         assert [row.keys() for row in served] == [row.keys() for row in rows]
         assert [{k: row[k] for k in row.keys() - free} for row in served] == [
@@ -102,33 +105,55 @@ def test_downloads_are_what_mode_predict_writes(url, uploads, known):
 
 def test_the_size_of_a_batch_is_that_of_mode_predict_alone(workdir):
     model = predictor.load(workdir)
-    assert [model.first_batch(slices) for slices in (1, 2, 3, 8, 9, 100)] == [1, 2, 4, 8, 8, 8]
+    assert [model.first_batch(slices) for slices in (1, 2, 3, 8, 9, 100)] == [
+        1,
+        2,
+        4,
+        8,
+        8,
+        8,
+    ]
 
 
 def test_a_slice_has_the_planes_that_the_page_draws(url):
-    pixels = np.zeros((SIZE, SIZE), np.uint8)  # as the network sees it, so that maps are not resized
+    # as the network sees it, so that maps are not resized
+    pixels = np.zeros((SIZE, SIZE), np.uint8)
     pixels[4:12, 6:14] = 200
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     job, now = ended(url, out.getvalue())
     facts = now["facts"]
-    assert (facts["slices"], facts["height"], facts["width"], facts["classes"], facts["samples"]) == (
+    assert (
+        facts["slices"],
+        facts["height"],
+        facts["width"],
+        facts["classes"],
+        facts["samples"],
+    ) == (
         1,
         SIZE,
         SIZE,
         1,
         2,
     )
-    assert facts["maps"] == ["entropy", "mutual_information", "variance"] and facts["aspect"] == 1
-    planes = np.frombuffer(zlib.decompress(load._get(url, f"{job}/slices/0")), np.uint8).reshape(7, SIZE, SIZE)
+    assert (
+        facts["maps"] == ["entropy", "mutual_information", "variance"]
+        and facts["aspect"] == 1
+    )
+    planes = np.frombuffer(
+        zlib.decompress(load._get(url, f"{job}/slices/0")), np.uint8
+    ).reshape(7, SIZE, SIZE)
     np.testing.assert_array_equal(planes[0], np.where(pixels, 255, 0))
     written = np.asarray(Image.open(io.BytesIO(load._get(url, f"{job}/mask"))))
     np.testing.assert_array_equal(planes[1] > facts["level"], written == 255)
-    assert (planes[5:].mean(axis=0) - planes[1] < 2).all()  # the mean of the samples, in steps of 1/200
+    # the mean of the samples, in steps of 1/200
+    assert (planes[5:].mean(axis=0) - planes[1] < 2).all()
     p = planes[1] / facts["levels"]
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     np.testing.assert_allclose(planes[2] / 255, entropy, atol=0.05)
-    np.testing.assert_allclose(planes[4] / 255 * 0.25, ((planes[5] - p * 200.0) / 200) ** 2, atol=0.002)
+    np.testing.assert_allclose(
+        planes[4] / 255 * 0.25, ((planes[5] - p * 200.0) / 200) ** 2, atol=0.002
+    )
     load._request(url, "DELETE", job)
 
 
@@ -154,20 +179,45 @@ def test_the_load_test_sees_a_mixed_result(url, uploads, known):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"mixed": 1}, {"unexpected": ["x"]}, {"exit_code": 1}, {"mib_after": 60.0}, {"words_told": 1}]
+    "wrong",
+    [
+        {"mixed": 1},
+        {"unexpected": ["x"]},
+        {"exit_code": 1},
+        {"mib_after": 60.0},
+        {"words_told": 1},
+    ],
 )
 def test_the_load_test_fails_where_something_is_wrong(wrong):
-    good = {"unexpected": [], "mixed": 0, "exit_code": 0, "mib_before": 20.0, "mib_after": 25.0}
+    good = {
+        "unexpected": [],
+        "mixed": 0,
+        "exit_code": 0,
+        "mib_before": 20.0,
+        "mib_after": 25.0,
+    }
     assert load.is_good(good) and not load.is_good(good | wrong)
 
 
 def test_a_visitor_is_answered_while_others_attack(workdir, tmp_path):
-    """benchmarks/serving/attack.py in small; that takes 60 s and looks at times and memory, too."""
+    """benchmarks/serving/attack.py in small; that takes 60 s and looks at times and
+    memory, too.
+    """
     limits = dataclasses.replace(LIMITS, connections=24, waiting=6, upload=2**25)
     with served(workdir, tmp_path, limits, token="t0ken") as url:
-        found = attack.attack(url, "t0ken", os.getpid(), uploads=24, silent=48, seconds=8)
-    assert found["answers"] > 3 and set(found["statuses"]) <= {"200", "202", "204", "503"}
-    assert set(found["hostile"]) <= {"refused", "done", "still waiting", "no place"} and found["hostile"]["refused"] > 3
+        found = attack.attack(
+            url, "t0ken", os.getpid(), uploads=24, silent=48, seconds=8
+        )
+    assert found["answers"] > 3 and set(found["statuses"]) <= {
+        "200",
+        "202",
+        "204",
+        "503",
+    }
+    assert (
+        set(found["hostile"]) <= {"refused", "done", "still waiting", "no place"}
+        and found["hostile"]["refused"] > 3
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -198,12 +248,19 @@ def test_refusals_have_the_words_of_mode_predict(url, workdir, tmp_path):
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError) as error:
-        predict_files.run(run_config.load(workdir), str(workdir), str(path), str(tmp_path / "out"))
+        predict_files.run(
+            run_config.load(workdir), str(workdir), str(path), str(tmp_path / "out")
+        )
     _, now = ended(url, path.read_bytes(), like=".nii.gz")
-    assert now["state"] == "refused" and now["text"] == str(error.value).replace(f"{tmp_path}/", "")
+    assert now["state"] == "refused" and now["text"] == str(error.value).replace(
+        f"{tmp_path}/", ""
+    )
 
 
-@pytest.mark.parametrize("path", ["/jobs/x", "/jobs/x/mask", "/jobs/..%2f..%2fetc/mask", "/serve.html", "/nothing"])
+@pytest.mark.parametrize(
+    "path",
+    ["/jobs/x", "/jobs/x/mask", "/jobs/..%2f..%2fetc/mask", "/serve.html", "/nothing"],
+)
 def test_what_is_not_there(url, path):
     assert load._request(url, "GET", path)[0] == 404
 
@@ -232,12 +289,28 @@ def started(workdir, tmp_path):
     def start(*flags):
         (tmp_path / "tmp").mkdir(exist_ok=True)
         helpers = str(ROOT / "tests" / "helpers")
-        line = [sys.executable, "-c", _START, str(ROOT), helpers, "--mode=serve", f"--workdir={workdir}"]
+        line = [
+            sys.executable,
+            "-c",
+            _START,
+            str(ROOT),
+            helpers,
+            "--mode=serve",
+            f"--workdir={workdir}",
+        ]
         env = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "JAX_PLATFORMS": "cpu"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         # A shell's background job ignores Ctrl-C, and with it all that it starts.
-        heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-        server = subprocess.Popen([*line, "--port=0", *flags], cwd=tmp_path, env=env, preexec_fn=heard, **pipes)
+        heard = functools.partial(
+            signal.signal, signal.SIGINT, signal.default_int_handler
+        )
+        server = subprocess.Popen(
+            [*line, "--port=0", *flags],
+            cwd=tmp_path,
+            env=env,
+            preexec_fn=heard,
+            **pipes,
+        )
         processes.append(server)
         said = ""
         while "Ctrl-C stops" not in said:
@@ -252,9 +325,14 @@ def started(workdir, tmp_path):
         process.communicate()
 
 
-def test_sigterm_ends_it_with_0_and_leaves_nothing_and_elsewhere_a_token_is_needed(started, tmp_path):
+def test_sigterm_ends_it_with_0_and_leaves_nothing_and_elsewhere_a_token_is_needed(
+    started, tmp_path
+):
     process, said = started("--host=0.0.0.0", "--upload_mb=3", "--waiting=5")
-    assert "at most 3 MiB an upload, 5 waiting, 600 s a scan" in said and "nothing is encrypted" in said
+    assert (
+        "at most 3 MiB an upload, 5 waiting, 600 s a scan" in said
+        and "nothing is encrypted" in said
+    )
     port, token = re.search(r":(\d+)/\?token=(\S+)", said).groups()
     url = f"http://127.0.0.1:{port}"
     for path in ("/", "/serve.js", "/jobs/x", "/?token=wrong"):
@@ -282,7 +360,9 @@ def test_ctrl_c_ends_it_while_it_segments(started, tmp_path):
 
 
 def reading(url, tmp_path):
-    """Have the server read what takes seconds: 4000 files of one place; returns when it does."""
+    """Have the server read what takes seconds: 4000 files of one place; returns when it
+    does.
+    """
     files = {f"{n}.dcm": hostile.dicom() for n in range(4000)}
     status, answer = load._request(url, "POST", "/jobs", hostile.archive(files))
     assert status == 202
@@ -293,18 +373,23 @@ def reading(url, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_it_reads_ends_it_at_once_and_leaves_nothing(started, tmp_path, number):
+def test_a_signal_while_it_reads_ends_it_at_once_and_leaves_nothing(
+    started, tmp_path, number
+):
     process, said = started()
     reading(re.search(r"is served at (\S+)", said).group(1), tmp_path)
     began = time.monotonic()
     process.send_signal(number)
     rest, _ = process.communicate(timeout=60)
-    assert time.monotonic() - began < 40  # a busy machine; reading alone may take 60 s
+    # a busy machine; reading alone may take 60 s
+    assert time.monotonic() - began < 40
     assert process.returncode == 0 and rest == "stopped; no upload or result is left\n"
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_second_signal_leaves_nothing_and_the_next_start_removes_what_a_kill_left(started, tmp_path):
+def test_a_second_signal_leaves_nothing_and_the_next_start_removes_what_a_kill_left(
+    started, tmp_path
+):
     first, said = started()
     reading(re.search(r"is served at (\S+)", said).group(1), tmp_path)
     first.kill()
@@ -312,11 +397,16 @@ def test_a_second_signal_leaves_nothing_and_the_next_start_removes_what_a_kill_l
     assert list((tmp_path / "tmp").rglob("*.dcm"))
     second, said = started()
     assert "removed what 1 server had left that did not end by itself" in said
-    assert len(list((tmp_path / "tmp").iterdir())) == 1 and not list((tmp_path / "tmp").rglob("*.dcm"))
+    assert len(list((tmp_path / "tmp").iterdir())) == 1 and not list(
+        (tmp_path / "tmp").rglob("*.dcm")
+    )
     url = re.search(r"is served at (\S+)", said).group(1)
     reading(url, tmp_path)
-    with socket.create_connection(url.split("/")[2].split(":")) as held:  # the first signal waits for it
-        held.sendall(b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\nx")
+    # the first signal waits for it
+    with socket.create_connection(url.split("/")[2].split(":")) as held:
+        held.sendall(
+            b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\nx"
+        )
         time.sleep(0.2)
         second.send_signal(signal.SIGTERM)
         time.sleep(0.5)
@@ -335,16 +425,28 @@ def test_a_second_signal_leaves_nothing_and_the_next_start_removes_what_a_kill_l
     ],
 )
 def test_an_address_that_cannot_be_had(workdir, host, port, says):
-    refused(lambda: serve.run(run_config.load(workdir), str(workdir), host, port, LIMITS), says, "--host or --port")
+    refused(
+        lambda: serve.run(run_config.load(workdir), str(workdir), host, port, LIMITS),
+        says,
+        "--host or --port",
+    )
 
 
 def test_a_port_that_is_taken(workdir):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         cfg = run_config.load(workdir)
-        refused(lambda: serve.run(cfg, str(workdir), "127.0.0.1", port, LIMITS), "cannot listen", port)
+        refused(
+            lambda: serve.run(cfg, str(workdir), "127.0.0.1", port, LIMITS),
+            "cannot listen",
+            port,
+        )
 
 
 def test_without_the_libraries(workdir, monkeypatch):
     monkeypatch.setitem(sys.modules, "starlette", None)
-    refused(lambda: serve.run(None, "", "", 0, LIMITS), "a library is missing, starlette", "pip install 'starlette")
+    refused(
+        lambda: serve.run(None, "", "", 0, LIMITS),
+        "a library is missing, starlette",
+        "pip install 'starlette",
+    )

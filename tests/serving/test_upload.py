@@ -1,4 +1,6 @@
-"""What a visitor sends: told by its bytes, unpacked within limits, refused in the words of mode predict."""
+"""What a visitor sends: told by its bytes, unpacked within limits, refused in the words
+of mode predict.
+"""
 
 import dataclasses
 import gzip
@@ -51,7 +53,10 @@ def series(folder, count=4, **fields) -> dict[str, bytes]:
     """name -> bytes of a DICOM series, whose names run against its order."""
     made_dicom = pytest.importorskip("made_dicom", reason="needs pydicom")
     stored = np.arange(count * 48).reshape(count, 6, 8).astype(np.int16)
-    return {path.name: path.read_bytes() for path in made_dicom.write_series(folder, stored, **fields)}
+    return {
+        path.name: path.read_bytes()
+        for path in made_dicom.write_series(folder, stored, **fields)
+    }
 
 
 @pytest.fixture
@@ -88,24 +93,38 @@ def test_a_file_is_what_its_bytes_say(head, kind):
     assert upload.kind(head[:1024]) == kind
 
 
-@pytest.mark.parametrize("content", [nifti(), nifti(zipped=False), nifti(zipped=False, kind=nib.Nifti2Image)])
+@pytest.mark.parametrize(
+    "content", [nifti(), nifti(zipped=False), nifti(zipped=False, kind=nib.Nifti2Image)]
+)
 def test_volumes_are_read_whatever_they_are_taken_for(read, content):
     scan = read(content, like=".png")
     assert scan.slices.shape == (8, 7, 6, 1) and scan.volume.spacing == (2, 1, 1)
 
 
 def test_a_picture_is_read(read):
-    np.testing.assert_array_equal(read(png()).slices[0, ..., 0], np.arange(600).reshape(20, 30) % 251)
+    np.testing.assert_array_equal(
+        read(png()).slices[0, ..., 0], np.arange(600).reshape(20, 30) % 251
+    )
 
 
 def test_a_zipped_series_is_the_series(read, tmp_path):
     files = series(tmp_path / "series")
-    scan = read(archive({f"../../{name}": b"climbs out" for name in files} | {f"CT/{k}": v for k, v in files.items()}))
-    expected = scans.read(scans.search(tmp_path / "series", channels=1).items[0], channels=1)
+    scan = read(
+        archive(
+            {f"../../{name}": b"climbs out" for name in files}
+            | {f"CT/{k}": v for k, v in files.items()}
+        )
+    )
+    expected = scans.read(
+        scans.search(tmp_path / "series", channels=1).items[0], channels=1
+    )
     np.testing.assert_array_equal(scan.slices, expected.slices)
     np.testing.assert_array_equal(scan.volume.affine, expected.volume.affine)
     assert {path.name for path in tmp_path.iterdir()} == {"job", "series"}
-    assert all(not part.is_symlink() and "CT" not in str(part) for part in (tmp_path / "job").rglob("*"))
+    assert all(
+        not part.is_symlink() and "CT" not in str(part)
+        for part in (tmp_path / "job").rglob("*")
+    )
 
 
 def test_a_dicom_file_alone_is_read(read, tmp_path):
@@ -127,7 +146,9 @@ def test_a_dicom_file_alone_is_read(read, tmp_path):
         (gzip.compress(b"\0" * 900, mtime=0), "scan.nii.gz"),
     ],
 )
-def test_what_mode_predict_refuses_is_refused_in_its_words(read, tmp_path, content, name):
+def test_what_mode_predict_refuses_is_refused_in_its_words(
+    read, tmp_path, content, name
+):
     alone = tmp_path / "predict" / name
     alone.parent.mkdir()
     alone.write_bytes(content)
@@ -136,10 +157,15 @@ def test_what_mode_predict_refuses_is_refused_in_its_words(read, tmp_path, conte
     with pytest.raises(BadInput) as found:
         read(content, like=name.removeprefix("scan"))
     said = upload.without_paths(str(found.value), tmp_path / "job")
-    assert said == str(expected.value).replace(f"{alone.parent}/", "") and str(tmp_path) not in said
+    assert (
+        said == str(expected.value).replace(f"{alone.parent}/", "")
+        and str(tmp_path) not in said
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"%PDF-1.4", b"GIF89a" + bytes(400), b"BM" + bytes(400)])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"%PDF-1.4", b"GIF89a" + bytes(400), b"BM" + bytes(400)]
+)
 def test_another_format_is_refused_without_words_of_the_command_line(read, content):
     with pytest.raises(BadInput, match="in no format that is read") as refusal:
         read(content)
@@ -158,12 +184,22 @@ def test_a_truncated_series_is_refused_in_the_same_words(read, tmp_path):
 
 
 def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def huge_png(side=9000) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
-    return png()[:8] + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return (
+        png()[:8]
+        + header
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
 
 
 def declared(shape) -> bytes:
@@ -178,12 +214,27 @@ def declared(shape) -> bytes:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (nifti() + gzip.compress(b"\0" * 2**21, mtime=0), "is too large when unpacked: "),
-        (gzip.compress(nifti(zipped=False) + b"\0" * 2**21, mtime=0), "is too large when unpacked: "),
+        (
+            nifti() + gzip.compress(b"\0" * 2**21, mtime=0),
+            "is too large when unpacked: ",
+        ),
+        (
+            gzip.compress(nifti(zipped=False) + b"\0" * 2**21, mtime=0),
+            "is too large when unpacked: ",
+        ),
         (archive({"a.dcm": b"\0" * 2**21}), "is too large when unpacked: "),
-        (archive({f"{n}.dcm": b"" for n in range(21)}), "The archive holds 21 files, where 20 are allowed"),
-        (archive({"a.dcm": b"x"}, external_attr=0o120777 << 16), "The archive holds a link"),
-        (archive({"notes.txt": b"x", "a.png": png()}), "The archive holds no DICOM file"),
+        (
+            archive({f"{n}.dcm": b"" for n in range(21)}),
+            "The archive holds 21 files, where 20 are allowed",
+        ),
+        (
+            archive({"a.dcm": b"x"}, external_attr=0o120777 << 16),
+            "The archive holds a link",
+        ),
+        (
+            archive({"notes.txt": b"x", "a.png": png()}),
+            "The archive holds no DICOM file",
+        ),
         (archive({".hidden/a.dcm": b"x"}), "The archive is empty"),
         (archive({}), "The archive is empty"),
         (archive({"a.dcm": b"x" * 400})[:60], "The archive is unreadable or truncated"),
@@ -212,13 +263,18 @@ def test_an_encrypted_archive(read):
 
 
 def test_two_series_in_an_archive(read, tmp_path):
-    files = series(tmp_path / "one") | {f"2{k}": v for k, v in series(tmp_path / "two", series="1.2.3.9").items()}
+    files = series(tmp_path / "one") | {
+        f"2{k}": v for k, v in series(tmp_path / "two", series="1.2.3.9").items()
+    }
     refused(lambda: read(archive(files)), "holds 2 scans")
 
 
 def test_a_series_with_too_many_slices(read, tmp_path):
     refused(
-        lambda: read(archive(series(tmp_path / "one")), limits=dataclasses.replace(LIMITS, slices=3)),
+        lambda: read(
+            archive(series(tmp_path / "one")),
+            limits=dataclasses.replace(LIMITS, slices=3),
+        ),
         "has 4 slices of 6x8",
     )
 

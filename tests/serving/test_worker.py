@@ -1,4 +1,6 @@
-"""What the page draws of a slice: the order of the planes, and nothing where nobody scanned."""
+"""What the page draws of a slice: the order of the planes, and nothing where nobody
+scanned.
+"""
 
 import numpy as np
 
@@ -7,16 +9,28 @@ from biedsnet_jax.serving import worker
 
 
 def prediction(samples=None):
-    """Two slices of 2 by 3 pixels, two classes; value 0.01 (10 z + row + 3 column), and more for each class and map."""
-    z, row, column, k = np.meshgrid(range(2), range(2), range(3), range(2), indexing="ij")
+    """Two slices of 2 by 3 pixels, two classes; value 0.01 (10 z + row + 3 column), and
+    more for each class and map.
+    """
+    z, row, column, k = np.meshgrid(
+        range(2), range(2), range(3), range(2), indexing="ij"
+    )
     base = (0.01 * (10 * z + row + 3 * column) + 0.25 * k).astype(np.float32)
-    maps = {"variance": base / 8, "probability": base + np.float32(0.5), "entropy": base}
-    return Prediction((2, 3), maps, samples, threshold=0.5, labels=((1,), (2,)), seconds=0.0), base
+    maps = {
+        "variance": base / 8,
+        "probability": base + np.float32(0.5),
+        "entropy": base,
+    }
+    return Prediction(
+        (2, 3), maps, samples, threshold=0.5, labels=((1,), (2,)), seconds=0.0
+    ), base
 
 
 def test_planes_come_class_by_class_map_by_map_sample_by_sample():
     one, base = prediction()
-    samples = np.stack([one.maps["probability"] * np.float32(factor) for factor in (0.2, 0.6)])
+    samples = np.stack(
+        [one.maps["probability"] * np.float32(factor) for factor in (0.2, 0.6)]
+    )
     one, _ = prediction(samples)
     image = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     planes = worker.planes(image, np.ones((2, 3), bool), one, 1)
@@ -26,8 +40,10 @@ def test_planes_come_class_by_class_map_by_map_sample_by_sample():
     for k in range(2):
         p = base[1, ..., k].astype(float) + 0.5
         assert np.abs(planes[3 + k] / 200 - p).max() < 0.006
-        assert np.abs(planes[5 + k] / 255 - base[1, ..., k]).max() < 0.003  # entropy
-        assert np.abs(planes[7 + k] / 255 * 0.25 - base[1, ..., k] / 8).max() < 0.001  # variance, up to 0.25
+        # entropy
+        assert np.abs(planes[5 + k] / 255 - base[1, ..., k]).max() < 0.003
+        # variance, up to 0.25
+        assert np.abs(planes[7 + k] / 255 * 0.25 - base[1, ..., k] / 8).max() < 0.001
         assert np.abs(planes[9 + k] / 200 - 0.2 * p).max() < 0.006
         assert np.abs(planes[11 + k] / 200 - 0.6 * p).max() < 0.006
 

@@ -12,7 +12,9 @@ from biedsnet_jax.training import class_presence
 
 @dataclasses.dataclass
 class Masks:
-    """A source of given masks, a list of the labels in each slice, which counts what is read."""
+    """A source of given masks, a list of the labels in each slice, which counts what is
+    read.
+    """
 
     labels: list[tuple[int, ...]]
     classes: int
@@ -72,7 +74,9 @@ ALL = [(1,), (), (2, 1), (3,)]
         (
             {"train": [(1,)], "val": [(), ()], "test": []},
             1,
-            ["None of the 2 val slices has a lesion: its validation Dice is undefined."],
+            [
+                "None of the 2 val slices has a lesion: its validation Dice is undefined."
+            ],
         ),
     ],
 )
@@ -82,7 +86,10 @@ def test_what_a_split_lacks(labels, classes, says):
 
 def test_no_more_is_read_than_must_be():
     source = Masks([(1, 2)] * 500, 2)
-    assert class_presence.missing(source, list(range(500)), 2) == ([], 1) and source.read == 1
+    assert (
+        class_presence.missing(source, list(range(500)), 2) == ([], 1)
+        and source.read == 1
+    )
 
 
 @pytest.mark.parametrize("where", [0, 250, 499])

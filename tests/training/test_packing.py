@@ -1,4 +1,6 @@
-"""Packing: small arrays become one, large ones stay, wherever a tree of the parameters' structure stands."""
+"""Packing: small arrays become one, large ones stay, wherever a tree of the parameters'
+structure stands.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from biedsnet_jax.training.packing import SMALL, Packed, Packing
 
-PARAMS = {"kernel": jnp.arange(6.0).reshape(2, 3), "large": jnp.ones(SMALL + 1), "scale": jnp.asarray(7.0)}
+PARAMS = {
+    "kernel": jnp.arange(6.0).reshape(2, 3),
+    "large": jnp.ones(SMALL + 1),
+    "scale": jnp.asarray(7.0),
+}
 
 
 def test_small_arrays_lie_one_after_another_and_large_ones_apart():
@@ -23,7 +29,11 @@ def test_every_tree_like_the_parameters_is_packed_and_comes_back():
     packing = Packing(PARAMS)
     packed = packing.pack(state)
     moments = packed["moments"][0]
-    assert isinstance(moments.mu, Packed) and isinstance(moments.nu, Packed) and moments.count.shape == ()
+    assert (
+        isinstance(moments.mu, Packed)
+        and isinstance(moments.nu, Packed)
+        and moments.count.shape == ()
+    )
     back = packing.unpack(packed)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, back, state)
@@ -31,29 +41,51 @@ def test_every_tree_like_the_parameters_is_packed_and_comes_back():
 
 def test_arrays_that_devices_share_stay_apart():
     mesh = jax.make_mesh((2,), ("fsdp",), devices=jax.devices()[:2])
-    whole, shared = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (None, "fsdp")))
-    params = {"kernel": jnp.ones((3, 4)), "shared": jnp.ones((3, 4)), "scale": jnp.ones(())}
-    packed = Packing(params, {"kernel": whole, "shared": shared, "scale": whole}).pack(params)
+    whole, shared = (
+        NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (None, "fsdp"))
+    )
+    params = {
+        "kernel": jnp.ones((3, 4)),
+        "shared": jnp.ones((3, 4)),
+        "scale": jnp.ones(()),
+    }
+    packed = Packing(params, {"kernel": whole, "shared": shared, "scale": whole}).pack(
+        params
+    )
     assert packed.small.shape == (13,)
     assert [x.shape for x in packed.large] == [(3, 4)]
 
 
 @pytest.mark.parametrize(
     "params",
-    [{"large": jnp.ones(SMALL + 1)}, {"small": jnp.ones(2)}, {"half": jnp.ones(2, jnp.bfloat16), "whole": jnp.ones(3)}],
+    [
+        {"large": jnp.ones(SMALL + 1)},
+        {"small": jnp.ones(2)},
+        {"half": jnp.ones(2, jnp.bfloat16), "whole": jnp.ones(3)},
+    ],
     ids=["only-large", "only-small", "types"],
 )
 def test_trees_of_one_kind_come_back_with_their_types(params):
     packing = Packing(params)
     back = packing.unpack(packing.pack(params))
     jax.tree.map(np.testing.assert_array_equal, back, params)
-    assert [x.dtype for x in jax.tree.leaves(back)] == [x.dtype for x in jax.tree.leaves(params)]
+    assert [x.dtype for x in jax.tree.leaves(back)] == [
+        x.dtype for x in jax.tree.leaves(params)
+    ]
 
 
 def test_an_update_of_packed_parameters_is_that_of_each():
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.01))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.01)
+    )
     grads = jax.tree.map(lambda x: 0.1 * x + 0.01, PARAMS)
     expected, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
     packing = Packing(PARAMS)
-    updates, _ = optimizer.update(*(packing.pack(x) for x in (grads, optimizer.init(PARAMS), PARAMS)))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), packing.unpack(updates), expected)
+    updates, _ = optimizer.update(
+        *(packing.pack(x) for x in (grads, optimizer.init(PARAMS), PARAMS))
+    )
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5),
+        packing.unpack(updates),
+        expected,
+    )

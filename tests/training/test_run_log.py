@@ -1,4 +1,6 @@
-"""What a run writes as it goes: `metrics.jsonl` through kills and restarts, TensorBoard files read record by record."""
+"""What a run writes as it goes: `metrics.jsonl` through kills and restarts, TensorBoard
+files read record by record.
+"""
 
 import errno
 import io
@@ -22,7 +24,8 @@ from biedsnet_jax.training.run_log import RunLog
 def lines(folder) -> list[dict]:
     text = (folder / "metrics.jsonl").read_text()
     assert text == "" or text.endswith("\n")
-    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]  # strict: no NaN
+    # strict: no NaN
+    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
 
 
 def write(folder, steps, *, start=0, to_tensorboard=False, **scalars):
@@ -32,10 +35,13 @@ def write(folder, steps, *, start=0, to_tensorboard=False, **scalars):
 
 
 def events(folder) -> list:
-    """Every event of every file, the older file first; TFRecord by its definition: length, CRC, data, CRC."""
+    """Every event of every file, the older file first; TFRecord by its definition:
+    length, CRC, data, CRC.
+    """
     found = []
     for path in sorted(
-        (folder / "tensorboard").glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns
+        (folder / "tensorboard").glob("events.out.tfevents.*"),
+        key=lambda path: path.stat().st_mtime_ns,
     ):
         stream = io.BytesIO(path.read_bytes())
         while head := stream.read(12):
@@ -54,8 +60,11 @@ def test_a_line_a_step_with_the_time(tmp_path):
     write(tmp_path, (1, 2), bad_steps=0)
     first, second = lines(tmp_path)
     assert (first["step"], first["loss"], first["bad_steps"]) == (1, 1.0, 0)
-    assert (second["step"], second["loss"]) == (2, 0.5) and second["time"] >= first["time"] > 1.6e9
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]  # no TensorBoard unless asked
+    assert (second["step"], second["loss"]) == (2, 0.5) and second["time"] >= first[
+        "time"
+    ] > 1.6e9
+    # no TensorBoard unless asked
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_number_that_is_not_finite_is_null(tmp_path):
@@ -64,7 +73,9 @@ def test_a_number_that_is_not_finite_is_null(tmp_path):
     assert (line["a"], line["b"], line["c"], line["d"]) == (None, None, None, 2)
 
 
-def test_going_on_drops_what_came_after_the_checkpoint_and_the_line_cut_by_a_kill(tmp_path):
+def test_going_on_drops_what_came_after_the_checkpoint_and_the_line_cut_by_a_kill(
+    tmp_path,
+):
     write(tmp_path, range(1, 6))
     whole = (tmp_path / "metrics.jsonl").read_text()
     for cut in ("", '{"step": 6, "ti', '{"step": 6}', "6", '{"time": 3}\n{"step'):
@@ -74,7 +85,8 @@ def test_going_on_drops_what_came_after_the_checkpoint_and_the_line_cut_by_a_kil
             (1, False), (2, False), (3, False), (4, True), (5, True)
         ]  # fmt: skip
     kept = whole.splitlines()[:3]
-    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:3] == kept  # as they were, time included
+    # as they were, time included
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:3] == kept
 
 
 @pytest.mark.parametrize(
@@ -88,7 +100,9 @@ def test_going_on_drops_what_came_after_the_checkpoint_and_the_line_cut_by_a_kil
         b'{"step": 1, "name": "a\xe2\x80\xa8b"}\n',
     ],
 )
-def test_what_a_power_cut_leaves_of_a_line_is_dropped_and_the_rest_stays(tmp_path, tail):
+def test_what_a_power_cut_leaves_of_a_line_is_dropped_and_the_rest_stays(
+    tmp_path, tail
+):
     write(tmp_path, (1, 2))
     path = tmp_path / "metrics.jsonl"
     whole = path.read_bytes()
@@ -125,12 +139,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     files.write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(path, {"a": math.nan})
-    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [
+        path
+    ]
 
 
 @pytest.mark.parametrize("room", [0, 5])
 def test_a_full_disk_costs_lines_and_is_said_once(tmp_path, capsys, room):
-    """No file may grow by more than `room` bytes, which is what a full disk is to who writes."""
+    """No file may grow by more than `room` bytes, which is what a full disk is to who
+    writes.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with RunLog(tmp_path, step=0, to_tensorboard=True) as log:
         log.write(1, {"loss": 1.0})
@@ -154,7 +172,8 @@ def test_a_folder_that_vanishes_is_an_error(tmp_path):
         log.write(1, {"loss": 1.0})
         folder.rename(tmp_path / "elsewhere")
         refused(lambda: log.write(2, {"loss": 1.0}), "is gone, at step 2", str(folder))
-        folder.mkdir()  # another one in its place
+        # another one in its place
+        folder.mkdir()
         refused(lambda: log.write(3, {"loss": 1.0}), "is gone, at step 3", str(folder))
 
 
@@ -163,24 +182,44 @@ def test_a_folder_that_vanishes_is_an_error(tmp_path):
 
 def test_scalars_and_the_panel_are_in_the_event_file(tmp_path):
     image = np.zeros((2, 4, 3, 1), np.float32)
-    image[0, ..., 0], image[1, 0, 0, 0] = 7.0, -5.0  # a flat slice, and one with a single dark pixel
-    truth, probability = np.zeros((2, 4, 3, 2), np.float32), np.zeros((2, 4, 3, 2), np.float32)
+    # a flat slice, and one with a single dark pixel
+    image[0, ..., 0], image[1, 0, 0, 0] = 7.0, -5.0
+    truth, probability = (
+        np.zeros((2, 4, 3, 2), np.float32),
+        np.zeros((2, 4, 3, 2), np.float32),
+    )
     truth[1, :, :, 1], probability[0, 2, 1, 0] = 1.0, 0.5
     with RunLog(tmp_path, step=0, to_tensorboard=True) as log:
         log.write(3, {"loss": 0.75, "train_dice": 0.125})
         log.panel(4, image, truth, probability)
-    values = [(event.step, value) for event in events(tmp_path) for value in event.summary.value]
-    scalars = [(step, value.tag, value.simple_value) for step, value in values if value.HasField("simple_value")]
+    values = [
+        (event.step, value)
+        for event in events(tmp_path)
+        for value in event.summary.value
+    ]
+    scalars = [
+        (step, value.tag, value.simple_value)
+        for step, value in values
+        if value.HasField("simple_value")
+    ]
     assert scalars == [(3, "loss", 0.75), (3, "train_dice", 0.125)]
-    ((step, picture),) = [(step, value) for step, value in values if value.HasField("image")]
+    ((step, picture),) = [
+        (step, value) for step, value in values if value.HasField("image")
+    ]
     assert (step, picture.tag) == (4, "validation")
-    pixels = np.asarray(Image.open(io.BytesIO(picture.image.encoded_image_string)).convert("L"))
-    assert pixels.shape == (2 * 2 * 4, 3 * 3)  # a row a slice and class: image, truth, probability
+    pixels = np.asarray(
+        Image.open(io.BytesIO(picture.image.encoded_image_string)).convert("L")
+    )
+    # a row a slice and class: image, truth, probability
+    assert pixels.shape == (2 * 2 * 4, 3 * 3)
     expected = np.zeros((16, 9), np.uint8)
-    expected[2, 7] = 127  # slice 0, class 1: half a probability
-    expected[8:, :3] = 255  # slice 1, both classes: grey stretched from the dark pixel to the rest
+    # slice 0, class 1: half a probability
+    expected[2, 7] = 127
+    # slice 1, both classes: grey stretched from the dark pixel to the rest
+    expected[8:, :3] = 255
     expected[[8, 12], 0] = 0
-    expected[12:, 3:6] = 255  # slice 1, class 2: truth
+    # slice 1, class 2: truth
+    expected[12:, 3:6] = 255
     np.testing.assert_allclose(pixels.astype(int), expected, atol=1)
 
 
@@ -189,8 +228,13 @@ def test_going_on_marks_the_steps_that_no_longer_count(tmp_path):
     write(tmp_path, (3,), start=2, to_tensorboard=True)
     said = [event.step for event in events(tmp_path) if event.summary.value]
     assert said == [1, 2, 3, 3]
-    marks = [event.step for event in events(tmp_path) if event.session_log.status == event_pb2.SessionLog.START]
-    assert marks[-1] == 3  # TensorBoard drops what files before this one say of steps from here on
+    marks = [
+        event.step
+        for event in events(tmp_path)
+        if event.session_log.status == event_pb2.SessionLog.START
+    ]
+    # TensorBoard drops what files before this one say of steps from here on
+    assert marks[-1] == 3
 
 
 def test_without_tensorboard_a_panel_is_nothing(tmp_path):
@@ -201,10 +245,16 @@ def test_without_tensorboard_a_panel_is_nothing(tmp_path):
 
 def test_a_file_where_the_folder_of_curves_would_be_is_refused(tmp_path):
     (tmp_path / "tensorboard").write_text("")
-    refused(lambda: write(tmp_path, [1], to_tensorboard=True), tmp_path / "tensorboard", "File exists")
+    refused(
+        lambda: write(tmp_path, [1], to_tensorboard=True),
+        tmp_path / "tensorboard",
+        "File exists",
+    )
 
 
-def test_a_disk_that_is_full_at_the_start_costs_the_curves_and_not_the_run(tmp_path, monkeypatch, capsys):
+def test_a_disk_that_is_full_at_the_start_costs_the_curves_and_not_the_run(
+    tmp_path, monkeypatch, capsys
+):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,4 +1,6 @@
-"""The update against loops written out by hand, over one and eight devices, through bad batches."""
+"""The update against loops written out by hand, over one and eight devices, through bad
+batches.
+"""
 
 import math
 
@@ -22,12 +24,17 @@ from biedsnet_jax.training.train_step import Update, make_train_step, one_or_oth
 
 
 class Pull:
-    """Half the mean squared distance of one number w from the image: its gradient is w - mean(image)."""
+    """Half the mean squared distance of one number w from the image: its gradient is w
+    - mean(image).
+    """
 
     def loss(self, variables, batch, key, *, train):
         w = variables["params"]["w"]
         metrics = {"draw": jax.random.normal(key)}
-        return 0.5 * jnp.mean(jnp.square(w - batch["image"])), (metrics, {"seen": jnp.mean(batch["image"])})
+        return 0.5 * jnp.mean(jnp.square(w - batch["image"])), (
+            metrics,
+            {"seen": jnp.mean(batch["image"])},
+        )
 
 
 class Root:
@@ -42,7 +49,9 @@ class Lines(nn.Module):
 
     @nn.compact
     def __call__(self, image, *, train):
-        return nn.Conv(1, (3, 3), name="out")(nn.tanh(nn.Conv(4, (3, 3), name="in")(image))), {}
+        return nn.Conv(1, (3, 3), name="out")(
+            nn.tanh(nn.Conv(4, (3, 3), name="in")(image))
+        ), {}
 
 
 def one_device():
@@ -50,7 +59,10 @@ def one_device():
 
 
 def pull_state(w: float, optimizer):
-    return train_state.create({"params": {"w": jnp.asarray(w)}, "batch_stats": {"seen": jnp.asarray(0.0)}}, optimizer)
+    return train_state.create(
+        {"params": {"w": jnp.asarray(w)}, "batch_stats": {"seen": jnp.asarray(0.0)}},
+        optimizer,
+    )
 
 
 def pixels(*values):
@@ -63,13 +75,20 @@ def squares(batch: int, size: int = 8):
     mask = np.zeros((batch, size, size, 1), np.float32)
     for i, (top, left) in enumerate(rng.integers(0, size // 2, (batch, 2))):
         mask[i, top : top + size // 2, left : left + size // 2] = 1
-    return {"image": jnp.asarray(mask + rng.normal(0, 0.3, mask.shape), jnp.float32), "mask": jnp.asarray(mask)}
+    return {
+        "image": jnp.asarray(mask + rng.normal(0, 0.3, mask.shape), jnp.float32),
+        "mask": jnp.asarray(mask),
+    }
 
 
 def weights(module, *inputs):
-    """Random variables of the module's own shapes, from numpy: compiling an `init` costs more than the tests."""
+    """Random variables of the module's own shapes, from numpy: compiling an `init`
+    costs more than the tests.
+    """
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda *xs: module.init(jax.random.key(0), *xs, train=False), *inputs)
+    shapes = jax.eval_shape(
+        lambda *xs: module.init(jax.random.key(0), *xs, train=False), *inputs
+    )
 
     def draw(path, leaf):
         if path[-1].key in ("scale", "var"):
@@ -81,12 +100,21 @@ def weights(module, *inputs):
 
 
 def trees(state):
-    """Copies of what an update may change, apart from the counters: the state itself is donated."""
-    return {name: jax.device_get(getattr(state, name)) for name in ("params", "ema_params", "batch_stats", "opt_state")}
+    """Copies of what an update may change, apart from the counters: the state itself is
+    donated.
+    """
+    return {
+        name: jax.device_get(getattr(state, name))
+        for name in ("params", "ema_params", "batch_stats", "opt_state")
+    }
 
 
 def assert_equal(a, b, **tolerance):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **(tolerance or {"rtol": 0})), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, **(tolerance or {"rtol": 0})),
+        a,
+        b,
+    )
 
 
 # ---- One update
@@ -94,18 +122,35 @@ def assert_equal(a, b, **tolerance):
 
 def test_updates_and_ema_are_those_of_a_loop_by_hand():
     optimizer, decay = optax.sgd(0.5), 0.3
-    step, state = make_train_step(Update(Pull(), optimizer, ema_decay=decay), one_device()), pull_state(4.0, optimizer)
+    step, state = (
+        make_train_step(Update(Pull(), optimizer, ema_decay=decay), one_device()),
+        pull_state(4.0, optimizer),
+    )
     w = ema = 4.0
     for number, target in enumerate([1.0, -2.0, 0.5, 3.0, 8.0, -1.0]):
         state, metrics = step(state, pixels(target - 1, target + 1), jax.random.key(0))
         loss, gradient = 0.5 * ((w - target) ** 2 + 1), w - target
         w = w - 0.5 * gradient
-        warm = min(decay, (1 + number) / (10 + number))  # 0.1, 0.18, 0.25, then 0.3
+        # 0.1, 0.18, 0.25, then 0.3
+        warm = min(decay, (1 + number) / (10 + number))
         ema = warm * ema + (1 - warm) * w
-        got = [state.params["w"], state.ema_params["w"], metrics["loss"], metrics["grad_norm"]]
-        assert [float(x) for x in got] == pytest.approx([w, ema, loss, abs(gradient)], rel=1e-5)
-        assert (int(state.step), float(state.batch_stats["seen"])) == (number + 1, pytest.approx(target))
-    assert state.ema_variables == {"params": state.ema_params, "batch_stats": state.batch_stats}
+        got = [
+            state.params["w"],
+            state.ema_params["w"],
+            metrics["loss"],
+            metrics["grad_norm"],
+        ]
+        assert [float(x) for x in got] == pytest.approx(
+            [w, ema, loss, abs(gradient)], rel=1e-5
+        )
+        assert (int(state.step), float(state.batch_stats["seen"])) == (
+            number + 1,
+            pytest.approx(target),
+        )
+    assert state.ema_variables == {
+        "params": state.ema_params,
+        "batch_stats": state.batch_stats,
+    }
 
 
 def test_each_step_draws_from_the_runs_key_and_its_own_number():
@@ -127,8 +172,13 @@ def test_the_old_state_is_donated():
     optimizer = optax.adam(0.1)
     mesh = one_device()
     old = jax.device_put(pull_state(1.0, optimizer), devices.replicated(mesh))
-    new, _ = make_train_step(Update(Pull(), optimizer, ema_decay=0.9), mesh)(old, pixels(0.0), jax.random.key(0))
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.ema_params, old.opt_state)))
+    new, _ = make_train_step(Update(Pull(), optimizer, ema_decay=0.9), mesh)(
+        old, pixels(0.0), jax.random.key(0)
+    )
+    assert all(
+        leaf.is_deleted()
+        for leaf in jax.tree.leaves((old.params, old.ema_params, old.opt_state))
+    )
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
 
 
@@ -137,17 +187,31 @@ def test_the_old_state_is_donated():
 
 def test_a_batch_that_is_not_finite_changes_only_the_counters_and_a_good_one_resets_them():
     optimizer = optax.adam(0.1)
-    step, key = make_train_step(Update(Pull(), optimizer, ema_decay=0.9), one_device()), jax.random.key(0)
+    step, key = (
+        make_train_step(Update(Pull(), optimizer, ema_decay=0.9), one_device()),
+        jax.random.key(0),
+    )
     state, _ = step(pull_state(4.0, optimizer), pixels(1.0, 2.0), key)
     before = trees(state)
     for count, value in enumerate([math.nan, math.inf], start=1):
         state, metrics = step(state, pixels(1.0, value), key)
         assert_equal(trees(state), before)
-        assert (int(state.step), int(state.bad_steps), int(state.skipped_steps)) == (1 + count, count, count)
-        assert (int(metrics["bad_steps"]), int(metrics["skipped_steps"])) == (count, count)
+        assert (int(state.step), int(state.bad_steps), int(state.skipped_steps)) == (
+            1 + count,
+            count,
+            count,
+        )
+        assert (int(metrics["bad_steps"]), int(metrics["skipped_steps"])) == (
+            count,
+            count,
+        )
         assert not math.isfinite(metrics["loss"])
     state, _ = step(state, pixels(3.0, 3.0), key)
-    assert (int(state.step), int(state.bad_steps), int(state.skipped_steps)) == (4, 0, 2)
+    assert (int(state.step), int(state.bad_steps), int(state.skipped_steps)) == (
+        4,
+        0,
+        2,
+    )
     straight, _ = step(pull_state(4.0, optimizer), pixels(1.0, 2.0), key)
     straight, _ = step(straight, pixels(3.0, 3.0), key)
     assert_equal((state.params, state.opt_state), (straight.params, straight.opt_state))
@@ -165,14 +229,25 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_its_loss_is():
 
 
 def optimizer_of(**changes):
-    fields = dict(learning_rate=0.1, steps=12, warmup_steps=2, final_fraction=0.2, weight_decay=0.01, clip_norm=1.0)
+    fields = dict(
+        learning_rate=0.1,
+        steps=12,
+        warmup_steps=2,
+        final_fraction=0.2,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    )
     return make_optimizer(ConfigDict(fields | changes))
 
 
 @pytest.mark.parametrize(
     ("warmup_steps", "rates"),
-    # Cosine from 0.1 down to 0.02: their mean halfway between the end of the warm-up and the last step.
-    [(2, {0: 0.0, 1: 0.05, 2: 0.1, 7: 0.06, 12: 0.02, 50: 0.02}), (0, {0: 0.1, 6: 0.06, 12: 0.02})],
+    # Cosine from 0.1 down to 0.02: their mean halfway between the end of the warm-up
+    # and the last step.
+    [
+        (2, {0: 0.0, 1: 0.05, 2: 0.1, 7: 0.06, 12: 0.02, 50: 0.02}),
+        (0, {0: 0.1, 6: 0.06, 12: 0.02}),
+    ],
 )
 def test_the_rate_warms_up_linearly_and_falls_as_a_cosine(warmup_steps, rates):
     _, rate = optimizer_of(warmup_steps=warmup_steps)
@@ -188,9 +263,12 @@ def test_the_optimizer_is_adamw_behind_a_clip():
     optimizer, _ = optimizer_of()
     params = p = np.array([1.0, -1.0])
     state, m, v = optimizer.init(jnp.asarray(params)), 0.0, 0.0
-    gradients = [(3.0, 4.0), (0.3, 0.4), (0.0, -2.0)]  # of norm 5, 0.5 and 2
+    # of norm 5, 0.5 and 2
+    gradients = [(3.0, 4.0), (0.3, 0.4), (0.0, -2.0)]
     for i, (gradient, rate) in enumerate(zip(gradients, [0.0, 0.05, 0.1]), start=1):
-        updates, state = jax.jit(optimizer.update)(jnp.asarray(gradient), state, jnp.asarray(params))
+        updates, state = jax.jit(optimizer.update)(
+            jnp.asarray(gradient), state, jnp.asarray(params)
+        )
         params = params + np.asarray(updates)
         g = np.asarray(gradient) / max(1.0, np.hypot(*gradient))
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
@@ -209,7 +287,9 @@ def test_a_batch_in_parts_is_the_batch_at_once_over_any_devices():
 
     def updated(mesh, accumulate):
         state = train_state.create(jax.tree.map(jnp.copy, variables), optimizer)
-        step = make_train_step(Update(direct, optimizer, ema_decay=0.5, accumulate=accumulate), mesh)
+        step = make_train_step(
+            Update(direct, optimizer, ema_decay=0.5, accumulate=accumulate), mesh
+        )
         state, metrics = step(state, batch, jax.random.key(0))
         return jax.device_get((state.params, state.ema_params, metrics))
 
@@ -221,7 +301,9 @@ def test_a_batch_in_parts_is_the_batch_at_once_over_any_devices():
 def train_small(mesh, steps: int):
     """(what the first step left behind, losses) of a small BIEDSNet."""
     network = BIEDSNet(channels=(8, 16), blocks_per_level=1, dconv="lineage")
-    diffusion = Diffusion(network, schedule.linear(1000), lambda heads, y: losses.joint(heads[0], y))
+    diffusion = Diffusion(
+        network, schedule.linear(1000), lambda heads, y: losses.joint(heads[0], y)
+    )
     batch, optimizer = squares(8), optax.sgd(0.3)
     variables = weights(network, batch["mask"], batch["image"], jnp.zeros(8, jnp.int32))
     state = train_state.create(variables, optimizer)
@@ -246,7 +328,11 @@ def test_eight_devices_make_the_update_of_one_and_steps_lower_the_loss():
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_what_is_not_chosen_leaves_no_trace_on_any_platform(platform):
-    either = jax.jit(lambda true, x: one_or_other(platform)(true, lambda x: {"a": 1 / x}, lambda x: {"a": x}, x))
+    either = jax.jit(
+        lambda true, x: one_or_other(platform)(
+            true, lambda x: {"a": 1 / x}, lambda x: {"a": x}, x
+        )
+    )
     x = jnp.array([0.0, 2.0])
     np.testing.assert_array_equal(either(False, x)["a"], [0.0, 2.0])
     np.testing.assert_array_equal(either(True, x)["a"], [np.inf, 0.5])
@@ -254,6 +340,12 @@ def test_what_is_not_chosen_leaves_no_trace_on_any_platform(platform):
 
 def test_a_gpu_has_no_branch_to_wait_for_and_others_keep_what_is_packed_apart():
     def made(platform):
-        return str(jax.make_jaxpr(one_or_other(platform), static_argnums=(1, 2))(True, jnp.sin, jnp.cos, 0.5))
+        return str(
+            jax.make_jaxpr(one_or_other(platform), static_argnums=(1, 2))(
+                True, jnp.sin, jnp.cos, 0.5
+            )
+        )
 
-    assert "cond[" not in made("gpu") and "cond[" in made("cpu") and "cond[" in made("tpu")
+    assert (
+        "cond[" not in made("gpu") and "cond[" in made("cpu") and "cond[" in made("tpu")
+    )

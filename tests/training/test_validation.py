@@ -25,7 +25,9 @@ class Heard:
 
 @pytest.fixture
 def made(monkeypatch):
-    """`made(truths)`: a Validation over slices with these masks, predicted as one pixel each."""
+    """`made(truths)`: a Validation over slices with these masks, predicted as one pixel
+    each.
+    """
 
     def make(truths):
         def split(self, data, indices, clock=None):
@@ -37,7 +39,9 @@ def made(monkeypatch):
         monkeypatch.setattr(validation.Trained, "predict_split", split)
         cfg = phantom.get_config()
         cfg.update_from_flattened_dict({"eval.val_images": 0, "log.tensorboard": False})
-        data = dataclasses.replace(build_data.open_data(cfg), val=list(range(len(truths))))
+        data = dataclasses.replace(
+            build_data.open_data(cfg), val=list(range(len(truths)))
+        )
         return validation.Validation(cfg, Stub(), data, devices.make_mesh())
 
     return make
@@ -55,7 +59,8 @@ STATE = types.SimpleNamespace(ema_variables={})
 
 def test_dice_is_the_mean_over_slices_with_a_lesion(made, capsys):
     heard = Heard()
-    # One pixel of three and one of one found: 2 * 1 / (1 + 3) and 1; the empty slice does not count.
+    # One pixel of three and one of one found: 2 * 1 / (1 + 3) and 1; the empty slice
+    # does not count.
     validated = made([mask((0, 0), (1, 1), (2, 2)), mask(), mask((0, 0))])
     dice = validated.run(7, STATE, heard)
     validated.tell(progress.Progress("train", 9), 7, dice)
@@ -79,4 +84,7 @@ def test_nothing_to_find_is_undefined_and_said_once(made, capsys, count):
         assert dice is None
     assert heard.written == []
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"none of the {count} slices has a lesion" in line and "latest checkpoint" in line
+    assert (
+        f"none of the {count} slices has a lesion" in line
+        and "latest checkpoint" in line
+    )

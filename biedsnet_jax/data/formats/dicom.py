@@ -1,18 +1,22 @@
-"""DICOM series: the files of one scan found by their headers, and read as a volume. Needs the extra `dicom` (pydicom).
+"""DICOM series: the files of one scan found by their headers, and read as a volume.
+Needs the extra `dicom` (pydicom).
 
-A pixel lies where ImagePositionPatient and ImageOrientationPatient say, whatever the file's name or number:
+A pixel lies where ImagePositionPatient and ImageOrientationPatient say, whatever the
+file's name or number:
 
     [x, y, z] mm = position + column * (mm between columns) * along_row + row * (mm between rows) * along_column
 
-DICOM's x grows to the patient's left and y to the back, a Volume's affine (RAS+) the other way. Voxels are "i j k":
-column, row, and slice along the normal along_row x along_column. The step between slices comes from their positions;
-where it is not along the normal (a tilted gantry), the affine is sheared as the scan was.
+DICOM's x grows to the patient's left and y to the back, a Volume's affine (RAS+) the
+other way. Voxels are "i j k": column, row, and slice along the normal along_row x
+along_column. The step between slices comes from their positions; where it is not along
+the normal (a tilted gantry), the affine is sheared as the scan was.
 
-Where slices are missing, the grid still keeps all others at their true place, so it has voxels that nobody scanned.
-They repeat the nearest slice, so that a network sees nothing strange, and are told: a mask must be left empty there.
+Where slices are missing, the grid still keeps all others at their true place, so it has
+voxels that nobody scanned. They repeat the nearest slice, so that a network sees
+nothing strange, and are told: a mask must be left empty there.
 
-The files of a series may lie in several folders: they are one scan where together they make one
-even stack.
+The files of a series may lie in several folders: they are one scan where together they
+make one even stack.
 """
 
 from collections import Counter, defaultdict
@@ -30,11 +34,15 @@ from biedsnet_jax.data.walk import PassedOver, unread
 from biedsnet_jax.errors import BadInput
 
 EXTENSIONS = (".dcm", ".dicom")
-BROKEN = ""  # stands for the series of files whose header cannot be read
+# stands for the series of files whose header cannot be read
+BROKEN = ""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_OFF = 0.2  # voxels by which a slice or a step may miss the grid, since positions are rounded
-_MOST_GAPS = 4  # told one by one
-_UNKNOWN_MM = 1.0  # what a single slice is taken to be thick that says nothing of it
+# voxels by which a slice or a step may miss the grid, since positions are rounded
+_OFF = 0.2
+# told one by one
+_MOST_GAPS = 4
+# what a single slice is taken to be thick that says nothing of it
+_UNKNOWN_MM = 1.0
 # What is the same in all files of a series.
 _EXAM = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
 
@@ -47,15 +55,18 @@ class Series(NamedTuple):
 
 
 def is_dicom(path: Path) -> bool:
-    """By its first bytes or its name; a file that has the name alone is refused when it is read."""
+    """By its first bytes or its name; a file that has the name alone is refused when it
+    is read.
+    """
     return path.suffix.lower() in EXTENSIONS or dicom_slice.looks_like_dicom(path)
 
 
 def search(paths: Sequence[Path]) -> Series:
-    """SeriesInstanceUID -> its files by position, in the order of SeriesNumber; from headers alone.
+    """SeriesInstanceUID -> its files by position, in the order of SeriesNumber; from
+    headers alone.
 
-    Reports, segmentations and the like are passed over. Files that cannot be read are together under BROKEN, for
-    `read_series` to refuse. Raises BadInput without pydicom.
+    Reports, segmentations and the like are passed over. Files that cannot be read are
+    together under BROKEN, for `read_series` to refuse. Raises BadInput without pydicom.
     """
     found, numbers, passed = defaultdict(list), {}, []
     for path in paths:
@@ -68,8 +79,12 @@ def search(paths: Sequence[Path]) -> Series:
                 number = int(header.get("SeriesNumber") or 0)
                 height = dicom_slice.height(header, path)
         except dicom_slice.BadFile as error:
-            if isinstance(error, dicom_slice.NotDicom) and path.suffix.lower() not in EXTENSIONS:
-                passed.append(unread(path))  # it looked like DICOM by a few bytes alone
+            if (
+                isinstance(error, dicom_slice.NotDicom)
+                and path.suffix.lower() not in EXTENSIONS
+            ):
+                # it looked like DICOM by a few bytes alone
+                passed.append(unread(path))
                 continue
             series, number, height = BROKEN, 0, 0.0
         found[series].append((height, path))
@@ -92,9 +107,13 @@ def are_one_exam(parts: Sequence[Sequence[Path]]) -> bool:
 
 
 def join(parts: Sequence[Sequence[Path]]) -> list[Path] | None:
-    """The files of several folders by position; None where they make no even stack together."""
+    """The files of several folders by position; None where they make no even stack
+    together.
+    """
     try:
-        slices = [one for files in parts for path in files for one in dicom_slice.read(path)]
+        slices = [
+            one for files in parts for path in files for one in dicom_slice.read(path)
+        ]
         _check_alike(slices)
         slices = sorted(slices, key=lambda one: one.height)
         _grid(slices)
@@ -115,11 +134,13 @@ def count_slices(files: Sequence[Path]) -> int:
 
 
 def read_series(files: Sequence[Path]) -> tuple[Volume, list[int], list[str]]:
-    """The volume of one series, the k of slices that nobody scanned (see above), and warnings.
+    """The volume of one series, the k of slices that nobody scanned (see above), and
+    warnings.
 
-    Voxels are in the units of RescaleSlope and RescaleIntercept: int16 where all are whole and fit, else float32.
-    MONOCHROME1 is turned round. Raises BadInput for files that are not slices of one even stack, for colour, and for
-    pixels that are cut short or packed in a way that pydicom cannot unpack.
+    Voxels are in the units of RescaleSlope and RescaleIntercept: int16 where all are
+    whole and fit, else float32. MONOCHROME1 is turned round. Raises BadInput for files
+    that are not slices of one even stack, for colour, and for pixels that are cut short
+    or packed in a way that pydicom cannot unpack.
     """
     slices = [one for path in files for one in dicom_slice.read(path)]
     _check_alike(slices)
@@ -129,12 +150,21 @@ def read_series(files: Sequence[Path]) -> tuple[Volume, list[int], list[str]]:
     missing = sorted(set(range(places[-1] + 1)) - set(places.tolist()))
     for k in missing:
         voxels[..., k] = voxels[..., places[np.abs(places - k).argmin()]]
-    return Volume(voxels, affine, str(files[0].parent)), missing, _notes(slices, places, affine)
+    return (
+        Volume(voxels, affine, str(files[0].parent)),
+        missing,
+        _notes(slices, places, affine),
+    )
 
 
 def _check_alike(slices: Sequence[Slice]) -> None:
-    """Raises BadInput for the first slice that differs from what most are in size, spacing or direction."""
-    geometry = [np.concatenate([one.size, one.spacing, one.directions.ravel()]) for one in slices]
+    """Raises BadInput for the first slice that differs from what most are in size,
+    spacing or direction.
+    """
+    geometry = [
+        np.concatenate([one.size, one.spacing, one.directions.ravel()])
+        for one in slices
+    ]
     usual = Counter(tuple(one.round(3)) for one in geometry).most_common(1)[0][0]
     for one, its in zip(slices, geometry):
         off = np.abs(its - usual)
@@ -147,8 +177,12 @@ def _check_alike(slices: Sequence[Slice]) -> None:
             )
 
 
-def _grid(slices: Sequence[Slice]) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "4 4"]]:
-    """The k of each slice and the affine. Raises BadInput for two slices at one place and for uneven steps."""
+def _grid(
+    slices: Sequence[Slice],
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "4 4"]]:
+    """The k of each slice and the affine. Raises BadInput for two slices at one place
+    and for uneven steps.
+    """
     first, positions = slices[0], np.stack([one.position for one in slices])
     if len(slices) == 1:
         places, step = np.zeros(1, int), first.normal * (first.thickness or _UNKNOWN_MM)
@@ -161,7 +195,9 @@ def _grid(slices: Sequence[Slice]) -> tuple[Int[np.ndarray, " n"], Float[np.ndar
     affine[:3, 2] = step
     affine[:3, 3] = first.position
     check_affine(affine, first.path)
-    off = np.linalg.solve(affine[:3, :3], (positions - positions[0] - places[:, None] * step).T)
+    off = np.linalg.solve(
+        affine[:3, :3], (positions - positions[0] - places[:, None] * step).T
+    )
     off = np.abs(off).max(axis=0)
     if off.max() > _OFF:
         raise BadInput(
@@ -198,13 +234,17 @@ def _steps(slices: Sequence[Slice]) -> Int[np.ndarray, " n"]:
 
 
 def _place(one: Slice) -> str:
-    """Its first pixel on the patient's axis that slices run along, in DICOM's millimetres."""
+    """Its first pixel on the patient's axis that slices run along, in DICOM's
+    millimetres.
+    """
     axis = int(np.abs(one.normal).argmax())
     return f"{'xyz'[axis]}={one.position[axis]:.1f}"
 
 
 def _notes(slices, places, affine) -> list[str]:
-    """What the user should know of the grid: gaps, and a step that is not along the normal."""
+    """What the user should know of the grid: gaps, and a step that is not along the
+    normal.
+    """
     notes, folder = [], slices[0].path.parent
     if len(slices) == 1 and not slices[0].thickness:
         notes.append(
@@ -218,9 +258,12 @@ def _notes(slices, places, affine) -> list[str]:
     if len(gaps) > _MOST_GAPS:
         gaps[_MOST_GAPS:] = [f"and in {len(gaps) - _MOST_GAPS} more gaps"]
     if gaps:
-        notes.append(f"missing slices, {', '.join(gaps)}, {folder}; the masks are empty there, export all slices")
+        notes.append(
+            f"missing slices, {', '.join(gaps)}, {folder}; the masks are empty there, export all slices"
+        )
     along = affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)
-    sideways = np.linalg.norm(affine[:3, 2] @ along)  # mm of a step within the slice
+    # mm of a step within the slice
+    sideways = np.linalg.norm(affine[:3, 2] @ along)
     if sideways > 0.01 * np.linalg.norm(affine[:3, 2]):
         notes.append(
             f"tilted gantry, each slice {sideways:.2g} mm aside of the last, {folder}; the masks' sform keeps it, "
@@ -229,13 +272,18 @@ def _notes(slices, places, affine) -> list[str]:
     return notes
 
 
-def _read_voxels(slices: Sequence[Slice], places: Int[np.ndarray, " n"]) -> Num[np.ndarray, "i j k"]:
+def _read_voxels(
+    slices: Sequence[Slice], places: Int[np.ndarray, " n"]
+) -> Num[np.ndarray, "i j k"]:
     """Every slice at its place; what lies between is not filled yet."""
     rows, columns = slices[0].size
-    voxels = np.zeros((columns, rows, places[-1] + 1), np.int16, order="F")  # so that a slice lies in one piece
+    # so that a slice lies in one piece
+    voxels = np.zeros((columns, rows, places[-1] + 1), np.int16, order="F")
     for k, values in _values_by_file(slices, places):
         low, high = values.min(), values.max()
-        if voxels.dtype == np.int16 and (values.dtype.kind == "f" or low < -(2**15) or high >= 2**15):
+        if voxels.dtype == np.int16 and (
+            values.dtype.kind == "f" or low < -(2**15) or high >= 2**15
+        ):
             voxels = voxels.astype(np.float32)
         voxels[..., k] = values.T
     return voxels

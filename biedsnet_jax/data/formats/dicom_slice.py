@@ -1,8 +1,9 @@
-"""One DICOM file: the place of each of its slices by the header, and their values. pydicom is used here alone.
+"""One DICOM file: the place of each of its slices by the header, and their values.
+pydicom is used here alone.
 
-A file has the mark DICM after 128 bytes, or, as older archives wrote it, begins with its first
-element at once.
-Whatever pydicom raises over a file becomes a BadFile, a BadInput that names the file.
+A file has the mark DICM after 128 bytes, or, as older archives wrote it, begins with
+its first element at once. Whatever pydicom raises over a file becomes a BadFile, a
+BadInput that names the file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ from jaxtyping import Float, Num
 from biedsnet_jax.data.walk import is_regular
 from biedsnet_jax.errors import BadInput, reason, shown
 
-_GROUP = {  # where a file of many frames has what a file of one slice has at the top
+# where a file of many frames has what a file of one slice has at the top
+_GROUP = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
     "PixelSpacing": "PixelMeasuresSequence",
@@ -25,15 +27,23 @@ _GROUP = {  # where a file of many frames has what a file of one slice has at th
     "RescaleSlope": "PixelValueTransformationSequence",
     "RescaleIntercept": "PixelValueTransformationSequence",
 }
-_MADE = ("SEG", "RTDOSE")  # Modality
-_LOCALIZER = "LOCALIZER"  # ImageType of the scout that most series of CT and MR come with
-_STACKED = ("CT", "MR", "PT", "NM", "")  # Modality of slices, which have a place in the body
+# Modality
+_MADE = ("SEG", "RTDOSE")
+# ImageType of the scout that most series of CT and MR come with
+_LOCALIZER = "LOCALIZER"
+# Modality of slices, which have a place in the body
+_STACKED = ("CT", "MR", "PT", "NM", "")
 _MARK, _BEFORE_MARK = b"DICM", 128
-_META, _IDENTIFICATION = 2, 8  # groups, of which a file without the mark has its first element
-_FIRST_ELEMENTS = (0x0, 0x1, 0x5, 0x8, 0x12, 0x16, 0x18, 0x20, 0x60)  # of _IDENTIFICATION
-_TYPES = (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM", b"DT", b"SH", b"LO", b"SQ")  # of these two
-_LONG = (b"OB", b"UN")  # value representations with a length of four bytes, of those in _META
-_META_MOST = 2**16  # bytes of all elements of _META
+# groups, of which a file without the mark has its first element
+_META, _IDENTIFICATION = 2, 8
+# of _IDENTIFICATION
+_FIRST_ELEMENTS = (0x0, 0x1, 0x5, 0x8, 0x12, 0x16, 0x18, 0x20, 0x60)
+# of these two
+_TYPES = (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM", b"DT", b"SH", b"LO", b"SQ")
+# value representations with a length of four bytes, of those in _META
+_LONG = (b"OB", b"UN")
+# bytes of all elements of _META
+_META_MOST = 2**16
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
@@ -71,13 +81,17 @@ class Slice:
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Whether a file has the mark, or begins with an element that DICOM files begin with."""
+    """Whether a file has the mark, or begins with an element that DICOM files begin
+    with.
+    """
     head = _head(path, _BEFORE_MARK + len(_MARK))
     return head[_BEFORE_MARK:] == _MARK or _begins_at_once(head)
 
 
 def _begins_at_once(head: bytes) -> bool:
-    """Whether it is one of the first groups, with a type in letters, or with a length that fits."""
+    """Whether it is one of the first groups, with a type in letters, or with a length
+    that fits.
+    """
     if len(head) < _BEFORE_MARK:
         return False
     group, element = (int.from_bytes(head[n : n + 2], "little") for n in (0, 2))
@@ -101,10 +115,14 @@ def _head(path: Path, size: int) -> bytes:
 
 
 def _is_deflated(path: Path) -> bool:
-    """Whether the meta information of a file that begins at once says so, or is too long to say."""
+    """Whether the meta information of a file that begins at once says so, or is too
+    long to say.
+    """
     head, place = _head(path, _META_MOST), 0
     while int.from_bytes(head[place : place + 2], "little") == _META:
-        start, size = (place + 12, 4) if head[place + 4 : place + 6] in _LONG else (place + 8, 2)
+        start, size = (
+            (place + 12, 4) if head[place + 4 : place + 6] in _LONG else (place + 8, 2)
+        )
         length = int.from_bytes(head[start - size : start], "little")
         if head[start : start + length].rstrip(b"\0 ") == _DEFLATED.encode():
             return True
@@ -114,13 +132,20 @@ def _is_deflated(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path, *, pixels: bool = False) -> Iterator:
-    """The data set of a file, up to its pixels or with them; an error meanwhile is a BadFile."""
+    """The data set of a file, up to its pixels or with them; an error meanwhile is a
+    BadFile.
+    """
     if not is_regular(path):
-        raise BadFile(f"{path} is a named pipe or a device, not a file. Replace or remove it.")
+        raise BadFile(
+            f"{path} is a named pipe or a device, not a file. Replace or remove it."
+        )
     try:
-        import pydicom.pixels  # since version 3
+        # since version 3
+        import pydicom.pixels
     except ImportError:
-        raise BadInput(f"DICOM without pydicom, {path.name}, {path.parent}; pip install 'pydicom>=3'") from None
+        raise BadInput(
+            f"DICOM without pydicom, {path.name}, {path.parent}; pip install 'pydicom>=3'"
+        ) from None
     try:
         yield _read(path, pixels=pixels)
     except (BadInput, MemoryError):
@@ -128,12 +153,17 @@ def opened(path: Path, *, pixels: bool = False) -> Iterator:
     except pydicom.errors.InvalidDicomError as error:
         what = "not a DICOM file, no DICM after 128 bytes"
         raise NotDicom(f"{what}, {path}; export it again or remove it") from error
-    except Exception as error:  # a broken file meets pydicom with anything
-        raise BadFile(f"unreadable or truncated file, {reason(error)}, {path}; export it again") from error
+    # a broken file meets pydicom with anything
+    except Exception as error:
+        raise BadFile(
+            f"unreadable or truncated file, {reason(error)}, {path}; export it again"
+        ) from error
 
 
 def _read(path: Path, *, pixels: bool):
-    """By pydicom, which does without the mark only where the first bytes are those of DICOM."""
+    """By pydicom, which does without the mark only where the first bytes are those of
+    DICOM.
+    """
     import pydicom
 
     try:
@@ -142,14 +172,19 @@ def _read(path: Path, *, pixels: bool):
         if not looks_like_dicom(path):
             raise
     if _is_deflated(path):
-        raise BadFile(f"{path} is deflated and has no mark DICM. Export it uncompressed.")
+        raise BadFile(
+            f"{path} is deflated and has no mark DICM. Export it uncompressed."
+        )
     try:
         data = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
     except MemoryError:
         raise
-    except Exception as error:  # its first bytes alone are those of DICOM
+    # its first bytes alone are those of DICOM
+    except Exception as error:
         raise pydicom.errors.InvalidDicomError from error
-    if not any(name in data for name in ("SOPClassUID", "Rows", "DirectoryRecordSequence")):
+    if not any(
+        name in data for name in ("SOPClassUID", "Rows", "DirectoryRecordSequence")
+    ):
         raise pydicom.errors.InvalidDicomError
     if "TransferSyntaxUID" not in data.file_meta:
         implicit, _ = data.original_encoding
@@ -171,13 +206,20 @@ def why_no_scan(header) -> str:
 
 
 def is_scan(header, path: Path) -> bool:
-    """False for reports, localizers and what was made from a scan. Raises BadFile for an image cut short."""
+    """False for reports, localizers and what was made from a scan. Raises BadFile for
+    an image cut short.
+    """
     if "Rows" in header:
         return header.get("Modality") not in _MADE and not _is_localizer(header)
     # in order of their tags, so that the class is complete where the instance follows
-    report = "SOPInstanceUID" in header and "Image Storage" not in header.SOPClassUID.name
-    if not report and "DirectoryRecordSequence" not in header:  # which is a DICOMDIR
-        raise BadFile(f"unreadable or truncated file, an image without Rows, {path}; export it again")
+    report = (
+        "SOPInstanceUID" in header and "Image Storage" not in header.SOPClassUID.name
+    )
+    # which is a DICOMDIR
+    if not report and "DirectoryRecordSequence" not in header:
+        raise BadFile(
+            f"unreadable or truncated file, an image without Rows, {path}; export it again"
+        )
     return False
 
 
@@ -190,7 +232,9 @@ def height(header, path: Path) -> float:
     """`Slice.height` by the header; 0 for a file of many frames or without a place."""
     try:
         directions = _directions(header, 0, path)
-        return float(_numbers(header, 0, "ImagePositionPatient", 3, path) @ np.cross(*directions))
+        return float(
+            _numbers(header, 0, "ImagePositionPatient", 3, path) @ np.cross(*directions)
+        )
     except BadFile:
         return 0.0
 
@@ -198,7 +242,8 @@ def height(header, path: Path) -> float:
 def read(path: Path) -> list[Slice]:
     """The slices of one file: one, or of enhanced DICOM one a frame.
 
-    Raises BadFile for colour, values by a table, and frames or slices without place and size.
+    Raises BadFile for colour, values by a table, and frames or slices without place and
+    size.
     """
     with opened(path) as header:
         colours = header.get("PhotometricInterpretation")
@@ -207,16 +252,22 @@ def read(path: Path) -> list[Slice]:
                 f"not one grey value a pixel, {shown(colours)}, {path}; export the grey images or leave it out"
             )
         if header.get("ModalityLUTSequence"):
-            raise BadFile(f"values by a table, ModalityLUTSequence, {path}; export it with slope and intercept")
+            raise BadFile(
+                f"values by a table, ModalityLUTSequence, {path}; export it with slope and intercept"
+            )
         _check_stacked(header, path)
         frames = int(header.get("NumberOfFrames") or 1)
         if frames != len(header.get("PerFrameFunctionalGroupsSequence") or [None]):
-            raise BadFile(f"frames without a place each, {frames}, {path}; export a file a slice, or enhanced DICOM")
+            raise BadFile(
+                f"frames without a place each, {frames}, {path}; export a file a slice, or enhanced DICOM"
+            )
         return [_slice(header, frame, path) for frame in range(frames)]
 
 
 def _check_stacked(header, path: Path) -> None:
-    """Raises BadFile for X-rays, ultrasound and other pictures, which have no place in the body."""
+    """Raises BadFile for X-rays, ultrasound and other pictures, which have no place in
+    the body.
+    """
     modality = str(header.get("Modality") or "")
     if modality in _STACKED or _has(header, "ImagePositionPatient"):
         return
@@ -235,19 +286,26 @@ def _has(header, name: str) -> bool:
 
 
 def values(slices: Sequence[Slice]) -> Iterator[Num[np.ndarray, "h w"]]:
-    """Of slices of one file: whole numbers where slope and intercept keep them whole, else float32.
+    """Of slices of one file: whole numbers where slope and intercept keep them whole,
+    else float32.
 
-    MONOCHROME1, where low is bright, is turned round before. Raises BadFile for pixels that are cut short, need a
-    plugin of pydicom, or are not numbers.
+    MONOCHROME1, where low is bright, is turned round before. Raises BadFile for pixels
+    that are cut short, need a plugin of pydicom, or are not numbers.
     """
     path = slices[0].path
     with opened(path, pixels=True) as data:
         highest = -1 if data.PixelRepresentation else 2**data.BitsStored - 1
         inverted = data.PhotometricInterpretation == "MONOCHROME1"
-        for one, pixels in zip(slices, _decode(data, [one.frame for one in slices], path)):
+        for one, pixels in zip(
+            slices, _decode(data, [one.frame for one in slices], path)
+        ):
             if pixels.shape != one.size:
-                raise BadFile(f"pixels of another size, {pixels.shape} for {one.size}, {path}; export it again")
-            yield _rescale(highest - pixels.astype(np.int64) if inverted else pixels, one)
+                raise BadFile(
+                    f"pixels of another size, {pixels.shape} for {one.size}, {path}; export it again"
+                )
+            yield _rescale(
+                highest - pixels.astype(np.int64) if inverted else pixels, one
+            )
 
 
 def _slice(header, frame, path) -> Slice:
@@ -279,10 +337,17 @@ def _thickness(header, frame, path) -> float:
     return 0.0
 
 
-def _numbers(header, frame, name, count, path, *, missing=None) -> Float[np.ndarray, " n"]:
-    """A field of a frame: its own, else what all frames share, else the file's. Raises BadFile where it is unusable."""
+def _numbers(
+    header, frame, name, count, path, *, missing=None
+) -> Float[np.ndarray, " n"]:
+    """A field of a frame: its own, else what all frames share, else the file's. Raises
+    BadFile where it is unusable.
+    """
     value = header.get(name)
-    for groups, index in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
+    for groups, index in (
+        ("SharedFunctionalGroupsSequence", 0),
+        ("PerFrameFunctionalGroupsSequence", frame),
+    ):
         group = header.get(groups)
         inner = group[index].get(_GROUP.get(name, "")) if group else None
         value = inner[0].get(name, value) if inner else value
@@ -292,15 +357,25 @@ def _numbers(header, frame, name, count, path, *, missing=None) -> Float[np.ndar
     except (TypeError, ValueError):
         numbers = np.zeros(0)
     if len(numbers) != count or not np.isfinite(numbers).all():
-        what = f"no {name}, nothing" if value is None else f"no usable {name}, {shown(value)}"
-        raise BadFile(f"{what}, {path}; export it again with its place and size in mm, or leave it out")
+        what = (
+            f"no {name}, nothing"
+            if value is None
+            else f"no usable {name}, {shown(value)}"
+        )
+        raise BadFile(
+            f"{what}, {path}; export it again with its place and size in mm, or leave it out"
+        )
     return numbers
 
 
 def _directions(header, frame, path) -> Float[np.ndarray, "2 3"]:
-    directions = _numbers(header, frame, "ImageOrientationPatient", 6, path).reshape(2, 3)
+    directions = _numbers(header, frame, "ImageOrientationPatient", 6, path).reshape(
+        2, 3
+    )
     if np.abs(directions @ directions.T - np.eye(2)).max() > 0.01:
-        raise BadFile(f"no usable ImageOrientationPatient, {directions.ravel().tolist()}, {path}; export it again")
+        raise BadFile(
+            f"no usable ImageOrientationPatient, {directions.ravel().tolist()}, {path}; export it again"
+        )
     return directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
 
@@ -316,16 +391,22 @@ def _decode(data, frames, path) -> Iterator[Num[np.ndarray, "h w"]]:
             readable = False
         if not readable:
             name = shown(syntax.name)
-            raise BadFile(f"compressed pixels, {name}, {path}; pip install 'pylibjpeg[all]', or export uncompressed")
+            raise BadFile(
+                f"compressed pixels, {name}, {path}; pip install 'pylibjpeg[all]', or export uncompressed"
+            )
     else:
         _check_frames(data, path)
     return pydicom.pixels.iter_pixels(data, indices=frames)
 
 
 def _check_frames(data, path):
-    """Raises BadFile where there are pixels of more frames than it says: Rows or Columns is wrong."""
+    """Raises BadFile where there are pixels of more frames than it says: Rows or
+    Columns is wrong.
+    """
     said = int(data.get("NumberOfFrames") or 1)
-    bits = data.Rows * data.Columns * data.get("SamplesPerPixel", 1) * data.BitsAllocated
+    bits = (
+        data.Rows * data.Columns * data.get("SamplesPerPixel", 1) * data.BitsAllocated
+    )
     there = 8 * len(data.get("PixelData") or b"") // max(1, bits)
     if there > said:
         raise BadFile(
@@ -339,5 +420,7 @@ def _rescale(pixels: Num[np.ndarray, "h w"], one: Slice) -> Num[np.ndarray, "h w
         return pixels.astype(np.int64) + int(one.intercept)
     scaled = (pixels * one.slope + one.intercept).astype(np.float32)
     if not np.isfinite(scaled).all():
-        raise BadFile(f"values that are not numbers, NaN or infinite, {one.path}; export it again or remove it")
+        raise BadFile(
+            f"values that are not numbers, NaN or infinite, {one.path}; export it again or remove it"
+        )
     return scaled

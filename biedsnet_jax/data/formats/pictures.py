@@ -1,7 +1,9 @@
-"""PNG, JPEG and TIFF files as images: every value in its own depth, turned as a viewer shows it.
+"""PNG, JPEG and TIFF files as images: every value in its own depth, turned as a viewer
+shows it.
 
-A camera stores a picture as its sensor lay and says in EXIF how to turn it (orientation 1 to 8).
-Images and masks are read turned; `turn_back` puts a map of the turned picture onto the stored one.
+A camera stores a picture as its sensor lay and says in EXIF how to turn it (orientation
+1 to 8). Images and masks are read turned; `turn_back` puts a map of the turned picture
+onto the stored one.
 """
 
 import struct
@@ -18,13 +20,17 @@ from biedsnet_jax.data.walk import check_regular
 from biedsnet_jax.errors import BadInput, reason, shown
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-GREY_SPREAD = 32  # of 255: channels of a grey JPEG saved as colour differ by a few
-# Pixels a byte: a bit a block of 64 gives 512; what a damaged file lacks libjpeg would paint grey.
+# of 255: channels of a grey JPEG saved as colour differ by a few
+GREY_SPREAD = 32
+# Pixels a byte: a bit a block of 64 gives 512; what a damaged file lacks libjpeg would
+# paint grey.
 JPEG_MOST = 1000
-MOST_PIXELS = 2**28  # of a picture, as 16384x16384
+# of a picture, as 16384x16384
+MOST_PIXELS = 2**28
 
-# What a file of one of the extensions may hold in truth; others, such as EPS, would start programs.
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # JPEG has MPO in it
+# What a file of one of the extensions may hold in truth; others, such as EPS, would
+# start programs. JPEG has MPO in it
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 _LOSSY = ("JPEG", "MPO", "WEBP")
 _PLAIN_MODES = (
     "1",
@@ -39,7 +45,9 @@ _PLAIN_MODES = (
 _ORIENTATION = 0x0112
 
 Image.MAX_IMAGE_PIXELS = (
-    None  # Pillow's own limit is lower and calls a large picture an attack; MOST_PIXELS is ours
+    # Pillow's own limit is lower and calls a large picture an attack; MOST_PIXELS is
+    # ours
+    None
 )
 
 
@@ -54,17 +62,23 @@ class Stored:
     palette: UInt8[np.ndarray, "colours 4"] | None = (
         None  # red, green, blue and alpha of each index
     )
-    scale: int = 1  # what 2 and 4 bit values are to be multiplied by to become 8 bit ones
-    inverted: int = 0  # the stored value of white's opposite; 0: the smallest value is black
-    transparent: tuple[int, ...] = ()  # the one value of each channel that is not shown; of PNG
+    # what 2 and 4 bit values are to be multiplied by to become 8 bit ones
+    scale: int = 1
+    # the stored value of white's opposite; 0: the smallest value is black
+    inverted: int = 0
+    # the one value of each channel that is not shown; of PNG
+    transparent: tuple[int, ...] = ()
 
 
-def read_picture_turned(path: Path, channels: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
-    """A PNG, JPEG or TIFF with 1 or 3 channels, upright, and the EXIF orientation that it was stored in.
+def read_picture_turned(
+    path: Path, channels: int
+) -> tuple[Shaped[np.ndarray, "h w c"], int]:
+    """A PNG, JPEG or TIFF with 1 or 3 channels, upright, and the EXIF orientation that
+    it was stored in.
 
     In uint8, uint16 or float32. Grey saved as colour becomes grey again by the luma
-    0.299 R + 0.587 G + 0.114 B, an alpha channel is dropped. Raises BadInput for what cannot be
-    read or has colours where one channel is wanted.
+    0.299 R + 0.587 G + 0.114 B, an alpha channel is dropped. Raises BadInput for what
+    cannot be read or has colours where one channel is wanted.
     """
     stored = read_stored(path)
     pixels = stored.pixels
@@ -79,18 +93,26 @@ def read_picture_turned(path: Path, channels: int) -> tuple[Shaped[np.ndarray, "
     return _channels(_depth(pixels, path), channels, path), stored.turn
 
 
-def turn_upright(pixels: Shaped[np.ndarray, "h w *n"], turn: int) -> Shaped[np.ndarray, "h2 w2 *n"]:
+def turn_upright(
+    pixels: Shaped[np.ndarray, "h w *n"], turn: int
+) -> Shaped[np.ndarray, "h2 w2 *n"]:
     """Pixels stored in EXIF orientation `turn`, as a viewer shows them."""
     return np.ascontiguousarray(_TURNS.get(turn, _TURNS[1])(pixels))
 
 
-def turn_back(pixels: Shaped[np.ndarray, "h w *n"], turn: int) -> Shaped[np.ndarray, "h2 w2 *n"]:
-    """The inverse of `turn_upright`: a map of the upright picture, on the picture as stored."""
+def turn_back(
+    pixels: Shaped[np.ndarray, "h w *n"], turn: int
+) -> Shaped[np.ndarray, "h2 w2 *n"]:
+    """The inverse of `turn_upright`: a map of the upright picture, on the picture as
+    stored.
+    """
     return turn_upright(pixels, {6: 8, 8: 6}.get(turn, turn))
 
 
 def save_turned(path: Path, pixels: Shaped[np.ndarray, "h w *n"], turn: int) -> None:
-    """Write a map of an upright picture as a PNG that lies on the stored one and is shown alike."""
+    """Write a map of an upright picture as a PNG that lies on the stored one and is
+    shown alike.
+    """
     picture = Image.fromarray(turn_back(pixels, turn))
     exif = Image.Exif()
     if turn != 1:
@@ -99,7 +121,9 @@ def save_turned(path: Path, pixels: Shaped[np.ndarray, "h w *n"], turn: int) -> 
 
 
 def read_size(path: Path) -> tuple[int, int, int]:
-    """Height, width and values a pixel by the header. Raises BadInput where it cannot be read."""
+    """Height, width and values a pixel by the header. Raises BadInput where it cannot
+    be read.
+    """
 
     def read() -> tuple[int, int, int]:
         if _mark(path) in tiff.MARKS:
@@ -132,14 +156,15 @@ def _guarded(read: Callable, path: Path):
         ) from error
     except UnidentifiedImageError as error:
         raise _broken(path, "not an image") from error
-    except (
-        Exception
-    ) as error:  # a decoder meets a broken file with anything from SyntaxError to OverflowError
+    # a decoder meets a broken file with anything from SyntaxError to OverflowError
+    except Exception as error:
         raise _broken(path, reason(error)) from error
 
 
 def _broken(path: Path, why: str) -> BadInput:
-    return BadInput(f"unreadable or truncated file, {why}, {path}; replace or remove it")
+    return BadInput(
+        f"unreadable or truncated file, {why}, {path}; replace or remove it"
+    )
 
 
 def _mark(path: Path) -> bytes:
@@ -157,7 +182,9 @@ def _check_size(height: int, width: int, path: Path) -> None:
 
 def _check_pages(pages: int, path: Path) -> None:
     if pages > 1:
-        raise BadInput(f"more than one page, {pages}, {path}; save each slice as a file of its own")
+        raise BadInput(
+            f"more than one page, {pages}, {path}; save each slice as a file of its own"
+        )
 
 
 def _read_tiff(path: Path) -> Stored:
@@ -176,7 +203,8 @@ def _read_tiff(path: Path) -> Stored:
     if tags.bits > 8 and tags.lossless:
         raise _unknown_tiff(tags, path)
     try:
-        # Pillow turns a TIFF by itself, and mixes the pixels of an unpacked one whose sides swap
+        # Pillow turns a TIFF by itself, and mixes the pixels of an unpacked one whose
+        # sides swap
         with Image.open(tiff.unturned(path), formats=("TIFF",)) as file:
             stored = _of_pillow(file, path)
     except UnidentifiedImageError:
@@ -219,7 +247,9 @@ def _read_other(path: Path) -> Stored:
             file.format in ("JPEG", "MPO")
             and file.width * file.height > JPEG_MOST * path.stat().st_size
         ):
-            raise ValueError(f"{file.width}x{file.height} pixels in {path.stat().st_size} bytes")
+            raise ValueError(
+                f"{file.width}x{file.height} pixels in {path.stat().st_size} bytes"
+            )
         header = png.read_header(path) if file.format == "PNG" else None
         if header and header.is_read_here:
             stored = Stored(png.read(path, header), 1, alpha=header.channels in (2, 4))
@@ -240,7 +270,9 @@ def _of_pillow(file: Image.Image, path: Path) -> Stored:
     if file.mode in ("La", "RGBa", "PA"):
         file = file.convert({"La": "LA"}.get(file.mode, "RGBA"))
     elif file.mode == "LAB":
-        raise BadInput(f"{path} holds CIE Lab colours, which are not read. Save it as RGB or grey.")
+        raise BadInput(
+            f"{path} holds CIE Lab colours, which are not read. Save it as RGB or grey."
+        )
     elif file.mode not in _PLAIN_MODES:
         file = file.convert("RGB")
     pixels = np.atleast_3d(np.asarray(file))
@@ -249,7 +281,9 @@ def _of_pillow(file: Image.Image, path: Path) -> Stored:
     return Stored(pixels, 1, alpha=file.mode in ("LA", "RGBA"), transparent=transparent)
 
 
-def _palette(file: Image.Image, hidden: bytes | int | None) -> UInt8[np.ndarray, "colours 4"]:
+def _palette(
+    file: Image.Image, hidden: bytes | int | None
+) -> UInt8[np.ndarray, "colours 4"]:
     """Red, green, blue and alpha of each index.
 
     `hidden` is the alpha of the first ones, or the one index without.
@@ -270,7 +304,9 @@ def _small(stored: Stored, bits: int) -> Stored:
 
 
 def _orientation(file: Image.Image) -> int:
-    """EXIF orientation; 1 where there is none, or one that viewers ignore because it is damaged."""
+    """EXIF orientation; 1 where there is none, or one that viewers ignore because it is
+    damaged.
+    """
     try:
         turn = file.getexif().get(_ORIENTATION, 1)
     except (ValueError, SyntaxError, KeyError, TypeError, struct.error):
@@ -279,22 +315,31 @@ def _orientation(file: Image.Image) -> int:
 
 
 def _unmultiplied(pixels: Shaped[np.ndarray, "h w n"]) -> Shaped[np.ndarray, "h w n"]:
-    """Colours that were multiplied by their alpha, as they were before; 0 where nothing shows."""
+    """Colours that were multiplied by their alpha, as they were before; 0 where nothing
+    shows.
+    """
     alpha = pixels[..., -1:].astype(np.float64)
     most = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1.0
     colours = np.divide(
-        pixels[..., :-1] * float(most), alpha, out=np.zeros(pixels[..., :-1].shape), where=alpha > 0
+        pixels[..., :-1] * float(most),
+        alpha,
+        out=np.zeros(pixels[..., :-1].shape),
+        where=alpha > 0,
     )
     whole = colours.clip(0, most).round() if pixels.dtype.kind in "ui" else colours
     return np.concatenate([whole.astype(pixels.dtype), pixels[..., -1:]], axis=-1)
 
 
-def _depth(pixels: Shaped[np.ndarray, "h w n"], path: Path) -> Shaped[np.ndarray, "h w n"]:
+def _depth(
+    pixels: Shaped[np.ndarray, "h w n"], path: Path
+) -> Shaped[np.ndarray, "h w n"]:
     """In uint8, uint16 or float32. Raises BadInput for what none of these holds."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
     if not np.isfinite(pixels).all():
-        raise BadInput(f"pixels that are not numbers, NaN or infinite, {path}; write finite values")
+        raise BadInput(
+            f"pixels that are not numbers, NaN or infinite, {path}; write finite values"
+        )
     with np.errstate(over="ignore"):
         single = pixels.astype(np.float32)
     if pixels.dtype.itemsize >= 4 and pixels.dtype != np.float32:
@@ -325,7 +370,9 @@ def _channels(
             f"{path}; save it as grey, or train with data.channels=3"
         )
     grey = pixels @ np.array([0.299, 0.587, 0.114])
-    return (grey.round() if pixels.dtype.kind == "u" else grey).astype(pixels.dtype)[..., None]
+    return (grey.round() if pixels.dtype.kind == "u" else grey).astype(pixels.dtype)[
+        ..., None
+    ]
 
 
 # EXIF orientation -> what makes it upright

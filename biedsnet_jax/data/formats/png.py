@@ -1,4 +1,6 @@
-"""PNG of 16 bits in colour or with alpha, which Pillow cuts to 8 (PNG specification, 3rd ed.)."""
+"""PNG of 16 bits in colour or with alpha, which Pillow cuts to 8 (PNG specification,
+3rd ed.).
+"""
 
 import struct
 import zlib
@@ -62,7 +64,9 @@ def read_header(path: Path) -> Header:
 
 def read(path: Path, header: Header) -> UInt16[np.ndarray, "h w n"]:
     """Every value of a 16-bit file. Raises ValueError or zlib.error for a damaged one."""
-    packed = b"".join(data for name, data in _chunks(path.read_bytes()) if name == b"IDAT")
+    packed = b"".join(
+        data for name, data in _chunks(path.read_bytes()) if name == b"IDAT"
+    )
     size = header.channels * 2
     parts = _ADAM7 if header.interlaced else ((0, 0, 1, 1),)
     shapes = [
@@ -78,7 +82,9 @@ def read(path: Path, header: Header) -> UInt16[np.ndarray, "h w n"]:
         if h and w:
             rows, data = data[: h * (1 + w * size)], data[h * (1 + w * size) :]
             rows = rows.reshape(h, 1 + w * size)
-            out[y::down, x::right] = _unfiltered(rows[:, 0], rows[:, 1:].reshape(h, w, size))
+            out[y::down, x::right] = _unfiltered(
+                rows[:, 0], rows[:, 1:].reshape(h, w, size)
+            )
     return out.view(">u2").astype(np.uint16)
 
 
@@ -87,7 +93,10 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     start = len(MARK)
     while start + 12 <= len(data):
         length = struct.unpack(">I", data[start : start + 4])[0]
-        name, content = data[start + 4 : start + 8], data[start + 8 : start + 8 + length]
+        name, content = (
+            data[start + 4 : start + 8],
+            data[start + 8 : start + 8 + length],
+        )
         said = data[start + 8 + length : start + 12 + length]
         if said != struct.pack(">I", zlib.crc32(name + content)):
             raise ValueError(f"chunk {name.decode('latin-1')!a} is damaged")
@@ -99,10 +108,11 @@ def _unfiltered(
     kinds: UInt8[np.ndarray, "h"],
     filtered: UInt8[np.ndarray, "h w n"],
 ) -> UInt8[np.ndarray, "h w n"]:
-    """Bytes of every pixel, from their differences to the pixels left, above and above left.
+    """Bytes of every pixel, from their differences to the pixels left, above and above
+    left.
 
-    All three lie on earlier diagonals, so that a diagonal is done at once, whatever its rows'
-    filters.
+    All three lie on earlier diagonals, so that a diagonal is done at once, whatever its
+    rows' filters.
     """
     if kinds.max() > 4:
         raise ValueError(f"filter {kinds.max()} is not known")
@@ -117,19 +127,31 @@ def _unfiltered(
         start = (top + 1) * row + diagonal - top + 1
         # the next of a diagonal is one row down and one pixel left
         left, above, corner = (
-            flat[start - back : start - back + (count - 1) * width + 1 : width].astype(np.int16)
+            flat[start - back : start - back + (count - 1) * width + 1 : width].astype(
+                np.int16
+            )
             for back in (1, row, row + 1)
         )
         predicted = np.choose(
             kinds[top : top + count, None],
-            [np.zeros_like(left), left, above, (left + above) >> 1, _paeth(left, above, corner)],
+            [
+                np.zeros_like(left),
+                left,
+                above,
+                (left + above) >> 1,
+                _paeth(left, above, corner),
+            ],
         )
-        flat[start : start + (count - 1) * width + 1 : width] += predicted.astype(np.uint8)
+        flat[start : start + (count - 1) * width + 1 : width] += predicted.astype(
+            np.uint8
+        )
     return padded[1:, 1:]
 
 
 def _paeth(left, above, corner):
-    """Whichever of the three is nearest to left + above - corner; earlier ones win ties."""
+    """Whichever of the three is nearest to left + above - corner; earlier ones win
+    ties.
+    """
     to_left, to_above = np.abs(above - corner), np.abs(left - corner)
     to_corner = np.abs(left + above - 2 * corner)
     other = np.where(to_above <= to_corner, above, corner)

@@ -1,9 +1,10 @@
 """Pixels of a TIFF file in the type they are stored in, of 8 to 64 bits.
 
-Pillow reads some of these wrongly (int8 as uint8, uint32 as int32), cuts others to 8 bits (16-bit
-colour, 16-bit grey with alpha) and does not know the rest. Here libtiff, through Pillow, only
-unpacks: it is given the same strips or tiles under other tags, as an 8-bit picture whose rows are
-the bytes of the true rows. Predictors, byte order and planes are undone in numpy.
+Pillow reads some of these wrongly (int8 as uint8, uint32 as int32), cuts others to 8
+bits (16-bit colour, 16-bit grey with alpha) and does not know the rest. Here libtiff,
+through Pillow, only unpacks: it is given the same strips or tiles under other tags, as
+an 8-bit picture whose rows are the bytes of the true rows. Predictors, byte order and
+planes are undone in numpy.
 """
 
 import io
@@ -22,16 +23,23 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from biedsnet_jax.errors import BadInput
 
-MOST_PAGES = 1000  # pages are counted up to here
-MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # "+": BigTIFF
-# none, LZW, deflate (two numbers), PackBits, LZMA, Zstandard: what is unpacked is what was packed
+# pages are counted up to here
+MOST_PAGES = 1000
+# "+": BigTIFF
+MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# none, LZW, deflate (two numbers), PackBits, LZMA, Zstandard: what is unpacked is what
+# was packed
 _LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)
-_MOST_PACKED = 4096  # bytes that LZW, deflate or PackBits make of one
-_GREY, _COLOUR = (0, 1), (2,)  # photometric interpretations; 0: the smallest value is white
+# bytes that LZW, deflate or PackBits make of one
+_MOST_PACKED = 4096
+# photometric interpretations; 0: the smallest value is white
+_GREY, _COLOUR = (0, 1), (2,)
 _WHITE = 0
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
-_KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # sample formats
-_TYPES = {"u": (8, 16, 32, 64), "i": (8, 16, 32, 64), "f": (16, 32, 64)}  # bits of each
+# sample formats
+_KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}
+# bits of each
+_TYPES = {"u": (8, 16, 32, 64), "i": (8, 16, 32, 64), "f": (16, 32, 64)}
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,9 @@ class Tags:
         return tuple(value) if isinstance(value, tuple | list) else (value,)
 
     def one(self, tag: int, default: Any = None) -> Any:
-        """The first value of a tag. Raises ValueError where there is none and no default."""
+        """The first value of a tag. Raises ValueError where there is none and no
+        default.
+        """
         found = self.many(tag, default)
         if not found or found[0] is None:
             raise ValueError(f"tag {tag} is missing")
@@ -90,7 +100,8 @@ class Tags:
     @property
     def lossless(self) -> bool:
         """Whether pixels are stored exactly."""
-        return self.one(259, 1) not in (6, 7, 50001)  # JPEG, old and new, and WebP
+        # JPEG, old and new, and WebP
+        return self.one(259, 1) not in (6, 7, 50001)
 
 
 def read_tags(path: Path) -> Tags:
@@ -129,7 +140,9 @@ def _is_aside(entries: bytes, order: str, size: int) -> bool:
     for start in range(0, len(entries) - size + 1, size):
         if struct.unpack_from(f"{order}H", entries, start)[0] == 254:
             return (
-                struct.unpack_from(f"{order}I", entries, start + (12 if size == 20 else 8))[0]
+                struct.unpack_from(
+                    f"{order}I", entries, start + (12 if size == 20 else 8)
+                )[0]
                 & 0b101
                 != 0
             )
@@ -146,20 +159,27 @@ def unturned(path: Path) -> io.BytesIO:
     """The file as it would be if its orientation tag said that it is upright."""
     data = bytearray(path.read_bytes())
     order, big = "<" if data[:2] == b"II" else ">", bytes(data[:4]) in MARKS[2:]
-    where = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0]
+    where = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[
+        0
+    ]
     count = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, where)[0]
     start, size = (where + 8, 20) if big else (where + 2, 12)
     for entry in range(start, start + size * count, size):
         tag, kind = struct.unpack_from(f"{order}HH", data, entry)
         if tag == 274:
             struct.pack_into(
-                f"{order}{'I' if kind == 4 else 'H'}", data, entry + (12 if big else 8), 1
+                f"{order}{'I' if kind == 4 else 'H'}",
+                data,
+                entry + (12 if big else 8),
+                1,
             )
     return io.BytesIO(data)
 
 
 def is_read_here(tags: Tags) -> bool:
-    """Whether `read` takes the file; others, such as palettes and JPEG in TIFF, are for Pillow."""
+    """Whether `read` takes the file; others, such as palettes and JPEG in TIFF, are for
+    Pillow.
+    """
     usual = tags.photometric in (*_GREY, *_COLOUR) and tags.one(259, 1) in _LOSSLESS
     kind = _KINDS.get(tags.one(339, 1))
     packed = kind == "u" and 8 < tags.bits < 16
@@ -167,13 +187,17 @@ def is_read_here(tags: Tags) -> bool:
 
 
 def read(path: Path, tags: Tags) -> Shaped[np.ndarray, "h w n"]:
-    """Every value as shown: of files whose smallest value is white they are inverted. Not turned.
+    """Every value as shown: of files whose smallest value is white they are inverted.
+    Not turned.
 
     Raises BadInput for inverted signed or float values, which have no largest one.
     """
     data = path.read_bytes()
     planes = tags.samples if tags.one(284, 1) == 2 else 1
-    each = [_plane(data, tags, tags.samples // planes, number, planes) for number in range(planes)]
+    each = [
+        _plane(data, tags, tags.samples // planes, number, planes)
+        for number in range(planes)
+    ]
     pixels = each[0] if planes == 1 else np.concatenate(each, axis=-1)
     if not tags.is_inverted:
         return pixels
@@ -182,7 +206,8 @@ def read(path: Path, tags: Tags) -> Shaped[np.ndarray, "h w n"]:
             f"{path} says that its smallest value is white, of values that are not counted from 0 "
             f"({pixels.dtype}). Save it so that its smallest value is black."
         )
-    colours = tags.samples - len(tags.many(338))  # alpha is never inverted
+    # alpha is never inverted
+    colours = tags.samples - len(tags.many(338))
     most = pixels.dtype.type(2**tags.bits - 1)
     pixels[..., :colours] = most - pixels[..., :colours]
     return pixels
@@ -194,7 +219,8 @@ def _plane(
     """The values of one plane, or of all where they lie side by side."""
     (height, width), bits = tags.size, tags.bits
     tiled = 322 in tags.values
-    across = int(tags.one(322)) if tiled else width  # pixels of a row that are packed together
+    # pixels of a row that are packed together
+    across = int(tags.one(322)) if tiled else width
     down = int(tags.one(323)) if tiled else min(int(tags.one(278, height)), height)
     if min(across, down, height, width, samples) < 1:
         raise ValueError("a size of 0")
@@ -204,9 +230,12 @@ def _plane(
     offsets = tags.many(324 if tiled else 273)
     sizes = tags.many(325 if tiled else 279)
     if not sizes and tags.one(259, 1) == 1 and len(offsets) == 1:
-        sizes = (row * height,)  # some writers leave it out
+        # some writers leave it out
+        sizes = (row * height,)
     if len(offsets) < count * planes or len(sizes) < count * planes:
-        raise ValueError(f"{len(offsets)} strips or tiles where {count * planes} belong")
+        raise ValueError(
+            f"{len(offsets)} strips or tiles where {count * planes} belong"
+        )
     chosen = slice(number * count, (number + 1) * count)
     needed = row * (down * count if tiled else height)
     _check_packed(len(data), offsets[chosen], sizes[chosen], needed, tags)
@@ -221,13 +250,18 @@ def _plane(
         **({322: row, 323: down} if tiled else {278: down}),
     }
     blocks = _unpacked(data, fields, offsets[chosen], sizes[chosen], tiled)
-    parts = [_values(blocks[:, i * row : (i + 1) * row], tags, samples) for i in range(pieces)]
+    parts = [
+        _values(blocks[:, i * row : (i + 1) * row], tags, samples)
+        for i in range(pieces)
+    ]
     whole = parts[0] if pieces == 1 else np.concatenate(parts, axis=1)
     return np.ascontiguousarray(whole[:, :width])
 
 
 def _check_packed(length: int, offsets, sizes, needed: int, tags: Tags) -> None:
-    """Raises ValueError where strips or tiles cannot hold the pixels, before these get room."""
+    """Raises ValueError where strips or tiles cannot hold the pixels, before these get
+    room.
+    """
     if max(start + size for start, size in zip(offsets, sizes)) > length:
         raise ValueError("strips or tiles lie beyond the end of the file")
     most = {1: 1, 34925: math.inf, 50000: math.inf}.get(tags.one(259, 1), _MOST_PACKED)
@@ -241,7 +275,9 @@ def _unpacked(
     """The bytes of every row, unpacked by libtiff under the tags `fields`."""
     where, long = len(data), struct.Struct("<I")
     entries = {tag: (1, long.pack(value)) for tag, value in fields.items()}
-    for tag, values in ((324, offsets), (325, sizes)) if tiled else ((273, offsets), (279, sizes)):
+    for tag, values in (
+        ((324, offsets), (325, sizes)) if tiled else ((273, offsets), (279, sizes))
+    ):
         entries[tag] = (len(values), struct.pack(f"<{len(values)}I", *values))
     after = where + 2 + 12 * len(entries) + 4
     directory, longer = struct.pack("<H", len(entries)), b""
@@ -267,7 +303,9 @@ def _values(
     if predictor == 3:
         return _undo_float_predictor(block, samples, bits // 8)
     order = tags.order if bits > 8 else "|"
-    whole = block.reshape(height, -1).view(f"{order}u{bits // 8}").astype(f"u{bits // 8}")
+    whole = (
+        block.reshape(height, -1).view(f"{order}u{bits // 8}").astype(f"u{bits // 8}")
+    )
     pixels = whole.reshape(height, -1, samples)
     if predictor == 2:
         pixels = np.cumsum(pixels, axis=1, dtype=pixels.dtype)
@@ -276,8 +314,12 @@ def _values(
     return pixels.view(f"{kind}{bits // 8}")
 
 
-def _undo_float_predictor(block, samples: int, size: int) -> Shaped[np.ndarray, "h w n"]:
-    """Floats whose bytes were sorted by weight, heaviest first, then differenced along the row."""
+def _undo_float_predictor(
+    block, samples: int, size: int
+) -> Shaped[np.ndarray, "h w n"]:
+    """Floats whose bytes were sorted by weight, heaviest first, then differenced along
+    the row.
+    """
     height = len(block)
     summed = np.cumsum(block.reshape(height, -1, samples), axis=1, dtype=np.uint8)
     by_weight = summed.reshape(height, size, -1)

@@ -1,9 +1,11 @@
 """A scan in three dimensions and its axial slices, there and back.
 
-A file keeps its voxels in any axis order and flip; its affine says which: [x, y, z, 1] mm = affine @ [i, j, k, 1], with
-x to the patient's left-to-right, y back-to-front, z feet-to-head (RAS+, as NIfTI has it). Slices are canonical, as a
-radiologist sees them: from the feet up, rows from front to back, columns from the patient's right to left. An oblique
-scan is brought to the nearest of these orders and never resampled, so that every voxel of a mask has its own voxel.
+A file keeps its voxels in any axis order and flip; its affine says which: [x, y, z, 1]
+mm = affine @ [i, j, k, 1], with x to the patient's left-to-right, y back-to-front, z
+feet-to-head (RAS+, as NIfTI has it). Slices are canonical, as a radiologist sees them:
+from the feet up, rows from front to back, columns from the patient's right to left. An
+oblique scan is brought to the nearest of these orders and never resampled, so that
+every voxel of a mask has its own voxel.
 """
 
 from collections.abc import Sequence
@@ -13,15 +15,26 @@ from typing import Protocol, runtime_checkable
 import nibabel as nib
 import numpy as np
 from jaxtyping import Shaped
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 
 from biedsnet_jax.errors import BadInput
 
-CANONICAL = axcodes2ornt("LPS")  # i to the left, j to the back, k to the head
-_PLANES = ("axial", "coronal", "sagittal")  # of slices that follow along axis d, h or w
-_THICK = 2.0  # times the spacing of the other axes: that of slices
-_FEW = 2  # other axes have so many times the voxels: those are slices
-_LEAST, _NARROW = 10, 16  # pixels of a side: below it is refused, or told
+# i to the left, j to the back, k to the head
+CANONICAL = axcodes2ornt("LPS")
+# of slices that follow along axis d, h or w
+_PLANES = ("axial", "coronal", "sagittal")
+# times the spacing of the other axes: that of slices
+_THICK = 2.0
+# other axes have so many times the voxels: those are slices
+_FEW = 2
+# pixels of a side: below it is refused, or told
+_LEAST, _NARROW = 10, 16
 
 
 @runtime_checkable
@@ -35,7 +48,8 @@ class Slices(Protocol):
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels "i j k" or "i j k c" in the file's own order, in the units of the scanner, and where they lie.
+    """Voxels "i j k" or "i j k c" in the file's own order, in the units of the scanner,
+    and where they lie.
 
     Integers stay as they are; scaled or float voxels are float32 or float64.
     """
@@ -43,7 +57,8 @@ class Volume:
     voxels: Shaped[np.ndarray, "i j k *c"]
     affine: Shaped[np.ndarray, "4 4"]
     path: str
-    header: nib.Nifti1Header | None = None  # of a NIfTI file, so that a mask gets the same codes and units
+    # of a NIfTI file, so that a mask gets the same codes and units
+    header: nib.Nifti1Header | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -71,9 +86,14 @@ class Volume:
         """A view as canonical slices."""
         return np.swapaxes(apply_orientation(self.voxels, self._to_canonical), 0, 2)
 
-    def restore(self, slices: Shaped[np.ndarray, "d h w *n"]) -> Shaped[np.ndarray, "i j k *n"]:
+    def restore(
+        self, slices: Shaped[np.ndarray, "d h w *n"]
+    ) -> Shaped[np.ndarray, "i j k *n"]:
         """The way back of `slices`: canonical slices in the file's own order, a view."""
-        return apply_orientation(np.swapaxes(slices, 0, 2), ornt_transform(CANONICAL, io_orientation(self.affine)))
+        return apply_orientation(
+            np.swapaxes(slices, 0, 2),
+            ornt_transform(CANONICAL, io_orientation(self.affine)),
+        )
 
     @property
     def _to_canonical(self):
@@ -81,21 +101,25 @@ class Volume:
 
 
 def neighbours(slices: Slices, index: int, context: int) -> Shaped[np.ndarray, "h w n"]:
-    """Slice `index` between `context` slices on each side as n = c (2 context + 1) channels, from the feet up.
+    """Slice `index` between `context` slices on each side as n = c (2 context + 1)
+    channels, from the feet up.
 
     Beyond the ends the last slice is repeated.
     """
     if not context:
         return slices[index]
-    around = np.clip(np.arange(index - context, index + context + 1), 0, len(slices) - 1)
+    around = np.clip(
+        np.arange(index - context, index + context + 1), 0, len(slices) - 1
+    )
     return np.concatenate([slices[i] for i in around.tolist()], axis=-1)
 
 
 def plane_note(volume: Volume) -> str:
-    """What to tell of a scan in sagittal or coronal slices; empty where nothing is lost.
+    """What to tell of a scan in sagittal or coronal slices; empty where nothing is
+    lost.
 
-    Raises BadInput where next to nothing is left: an axial slice has a side below 10 pixels, which
-    the scan's own slices have not.
+    Raises BadInput where next to nothing is left: an axial slice has a side below 10
+    pixels, which the scan's own slices have not.
     """
     sizes, spacing, axis = volume.slices.shape[:3], volume.spacing, _stack_axis(volume)
     own = [sizes[n] for n in range(3) if n != axis]
@@ -116,7 +140,9 @@ def plane_note(volume: Volume) -> str:
 
 
 def _stack_axis(volume: Volume) -> int:
-    """The axis of canonical slices "d h w" along which the scan's own slices follow, else 0."""
+    """The axis of canonical slices "d h w" along which the scan's own slices follow,
+    else 0.
+    """
     sizes, spacing = np.array(volume.slices.shape[:3]), np.array(volume.spacing)
     fewest, coarsest = int(sizes.argmin()), int(spacing.argmax())
     second = np.sort(sizes)[1]
@@ -128,19 +154,27 @@ def _stack_axis(volume: Volume) -> int:
 
 
 def check_affine(affine: Shaped[np.ndarray, "4 4"], path: object) -> None:
-    """Raises BadInput for an affine that gives voxels no place: not finite, or with an axis of no length."""
+    """Raises BadInput for an affine that gives voxels no place: not finite, or with an
+    axis of no length.
+    """
     if not _has_a_volume(affine) or _has_lost_axis(affine):
         rows = [[round(float(x), 6) for x in row] for row in affine[:3, :3]]
-        raise BadInput(f"no usable affine, {rows}, {path}; write the scan again with its spacing and direction")
+        raise BadInput(
+            f"no usable affine, {rows}, {path}; write the scan again with its spacing and direction"
+        )
 
 
 def _has_a_volume(affine) -> bool:
-    """Whether a voxel has one, however small: a micrometre is a thousandth of the millimetre."""
+    """Whether a voxel has one, however small: a micrometre is a thousandth of the
+    millimetre.
+    """
     if not np.isfinite(affine).all():
         return False
     with np.errstate(over="ignore", invalid="ignore"):
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
-        return bool(sizes.min() > 1e-9 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-6)
+        return bool(
+            sizes.min() > 1e-9 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-6
+        )
 
 
 def _has_lost_axis(affine) -> bool:
@@ -149,13 +183,25 @@ def _has_lost_axis(affine) -> bool:
 
 
 def check_same_grid(
-    shape: Sequence[int], affine: np.ndarray, image_shape: Sequence[int], image_affine: np.ndarray, path: object
+    shape: Sequence[int],
+    affine: np.ndarray,
+    image_shape: Sequence[int],
+    image_affine: np.ndarray,
+    path: object,
 ) -> None:
-    """Raises BadInput unless a mask lies voxel on voxel on its image, to 0.05 voxels, since headers are rounded."""
+    """Raises BadInput unless a mask lies voxel on voxel on its image, to 0.05 voxels,
+    since headers are rounded.
+    """
     if tuple(shape) != tuple(image_shape):
-        sizes = " against ".join("x".join(map(str, size)) for size in (image_shape, shape))
-        raise BadInput(f"image and mask differ in shape, {sizes}, {path}; make the mask on the grid of its image")
-    corners = np.array(np.meshgrid(*((0, n - 1) for n in shape), [1], indexing="ij")).reshape(4, -1)
+        sizes = " against ".join(
+            "x".join(map(str, size)) for size in (image_shape, shape)
+        )
+        raise BadInput(
+            f"image and mask differ in shape, {sizes}, {path}; make the mask on the grid of its image"
+        )
+    corners = np.array(
+        np.meshgrid(*((0, n - 1) for n in shape), [1], indexing="ij")
+    ).reshape(4, -1)
     off = np.abs((np.asarray(affine) - image_affine) @ corners)[:3].max()
     if off > 0.05 * min(nib.affines.voxel_sizes(image_affine)):
         raise BadInput(

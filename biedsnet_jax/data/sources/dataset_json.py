@@ -1,4 +1,6 @@
-"""The dataset.json of Medical Decathlon and of nnU-Net: its cases, its channels and its labels."""
+"""The dataset.json of Medical Decathlon and of nnU-Net: its cases, its channels and its
+labels.
+"""
 
 import json
 import re
@@ -23,11 +25,14 @@ class DatasetJson:
     """What such a file says that training must know."""
 
     path: Path
-    training: list[tuple[str, str]]  # image and label of each case that is listed, as written
+    # image and label of each case that is listed, as written
+    training: list[tuple[str, str]]
     channels: tuple[str, ...]  # their names; empty where it has none
 
     def check_channels(self, count: int) -> None:
-        """Raises BadInput where the images hold another number of channels than are named."""
+        """Raises BadInput where the images hold another number of channels than are
+        named.
+        """
         if self.channels and len(self.channels) != count:
             names = shown(", ".join(self.channels))
             raise BadInput(
@@ -37,10 +42,11 @@ class DatasetJson:
 
 
 def read(root: Path) -> DatasetJson | None:
-    """The file in `root`, in UTF-8 (with a byte order mark or without), UTF-16 or UTF-32, or None.
+    """The file in `root`, in UTF-8 (with a byte order mark or without), UTF-16 or
+    UTF-32, or None.
 
-    Raises Damaged for a damaged file, BadInput for channels that are not numbered from 0 and for a
-    label called "ignore".
+    Raises Damaged for a damaged file, BadInput for channels that are not numbered from
+    0 and for a label called "ignore".
     """
     path = root / NAME
     if not path.exists():
@@ -54,7 +60,9 @@ def read(root: Path) -> DatasetJson | None:
         entries = content.get("training") or []
         training = [(str(one["image"]), str(one["label"])) for one in entries]
     except UnicodeDecodeError as error:
-        raise Damaged(f"{path} is not UTF-8: {reason(error)}. Save it as UTF-8.") from error
+        raise Damaged(
+            f"{path} is not UTF-8: {reason(error)}. Save it as UTF-8."
+        ) from error
     except KeyError as error:
         raise _damaged(path, f"an entry of its list lacks {error}") from error
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -80,19 +88,27 @@ def _channel_names(names: Any, path: Path) -> tuple[str, ...]:
         numbers = sorted(int(key) for key in names if str(key).isdecimal())
         if len(numbers) == len(names) and numbers != list(range(len(numbers))):
             listed = ", ".join(map(str, numbers))
-            raise BadInput(f"{path} numbers its channels {listed}. Number them from 0, no gap.")
+            raise BadInput(
+                f"{path} numbers its channels {listed}. Number them from 0, no gap."
+            )
         return tuple(map(str, names.values()))
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _check_labels(labels: Any, path: Path) -> None:
-    """Raises BadInput for a label called "ignore", which would be trained as if it were a class."""
+    """Raises BadInput for a label called "ignore", which would be trained as if it were
+    a class.
+    """
     if isinstance(labels, list):
         labels = dict(enumerate(labels))
     for key, value in labels.items() if isinstance(labels, dict) else ():
-        name = next((text for text in _texts([key, value]) if _IGNORE.match(text)), None)
+        name = next(
+            (text for text in _texts([key, value]) if _IGNORE.match(text)), None
+        )
         if name is not None:
-            number = key if isinstance(value, str | list) and str(key).isdecimal() else value
+            number = (
+                key if isinstance(value, str | list) and str(key).isdecimal() else value
+            )
             raise BadInput(
                 f"{path} calls label {shown(number)} {shown(name)!r}, which is not supported yet: "
                 "it would be trained like any other. Give these voxels another label or leave such "

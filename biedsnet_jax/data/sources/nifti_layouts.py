@@ -1,11 +1,13 @@
-"""The cases of a folder of NIfTI volumes with label maps. Three layouts, by what is there:
+"""The cases of a folder of NIfTI volumes with label maps. Three layouts, by what is
+there:
 
 images/<case>.nii.gz              labels/<case>.nii.gz       (folders below are mirrored)
 imagesTr/<case>.nii.gz            labelsTr/<case>.nii.gz     Medical Decathlon, by its dataset.json
 imagesTr/<case>_0000.nii.gz ...   labelsTr/<case>.nii.gz     nnU-Net: a file a channel
 
-Linked files and folders are followed, and what is not read is told. Names are compared in Unicode's
-composed form (NFC), since an umlaut may be stored as one character or as two.
+Linked files and folders are followed, and what is not read is told. Names are compared
+in Unicode's composed form (NFC), since an umlaut may be stored as one character or as
+two.
 """
 
 import contextlib
@@ -29,7 +31,9 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one case: an image for each channel, or one with all of them, and the label map."""
+    """Files of one case: an image for each channel, or one with all of them, and the
+    label map.
+    """
 
     name: str
     images: tuple[Path, ...]
@@ -47,16 +51,19 @@ class Folder:
 
 
 def search(root: Path) -> Folder:
-    """Every case in natural order, and what is not read; linked files and folders are followed.
+    """Every case in natural order, and what is not read; linked files and folders are
+    followed.
 
-    Raises BadInput for a folder of no known layout, files without partner, and channels that are
-    not complete.
+    Raises BadInput for a folder of no known layout, files without partner, and channels
+    that are not complete.
     """
     for images, labels in LAYOUTS:
         if (root / images).is_dir() and (root / labels).is_dir():
             return _read_layout(root, root / images, root / labels)
     pairs = " or ".join(f"{images}/ and {labels}/" for images, labels in LAYOUTS)
-    raise BadInput(f"no volumes, none of the known layouts, {root}; give a folder with {pairs}")
+    raise BadInput(
+        f"no volumes, none of the known layouts, {root}; give a folder with {pairs}"
+    )
 
 
 def _read_layout(root: Path, images: Path, labels: Path) -> Folder:
@@ -67,17 +74,28 @@ def _read_layout(root: Path, images: Path, labels: Path) -> Folder:
     if about and about.training:
         cases, gone = _listed(about, root)
         if cases and not gone:
-            used = {path.resolve() for case in cases for path in (*case.images, case.label)}
+            used = {
+                path.resolve() for case in cases for path in (*case.images, case.label)
+            }
             for path in (*image_files.values(), *label_files.values()):
                 if path.resolve() not in used:
-                    passed.append(PassedOver(path, f"not in the list of {dataset_json.NAME}"))
+                    passed.append(
+                        PassedOver(path, f"not in the list of {dataset_json.NAME}")
+                    )
             return Folder(cases, passed, notes, about)
         notes += _note_of_gone(gone, image_files, about)
-    return Folder(_mirrored(images, labels, image_files, label_files, passed), passed, notes, about)
+    return Folder(
+        _mirrored(images, labels, image_files, label_files, passed),
+        passed,
+        notes,
+        about,
+    )
 
 
 def _about(root: Path, *, public: bool) -> DatasetJson | None:
-    """What dataset.json says; beside images/ it may be about something else but for its labels."""
+    """What dataset.json says; beside images/ it may be about something else but for its
+    labels.
+    """
     if public:
         return dataset_json.read(root)
     with contextlib.suppress(dataset_json.Damaged):
@@ -86,10 +104,11 @@ def _about(root: Path, *, public: bool) -> DatasetJson | None:
 
 
 def group_channels(names: Sequence[str], known: set[str]) -> dict[str, list[str]]:
-    """case -> names of its images: `a`, or `a_0000`, `a_0001`, ... where `a` itself is not there.
+    """case -> names of its images: `a`, or `a_0000`, `a_0001`, ... where `a` itself is
+    not there.
 
-    Such names are channels where `known`, the names of label maps, has the case; any such name
-    where it is empty.
+    Such names are channels where `known`, the names of label maps, has the case; any
+    such name where it is empty.
     """
     groups = defaultdict(list)
     for name in sorted(names, key=natural):
@@ -100,7 +119,9 @@ def group_channels(names: Sequence[str], known: set[str]) -> dict[str, list[str]
 
 
 def check_channels(case: str, names: Sequence[str], where: object) -> None:
-    """Raises BadInput unless a case is one image, or its channels from _0000 without a gap."""
+    """Raises BadInput unless a case is one image, or its channels from _0000 without a
+    gap.
+    """
     matches = map(_CHANNEL.fullmatch, names)
     numbered = [match for match in matches if match and match.group(1) == case]
     if not numbered:
@@ -158,7 +179,9 @@ def _mirrored(
     if not groups:
         kinds = " or ".join(nifti.EXTENSIONS)
         beside = _others(images, passed)
-        raise BadInput(f"no volumes, 0 files, {images}; put {kinds} files there{beside}")
+        raise BadInput(
+            f"no volumes, 0 files, {images}; put {kinds} files there{beside}"
+        )
     _check_same_channels(groups, images)
     return [
         Case(name, tuple(image_files[image] for image in of_case), label_files[name])
@@ -173,7 +196,9 @@ def _others(folder: Path, passed: list[PassedOver]) -> str:
 
 
 def _files(folder: Path) -> tuple[dict[str, Path], list[PassedOver]]:
-    """NIfTI files below `folder` by relative name without extension, and what else is there."""
+    """NIfTI files below `folder` by relative name without extension, and what else is
+    there.
+    """
     files: dict[str, Path] = {}
     paths, passed = walk.below(folder, nifti.is_nifti)
     for path in paths:
@@ -187,16 +212,33 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[PassedOver]]:
 
 def _listed(about: DatasetJson, root: Path) -> tuple[list[Case], list[str]]:
     """The cases of a list in natural order, and the images of it that are not there."""
-    strange = [name for pair in about.training for name in pair if not nifti.is_nifti(Path(name))]
+    strange = [
+        name
+        for pair in about.training
+        for name in pair
+        if not nifti.is_nifti(Path(name))
+    ]
     if strange:
         kinds = " or ".join(nifti.EXTENSIONS)
         raise BadInput(f"no NIfTI name, {strange[0]}, {about.path}; list {kinds} files")
     pairs = [tuple(_as_stored(root / name) for name in pair) for pair in about.training]
-    cases = [Case(composed(nifti.stem(label)), (image,), label) for image, label in pairs]
-    twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
+    cases = [
+        Case(composed(nifti.stem(label)), (image,), label) for image, label in pairs
+    ]
+    twice = [
+        name
+        for name, count in Counter(case.name for case in cases).items()
+        if count > 1
+    ]
     if twice:
-        raise BadInput(f"{about.path} lists the case {twice[0]} more than once. Keep one entry.")
-    gone = [name for (name, _), (image, _) in zip(about.training, pairs) if not image.exists()]
+        raise BadInput(
+            f"{about.path} lists the case {twice[0]} more than once. Keep one entry."
+        )
+    gone = [
+        name
+        for (name, _), (image, _) in zip(about.training, pairs)
+        if not image.exists()
+    ]
     return sorted(cases, key=lambda case: natural(case.name)), gone
 
 
@@ -204,15 +246,26 @@ def _as_stored(path: Path) -> Path:
     """The file of this name, whichever way its umlauts are stored."""
     if path.exists() or not path.parent.is_dir():
         return path
-    return next((one for one in path.parent.iterdir() if composed(one.name) == composed(path.name)), path)
+    return next(
+        (
+            one
+            for one in path.parent.iterdir()
+            if composed(one.name) == composed(path.name)
+        ),
+        path,
+    )
 
 
-def _note_of_gone(gone: list[str], image_files: dict[str, Path], about: DatasetJson) -> list[str]:
+def _note_of_gone(
+    gone: list[str], image_files: dict[str, Path], about: DatasetJson
+) -> list[str]:
     """What to tell of images that are listed and not there.
 
     Nothing where nnU-Net's list names cases, whose images are called by their channels.
     """
-    channels = [match.group(1) for match in map(_CHANNEL.fullmatch, image_files) if match]
+    channels = [
+        match.group(1) for match in map(_CHANNEL.fullmatch, image_files) if match
+    ]
     there = {Path(name).name for name in (*image_files, *channels)}
     lost = [name for name in gone if composed(nifti.stem(Path(name))) not in there]
     if not lost:

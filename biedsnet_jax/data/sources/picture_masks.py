@@ -1,7 +1,8 @@
-"""Masks in picture files: which pixel is of which class, or one line on why it cannot be told.
+"""Masks in picture files: which pixel is of which class, or one line on why it cannot
+be told.
 
-What is shown counts: grey levels, not the order of a palette; white, not the number that stands for
-it. Where a file can be read in two ways that differ, it is refused.
+What is shown counts: grey levels, not the order of a palette; white, not the number
+that stands for it. Where a file can be read in two ways that differ, it is refused.
 """
 
 from pathlib import Path
@@ -12,24 +13,30 @@ from jaxtyping import Bool, Shaped, UInt8
 from biedsnet_jax.data.formats.pictures import GREY_SPREAD, Stored, read_stored
 from biedsnet_jax.errors import BadInput
 
-LEAST_LOSSY = 24  # the lowest grey level that stands out of what JPEG adds
+# the lowest grey level that stands out of what JPEG adds
+LEAST_LOSSY = 24
 _MIDDLE = (
     0.12,
     0.88,
 )  # of a lossy mask's upper level: what lies between is no level of a mask of two
-_FLAT = 0.1  # of the upper level: differences within an even area, at most
-_MOST_BETWEEN = 16  # even pixels between the levels, at most
+# of the upper level: differences within an even area, at most
+_FLAT = 0.1
+# even pixels between the levels, at most
+_MOST_BETWEEN = 16
 
 
 def read_mask(path: Path, classes: int) -> UInt8[np.ndarray, "h w k"]:
     """One map of 0 and 1 per foreground class, upright.
 
-    `classes` 1: the file holds 0 and one other value, whichever. `classes` k > 1: the labels 0 to
-    k. Raises BadInput where it holds others, or cannot be read in one way only.
+    `classes` 1: the file holds 0 and one other value, whichever. `classes` k > 1: the
+    labels 0 to k. Raises BadInput where it holds others, or cannot be read in one way
+    only.
     """
     stored = read_stored(path)
     if stored.lossy and classes > 1:
-        raise BadInput(f"labels in a lossy file, {classes} classes, {path}; save the mask as PNG")
+        raise BadInput(
+            f"labels in a lossy file, {classes} classes, {path}; save the mask as PNG"
+        )
     if stored.lossy:
         return _cut_lossy(stored, path)[..., None].astype(np.uint8)
     label = _label(stored, classes, path)
@@ -85,8 +92,12 @@ def _with_alpha(grey, alpha, path: Path) -> Shaped[np.ndarray, "h w"]:
     )
 
 
-def _palette_label(stored: Stored, palette, classes: int, path: Path) -> Shaped[np.ndarray, "h w"]:
-    """Grey levels of a grey palette; indices of a coloured one and of rising greys, no labels."""
+def _palette_label(
+    stored: Stored, palette, classes: int, path: Path
+) -> Shaped[np.ndarray, "h w"]:
+    """Grey levels of a grey palette; indices of a coloured one and of rising greys, no
+    labels.
+    """
     index = stored.pixels[..., 0]
     used = np.unique(index)
     if used.max() >= len(palette):
@@ -117,7 +128,9 @@ def _colour(colour: list[int]) -> str:
 
 
 def _cut_lossy(stored: Stored, path: Path) -> Bool[np.ndarray, "h w"]:
-    """Where a mask of 0 and one other level, packed with loss, is above half of that level."""
+    """Where a mask of 0 and one other level, packed with loss, is above half of that
+    level.
+    """
     colours = stored.pixels[..., :3].astype(np.int32)
     if np.ptp(colours, axis=-1).max() > GREY_SPREAD:
         raise BadInput(
@@ -133,7 +146,11 @@ def _cut_lossy(stored: Stored, path: Path) -> Bool[np.ndarray, "h w"]:
     low, high = upper * _MIDDLE[0], upper * _MIDDLE[1]
     between = (grey > low) & (grey < high) & _even(grey, upper * _FLAT)
     above = (grey > 1.35 * upper) & _even(grey, upper * _FLAT)
-    if upper < LEAST_LOSSY or lower > low or max(between.sum(), above.sum()) > _MOST_BETWEEN:
+    if (
+        upper < LEAST_LOSSY
+        or lower > low
+        or max(between.sum(), above.sum()) > _MOST_BETWEEN
+    ):
         raise BadInput(
             f"{path} was packed with loss, as JPEG is, and holds grey values from "
             f"{grey.min():.0f} to {most:.0f} that are not 0 and one other level, or too close to "
@@ -151,7 +168,9 @@ def _even(grey, most: float) -> Bool[np.ndarray, "h w"]:
 
 def _shown(values) -> str:
     found = np.unique(values)
-    return ", ".join(str(value) for value in found[:8]) + (", ..." if len(found) > 8 else "")
+    return ", ".join(str(value) for value in found[:8]) + (
+        ", ..." if len(found) > 8 else ""
+    )
 
 
 def _other_values(label, classes: int, path: Path) -> BadInput:

@@ -1,16 +1,19 @@
-"""Canonical slices of volumes on disk, memory-mapped: after the first reading no epoch meets gzip again.
+"""Canonical slices of volumes on disk, memory-mapped: after the first reading no epoch
+meets gzip again.
 
-A volume is `<key>.npy`, "d h w c", with `<key>.json` beside it, which says how to decode it, holds
-a checksum of each slice and, of a label map, how many pixels each label has in each slice. The key
-follows from the path, size and time of the files, so a changed file is read anew.
+A volume is `<key>.npy`, "d h w c", with `<key>.json` beside it, which says how to
+decode it, holds a checksum of each slice and, of a label map, how many pixels each
+label has in each slice. The key follows from the path, size and time of the files, so a
+changed file is read anew.
 
-What comes back is the float32 of each value, so that training sees what prediction sees, whatever
-pads a scan. Whole numbers up to 2^24, in files of whole or of real numbers, are kept as their
-height above the lowest in uint8 or uint16 where it fits, everything else as float32. Nothing is rounded
-further.
+What comes back is the float32 of each value, so that training sees what prediction
+sees, whatever pads a scan. Whole numbers up to 2^24, in files of whole or of real
+numbers, are kept as their height above the lowest in uint8 or uint16 where it fits,
+everything else as float32. Nothing is rounded further.
 
-A slice is compared with its checksum when it is first read. One that does not fit, as after a power
-cut, is no error: its volume is made again. The folder may be deleted at any time.
+A slice is compared with its checksum when it is first read. One that does not fit, as
+after a power cut, is no error: its volume is made again. The folder may be deleted at
+any time.
 """
 
 import errno
@@ -31,10 +34,14 @@ from jaxtyping import Float32, Shaped
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime.files import whole_file
 
-VERSION = 3  # of what is stored
-EXACT = 2**24  # up to which float32 holds every whole number
+# of what is stored
+VERSION = 3
+# up to which float32 holds every whole number
+EXACT = 2**24
 MOST_LABELS = 256
-MOST_OPEN = 100  # volumes that are memory-mapped at once: each holds a file descriptor, of which systems give 256
+# volumes that are memory-mapped at once: each holds a file descriptor, of which systems
+# give 256
+MOST_OPEN = 100
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ class CachedSlices:
     low: Float32[np.ndarray, " c"]  # value = low + stored
     counts: dict[int, list[int]]  # of a label map: label -> pixels in each slice
     sums: Sequence[int]  # checksum of each slice
-    again: Callable[["CachedSlices"], "CachedSlices"]  # makes the volume anew for a damaged one
+    # makes the volume anew for a damaged one
+    again: Callable[["CachedSlices"], "CachedSlices"]
     _sound: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -65,21 +73,34 @@ class SliceCache:
     """The volumes kept in one folder; safe to use from threads and processes at once."""
 
     folder: Path
-    _open: dict[str, CachedSlices] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _locks: dict[str, threading.Lock] = field(
-        default_factory=lambda: defaultdict(threading.Lock), init=False, repr=False, compare=False
+    _open: dict[str, CachedSlices] = field(
+        default_factory=dict, init=False, repr=False, compare=False
     )
-    _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+    _locks: dict[str, threading.Lock] = field(
+        default_factory=lambda: defaultdict(threading.Lock),
+        init=False,
+        repr=False,
+        compare=False,
+    )
+    _guard: threading.Lock = field(
+        default_factory=threading.Lock, init=False, repr=False, compare=False
+    )
 
-    def images(self, files: Sequence[Path], read: Callable[[], Shaped[np.ndarray, "d h w c"]]) -> CachedSlices:
+    def images(
+        self, files: Sequence[Path], read: Callable[[], Shaped[np.ndarray, "d h w c"]]
+    ) -> CachedSlices:
         """The slices of `files`; only where they are not kept yet, `read` makes them.
 
         Raises BadInput where the folder cannot be written.
         """
         return self._get(files, "image", lambda: (read(), {}))
 
-    def labels(self, files: Sequence[Path], read: Callable[[], Shaped[np.ndarray, "d h w"]]) -> CachedSlices:
-        """The same for a label map, with `counts`. Raises BadInput for more than 256 different labels."""
+    def labels(
+        self, files: Sequence[Path], read: Callable[[], Shaped[np.ndarray, "d h w"]]
+    ) -> CachedSlices:
+        """The same for a label map, with `counts`. Raises BadInput for more than 256
+        different labels.
+        """
 
         def counted():
             slices = read()
@@ -89,8 +110,11 @@ class SliceCache:
 
     def _get(self, files, kind, make):
         key = _key(files, kind)
-        with self._locks[key]:  # of two threads that want one volume, one reads it
-            found = self._open.get(key) or self._load(key, make) or self._make(key, make)
+        # of two threads that want one volume, one reads it
+        with self._locks[key]:
+            found = (
+                self._open.get(key) or self._load(key, make) or self._make(key, make)
+            )
         self._keep(key, found)
         return found
 
@@ -112,7 +136,8 @@ class SliceCache:
         with self._guard:
             self._open[key] = found
             if len(self._open) > MOST_OPEN:
-                del self._open[next(iter(self._open))]  # the oldest; whoever reads it now keeps it until done
+                # the oldest; whoever reads it now keeps it until done
+                del self._open[next(iter(self._open))]
 
     def _make(self, key, make):
         slices, counts = make()
@@ -132,7 +157,8 @@ class SliceCache:
             whole = json.loads(path.with_suffix(".json").read_text())
             meta = whole["meta"]
             counts = {int(label): pixels for label, pixels in meta["counts"].items()}
-            stored = np.lib.format.open_memmap(path, mode="r")  # refuses what would have to be unpickled
+            # refuses what would have to be unpickled
+            stored = np.lib.format.open_memmap(path, mode="r")
             if whole["sum"] != _sum_of_json(meta) or meta["shape"] != [*stored.shape]:
                 return None
             low = np.array(meta["low"], np.float32)
@@ -146,14 +172,23 @@ class SliceCache:
         sums = []
         path = self.folder / f"{key}.npy"
         with whole_file(path, shared=True) as partial, partial.open("wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": slices.shape}
+            header = {
+                "descr": np.lib.format.dtype_to_descr(kind),
+                "fortran_order": False,
+                "shape": slices.shape,
+            }
             np.lib.format.write_array_header_1_0(file, header)
             # By slice, so that no second volume stands in memory.
             for one in slices:
                 encoded = _encode(one, kind, low)
                 sums.append(_sum(encoded))
                 file.write(encoded)
-        meta = {"shape": slices.shape, "low": low.tolist(), "counts": counts, "sums": sums}
+        meta = {
+            "shape": slices.shape,
+            "low": low.tolist(),
+            "counts": counts,
+            "sums": sums,
+        }
         # Last, since without it nobody takes the volume for whole.
         with whole_file(path.with_suffix(".json"), shared=True) as partial:
             partial.write_text(json.dumps({"meta": meta, "sum": _sum_of_json(meta)}))
@@ -161,15 +196,24 @@ class SliceCache:
 
 def _encoding(slices) -> tuple[np.dtype, np.ndarray]:
     """(stored type, low "c"): value = low + stored."""
-    low, high = slices.min(axis=(0, 1, 2)).astype(float), slices.max(axis=(0, 1, 2)).astype(float)
+    low, high = (
+        slices.min(axis=(0, 1, 2)).astype(float),
+        slices.max(axis=(0, 1, 2)).astype(float),
+    )
     span = (high - low).max()
-    if max(np.abs(low).max(), np.abs(high).max()) <= EXACT and span < 2**16 and _all_whole(slices):
+    if (
+        max(np.abs(low).max(), np.abs(high).max()) <= EXACT
+        and span < 2**16
+        and _all_whole(slices)
+    ):
         return np.dtype(np.uint8 if span < 2**8 else np.uint16), low
     return np.dtype(np.float32), np.zeros_like(low)
 
 
 def _all_whole(slices) -> bool:
-    return slices.dtype.kind in "iu" or all(np.array_equal(np.rint(one), one) for one in slices)
+    return slices.dtype.kind in "iu" or all(
+        np.array_equal(np.rint(one), one) for one in slices
+    )
 
 
 def _encode(one, kind, low):
@@ -189,8 +233,14 @@ def _sum_of_json(meta) -> int:
 def _count(slices, path) -> dict[int, list[int]]:
     values = np.unique(slices)
     if len(values) > MOST_LABELS:
-        raise BadInput(f"more than {MOST_LABELS} labels, {len(values)}, {path}; is this an image in place of a mask?")
-    return {int(value): [int(np.count_nonzero(one == value)) for one in slices] for value in values if value}
+        raise BadInput(
+            f"more than {MOST_LABELS} labels, {len(values)}, {path}; is this an image in place of a mask?"
+        )
+    return {
+        int(value): [int(np.count_nonzero(one == value)) for one in slices]
+        for value in values
+        if value
+    }
 
 
 def _key(files, kind) -> str:
@@ -199,7 +249,9 @@ def _key(files, kind) -> str:
         try:
             status = os.stat(file)
         except OSError as error:
-            raise BadInput(f"file gone, {error.strerror}, {file}; put it back, or start again without it") from error
+            raise BadInput(
+                f"file gone, {error.strerror}, {file}; put it back, or start again without it"
+            ) from error
         facts.append((str(Path(file).resolve()), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 

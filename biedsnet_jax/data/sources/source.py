@@ -1,8 +1,9 @@
-"""The interface of all sources of slices, what they know of their data, and one kept in memory.
+"""The interface of all sources of slices, what they know of their data, and one kept in
+memory.
 
-A source is random access in numpy: `len`, `.cases` (the case of every index) and `[i]` -> an example, a dict of image
-"h w c" in the file's own values, upright, mask uint8 "h w k" of 0 and 1, case, slice, spacing (row, column) in mm or
-None, and path.
+A source is random access in numpy: `len`, `.cases` (the case of every index) and `[i]`
+-> an example, a dict of image "h w c" in the file's own values, upright, mask uint8 "h
+w k" of 0 and 1, case, slice, spacing (row, column) in mm or None, and path.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +15,18 @@ from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.errors import BadInput
 
 Example = dict[str, Any]
-FEWEST_WITH_FOREGROUND = 1 / 200  # of all slices: where fewer have any, the masks are most likely read wrongly
+# of all slices: where fewer have any, the masks are most likely read wrongly
+FEWEST_WITH_FOREGROUND = 1 / 200
 
 
 @dataclass(frozen=True)
 class Facts:
     """What a source knows of its data beside the slices."""
 
-    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # of each case; none where nothing is read
-    sides: Mapping[str, str] = field(default_factory=dict)  # case -> "train", "val" or "test", where folders say so
+    # of each case; none where nothing is read
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    # case -> "train", "val" or "test", where folders say so
+    sides: Mapping[str, str] = field(default_factory=dict)
     passed: Sequence[PassedOver] = ()  # files that are not read
     notes: Sequence[str] = ()  # warnings, a line each
 
@@ -47,10 +51,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Cached:
-    """`source` with every example kept in memory after its first reading, read-only since all readers share it."""
+    """`source` with every example kept in memory after its first reading, read-only
+    since all readers share it.
+    """
 
     source: Source
-    _kept: dict[int, Example] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _kept: dict[int, Example] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def cases(self) -> Sequence[str]:
@@ -64,7 +72,8 @@ class Cached:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        if index not in self._kept:  # two threads may both read it: they store the same
+        # two threads may both read it: they store the same
+        if index not in self._kept:
             example = self.source[index]
             example["image"].flags.writeable = example["mask"].flags.writeable = False
             self._kept[index] = example
@@ -75,7 +84,9 @@ class Cached:
 
 
 def check_foreground(found: int, of: int, where: str) -> None:
-    """Raises BadInput where so few slices have any foreground that their masks are most likely read wrongly."""
+    """Raises BadInput where so few slices have any foreground that their masks are most
+    likely read wrongly.
+    """
     if found == 0 or found < FEWEST_WITH_FOREGROUND * of:
         raise BadInput(
             f"{found} of {of} masks in {where} have any foreground. Check the masks, data.classes and data.labels, "

@@ -1,4 +1,6 @@
-"""DICOM series against SimpleITK (GDCM), which reads the same files on its own, and against values by hand."""
+"""DICOM series against SimpleITK (GDCM), which reads the same files on its own, and
+against values by hand.
+"""
 
 import os
 import struct
@@ -43,7 +45,8 @@ ORIENTATIONS = {
     "oblique": tuple(TURN[0]) + tuple(TURN[1]),
     "oblique, rows swapped": tuple(-TURN[1]) + tuple(TURN[2]),
 }
-STORED = np.random.default_rng(1).integers(0, 3000, (5, 7, 6)).astype(np.int16)  # slices, rows, columns
+# slices, rows, columns
+STORED = np.random.default_rng(1).integers(0, 3000, (5, 7, 6)).astype(np.int16)
 
 
 def by_itk(folder):
@@ -53,19 +56,30 @@ def by_itk(folder):
 
 
 def grid(image):
-    return np.concatenate([image.GetSize(), image.GetOrigin(), image.GetSpacing(), image.GetDirection()])
+    return np.concatenate(
+        [image.GetSize(), image.GetOrigin(), image.GetSpacing(), image.GetDirection()]
+    )
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS.values(), ids=ORIENTATIONS)
-def test_voxels_and_their_places_are_those_of_simpleitk_and_a_mask_lies_on_them(tmp_path, orientation):
-    files = write_series(tmp_path / "scan", STORED, orientation=orientation, RescaleIntercept=-1024, RescaleSlope=1)
+def test_voxels_and_their_places_are_those_of_simpleitk_and_a_mask_lies_on_them(
+    tmp_path, orientation
+):
+    files = write_series(
+        tmp_path / "scan",
+        STORED,
+        orientation=orientation,
+        RescaleIntercept=-1024,
+        RescaleSlope=1,
+    )
     volume, missing, notes = dicom.read_series(files)
     theirs = by_itk(tmp_path / "scan")
     assert np.array_equal(volume.voxels.T, sitk.GetArrayFromImage(theirs))
     assert np.array_equal(volume.voxels.T, STORED - 1024)
     assert (volume.voxels.dtype, missing, notes) == (np.int16, [], [])
     for index in ((0, 0, 0), (5, 0, 0), (0, 6, 0), (0, 0, 4), (2, 3, 1)):
-        place = np.array(theirs.TransformIndexToPhysicalPoint(index)) * (-1, -1, 1)  # LPS to RAS
+        # LPS to RAS
+        place = np.array(theirs.TransformIndexToPhysicalPoint(index)) * (-1, -1, 1)
         assert np.allclose((volume.affine @ [*index, 1])[:3], place, atol=1e-5)
     assert volume.voxel_ml == pytest.approx(0.8 * 0.6 * 2.5 / 1000)
 
@@ -73,15 +87,27 @@ def test_voxels_and_their_places_are_those_of_simpleitk_and_a_mask_lies_on_them(
     nifti.write(tmp_path / "mask.nii.gz", volume.restore(mask), volume)
     written = sitk.ReadImage(str(tmp_path / "mask.nii.gz"))
     assert np.allclose(grid(written), grid(theirs), atol=1e-5)
-    assert np.array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(theirs) > 500)
+    assert np.array_equal(
+        sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(theirs) > 500
+    )
 
 
-def test_a_tilted_gantry_shears_the_grid_and_the_mask_still_stands_upright_for_others(tmp_path):
+def test_a_tilted_gantry_shears_the_grid_and_the_mask_still_stands_upright_for_others(
+    tmp_path,
+):
     where = positions(5) + np.arange(5)[:, None] * [0, 0.5, 0]
-    files = [write_slice(tmp_path / f"{n}.dcm", STORED[n], position=where[n]) for n in range(5)]
+    files = [
+        write_slice(tmp_path / f"{n}.dcm", STORED[n], position=where[n])
+        for n in range(5)
+    ]
     volume, _, notes = dicom.read_series(files)
-    assert np.allclose((volume.affine @ [3, 2, 4, 1])[:3], [-(10 + 3 * 0.6), -(-20 + 2 * 0.8 + 4 * 0.5), 30 + 4 * 2.5])
-    assert notes[0].startswith(f"tilted gantry, each slice 0.5 mm aside of the last, {tmp_path}; ")
+    assert np.allclose(
+        (volume.affine @ [3, 2, 4, 1])[:3],
+        [-(10 + 3 * 0.6), -(-20 + 2 * 0.8 + 4 * 0.5), 30 + 4 * 2.5],
+    )
+    assert notes[0].startswith(
+        f"tilted gantry, each slice 0.5 mm aside of the last, {tmp_path}; "
+    )
     nifti.write(tmp_path / "mask.nii", (volume.voxels > 0).astype(np.uint8), volume)
     written = sitk.ReadImage(str(tmp_path / "mask.nii"))
     assert np.allclose(written.GetDirection(), np.eye(3).ravel(), atol=1e-6)
@@ -94,18 +120,25 @@ def test_a_tilted_gantry_shears_the_grid_and_the_mask_still_stands_upright_for_o
         (1, -1024, np.int16),
         (1, 0.5, np.float32),
         (0.25, -8, np.float32),
-        (1, 32000, np.float32),  # beyond int16
+        # beyond int16
+        (1, 32000, np.float32),
     ],
 )
 def test_rescaled_values(tmp_path, slope, intercept, kind):
-    volume, _, _ = dicom.read_series(write_series(tmp_path, STORED, RescaleSlope=slope, RescaleIntercept=intercept))
+    volume, _, _ = dicom.read_series(
+        write_series(tmp_path, STORED, RescaleSlope=slope, RescaleIntercept=intercept)
+    )
     assert volume.voxels.dtype == kind
     assert np.array_equal(volume.voxels.T, STORED * float(slope) + intercept)
     assert np.allclose(sitk.GetArrayFromImage(by_itk(tmp_path)), volume.voxels.T)
 
 
 def test_each_slice_has_its_own_scale_as_in_pet(tmp_path):
-    files = write_series(tmp_path, STORED, fields=lambda n: {"RescaleSlope": 1 + n / 4, "RescaleIntercept": n})
+    files = write_series(
+        tmp_path,
+        STORED,
+        fields=lambda n: {"RescaleSlope": 1 + n / 4, "RescaleIntercept": n},
+    )
     expected = [STORED[n] * (1 + n / 4) + n for n in range(5)]
     assert np.array_equal(dicom.read_series(files)[0].voxels.T, expected)
 
@@ -116,27 +149,47 @@ def test_each_slice_has_its_own_scale_as_in_pet(tmp_path):
 )
 def test_monochrome1_is_turned_round(tmp_path, kind, bits, expected):
     pixels = np.array([[0, 4000, 4095]], kind)
-    fields = {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": bits, "HighBit": bits - 1}
-    volume, _, _ = dicom.read_series([write_slice(tmp_path / "a.dcm", pixels, position=(0, 0, 0), **fields)])
+    fields = {
+        "PhotometricInterpretation": "MONOCHROME1",
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+    }
+    volume, _, _ = dicom.read_series(
+        [write_slice(tmp_path / "a.dcm", pixels, position=(0, 0, 0), **fields)]
+    )
     assert volume.voxels[:, 0, 0].tolist() == expected
 
 
 def test_positions_rounded_to_a_tenth_of_a_millimetre_are_an_even_grid(tmp_path):
     where = np.round(positions(20, step=0.625), 1)
-    files = [write_slice(tmp_path / f"{n}.dcm", STORED[0] + n, position=where[n]) for n in range(20)]
+    files = [
+        write_slice(tmp_path / f"{n}.dcm", STORED[0] + n, position=where[n])
+        for n in range(20)
+    ]
     volume, missing, notes = dicom.read_series(files)
     assert (volume.shape[2], missing, notes) == (20, [], [])
     assert volume.spacing[0] == pytest.approx(0.625, abs=0.1 / 19)
 
 
 def test_a_single_slice_is_as_thick_as_it_says(tmp_path):
-    volume, _, _ = dicom.read_series([write_slice(tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), SliceThickness=4)])
+    volume, _, _ = dicom.read_series(
+        [
+            write_slice(
+                tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), SliceThickness=4
+            )
+        ]
+    )
     assert volume.shape == (6, 7, 1)
     assert volume.spacing == pytest.approx((4, 0.8, 0.6))
 
 
-@pytest.mark.parametrize(("orientation", "axis", "start"), [(AXIAL, "z", 30), (ORIENTATIONS["sagittal"], "x", 10)])
-def test_missing_slices_are_told_and_the_others_keep_their_place(tmp_path, orientation, axis, start):
+@pytest.mark.parametrize(
+    ("orientation", "axis", "start"),
+    [(AXIAL, "z", 30), (ORIENTATIONS["sagittal"], "x", 10)],
+)
+def test_missing_slices_are_told_and_the_others_keep_their_place(
+    tmp_path, orientation, axis, start
+):
     stored = np.concatenate([STORED, STORED + 1])
     sign = np.cross(orientation[:3], orientation[3:]).sum()
     files = write_series(tmp_path, stored, orientation=orientation, skip=(2, 5, 6, 7))
@@ -149,14 +202,21 @@ def test_missing_slices_are_told_and_the_others_keep_their_place(tmp_path, orien
     assert missing == [2, 5, 6, 7]
     there = [0, 1, 3, 4, 8, 9]
     assert np.array_equal(volume.voxels.T[there], stored[there])
-    assert np.array_equal(volume.voxels.T[missing], stored[[1, 4, 4, 8]]), "the nearest, of two the lower"
+    assert np.array_equal(volume.voxels.T[missing], stored[[1, 4, 4, 8]]), (
+        "the nearest, of two the lower"
+    )
     write_series(tmp_path / "whole", stored, orientation=orientation)
-    assert np.allclose(volume.affine, dicom.read_series(sorted((tmp_path / "whole").iterdir()))[0].affine)
+    assert np.allclose(
+        volume.affine,
+        dicom.read_series(sorted((tmp_path / "whole").iterdir()))[0].affine,
+    )
 
 
 def test_many_gaps_are_one_short_note(tmp_path):
     stored = np.repeat(STORED, 6, axis=0)
-    _, missing, (note,) = dicom.read_series(write_series(tmp_path, stored, skip=range(3, 30, 4)))
+    _, missing, (note,) = dicom.read_series(
+        write_series(tmp_path, stored, skip=range(3, 30, 4))
+    )
     assert len(missing) == 7
     assert note.count("between") == 4
     assert ", and in 3 more gaps, " in note
@@ -186,7 +246,11 @@ def write_jpeg(path):
     data = data_set(path, STORED[0], syntax=JPEGLosslessSV1)
     data.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
     data["PixelData"].is_undefined_length = True
-    data.ImagePositionPatient, data.ImageOrientationPatient, data.PixelSpacing = [0, 0, 0], list(AXIAL), [1, 1]
+    data.ImagePositionPatient, data.ImageOrientationPatient, data.PixelSpacing = (
+        [0, 0, 0],
+        list(AXIAL),
+        [1, 1],
+    )
     data.SliceThickness = 1
     data.save_as(path, enforce_file_format=True)
 
@@ -194,8 +258,12 @@ def write_jpeg(path):
 def test_compressed_pixels_that_need_a_plugin_are_named(tmp_path, monkeypatch):
     write_jpeg(tmp_path / "a.dcm")
     decoder = pydicom.pixels.get_decoder(JPEGLosslessSV1)
-    monkeypatch.setattr(decoder, "_available", {})  # a machine may have the plugin
-    with pytest.raises(BadInput, match=r"^compressed pixels, JPEG Lossless.*a\.dcm; pip install 'pylibjpeg\[all\]'"):
+    # a machine may have the plugin
+    monkeypatch.setattr(decoder, "_available", {})
+    with pytest.raises(
+        BadInput,
+        match=r"^compressed pixels, JPEG Lossless.*a\.dcm; pip install 'pylibjpeg\[all\]'",
+    ):
         dicom.read_series([tmp_path / "a.dcm"])
 
 
@@ -243,8 +311,12 @@ def test_a_file_cut_anywhere_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("said", [None, "", 0, "0.0"])
-def test_a_single_slice_that_says_no_thickness_is_taken_for_a_millimetre_and_told(tmp_path, said):
-    path = write_slice(tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), SliceThickness=said)
+def test_a_single_slice_that_says_no_thickness_is_taken_for_a_millimetre_and_told(
+    tmp_path, said
+):
+    path = write_slice(
+        tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), SliceThickness=said
+    )
     volume, _, (note,) = dicom.read_series([path])
     assert volume.spacing == pytest.approx((1, 0.8, 0.6))
     assert str(path) in note and "SliceThickness" in note and "1 mm" in note
@@ -259,24 +331,37 @@ def test_a_single_slice_is_as_thick_as_slices_are_apart(tmp_path):
 
 
 def test_slices_with_places_need_no_thickness(tmp_path):
-    volume, _, notes = dicom.read_series(write_series(tmp_path, STORED, SliceThickness=None))
+    volume, _, notes = dicom.read_series(
+        write_series(tmp_path, STORED, SliceThickness=None)
+    )
     assert volume.spacing[0] == pytest.approx(2.5) and notes == []
 
 
-NO_PLACE = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"))
+NO_PLACE = dict.fromkeys(
+    ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+)
 
 
 @pytest.mark.parametrize("modality", ["DX", "CR", "MG", "US", "XA", "OT"])
 def test_pictures_without_a_place_are_told_apart_from_damage(tmp_path, modality):
     fields = NO_PLACE | {"Modality": modality, "ImagerPixelSpacing": [0.1, 0.1]}
     path = write_slice(tmp_path / "a.dcm", STORED[0], position=(0, 0, 0), **fields)
-    refused(lambda: dicom.read_series([path]), path, f"(modality {modality})", "X-rays", "PNG")
+    refused(
+        lambda: dicom.read_series([path]),
+        path,
+        f"(modality {modality})",
+        "X-rays",
+        "PNG",
+    )
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
 def test_a_scan_without_a_place_lacks_it(tmp_path, modality):
     path = write_slice(
-        tmp_path / "a.dcm", STORED[0], position=(0, 0, 0), **NO_PLACE | {"Modality": modality}
+        tmp_path / "a.dcm",
+        STORED[0],
+        position=(0, 0, 0),
+        **NO_PLACE | {"Modality": modality},
     )
     refused(lambda: dicom.read_series([path]), path, "no ", "export it again")
 
@@ -285,7 +370,9 @@ def test_a_scan_without_a_place_lacks_it(tmp_path, modality):
 
 
 def without_mark(path, syntax=ExplicitVRLittleEndian, *, meta=False):
-    """The file without its first 132 bytes, and unless `meta` without its meta information."""
+    """The file without its first 132 bytes, and unless `meta` without its meta
+    information.
+    """
     data = pydicom.dcmread(path)
     data.file_meta.TransferSyntaxUID = syntax
     if meta:
@@ -293,9 +380,12 @@ def without_mark(path, syntax=ExplicitVRLittleEndian, *, meta=False):
         path.write_bytes(path.read_bytes()[132:])
         return path
     implicit = syntax == ImplicitVRLittleEndian
-    data.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=True)
+    data.save_as(
+        path, implicit_vr=implicit, little_endian=True, enforce_file_format=True
+    )
     content = path.read_bytes()[132:]
-    rest = 12 + int.from_bytes(content[8:12], "little")  # after the length of the group
+    # after the length of the group
+    rest = 12 + int.from_bytes(content[8:12], "little")
     path.write_bytes(content[rest:])
     return path
 
@@ -310,7 +400,13 @@ def without_mark(path, syntax=ExplicitVRLittleEndian, *, meta=False):
     ],
 )
 def test_a_file_without_the_mark_is_read(tmp_path, name, syntax, meta):
-    write_slice(tmp_path / name, STORED[0], position=(0, 0, 0), RescaleIntercept=-7, RescaleSlope=1)
+    write_slice(
+        tmp_path / name,
+        STORED[0],
+        position=(0, 0, 0),
+        RescaleIntercept=-7,
+        RescaleSlope=1,
+    )
     path = without_mark(tmp_path / name, syntax, meta=meta)
     assert path.read_bytes()[:2] == (b"\x02\0" if meta else b"\x08\0")
     assert dicom.is_dicom(path)
@@ -322,9 +418,11 @@ def test_a_file_without_the_mark_is_read(tmp_path, name, syntax, meta):
     ("content", "looked_at"),
     [
         (np.arange(8, 300, dtype="<u4").tobytes(), False),
-        (np.array([8, 4] * 100, "<u4").tobytes(), True),  # as 0008,0000 with a length of 4
+        # as 0008,0000 with a length of 4
+        (np.array([8, 4] * 100, "<u4").tobytes(), True),
         (np.array([8, 6] * 100, "<u4").tobytes(), False),
-        (np.array([2, 4] * 100, "<u4").tobytes(), False),  # as 0002,0000, but for its letters
+        # as 0002,0000, but for its letters
+        (np.array([2, 4] * 100, "<u4").tobytes(), False),
         (b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + b"no more" * 30, True),
         (b"\x08\0\x18\0UI\x1a\0" + b"1.2.3.4.5" * 30, True),
         (b"text, not a scan" * 20, False),
@@ -332,26 +430,46 @@ def test_a_file_without_the_mark_is_read(tmp_path, name, syntax, meta):
     ],
 )
 @pytest.mark.parametrize("name", ["a", "a.bin"])
-def test_other_files_that_begin_alike_are_passed_over(tmp_path, content, looked_at, name):
+def test_other_files_that_begin_alike_are_passed_over(
+    tmp_path, content, looked_at, name
+):
     (tmp_path / name).write_bytes(content)
     assert dicom.is_dicom(tmp_path / name) == looked_at
     found = dicom.search([tmp_path / name] * looked_at)
     assert found.files == {}
-    assert [one.why for one in found.passed] == [walk.unread(tmp_path / name).why] * looked_at
+    assert [one.why for one in found.passed] == [
+        walk.unread(tmp_path / name).why
+    ] * looked_at
 
 
-@pytest.mark.parametrize("first", ["ImageType", "InstanceCreationDate", "SOPClassUID", "StudyDate"])
+@pytest.mark.parametrize(
+    "first", ["ImageType", "InstanceCreationDate", "SOPClassUID", "StudyDate"]
+)
 @pytest.mark.parametrize("implicit", [True, False])
-def test_a_file_without_the_mark_may_begin_with_other_elements(tmp_path, first, implicit):
-    path = write_slice(tmp_path / "a", STORED[0], position=(0, 0, 0), StudyDate="20200102")
+def test_a_file_without_the_mark_may_begin_with_other_elements(
+    tmp_path, first, implicit
+):
+    path = write_slice(
+        tmp_path / "a", STORED[0], position=(0, 0, 0), StudyDate="20200102"
+    )
     data = pydicom.dcmread(path)
     data.InstanceCreationDate, data.ImageType = "20200102", ["ORIGINAL", "PRIMARY"]
-    before = ["ImageType", "InstanceCreationDate", "SOPClassUID", "SOPInstanceUID", "StudyDate"]
+    before = [
+        "ImageType",
+        "InstanceCreationDate",
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyDate",
+    ]
     for name in before[: before.index(first)]:
         delattr(data, name)
     del data.file_meta, data.preamble
-    data.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
-    assert path.read_bytes()[:4] == struct.pack("<HH", 8, pydicom.tag.Tag(first).element)
+    data.save_as(
+        path, implicit_vr=implicit, little_endian=True, enforce_file_format=False
+    )
+    assert path.read_bytes()[:4] == struct.pack(
+        "<HH", 8, pydicom.tag.Tag(first).element
+    )
     assert dicom.is_dicom(path)
     assert np.array_equal(dicom.read_series([path])[0].voxels[..., 0].T, STORED[0])
 
@@ -366,12 +484,15 @@ def test_a_file_without_the_mark_cut_short_is_refused(tmp_path, meta, kept):
     refused(lambda: dicom.read_series([path]), path, "export it again")
 
 
-def test_a_deflated_file_without_the_mark_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+def test_a_deflated_file_without_the_mark_is_refused_before_it_is_unpacked(
+    tmp_path, monkeypatch
+):
     path = write_slice(tmp_path / "a.dcm", STORED[0], position=(0, 0, 0))
     data = pydicom.dcmread(path)
     data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     data.file_meta.PrivateInformationCreatorUID = "1.2.3"
-    data.file_meta.PrivateInformation = b"x" * 5000  # after it comes the rest
+    # after it comes the rest
+    data.file_meta.PrivateInformation = b"x" * 5000
     data.save_as(path, enforce_file_format=True)
     path.write_bytes(path.read_bytes()[132:])
     monkeypatch.setattr(zlib, "decompressobj", lambda *_: pytest.fail("unpacked"))
@@ -400,8 +521,16 @@ DICOMDIR = directory()
 def test_search_sorts_by_position_and_passes_over_what_is_no_scan(tmp_path):
     second = write_series(tmp_path / "a", STORED, series="1.2.3.1", SeriesNumber=7)
     first = write_series(tmp_path / "b", STORED[:2], series="1.2.3.9", SeriesNumber=3)
-    mask = write_slice(tmp_path / "mask.dcm", STORED[0], position=(0, 0, 0), series="1.2.3.5", Modality="SEG")
-    report = data_set(tmp_path / "report.dcm", STORED[0], kind="1.2.840.10008.5.1.4.1.1.88.11")
+    mask = write_slice(
+        tmp_path / "mask.dcm",
+        STORED[0],
+        position=(0, 0, 0),
+        series="1.2.3.5",
+        Modality="SEG",
+    )
+    report = data_set(
+        tmp_path / "report.dcm", STORED[0], kind="1.2.840.10008.5.1.4.1.1.88.11"
+    )
     for name in ("Rows", "Columns", "PixelData"):
         delattr(report, name)
     report.save_as(tmp_path / "report.dcm", enforce_file_format=True)
@@ -417,25 +546,43 @@ def test_search_sorts_by_position_and_passes_over_what_is_no_scan(tmp_path):
     }
     assert list(series) == [dicom.BROKEN, "1.2.3.9", "1.2.3.1"]
     assert series[dicom.BROKEN] == [broken]
-    heights = [pydicom.dcmread(path).ImagePositionPatient[2] for path in series["1.2.3.1"]]
+    heights = [
+        pydicom.dcmread(path).ImagePositionPatient[2] for path in series["1.2.3.1"]
+    ]
     assert heights == [30, 32.5, 35, 37.5, 40]
-    with pytest.raises(BadInput, match=r"not a DICOM file, no DICM after 128 bytes, .*broken\.dcm; "):
+    with pytest.raises(
+        BadInput, match=r"not a DICOM file, no DICM after 128 bytes, .*broken\.dcm; "
+    ):
         dicom.read_series([broken])
 
 
-@pytest.mark.parametrize("kinds", [["ORIGINAL", "PRIMARY", "LOCALIZER"], ["DERIVED", "SECONDARY", "LOCALIZER", "M"]])
+@pytest.mark.parametrize(
+    "kinds",
+    [["ORIGINAL", "PRIMARY", "LOCALIZER"], ["DERIVED", "SECONDARY", "LOCALIZER", "M"]],
+)
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_a_localizer_beside_a_scan_is_passed_over(tmp_path, kinds, modality):
-    files = write_series(tmp_path, STORED, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], Modality=modality)
-    scout = {"position": (0, 0, 0), "orientation": (1, 0, 0, 0, 0, -1), "series": "1.2.3.2", "Modality": modality}
+    files = write_series(
+        tmp_path, STORED, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], Modality=modality
+    )
+    scout = {
+        "position": (0, 0, 0),
+        "orientation": (1, 0, 0, 0, 0, -1),
+        "series": "1.2.3.2",
+        "Modality": modality,
+    }
     write_slice(tmp_path / "scout.dcm", STORED[0], ImageType=kinds, **scout)
     series, passed = dicom.search(sorted(tmp_path.iterdir()))
-    assert {name: sorted(found) for name, found in series.items()} == {"1.2.3.1": sorted(files)}
+    assert {name: sorted(found) for name, found in series.items()} == {
+        "1.2.3.1": sorted(files)
+    }
     assert passed == [(tmp_path / "scout.dcm", f"a DICOM localizer ({modality})")]
 
 
 def test_a_pixel_more_than_an_image_needs_is_padding(tmp_path):
-    files = write_series(tmp_path, STORED, fields=lambda n: {"PixelData": STORED[n].tobytes() + b"\0\0"})
+    files = write_series(
+        tmp_path, STORED, fields=lambda n: {"PixelData": STORED[n].tobytes() + b"\0\0"}
+    )
     volume, _, _ = dicom.read_series(files)
     assert np.array_equal(volume.voxels, STORED.transpose(2, 1, 0))
 
@@ -466,6 +613,8 @@ def test_without_pydicom_the_fix_is_said(tmp_path, monkeypatch):
     files = write_series(tmp_path, STORED)
     monkeypatch.setitem(sys.modules, "pydicom", None)
     for use in (dicom.search, dicom.read_series):
-        with pytest.raises(BadInput, match=r"^DICOM without pydicom, .*; pip install 'pydicom>=3'") as caught:
+        with pytest.raises(
+            BadInput, match=r"^DICOM without pydicom, .*; pip install 'pydicom>=3'"
+        ) as caught:
             use(files)
         assert not isinstance(caught.value, dicom_slice.BadFile)

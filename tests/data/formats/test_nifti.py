@@ -1,4 +1,6 @@
-"""NIfTI files: what is wrong with one is one line that names it, and what is written lies where the scan did."""
+"""NIfTI files: what is wrong with one is one line that names it, and what is written
+lies where the scan did.
+"""
 
 import gzip
 import itertools
@@ -15,14 +17,17 @@ from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.errors import BadInput
 
 RAMP = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-TURN = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])  # a rotation: 7-24-25 triangle
+# a rotation: 7-24-25 triangle
+TURN = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 AFFINES = {
     "RAS": np.diag([1.0, 1.0, 1.0, 1.0]),
     "LPS": np.diag([-1.0, -1.0, 1.0, 1.0]),
     "LAS": np.diag([-1.0, 1.0, 1.0, 1.0]),
     "PSR": np.array([[0.0, 0, 2, 5], [-0.5, 0, 0, 6], [0, 0.75, 0, 7], [0, 0, 0, 1]]),
     "anisotropic": np.diag([0.7, 1.1, 5.0, 1.0]),
-    "oblique": nib.affines.from_matvec(TURN @ np.diag([0.7, -1.1, 5.0]), [10.5, -20.25, 30.0]),
+    "oblique": nib.affines.from_matvec(
+        TURN @ np.diag([0.7, -1.1, 5.0]), [10.5, -20.25, 30.0]
+    ),
 }
 
 
@@ -55,7 +60,9 @@ def test_voxels_stay_as_they_are(tmp_path, name, dtype, kind):
     np.testing.assert_array_equal(volume.voxels, RAMP)
     assert volume.voxels.dtype.kind == np.dtype(dtype).kind
     np.testing.assert_allclose(volume.affine, AFFINES["anisotropic"], atol=1e-6)
-    assert nifti.is_nifti(tmp_path / name) and nifti.stem(tmp_path / name).lower() == "a"
+    assert (
+        nifti.is_nifti(tmp_path / name) and nifti.stem(tmp_path / name).lower() == "a"
+    )
 
 
 @pytest.mark.parametrize("stored", [np.uint8, np.int16, np.float32])
@@ -73,16 +80,26 @@ def test_slope_and_intercept_are_applied(tmp_path, sitk, stored, slope, inter):
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [((2, 3, 4, 1), (2, 3, 4)), ((2, 3, 4, 1, 1), (2, 3, 4)), ((4, 6), (4, 6, 1)), ((2, 3, 2, 2), (2, 3, 2, 2))],
+    [
+        ((2, 3, 4, 1), (2, 3, 4)),
+        ((2, 3, 4, 1, 1), (2, 3, 4)),
+        ((4, 6), (4, 6, 1)),
+        ((2, 3, 2, 2), (2, 3, 2, 2)),
+    ],
 )
-def test_axes_of_one_voxel_are_dropped_and_a_plane_is_a_slice(tmp_path, shape, expected):
+def test_axes_of_one_voxel_are_dropped_and_a_plane_is_a_slice(
+    tmp_path, shape, expected
+):
     volume = nifti.read(save(tmp_path / "a.nii", RAMP.reshape(shape)))
     assert volume.voxels.shape == expected and volume.shape == expected[:3]
     np.testing.assert_array_equal(volume.voxels.ravel(), RAMP.ravel())
 
 
 def test_a_fifth_axis_is_refused(tmp_path):
-    refused(save(tmp_path / "a.nii", RAMP.reshape(2, 3, 2, 1, 2)), "too many axes, 2x3x2x1x2")
+    refused(
+        save(tmp_path / "a.nii", RAMP.reshape(2, 3, 2, 1, 2)),
+        "too many axes, 2x3x2x1x2",
+    )
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
@@ -103,7 +120,9 @@ def test_a_flipped_bit_in_the_middle_of_gzip(tmp_path):
     refused(path, "unreadable or truncated file")
 
 
-def test_a_header_that_declares_more_than_the_file_can_hold_is_refused_before_memory_is_asked_for(tmp_path):
+def test_a_header_that_declares_more_than_the_file_can_hold_is_refused_before_memory_is_asked_for(
+    tmp_path,
+):
     path = save(tmp_path / "a.nii", RAMP)
     content = bytearray(path.read_bytes())
     content[42:48] = np.array([30000, 30000, 30000], "<i2").tobytes()
@@ -112,7 +131,13 @@ def test_a_header_that_declares_more_than_the_file_can_hold_is_refused_before_me
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a volume at all" * 40, pickle.dumps({"a": np.arange(300)}), b"PK" * 500]
+    "content",
+    [
+        b"",
+        b"not a volume at all" * 40,
+        pickle.dumps({"a": np.arange(300)}),
+        b"PK" * 500,
+    ],
 )
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_garbage_and_pickles(tmp_path, monkeypatch, content, name):
@@ -134,10 +159,15 @@ def test_voxels_that_are_not_numbers_are_counted(tmp_path, value, count):
 
 
 @pytest.mark.parametrize(
-    "dtype", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])], ids=["complex", "colour"]
+    "dtype",
+    [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])],
+    ids=["complex", "colour"],
 )
 def test_complex_and_colour_voxels(tmp_path, dtype):
-    refused(save(tmp_path / "a.nii", np.zeros((2, 3, 4), dtype)), "neither whole nor real numbers")
+    refused(
+        save(tmp_path / "a.nii", np.zeros((2, 3, 4), dtype)),
+        "neither whole nor real numbers",
+    )
 
 
 @pytest.mark.parametrize("extent", [0, -3])
@@ -161,7 +191,8 @@ def test_a_scan_of_one_value_has_no_content(tmp_path):
 def test_an_affine_that_places_nothing(tmp_path, row, value):
     path = save(tmp_path / "a.nii", RAMP)
     content = bytearray(path.read_bytes())
-    content[280 + 16 * row : 296 + 16 * row] = np.full(4, value, "<f4").tobytes()  # srow_x, srow_y, srow_z
+    # srow_x, srow_y, srow_z
+    content[280 + 16 * row : 296 + 16 * row] = np.full(4, value, "<f4").tobytes()
     path.write_bytes(content)
     refused(path, "no usable affine")
 
@@ -189,13 +220,20 @@ def test_packed_or_not_is_told_by_the_content(tmp_path, kind, order, name, packe
 @pytest.mark.parametrize("cut", [300, 500, -12, -4])
 def test_a_packed_file_cut_short_is_refused_whatever_its_name(tmp_path, name, cut):
     noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
-    (tmp_path / name).write_bytes(gzip.compress(nib.Nifti1Image(noise, np.eye(4)).to_bytes())[:cut])
+    (tmp_path / name).write_bytes(
+        gzip.compress(nib.Nifti1Image(noise, np.eye(4)).to_bytes())[:cut]
+    )
     refused(tmp_path / name, "replace or remove it")
 
 
 @pytest.mark.parametrize(
     "after",
-    [b"garbage at the end", b"\0" * 600, b"\x1f\x8c" * 9, gzip.compress(b"more", mtime=0)],
+    [
+        b"garbage at the end",
+        b"\0" * 600,
+        b"\x1f\x8c" * 9,
+        gzip.compress(b"more", mtime=0),
+    ],
     ids=["text", "zeros", "half a magic number", "another file"],
 )
 def test_what_follows_the_packed_voxels_does_no_harm(tmp_path, after):
@@ -267,31 +305,50 @@ def test_millimetres_whatever_the_unit_and_a_mask_on_the_grid_of_its_scan(
     scan = in_unit(tmp_path / "scan.nii", unit, matrix, kind, codes)
     volume = nifti.read(scan)
     if any(codes):
-        np.testing.assert_allclose(volume.affine, AFFINES["oblique"], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(
+            volume.affine, AFFINES["oblique"], rtol=1e-5, atol=1e-4
+        )
     assert volume.spacing == pytest.approx((5, 1.1, 0.7), rel=1e-5)
     assert volume.voxel_ml == pytest.approx(5 * 1.1 * 0.7 / 1000, rel=1e-5)
     nifti.write(tmp_path / "mask.nii", RAMP.astype(np.uint8), volume)
     written, source = nib.load(tmp_path / "mask.nii"), nib.load(scan)
     np.testing.assert_allclose(written.affine, source.affine, rtol=1e-15)
-    for name in ("xyzt_units", "qform_code", "sform_code", "srow_x", "srow_z", "pixdim"):
-        np.testing.assert_allclose(written.header[name], source.header[name], rtol=1e-15)
-    if kind is nib.Nifti1Image:  # the only one that SimpleITK reads
+    for name in (
+        "xyzt_units",
+        "qform_code",
+        "sform_code",
+        "srow_x",
+        "srow_z",
+        "pixdim",
+    ):
+        np.testing.assert_allclose(
+            written.header[name], source.header[name], rtol=1e-15
+        )
+    # the only one that SimpleITK reads
+    if kind is nib.Nifti1Image:
         same_grid(sitk.ReadImage(tmp_path / "mask.nii"), sitk.ReadImage(scan))
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_spacing_is_that_of_simpleitk(tmp_path, sitk, unit):
-    matrix = np.diag([0.02, 0.03, 0.05, 1]) if unit == "meter" else np.diag([20.0, 30, 50, 1])
+    matrix = (
+        np.diag([0.02, 0.03, 0.05, 1])
+        if unit == "meter"
+        else np.diag([20.0, 30, 50, 1])
+    )
     path = in_unit(tmp_path / "a.nii", unit, matrix)
     theirs = sitk.ReadImage(path).GetSpacing()
     assert nifti.read(path).spacing == pytest.approx(theirs[::-1], rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("size", "unit"), [(0.5, "micron"), (0.001, "micron"), (5e-7, "meter"), (1e-4, "mm")]
+    ("size", "unit"),
+    [(0.5, "micron"), (0.001, "micron"), (5e-7, "meter"), (1e-4, "mm")],
 )
 def test_a_voxel_may_be_as_small_as_a_nanometre(tmp_path, size, unit):
-    volume = nifti.read(in_unit(tmp_path / "a.nii", unit, np.diag([size, size, size, 1])))
+    volume = nifti.read(
+        in_unit(tmp_path / "a.nii", unit, np.diag([size, size, size, 1]))
+    )
     assert volume.spacing == pytest.approx([size * UNITS[unit]] * 3, rel=1e-5)
 
 
@@ -301,7 +358,9 @@ def test_a_unit_that_does_not_exist_is_no_unit(tmp_path, code):
     content = bytearray(path.read_bytes())
     content[123] = code
     path.write_bytes(content)
-    np.testing.assert_allclose(nifti.read(path).affine, AFFINES["anisotropic"], atol=1e-6)
+    np.testing.assert_allclose(
+        nifti.read(path).affine, AFFINES["anisotropic"], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -358,14 +417,20 @@ def test_what_is_no_label_map(voxels, says):
 def same_grid(one, two):
     assert one.GetSize() == two.GetSize()
     for get in ("GetOrigin", "GetSpacing", "GetDirection"):
-        np.testing.assert_allclose(getattr(one, get)(), getattr(two, get)(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            getattr(one, get)(), getattr(two, get)(), rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 @pytest.mark.parametrize("axes", [(2, 3, 4), (2, 3, 4, 1)], ids=["3-D", "4-D"])
 @pytest.mark.parametrize("name", AFFINES)
-def test_simpleitk_finds_written_labels_on_the_grid_of_the_scan(tmp_path, sitk, name, axes, dtype):
-    source = save(tmp_path / "scan.nii.gz", RAMP.reshape(axes).astype(dtype), AFFINES[name])
+def test_simpleitk_finds_written_labels_on_the_grid_of_the_scan(
+    tmp_path, sitk, name, axes, dtype
+):
+    source = save(
+        tmp_path / "scan.nii.gz", RAMP.reshape(axes).astype(dtype), AFFINES[name]
+    )
     volume = nifti.read(source)
     labels = (RAMP % 5).astype(np.uint8)
     nifti.write(tmp_path / "mask.nii.gz", labels, volume)
@@ -375,51 +440,79 @@ def test_simpleitk_finds_written_labels_on_the_grid_of_the_scan(tmp_path, sitk, 
     same_grid(mask, scan)
     assert mask.GetPixelID() == sitk.sitkUInt8
     np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T, labels)
-    np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii.gz").affine, nib.load(source).affine)
+    np.testing.assert_array_equal(
+        nib.load(tmp_path / "mask.nii.gz").affine, nib.load(source).affine
+    )
 
 
 @pytest.mark.parametrize("codes", [(1, 0), (0, 1), (0, 0), (2, 4)])
-def test_codes_and_units_are_kept_grey_values_settings_and_extensions_are_not(tmp_path, sitk, codes):
+def test_codes_and_units_are_kept_grey_values_settings_and_extensions_are_not(
+    tmp_path, sitk, codes
+):
     image = nib.Nifti1Image(RAMP, None)
     image.header.set_qform(AFFINES["oblique"], codes[0])
     image.header.set_sform(AFFINES["oblique"], codes[1])
     image.header.set_xyzt_units("micron", "sec")
     image.header["descrip"], image.header["cal_max"] = b"a patient's name", 80
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"said in confidence" * 50))
+    image.header.extensions.append(
+        nib.nifti1.Nifti1Extension("comment", b"said in confidence" * 50)
+    )
     image.to_filename(tmp_path / "scan.nii.gz")
     volume = nifti.read(tmp_path / "scan.nii.gz")
     nifti.write(tmp_path / "mask.nii.gz", RAMP.astype(np.uint8), volume)
     header = nib.load(tmp_path / "mask.nii.gz").header
     assert (header["qform_code"], header["sform_code"]) == codes
     assert header.get_xyzt_units()[0] == "micron"
-    assert header["descrip"].item() == b"" and header["cal_max"] == 0 and not header.extensions
-    same_grid(sitk.ReadImage(tmp_path / "mask.nii.gz"), sitk.ReadImage(tmp_path / "scan.nii.gz"))
+    assert (
+        header["descrip"].item() == b""
+        and header["cal_max"] == 0
+        and not header.extensions
+    )
+    same_grid(
+        sitk.ReadImage(tmp_path / "mask.nii.gz"),
+        sitk.ReadImage(tmp_path / "scan.nii.gz"),
+    )
 
 
 @pytest.mark.parametrize("name", AFFINES)
 def test_a_scan_without_a_header_gets_its_affine_too(tmp_path, sitk, name):
-    nifti.write(tmp_path / "mask.nii.gz", RAMP.astype(np.uint16) * 1000, Volume(RAMP, AFFINES[name], "series"))
+    nifti.write(
+        tmp_path / "mask.nii.gz",
+        RAMP.astype(np.uint16) * 1000,
+        Volume(RAMP, AFFINES[name], "series"),
+    )
     written = nib.load(tmp_path / "mask.nii.gz")
     np.testing.assert_allclose(written.affine, AFFINES[name], atol=1e-6)
     np.testing.assert_allclose(written.header.get_qform(), AFFINES[name], atol=1e-5)
     assert written.header.get_xyzt_units()[0] == "mm"
     itk = sitk.ReadImage(tmp_path / "mask.nii.gz")
-    lps = np.diag([-1, -1, 1]) @ AFFINES[name][:3]  # ITK's axes run to the left and to the back
+    # ITK's axes run to the left and to the back
+    lps = np.diag([-1, -1, 1]) @ AFFINES[name][:3]
     np.testing.assert_allclose(itk.GetOrigin(), lps[:, 3], atol=1e-5)
-    np.testing.assert_allclose(np.reshape(itk.GetDirection(), (3, 3)) * itk.GetSpacing(), lps[:, :3], atol=1e-5)
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(itk).T, RAMP.astype(int) * 1000)
+    np.testing.assert_allclose(
+        np.reshape(itk.GetDirection(), (3, 3)) * itk.GetSpacing(), lps[:, :3], atol=1e-5
+    )
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(itk).T, RAMP.astype(int) * 1000
+    )
 
 
 def test_a_map_is_seen_by_its_values_in_steps_of_a_65535th(tmp_path, sitk):
     values = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
     values[0, 0, :2] = -1e-7, 1 + 1e-7
-    nifti.write(tmp_path / "map.nii.gz", values, Volume(RAMP, AFFINES["LPS"], "scan", nib.Nifti1Header()))
+    nifti.write(
+        tmp_path / "map.nii.gz",
+        values,
+        Volume(RAMP, AFFINES["LPS"], "scan", nib.Nifti1Header()),
+    )
     seen = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "map.nii.gz")).T
     np.testing.assert_allclose(seen, values.clip(0, 1), rtol=0, atol=0.51 / 65535)
     assert seen[0, 0, 0] == 0 and seen[0, 0, 1] == pytest.approx(1, abs=1e-7)
 
 
-def test_what_fails_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_what_fails_while_writing_leaves_the_old_file_and_nothing_else(
+    tmp_path, monkeypatch
+):
     volume = nifti.read(save(tmp_path / "scan.nii.gz", RAMP))
     nifti.write(tmp_path / "mask.nii.gz", RAMP.astype(np.uint8), volume)
     before = (tmp_path / "mask.nii.gz").read_bytes()
@@ -432,4 +525,7 @@ def test_what_fails_while_writing_leaves_the_old_file_and_nothing_else(tmp_path,
     with pytest.raises(OSError, match="No space left"):
         nifti.write(tmp_path / "mask.nii.gz", RAMP.astype(np.uint8), volume)
     assert (tmp_path / "mask.nii.gz").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.nii.gz", "scan.nii.gz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mask.nii.gz",
+        "scan.nii.gz",
+    ]

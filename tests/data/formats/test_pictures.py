@@ -1,4 +1,6 @@
-"""Pixels of picture files: held against what was written byte by byte, and against SimpleITK."""
+"""Pixels of picture files: held against what was written byte by byte, and against
+SimpleITK.
+"""
 
 import io
 import struct
@@ -10,12 +12,25 @@ from PIL import Image, ImageOps
 from refusals import refused
 
 from biedsnet_jax.data.formats import pictures
-from biedsnet_jax.data.formats.pictures import read_picture_turned, turn_back, turn_upright
+from biedsnet_jax.data.formats.pictures import (
+    read_picture_turned,
+    turn_back,
+    turn_upright,
+)
 from biedsnet_jax.errors import BadInput
 
 RNG = np.random.default_rng(0)
 SHAPE = (21, 35)
-WHOLE = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64)
+WHOLE = (
+    np.uint8,
+    np.int8,
+    np.uint16,
+    np.int16,
+    np.uint32,
+    np.int32,
+    np.uint64,
+    np.int64,
+)
 FLOATS = (np.float16, np.float32, np.float64)
 
 
@@ -33,7 +48,9 @@ def values(dtype, samples=1):
 
 
 def as_read(pixels):
-    return pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)
+    return (
+        pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)
+    )
 
 
 def by_itk(path):
@@ -58,14 +75,20 @@ def test_every_type_of_tiff_in_both_byte_orders(tmp_path, dtype, order):
 @pytest.mark.parametrize("compression", [1, 5, 8, 32946, 32773])
 @pytest.mark.parametrize("layout", [{"rows": 5}, {"tile": 16}, {}], ids=str)
 @pytest.mark.parametrize(
-    ("dtype", "samples", "planar"), [(np.uint16, 1, 1), (np.int16, 3, 1), (np.uint16, 3, 2)]
+    ("dtype", "samples", "planar"),
+    [(np.uint16, 1, 1), (np.int16, 3, 1), (np.uint16, 3, 2)],
 )
 def test_compressions_strips_tiles_and_planes(
     tmp_path, order, compression, layout, dtype, samples, planar
 ):
     pixels = values(dtype, samples)
     path = tiff(
-        tmp_path / "a.tif", pixels, order=order, compression=compression, planar=planar, **layout
+        tmp_path / "a.tif",
+        pixels,
+        order=order,
+        compression=compression,
+        planar=planar,
+        **layout,
     )
     np.testing.assert_array_equal(read_picture(path, samples), as_read(pixels))
 
@@ -86,7 +109,12 @@ def test_compressions_strips_tiles_and_planes(
 def test_predictors(tmp_path, dtype, samples, predictor, order, layout):
     pixels = values(dtype, samples)
     path = tiff(
-        tmp_path / "a.tif", pixels, order=order, compression=8, predictor=predictor, **layout
+        tmp_path / "a.tif",
+        pixels,
+        order=order,
+        compression=8,
+        predictor=predictor,
+        **layout,
     )
     np.testing.assert_array_equal(read_picture(path, samples), as_read(pixels))
     if (
@@ -108,7 +136,9 @@ def test_predictors(tmp_path, dtype, samples, predictor, order, layout):
     ],
 )
 def test_another_reader_sees_the_same(tmp_path, dtype, samples):
-    path = tiff(tmp_path / "a.tif", values(dtype, samples), order=">", compression=5, rows=6)
+    path = tiff(
+        tmp_path / "a.tif", values(dtype, samples), order=">", compression=5, rows=6
+    )
     np.testing.assert_array_equal(read_picture(path, samples), as_read(by_itk(path)))
 
 
@@ -148,15 +178,20 @@ def test_values_packed_without_gaps(tmp_path, bits):
 @pytest.mark.parametrize("samples", [1, 3])
 def test_alpha_is_dropped_in_full_depth(tmp_path, dtype, samples):
     pixels = values(dtype, samples + 1)
-    path = tiff(tmp_path / "a.tif", pixels, extra=(2,), photometric=2 if samples == 3 else 1)
-    np.testing.assert_array_equal(read_picture(path, samples), as_read(pixels[..., :samples]))
+    path = tiff(
+        tmp_path / "a.tif", pixels, extra=(2,), photometric=2 if samples == 3 else 1
+    )
+    np.testing.assert_array_equal(
+        read_picture(path, samples), as_read(pixels[..., :samples])
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_colours_that_were_multiplied_by_alpha(tmp_path, dtype):
     most = np.iinfo(dtype).max
     alpha = np.array([[most, most // 5, 0]], dtype)[..., None]
-    grey = np.array([[100, 20, 0]], dtype)[..., None]  # 100 under each alpha but the last
+    # 100 under each alpha but the last
+    grey = np.array([[100, 20, 0]], dtype)[..., None]
     path = tiff(tmp_path / "a.tif", np.concatenate([grey, alpha], axis=-1), extra=(1,))
     np.testing.assert_array_equal(read_picture(path, 1)[..., 0], [[100, 100, 0]])
 
@@ -190,7 +225,9 @@ def test_colour_for_one_channel_is_refused_in_every_depth(tmp_path, dtype):
 )
 def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path, pixels):
     refused(
-        lambda: read_picture(tiff(tmp_path / "a.tif", pixels), 1), "float32", "Subtract an offset"
+        lambda: read_picture(tiff(tmp_path / "a.tif", pixels), 1),
+        "float32",
+        "Subtract an offset",
     )
 
 
@@ -265,7 +302,9 @@ def test_a_tiff_that_states_more_pixels_than_its_bytes_can_hold(tmp_path, compre
 
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("samples", [2, 3, 4])
-@pytest.mark.parametrize("filters", [(0,), (1,), (2,), (3,), (4,), (4, 3, 0, 2, 1)], ids=str)
+@pytest.mark.parametrize(
+    "filters", [(0,), (1,), (2,), (3,), (4,), (4, 3, 0, 2, 1)], ids=str
+)
 def test_16_bit_png_of_several_channels(tmp_path, samples, filters, interlaced):
     pixels = values(np.uint16, samples)
     path = png16(tmp_path / "a.png", pixels, filters=filters, interlaced=interlaced)
@@ -284,15 +323,23 @@ def test_16_bit_png_of_odd_shapes(tmp_path, shape):
 @pytest.mark.parametrize("samples", [3, 4])
 def test_another_readers_16_bit_png(tmp_path, samples):
     itk = pytest.importorskip("SimpleITK")
-    smooth = np.cumsum(RNG.integers(0, 300, (40, 50, samples)), axis=1).astype(np.uint16)
-    itk.WriteImage(itk.GetImageFromArray(smooth, isVector=True), str(tmp_path / "a.png"))
+    smooth = np.cumsum(RNG.integers(0, 300, (40, 50, samples)), axis=1).astype(
+        np.uint16
+    )
+    itk.WriteImage(
+        itk.GetImageFromArray(smooth, isVector=True), str(tmp_path / "a.png")
+    )
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png", 3), smooth[..., :3])
 
 
 def test_a_damaged_16_bit_png_is_named(tmp_path):
     path = png16(tmp_path / "a.png", values(np.uint16, 3))
     whole = path.read_bytes()
-    for damage in (whole[: len(whole) // 2], whole[:60] + b"\1" + whole[61:], whole[:40]):
+    for damage in (
+        whole[: len(whole) // 2],
+        whole[:60] + b"\1" + whole[61:],
+        whole[:40],
+    ):
         path.write_bytes(damage)
         refused(lambda: read_picture(path, 3), "unreadable or truncated", path)
 
@@ -300,10 +347,16 @@ def test_a_damaged_16_bit_png_is_named(tmp_path):
 def test_one_transparent_value_of_a_png_changes_no_pixel(tmp_path):
     grey = values(np.uint8)[..., 0]
     deep, colour = grey * np.uint16(257), np.dstack([grey] * 3)
-    for name, pixels, hidden in (("L", grey, 7), ("RGB", colour, (7, 7, 7)), ("16", deep, 7)):
+    for name, pixels, hidden in (
+        ("L", grey, 7),
+        ("RGB", colour, (7, 7, 7)),
+        ("16", deep, 7),
+    ):
         Image.fromarray(pixels).save(tmp_path / "a.png", transparency=hidden)
         read = read_picture(tmp_path / "a.png", 1)
-        np.testing.assert_array_equal(read[..., 0], pixels[..., 0] if name == "RGB" else pixels)
+        np.testing.assert_array_equal(
+            read[..., 0], pixels[..., 0] if name == "RGB" else pixels
+        )
 
 
 @pytest.mark.parametrize("extension", ["jpg", "jpeg", "JPG"])
@@ -320,10 +373,17 @@ def test_a_large_picture_is_read_and_a_larger_one_refused_as_too_large(
     tmp_path, monkeypatch, extension, recwarn
 ):
     path = tmp_path / f"a.{extension}"
-    Image.new("L", (10_000, 9_000)).save(path)  # more than Pillow warns of
+    # more than Pillow warns of
+    Image.new("L", (10_000, 9_000)).save(path)
     assert read_picture(path, 1).shape == (9_000, 10_000, 1)
     monkeypatch.setattr(pictures, "MOST_PIXELS", 89_999_999)
-    refused(lambda: read_picture(path, 1), path, "too large", "10000x9000", "Cut it into parts")
+    refused(
+        lambda: read_picture(path, 1),
+        path,
+        "too large",
+        "10000x9000",
+        "Cut it into parts",
+    )
     assert not recwarn.list
 
 
@@ -332,11 +392,15 @@ def test_a_file_is_what_it_holds_whatever_it_is_called(tmp_path, kind):
     pixels = values(np.uint8)[..., 0]
     for held in ("PNG", "TIFF", "BMP", "GIF"):
         Image.fromarray(pixels).save(tmp_path / f"a.{kind}", format=held)
-        np.testing.assert_array_equal(read_picture(tmp_path / f"a.{kind}", 1)[..., 0], pixels)
+        np.testing.assert_array_equal(
+            read_picture(tmp_path / f"a.{kind}", 1)[..., 0], pixels
+        )
 
 
 def test_a_postscript_file_is_never_started(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    (tmp_path / "a.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
+    )
     refused(lambda: read_picture(tmp_path / "a.png", 1), "not an image")
 
 
@@ -364,14 +428,18 @@ def test_a_turned_picture_is_read_as_it_is_shown(tmp_path, kind, turn):
         start = tagged.getvalue().index(b"eXIf") - 4
         length = struct.unpack(">I", tagged.getvalue()[start : start + 4])[0]
         whole = path.read_bytes()
-        path.write_bytes(whole[:33] + tagged.getvalue()[start : start + 12 + length] + whole[33:])
+        path.write_bytes(
+            whole[:33] + tagged.getvalue()[start : start + 12 + length] + whole[33:]
+        )
     else:
         options = {
             "tif packed": {"compression": "tiff_lzw"},
             "tif jpeg": {"compression": "jpeg", "quality": 100},
         }
         picture = (
-            Image.fromarray(grey).convert("P") if kind == "tif palette" else Image.fromarray(grey)
+            Image.fromarray(grey).convert("P")
+            if kind == "tif palette"
+            else Image.fromarray(grey)
         )
         options = options.get(kind, {"quality": 100} if kind == "jpg" else {})
         picture.save(path, exif=exif(turn), **options)
@@ -387,11 +455,15 @@ def test_a_turned_picture_is_read_as_it_is_shown(tmp_path, kind, turn):
 def test_turning_back_is_the_inverse(turn):
     for shape in ((3, 5), (3, 5, 2)):
         stored = RNG.random(shape)
-        np.testing.assert_array_equal(turn_back(turn_upright(stored, turn), turn), stored)
+        np.testing.assert_array_equal(
+            turn_back(turn_upright(stored, turn), turn), stored
+        )
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_a_written_map_lies_on_the_stored_picture_and_is_shown_on_the_shown_one(tmp_path, turn):
+def test_a_written_map_lies_on_the_stored_picture_and_is_shown_on_the_shown_one(
+    tmp_path, turn
+):
     stored = (RNG.random((6, 9)) > 0.5).astype(np.uint8) * 255
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif(turn))
     pixels, found = read_picture_turned(tmp_path / "a.png", 1)
@@ -419,10 +491,23 @@ def test_size_by_the_header_alone(tmp_path, order):
 
 @pytest.mark.parametrize("tag", [258, 259, 262, 339])
 def test_what_a_damaged_tiff_holds_thousands_of_is_cut_in_the_message(tmp_path, tag):
-    short = {256: 4, 257: 4, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: 32, 339: 1}
+    short = {
+        256: 4,
+        257: 4,
+        258: 16,
+        259: 1,
+        262: 1,
+        273: 8,
+        277: 1,
+        278: 4,
+        279: 32,
+        339: 1,
+    }
     many = 3000
     start = 8 + 32 + 2 * many
-    data = b"II*\0" + struct.pack("<I", start) + bytes(32) + struct.pack("<H", 141) * many
+    data = (
+        b"II*\0" + struct.pack("<I", start) + bytes(32) + struct.pack("<H", 141) * many
+    )
     data += struct.pack("<H", len(short))
     for number, value in short.items():
         count, value = (many, 40) if number == tag else (1, value)

@@ -1,4 +1,6 @@
-"""Canonical slices of volumes in any axis order, and the way back, against positions computed voxel by voxel."""
+"""Canonical slices of volumes in any axis order, and the way back, against positions
+computed voxel by voxel.
+"""
 
 import itertools
 
@@ -7,20 +9,33 @@ import pytest
 from nibabel.orientations import aff2axcodes
 from refusals import refused
 
-from biedsnet_jax.data.formats.volumes import Volume, check_affine, check_same_grid, plane_note
+from biedsnet_jax.data.formats.volumes import (
+    Volume,
+    check_affine,
+    check_same_grid,
+    plane_note,
+)
 from biedsnet_jax.errors import BadInput
 
 
 def oblique(degrees: float):
     """A turn about the feet-to-head axis and half of it about left-to-right."""
     a, b = np.radians([degrees, degrees / 2])
-    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    about_z = np.array(
+        [[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]
+    )
+    about_x = np.array(
+        [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
+    )
     return about_z @ about_x
 
 
-def made(order=(0, 1, 2), signs=(1, 1, 1), turn=0.0, sizes=(4, 5, 6), spacing=(0.7, 1.1, 5.0)) -> Volume:
-    """A volume whose file axis n runs along patient axis order[n], forwards or backwards; voxels hold their number."""
+def made(
+    order=(0, 1, 2), signs=(1, 1, 1), turn=0.0, sizes=(4, 5, 6), spacing=(0.7, 1.1, 5.0)
+) -> Volume:
+    """A volume whose file axis n runs along patient axis order[n], forwards or
+    backwards; voxels hold their number.
+    """
     affine = np.eye(4)
     affine[:3, :3] = 0
     for axis, (patient, sign) in enumerate(zip(order, signs)):
@@ -28,26 +43,40 @@ def made(order=(0, 1, 2), signs=(1, 1, 1), turn=0.0, sizes=(4, 5, 6), spacing=(0
     affine[:3, :3] = oblique(turn) @ affine[:3, :3]
     affine[:3, 3] = 10.0, -20.0, 30.0
     shape = tuple(sizes[patient] for patient in order)
-    return Volume(np.arange(np.prod(shape), dtype=np.int32).reshape(shape), affine, "made.nii")
+    return Volume(
+        np.arange(np.prod(shape), dtype=np.int32).reshape(shape), affine, "made.nii"
+    )
 
 
-EVERY = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
+EVERY = [
+    (order, signs)
+    for order in itertools.permutations(range(3))
+    for signs in itertools.product((1, -1), repeat=3)
+]
 
 
 @pytest.mark.parametrize("turn", [0.0, 12.0])
 @pytest.mark.parametrize(("order", "signs"), EVERY)
-def test_slices_run_up_rows_back_columns_left_whatever_the_files_order(order, signs, turn):
+def test_slices_run_up_rows_back_columns_left_whatever_the_files_order(
+    order, signs, turn
+):
     volume = made(order, signs, turn)
     slices = volume.slices
     assert slices.shape == (6, 5, 4)
     position = {
-        volume.voxels[index]: oblique(turn).T @ (volume.affine @ [*index, 1])[:3] for index in np.ndindex(volume.shape)
+        volume.voxels[index]: oblique(turn).T @ (volume.affine @ [*index, 1])[:3]
+        for index in np.ndindex(volume.shape)
     }
-    place = np.array([position[value] for value in slices.ravel()]).reshape(*slices.shape, 3)  # right-left, ...
+    # right-left, ...
+    place = np.array([position[value] for value in slices.ravel()]).reshape(
+        *slices.shape, 3
+    )
     steps = [np.diff(place, axis=axis).reshape(-1, 3) for axis in range(3)]
     assert np.allclose(steps[0], [0, 0, 5.0]), "slices go up"
     assert np.allclose(steps[1], [0, -1.1, 0]), "rows go back"
-    assert np.allclose(steps[2], [-0.7, 0, 0]), "columns go to the patient's left... of whom x grows to the right"
+    assert np.allclose(steps[2], [-0.7, 0, 0]), (
+        "columns go to the patient's left... of whom x grows to the right"
+    )
     assert volume.spacing == pytest.approx((5.0, 1.1, 0.7))
 
 
@@ -64,12 +93,16 @@ def test_the_canonical_affine_puts_slices_where_the_files_affine_put_voxels():
     assert aff2axcodes(volume.canonical_affine) == tuple("LPS")
     d, h, w = 2, 3, 1
     index = np.argwhere(volume.voxels == volume.slices[d, h, w])[0]
-    assert np.allclose(volume.canonical_affine @ [w, h, d, 1], volume.affine @ [*index, 1])
+    assert np.allclose(
+        volume.canonical_affine @ [w, h, d, 1], volume.affine @ [*index, 1]
+    )
 
 
 def test_voxel_volume_by_hand():
     assert made().voxel_ml == pytest.approx(0.7 * 1.1 * 5.0 / 1000)
-    assert made((2, 1, 0), (1, -1, 1), turn=20.0).voxel_ml == pytest.approx(0.7 * 1.1 * 5.0 / 1000)
+    assert made((2, 1, 0), (1, -1, 1), turn=20.0).voxel_ml == pytest.approx(
+        0.7 * 1.1 * 5.0 / 1000
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +111,8 @@ def test_voxel_volume_by_hand():
         np.zeros((4, 4)),
         np.full((4, 4), np.nan),
         np.diag([1.0, 1.0, 0.0, 1.0]),
-        np.array([[1e30, 1e20, 0, 0], [0, 1e-5, 0, 0], [0, 0, 1e-5, 0], [0, 0, 0, 1]]),  # i and j are one direction
+        # i and j are one direction
+        np.array([[1e30, 1e20, 0, 0], [0, 1e-5, 0, 0], [0, 0, 1e-5, 0], [0, 0, 0, 1]]),
     ],
 )
 def test_an_affine_that_places_nothing_is_refused(broken):
@@ -89,22 +123,29 @@ def test_an_affine_that_places_nothing_is_refused(broken):
 def test_a_mask_must_lie_on_its_image():
     shape, affine = (4, 5, 6), np.diag([0.5, 0.5, 2.0, 1.0])
     check_same_grid(shape, affine + 1e-4, shape, affine, "mask.nii")
-    with pytest.raises(BadInput, match=r"differ in shape, 4x5x6 against 4x6x5, mask\.nii"):
+    with pytest.raises(
+        BadInput, match=r"differ in shape, 4x5x6 against 4x6x5, mask\.nii"
+    ):
         check_same_grid((4, 6, 5), affine, shape, affine, "mask.nii")
     moved = affine.copy()
     moved[2, 3] = 1.0
-    with pytest.raises(BadInput, match=r"differ in affine, 1 mm apart at a corner, mask\.nii"):
+    with pytest.raises(
+        BadInput, match=r"differ in affine, 1 mm apart at a corner, mask\.nii"
+    ):
         check_same_grid(shape, moved, shape, affine, "mask.nii")
     tilted = affine.copy()
     tilted[:3, :3] = oblique(2.0) @ tilted[:3, :3]
     with pytest.raises(BadInput, match="differ in affine"):
         check_same_grid(shape, tilted, shape, affine, "mask.nii")
 
+
 # --- planes --------------------------------------------------------------------------------------
 
 
 def stack(depth, height, width, spacing, order, signs) -> Volume:
-    """A volume of `depth` canonical slices of `height` x `width`, in a file of any axis order."""
+    """A volume of `depth` canonical slices of `height` x `width`, in a file of any axis
+    order.
+    """
     small = made(order, signs, sizes=(1, 1, 1), spacing=spacing[::-1])
     shape = tuple((width, height, depth)[patient] for patient in order)
     return Volume(np.broadcast_to(np.uint8(0), shape), small.affine, "made.nii")
@@ -117,7 +158,8 @@ ORDERS = [((0, 1, 2), (-1, -1, 1)), ((1, 2, 0), (1, -1, 1)), ((2, 0, 1), (1, 1, 
 @pytest.mark.parametrize(
     ("depth", "height", "width", "spacing", "says"),
     [
-        # Nothing is lost: axial stacks, thick or one slice, even voxels, small ones too.
+        # Nothing is lost: axial stacks, thick or one slice, even voxels, small ones
+        # too.
         (20, 512, 512, (5, 0.7, 0.7), ""),
         (1, 512, 400, (5, 0.7, 0.7), ""),
         (9, 64, 64, (4, 4, 4), ""),
@@ -143,7 +185,13 @@ ORDERS = [((0, 1, 2), (-1, -1, 1)), ((1, 2, 0), (1, -1, 1)), ((2, 0, 1), (1, 1, 
         ),
         (320, 320, 12, (0.5, 0.5, 4), "cut across them: 320x12 pixels of 0.5x4 mm."),
         (9, 8, 3, (1, 1, 4), "a stack of 3 sagittal slices of 9x8 pixels. The network"),
-        (64, 48, 15, (1, 1, 1), "a stack of 15 sagittal slices of 64x48 pixels. The network"),
+        (
+            64,
+            48,
+            15,
+            (1, 1, 1),
+            "a stack of 15 sagittal slices of 64x48 pixels. The network",
+        ),
     ],
 )
 def test_the_plane_is_told_where_slices_are_cut_across(

@@ -1,5 +1,6 @@
-"""COVID-19-CT-Seg from archives that the tests write in its layout: voxels by hand, every kind of damage, killed and
-simultaneous preparation, and a run that trains on them.
+"""COVID-19-CT-Seg from archives that the tests write in its layout: voxels by hand,
+every kind of damage, killed and simultaneous preparation, and a run that trains on
+them.
 """
 
 import gzip
@@ -27,28 +28,52 @@ from biedsnet_jax.errors import BadInput
 CASES = ("coronacases_001", "coronacases_002", "radiopaedia_10_85902_1", "radiopaedia_10_85902_3",
          "radiopaedia_7_85703_0")  # fmt: skip
 IMAGES, INFECTION, LUNG, BOTH = covid19_ct_seg.FOLDERS.values()
-FEATURES = {"image": "image", "mask": "infection", "case": "patient", "slice": "name", "spacing": "spacing"}
-RAS = np.diag([0.7, 0.8, 5.0, 1.0])  # i to the left-to-right, j from back to front, k up
+FEATURES = {
+    "image": "image",
+    "mask": "infection",
+    "case": "patient",
+    "slice": "name",
+    "spacing": "spacing",
+}
+# i to the left-to-right, j from back to front, k up
+RAS = np.diag([0.7, 0.8, 5.0, 1.0])
 
 
 def volumes(case: str, *, plane=None, depth=2) -> dict[str, np.ndarray]:
-    """Image and masks "i j k" of a case: a grey ramp along i and j, infection in one quarter."""
+    """Image and masks "i j k" of a case: a grey ramp along i and j, infection in one
+    quarter.
+    """
     corona = case.startswith("coronacases")
     sides = plane or ((512, 512) if corona else (630, 630))
     i, j, k = np.meshgrid(*map(np.arange, (*sides, depth)), indexing="ij")
     ramp = (i + 2 * j) / (sides[0] + 2 * sides[1]) + 0.01 * k
-    image = (ramp * 2000 - 1100).astype(np.int16) if corona else (ramp * 200).astype(np.uint8)
+    image = (
+        (ramp * 2000 - 1100).astype(np.int16)
+        if corona
+        else (ramp * 200).astype(np.uint8)
+    )
     infection = ((i < sides[0] // 2) & (j < sides[1] // 4)).astype(np.uint8)
-    lung = np.where(i < sides[0] // 2, 1, 2).astype(np.uint8) * (j < sides[1] // 2).astype(np.uint8)
-    return {IMAGES: image, INFECTION: infection, LUNG: lung, BOTH: np.where(infection, 3, lung).astype(np.uint8)}
+    lung = np.where(i < sides[0] // 2, 1, 2).astype(np.uint8) * (
+        j < sides[1] // 2
+    ).astype(np.uint8)
+    return {
+        IMAGES: image,
+        INFECTION: infection,
+        LUNG: lung,
+        BOTH: np.where(infection, 3, lung).astype(np.uint8),
+    }
 
 
 def packed(voxels, affine=RAS) -> bytes:
     return gzip.compress(nib.Nifti1Image(voxels, affine).to_bytes(), compresslevel=1)
 
 
-def write(root: Path, cases=CASES, change=lambda folder, case, data: data, **kind) -> Path:
-    """The four archives; `change` may replace a file's content, or leave it out by None."""
+def write(
+    root: Path, cases=CASES, change=lambda folder, case, data: data, **kind
+) -> Path:
+    """The four archives; `change` may replace a file's content, or leave it out by
+    None.
+    """
     root.mkdir(parents=True, exist_ok=True)
     made = {case: volumes(case, **kind) for case in cases}
     for folder in covid19_ct_seg.FOLDERS.values():
@@ -66,7 +91,9 @@ def small(root: Path, change=lambda folder, case, data: data) -> Path:
 
 
 def source(root: Path, cache: Path, **how) -> Tfds:
-    return Tfds(covid19_ct_seg.prepare(root, cache), cache, FEATURES, split="all", **how)
+    return Tfds(
+        covid19_ct_seg.prepare(root, cache), cache, FEATURES, split="all", **how
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,40 +108,65 @@ def true_layout(tmp_path_factory):
 def test_hounsfield_units_are_cut_to_the_window_and_grey_values_left_alone(true_layout):
     examples = source(*true_layout)
     names = [examples[n]["slice"] for n in range(len(examples))]
-    assert names == [f"{case}/{z:03d}" for case in (*CASES[:2], CASES[4], *CASES[2:4]) for z in range(2)]
-    assert examples.cases[-4:] == ["radiopaedia_10_85902"] * 4  # two volumes of one patient
+    assert names == [
+        f"{case}/{z:03d}"
+        for case in (*CASES[:2], CASES[4], *CASES[2:4])
+        for z in range(2)
+    ]
+    # two volumes of one patient
+    assert examples.cases[-4:] == ["radiopaedia_10_85902"] * 4
     first, windowed = examples[1], examples[names.index("radiopaedia_7_85703_0/001")]
-    assert (first["image"].shape, windowed["image"].shape) == ((512, 512, 1), (630, 630, 1))
-    assert first["image"].dtype == np.uint8 and first["spacing"] == pytest.approx((0.8, 0.7))
+    assert (first["image"].shape, windowed["image"].shape) == (
+        (512, 512, 1),
+        (630, 630, 1),
+    )
+    assert first["image"].dtype == np.uint8 and first["spacing"] == pytest.approx(
+        (0.8, 0.7)
+    )
     hu, stored = volumes(CASES[0])[IMAGES], volumes(CASES[4])[IMAGES]
-    for row, column in ((0, 0), (3, 500), (511, 511), (250, 100)):  # rows from the front, columns from the right
+    # rows from the front, columns from the right
+    for row, column in ((0, 0), (3, 500), (511, 511), (250, 100)):
         value = max(-1250, min(250, int(hu[511 - column, 511 - row, 1])))
         assert abs(first["image"][row, column, 0] - (value + 1250) * 255 / 1500) <= 0.5
-    for row, column in ((0, 0), (3, 600), (629, 629)):  # of these the header has front and back the wrong way round
+    # of these the header has front and back the wrong way round
+    for row, column in ((0, 0), (3, 600), (629, 629)):
         assert windowed["image"][row, column, 0] == stored[629 - column, row, 1]
 
 
 def test_every_label_map_lies_on_its_image(true_layout):
     folder = covid19_ct_seg.prepare(*true_layout)
     how = {"classes": 3, "labels": ((1, 3), (2,), (3,)), "split": CASES[0]}
-    example = Tfds(folder, true_layout[1], FEATURES | {"mask": "lung_and_infection"}, **how)[0]
-    infection, lung = (volumes(CASES[0])[name][..., 0].T[::-1, ::-1] for name in (INFECTION, LUNG))
-    np.testing.assert_array_equal(example["mask"][..., 0], (lung == 1) | (infection == 1))
-    np.testing.assert_array_equal(example["mask"][..., 1], (lung == 2) & (infection == 0))
+    example = Tfds(
+        folder, true_layout[1], FEATURES | {"mask": "lung_and_infection"}, **how
+    )[0]
+    infection, lung = (
+        volumes(CASES[0])[name][..., 0].T[::-1, ::-1] for name in (INFECTION, LUNG)
+    )
+    np.testing.assert_array_equal(
+        example["mask"][..., 0], (lung == 1) | (infection == 1)
+    )
+    np.testing.assert_array_equal(
+        example["mask"][..., 1], (lung == 2) & (infection == 0)
+    )
     np.testing.assert_array_equal(example["mask"][..., 2], infection)
 
 
 def test_units_give_back_hounsfield(true_layout):
     example = source(*true_layout, units=covid19_ct_seg.WINDOW)[0]
     expected = volumes(CASES[0])[IMAGES][..., 0].T[::-1, ::-1].clip(-1250, 250)
-    np.testing.assert_allclose(example["image"][..., 0], expected, atol=0.5 * 1500 / 255 + 0.01)
+    np.testing.assert_allclose(
+        example["image"][..., 0], expected, atol=0.5 * 1500 / 255 + 0.01
+    )
 
 
 def test_a_patient_is_never_on_two_sides(true_layout):
     examples = source(*true_layout)
     for seed in range(5):
         sides = splits.by_case(examples.cases, (0.5, 0.25, 0.25), seed=seed)
-        owners = {side: {examples[i]["slice"][:20] for i in part} for side, part in sides.items()}
+        owners = {
+            side: {examples[i]["slice"][:20] for i in part}
+            for side, part in sides.items()
+        }
         assert sum("radiopaedia_10_85902" in owner for owner in owners.values()) == 1
 
 
@@ -124,7 +176,10 @@ def test_unpacked_archives_give_the_same(tmp_path, below):
     for folder in covid19_ct_seg.FOLDERS.values():
         with zipfile.ZipFile(zipped / f"{folder}.zip") as file:
             file.extractall(tmp_path / "unpacked" / folder / below)
-    one, other = source(zipped, tmp_path / "cache"), source(tmp_path / "unpacked", tmp_path / "cache")
+    one, other = (
+        source(zipped, tmp_path / "cache"),
+        source(tmp_path / "unpacked", tmp_path / "cache"),
+    )
     assert one.cases == other.cases
     for n in range(len(one)):
         np.testing.assert_array_equal(one[n]["image"], other[n]["image"])
@@ -138,21 +193,29 @@ def test_a_second_start_leaves_the_archives_alone_until_they_change(tmp_path):
     status = path.stat()
     path.write_bytes(bytes(status.st_size))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert covid19_ct_seg.prepare(root, cache) == prepared  # the same size and time
+    # the same size and time
+    assert covid19_ct_seg.prepare(root, cache) == prepared
     assert len(source(root, cache)) == 6
     os.utime(path)
-    with pytest.raises(BadInput, match=r"damaged archive, .*Lung_Mask\.zip; download Lung_Mask\.zip again"):
+    with pytest.raises(
+        BadInput,
+        match=r"damaged archive, .*Lung_Mask\.zip; download Lung_Mask\.zip again",
+    ):
         covid19_ct_seg.prepare(root, cache)
 
 
 def test_a_set_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     synced, fsync, replace = set(), os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda d: (synced.add(os.fstat(d).st_ino), fsync(d)))
+    monkeypatch.setattr(
+        os, "fsync", lambda d: (synced.add(os.fstat(d).st_ino), fsync(d))
+    )
     renamed = {}
 
     def look(path, target):
         renamed[target] = {
-            one.name: one.stat().st_ino in synced for one in path.rglob("*") if one.is_file()
+            one.name: one.stat().st_ino in synced
+            for one in path.rglob("*")
+            if one.is_file()
         }
         return replace(path, target)
 
@@ -160,9 +223,9 @@ def test_a_set_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     prepared = covid19_ct_seg.prepare(small(tmp_path / "archives"), tmp_path / "cache")
     on_the_disk = renamed[prepared.parent]
     assert len(on_the_disk) >= 4 and all(on_the_disk.values()), on_the_disk
-    assert [path.name for path in prepared.parents[1].iterdir() if path.name != ".lock"] == [
-        covid19_ct_seg.NAME
-    ]
+    assert [
+        path.name for path in prepared.parents[1].iterdir() if path.name != ".lock"
+    ] == [covid19_ct_seg.NAME]
 
 
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
@@ -170,7 +233,9 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     (root / f"{LUNG}.zip").unlink()
     os.mkfifo(root / f"{LUNG}.zip")
     refused(
-        lambda: covid19_ct_seg.prepare(root, tmp_path / "cache"), root / f"{LUNG}.zip", "named pipe"
+        lambda: covid19_ct_seg.prepare(root, tmp_path / "cache"),
+        root / f"{LUNG}.zip",
+        "named pipe",
     )
 
 
@@ -237,7 +302,9 @@ def truncated(root):
 
 
 def flipped_bit(root):
-    """In the middle of a stored member: the archive's own list stays whole, the checksum of the member is wrong."""
+    """In the middle of a stored member: the archive's own list stays whole, the
+    checksum of the member is wrong.
+    """
     path = root / f"{INFECTION}.zip"
     data = bytearray(path.read_bytes())
     data[100] ^= 1
@@ -255,14 +322,32 @@ def climbing(name):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (missing, r"missing archives, Lung_Mask\.zip, Lung_and_Infection_Mask\.zip, .*zenodo\.org/records/3757476"),
-        (truncated, r"damaged archive, .*Infection_Mask\.zip; download Infection_Mask\.zip again from zenodo.*3757476"),
-        (flipped_bit, r"damaged archive, Bad CRC-32 .*Infection_Mask\.zip.*; download Infection_Mask\.zip again"),
-        (climbing("../coronacases_003.nii.gz"), r"path that leaves its folder, '\.\./coronacases_003.*Lung_Mask\.zip;"),
+        (
+            missing,
+            r"missing archives, Lung_Mask\.zip, Lung_and_Infection_Mask\.zip, .*zenodo\.org/records/3757476",
+        ),
+        (
+            truncated,
+            r"damaged archive, .*Infection_Mask\.zip; download Infection_Mask\.zip again from zenodo.*3757476",
+        ),
+        (
+            flipped_bit,
+            r"damaged archive, Bad CRC-32 .*Infection_Mask\.zip.*; download Infection_Mask\.zip again",
+        ),
+        (
+            climbing("../coronacases_003.nii.gz"),
+            r"path that leaves its folder, '\.\./coronacases_003.*Lung_Mask\.zip;",
+        ),
         (climbing("/coronacases_003.nii.gz"), r"path that leaves its folder, '/cor"),
         (climbing("a\\..\\..\\coronacases_003.nii.gz"), r"path that leaves its folder"),
-        (climbing("inner/coronacases_001.nii.gz"), r"two files of one case, coronacases_001\.nii\.gz and inner/"),
-        (climbing("patient_5.nii.gz"), r"no case of this set, patient_5\.nii\.gz, .*Lung_Mask\.zip"),
+        (
+            climbing("inner/coronacases_001.nii.gz"),
+            r"two files of one case, coronacases_001\.nii\.gz and inner/",
+        ),
+        (
+            climbing("patient_5.nii.gz"),
+            r"no case of this set, patient_5\.nii\.gz, .*Lung_Mask\.zip",
+        ),
     ],
 )
 def test_an_archive_that_is_not_whole(tmp_path, harm, said):
@@ -306,14 +391,19 @@ print(covid.prepare(Path(sys.argv[1]), Path(sys.argv[2])))
 
 def start(root, cache, pause: float) -> subprocess.Popen:
     line = [sys.executable, "-c", SLOW, str(root), str(cache), str(pause)]
-    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_a_killed_preparation_is_done_again_and_its_remains_are_cleared(tmp_path):
     root, cache = small(tmp_path / "archives"), tmp_path / "cache"
     process = start(root, cache, pause=120)
     try:
-        while not (written := list(cache.rglob("incomplete*/*.array_record*"))) and process.poll() is None:
+        while (
+            not (written := list(cache.rglob("incomplete*/*.array_record*")))
+            and process.poll() is None
+        ):
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -328,7 +418,9 @@ def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
     both = [start(root, cache, pause=0.5) for _ in range(2)]
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    lines = [line for said_by_one in said for line in "\n".join(said_by_one).splitlines()]
+    lines = [
+        line for said_by_one in said for line in "\n".join(said_by_one).splitlines()
+    ]
     read = sorted(line for line in lines if line.startswith("reads"))
     assert read == [f"reads {case}" for case in (ONE, CASES[1], OTHER)]
     assert lines.count(str(covid19_ct_seg.prepare(root, cache))) == 2
@@ -346,21 +438,47 @@ sys.exit(code)
 def run(*arguments: str) -> str:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     line = [sys.executable, "-c", RUN, *arguments]
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()[-1]
 
 
-def test_a_run_trains_on_the_archives_and_is_scored_again_without_tensorflow(true_layout, tmp_path):
+def test_a_run_trains_on_the_archives_and_is_scored_again_without_tensorflow(
+    true_layout, tmp_path
+):
     root, cache = true_layout
-    fields = {"data.root": root, "data.cache_dir": cache, "train.steps": 2, "eval.every": 2}
+    fields = {
+        "data.root": root,
+        "data.cache_dir": cache,
+        "train.steps": 2,
+        "eval.every": 2,
+    }
     fields |= {"compile_cache": tmp_path / "compiled"}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    assert run("--config=configs/covid.py:unet,toy,tfds", f"--workdir={tmp_path / 'run'}", *flags) == "False"
+    assert (
+        run(
+            "--config=configs/covid.py:unet,toy,tfds",
+            f"--workdir={tmp_path / 'run'}",
+            *flags,
+        )
+        == "False"
+    )
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["n_images"] > 0 and set(results["cases"]) <= {*CASES, "radiopaedia_10_85902"}
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert results["n_images"] > 0 and set(results["cases"]) <= {
+        *CASES,
+        "radiopaedia_10_85902",
+    }
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
-    shutil.rmtree(cache)  # deleted at any time: made again
+    # deleted at any time: made again
+    shutil.rmtree(cache)
     assert run("--mode=evaluate", f"--workdir={tmp_path / 'run'}") == "False"
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["standard"] == results["standard"]
+    assert (
+        json.loads((tmp_path / "run" / "results.json").read_text())["standard"]
+        == results["standard"]
+    )

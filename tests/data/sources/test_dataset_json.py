@@ -1,4 +1,6 @@
-"""dataset.json of Medical Decathlon and nnU-Net: encodings, channels, labels to be ignored."""
+"""dataset.json of Medical Decathlon and nnU-Net: encodings, channels, labels to be
+ignored.
+"""
 
 import codecs
 import json
@@ -34,10 +36,18 @@ def test_none_is_there(tmp_path):
         lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
         lambda text: text.encode("utf-32"),
     ],
-    ids=["UTF-8", "with a byte order mark", "UTF-16", "UTF-16, big end first", "UTF-32"],
+    ids=[
+        "UTF-8",
+        "with a byte order mark",
+        "UTF-16",
+        "UTF-16, big end first",
+        "UTF-32",
+    ],
 )
 def test_encodings(tmp_path, encode):
-    (tmp_path / "dataset.json").write_bytes(encode(json.dumps(CONTENT, ensure_ascii=False)))
+    (tmp_path / "dataset.json").write_bytes(
+        encode(json.dumps(CONTENT, ensure_ascii=False))
+    )
     about = dataset_json.read(tmp_path)
     assert about.training == [("./imagesTr/ä.nii.gz", "./labelsTr/ä.nii.gz")]
     assert about.channels == ("CT", "PET")
@@ -64,14 +74,17 @@ def test_a_damaged_file(tmp_path, content, says):
 
 def test_a_named_pipe(tmp_path):
     os.mkfifo(tmp_path / "dataset.json")
-    refused(lambda: dataset_json.read(tmp_path), tmp_path / "dataset.json", "named pipe")
+    refused(
+        lambda: dataset_json.read(tmp_path), tmp_path / "dataset.json", "named pipe"
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "names"),
     [
         ({"channel_names": {"0": "T1", "1": "FLAIR"}}, ("T1", "FLAIR")),
-        ({"modality": {"0": "CT"}}, ("CT",)),  # Medical Decathlon, nnU-Net 1
+        # Medical Decathlon, nnU-Net 1
+        ({"modality": {"0": "CT"}}, ("CT",)),
         ({"modality": ["T2", "ADC"]}, ("T2", "ADC")),
         ({"modality": "MRI"}, ("MRI",)),
         ({"channel_names": {}, "modality": 3}, ()),
@@ -99,7 +112,9 @@ def test_channels(tmp_path, fields, names):
 )
 def test_channels_with_a_gap(tmp_path, numbers, listed):
     write(tmp_path, {"channel_names": dict.fromkeys(numbers, "CT")})
-    refused(lambda: dataset_json.read(tmp_path), f"numbers its channels {listed}.", "from 0")
+    refused(
+        lambda: dataset_json.read(tmp_path), f"numbers its channels {listed}.", "from 0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,9 +122,11 @@ def test_channels_with_a_gap(tmp_path, numbers, listed):
     [
         ({"background": 0, "lesion": 1, "ignore": 2}, "2"),
         ({"background": 0, "lesion": 1, "Ignore": 7}, "7"),
-        ({"background": 0, "whole": [1, 2], "core": [2], "IGNORE": 3}, "3"),  # regions
+        # regions
+        ({"background": 0, "whole": [1, 2], "core": [2], "IGNORE": 3}, "3"),
         ({"background": 0, "lesion": 1, "ignore": [2, 3]}, "[2, 3]"),
-        ({"0": "background", "1": "lesion", "2": "ignore"}, "2"),  # Medical Decathlon, nnU-Net 1
+        # Medical Decathlon, nnU-Net 1
+        ({"0": "background", "1": "lesion", "2": "ignore"}, "2"),
         ({"0": "background", "1": ["lesion", "ignore"]}, "1"),
         (["background", "lesion", "ignored"], "2"),
         ({"background": 0, "lesion": 1, " ignore_label": 255}, "255"),

@@ -1,4 +1,6 @@
-"""ImageFolder on files written here (and on real ones where present): what is read, and what is refused by name."""
+"""ImageFolder on files written here (and on real ones where present): what is read, and
+what is refused by name.
+"""
 
 import itertools
 import os
@@ -28,7 +30,9 @@ def write(path: Path, pixels: np.ndarray, **options) -> Path:
 
 
 def folder(root: Path, names=("a/1", "a/2", "b/1"), shape=(4, 5)) -> Path:
-    """A valid folder: images of the running number, masks {0, 255} with the first pixel set."""
+    """A valid folder: images of the running number, masks {0, 255} with the first pixel
+    set.
+    """
     for number, name in enumerate(names):
         write(root / "images" / f"{name}.png", np.full(shape, number, np.uint8))
         mask = np.zeros(shape, np.uint8)
@@ -51,9 +55,16 @@ def test_cases_and_slices_in_natural_order(tmp_path):
     assert [e["case"] for e in examples] == source.cases
     assert [e["slice"] for e in examples] == ["series/3", "1", "9", "10", "1"]
     assert [e["image"][0, 0, 0] for e in examples] == [4, 3, 1, 0, 2]
-    assert examples[2]["path"] == str(tmp_path / "images" / "p2" / "9.png") and examples[2]["spacing"] is None
+    assert (
+        examples[2]["path"] == str(tmp_path / "images" / "p2" / "9.png")
+        and examples[2]["spacing"] is None
+    )
     mask = examples[0]["mask"]
-    assert mask.dtype == np.uint8 and mask.shape == (4, 5, 1) and mask.sum() == mask[0, 0, 0] == 1
+    assert (
+        mask.dtype == np.uint8
+        and mask.shape == (4, 5, 1)
+        and mask.sum() == mask[0, 0, 0] == 1
+    )
 
 
 def test_in_a_flat_folder_every_file_is_a_case(tmp_path):
@@ -74,7 +85,8 @@ def test_depth_is_kept(tmp_path, extension, dtype):
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
 def test_signed_and_float_tiff_become_float32(tmp_path, dtype):
-    pixels = (RAMP.astype(dtype) - 10) * 100  # Hounsfield units
+    # Hounsfield units
+    pixels = (RAMP.astype(dtype) - 10) * 100
     write(tmp_path / "images" / "a.tif", pixels)
     write(tmp_path / "masks" / "a.tif", RAMP % 2)
     image = ImageFolder(tmp_path)[0]["image"]
@@ -101,7 +113,10 @@ def test_real_colour_is_refused_for_one_channel_and_kept_for_three(tmp_path):
     colour[0] = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
     colour[1] = 77
     write(tmp_path / "images" / "rgb.png", colour)
-    write(tmp_path / "images" / "rgba.png", np.concatenate([colour, np.full((2, 3, 1), 9, np.uint8)], axis=-1))
+    write(
+        tmp_path / "images" / "rgba.png",
+        np.concatenate([colour, np.full((2, 3, 1), 9, np.uint8)], axis=-1),
+    )
     Image.fromarray(colour).quantize(8).save(tmp_path / "images" / "palette.png")
     write(tmp_path / "images" / "grey.png", RAMP[:2, :3])
     for name in ("rgb", "rgba", "palette", "grey"):
@@ -111,7 +126,10 @@ def test_real_colour_is_refused_for_one_channel_and_kept_for_three(tmp_path):
     three = ImageFolder(tmp_path, channels=3)
     names = one.cases
     for name in ("rgb", "rgba", "palette"):
-        with pytest.raises(BadInput, match=rf"a colour image for 1 channel, .* by up to 255 of 255, .*{name}\.png; "):
+        with pytest.raises(
+            BadInput,
+            match=rf"a colour image for 1 channel, .* by up to 255 of 255, .*{name}\.png; ",
+        ):
             one[names.index(name)]
         np.testing.assert_array_equal(three[names.index(name)]["image"], colour)
     grey = three[names.index("grey")]["image"]
@@ -120,10 +138,13 @@ def test_real_colour_is_refused_for_one_channel_and_kept_for_three(tmp_path):
 
 def test_grey_saved_as_colour_becomes_grey_by_luma(tmp_path):
     nearly = np.zeros((2, 3, 3), np.uint8)
-    nearly[0] = [[100, 110, 120], [32, 0, 0], [5, 5, 5]]  # luma by hand: 108.1, 9.6, 5; spreads 20, 32, 0
+    # luma by hand: 108.1, 9.6, 5; spreads 20, 32, 0
+    nearly[0] = [[100, 110, 120], [32, 0, 0], [5, 5, 5]]
     write(tmp_path / "images" / "a.png", nearly)
     write(tmp_path / "masks" / "a.png", np.zeros((2, 3), np.uint8))
-    np.testing.assert_array_equal(ImageFolder(tmp_path)[0]["image"][..., 0], [[108, 10, 5], [0, 0, 0]])
+    np.testing.assert_array_equal(
+        ImageFolder(tmp_path)[0]["image"][..., 0], [[108, 10, 5], [0, 0, 0]]
+    )
 
 
 @pytest.mark.parametrize("value", [1, 2, 128, 255])
@@ -135,7 +156,10 @@ def test_one_class_takes_any_second_value(tmp_path, value):
 
 def test_a_one_bit_mask_and_a_colour_coded_mask_with_equal_channels(tmp_path):
     truth = RAMP > 15
-    for name, mask in (("bit", truth), ("rgb", np.stack([truth * np.uint8(255)] * 3, axis=-1))):
+    for name, mask in (
+        ("bit", truth),
+        ("rgb", np.stack([truth * np.uint8(255)] * 3, axis=-1)),
+    ):
         write(tmp_path / "images" / f"{name}.png", RAMP)
         write(tmp_path / "masks" / f"{name}.png", mask)
     for example in map(ImageFolder(tmp_path).__getitem__, (0, 1)):
@@ -163,18 +187,28 @@ def test_no_folder_and_no_images(tmp_path):
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
     (tmp_path / "images" / "volume.nii.gz").write_bytes(b"")
-    refused(lambda: ImageFolder(tmp_path), "no images", str(tmp_path / "images"), ".png")
+    refused(
+        lambda: ImageFolder(tmp_path), "no images", str(tmp_path / "images"), ".png"
+    )
 
 
 def test_images_without_masks_and_the_reverse(tmp_path):
     folder(tmp_path, ["a/1", "a/2", "a/3"])
     for name in ("a/2", "a/3"):
         (tmp_path / "masks" / f"{name}.png").unlink()
-    refused(lambda: ImageFolder(tmp_path), "images without masks, 2 of 3", str(tmp_path / "images" / "a" / "2.png"))
+    refused(
+        lambda: ImageFolder(tmp_path),
+        "images without masks, 2 of 3",
+        str(tmp_path / "images" / "a" / "2.png"),
+    )
     for name in ("a/2", "a/3"):
         (tmp_path / "images" / f"{name}.png").unlink()
     write(tmp_path / "masks" / "a" / "7.png", RAMP)
-    refused(lambda: ImageFolder(tmp_path), "masks without images, 1 of 2", str(tmp_path / "masks" / "a" / "7.png"))
+    refused(
+        lambda: ImageFolder(tmp_path),
+        "masks without images, 1 of 2",
+        str(tmp_path / "masks" / "a" / "7.png"),
+    )
 
 
 def test_two_files_of_one_name(tmp_path):
@@ -184,10 +218,16 @@ def test_two_files_of_one_name(tmp_path):
 
 def test_sizes_that_differ(tmp_path):
     write(folder(tmp_path) / "masks" / "a" / "2.png", np.zeros((5, 4), np.uint8))
-    refused(ImageFolder(tmp_path).verify, "4x5 against 5x4", str(Path("masks", "a", "2.png")))
+    refused(
+        ImageFolder(tmp_path).verify,
+        "4x5 against 5x4",
+        str(Path("masks", "a", "2.png")),
+    )
 
 
-@pytest.mark.parametrize("options", [{"format": "PNG"}, {"format": "JPEG"}, {"format": "TIFF"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"format": "PNG"}, {"format": "JPEG"}, {"format": "TIFF"}], ids=str
+)
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.6])
 def test_a_truncated_file_is_named(tmp_path, options, kept):
     names = [f"a/{i}" for i in range(6)]
@@ -203,10 +243,13 @@ def test_a_jpeg_that_states_more_pixels_than_its_bytes_can_hold(tmp_path):
     path = write(tmp_path / "images" / "a.jpg", RAMP)
     write(tmp_path / "masks" / "a.png", RAMP)
     data = bytearray(path.read_bytes())
-    frame = data.index(b"\xff\xc0")  # then two bytes of length, one of depth, two each of height and width
+    # then two bytes of length, one of depth, two each of height and width
+    frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = b"\x20\x00\x20\x00"
     path.write_bytes(data)
-    refused(ImageFolder(tmp_path).verify, f"8192x8192 pixels in {len(data)} bytes", path)
+    refused(
+        ImageFolder(tmp_path).verify, f"8192x8192 pixels in {len(data)} bytes", path
+    )
 
 
 def test_verify_reports_the_first_in_file_order(tmp_path):
@@ -227,7 +270,10 @@ def test_more_than_one_page(tmp_path):
 
 
 def test_an_image_that_is_not_finite(tmp_path):
-    write(tmp_path / "images" / "a.tif", np.where(RAMP == 3, np.nan, RAMP).astype(np.float32))
+    write(
+        tmp_path / "images" / "a.tif",
+        np.where(RAMP == 3, np.nan, RAMP).astype(np.float32),
+    )
     write(tmp_path / "masks" / "a.png", RAMP % 2)
     refused(ImageFolder(tmp_path).verify, "NaN", "a.tif")
 
@@ -237,7 +283,8 @@ def test_an_image_that_is_not_finite(tmp_path):
     [
         ([0, 1, 2], 1, "mask values, 0, 1, 2"),
         ([0, 128, 255], 1, "0 and one other value"),
-        ([1, 2], 1, "mask values, 1, 2"),  # which one is the background?
+        # which one is the background?
+        ([1, 2], 1, "mask values, 1, 2"),
         ([0, 1, 2, 3], 2, "the labels 0 to 2"),
         ([0, 255], 2, "mask values, 0, 255"),
         (list(range(20)), 1, "0, 1, 2, 3, 4, 5, 6, 7, ..."),
@@ -245,7 +292,10 @@ def test_an_image_that_is_not_finite(tmp_path):
 )
 def test_a_mask_with_more_values_than_classes(tmp_path, values, classes, said):
     folder(tmp_path, ["b/1"])
-    bad = write(tmp_path / "masks" / "b" / "1.png", np.resize(np.array(values, np.uint8), (4, 5)))
+    bad = write(
+        tmp_path / "masks" / "b" / "1.png",
+        np.resize(np.array(values, np.uint8), (4, 5)),
+    )
     refused(ImageFolder(tmp_path, classes=classes).verify, said, str(bad))
 
 
@@ -261,7 +311,10 @@ def test_masks_that_cannot_be_labels(tmp_path):
 @pytest.mark.parametrize("wrong", [{"channels": 2}, {"classes": 0}])
 def test_channels_and_classes_are_checked(tmp_path, wrong):
     folder(tmp_path)
-    refused(lambda: ImageFolder(tmp_path, **wrong), f"{next(iter(wrong))}, {next(iter(wrong.values()))}")
+    refused(
+        lambda: ImageFolder(tmp_path, **wrong),
+        f"{next(iter(wrong))}, {next(iter(wrong.values()))}",
+    )
 
 
 # --- names, folders and what is in them ------------------------------------------------------------------------------
@@ -270,21 +323,37 @@ def test_channels_and_classes_are_checked(tmp_path, wrong):
 @pytest.mark.parametrize("name", ["Müller", "é/1", "Å_1", "한국"])
 def test_names_spelt_in_two_forms_of_unicode_are_one(tmp_path, name):
     for kind, form in (("images", "NFC"), ("masks", "NFD")):
-        write(tmp_path / kind / f"{unicodedata.normalize(form, name)}.png", RAMP // 10 * 255)
+        write(
+            tmp_path / kind / f"{unicodedata.normalize(form, name)}.png",
+            RAMP // 10 * 255,
+        )
     source = ImageFolder(tmp_path)
-    assert source.cases == [unicodedata.normalize("NFC", name).split("/")[0]] and source[0]["mask"].sum() == 10
+    assert (
+        source.cases == [unicodedata.normalize("NFC", name).split("/")[0]]
+        and source[0]["mask"].sum() == 10
+    )
 
 
 def test_two_files_that_look_alike_are_refused(tmp_path):
     folder(tmp_path)
     for form in ("NFC", "NFD"):
-        write(tmp_path / "images" / "a" / f"{unicodedata.normalize(form, 'Müller')}.png", RAMP)
-    refused(lambda: ImageFolder(tmp_path), "look alike", "NFC", str(tmp_path / "images" / "a"))
+        write(
+            tmp_path / "images" / "a" / f"{unicodedata.normalize(form, 'Müller')}.png",
+            RAMP,
+        )
+    refused(
+        lambda: ImageFolder(tmp_path),
+        "look alike",
+        "NFC",
+        str(tmp_path / "images" / "a"),
+    )
 
 
 @pytest.mark.parametrize("kind", ["images", "masks"])
 @pytest.mark.parametrize("what", ["pipe", "socket", "device"])
-def test_what_only_looks_like_a_file_is_refused_and_not_waited_for(tmp_path, kind, what):
+def test_what_only_looks_like_a_file_is_refused_and_not_waited_for(
+    tmp_path, kind, what
+):
     path = folder(tmp_path) / kind / "a" / "1.png"
     path.unlink()
     if what == "pipe":
@@ -294,7 +363,8 @@ def test_what_only_looks_like_a_file_is_refused_and_not_waited_for(tmp_path, kin
     else:
         listening = socket.socket(socket.AF_UNIX)
         here = os.open(path.parent, os.O_RDONLY)
-        listening.bind(f"/proc/self/fd/{here}/1.png")  # the whole path may be too long for a socket
+        # the whole path may be too long for a socket
+        listening.bind(f"/proc/self/fd/{here}/1.png")
         os.close(here)
     refused(ImageFolder(tmp_path).verify, path, "not a file")
 
@@ -310,43 +380,72 @@ def test_linked_folders_are_read_and_the_rest_is_passed_over(tmp_path):
     source = ImageFolder(tmp_path / "data")
     assert source.cases == ["a", "b", "b"]
     passed = sorted((one.path.name, one.why) for one in source.facts.passed)
-    assert [name for name, _ in passed] == [".hidden.png", "1.nrrd", "back", "back", "notes"]
+    assert [name for name, _ in passed] == [
+        ".hidden.png",
+        "1.nrrd",
+        "back",
+        "back",
+        "notes",
+    ]
     assert passed[1][1] == "not a format that is read (.nrrd)"
 
 
 def test_cases_sides_files_and_notes_are_told(tmp_path):
-    names = [f"{side}/p_{n}_s_{m}" for side, n in (("train", 1), ("train", 2), ("test", 3), ("val", 4)) for m in (1, 2)]
+    names = [
+        f"{side}/p_{n}_s_{m}"
+        for side, n in (("train", 1), ("train", 2), ("test", 3), ("val", 4))
+        for m in (1, 2)
+    ]
     source = ImageFolder(folder(tmp_path, names))
-    assert set(source.cases) == {"p_1", "p_2", "p_3", "p_4"} and source[0]["slice"] == "s_1"
+    assert (
+        set(source.cases) == {"p_1", "p_2", "p_3", "p_4"}
+        and source[0]["slice"] == "s_1"
+    )
     facts = source.facts
     assert facts.sides == {"p_1": "train", "p_2": "train", "p_3": "test", "p_4": "val"}
-    assert [path.name for path in facts.files["p_3"]] == ["p_3_s_1.png"] * 2 + ["p_3_s_2.png"] * 2
+    assert [path.name for path in facts.files["p_3"]] == ["p_3_s_1.png"] * 2 + [
+        "p_3_s_2.png"
+    ] * 2
     assert len(facts.notes) == 1 and "p_1_s_1" in facts.notes[0]
 
 
-@pytest.mark.parametrize(("case", "cases"), [("", 12), ("auto", 4), (r"slice_(\d)", 3), ("patient", 1)])
+@pytest.mark.parametrize(
+    ("case", "cases"), [("", 12), ("auto", 4), (r"slice_(\d)", 3), ("patient", 1)]
+)
 def test_the_rule_of_cases_in_a_flat_folder(tmp_path, case, cases):
     names = [f"patient_{n}_slice_{m}" for n in range(4) for m in range(3)]
     source = ImageFolder(folder(tmp_path, names), case=case)
     found = source.cases
     assert len(set(found)) == cases
-    assert sum(a != b for a, b in itertools.pairwise(found)) == cases - 1  # slices of a case follow one another
+    # slices of a case follow one another
+    assert sum(a != b for a, b in itertools.pairwise(found)) == cases - 1
     assert len({(source[i]["case"], source[i]["slice"]) for i in range(12)}) == 12
 
 
 @pytest.mark.parametrize(
-    ("count", "foreground", "fine"), [(3, 0, False), (3, 1, True), (200, 1, True), (201, 1, False), (401, 2, False)]
+    ("count", "foreground", "fine"),
+    [(3, 0, False), (3, 1, True), (200, 1, True), (201, 1, False), (401, 2, False)],
 )
-def test_a_data_set_nearly_without_foreground_is_refused(tmp_path, count, foreground, fine):
+def test_a_data_set_nearly_without_foreground_is_refused(
+    tmp_path, count, foreground, fine
+):
     empty, full = np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8)
     for number in range(count):
         write(tmp_path / "images" / "a" / f"{number}.png", full)
-        write(tmp_path / "masks" / "a" / f"{number}.png", full if number < foreground else empty)
+        write(
+            tmp_path / "masks" / "a" / f"{number}.png",
+            full if number < foreground else empty,
+        )
     source = ImageFolder(tmp_path)
     if fine:
         source.verify()
     else:
-        refused(source.verify, f"{foreground} of {count} masks", "data.classes", "data.verify=False")
+        refused(
+            source.verify,
+            f"{foreground} of {count} masks",
+            "data.classes",
+            "data.verify=False",
+        )
 
 
 @pytest.mark.parametrize("turn", [3, 6, 8])
@@ -357,7 +456,9 @@ def test_image_and_mask_are_turned_by_one_rule(tmp_path, turn):
     for kind in ("images", "masks"):
         write(tmp_path / kind / "a.png", stored, exif=exif)
     write(tmp_path / "images" / "b.jpg", stored, exif=exif, quality=100)
-    shown = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "masks" / "a.png")))
+    shown = np.asarray(
+        ImageOps.exif_transpose(Image.open(tmp_path / "masks" / "a.png"))
+    )
     write(tmp_path / "masks" / "b.tif", shown)
     source = ImageFolder(tmp_path)
     for i in (0, 1):
@@ -365,7 +466,9 @@ def test_image_and_mask_are_turned_by_one_rule(tmp_path, turn):
         np.testing.assert_array_equal(source[i]["image"][..., 0] > 127, shown > 127)
     if turn > 4:
         write(tmp_path / "masks" / "b.tif", stored)
-        refused(ImageFolder(tmp_path).verify, "5x4 against 4x5", f"EXIF orientation {turn}")
+        refused(
+            ImageFolder(tmp_path).verify, "5x4 against 4x5", f"EXIF orientation {turn}"
+        )
 
 
 # --- cached, and the real thing --------------------------------------------------------------------------------------
@@ -383,7 +486,10 @@ class Counting:
 
     def __getitem__(self, index):
         self.readings += 1
-        return {"image": np.full((2, 2, 1), index, np.float32), "mask": np.zeros((2, 2, 1), np.uint8)}
+        return {
+            "image": np.full((2, 2, 1), index, np.float32),
+            "mask": np.zeros((2, 2, 1), np.uint8),
+        }
 
     def verify(self):
         raise BadInput("verified")
@@ -398,12 +504,16 @@ def test_cached_reads_once_and_guards_what_it_shares():
     assert source.readings == 1
     with pytest.raises(ValueError, match="read-only"):
         cached[2]["image"][0, 0, 0] = 7
-    cached[2]["image"] = None  # a caller's dict is its own
+    # a caller's dict is its own
+    cached[2]["image"] = None
     assert cached[2]["image"] is not None
     refused(cached.verify, "verified")
 
 
-@pytest.mark.skipif(not (REAL / "covid19_ct").is_dir(), reason="no ../shared/data/covid19_ct beside the checkout")
+@pytest.mark.skipif(
+    not (REAL / "covid19_ct").is_dir(),
+    reason="no ../shared/data/covid19_ct beside the checkout",
+)
 def test_real_ct_slices():
     source = ImageFolder(REAL / "covid19_ct")
     assert len(source) == 1158 and len(set(source.cases)) == 8
@@ -415,7 +525,10 @@ def test_real_ct_slices():
     assert 0 < example["mask"].mean() < 0.2 and example["mask"].max() == 1
 
 
-@pytest.mark.skipif(not (REAL / "medseg_ct").is_dir(), reason="no ../shared/data/medseg_ct beside the checkout")
+@pytest.mark.skipif(
+    not (REAL / "medseg_ct").is_dir(),
+    reason="no ../shared/data/medseg_ct beside the checkout",
+)
 def test_real_flat_folder_with_jpeg_images_and_png_masks():
     source = ImageFolder(REAL / "medseg_ct" / "test")
     source.verify()
@@ -430,11 +543,17 @@ def test_a_partner_in_a_format_that_is_not_read_is_named(tmp_path, extension, pa
     for kind in ("images", "masks"):
         (tmp_path / kind / "a").mkdir(parents=True)
         for name in "123":
-            Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / kind / "a" / f"{name}.png")
-    (tmp_path / partner / "a" / "2.png").rename(tmp_path / partner / "a" / f"2{extension}")
+            Image.fromarray(np.eye(4, dtype=np.uint8)).save(
+                tmp_path / kind / "a" / f"{name}.png"
+            )
+    (tmp_path / partner / "a" / "2.png").rename(
+        tmp_path / partner / "a" / f"2{extension}"
+    )
     named = extension != ".png.txt"
     found = refusal_of(tmp_path)
-    assert (f"{partner}/a/2{extension} belongs to {tmp_path}/{other}/a/2.png" in found) == named
+    assert (
+        f"{partner}/a/2{extension} belongs to {tmp_path}/{other}/a/2.png" in found
+    ) == named
     assert ("without" in found) != named
 
 
@@ -444,7 +563,10 @@ def test_images_in_another_format_are_counted(tmp_path, extension):
         (tmp_path / kind).mkdir()
         for name in "12":
             (tmp_path / kind / f"{name}{extension}").touch()
-    assert f"2 files passed over: 2 not a format that is read ({extension})" in refusal_of(tmp_path)
+    assert (
+        f"2 files passed over: 2 not a format that is read ({extension})"
+        in refusal_of(tmp_path)
+    )
 
 
 def refusal_of(root):

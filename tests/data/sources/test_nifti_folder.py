@@ -1,4 +1,6 @@
-"""Folders of volumes: three layouts, slices as the patient lies whatever the order of the file, what is refused."""
+"""Folders of volumes: three layouts, slices as the patient lies whatever the order of
+the file, what is refused.
+"""
 
 import json
 import os
@@ -8,24 +10,35 @@ import unicodedata
 import nibabel as nib
 import numpy as np
 import pytest
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    ornt_transform,
+)
 from refusals import refused
 
 from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.data.sources.nifti_folder import NiftiFolder, class_masks
 from biedsnet_jax.data.sources.nifti_layouts import group_channels, search
 
-SPACING = (0.7, 1.1, 5.0)  # mm along x, y, z
-SHAPE = (6, 5, 4)  # voxels along x, y, z
+# mm along x, y, z
+SPACING = (0.7, 1.1, 5.0)
+# voxels along x, y, z
+SHAPE = (6, 5, 4)
 
 
 def anatomy(number=0, dtype=np.int16):
-    """An image in RAS order: every voxel its own value, and the case's number in thousands."""
+    """An image in RAS order: every voxel its own value, and the case's number in
+    thousands.
+    """
     return (np.arange(np.prod(SHAPE)).reshape(SHAPE) + 1000 * number).astype(dtype)
 
 
 def labelled(values=(1, 2)):
-    """Labels in RAS order: the first value to the right, front and feet, the second to the left, back and head."""
+    """Labels in RAS order: the first value to the right, front and feet, the second to
+    the left, back and head.
+    """
     label = np.zeros(SHAPE, np.uint8)
     label[4:, 3:, :2] = values[0]
     label[:2, :2, 2:] = values[-1]
@@ -45,7 +58,11 @@ def save(path, voxels, codes="RAS", kind=np.asarray, affine=None):
 def mirrored(root, cases=("a", "b"), codes="RAS", label=None):
     for number, name in enumerate(cases):
         save(root / "images" / f"{name}.nii.gz", anatomy(number), codes)
-        save(root / "labels" / f"{name}.nii.gz", labelled() if label is None else label, codes)
+        save(
+            root / "labels" / f"{name}.nii.gz",
+            labelled() if label is None else label,
+            codes,
+        )
     return root
 
 
@@ -66,12 +83,16 @@ def test_slices_by_hand(tmp_path):
     example = source[6]
     assert (example["case"], example["slice"]) == ("b", "002")
     assert example["path"] == str(tmp_path / "images" / "b.nii.gz")
-    assert example["spacing"] == pytest.approx((1.1, 0.7))  # row, column
-    expected = anatomy(1)[::-1, ::-1, 2].T  # rows from the front, columns from the right
+    # row, column
+    assert example["spacing"] == pytest.approx((1.1, 0.7))
+    # rows from the front, columns from the right
+    expected = anatomy(1)[::-1, ::-1, 2].T
     np.testing.assert_array_equal(example["image"][..., 0], expected)
     assert example["image"].dtype == np.float32 and example["mask"].dtype == np.uint8
     label = labelled()[::-1, ::-1, 2].T
-    np.testing.assert_array_equal(example["mask"], np.stack([label == 1, label == 2], axis=-1))
+    np.testing.assert_array_equal(
+        example["mask"], np.stack([label == 1, label == 2], axis=-1)
+    )
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "PSR", "SAL", "AIR", "ILP"])
@@ -80,10 +101,15 @@ def test_examples_do_not_depend_on_the_order_of_the_file(tmp_path, codes, dtype)
     for name, order in (("ras", "RAS"), ("other", codes)):
         save(tmp_path / name / "images" / "a.nii.gz", anatomy(dtype=dtype), order)
         save(tmp_path / name / "labels" / "a.nii.gz", labelled(), order)
-    for one, two in zip(*(examples(folder(tmp_path / name)) for name in ("ras", "other"))):
+    for one, two in zip(
+        *(examples(folder(tmp_path / name)) for name in ("ras", "other"))
+    ):
         np.testing.assert_array_equal(one["image"], two["image"])
         np.testing.assert_array_equal(one["mask"], two["mask"])
-        assert one["spacing"] == pytest.approx(two["spacing"]) and one["slice"] == two["slice"]
+        assert (
+            one["spacing"] == pytest.approx(two["spacing"])
+            and one["slice"] == two["slice"]
+        )
 
 
 def test_the_label_map_follows_its_image_where_the_nearest_order_is_a_toss_up(tmp_path):
@@ -91,7 +117,9 @@ def test_the_label_map_follows_its_image_where_the_nearest_order_is_a_toss_up(tm
         a = np.pi / 4 + off
         turned = np.eye(4)
         turned[:2, :2] = [[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]
-        voxels = anatomy() if kind == "images" else (anatomy() % 7 == 0).astype(np.uint8)
+        voxels = (
+            anatomy() if kind == "images" else (anatomy() % 7 == 0).astype(np.uint8)
+        )
         save(tmp_path / kind / "a.nii", voxels, affine=turned)
     for example in examples(folder(tmp_path, classes=1)):
         np.testing.assert_array_equal(example["mask"], example["image"] % 7 == 0)
@@ -103,7 +131,8 @@ def test_neighbours_are_channels_and_the_ends_are_repeated(tmp_path, context):
     plain = folder(tmp_path)
     for z in range(4):
         near = [min(max(z + step, 0), 3) for step in range(-context, context + 1)]
-        expected = np.concatenate([plain[4 + n]["image"] for n in near], axis=-1)  # never of the case before
+        # never of the case before
+        expected = np.concatenate([plain[4 + n]["image"] for n in near], axis=-1)
         np.testing.assert_array_equal(source[4 + z]["image"], expected)
         np.testing.assert_array_equal(source[4 + z]["mask"], plain[4 + z]["mask"])
 
@@ -117,7 +146,11 @@ def test_folders_below_are_mirrored_in_natural_order(tmp_path):
     (tmp_path / "images" / ".hidden").mkdir()
     (tmp_path / "images" / ".hidden" / "y.nii.gz").write_bytes(b"")
     (tmp_path / "images" / "notes.txt").write_text("not a volume")
-    assert [case.name for case in search(tmp_path).cases] == ["site1/p1", "site2/p9", "site2/p10"]
+    assert [case.name for case in search(tmp_path).cases] == [
+        "site1/p1",
+        "site2/p9",
+        "site2/p10",
+    ]
 
 
 def test_masks_is_another_name_for_labels_and_extensions_may_differ(tmp_path):
@@ -128,29 +161,42 @@ def test_masks_is_another_name_for_labels_and_extensions_may_differ(tmp_path):
 
 def decathlon(root, training, cases=("a_1", "a_2", "a_10"), axes=1):
     for number, name in enumerate(cases):
-        voxels = np.stack([anatomy(number + 10 * c) for c in range(axes)], axis=-1) if axes > 1 else anatomy(number)
+        voxels = (
+            np.stack([anatomy(number + 10 * c) for c in range(axes)], axis=-1)
+            if axes > 1
+            else anatomy(number)
+        )
         save(root / "imagesTr" / f"{name}.nii.gz", voxels)
         save(root / "labelsTr" / f"{name}.nii.gz", labelled())
     if training is not None:
-        pairs = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in training]
-        (root / "dataset.json").write_text(json.dumps({"name": "A", "numTraining": 9, "training": pairs}))
+        pairs = [
+            {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"}
+            for n in training
+        ]
+        (root / "dataset.json").write_text(
+            json.dumps({"name": "A", "numTraining": 9, "training": pairs})
+        )
     return root
 
 
 @pytest.mark.parametrize(
     ("training", "found"),
     [
-        (["a_10", "a_2"], ["a_2", "a_10"]),  # the list counts
+        # the list counts
+        (["a_10", "a_2"], ["a_2", "a_10"]),
         (None, ["a_1", "a_2", "a_10"]),
         ([], ["a_1", "a_2", "a_10"]),
-        (["a_2", "gone"], ["a_1", "a_2", "a_10"]),  # a list of other files: what is there counts
+        # a list of other files: what is there counts
+        (["a_2", "gone"], ["a_1", "a_2", "a_10"]),
     ],
 )
 def test_decathlon(tmp_path, training, found):
     source = folder(decathlon(tmp_path, training))
     assert list(dict.fromkeys(source.cases)) == found
     first = ["a_1", "a_2", "a_10"].index(found[0])
-    np.testing.assert_array_equal(source[0]["image"][..., 0], anatomy(first)[::-1, ::-1, 0].T)
+    np.testing.assert_array_equal(
+        source[0]["image"][..., 0], anatomy(first)[::-1, ::-1, 0].T
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,9 +204,15 @@ def test_decathlon(tmp_path, training, found):
     [
         ("{", "is damaged: Expecting property name"),
         ("[]", "is damaged: a list"),
-        ('{"training": [{"image": "imagesTr/a_1.nii.gz"}]}', "an entry of its list lacks 'label'"),
+        (
+            '{"training": [{"image": "imagesTr/a_1.nii.gz"}]}',
+            "an entry of its list lacks 'label'",
+        ),
         ('{"training": ["imagesTr/a_1.nii.gz"]}', "is damaged: "),
-        ('{"training": [{"image": "imagesTr/a_1.png", "label": "labelsTr/a_1.png"}]}', "no NIfTI name, "),
+        (
+            '{"training": [{"image": "imagesTr/a_1.png", "label": "labelsTr/a_1.png"}]}',
+            "no NIfTI name, ",
+        ),
     ],
 )
 def test_a_damaged_list(tmp_path, text, says):
@@ -173,28 +225,53 @@ def test_a_damaged_list(tmp_path, text, says):
 def test_nnu_net_has_a_file_a_channel(tmp_path, listed):
     for number, name in enumerate(["la_2", "la_10"]):
         for channel in range(2):
-            save(tmp_path / "imagesTr" / f"{name}_{channel:04d}.nii.gz", anatomy(10 * number + channel))
+            save(
+                tmp_path / "imagesTr" / f"{name}_{channel:04d}.nii.gz",
+                anatomy(10 * number + channel),
+            )
         save(tmp_path / "labelsTr" / f"{name}.nii.gz", labelled())
-    pairs = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in ("la_2", "la_10")]
-    (tmp_path / "dataset.json").write_text(json.dumps({"training": pairs} if listed else {"file_ending": ".nii.gz"}))
+    pairs = [
+        {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"}
+        for n in ("la_2", "la_10")
+    ]
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"training": pairs} if listed else {"file_ending": ".nii.gz"})
+    )
     source = folder(tmp_path, channels=2)
     assert source.cases == ["la_2"] * 4 + ["la_10"] * 4
     both = np.stack([anatomy(10), anatomy(11)], axis=-1)
-    np.testing.assert_array_equal(source[4]["image"], both[::-1, ::-1, 0].swapaxes(0, 1))
+    np.testing.assert_array_equal(
+        source[4]["image"], both[::-1, ::-1, 0].swapaxes(0, 1)
+    )
 
 
 def test_a_fourth_axis_is_channels_too(tmp_path):
     source = folder(decathlon(tmp_path, ["a_2"], axes=2), channels=2)
-    np.testing.assert_array_equal(source[3]["image"][..., 1], anatomy(11)[::-1, ::-1, 3].T)
+    np.testing.assert_array_equal(
+        source[3]["image"][..., 1], anatomy(11)[::-1, ::-1, 3].T
+    )
 
 
 @pytest.mark.parametrize(
     ("names", "known", "groups"),
     [
-        (["a_0000", "a_0001", "b_0000"], {"a", "b"}, {"a": ["a_0000", "a_0001"], "b": ["b_0000"]}),
-        (["a_0000", "a_0001"], {"a_0000", "a_0001"}, {"a_0000": ["a_0000"], "a_0001": ["a_0001"]}),  # cases' names
+        (
+            ["a_0000", "a_0001", "b_0000"],
+            {"a", "b"},
+            {"a": ["a_0000", "a_0001"], "b": ["b_0000"]},
+        ),
+        # cases' names
+        (
+            ["a_0000", "a_0001"],
+            {"a_0000", "a_0001"},
+            {"a_0000": ["a_0000"], "a_0001": ["a_0001"]},
+        ),
         (["a_0001", "a_0000", "c"], set(), {"a": ["a_0000", "a_0001"], "c": ["c"]}),
-        (["s/a_0000", "s/a_12"], {"s/a", "s/a_12"}, {"s/a": ["s/a_0000"], "s/a_12": ["s/a_12"]}),
+        (
+            ["s/a_0000", "s/a_12"],
+            {"s/a", "s/a_12"},
+            {"s/a": ["s/a_0000"], "s/a_12": ["s/a_12"]},
+        ),
     ],
 )
 def test_names_of_channels(names, known, groups):
@@ -204,7 +281,9 @@ def test_names_of_channels(names, known, groups):
 def channel_files(root, cases):
     """Files by case: its channels, or None for one file without a number."""
     for case, channels in cases.items():
-        names = [case if channel is None else f"{case}_{channel:04d}" for channel in channels]
+        names = [
+            case if channel is None else f"{case}_{channel:04d}" for channel in channels
+        ]
         for number, name in enumerate(names):
             save(root / "imagesTr" / f"{name}.nii.gz", anatomy(number))
         save(root / "labelsTr" / f"{case}.nii.gz", labelled())
@@ -219,8 +298,16 @@ def channel_files(root, cases):
             2,
             "Case a in {} has the channels _0000, _0002, but not _0001. Add",
         ),
-        ({"a": (0,), "b": (1,)}, 1, "Case b in {} has the channels _0001, but not _0000. Add"),
-        ({"a": (1, 2)}, 2, "Case a in {} has the channels _0001, _0002, but not _0000. Add"),
+        (
+            {"a": (0,), "b": (1,)},
+            1,
+            "Case b in {} has the channels _0001, but not _0000. Add",
+        ),
+        (
+            {"a": (1, 2)},
+            2,
+            "Case a in {} has the channels _0001, _0002, but not _0000. Add",
+        ),
         (
             {"s/a": (0, 1, 4)},
             3,
@@ -232,18 +319,27 @@ def channel_files(root, cases):
             2,
             "Case c in {} has 1 channel files where a has 2. Give",
         ),
-        ({"a": (None, 0)}, 2, "{} holds a and a_0000, an image and a channel of one case. Keep"),
+        (
+            {"a": (None, 0)},
+            2,
+            "{} holds a and a_0000, an image and a channel of one case. Keep",
+        ),
     ],
 )
 def test_channels_that_are_not_complete(tmp_path, cases, channels, says):
     channel_files(tmp_path, cases)
-    refused(lambda: folder(tmp_path, channels=channels), says.format(tmp_path / "imagesTr"))
+    refused(
+        lambda: folder(tmp_path, channels=channels), says.format(tmp_path / "imagesTr")
+    )
 
 
 @pytest.mark.parametrize(
     ("about", "says"),
     [
-        ({"channel_names": {"0": "CT"}}, "names 1 channel (CT), but the images hold 2."),
+        (
+            {"channel_names": {"0": "CT"}},
+            "names 1 channel (CT), but the images hold 2.",
+        ),
         (
             {"modality": {"0": "A", "1": "B", "2": "C"}},
             "names 3 channels (A, B, C), but the images hold 2.",
@@ -259,7 +355,10 @@ def test_dataset_json_must_fit_the_files(tmp_path, about, says):
 
 def test_beside_images_only_the_labels_of_dataset_json_count(tmp_path):
     mirrored(tmp_path)
-    for content in ("no json", '{"modality": {"0": "A", "1": "B"}, "training": [{"image": "x"}]}'):
+    for content in (
+        "no json",
+        '{"modality": {"0": "A", "1": "B"}, "training": [{"image": "x"}]}',
+    ):
         (tmp_path / "dataset.json").write_text(content)
         assert len(folder(tmp_path)) == 8
     (tmp_path / "dataset.json").write_text('{"labels": {"lesion": 1, "ignore": 2}}')
@@ -305,7 +404,9 @@ def test_where_nothing_is_read_the_message_says_what_is_there(tmp_path):
         "2 files passed over: 2 not a format that is read (.nrrd)",
     )
     save(tmp_path / "labels" / "b.nii", labelled())
-    refused(lambda: folder(tmp_path), "labels without images, 1 of 1, first b", "(.nrrd)")
+    refused(
+        lambda: folder(tmp_path), "labels without images, 1 of 1, first b", "(.nrrd)"
+    )
 
 
 def test_cases_that_the_list_leaves_out_are_told(tmp_path):
@@ -322,7 +423,9 @@ def test_a_list_of_images_that_are_not_there_is_told(tmp_path, lost):
     source = folder(decathlon(tmp_path, ["a_2", *lost]))
     (note,) = source.facts.notes
     assert (
-        f"lists {len(lost)} image" in note and "./imagesTr/gone.nii.gz" in note and "\n" not in note
+        f"lists {len(lost)} image" in note
+        and "./imagesTr/gone.nii.gz" in note
+        and "\n" not in note
     )
 
 
@@ -340,7 +443,9 @@ def test_the_list_of_nnu_net_names_cases_and_nothing_is_told(tmp_path):
 def test_a_case_that_is_listed_twice(tmp_path):
     decathlon(tmp_path, ["a_1", "a_2", "a_1"])
     refused(
-        lambda: folder(tmp_path), tmp_path / "dataset.json", "lists the case a_1 more than once"
+        lambda: folder(tmp_path),
+        tmp_path / "dataset.json",
+        "lists the case a_1 more than once",
     )
 
 
@@ -355,7 +460,9 @@ def test_linked_folders_and_files_are_cases_and_a_loop_ends(tmp_path):
     source = folder(tmp_path)
     assert list(dict.fromkeys(source.cases)) == ["c", "p1/a", "p2/b"]
     assert passed(source) == {"up": "a folder that is read under another name"}
-    np.testing.assert_array_equal(source[8]["image"][..., 0], anatomy(1)[::-1, ::-1, 0].T)
+    np.testing.assert_array_equal(
+        source[8]["image"][..., 0], anatomy(1)[::-1, ::-1, 0].T
+    )
 
 
 def test_a_whole_folder_may_be_a_link(tmp_path):
@@ -368,15 +475,22 @@ def test_a_whole_folder_may_be_a_link(tmp_path):
 @pytest.mark.parametrize("name", ["Müller", "é/ñandú", "각"])
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
 @pytest.mark.parametrize("listed", [False, True])
-def test_names_pair_whichever_way_their_letters_are_stored(tmp_path, name, forms, listed):
+def test_names_pair_whichever_way_their_letters_are_stored(
+    tmp_path, name, forms, listed
+):
     images, labels = (unicodedata.normalize(form, name) for form in forms)
     save(tmp_path / "imagesTr" / f"{images}.nii.gz", anatomy())
     save(tmp_path / "labelsTr" / f"{labels}.nii.gz", labelled())
     if listed and "/" not in name:
-        pairs = [{"image": f"imagesTr/{labels}.nii.gz", "label": f"labelsTr/{images}.nii.gz"}]
+        pairs = [
+            {"image": f"imagesTr/{labels}.nii.gz", "label": f"labelsTr/{images}.nii.gz"}
+        ]
         (tmp_path / "dataset.json").write_text(json.dumps({"training": pairs}))
     source = folder(tmp_path)
-    assert source.cases == [unicodedata.normalize("NFC", name)] * 4 and not source.facts.notes
+    assert (
+        source.cases == [unicodedata.normalize("NFC", name)] * 4
+        and not source.facts.notes
+    )
 
 
 def test_two_names_that_look_the_same_are_two_files_of_one_name(tmp_path):
@@ -396,7 +510,9 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, kind):
 
 
 def in_unit(path, voxels, unit, affine=None):
-    image = nib.Nifti1Image(voxels, np.diag([20.0, 30.0, 50.0, 1]) if affine is None else affine)
+    image = nib.Nifti1Image(
+        voxels, np.diag([20.0, 30.0, 50.0, 1]) if affine is None else affine
+    )
     image.header.set_xyzt_units(unit)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.to_filename(path)
@@ -426,24 +542,39 @@ def test_a_label_map_in_another_unit_at_another_place_is_refused(tmp_path, label
 
 
 def test_the_same_place_in_two_units_fits(tmp_path):
-    in_unit(tmp_path / "images" / "a.nii", anatomy(), "micron", np.diag([700.0, 1100.0, 5000.0, 1]))
-    in_unit(tmp_path / "labels" / "a.nii", labelled(), "mm", np.diag([0.7, 1.1, 5.0, 1]))
+    in_unit(
+        tmp_path / "images" / "a.nii",
+        anatomy(),
+        "micron",
+        np.diag([700.0, 1100.0, 5000.0, 1]),
+    )
+    in_unit(
+        tmp_path / "labels" / "a.nii", labelled(), "mm", np.diag([0.7, 1.1, 5.0, 1])
+    )
     assert folder(tmp_path)[0]["spacing"] == pytest.approx((1.1, 0.7))
 
 
 def stacks(root, slices, count=2):
     """Sagittal stacks, 4 mm between slices of 0.5 mm pixels."""
-    sagittal = np.array([[0, 0, 4, 0], [-0.5, 0, 0, 0], [0, -0.5, 0, 0], [0, 0, 0, 1.0]])
+    sagittal = np.array(
+        [[0, 0, 4, 0], [-0.5, 0, 0, 0], [0, -0.5, 0, 0], [0, 0, 0, 1.0]]
+    )
     for name in map(str, range(count)):
         for kind in ("images", "labels"):
-            voxels = np.random.default_rng(0).integers(0, 2, (64, 48, slices)).astype(np.int16)
+            voxels = (
+                np.random.default_rng(0)
+                .integers(0, 2, (64, 48, slices))
+                .astype(np.int16)
+            )
             (root / kind).mkdir(parents=True, exist_ok=True)
             nib.Nifti1Image(voxels, sagittal).to_filename(root / kind / f"{name}.nii")
     return root
 
 
 @pytest.mark.parametrize("slices", [1, 5, 9])
-def test_a_sagittal_stack_that_leaves_slices_of_a_few_pixels_is_refused(tmp_path, slices):
+def test_a_sagittal_stack_that_leaves_slices_of_a_few_pixels_is_refused(
+    tmp_path, slices
+):
     says = f"0.nii is a stack of {slices} sagittal slice"
     refused(
         lambda: folder(stacks(tmp_path, slices)),
@@ -469,7 +600,8 @@ def test_a_sagittal_stack_of_more_slices_is_told(tmp_path, slices):
         (1, (), [[0, 1, 1, 1]]),
         (3, (), [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
         (2, ((1,), (2, 3)), [[0, 1, 0, 0], [0, 0, 1, 1]]),
-        (3, ((1, 2, 3), (2, 3), (3,)), [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]]),  # regions overlap
+        # regions overlap
+        (3, ((1, 2, 3), (2, 3), (3,)), [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]]),
     ],
 )
 def test_labels_to_classes_by_hand(classes, labels, rows):
@@ -494,17 +626,27 @@ def test_one_class_without_a_map_is_every_label(tmp_path):
     ],
 )
 def test_slices_with_little_foreground_are_left_out(tmp_path, least, labels, kept):
-    label = np.zeros(SHAPE, np.uint8)  # pixels a slice: 4 of label 1; 4 of 1; 4 of 2; 4 of 2 and 2 of 3
+    # pixels a slice: 4 of label 1; 4 of 1; 4 of 2; 4 of 2 and 2 of 3
+    label = np.zeros(SHAPE, np.uint8)
     label[:2, :2, :2], label[:2, :2, 2:], label[4:, 0, 3] = 1, 2, 3
     if labels == ((2,), (3,)) or labels == ((2, 3), (3,)):
         label[label == 1] = 0
-    source = folder(mirrored(tmp_path, label=label), classes=2 if labels else 3, labels=labels, min_foreground=least)
+    source = folder(
+        mirrored(tmp_path, label=label),
+        classes=2 if labels else 3,
+        labels=labels,
+        min_foreground=least,
+    )
     assert [e["slice"] for e in examples(source)] == kept * 2
     assert source.cases == ["a"] * len(kept) + ["b"] * len(kept)
 
 
 def test_no_slice_with_so_much_foreground(tmp_path):
-    refused(lambda: folder(mirrored(tmp_path), min_foreground=31), "no slice has 31 pixels", "data.min_foreground")
+    refused(
+        lambda: folder(mirrored(tmp_path), min_foreground=31),
+        "no slice has 31 pixels",
+        "data.min_foreground",
+    )
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
@@ -533,39 +675,71 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 
 def test_no_known_layout_and_no_volumes(tmp_path):
-    refused(lambda: folder(tmp_path), "none of the known layouts", tmp_path, "imagesTr/ and labelsTr/")
+    refused(
+        lambda: folder(tmp_path),
+        "none of the known layouts",
+        tmp_path,
+        "imagesTr/ and labelsTr/",
+    )
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
-    refused(lambda: folder(tmp_path), "no volumes, 0 files", tmp_path / "images", ".nii.gz")
+    refused(
+        lambda: folder(tmp_path), "no volumes, 0 files", tmp_path / "images", ".nii.gz"
+    )
 
 
-@pytest.mark.parametrize(("kind", "partner"), [("labels", "images"), ("images", "labels")])
+@pytest.mark.parametrize(
+    ("kind", "partner"), [("labels", "images"), ("images", "labels")]
+)
 def test_a_file_without_partner(tmp_path, kind, partner):
     mirrored(tmp_path, ["a", "b", "s/c"])
     (tmp_path / kind / "s" / "c.nii.gz").unlink()
-    refused(lambda: folder(tmp_path), f"{partner} without {kind}, 1 of 3, first s/c", tmp_path / kind)
+    refused(
+        lambda: folder(tmp_path),
+        f"{partner} without {kind}, 1 of 3, first s/c",
+        tmp_path / kind,
+    )
 
 
 def test_two_files_of_one_name(tmp_path):
     save(mirrored(tmp_path) / "images" / "a.nii", anatomy())
-    refused(lambda: folder(tmp_path), "two files of one name", "a.nii", tmp_path / "images")
+    refused(
+        lambda: folder(tmp_path), "two files of one name", "a.nii", tmp_path / "images"
+    )
 
 
 @pytest.mark.parametrize("channels", [2, 3])
 def test_another_number_of_channels(tmp_path, channels):
-    refused(lambda: folder(mirrored(tmp_path), channels=channels), "image channels, 1", "data.channels", "a.nii.gz")
+    refused(
+        lambda: folder(mirrored(tmp_path), channels=channels),
+        "image channels, 1",
+        "data.channels",
+        "a.nii.gz",
+    )
 
 
 def test_a_mask_of_another_shape(tmp_path):
     mirrored(tmp_path)
-    nib.Nifti1Image(labelled()[:-1], np.diag([*SPACING, 1])).to_filename(tmp_path / "labels" / "b.nii.gz")
-    refused(lambda: folder(tmp_path), "6x5x4 against 5x5x4", tmp_path / "labels" / "b.nii.gz")
+    nib.Nifti1Image(labelled()[:-1], np.diag([*SPACING, 1])).to_filename(
+        tmp_path / "labels" / "b.nii.gz"
+    )
+    refused(
+        lambda: folder(tmp_path),
+        "6x5x4 against 5x5x4",
+        tmp_path / "labels" / "b.nii.gz",
+    )
 
 
 def test_a_mask_of_another_affine(tmp_path):
     mirrored(tmp_path)
-    nib.Nifti1Image(labelled(), np.diag([0.7, 1.1, 4.0, 1])).to_filename(tmp_path / "labels" / "b.nii.gz")
-    refused(lambda: folder(tmp_path), "differ in affine, 3 mm", tmp_path / "labels" / "b.nii.gz")
+    nib.Nifti1Image(labelled(), np.diag([0.7, 1.1, 4.0, 1])).to_filename(
+        tmp_path / "labels" / "b.nii.gz"
+    )
+    refused(
+        lambda: folder(tmp_path),
+        "differ in affine, 3 mm",
+        tmp_path / "labels" / "b.nii.gz",
+    )
 
 
 def test_channels_of_different_grids(tmp_path):
@@ -581,7 +755,11 @@ def test_channels_of_different_grids(tmp_path):
         (labelled((1, 7)), {}, "label outside the map, 7"),
         (labelled((2, 4)), {"labels": ((1, 2), (3,))}, "label outside the map, 4"),
         (labelled() + np.float32(0.5), {}, "labels that are not whole, 0.5"),
-        (labelled().astype(np.int16) - 1, {"classes": 1}, "label outside 0 to 65535, -1"),
+        (
+            labelled().astype(np.int16) - 1,
+            {"classes": 1},
+            "label outside 0 to 65535, -1",
+        ),
     ],
 )
 @pytest.mark.parametrize("how", ["verify", "read", "foreground"])
@@ -600,7 +778,10 @@ def test_a_mask_that_is_no_label_map(tmp_path, label, fields, says, how):
 def test_a_truncated_volume_is_named_by_verify(tmp_path, kind):
     mirrored(tmp_path)
     path = tmp_path / kind / "b.nii.gz"
-    save(path, np.random.default_rng(0).normal(size=SHAPE) if kind == "images" else labelled())
+    save(
+        path,
+        np.random.default_rng(0).normal(size=SHAPE) if kind == "images" else labelled(),
+    )
     path.write_bytes(path.read_bytes()[:-12])
     refused(lambda: folder(tmp_path).verify(), path, "replace or remove it")
 
@@ -623,7 +804,12 @@ def test_an_unwritable_cache(tmp_path):
     mirrored(tmp_path)
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     (tmp_path / "cache").write_text("a file")
-    refused(folder(tmp_path).verify, "cannot write the slice cache", tmp_path / "cache", "data.cache_dir")
+    refused(
+        folder(tmp_path).verify,
+        "cannot write the slice cache",
+        tmp_path / "cache",
+        "data.cache_dir",
+    )
 
 
 # --- cases, sides and foreground -------------------------------------------------------------------------------------
@@ -632,8 +818,18 @@ def test_an_unwritable_cache(tmp_path):
 @pytest.mark.parametrize(
     ("names", "case", "cases", "slice_"),
     [
-        ([f"patient{p:03d}_frame{f:02d}" for p in (1, 2, 3) for f in (1, 12)], "auto", 3, "frame01_000"),
-        ([f"patient{p:03d}_frame{f:02d}" for p in (1, 2, 3) for f in (1, 12)], "", 6, "000"),
+        (
+            [f"patient{p:03d}_frame{f:02d}" for p in (1, 2, 3) for f in (1, 12)],
+            "auto",
+            3,
+            "frame01_000",
+        ),
+        (
+            [f"patient{p:03d}_frame{f:02d}" for p in (1, 2, 3) for f in (1, 12)],
+            "",
+            6,
+            "000",
+        ),
         ([f"BRATS_{p:03d}" for p in (1, 2, 3)], "auto", 3, "000"),
         (["anna_before", "anna_later", "bob_before"], r"([a-z]+)_", 2, "before_000"),
     ],
@@ -653,7 +849,9 @@ def test_folders_of_volumes_are_sides(tmp_path):
     assert set(source.cases) == {"a", "b", "c", "d"} and source[0]["slice"] == "000"
 
 
-@pytest.mark.parametrize("fields", [{"classes": 2}, {"classes": 1}, {"classes": 1, "labels": ((3,),)}])
+@pytest.mark.parametrize(
+    "fields", [{"classes": 2}, {"classes": 1}, {"classes": 1, "labels": ((3,),)}]
+)
 def test_volumes_without_foreground_are_refused(tmp_path, fields):
     source = folder(mirrored(tmp_path, label=np.zeros(SHAPE, np.uint8)), **fields)
     refused(source.verify, "0 of 8 masks", "data.labels", "data.verify=False")

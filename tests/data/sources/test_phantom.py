@@ -1,4 +1,6 @@
-"""Phantom: the same bits in any order, what each slice must hold, and that no threshold solves it."""
+"""Phantom: the same bits in any order, what each slice must hold, and that no threshold
+solves it.
+"""
 
 from itertools import pairwise
 
@@ -21,7 +23,9 @@ def test_the_same_index_gives_the_same_bits_in_any_order():
     seeded = Phantom(n_cases=3, slices_per_case=4, size=32, seed=1)
     assert np.abs(seeded[5]["image"] - forwards[5]["image"]).mean() > 10
     # a case does not depend on how many there are
-    np.testing.assert_array_equal(Phantom(n_cases=1, slices_per_case=4, size=32)[2]["image"], forwards[2]["image"])
+    np.testing.assert_array_equal(
+        Phantom(n_cases=1, slices_per_case=4, size=32)[2]["image"], forwards[2]["image"]
+    )
 
 
 @pytest.mark.parametrize("classes", [1, 2])
@@ -30,8 +34,12 @@ def test_a_slice_holds_what_a_source_promises(classes):
     assert len(phantom) == 15
     assert [phantom[i]["case"] for i in range(15)] == phantom.cases
     example = phantom[7]
-    assert example["image"].shape == (48, 48, 1) and example["image"].dtype == np.float32
-    assert example["mask"].shape == (48, 48, classes) and example["mask"].dtype == np.uint8
+    assert (
+        example["image"].shape == (48, 48, 1) and example["image"].dtype == np.float32
+    )
+    assert (
+        example["mask"].shape == (48, 48, classes) and example["mask"].dtype == np.uint8
+    )
     assert (example["case"], example["slice"]) == ("phantom_001", "002")
     row, column = example["spacing"]
     assert 340 <= row * 48 <= 400 and row == column
@@ -44,15 +52,20 @@ def test_two_classes_split_the_one():
     total = np.zeros(2)
     for i in range(0, len(one), 3):
         np.testing.assert_array_equal(one[i]["image"], two[i]["image"])
-        np.testing.assert_array_equal(two[i]["mask"].sum(axis=-1), one[i]["mask"][..., 0])
+        np.testing.assert_array_equal(
+            two[i]["mask"].sum(axis=-1), one[i]["mask"][..., 0]
+        )
         total += two[i]["mask"].sum(axis=(0, 1))
-    assert total.min() > 0.1 * total.sum()  # both kinds are common
+    # both kinds are common
+    assert total.min() > 0.1 * total.sum()
 
 
 @pytest.mark.parametrize(("empty_fraction", "empty"), [(0.0, 0), (0.25, 2), (1.0, 8)])
 def test_each_case_has_its_share_of_empty_slices_and_no_other(empty_fraction, empty):
     phantom = Phantom(n_cases=5, slices_per_case=8, empty_fraction=empty_fraction)
-    area = np.array([phantom[i]["mask"].sum() for i in range(len(phantom))]).reshape(5, 8)
+    area = np.array([phantom[i]["mask"].sum() for i in range(len(phantom))]).reshape(
+        5, 8
+    )
     np.testing.assert_array_equal((area == 0).sum(axis=1), empty)
     assert (area[area > 0] > 12).all()
 
@@ -67,7 +80,9 @@ def test_neighbouring_slices_share_anatomy_and_lesions():
         other.append(phantom[24 * case + 12]["image"])
     assert np.mean(same) > 0.6 > 0.3 > np.mean(far)
     neighbour, stranger = phantom[13]["image"], other[1]
-    assert np.abs(other[0] - neighbour).mean() < 0.7 * np.abs(other[0] - stranger).mean()
+    assert (
+        np.abs(other[0] - neighbour).mean() < 0.7 * np.abs(other[0] - stranger).mean()
+    )
 
 
 def test_difficulty_takes_contrast_from_both_kinds_of_lesion():
@@ -76,7 +91,13 @@ def test_difficulty_takes_contrast_from_both_kinds_of_lesion():
         phantom = Phantom(n_cases=6, classes=2, difficulty=difficulty)
         slices = [phantom[i] for i in range(0, len(phantom), 2)]
         return [
-            np.mean([x["image"][x["mask"][..., k] > 0].mean() + 850 for x in slices if x["mask"][..., k].any()])
+            np.mean(
+                [
+                    x["image"][x["mask"][..., k] > 0].mean() + 850
+                    for x in slices
+                    if x["mask"][..., k].any()
+                ]
+            )
             for k in (0, 1)
         ]
 
@@ -85,7 +106,10 @@ def test_difficulty_takes_contrast_from_both_kinds_of_lesion():
     assert hard[0] < 0.5 * easy[0] and hard[1] < 0.7 * easy[1]
 
 
-@pytest.mark.parametrize("wrong", [{"difficulty": 1.5}, {"n_cases": 0}, {"classes": 3}, {"empty_fraction": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"difficulty": 1.5}, {"n_cases": 0}, {"classes": 3}, {"empty_fraction": -0.1}],
+)
 def test_a_value_out_of_range_is_named(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(BadInput, match=f"{name} = {value}"):
@@ -93,9 +117,12 @@ def test_a_value_out_of_range_is_named(wrong):
 
 
 def test_no_global_threshold_or_band_inside_the_body_finds_the_lesions():
-    """A network is asked for 0.85 on held-out cases; the best threshold, chosen on the very slices, stays far below."""
+    """A network is asked for 0.85 on held-out cases; the best threshold, chosen on the
+    very slices, stays far below.
+    """
     phantom, edges = Phantom(), np.linspace(0, 1, 51)
-    scores = []  # per slice the Dice of every band [edges[i], edges[j]), all inside the body
+    # per slice the Dice of every band [edges[i], edges[j]), all inside the body
+    scores = []
     for index in range(36 * 12, 40 * 12):
         example = phantom[index]
         truth = example["mask"][..., 0] > 0
@@ -103,15 +130,22 @@ def test_no_global_threshold_or_band_inside_the_body_finds_the_lesions():
             continue
         body = ndimage.binary_fill_holes(example["image"][..., 0] > -300)
         grey = normalise(example["image"], "percentile")[..., 0]
-        hit, all_ = (np.histogram(grey[where], edges)[0].cumsum() for where in (truth & body, body))
+        hit, all_ = (
+            np.histogram(grey[where], edges)[0].cumsum()
+            for where in (truth & body, body)
+        )
         hit, all_ = np.append(0, hit), np.append(0, all_)
         found = hit[None, :] - hit[:, None]
-        scores.append(2 * found / np.maximum(truth.sum() + all_[None, :] - all_[:, None], 1))
+        scores.append(
+            2 * found / np.maximum(truth.sum() + all_[None, :] - all_[:, None], 1)
+        )
     assert len(scores) >= 36
     mean = np.mean(scores, axis=0)
-    threshold = max(mean[0].max(), mean[:, -1].max())  # one threshold, from either side
+    # one threshold, from either side
+    threshold = max(mean[0].max(), mean[:, -1].max())
     assert threshold < 0.35
-    assert 0.3 < mean.max() <= 0.55  # a band does better, and still at least 0.3 below
+    # a band does better, and still at least 0.3 below
+    assert 0.3 < mean.max() <= 0.55
 
 
 def dice(a, b):

@@ -1,4 +1,6 @@
-"""Masks in picture files: each way to write a mask is read as that mask, or refused by name."""
+"""Masks in picture files: each way to write a mask is read as that mask, or refused by
+name.
+"""
 
 from pathlib import Path
 
@@ -50,7 +52,11 @@ def grey(*levels):
 def is_read(path: Path, truth=TRUTH, classes: int = 1) -> None:
     mask = read_mask(path, classes)
     assert mask.dtype == np.uint8 and mask.shape == (*truth.shape, classes)
-    wanted = truth[..., None] if classes == 1 else truth[..., None] == np.arange(1, classes + 1)
+    wanted = (
+        truth[..., None]
+        if classes == 1
+        else truth[..., None] == np.arange(1, classes + 1)
+    )
     np.testing.assert_array_equal(mask, wanted)
 
 
@@ -64,7 +70,11 @@ def test_a_jpeg_of_zero_and_any_level(tmp_path, level, quality):
         truth = blobs(seed)
         path = save(tmp_path / "a.jpg", truth * np.uint8(level), quality=quality)
         mask = read_mask(path, 1)[..., 0] > 0
-        assert (mask & truth).sum() / (mask | truth).sum() > 0.97, (level, quality, seed)
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.97, (
+            level,
+            quality,
+            seed,
+        )
 
 
 @pytest.mark.parametrize("level", [64, 255])
@@ -83,12 +93,19 @@ def test_a_jpeg_of_one_level(tmp_path, value):
 
 
 @pytest.mark.parametrize(
-    "levels", [(0, 1), (0, 2), (0, 8), (100, 200), (0, 128, 255), (0, 64, 255), (0, 100, 200)]
+    "levels",
+    [(0, 1), (0, 2), (0, 8), (100, 200), (0, 128, 255), (0, 64, 255), (0, 100, 200)],
 )
 def test_a_jpeg_of_other_levels_is_refused(tmp_path, levels):
-    path = save(tmp_path / "a.jpg", np.array(levels, np.uint8)[LABELS % len(levels)], quality=95)
+    path = save(
+        tmp_path / "a.jpg", np.array(levels, np.uint8)[LABELS % len(levels)], quality=95
+    )
     refused(
-        lambda: read_mask(path, 1), path, "with loss", "grey values from", "Save the mask as PNG"
+        lambda: read_mask(path, 1),
+        path,
+        "with loss",
+        "grey values from",
+        "Save the mask as PNG",
     )
 
 
@@ -99,7 +116,8 @@ def test_colours_and_several_classes_in_a_jpeg_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("held", "called"), [("PNG", "a.jpg"), ("TIFF", "a.jpeg"), ("PNG", "a.tif"), ("BMP", "a.jpg")]
+    ("held", "called"),
+    [("PNG", "a.jpg"), ("TIFF", "a.jpeg"), ("PNG", "a.tif"), ("BMP", "a.jpg")],
 )
 def test_a_file_is_judged_by_what_it_holds(tmp_path, held, called):
     is_read(save(tmp_path / called, TRUTH.astype(np.uint8), format=held))
@@ -111,9 +129,16 @@ def test_a_file_is_judged_by_what_it_holds(tmp_path, held, called):
 )
 def test_a_lossy_file_is_one_whatever_it_is_called(tmp_path, options):
     truth = blobs(0)
-    mask = read_mask(save(tmp_path / "a.png", truth * np.uint8(255), **options), 1)[..., 0] > 0
+    mask = (
+        read_mask(save(tmp_path / "a.png", truth * np.uint8(255), **options), 1)[..., 0]
+        > 0
+    )
     assert (mask & truth).sum() / (mask | truth).sum() > 0.97
-    refused(lambda: read_mask(save(tmp_path / "b.png", LABELS, **options), 2), "lossy", "b.png")
+    refused(
+        lambda: read_mask(save(tmp_path / "b.png", LABELS, **options), 2),
+        "lossy",
+        "b.png",
+    )
 
 
 # --- alpha
@@ -144,20 +169,34 @@ def test_a_mask_in_the_alpha_channel_of_grey(tmp_path, level):
 def test_the_same_alpha_everywhere_says_nothing(tmp_path, alpha):
     is_read(save(tmp_path / "a.png", np.dstack([WHITE, np.full_like(WHITE, alpha)])))
     is_read(
-        save(tmp_path / "b.png", np.dstack([LABELS] * 3 + [np.full_like(WHITE, alpha)])), LABELS, 2
+        save(
+            tmp_path / "b.png", np.dstack([LABELS] * 3 + [np.full_like(WHITE, alpha)])
+        ),
+        LABELS,
+        2,
     )
 
 
 def test_colour_and_alpha_that_agree_or_differ(tmp_path):
     is_read(save(tmp_path / "a.png", np.dstack([WHITE, WHITE])))
-    is_read(save(tmp_path / "b.png", np.dstack([LABELS, (LABELS > 0) * np.uint8(255)])), LABELS, 2)
+    is_read(
+        save(tmp_path / "b.png", np.dstack([LABELS, (LABELS > 0) * np.uint8(255)])),
+        LABELS,
+        2,
+    )
     for name, alpha in (
         ("inverse", 255 - WHITE),
         ("shifted", np.roll(WHITE, 3, axis=0)),
         ("half", WHITE // 2 + 1),
     ):
         path = save(tmp_path / f"{name}.png", np.dstack([WHITE, alpha]))
-        refused(lambda path=path: read_mask(path, 1), path, "0, 255", "alpha", "one grey channel")
+        refused(
+            lambda path=path: read_mask(path, 1),
+            path,
+            "0, 255",
+            "alpha",
+            "one grey channel",
+        )
 
 
 @pytest.mark.parametrize("hidden", [0, 255])
@@ -186,18 +225,31 @@ def test_two_greys_of_a_palette_in_any_order(tmp_path, extension, levels, order)
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_greys_that_are_the_labels(tmp_path, order):
     levels = np.argsort(order)
-    is_read(palette(tmp_path / "a.png", np.array(order)[LABELS], grey(*levels.tolist())), LABELS, 2)
+    is_read(
+        palette(tmp_path / "a.png", np.array(order)[LABELS], grey(*levels.tolist())),
+        LABELS,
+        2,
+    )
 
 
 @pytest.mark.parametrize("levels", [(0, 128, 255), (10, 20, 30), (0, 85, 170)])
 def test_rising_greys_that_are_no_labels_are_read_by_index(tmp_path, levels):
     is_read(palette(tmp_path / "a.png", LABELS, grey(*levels)), LABELS, 2)
     path = palette(tmp_path / "b.png", 2 - LABELS, grey(*levels[::-1]))
-    refused(lambda: read_mask(path, 2), path, "palette", "Save the labels as one grey channel")
+    refused(
+        lambda: read_mask(path, 2),
+        path,
+        "palette",
+        "Save the labels as one grey channel",
+    )
 
 
 def test_colours_are_read_by_index_unless_black_is_not_the_first(tmp_path):
-    is_read(palette(tmp_path / "a.png", LABELS, [(0, 0, 0), (128, 0, 0), (0, 128, 0)]), LABELS, 2)
+    is_read(
+        palette(tmp_path / "a.png", LABELS, [(0, 0, 0), (128, 0, 0), (0, 128, 0)]),
+        LABELS,
+        2,
+    )
     is_read(palette(tmp_path / "b.png", TRUTH, [(255, 255, 255), (200, 0, 0)]))
     for name, colours in (
         ("c", [(128, 0, 0), (0, 0, 0), (0, 128, 0)]),
@@ -209,23 +261,32 @@ def test_colours_are_read_by_index_unless_black_is_not_the_first(tmp_path):
 
 @pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (10, 200, 10)])
 def test_entries_of_a_palette_that_differ_in_alpha_alone(tmp_path, colour):
-    is_read(palette(tmp_path / "a.png", TRUTH, [colour, colour], transparency=b"\x00\xff"))
+    is_read(
+        palette(tmp_path / "a.png", TRUTH, [colour, colour], transparency=b"\x00\xff")
+    )
 
 
 # --- whatever else stands for black and white
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"]
+)
 @pytest.mark.parametrize("extension", ["png", "tif"])
 def test_every_mode_of_a_white_mask_on_black(tmp_path, mode, extension):
     if extension == "png" and mode in ("CMYK", "YCbCr"):
         mode = "RGB"
     picture = Image.fromarray(WHITE)
-    if mode == "CMYK":  # black ink alone, as printers have it
+    # black ink alone, as printers have it
+    if mode == "CMYK":
         none = Image.new("L", picture.size)
         picture = Image.merge("CMYK", [none, none, none, Image.fromarray(255 - WHITE)])
     else:
-        picture = picture.convert("RGB").convert(mode) if mode == "YCbCr" else picture.convert(mode)
+        picture = (
+            picture.convert("RGB").convert(mode)
+            if mode == "YCbCr"
+            else picture.convert(mode)
+        )
     path = tmp_path / f"a.{extension}"
     picture.save(path)
     is_read(path)
@@ -233,16 +294,27 @@ def test_every_mode_of_a_white_mask_on_black(tmp_path, mode, extension):
 
 @pytest.mark.parametrize("bits", [1, 8, 16])
 @pytest.mark.parametrize("compression", [1, 8])
-def test_white_is_foreground_where_the_smallest_value_is_white(tmp_path, bits, compression):
+def test_white_is_foreground_where_the_smallest_value_is_white(
+    tmp_path, bits, compression
+):
     most = 2**bits - 1
     stored = np.where(TRUTH, 0, most).astype(np.uint16 if bits == 16 else np.uint8)
-    is_read(tiff(tmp_path / "a.tif", stored, photometric=0, bits=bits, compression=compression))
+    is_read(
+        tiff(
+            tmp_path / "a.tif",
+            stored,
+            photometric=0,
+            bits=bits,
+            compression=compression,
+        )
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_labels_stay_labels_where_the_smallest_value_is_white(tmp_path, dtype):
     is_read(tiff(tmp_path / "a.tif", LABELS.astype(dtype), photometric=0), LABELS, 2)
-    is_read(tiff(tmp_path / "b.tif", TRUTH.astype(dtype), photometric=0))  # 0 and 1: nearly white
+    # 0 and 1: nearly white
+    is_read(tiff(tmp_path / "b.tif", TRUTH.astype(dtype), photometric=0))
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -275,7 +347,9 @@ def _row(row, bits: int) -> bytes:
     return int(text, 2).to_bytes(len(text) // 8, "big")
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint32, np.float32, np.float64])
+@pytest.mark.parametrize(
+    "dtype", [np.int8, np.int16, np.uint32, np.float32, np.float64]
+)
 def test_labels_of_any_type(tmp_path, dtype):
     is_read(tiff(tmp_path / "a.tif", LABELS.astype(dtype), order=">"), LABELS, 2)
     bad = LABELS.astype(dtype)

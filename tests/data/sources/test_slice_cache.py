@@ -1,4 +1,6 @@
-"""Slices kept on disk: what comes back, when it is made anew, and what is left by those who are stopped."""
+"""Slices kept on disk: what comes back, when it is made anew, and what is left by those
+who are stopped.
+"""
 
 import itertools
 import os
@@ -56,7 +58,8 @@ def made(tmp_path, scan, volume):
     ("low", "high", "dtype", "stored"),
     [
         (0, 255, np.uint8, np.uint8),
-        (-128, 127, np.int8, np.uint8),  # whose span overflows its own type
+        # whose span overflows its own type
+        (-128, 127, np.int8, np.uint8),
         (-1024, 3071, np.int16, np.uint16),
         (-32768, 32767, np.int16, np.uint16),
         (-32768, 32767, ">i2", np.uint16),
@@ -66,10 +69,16 @@ def made(tmp_path, scan, volume):
     ],
 )
 def test_whole_numbers_are_exact(tmp_path, scan, low, high, dtype, stored):
-    volume = np.random.default_rng(0).integers(low, high + 1, (3, 5, 4, 2)).astype(dtype)
+    volume = (
+        np.random.default_rng(0).integers(low, high + 1, (3, 5, 4, 2)).astype(dtype)
+    )
     volume[0, 0, 0], volume[2, 4, 3] = low, high
     kept = made(tmp_path, scan, volume)
-    assert len(kept) == 3 and kept.stored.dtype == stored and isinstance(kept.stored, np.memmap)
+    assert (
+        len(kept) == 3
+        and kept.stored.dtype == stored
+        and isinstance(kept.stored, np.memmap)
+    )
     assert kept[1].dtype == np.float32
     np.testing.assert_array_equal(decoded(kept), volume.astype(np.float32))
 
@@ -81,7 +90,9 @@ FRACTIONS = np.random.default_rng(0).normal(-300, 500, (3, 9, 8, 1))
 @pytest.mark.parametrize("padding", [-2000, -32768, -1e6, -3.4e38, 65535.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f4"])
 @pytest.mark.parametrize("tissue", [TISSUE, FRACTIONS], ids=["whole", "fractions"])
-def test_padding_leaves_the_tissue_as_prediction_sees_it(tmp_path, scan, padding, dtype, tissue):
+def test_padding_leaves_the_tissue_as_prediction_sees_it(
+    tmp_path, scan, padding, dtype, tissue
+):
     volume = tissue.astype(dtype)
     volume[:, :2] = padding
     kept = made(tmp_path, scan, volume)
@@ -105,7 +116,9 @@ def test_others_are_kept_as_float32(tmp_path, scan, volume):
     np.testing.assert_array_equal(decoded(kept), volume.astype(np.float32))
 
 
-@pytest.mark.parametrize(("dtype", "stored"), [(np.float32, np.uint16), (np.float64, np.uint16)])
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [(np.float32, np.uint16), (np.float64, np.uint16)]
+)
 def test_whole_numbers_of_real_files_take_two_bytes(tmp_path, scan, dtype, stored):
     assert made(tmp_path, scan, TISSUE.astype(dtype)).stored.dtype == stored
 
@@ -113,8 +126,12 @@ def test_whole_numbers_of_real_files_take_two_bytes(tmp_path, scan, dtype, store
 def test_channels_of_different_kinds(tmp_path, scan):
     """PET beside CT, and a channel of whole numbers beside one far above."""
     rng = np.random.default_rng(0)
-    both = np.stack([rng.integers(-1024, 3000, (2, 8, 8)), rng.uniform(0, 4, (2, 8, 8))], axis=-1)
-    np.testing.assert_array_equal(decoded(made(tmp_path, scan, both)), both.astype(np.float32))
+    both = np.stack(
+        [rng.integers(-1024, 3000, (2, 8, 8)), rng.uniform(0, 4, (2, 8, 8))], axis=-1
+    )
+    np.testing.assert_array_equal(
+        decoded(made(tmp_path, scan, both)), both.astype(np.float32)
+    )
     whole = np.stack([both[..., 0], both[..., 0] + 1_000_000], axis=-1)
     kept = SliceCache(tmp_path / "other").images([scan], lambda: whole)
     assert kept.stored.dtype == np.uint16, "each channel has its own lowest value"
@@ -124,7 +141,9 @@ def test_channels_of_different_kinds(tmp_path, scan):
 def test_labels_are_counted_slice_by_slice(tmp_path, scan):
     volume = np.array([[[0, 2, 2], [0, 0, 300]], [[2, 2, 2], [0, 0, 0]]], np.uint16)
     kept = SliceCache(tmp_path / "cache").labels([scan], lambda: volume)
-    again = SliceCache(tmp_path / "cache").labels([scan], lambda: pytest.fail("read again"))
+    again = SliceCache(tmp_path / "cache").labels(
+        [scan], lambda: pytest.fail("read again")
+    )
     for one in (kept, again):
         assert one.counts == {2: [2, 3], 300: [1, 0]}
         np.testing.assert_array_equal(decoded(one)[..., 0], volume)
@@ -132,7 +151,9 @@ def test_labels_are_counted_slice_by_slice(tmp_path, scan):
 
 def test_an_image_in_place_of_a_mask(tmp_path, scan):
     with pytest.raises(BadInput, match=r"more than 256 labels, 257, .*scan\.nii\.gz; "):
-        SliceCache(tmp_path / "cache").labels([scan], lambda: np.arange(257, dtype=np.uint16).reshape(1, 1, 257))
+        SliceCache(tmp_path / "cache").labels(
+            [scan], lambda: np.arange(257, dtype=np.uint16).reshape(1, 1, 257)
+        )
     assert not (tmp_path / "cache").exists()
 
 
@@ -148,7 +169,9 @@ def test_a_volume_is_read_once_by_all_who_share_the_folder(tmp_path, scan):
     assert read.calls == 1
 
 
-@pytest.mark.parametrize("what", ["size", "time", "another file", "more files", "labels"])
+@pytest.mark.parametrize(
+    "what", ["size", "time", "another file", "more files", "labels"]
+)
 def test_what_asks_for_another_reading(tmp_path, scan, what):
     cache = SliceCache(tmp_path / "cache")
     cache.images([scan], lambda: RAMP)
@@ -182,22 +205,32 @@ def zeroed(path, start):
 # What a power cut, or a disk, may make of a volume and of the file beside it.
 DAMAGE = {
     "truncated": lambda array, meta: array.write_bytes(array.read_bytes()[:-1]),
-    "half": lambda array, meta: array.write_bytes(array.read_bytes()[: array.stat().st_size // 2]),
+    "half": lambda array, meta: array.write_bytes(
+        array.read_bytes()[: array.stat().st_size // 2]
+    ),
     "empty": lambda array, meta: array.write_bytes(b""),
     "garbage": lambda array, meta: array.write_bytes(b"x" * 200),
     "zeroed": lambda array, meta: zeroed(array, 0),
     "zeroed tail": lambda array, meta: zeroed(array, array.stat().st_size - 24),
     "zeroed to the header": lambda array, meta: zeroed(array, 128),
-    "one byte": lambda array, meta: array.write_bytes(array.read_bytes()[:-1] + b"\x7f"),
-    "other shape": lambda array, meta: replaced(array, b"(2, 3, 4, 1)", b"(2, 4, 3, 1)"),
-    "pickle": lambda array, meta: np.save(array, np.array([{}], object), allow_pickle=True),
+    "one byte": lambda array, meta: array.write_bytes(
+        array.read_bytes()[:-1] + b"\x7f"
+    ),
+    "other shape": lambda array, meta: replaced(
+        array, b"(2, 3, 4, 1)", b"(2, 4, 3, 1)"
+    ),
+    "pickle": lambda array, meta: np.save(
+        array, np.array([{}], object), allow_pickle=True
+    ),
     "no array": lambda array, meta: array.unlink(),
     "no json": lambda array, meta: meta.unlink(),
     "json cut": lambda array, meta: meta.write_text('{"low": [0'),
     "json list": lambda array, meta: meta.write_text('{"meta": [], "sum": 1}'),
     "json zeroed": lambda array, meta: zeroed(meta, 10),
     "json old": lambda array, meta: meta.write_text('{"low": 0}'),
-    "json other low": lambda array, meta: replaced(meta, b'"low": [0.0]', b'"low": [7.0]'),
+    "json other low": lambda array, meta: replaced(
+        meta, b'"low": [0.0]', b'"low": [7.0]'
+    ),
 }
 
 
@@ -222,7 +255,9 @@ def test_a_power_cut_anywhere_leaves_the_values_right(tmp_path, scan, seed):
     made(tmp_path, scan, volume)
     for path in rng.permutation(sorted((tmp_path / "cache").iterdir()))[: 1 + seed % 2]:
         content, place = path.read_bytes(), int(rng.integers(path.stat().st_size))
-        path.write_bytes(content[:place] + bytes(len(content) - place) * (seed // 2 % 2))
+        path.write_bytes(
+            content[:place] + bytes(len(content) - place) * (seed // 2 % 2)
+        )
     np.testing.assert_array_equal(decoded(made(tmp_path, scan, volume)), volume)
 
 
@@ -248,10 +283,16 @@ def test_a_disk_that_never_gives_back_what_was_written(tmp_path, scan, monkeypat
 
     monkeypatch.setattr(zlib, "crc32", changing)
     cache = SliceCache(tmp_path / "cache")
-    refused(lambda: cache.images([scan], lambda: RAMP)[0], tmp_path / "cache", "data.cache_dir")
+    refused(
+        lambda: cache.images([scan], lambda: RAMP)[0],
+        tmp_path / "cache",
+        "data.cache_dir",
+    )
 
 
-def test_files_reach_the_disk_before_their_names_and_follow_the_umask(tmp_path, scan, monkeypatch):
+def test_files_reach_the_disk_before_their_names_and_follow_the_umask(
+    tmp_path, scan, monkeypatch
+):
     events, fsync, replace = [], os.fsync, os.replace
 
     def noted(descriptor):
@@ -259,7 +300,9 @@ def test_files_reach_the_disk_before_their_names_and_follow_the_umask(tmp_path, 
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    monkeypatch.setattr(Path, "replace", lambda a, b: (events.append(str(b)), replace(a, b)))
+    monkeypatch.setattr(
+        Path, "replace", lambda a, b: (events.append(str(b)), replace(a, b))
+    )
     before = os.umask(0o027)
     try:
         made(tmp_path, scan, RAMP)
@@ -282,12 +325,15 @@ def test_more_volumes_than_may_be_open_at_once(tmp_path, monkeypatch):
         path.touch()
     for _ in range(2):
         for number, path in enumerate(paths):
-            kept = cache.images([path], lambda number=number: reads.append(number) or RAMP + number)
+            kept = cache.images(
+                [path], lambda number=number: reads.append(number) or RAMP + number
+            )
             np.testing.assert_array_equal(decoded(kept), RAMP + number)
     assert reads == list(range(9))
     mapped = Path("/proc/self/maps")
     if mapped.exists():
-        assert mapped.read_text().count(str(tmp_path / "cache")) <= 5  # the four, and the one in hand
+        # the four, and the one in hand
+        assert mapped.read_text().count(str(tmp_path / "cache")) <= 5
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------
@@ -295,19 +341,28 @@ def test_more_volumes_than_may_be_open_at_once(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be(tmp_path, scan):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(BadInput, match=r"cannot write the slice cache, .*, .*cache; make room, or set data\.cache_dir"):
+    with pytest.raises(
+        BadInput,
+        match=r"cannot write the slice cache, .*, .*cache; make room, or set data\.cache_dir",
+    ):
         made(tmp_path, scan, RAMP)
 
 
-def test_a_full_disk_leaves_nothing_and_a_later_try_succeeds(tmp_path, scan, monkeypatch):
+def test_a_full_disk_leaves_nothing_and_a_later_try_succeeds(
+    tmp_path, scan, monkeypatch
+):
     def full(one, *_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(slice_cache, "_encode", full)
-        with pytest.raises(BadInput, match="cannot write the slice cache, No space left on device"):
+        with pytest.raises(
+            BadInput, match="cannot write the slice cache, No space left on device"
+        ):
             made(tmp_path, scan, RAMP)
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".json"]
+    assert not [
+        path for path in (tmp_path / "cache").iterdir() if path.suffix != ".json"
+    ]
     np.testing.assert_array_equal(decoded(made(tmp_path, scan, RAMP)), RAMP)
 
 
@@ -364,14 +419,18 @@ print(all(np.array_equal(kept[z], volume[z]) for z in range(40)))
 
 def start(tmp_path, scan, slow):
     line = [sys.executable, "-c", SCRIPT, tmp_path / "cache", scan, str(slow)]
-    return subprocess.Popen(list(map(str, line)), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        list(map(str, line)), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_processes_at_once_and_one_that_is_killed(tmp_path, scan):
     killed = start(tmp_path, scan, 0.01)
     assert killed.stdout.readline() == "writing\n"
     two = [start(tmp_path, scan, 0.001) for _ in range(2)]
-    time.sleep(0.05)  # into the middle of its forty slices; before or after would prove less, but pass too
+    # into the middle of its forty slices; before or after would prove less, but pass
+    # too
+    time.sleep(0.05)
     killed.kill()
     killed.communicate()
     for process in two:
@@ -379,6 +438,12 @@ def test_processes_at_once_and_one_that_is_killed(tmp_path, scan):
     names = [path.name for path in (tmp_path / "cache").iterdir()]
     whole = [name for name in names if not name.startswith(".partial_")]
     assert len([name for name in whole if name.endswith(".npy")]) == 1
-    assert all(name.startswith(".partial_") for name in names if not name.endswith((".npy", ".json")))
-    kept = SliceCache(tmp_path / "cache").images([scan], lambda: pytest.fail("read again"))
+    assert all(
+        name.startswith(".partial_")
+        for name in names
+        if not name.endswith((".npy", ".json"))
+    )
+    kept = SliceCache(tmp_path / "cache").images(
+        [scan], lambda: pytest.fail("read again")
+    )
     np.testing.assert_array_equal(decoded(kept).ravel(), np.arange(40 * 64))

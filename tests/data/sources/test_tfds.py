@@ -1,4 +1,6 @@
-"""Prepared TFDS sets as a source: features by name, classes and regions, what is kept, and what is refused."""
+"""Prepared TFDS sets as a source: features by name, classes and regions, what is kept,
+and what is refused.
+"""
 
 import os
 import stat
@@ -16,7 +18,13 @@ from biedsnet_jax.data.sources import tfds as tfds_source
 from biedsnet_jax.data.sources.source import Source
 from biedsnet_jax.data.sources.tfds import Tfds, find
 
-FEATURES = {"image": "scan", "mask": "seg", "case": "patient", "slice": "number", "spacing": "mm"}
+FEATURES = {
+    "image": "scan",
+    "mask": "seg",
+    "case": "patient",
+    "slice": "number",
+    "spacing": "mm",
+}
 
 
 def examples(count: int = 6, *, seed: int = 0) -> list[dict]:
@@ -44,9 +52,15 @@ class Scans(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         def array(channels, dtype=np.uint8):
-            return tfds.features.Tensor(shape=(None, None, *channels), dtype=dtype, encoding="zlib")
+            return tfds.features.Tensor(
+                shape=(None, None, *channels), dtype=dtype, encoding="zlib"
+            )
 
-        arrays = {"scan": array((1,)), "colour": array((3,)), "real": array((1,), np.float32)}
+        arrays = {
+            "scan": array((1,)),
+            "colour": array((3,)),
+            "real": array((1,), np.float32),
+        }
         masks = {"seg": array((1,)), "flat": array((), np.int32)}
         rest = {
             "patient": tfds.features.Text(),
@@ -54,10 +68,15 @@ class Scans(tfds.core.GeneratorBasedBuilder):
             "mm": tfds.features.Tensor(shape=(2,), dtype=np.float32),
         }
         features = tfds.features.FeaturesDict(arrays | masks | rest)
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, disable_shuffling=True
+        )
 
     def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(self.made[:4]), "test": self._generate_examples(self.made[4:])}
+        return {
+            "train": self._generate_examples(self.made[:4]),
+            "test": self._generate_examples(self.made[4:]),
+        }
 
     def _generate_examples(self, made):
         yield from enumerate(made)
@@ -78,7 +97,9 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def opened(prepared, tmp_path):
     def open_set(folder=prepared, split="all", classes=2, **how):
-        names = FEATURES | {name: how.pop(name) for name in tfds_source.ROLES if name in how}
+        names = FEATURES | {
+            name: how.pop(name) for name in tfds_source.ROLES if name in how
+        }
         return Tfds(folder, tmp_path, names, split=split, classes=classes, **how)
 
     return open_set
@@ -90,23 +111,39 @@ def opened(prepared, tmp_path):
 def test_examples_come_as_from_any_source(opened):
     source = opened()
     assert isinstance(source, Source) and len(source) == 6
-    assert source.cases == ["patient 0", "patient 0", "patient 1", "patient 1", "patient 2", "patient 2"]
+    assert source.cases == [
+        "patient 0",
+        "patient 0",
+        "patient 1",
+        "patient 1",
+        "patient 2",
+        "patient 2",
+    ]
     for n, made in enumerate(examples()):
         example = source[n]
         np.testing.assert_array_equal(example["image"], made["scan"])
         np.testing.assert_array_equal(example["mask"][..., 0], made["seg"][..., 0] == 1)
         np.testing.assert_array_equal(example["mask"][..., 1], made["seg"][..., 0] == 2)
-        assert example["mask"].dtype == np.uint8 and example["mask"].shape == (8 + n, 9, 2)
+        assert example["mask"].dtype == np.uint8 and example["mask"].shape == (
+            8 + n,
+            9,
+            2,
+        )
         assert (example["case"], example["slice"]) == (made["patient"], f"{n:03d}")
-        assert example["spacing"] == (0.5, 0.25 * (n + 1)) and example["path"].endswith(f"all[{n}]")
+        assert example["spacing"] == (0.5, 0.25 * (n + 1)) and example["path"].endswith(
+            f"all[{n}]"
+        )
 
 
 @pytest.mark.parametrize(
-    ("split", "numbers"), [("train", range(4)), ("test", range(4, 6)), ("train[2:]+test", range(2, 6))]
+    ("split", "numbers"),
+    [("train", range(4)), ("test", range(4, 6)), ("train[2:]+test", range(2, 6))],
 )
 def test_a_split_of_the_set(opened, split, numbers):
     source = opened(split=split)
-    assert [source[n]["slice"] for n in range(len(source))] == [f"{n:03d}" for n in numbers]
+    assert [source[n]["slice"] for n in range(len(source))] == [
+        f"{n:03d}" for n in numbers
+    ]
     assert len(source.cases) == len(source)
 
 
@@ -123,32 +160,50 @@ def test_one_class_takes_whatever_is_not_zero(opened):
 
 @pytest.mark.parametrize(("image", "channels"), [("colour", 3), ("real", 1)])
 def test_other_kinds_of_image(opened, image, channels):
-    np.testing.assert_array_equal(opened(image=image, channels=channels)[1]["image"], examples()[1][image])
+    np.testing.assert_array_equal(
+        opened(image=image, channels=channels)[1]["image"], examples()[1][image]
+    )
 
 
 def test_units_of_an_image_of_bytes(opened):
     image = opened(units=(-1250.0, 250.0))[0]["image"]
-    np.testing.assert_allclose(image, examples()[0]["scan"] / 255 * 1500 - 1250, rtol=1e-5)
-    refused(lambda: opened(image="real", units=(0.0, 1.0))[0], "units of 0 to 255 for float32", "data.tfds.units to ()")
+    np.testing.assert_allclose(
+        image, examples()[0]["scan"] / 255 * 1500 - 1250, rtol=1e-5
+    )
+    refused(
+        lambda: opened(image="real", units=(0.0, 1.0))[0],
+        "units of 0 to 255 for float32",
+        "data.tfds.units to ()",
+    )
 
 
 def test_without_a_case_each_example_is_its_own(opened):
     source = opened(case="", slice="", spacing="")
     assert source.cases == [f"{n:05d}" for n in range(6)]
-    assert (source[4]["case"], source[4]["slice"], source[4]["spacing"]) == ("00004", "00004", None)
+    assert (source[4]["case"], source[4]["slice"], source[4]["spacing"]) == (
+        "00004",
+        "00004",
+        None,
+    )
 
 
-def test_what_a_pass_found_is_kept_until_the_set_changes(prepared, tmp_path, opened, monkeypatch):
+def test_what_a_pass_found_is_kept_until_the_set_changes(
+    prepared, tmp_path, opened, monkeypatch
+):
     first = opened()
     cases = first.cases
     first.verify()
     again = opened()
-    monkeypatch.setattr(Tfds, "_raw", None)  # reading an example would fail
+    # reading an example would fail
+    monkeypatch.setattr(Tfds, "_raw", None)
     again.verify()
     assert again.cases == cases
-    refused(opened(classes=1, labels=((1,),)).verify, "label outside the map, 2,", "all[0]")
+    refused(
+        opened(classes=1, labels=((1,),)).verify, "label outside the map, 2,", "all[0]"
+    )
     os.utime(prepared / "dataset_info.json")
-    with pytest.raises(TypeError):  # as if prepared anew: read again
+    # as if prepared anew: read again
+    with pytest.raises(TypeError):
         opened().verify()
     monkeypatch.undo()
     assert opened(case="number").cases == [f"{n:03d}" for n in range(6)]
@@ -159,9 +214,13 @@ def test_what_a_pass_found_is_kept_until_the_set_changes(prepared, tmp_path, ope
         assert opened().cases == cases
 
 
-def test_what_is_kept_is_on_the_disk_before_it_has_its_name(tmp_path, opened, monkeypatch):
+def test_what_is_kept_is_on_the_disk_before_it_has_its_name(
+    tmp_path, opened, monkeypatch
+):
     synced, fsync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda d: (synced.append(os.fstat(d).st_ino), fsync(d)))
+    monkeypatch.setattr(
+        os, "fsync", lambda d: (synced.append(os.fstat(d).st_ino), fsync(d))
+    )
     before = os.umask(0o027)
     try:
         opened().verify()
@@ -177,14 +236,23 @@ def test_what_is_kept_is_on_the_disk_before_it_has_its_name(tmp_path, opened, mo
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ({"image": "picture"}, ["no such feature, 'picture' in data.tfds.image", "number, patient, real, scan, seg"]),
+        (
+            {"image": "picture"},
+            [
+                "no such feature, 'picture' in data.tfds.image",
+                "number, patient, real, scan, seg",
+            ],
+        ),
         ({"mask": ""}, ["no such feature, '' in data.tfds.mask"]),
         ({"case": "who"}, ["no such feature, 'who' in data.tfds.case"]),
         ({"mask": "colour"}, ["no mask, 'colour' of shape (None, None, 3)"]),
         ({"image": "number"}, ["no image, 'number' of shape ()"]),
         ({"spacing": "number"}, ["no spacing, 'number' of shape ()"]),
         ({"case": "scan"}, ["no case, 'scan' of shape"]),
-        ({"split": "validation"}, ["no such split, 'validation' in data.tfds.split", "there is train, test"]),
+        (
+            {"split": "validation"},
+            ["no such split, 'validation' in data.tfds.split", "there is train, test"],
+        ),
         ({"image": "colour"}, ["image channels, 3", "set data.channels to 3"]),
         ({"channels": 3}, ["image channels, 1", "set data.channels to 1"]),
     ],
@@ -196,11 +264,31 @@ def test_names_that_do_not_fit_the_set(opened, how, says):
 @pytest.mark.parametrize(
     ("change", "how", "says"),
     [
-        ({"seg": np.full((10, 9, 1), 7, np.uint8)}, {}, ["label outside the map, 7,", "all[2]; known are 0, 1, 2"]),
-        ({"seg": np.zeros((7, 9, 1), np.uint8)}, {}, ["image and mask differ in size, 10x9 against 7x9", "all[2]"]),
-        ({"real": np.full((10, 9, 1), np.nan, np.float32)}, {"image": "real"}, ["not numbers", "all[2]"]),
-        ({"flat": np.full((10, 9), -1, np.int32)}, {"mask": "flat"}, ["no label map, int32", "data.tfds.mask"]),
-        ({"real": np.full((10, 9, 1), 0.5, np.float32)}, {"mask": "real"}, ["no label map, float32", "all["]),
+        (
+            {"seg": np.full((10, 9, 1), 7, np.uint8)},
+            {},
+            ["label outside the map, 7,", "all[2]; known are 0, 1, 2"],
+        ),
+        (
+            {"seg": np.zeros((7, 9, 1), np.uint8)},
+            {},
+            ["image and mask differ in size, 10x9 against 7x9", "all[2]"],
+        ),
+        (
+            {"real": np.full((10, 9, 1), np.nan, np.float32)},
+            {"image": "real"},
+            ["not numbers", "all[2]"],
+        ),
+        (
+            {"flat": np.full((10, 9), -1, np.int32)},
+            {"mask": "flat"},
+            ["no label map, int32", "data.tfds.mask"],
+        ),
+        (
+            {"real": np.full((10, 9, 1), 0.5, np.float32)},
+            {"mask": "real"},
+            ["no label map, float32", "all["],
+        ),
     ],
 )
 def test_an_example_that_does_not_fit(tmp_path, opened, change, how, says):
@@ -217,17 +305,31 @@ def test_a_shard_that_is_damaged_or_gone(tmp_path, opened):
     (shard,) = folder.glob("*train*")
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    refused(lambda: opened(folder=folder).verify(), str(folder), "prepare the set again")
+    refused(
+        lambda: opened(folder=folder).verify(), str(folder), "prepare the set again"
+    )
     shard.unlink()
     refused(lambda: opened(folder=folder).verify(), str(folder))
 
 
 def test_a_set_is_found_by_name(prepared, tmp_path):
     data_dir = prepared.parents[1]
-    assert find("scans", str(data_dir)) == find("scans/1.0.0", str(data_dir)) == find("scans:1.0.0", str(data_dir))
+    assert (
+        find("scans", str(data_dir))
+        == find("scans/1.0.0", str(data_dir))
+        == find("scans:1.0.0", str(data_dir))
+    )
     assert find("scans", str(data_dir)) == prepared
-    refused(lambda: find("scan", str(data_dir)), "no prepared data set, 'scan' in data.tfds.name", "there is scans:")
-    refused(lambda: find("scans", str(tmp_path)), "there is none", "file_format='array_record'")
+    refused(
+        lambda: find("scan", str(data_dir)),
+        "no prepared data set, 'scan' in data.tfds.name",
+        "there is scans:",
+    )
+    refused(
+        lambda: find("scans", str(tmp_path)),
+        "there is none",
+        "file_format='array_record'",
+    )
 
 
 def test_the_newest_version_and_one_config(tmp_path):
@@ -238,14 +340,19 @@ def test_the_newest_version_and_one_config(tmp_path):
         (tmp_path / "two" / config / "1.0.0").mkdir(parents=True)
         (tmp_path / "two" / config / "1.0.0" / "dataset_info.json").write_text("{}")
     assert find("one", str(tmp_path)).name == "1.10.0"
-    refused(lambda: find("two", str(tmp_path)), "several configs, two/big, two/small, in data.tfds.name")
+    refused(
+        lambda: find("two", str(tmp_path)),
+        "several configs, two/big, two/small, in data.tfds.name",
+    )
     assert find("two/small", str(tmp_path)) == tmp_path / "two" / "small" / "1.0.0"
 
 
 @pytest.mark.parametrize("damage", ["features.json", "dataset_info.json"])
 def test_a_folder_that_is_no_set(prepared, tmp_path, opened, damage):
     for file in prepared.iterdir():
-        (tmp_path / file.name).write_bytes(b"{" if file.name == damage else file.read_bytes())
+        (tmp_path / file.name).write_bytes(
+            b"{" if file.name == damage else file.read_bytes()
+        )
     refused(lambda: opened(folder=tmp_path), "no prepared data set, ", str(tmp_path))
 
 
@@ -253,11 +360,19 @@ def test_a_set_without_random_access(prepared, tmp_path, opened):
     for file in prepared.iterdir():
         text = file.read_bytes().replace(b"array_record", b"tfrecord")
         (tmp_path / file.name.replace("array_record", "tfrecord")).write_bytes(text)
-    refused(lambda: opened(folder=tmp_path), "no random access, prepared as tfrecord", "file_format='array_record'")
+    refused(
+        lambda: opened(folder=tmp_path),
+        "no random access, prepared as tfrecord",
+        "file_format='array_record'",
+    )
 
 
 def test_a_run_on_any_prepared_set_by_its_config(prepared, tmp_path):
-    fields = {"data.tfds.data_dir": prepared.parents[1], "data.tfds.name": "scans", "data.cache_dir": tmp_path}
+    fields = {
+        "data.tfds.data_dir": prepared.parents[1],
+        "data.tfds.name": "scans",
+        "data.cache_dir": tmp_path,
+    }
     fields |= {f"data.tfds.{role}": name for role, name in FEATURES.items()}
     code = """
 import sys
@@ -271,19 +386,33 @@ check_config(c)
 data = build_data.open_data(c)
 print(sorted(data.cases("train") + data.cases("val") + data.cases("test")), "tensorflow" in sys.modules)
 """
-    line = [sys.executable, "-c", code, *(f"{name}={value}" for name, value in fields.items())]
+    line = [
+        sys.executable,
+        "-c",
+        code,
+        *(f"{name}={value}" for name, value in fields.items()),
+    ]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "['patient 0', 'patient 1', 'patient 2'] False\n"), done.stderr
+    assert (done.returncode, done.stdout) == (
+        0,
+        "['patient 0', 'patient 1', 'patient 2'] False\n",
+    ), done.stderr
 
 
 @pytest.mark.parametrize(
-    ("mask", "fields", "with_foreground"), [("seg", {}, 0), ("seg", {"classes": 1}, 0), ("flat", {"classes": 1}, 0)]
+    ("mask", "fields", "with_foreground"),
+    [("seg", {}, 0), ("seg", {"classes": 1}, 0), ("flat", {"classes": 1}, 0)],
 )
-def test_a_set_whose_masks_are_empty_is_refused(tmp_path, opened, mask, fields, with_foreground):
-    empty = [made | {"seg": made["seg"] * 0, "flat": made["flat"] * 0} for made in examples()]
+def test_a_set_whose_masks_are_empty_is_refused(
+    tmp_path, opened, mask, fields, with_foreground
+):
+    empty = [
+        made | {"seg": made["seg"] * 0, "flat": made["flat"] * 0} for made in examples()
+    ]
     source = opened(write(tmp_path / "sets", empty), mask=mask, **fields)
     refused(source.verify, f"{with_foreground} of 6 masks", "data.verify=False")
-    refused(source.verify, "0 of 6 masks")  # from the cache too
+    # from the cache too
+    refused(source.verify, "0 of 6 masks")
 
 
 def test_a_set_is_refused_where_no_mask_has_the_labels_of_a_class(opened, tmp_path):
