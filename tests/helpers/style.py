@@ -98,11 +98,12 @@ def _splatted(function: ast.AST) -> Iterator[int]:
     }
     for node in ast.walk(function):
         if isinstance(node, ast.Call):
-            for keyword in node.keywords:
-                name = keyword.value
-                if keyword.arg is None and isinstance(name, ast.Name):
-                    if name.id in stored:
-                        yield node.lineno
+            splatted = (
+                keyword.value for keyword in node.keywords if keyword.arg is None
+            )
+            for value in splatted:
+                if isinstance(value, ast.Name) and value.id in stored:
+                    yield node.lineno
 
 
 def project_files(root: pathlib.Path) -> list[pathlib.Path]:
