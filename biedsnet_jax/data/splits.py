@@ -1,9 +1,8 @@
-"""Splits by case: a case's slices are near-copies of each other, so they never lie on
-two sides.
+"""Splits by case: slices of a case are near-copies, so they never lie on two sides.
 
-A split is a dict name -> ascending indices of the source. Balanced means: cases are
-taken in a shuffled order and each goes to the side that lacks most slices, so sides
-come within about one case of their share.
+A split is a dict name -> ascending indices of the source. It is balanced: cases are
+taken in a shuffled order, and each goes to the side that lacks most slices. So a side
+misses its share by about one case at most.
 """
 
 import difflib
@@ -25,41 +24,38 @@ def by_case(
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int = 0,
 ) -> Splits:
-    """train, val and test with about these fractions of the slices, none empty; `cases`
-    is the case of every index.
+    """Splits into train, val and test with about these fractions of the slices.
 
-    Raises BadInput if there are fewer than three cases or a fraction is not positive.
+    `cases` is the case of every index. No side is empty. Raises BadInput for fewer than
+    three cases, and for fractions that are not positive or do not sum to 1.
     """
-    if len(fractions) != 3 or not (
-        min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-6
-    ):
-        raise BadInput(
-            f"split fractions, {tuple(fractions)}, train, val, test; give three positive ones that sum to 1"
-        )
-    sides = _deal(_shuffled(cases, seed), Counter(cases), fractions)
-    return named(cases, **dict(zip(SIDES, sides)))
+    _check_fractions(fractions)
+    if not abs(sum(fractions) - 1) < 1e-6:
+        raise _wrong_fractions(fractions)
+    train, val, test = _deal(_shuffled(cases, seed), Counter(cases), fractions)
+    return named(cases, train=train, val=val, test=test)
 
 
 def k_fold(cases: Sequence[str], folds: int, fold: int, seed: int = 0) -> Splits:
-    """Fold `fold` of `folds` is test, the rest is train and val: over all folds each
-    case is tested exactly once.
+    """Splits for cross-validation: fold `fold` of `folds` is test.
 
-    A tenth of the slices that are not test is val. Raises BadInput if the cases do not
-    suffice.
+    Over all folds each case is tested exactly once. A tenth of the slices that are not
+    test is val, the rest train. Raises BadInput for too few cases, and for a fold that
+    there is not.
     """
     if folds < 2 or not 0 <= fold < folds:
         raise BadInput(
-            f"split.fold is {fold} of split.folds={folds}. Give at least 2 folds, and a fold from 0 to split.folds - 1."
+            f"split.fold is {fold} of split.folds={folds}. "
+            "Give at least 2 folds, and a fold from 0 to split.folds - 1."
         )
     slices, order = Counter(cases), _shuffled(cases, seed)
-    # every fold is alike, so the largest cases may go first, which balances best
-    tests = _deal(
-        sorted(order, key=lambda case: -slices[case]), slices, [1 / folds] * folds
-    )
-    tested = set(tests[fold])
+    # All folds have the same share, so the largest cases may go first: it balances best.
+    by_size = sorted(order, key=lambda case: -slices[case])
+    test = _deal(by_size, slices, [1 / folds] * folds)[fold]
+    tested = set(test)
     rest = [case for case in order if case not in tested]
     train, val = _deal(rest, slices, [0.9, 0.1])
-    return named(cases, train=train, val=val, test=tests[fold])
+    return named(cases, train=train, val=val, test=test)
 
 
 def by_folder(
@@ -68,37 +64,29 @@ def by_folder(
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int = 0,
 ) -> Splits:
-    """The split that folders give: `sides` says of each case whether it is of train,
-    val or test.
+    """Splits as folders say: `sides` has train, val or test for each case.
 
-    Where none is of val, cases of train become it, as many as the first two fractions
-    say. Raises BadInput where none is of train or of test.
+    Where no case is in val, it gets cases of train by the first two fractions. Raises
+    BadInput where no case is in train or in test.
     """
-    of = {
-        side: [case for case in dict.fromkeys(cases) if sides[case] == side]
-        for side in SIDES
-    }
+    in_side: dict[str, list[str]] = {side: [] for side in SIDES}
+    for case in dict.fromkeys(cases):
+        in_side[sides[case]].append(case)
+    train, val, test = in_side.values()
     for side in ("train", "test"):
-        if not of[side]:
-            there = " and ".join(side for side in SIDES if of[side])
+        if not in_side[side]:
+            there = " and ".join(side for side in SIDES if in_side[side])
             raise BadInput(
-                f"The data have a folder for {there} and none for {side}. Make a folder {side} beside it, or move the "
-                "cases one folder up so that split.fractions deals them out."
+                f"The data have a folder for {there} and none for {side}. Make a folder {side} "
+                "beside it, or move the cases one folder up so that split.fractions deals them out."
             )
-    if of["val"]:
-        return named(cases, **of)
-    if len(fractions) != 3 or not min(fractions) > 0:
-        raise BadInput(
-            f"split fractions, {tuple(fractions)}, train, val, test; give three positive ones that sum to 1"
-        )
-    both = fractions[0] + fractions[1]
-    trained = [case for case in cases if sides[case] == "train"]
-    train, val = _deal(
-        _shuffled(trained, seed),
-        Counter(trained),
-        [fractions[0] / both, fractions[1] / both],
-    )
-    return named(cases, train=train, val=val, test=of["test"])
+    if not val:
+        _check_fractions(fractions)
+        both = fractions[0] + fractions[1]
+        slices = Counter(case for case in cases if sides[case] == "train")
+        shares = [fractions[0] / both, fractions[1] / both]
+        train, val = _deal(_shuffled(train, seed), slices, shares)
+    return named(cases, train=train, val=val, test=test)
 
 
 def named(
@@ -108,17 +96,17 @@ def named(
     val: Sequence[str],
     test: Sequence[str],
 ) -> Splits:
-    """The split by case names, or by patterns such as "patient_1*"; cases that no side
-    names are left out.
+    """Splits by case names, or by patterns such as "patient_1*".
 
-    Raises BadInput for an empty side, a name that is no case, a pattern that fits none
-    and a case on two sides.
+    Cases that no side names are left out. Raises BadInput for an empty side, a name that
+    is no case, a pattern that fits none and a case on two sides.
     """
     wanted, known = {}, set(cases)
     for side, names in zip(SIDES, (train, val, test)):
         if not names:
             raise BadInput(
-                f"split.{side} names no case, and another side does. Name at least one case for each side."
+                f"split.{side} names no case, and another side does. "
+                "Name at least one case for each side."
             )
         wanted[side] = set().union(*(fitting(name, known, side) for name in names))
     splits = {
@@ -130,38 +118,52 @@ def named(
 
 
 def fitting(name: str, known: set[str], side: str) -> set[str]:
-    """The case of this name, else all that fit it as a pattern of *, ? and [...].
+    """Finds the case of this name, else all that fit it as a pattern of *, ? and [...].
 
     Raises BadInput where there is none.
     """
-    found = {name} & known or {
-        case for case in known if fnmatch.fnmatchcase(case, name)
-    }
+    if name in known:
+        return {name}
+    found = set(fnmatch.filter(known, name))
     if not found:
         near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+        nearest = near[0] if near else "none"
         raise BadInput(
-            f"unknown case, {name}, split {side}; the nearest is {', '.join(near) or 'none'}"
+            f"split.{side} names {name}, which is no case and fits none. "
+            f"The nearest case is {nearest}."
         )
     return found
 
 
 def check_disjoint(cases: Sequence[str], splits: Splits) -> None:
-    """Raises BadInput, naming the case and both sides, if a case has slices in two
-    splits.
-    """
+    """Raises BadInput, naming case and sides, if a case has slices on two sides."""
     owner: dict[str, str] = {}
     for side, indices in splits.items():
         for index in indices:
             first = owner.setdefault(cases[index], side)
             if first != side:
                 raise BadInput(
-                    f"one case on two sides, {cases[index]}, splits {first} and {side}; keep it in one"
+                    f"The case {cases[index]} is in split.{first} and in split.{side}. "
+                    "Keep it in one of them."
                 )
 
 
+def _check_fractions(fractions: Sequence[float]) -> None:
+    if len(fractions) != 3 or not min(fractions) > 0:
+        raise _wrong_fractions(fractions)
+
+
+def _wrong_fractions(fractions: Sequence[float]) -> BadInput:
+    return BadInput(
+        f"split.fractions is {tuple(fractions)}. "
+        "Give three positive fractions for train, val and test that sum to 1."
+    )
+
+
 def _shuffled(cases: Sequence[str], seed: int) -> list[str]:
-    """Every case once; the order depends on the names and the seed, not on the order of
-    the slices.
+    """Lists every case once, in an order that follows from the names and the seed.
+
+    The order of the slices does not change it.
     """
     names = sorted(set(cases))
     return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
@@ -170,17 +172,20 @@ def _shuffled(cases: Sequence[str], seed: int) -> list[str]:
 def _deal(
     order: Sequence[str], slices: Counter[str], fractions: Sequence[float]
 ) -> list[list[str]]:
-    """Give each case in turn to the side that lacks most slices; the last cases fill
-    sides that are still empty.
+    """Gives each case in turn to the side that lacks most slices.
+
+    The last cases fill the sides that are still empty.
     """
     if len(order) < len(fractions):
         raise BadInput(
-            f"too few cases, {len(order)}, data; splitting by case into {len(fractions)} needs as many"
+            f"The data have {len(order)} cases, too few to split into {len(fractions)}. "
+            "Add cases, lower split.folds, or tell more cases apart with data.case."
         )
     total = sum(slices[case] for case in order)
     lack = [fraction * total for fraction in fractions]
     sides: list[list[str]] = [[] for _ in fractions]
     for taken, case in enumerate(order):
+        # As many cases may be left as sides are empty: then each gets one.
         empty = [i for i, side in enumerate(sides) if not side]
         open_sides = empty if len(empty) == len(order) - taken else range(len(sides))
         best = max(open_sides, key=lambda i: lack[i])

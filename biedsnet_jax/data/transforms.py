@@ -1,8 +1,7 @@
-"""Image and mask transforms: pure functions of an image or an example (a dict with
-image "h w c" and mask "h w k").
+"""Image and mask transforms: pure functions of an image or of an example.
 
-Nothing writes into its argument. The random one takes the numpy generator that grain's
-`random_map` hands it.
+An example is a dict with image "h w c" and mask "h w k". No function writes into its
+argument. `augment`, the random one, takes the numpy generator of grain's `random_map`.
 """
 
 import math
@@ -16,29 +15,28 @@ from PIL import Image
 from biedsnet_jax.errors import BadInput
 
 METHODS = ("percentile", "minmax", "zscore", "none")
-# of the intensities of a slice, where it is brought to [0, 1] by percentile
+# Normalisation by percentile maps the range between these two onto [0, 1].
 PERCENTILES = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
 class Prepare:
-    """What every slice goes through on its way to a network, in training and prediction
-    alike.
+    """The way of every slice to a network, in training and prediction alike.
 
     `window` (low, high), in the units of the file, is clipped and mapped to [0, 1];
     then the slice is resized, then normalised.
     """
 
     size: int | tuple[int, int]  # pixels: a side, or height and width
-    normalise: str = "percentile"  # of METHODS
-    window: tuple[float, float] | None = None
+    normalise: str = "percentile"  # one of METHODS
+    window: tuple[float, float] | None = None  # units of the file
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        """A source's example, ready for a batch; image float32."""
+        """Prepares a source's example for a batch; its image becomes float32."""
         return resize_mask(example, self.size) | {"image": self.image(example["image"])}
 
     def image(self, image: Shaped[np.ndarray, "h w c"]) -> Float32[np.ndarray, "H W c"]:
-        """The same for an image by itself."""
+        """Prepares an image that has no mask."""
         if self.window:
             image = window(image, *self.window)
         return normalise(resize_image(image, self.size), self.normalise)
@@ -47,41 +45,35 @@ class Prepare:
 def window(
     image: Shaped[np.ndarray, "h w c"], low: float, high: float
 ) -> Float32[np.ndarray, "h w c"]:
-    """Clip to [low, high], in the units of the image such as Hounsfield's, and map that
-    to [0, 1].
-    """
+    """Clips to [low, high], such as Hounsfield units, and maps that onto [0, 1]."""
     return ((np.clip(image, low, high) - low) / (high - low)).astype(np.float32)
 
 
 def normalise(
     image: Shaped[np.ndarray, "h w c"], method: str
 ) -> Float32[np.ndarray, "h w c"]:
-    """Bring each channel of this one slice to a common scale; a constant channel
-    becomes 0.
+    """Brings each channel of a slice to a common scale; a constant channel becomes 0.
 
-    percentile: the 0.5 to 99.5 percentiles to [0, 1], clipped (the extremes, where
-    these two coincide); minmax: the extremes to [0, 1]; zscore: mean 0 and standard
-    deviation 1; none: only the type changes.
+    percentile: the 0.5 to 99.5 percentiles go to [0, 1], clipped (the extremes do where
+    these two coincide); minmax: the extremes go to [0, 1]; zscore: mean 0 and standard
+    deviation 1; none: only the type changes. Raises BadInput for another `method`.
     """
     if method not in METHODS:
-        raise BadInput(
-            f"normalisation, {method}, data.normalise; give one of {', '.join(METHODS)}"
-        )
+        raise BadInput(f"data.normalise is {method}. Give one of {', '.join(METHODS)}.")
     image = image.astype(np.float32)
     if method == "none":
         return image
     pixels = image.reshape(-1, image.shape[-1])
     low, high = pixels.min(axis=0), pixels.max(axis=0)
     if method == "zscore":
-        low, width = (
-            pixels.mean(axis=0, dtype=np.float64),
-            pixels.std(axis=0, dtype=np.float64) * (high > low),
-        )
-    elif method == "percentile":
-        p_low, p_high = np.percentile(pixels, PERCENTILES, axis=0)
-        low, high = np.where(p_high > p_low, (p_low, p_high), (low, high))
-        image, width = np.clip(image, low, high), high - low
+        # Rounding can leave a constant channel with a deviation just above 0.
+        width = np.where(high > low, pixels.std(axis=0, dtype=np.float64), 0)
+        low = pixels.mean(axis=0, dtype=np.float64)
     else:
+        if method == "percentile":
+            p_low, p_high = np.percentile(pixels, PERCENTILES, axis=0)
+            low, high = np.where(p_high > p_low, (p_low, p_high), (low, high))
+            image = np.clip(image, low, high)
         width = high - low
     return ((image - low) / np.where(width > 0, width, np.inf)).astype(np.float32)
 
@@ -89,8 +81,9 @@ def normalise(
 def resize_image(
     image: Shaped[np.ndarray, "h w c"], size: int | tuple[int, int]
 ) -> Shaped[np.ndarray, "H W c"]:
-    """The image at `size` (a side, or height and width), bilinear, antialiased where it
-    shrinks.
+    """Resizes an image bilinearly, antialiased where it shrinks.
+
+    `size` is a side, or height and width.
     """
     height, width = _sides(size)
     if image.shape[:2] == (height, width):
@@ -102,14 +95,13 @@ def resize_image(
 
 
 def resize_mask(example: dict[str, Any], size: int | tuple[int, int]) -> dict[str, Any]:
-    """The example with its mask at `size` (a side, or height and width); the spacing
-    grows as the pixels do.
+    """Resizes the mask of an example; its spacing grows as its pixels do.
 
-    Each mask pixel takes the class that covers most of it, a tie going to the lesion:
-    borders stay in place and lesions of half a pixel survive, which picking the nearest
-    pixel would lose by chance. Where the mask grows this is the nearest pixel. Classes
-    that overlap, as nested regions do, take the pixels they cover half of, each by
-    itself.
+    `size` is a side, or height and width. Each mask pixel takes the class that covers
+    most of it, and the lesion where two cover the same. So borders stay in place and
+    lesions of half a pixel survive, which the nearest pixel would lose by chance. Where
+    the mask grows, this is the nearest pixel. Classes that overlap, as nested regions
+    do, are resized one by one: each takes the pixels that it covers at least half of.
     """
     height, width = _sides(size)
     mask = example["mask"]
@@ -120,14 +112,13 @@ def resize_mask(example: dict[str, Any], size: int | tuple[int, int]) -> dict[st
         mask.astype(np.float32),
         lambda x: x.resize((width, height), Image.Resampling.BOX),
     )
-    if (mask.sum(axis=-1) > 1).any():
+    overlap = (mask.sum(axis=-1) > 1).any()
+    if overlap:
         mask = (cover > 0.5 - 1e-6).astype(np.uint8)
     else:
-        # background's comes last
-        shares = np.concatenate(
-            [cover, 1.0 - cover.sum(axis=-1, keepdims=True)], axis=-1
-        )
-        # the first of equals
+        background = 1.0 - cover.sum(axis=-1, keepdims=True)
+        # Background comes last, since argmax takes the first of equal shares.
+        shares = np.concatenate([cover, background], axis=-1)
         label = shares.argmax(axis=-1)
         mask = (label[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
     spacing = example.get("spacing")
@@ -150,25 +141,27 @@ def augment(
     scale: float = 0.0,
     intensity: float = 0.0,
 ) -> dict[str, Any]:
-    """A random variant of a normalised example; all zero leaves it as it is.
+    """Draws a random variant of a normalised example; all zero leaves it as it is.
 
-    `hflip` and `vflip` are probabilities (left with right, top with bottom); the angle
-    is drawn from +-`rotate_degrees` and the magnification from 1 +- `scale`, about the
-    centre, with image bilinear, mask nearest and the slice's minimum outside;
-    `intensity` is the half width of random changes of gamma, contrast and brightness.
+    `hflip` and `vflip` are the probabilities of swapping left with right and top with
+    bottom. The angle is drawn from +-`rotate_degrees` and the magnification from
+    1 +- `scale`, see `rotate_and_scale`. `intensity` is the half width of random
+    changes of gamma, contrast and brightness, see `change_intensity`.
     """
     image, mask = example["image"], example["mask"]
-    mirror, upend = rng.random(2)
+    # All numbers are drawn, whatever is switched on, so that switching one transform on
+    # leaves the others' draws as they were.
+    draw_hflip, draw_vflip = rng.random(2)
     angle, zoom = rng.uniform(-1.0, 1.0, 2) * (rotate_degrees, scale)
     gamma, contrast, brightness = rng.uniform(-intensity, intensity, 3)
-    if mirror < hflip:
+    if draw_hflip < hflip:
         image, mask = image[:, ::-1], mask[:, ::-1]
-    if upend < vflip:
+    if draw_vflip < vflip:
         image, mask = image[::-1], mask[::-1]
     if angle or zoom:
-        image, mask = _turn(image, mask, math.radians(angle), 1.0 + zoom)
+        image, mask = rotate_and_scale(image, mask, math.radians(angle), 1.0 + zoom)
     if intensity:
-        image = _jitter(image, math.exp(gamma), 1.0 + contrast, brightness)
+        image = change_intensity(image, math.exp(gamma), 1.0 + contrast, brightness)
     return {
         **example,
         "image": np.ascontiguousarray(image),
@@ -176,19 +169,20 @@ def augment(
     }
 
 
-def _turn(
+def rotate_and_scale(
     image: Float32[np.ndarray, "h w c"],
     mask: UInt8[np.ndarray, "h w k"],
     angle: float,
     zoom: float,
 ):
-    """Rotate by `angle` (radians, anticlockwise on the screen) and magnify by `zoom`
-    about the centre, in one step.
+    """Rotates and magnifies image and mask about the centre, in one resampling.
+
+    `angle` is in radians, anticlockwise on the screen. The image is bilinear, the mask
+    takes the nearest pixel; outside lie the image's minimum and background.
     """
     height, width = mask.shape[:2]
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
-    # Pillow wants the map from output to input, in (x, y) with the origin at the
-    # image's corner
+    # Pillow takes the map from output to input, in (x, y) from the image's corner.
     affine = (
         cos,
         -sin,
@@ -198,24 +192,26 @@ def _turn(
         (height - sin * width - cos * height) / 2,
     )
 
-    def turned(channel, resample, fill):
+    def transform(channel, resample, fill):
         return channel.transform(
             (width, height), Image.Transform.AFFINE, affine, resample, fillcolor=fill
         )
 
     low = float(image.min())
-    image = _each_channel(image, lambda x: turned(x, Image.Resampling.BILINEAR, low))
-    return image, _each_channel(mask, lambda x: turned(x, Image.Resampling.NEAREST, 0))
+    image = _each_channel(image, lambda x: transform(x, Image.Resampling.BILINEAR, low))
+    mask = _each_channel(mask, lambda x: transform(x, Image.Resampling.NEAREST, 0))
+    return image, mask
 
 
-def _jitter(
+def change_intensity(
     image: Float32[np.ndarray, "h w c"],
     gamma: float,
     contrast: float,
     brightness: float,
 ):
-    """Change the grey curve; contrast is about the mean, brightness in units of the
-    slice's range.
+    """Changes the grey curve of a slice.
+
+    Contrast is about the mean, brightness in units of the slice's range.
     """
     low, width = image.min(), np.ptp(image)
     if width == 0:
@@ -226,9 +222,9 @@ def _jitter(
 
 
 def _each_channel(array: np.ndarray, change) -> np.ndarray:
-    """`change`, a function of a Pillow image, applied to every channel of "h w n"."""
-    channels = (
-        Image.fromarray(np.ascontiguousarray(array[..., i]))
-        for i in range(array.shape[-1])
-    )
-    return np.stack([np.asarray(change(channel)) for channel in channels], axis=-1)
+    """Applies `change`, a function of a Pillow image, to every channel of "h w n"."""
+    changed = []
+    for channel in np.moveaxis(array, -1, 0):
+        picture = Image.fromarray(np.ascontiguousarray(channel))
+        changed.append(np.asarray(change(picture)))
+    return np.stack(changed, axis=-1)

@@ -1,9 +1,8 @@
-"""Every file below a folder, links followed, and what is passed over on the way, so
-that it can be said.
+"""Finds every file below a folder, links followed, and records what it passes over.
 
-A folder is entered once, by its own path before any link to it: the same patient under
-two names would lie on both sides of a split, and a link back to a folder above would
-never end.
+A folder is entered once, and by its own path before any link to it. Otherwise a patient
+under two names could lie on both sides of a split, and a link back to a folder above
+would never end.
 """
 
 import os
@@ -16,7 +15,7 @@ from typing import NamedTuple
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import csv_text, files
 
-# a row a file that was not read, and why
+# The file has a row for each file that was not read, with the reason.
 RECORD = "passed_over.csv"
 
 
@@ -24,7 +23,8 @@ class PassedOver(NamedTuple):
     """A file or folder that is not read."""
 
     path: Path
-    why: str  # the same words for the same reason, so that they can be counted
+    # The same reason has the same words, so that `summary` can count them.
+    why: str
 
 
 def below(
@@ -33,14 +33,14 @@ def below(
     *,
     leave_out: Callable[[Path], bool] | None = None,
 ) -> tuple[list[Path], list[PassedOver]]:
-    """(files that are `readable` by their name, everything else), each in order of the
-    path.
+    """Lists the files whose name is `readable`, and everything else, in path order.
 
-    Hidden files and folders are passed over. A link to nothing counts as a file, for
-    whoever reads it to refuse. Folders for which `leave_out` holds are passed over
-    without a word.
+    Hidden files and folders are passed over. A link to nothing counts as a file: whoever
+    reads it refuses it. Folders for which `leave_out` holds appear in neither list.
     """
-    found, passed, links, entered = [], [], [], set()
+    found, passed, entered = [], [], set()
+    # Links wait until all folders are entered by their own paths.
+    links: list[Path] = []
 
     def enter(top: Path) -> None:
         real = os.path.realpath(top)
@@ -78,7 +78,7 @@ def below(
 
 
 def unread(path: Path) -> PassedOver:
-    """A file in a format that is not read, or what is no file."""
+    """Names why a file is not read: its format, or that it is no file."""
     kind = _irregular(path)
     if kind:
         return PassedOver(path, f"not a file ({kind})")
@@ -87,23 +87,19 @@ def unread(path: Path) -> PassedOver:
 
 
 def check_regular(path: Path) -> None:
-    """Raises BadInput for what only looks like a file: reading a named pipe may never
-    end.
-    """
+    """Raises BadInput for a pipe, device or folder: reading a pipe may never end."""
     kind = _irregular(path)
     if kind:
         raise BadInput(f"{path} is {kind}, not a file. Replace or remove it.")
 
 
 def is_regular(path: Path) -> bool:
-    """Whether it can be opened without waiting; what is not there is told by whoever
-    opens it.
-    """
+    """Whether opening a path cannot wait: it is a file, or missing."""
     return not _irregular(path)
 
 
 def _irregular(path: Path) -> str:
-    """What it is instead of a file; empty for a file and for what is not there."""
+    """Kind of a path that is no file, such as "a socket"; empty where it is missing."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -119,21 +115,24 @@ def _irregular(path: Path) -> str:
 
 
 def summary(passed: Sequence[PassedOver]) -> str:
-    """How many were passed over and why, most frequent first; empty where none was."""
+    """Counts what was passed over by reason, most frequent first; empty for nothing."""
     if not passed:
         return ""
     reasons = Counter(one.why for one in passed).most_common()
     each = ", ".join(f"{count} {why}" for why, count in reasons)
-    return f"{len(passed)} file{'s' * (len(passed) > 1)} passed over: {each}"
+    noun = "file" if len(passed) == 1 else "files"
+    return f"{len(passed)} {noun} passed over: {each}"
 
 
 def write_record(folder: Path, passed: Sequence[PassedOver]) -> None:
-    """Write RECORD into a folder; where nothing was passed over, remove an earlier one."""
+    """Writes RECORD into a folder, or removes it where nothing was passed over."""
     path = folder / RECORD
     if not passed:
         path.unlink(missing_ok=True)
         return
-    # A name need not be text.
-    names = [str(one.path).encode(errors="backslashreplace").decode() for one in passed]
-    rows = [{"file": name, "why": one.why} for name, one in zip(names, passed)]
+    rows = []
+    for one in passed:
+        # File names are bytes, which need not be valid text.
+        name = str(one.path).encode(errors="backslashreplace").decode()
+        rows.append({"file": name, "why": one.why})
     files.write_text(path, csv_text.write(rows, ("file", "why")))

@@ -1,5 +1,6 @@
 """Cases and sides from the names of files and folders."""
 
+import itertools
 import re
 
 import pytest
@@ -13,11 +14,9 @@ def found(names, rule=AUTO, **options):
 
 
 def flat(form, *counts):
-    """Names with every combination of numbers from 1."""
-    names = [()]
-    for count in counts:
-        names = [(*one, n) for one in names for n in range(1, count + 1)]
-    return [form.format(*one) for one in names]
+    """Makes names with every combination of numbers from 1."""
+    ranges = [range(1, count + 1) for count in counts]
+    return [form.format(*numbers) for numbers in itertools.product(*ranges)]
 
 
 # --- cases from names
@@ -72,12 +71,12 @@ def test_two_patients_are_too_few_to_be_told_by_the_first_number():
 @pytest.mark.parametrize(
     "names", [["anna", "bob", "carl"], ["a1b", "b2c", "c3d"], ["x"]]
 )
-def test_names_that_share_no_stem_are_cases_without_a_word(names):
+def test_names_that_share_no_stem_are_cases_without_a_warning(names):
     cases = found(names)
     assert cases.of == {name: name for name in names} and not cases.notes
 
 
-def test_a_patient_alone_under_his_word_is_told_as_the_others_are():
+def test_a_patient_alone_under_its_word_is_found_as_the_others_are():
     names = (
         flat("TCGA_CS_{}_{}", 4, 3)
         + flat("TCGA_EZ_9_{}", 3)
@@ -151,9 +150,7 @@ def test_a_rule_that_does_not_fit_names_the_file_and_itself(rule, file):
 
 @pytest.mark.parametrize("rule", ["(", "[a", "*", "(?P<a>x)(?P<a>y)"])
 def test_a_rule_that_is_no_expression(rule):
-    refused(
-        lambda: found(["a"], rule), "data.case", repr(rule), "no regular expression"
-    )
+    refused(lambda: found(["a"], rule), "data.case", repr(rule), "'auto'")
 
 
 @pytest.mark.parametrize(
@@ -191,12 +188,8 @@ def test_volumes_in_folders_are_cases_by_themselves():
     ],
 )
 def test_folders_of_a_split(folders):
-    sides = dict(
-        zip(
-            folders,
-            ("train", "val", "test") if len(folders) == 3 else ("train", "test"),
-        )
-    )
+    names = ("train", "val", "test") if len(folders) == 3 else ("train", "test")
+    sides = dict(zip(folders, names))
     for inner in ("{}_p{}/0", "{}_p{}"):
         names = [
             f"{folder}/{inner.format(folder, n)}"
@@ -228,7 +221,6 @@ def test_what_lies_beside_the_folders_of_a_split_is_refused(beside):
         "data/images",
         "test, train",
         beside.split("/")[0],
-        "no side",
     )
 
 
@@ -244,11 +236,7 @@ def test_what_lies_beside_the_folders_of_a_split_is_refused(beside):
     ],
 )
 def test_a_case_on_two_sides_is_refused(names):
-    refused(
-        lambda: found(names),
-        "lies in the folders for train and for test",
-        "data/images",
-    )
+    refused(lambda: found(names), "train", "test", "data/images", "data.case")
 
 
 def test_files_called_by_a_number_alone_are_not_one_case():

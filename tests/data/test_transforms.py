@@ -4,18 +4,18 @@ import math
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from biedsnet_jax.data.transforms import (
     METHODS,
     Prepare,
-    _jitter,
-    _turn,
     augment,
+    change_intensity,
     normalise,
     resize_mask,
+    rotate_and_scale,
     window,
 )
-from biedsnet_jax.errors import BadInput
 
 RAMP = np.arange(12.0).reshape(3, 4)
 
@@ -25,7 +25,7 @@ def rng(seed=0):
 
 
 def resize(example, size):
-    """Image and mask, nothing normalised."""
+    """Resizes image and mask without normalising."""
     return Prepare(size, "none")(example)
 
 
@@ -42,13 +42,11 @@ def example(image, mask=None, spacing=None):
     }
 
 
-# --- normalise -------------------------------------------------------------------------------------------------------
+# --- normalise
 
 
 def test_percentiles_of_a_ramp():
-    """0 .. 200: the 0.5 and 99.5 percentiles are 1 and 199, so 100 -> 0.5, 1 -> 0 and
-    199 -> 1.
-    """
+    """The 0.5 and 99.5 percentiles of 0 to 200 are 1 and 199."""
     ramp = np.arange(201, dtype=np.uint8).reshape(1, 201, 1)
     out = normalise(ramp, "percentile")
     assert out.dtype == np.float32
@@ -66,7 +64,7 @@ def test_percentiles_of_a_ramp():
     ],
 )
 def test_the_other_methods_by_hand(method, expected):
-    """2, 6, 10, 18: mean 9, variance (49 + 9 + 1 + 81) / 4 = 35."""
+    """2, 6, 10, 18 have mean 9 and variance (49 + 9 + 1 + 81) / 4 = 35."""
     image = np.array([2, 6, 10, 18], np.uint16).reshape(2, 2, 1)
     np.testing.assert_allclose(normalise(image, method).ravel(), expected, rtol=1e-6)
 
@@ -92,14 +90,16 @@ def test_percentiles_that_coincide_fall_back_on_the_extremes():
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(
-        BadInput,
-        match=r"normalisation, percentil, data\.normalise; .*percentile, minmax",
-    ):
-        normalise(np.zeros((2, 2, 1)), "percentil")
+    image = np.zeros((2, 2, 1))
+    refused(
+        lambda: normalise(image, "percentil"),
+        "data.normalise",
+        "percentil.",
+        "percentile, minmax",
+    )
 
 
-# --- resize ----------------------------------------------------------------------------------------------------------
+# --- resize
 
 
 def test_halving_blocks_and_doubling_back_is_exact_where_blocks_align():
@@ -121,30 +121,30 @@ def test_height_and_width_are_not_swapped():
     out = resize(example(np.arange(24).reshape(4, 6), spacing=(1.0, 1.0)), (2, 12))
     assert out["image"].shape == out["mask"].shape == (2, 12, 1)
     assert out["spacing"] == (2.0, 0.5)
-    # 12 over the rows, 1 over the columns
+    # The ramp grows by 12 over the rows and by 1 over the columns.
     assert out["image"][1, 6, 0] > out["image"][0, 6, 0] + 8
 
 
 def test_shrinking_is_antialiased_and_growing_is_bilinear():
     stripes = np.tile([0.0, 1.0], (64, 32))
-    # picking gives 0 or 1
+    # Picking the nearest pixel would give 0 or 1.
     np.testing.assert_allclose(
         resize(example(stripes), 16)["image"][:, 1:-1], 0.5, atol=0.02
     )
     grown = resize(example([[0.0, 4.0], [8.0, 12.0]]), 4)["image"][..., 0]
-    # corner-anchored samples at -0.25, 0.25, 0.75, 1.25
+    # Pixels are squares, so samples lie at -0.25, 0.25, 0.75 and 1.25.
     np.testing.assert_allclose(grown[0], [0, 1, 3, 4], atol=1e-5)
     np.testing.assert_allclose(grown[:, 0], [0, 2, 6, 8], atol=1e-5)
 
 
 def test_a_mask_pixel_takes_what_covers_most_of_it_and_ties_go_to_the_lesion():
     mask = np.zeros((4, 4), np.uint8)
-    # 1 of 4
+    # One pixel of the block's four.
     mask[0, 0] = 1
-    # 2 of 4
+    # Two of four.
     mask[0:2, 2] = 1
+    # Three of four.
     mask[2:4, 0:2] = 1
-    # 3 of 4
     mask[3, 1] = 0
     np.testing.assert_array_equal(
         resize(example(mask, mask), 2)["mask"][..., 0], [[0, 1], [1, 0]]
@@ -175,7 +175,7 @@ def test_a_mask_of_classes_against_a_count_of_labels(shape):
         {"image": np.zeros((*shape, 1), np.float32), "mask": mask},
         (shape[0] // 3, shape[1] // 3),
     )
-    # classes stay exclusive
+    # Classes stay exclusive.
     assert out["mask"].sum(axis=-1).max() == 1
     for row in range(shape[0] // 3):
         for column in range(shape[1] // 3):
@@ -183,7 +183,7 @@ def test_a_mask_of_classes_against_a_count_of_labels(shape):
                 labels[3 * row : 3 * row + 3, 3 * column : 3 * column + 3].ravel(),
                 minlength=3,
             )
-            # the first of equals: 1, 2, then background
+            # Of equals the first wins: 1, 2, then background.
             winner = max((1, 2, 0), key=lambda label: votes[label])
             np.testing.assert_array_equal(
                 out["mask"][row, column], [winner == 1, winner == 2]
@@ -192,10 +192,10 @@ def test_a_mask_of_classes_against_a_count_of_labels(shape):
 
 def test_overlapping_classes_are_resized_each_by_itself():
     whole = np.zeros((4, 4), np.uint8)
-    # all of the first block, half of the last
+    # All of the first block, half of the last.
     whole[:2, :2] = whole[2:, 3] = 1
     core = np.zeros((4, 4), np.uint8)
-    # half of the first, a quarter of the last
+    # Half of the first, a quarter of the last.
     core[0, :2] = core[2, 3] = 1
     mask = np.stack([whole, core], axis=-1)
     out = resize({"image": mask.astype(np.float32), "mask": mask}, 2)["mask"]
@@ -203,7 +203,7 @@ def test_overlapping_classes_are_resized_each_by_itself():
     np.testing.assert_array_equal(out[..., 1], [[1, 0], [0, 0]])
 
 
-# --- window and the whole way ----------------------------------------------------------------------------------------
+# --- window and the whole way
 
 
 def test_a_window_clips_and_maps_to_0_1():
@@ -218,7 +218,7 @@ def test_a_window_clips_and_maps_to_0_1():
 def test_the_window_comes_before_resizing_so_that_metal_does_not_spread():
     image = np.array([[0, 0, 3000, 0]], np.int16)[..., None]
     out = Prepare((1, 1), "none", (0.0, 1.0)).image(image)
-    # one of four pixels, weighed by a triangle; unclipped it would be far above one
+    # Metal is one of four pixels; unclipped it would bring the mean far above 1.
     assert out.item() <= 0.5
 
 
@@ -228,11 +228,11 @@ def test_an_image_by_itself_is_prepared_as_with_its_mask():
     np.testing.assert_array_equal(prepare.image(full["image"]), prepare(full)["image"])
 
 
-# --- augment ---------------------------------------------------------------------------------------------------------
+# --- augment
 
 
 def test_flips_by_hand():
-    # the last row without its first pixel
+    # The mask is the last row without its first pixel.
     mask = RAMP > 8
     out = augment(example(RAMP, mask), rng(), hflip=1.0)
     np.testing.assert_array_equal(out["image"][0, :, 0], [3, 2, 1, 0])
@@ -247,14 +247,16 @@ def test_all_zero_changes_nothing_and_nothing_is_written_in_place():
     before = example(RAMP, RAMP > 7)
     before["image"].flags.writeable = before["mask"].flags.writeable = False
     np.testing.assert_array_equal(augment(before, rng())["image"], before["image"])
-    full = {
-        "hflip": 1.0,
-        "vflip": 1.0,
-        "rotate_degrees": 20.0,
-        "scale": 0.2,
-        "intensity": 0.2,
-    }
-    assert augment(before, rng(), **full)["image"].shape == (3, 4, 1)
+    after = augment(
+        before,
+        rng(),
+        hflip=1.0,
+        vflip=1.0,
+        rotate_degrees=20.0,
+        scale=0.2,
+        intensity=0.2,
+    )
+    assert after["image"].shape == (3, 4, 1)
 
 
 def test_probabilities_and_the_generator_alone_decide():
@@ -263,20 +265,23 @@ def test_probabilities_and_the_generator_alone_decide():
         for seed in range(400)
     ]
     assert 0.22 < np.mean(flipped) < 0.38
-    options = {"hflip": 0.5, "rotate_degrees": 10.0, "intensity": 0.1}
-    a, b, c = (
-        augment(example(RAMP), rng(seed), **options)["image"] for seed in (5, 5, 6)
-    )
-    np.testing.assert_array_equal(a, b)
-    assert np.abs(a - c).max() > 0.01
+
+    def drawn(seed):
+        before = example(RAMP)
+        return augment(
+            before, rng(seed), hflip=0.5, rotate_degrees=10.0, intensity=0.1
+        )["image"]
+
+    np.testing.assert_array_equal(drawn(5), drawn(5))
+    assert np.abs(drawn(5) - drawn(6)).max() > 0.01
 
 
-def turned(image, mask, **options):
-    options = {"angle": 0.0, "zoom": 1.0} | options
-    image, mask = _turn(
+def turned(image, mask, *, angle=0.0, zoom=1.0):
+    image, mask = rotate_and_scale(
         np.asarray(image, np.float32)[..., None],
         np.asarray(mask, np.uint8)[..., None],
-        **options,
+        angle,
+        zoom,
     )
     return image[..., 0], mask[..., 0]
 
@@ -290,16 +295,14 @@ def test_a_quarter_turn_is_numpys():
 
 @pytest.mark.parametrize(("angle", "zoom"), [(0.0, 1.2), (0.3, 1.0), (-0.2, 0.85)])
 def test_turning_against_the_formula_on_a_plane_and_a_disc(angle, zoom):
-    """Bilinear sampling of a plane is exact, and a disc about the centre only changes
-    its radius.
-    """
+    """Bilinear sampling of a plane is exact, and a disc only changes its radius."""
     height, width = 41, 61
     y, x = np.mgrid[:height, :width] - np.array([20.0, 30.0])[:, None, None]
     image, mask = turned(
         3 * x + 2 * y + 200, np.hypot(x, y) < 10, angle=angle, zoom=zoom
     )
-    # anticlockwise on a screen whose y points down: output (x, y) shows input R (x, y)
-    # / zoom
+    # Anticlockwise on a screen whose y points down: output (x, y) shows the input at
+    # R (x, y) / zoom.
     x_in = (math.cos(angle) * x - math.sin(angle) * y) / zoom
     y_in = (math.sin(angle) * x + math.cos(angle) * y) / zoom
     inner = np.hypot(x, y) < 15
@@ -319,23 +322,16 @@ def test_outside_is_the_minimum_and_background():
 
 
 def test_angle_and_scale_stay_within_their_bounds():
-    """The image's corner direction and size, measured from second moments of a bar."""
+    """Direction and size of a bar are measured by its second moments."""
     y, x = np.mgrid[:81, :81] - 40.0
     bar = (np.abs(y) < 3) & (np.abs(x) < 20)
     angles, areas = [], []
     for seed in range(60):
-        mask = (
-            augment(example(bar, bar), rng(seed), rotate_degrees=15.0, scale=0.1)[
-                "mask"
-            ][..., 0]
-            > 0
-        )
+        after = augment(example(bar, bar), rng(seed), rotate_degrees=15.0, scale=0.1)
+        mask = after["mask"][..., 0] > 0
         u, v = x[mask], y[mask]
-        angles.append(
-            math.degrees(
-                0.5 * math.atan2(2 * (u * v).mean(), (u**2).mean() - (v**2).mean())
-            )
-        )
+        twice = math.atan2(2 * (u * v).mean(), (u**2).mean() - (v**2).mean())
+        angles.append(math.degrees(0.5 * twice))
         areas.append(mask.sum() / bar.sum())
     assert -15.5 < min(angles) < -10 and 10 < max(angles) < 15.5
     assert 0.9**2 - 0.06 < min(areas) < 0.9 and 1.1 < max(areas) < 1.1**2 + 0.06
@@ -355,10 +351,9 @@ def test_intensity_changes_the_grey_curve_and_keeps_the_order_and_the_mask():
 
 
 def test_the_grey_curve_by_hand():
-    """0, 1/2, 1 of range 4 at gamma 2, contrast 0.5, brightness 0.1: squares 0, 1/4, 1
-    about their mean 5/12.
-    """
-    out = _jitter(np.array([[[2.0], [4.0], [6.0]]], np.float32), 2.0, 0.5, 0.1)
+    """At gamma 2, 0, 1/2, 1 of the range 4 become 0, 1/4, 1, about their mean 5/12."""
+    grey = np.array([[[2.0], [4.0], [6.0]]], np.float32)
+    out = change_intensity(grey, gamma=2.0, contrast=0.5, brightness=0.1)
     np.testing.assert_allclose(
         out.ravel(), 2 + 4 * (np.array([0, 1 / 4, 1]) * 0.5 + 5 / 24 + 0.1), rtol=1e-6
     )

@@ -1,6 +1,4 @@
-"""Files below a folder: links, loops, hidden ones, strange kinds, and what is said of
-what is passed over.
-"""
+"""Files below a folder: links, loops, hidden files, other kinds, what is passed over."""
 
 import os
 from pathlib import Path
@@ -57,12 +55,10 @@ def test_linked_folders_and_files_are_followed(tmp_path):
     assert below(tmp_path / "root") == (["0.png", "case/1.png", "file.png"], {})
 
 
-@pytest.mark.parametrize("target", [".", "..", "a"])
-def test_a_loop_ends_and_is_said(tmp_path, target):
+@pytest.mark.parametrize("target", ["b", ".", "a"])
+def test_a_loop_ends_and_is_reported(tmp_path, target):
     make(tmp_path, "a/1.png", "b/2.png")
-    (tmp_path / "b/loop").symlink_to(
-        (tmp_path / "b" / target if target != "a" else tmp_path / "a").resolve()
-    )
+    (tmp_path / "b/loop").symlink_to((tmp_path / target).resolve())
     found, passed = below(tmp_path)
     assert found == ["a/1.png", "b/2.png"]
     assert passed == {"b/loop": "a folder that is read under another name"}
@@ -88,15 +84,13 @@ def test_a_link_to_nothing_is_left_to_whoever_reads_it(tmp_path):
     assert below(tmp_path) == (["1.png"], {})
 
 
-def test_folders_left_out_are_not_said(tmp_path):
+def test_folders_left_out_are_not_reported(tmp_path):
     make(tmp_path, "a/1.png", "out/2.png")
-    assert below(tmp_path, leave_out=lambda path: path.name == "out") == (
-        ["a/1.png"],
-        {},
-    )
+    found, passed = below(tmp_path, leave_out=lambda path: path.name == "out")
+    assert found == ["a/1.png"] and not passed
 
 
-def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_reported(tmp_path, monkeypatch):
     make(tmp_path, "a/1.png", "b/2.png")
     real = os.scandir
 
@@ -119,14 +113,10 @@ def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "2.png")
     (tmp_path / "3.png").symlink_to("/dev/zero")
     (tmp_path / "4.png").mkdir()
-    for name, kind in (
-        ("2.png", "named pipe"),
-        ("3.png", "device"),
-        ("4.png", "folder"),
-    ):
-        refused(
-            lambda name=name: walk.check_regular(tmp_path / name), tmp_path / name, kind
-        )
+    kinds = {"2.png": "named pipe", "3.png": "device", "4.png": "folder"}
+    for name, kind in kinds.items():
+        path = tmp_path / name
+        refused(lambda path=path: walk.check_regular(path), path, kind)
 
 
 def test_what_is_not_read_has_a_reason(tmp_path):

@@ -169,7 +169,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-# --- the archives ----------------------------------------------------------------------------------------------------
+# --- the archives
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ def _fingerprint(root: Path) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-# --- one case --------------------------------------------------------------------------------------------------------
+# --- one case
 
 
 def read_case(

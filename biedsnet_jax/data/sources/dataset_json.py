@@ -1,6 +1,4 @@
-"""The dataset.json of Medical Decathlon and of nnU-Net: its cases, its channels and its
-labels.
-"""
+"""Reads the cases, channels and labels of a Medical Decathlon or nnU-Net dataset.json."""
 
 import json
 import re
@@ -17,43 +15,43 @@ _IGNORE = re.compile(r"\s*ignored?(?![a-z])", re.IGNORECASE)
 
 
 class Damaged(BadInput):
-    """It is no dataset.json, or is broken."""
+    """The file is no dataset.json, or is broken."""
 
 
 @dataclass(frozen=True)
 class DatasetJson:
-    """What such a file says that training must know."""
+    """Content of a dataset.json that training must know."""
 
     path: Path
-    # image and label of each case that is listed, as written
+    # Image and label of each case in the list, as written.
     training: list[tuple[str, str]]
-    channels: tuple[str, ...]  # their names; empty where it has none
+    # Names of the channels; empty where the file has none.
+    channels: tuple[str, ...]
 
     def check_channels(self, count: int) -> None:
-        """Raises BadInput where the images hold another number of channels than are
-        named.
-        """
+        """Raises BadInput where images have another number of channels than named."""
         if self.channels and len(self.channels) != count:
             names = shown(", ".join(self.channels))
+            noun = "channel" if len(self.channels) == 1 else "channels"
             raise BadInput(
-                f"{self.path} names {_channels(len(self.channels))} ({names}), but the images hold "
+                f"{self.path} names {len(self.channels)} {noun} ({names}), but the images hold "
                 f"{count}. Add the missing files, or correct the names."
             )
 
 
 def read(root: Path) -> DatasetJson | None:
-    """The file in `root`, in UTF-8 (with a byte order mark or without), UTF-16 or
-    UTF-32, or None.
+    """Reads the file in a folder; None where there is none.
 
-    Raises Damaged for a damaged file, BadInput for channels that are not numbered from
-    0 and for a label called "ignore".
+    It may be in UTF-8 (with a byte order mark or without), UTF-16 or UTF-32. Raises
+    Damaged for a damaged file, and BadInput for channels that are not numbered from 0
+    and for a label called "ignore".
     """
     path = root / NAME
     if not path.exists():
         return None
     check_regular(path)
     try:
-        # From bytes, since json tells the encoding by itself.
+        # Bytes, since json finds out the encoding by itself.
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise TypeError(f"a {type(content).__name__} where fields were expected")
@@ -72,16 +70,12 @@ def read(root: Path) -> DatasetJson | None:
     return DatasetJson(path, training, _channel_names(names, path))
 
 
-def _damaged(path, what) -> Damaged:
+def _damaged(path: Path, what: str) -> Damaged:
     return Damaged(f"{path} is damaged: {what}. Restore or remove it.")
 
 
-def _channels(count: int) -> str:
-    return f"{count} channel{'s' * (count != 1)}"
-
-
 def _channel_names(names: Any, path: Path) -> tuple[str, ...]:
-    """By number as a dict, in order as a list, or the one name."""
+    """Reads names given by number in a dict, in order in a list, or as the one name."""
     if isinstance(names, str):
         return (names,)
     if isinstance(names, dict):
@@ -89,26 +83,25 @@ def _channel_names(names: Any, path: Path) -> tuple[str, ...]:
         if len(numbers) == len(names) and numbers != list(range(len(numbers))):
             listed = ", ".join(map(str, numbers))
             raise BadInput(
-                f"{path} numbers its channels {listed}. Number them from 0, no gap."
+                f"{path} numbers its channels {listed}. Number them from 0, without a gap."
             )
         return tuple(map(str, names.values()))
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _check_labels(labels: Any, path: Path) -> None:
-    """Raises BadInput for a label called "ignore", which would be trained as if it were
-    a class.
-    """
+    """Raises BadInput for a label called "ignore", which would be trained as a class."""
     if isinstance(labels, list):
         labels = dict(enumerate(labels))
-    for key, value in labels.items() if isinstance(labels, dict) else ():
-        name = next(
-            (text for text in _texts([key, value]) if _IGNORE.match(text)), None
-        )
-        if name is not None:
-            number = (
-                key if isinstance(value, str | list) and str(key).isdecimal() else value
-            )
+    if not isinstance(labels, dict):
+        return
+    # Medical Decathlon maps numbers to names, nnU-Net names to numbers.
+    for key, value in labels.items():
+        for name in _texts([key, value]):
+            if not _IGNORE.match(name):
+                continue
+            by_number = isinstance(value, str | list) and str(key).isdecimal()
+            number = key if by_number else value
             raise BadInput(
                 f"{path} calls label {shown(number)} {shown(name)!r}, which is not supported yet: "
                 "it would be trained like any other. Give these voxels another label or leave such "
@@ -117,6 +110,7 @@ def _check_labels(labels: Any, path: Path) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
+    """Yields every text in a nested list."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):

@@ -1,5 +1,4 @@
-"""`Phantom`: CT-like axial chest slices with lung lesions, drawn on the fly, so that
-everything runs without data.
+"""`Phantom` draws CT-like axial chest slices with lung lesions, to run without data.
 
 A case is one drawn patient in world coordinates: u to the right, v to the back, w to
 the feet; the field of view is [-1, 1] x [-1, 1] and a case's slices span w in [-0.62,
@@ -27,10 +26,10 @@ from scipy import ndimage
 from biedsnet_jax.data.sources.source import Facts
 from biedsnet_jax.errors import BadInput
 
-# Hounsfield units
+# Grey values in Hounsfield units.
 AIR, LUNG, FAT, SOFT_TISSUE, BONE = -1000.0, -850.0, -90.0, 40.0, 450.0
 GROUND_GLASS, CONSOLIDATION = 0, 1
-# w of a case's first and last slice
+# The first and the last slice of a case lie at these w.
 TOP, BOTTOM = -0.62, 0.62
 
 
@@ -39,38 +38,41 @@ class _Lesion(NamedTuple):
 
     centre: list[float]  # u, v, w
     radius: list[float]  # along its axes in the plane, and along w
-    angle: float
-    # "3 4": phase and frequency over the three axes, in units of the radii
-    ripples: list[list[float]]
+    angle: float  # radians
+    ripples: list[list[float]]  # "3 4": phase and frequencies, per radius
     kind: int  # GROUND_GLASS or CONSOLIDATION
     density: float  # 0 for lung, 1 for soft tissue
 
 
 class _Case(NamedTuple):
+    """A drawn patient."""
+
     body: list[float]  # half axes over u and v
-    lungs: list[list[float]]  # centre (u, v) and half axes of either lung
+    lungs: list[list[float]]  # "2 4": centre (u, v) and half axes of each lung
     heart: list[float]  # centre (u, v) and half axes
-    rib_phase: float
+    rib_phase: float  # radians
     vessels: np.ndarray  # "n 7": start (u, v, w), end (u, v, w), radius
-    texture: list[list[float]]  # "5 4": phase and frequency over u, v, w
+    texture: list[list[float]]  # "5 4": phase and frequencies over u, v, w
     lesions: tuple[_Lesion, ...]
-    # slices with lesions, one run: the empty ones lie above and below it
+    # Slices with lesions; the empty ones lie above and below them.
     diseased: range
     width_mm: float  # of the field of view
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """Random-access source of `n_cases` x `slices_per_case` drawn slices of `size` x
-    `size` pixels, case by case.
+    """Random-access source of drawn slices, case by case.
 
+    It has `n_cases` of `slices_per_case` slices of `size` x `size` pixels.
     `phantom[i]` holds image float32 "h w 1" in Hounsfield-like units, mask uint8 "h w
     k", case, slice, spacing (row, column) in mm, path. The same arguments and index
-    give the same bits, whatever was drawn before. `difficulty` in [0, 1] takes contrast
-    from the lesions and widens their borders. Of each case's slices the share
-    `empty_fraction` (rounded) has no lesion and every other slice has one. With
-    `classes` 2 the classes are ground glass and consolidation, exclusive; with 1 they
-    are one. Raises BadInput for a value out of range.
+    give the same bits, whatever was drawn before.
+
+    `difficulty` in [0, 1] takes contrast from the lesions and widens their borders. In
+    each case the share `empty_fraction` (rounded) of slices has no lesion, and every
+    other slice has one. With `classes` 2 the classes are ground glass and
+    consolidation, exclusive; with 1 they are one. Raises BadInput for a value out of
+    range.
     """
 
     n_cases: int = 40
@@ -87,12 +89,15 @@ class Phantom:
             "slices_per_case": (1, 999),
             "size": (16, 4096),
             "seed": (0, 2**63),
+            "difficulty": (0, 1),
+            "empty_fraction": (0, 1),
+            "classes": (1, 2),
         }
-        limits |= {"difficulty": (0, 1), "empty_fraction": (0, 1), "classes": (1, 2)}
         for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
+            value = getattr(self, name)
+            if not low <= value <= high:
                 raise BadInput(
-                    f"phantom, {name} = {getattr(self, name)}; give {low} to {high}"
+                    f"The phantom's {name} is {value}. Give {low} to {high}."
                 )
 
     def __len__(self) -> int:
@@ -100,25 +105,24 @@ class Phantom:
 
     @property
     def cases(self) -> list[str]:
-        """The case of every index, without drawing any."""
+        """Case of every index; nothing is drawn."""
         return [f"phantom_{i // self.slices_per_case:03d}" for i in range(len(self))]
 
     @property
     def facts(self) -> Facts:
-        """Nothing is read."""
+        """Returns no facts, since no files are read."""
         return Facts()
 
     def verify(self) -> None:
-        """Nothing is read."""
+        """Does nothing, since no files are read."""
 
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number, slice_ = divmod(int(index), self.slices_per_case)
         name, case = f"phantom_{number:03d}", _case(self, number)
-        image, mask = _render(
-            self, case, slice_, np.random.default_rng([self.seed, number, slice_])
-        )
+        rng = np.random.default_rng([self.seed, number, slice_])
+        image, mask = _render(self, case, slice_, rng)
         return {
             "image": image[..., None],
             "mask": mask,
@@ -133,11 +137,11 @@ def _w_of(phantom: Phantom, slice_: int) -> float:
     return TOP + (BOTTOM - TOP) * (slice_ + 0.5) / phantom.slices_per_case
 
 
-# --- drawing one slice -----------------------------------------------------------------------------------------------
+# --- drawing one slice
 
 
 def _render(phantom: Phantom, case: _Case, slice_: int, rng: np.random.Generator):
-    """One slice: image float32 "h w" and mask uint8 "h w k"."""
+    """Draws one slice: image float32 "h w" and mask uint8 "h w k"."""
     w, pixel = _w_of(phantom, slice_), 2.0 / phantom.size
     axis = ((np.arange(phantom.size) + 0.5) * pixel - 1.0).astype(np.float32)
     u, v = axis[None, :], axis[:, None]
@@ -147,67 +151,58 @@ def _render(phantom: Phantom, case: _Case, slice_: int, rng: np.random.Generator
     image = _thorax(case, u, v, w, edge)
     air, mask = _lung_tissue(phantom, case, u, v, slice_, lung)
     vessels = np.zeros_like(image)
-    for start, end, radius in zip(
-        case.vessels[:, :3], case.vessels[:, 3:6], case.vessels[:, 6]
-    ):
-        _draw_vessel(vessels, axis, start, end, float(radius), w, edge)
+    for vessel in case.vessels:
+        start, end, radius = vessel[:3], vessel[3:6], float(vessel[6])
+        _draw_vessel(vessels, axis, start, end, radius, w, edge)
     air += vessels * (SOFT_TISSUE - air)
     image += _cover(lung, edge) * (air - image)
 
-    noise = ndimage.gaussian_filter(
-        rng.standard_normal(image.shape, dtype=np.float32), 0.6
-    )
-    # 0.46 is the standard deviation that the filter leaves
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    noise = ndimage.gaussian_filter(noise, 0.6)
+    # The filter leaves a standard deviation of 0.46, so that of the noise is 38 HU.
     return image + 38.0 / 0.46 * noise, mask
 
 
 def _thorax(case: _Case, u, v, w: float, edge: float) -> np.ndarray:
-    """Skin to mediastinum, everything but the lungs."""
+    """Draws skin to mediastinum, everything but the lungs."""
     image = np.full((v.shape[0], u.shape[1]), AIR, np.float32)
     skin = _ellipse(u, v, (0.0, 0.0), case.body, 2.6)
+    ribs = _ribs(case, u, v, w, skin)
+    spine = _ellipse(u, v, (0.0, 0.37), (0.10, 0.09))
+    sternum = _ellipse(u, v, (0.0, -0.55), (0.09, 0.025))
     organs = [
         (skin, FAT),
         (skin - 0.06, SOFT_TISSUE),
-        (_ribs(case, u, v, w, skin), BONE),
+        (ribs, BONE),
+        (spine, BONE),
+        (sternum, BONE),
     ]
-    spine, sternum = (
-        _ellipse(u, v, (0.0, 0.37), (0.10, 0.09)),
-        _ellipse(u, v, (0.0, -0.55), (0.09, 0.025)),
-    )
-    organs += [(spine, BONE), (sternum, BONE)]
-    windpipe = (
-        [(0.0, 0.05)]
-        if w < -0.1
-        else [(-0.08, 0.035), (0.08, 0.035)]
-        if w < 0.12
-        else []
-    )
-    organs += [(_ellipse(u, v, (x, -0.02), (r, r)), AIR) for x, r in windpipe]
+    # u and radius: the windpipe, below it the two main bronchi, then neither.
+    airways: list[tuple[float, float]] = []
+    if w < -0.1:
+        airways = [(0.0, 0.05)]
+    elif w < 0.12:
+        airways = [(-0.08, 0.035), (0.08, 0.035)]
+    organs += [(_ellipse(u, v, (x, -0.02), (r, r)), AIR) for x, r in airways]
     for inside, grey in organs:
         image += _cover(inside, edge) * (grey - image)
     return image
 
 
 def _lung_tissue(phantom: Phantom, case: _Case, u, v, slice_: int, lung):
-    """Lung with its lesions, without vessels, drawn everywhere; and the lesions' mask,
-    cut to the lung.
-    """
+    """Draws lung tissue with lesions everywhere, and the lesions' mask in the lung."""
     w = _w_of(phantom, slice_)
-    texture = sum(
-        np.cos(p + ku * u + kv * v + kw * w) for p, ku, kv, kw in case.texture
-    ) / len(case.texture)
+    waves = [np.cos(p + ku * u + kv * v + kw * w) for p, ku, kv, kw in case.texture]
+    texture = sum(waves) / len(waves)
     air = LUNG + 130.0 * np.clip(v / 0.45, 0, 1) ** 2 + 45.0 * texture
     mask = np.zeros((*air.shape, 2), np.uint8)
+    edge = 0.022 * (1 + 3 * phantom.difficulty)
     if slice_ in case.diseased:
         for lesion in case.lesions:
             if abs(w - lesion.centre[2]) > 1.3 * lesion.radius[2]:
                 continue
             inside = _lesion(lesion, u, v, w)
-            weight = (
-                _cover(inside, 0.022 * (1 + 3 * phantom.difficulty))
-                * lesion.density
-                * (1 + 0.25 * texture)
-            )
+            weight = _cover(inside, edge) * lesion.density * (1 + 0.25 * texture)
             air = np.maximum(air, LUNG + weight * (SOFT_TISSUE - LUNG))
             mask[(inside > 0) & (lung > 0), lesion.kind] = 1
     if phantom.classes == 1:
@@ -217,58 +212,50 @@ def _lung_tissue(phantom: Phantom, case: _Case, u, v, slice_: int, lung):
 
 
 def _cover(inside, edge: float):
+    """Weight with which an organ is blended in, see above."""
     return np.clip(0.5 + inside / edge, 0.0, 1.0)
 
 
 def _ellipse(u, v, centre, axes, power: float = 2.0):
-    """About the distance to the border of a superellipse, positive inside."""
+    """Measures about the distance to a superellipse's border, positive inside."""
+    x, y = (u - centre[0]) / axes[0], (v - centre[1]) / axes[1]
     if power == 2.0:
-        r = np.sqrt(((u - centre[0]) / axes[0]) ** 2 + ((v - centre[1]) / axes[1]) ** 2)
+        r = np.sqrt(x**2 + y**2)
     else:
-        r = (
-            np.abs((u - centre[0]) / axes[0]) ** power
-            + np.abs((v - centre[1]) / axes[1]) ** power
-        ) ** (1 / power)
+        r = (np.abs(x) ** power + np.abs(y) ** power) ** (1 / power)
     return (1.0 - r) * min(axes)
 
 
 def _lungs(case: _Case, u, v, w: float):
-    """Either lung, narrow at the apex; the heart and, near the base, the diaphragm's
-    domes are cut out.
+    """Measures the distance to the border of the nearer lung, positive inside.
+
+    Lungs are narrow at the apex. The heart is cut out of them and, near the base, the
+    domes of the diaphragm are.
     """
     shrink = math.sqrt(max(0.0, 1.0 - (w - 0.15) ** 2))
     dome = min(max((w - 0.2) / 0.5, 0.02), 1.0)
-    beat = math.sqrt(max(1.0 - ((w - 0.3) / 0.5) ** 2, 0.05))
-    heart = -_ellipse(
-        u, v, case.heart[:2], (case.heart[2] * beat, case.heart[3] * beat)
-    )
+    heart_size = math.sqrt(max(1.0 - ((w - 0.3) / 0.5) ** 2, 0.05))
+    hu, hv, ha, hb = case.heart
+    heart = _ellipse(u, v, (hu, hv), (ha * heart_size, hb * heart_size))
     sides = []
     for cu, cv, a, b in case.lungs:
         whole = _ellipse(u, v, (cu, cv), (a * shrink, b * shrink), 2.3)
-        sides.append(
-            np.minimum(
-                whole,
-                -_ellipse(u, v, (0.8 * cu, cv - 0.14), (1.15 * a * dome, b * dome)),
-            )
-        )
-    return np.minimum(np.maximum(*sides), heart)
+        under = _ellipse(u, v, (0.8 * cu, cv - 0.14), (1.15 * a * dome, b * dome))
+        sides.append(np.minimum(whole, -under))
+    return np.minimum(np.maximum(*sides), -heart)
 
 
 def _ribs(case: _Case, u, v, w: float, skin):
-    """A ring under the skin, broken where the plane passes between two of the slanting
-    ribs.
-    """
+    """Draws a ring under the skin, broken where the plane passes between two ribs."""
     ring = 0.024 - np.abs(skin - 0.105)
     along = np.arctan2(v / case.body[1], np.abs(u) / case.body[0])
-    return np.minimum(
-        ring, 0.06 * (np.cos(9.0 * along + 14.0 * w + case.rib_phase) - 0.25)
-    )
+    # Ribs slant, so the breaks move along the ring from slice to slice.
+    slant = np.cos(9.0 * along + 14.0 * w + case.rib_phase)
+    return np.minimum(ring, 0.06 * (slant - 0.25))
 
 
 def _lesion(lesion: _Lesion, u, v, w: float):
-    """About the distance to the lesion's rippled border, positive inside; a lesion
-    keeps to its own lung.
-    """
+    """Measures about the distance to a lesion's rippled border, positive inside."""
     du, dv, dw = u - lesion.centre[0], v - lesion.centre[1], w - lesion.centre[2]
     cos, sin = math.cos(lesion.angle), math.sin(lesion.angle)
     x = (cos * du + sin * dv) / lesion.radius[0]
@@ -277,48 +264,43 @@ def _lesion(lesion: _Lesion, u, v, w: float):
     ripple = sum(
         np.sin(p + kx * x + ky * y + kz * z) for p, kx, ky, kz in lesion.ripples
     )
-    inside = (1.0 + 0.09 * ripple - np.sqrt(x**2 + y**2 + z**2)) * min(
-        lesion.radius[:2]
-    )
-    return np.minimum(inside, math.copysign(1.0, lesion.centre[0]) * u)
+    distance = 1.0 + 0.09 * ripple - np.sqrt(x**2 + y**2 + z**2)
+    # A lesion does not cross u = 0 into the other lung.
+    own_side = math.copysign(1.0, lesion.centre[0]) * u
+    return np.minimum(distance * min(lesion.radius[:2]), own_side)
 
 
 def _draw_vessel(
     vessels, axis, start, end, radius: float, w: float, edge: float
 ) -> None:
-    """Write the part of a round tube that crosses the plane w into `vessels` (weights),
-    within its bounding box.
-    """
+    """Draws the part of a round tube near the plane w into `vessels`, as weights."""
     reach, along = radius + edge, end - start
     if min(start[2], end[2]) > w + reach or max(start[2], end[2]) < w - reach:
         return
-    cut = np.clip(
-        (np.array([w - reach, w + reach]) - start[2]) / (along[2] + 1e-9), 0.0, 1.0
-    )
+    # Only the bounding box of that part is computed, since a case has 144 tubes.
+    near = np.array([w - reach, w + reach]) - start[2]
+    cut = np.clip(near / (along[2] + 1e-9), 0.0, 1.0)
     ends = start[:2] + cut[:, None] * along[:2]
     low = np.searchsorted(axis, ends.min(axis=0) - reach)
     high = np.searchsorted(axis, ends.max(axis=0) + reach)
-    box = (slice(low[1], high[1]), slice(low[0], high[0]))
-    du, dv, dw = (
-        axis[None, box[1]] - start[0],
-        axis[box[0], None] - start[1],
-        w - start[2],
-    )
-    t = np.clip(
-        (du * along[0] + dv * along[1] + dw * along[2]) / (along @ along), 0.0, 1.0
-    )
-    distance = np.sqrt(
-        (du - t * along[0]) ** 2 + (dv - t * along[1]) ** 2 + (dw - t * along[2]) ** 2
-    )
-    np.maximum(vessels[box], _cover(radius - distance, edge), out=vessels[box])
+    rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
+    du = axis[None, columns] - start[0]
+    dv = axis[rows, None] - start[1]
+    dw = w - start[2]
+    au, av, aw = along
+    # The point of the axis nearest to a pixel is start + t along.
+    t = np.clip((du * au + dv * av + dw * aw) / (along @ along), 0.0, 1.0)
+    distance = np.sqrt((du - t * au) ** 2 + (dv - t * av) ** 2 + (dw - t * aw) ** 2)
+    box = vessels[rows, columns]
+    np.maximum(box, _cover(radius - distance, edge), out=box)
 
 
-# --- drawing lots for one case ---------------------------------------------------------------------------------------
+# --- drawing lots for one case
 
 
 @functools.lru_cache(maxsize=256)
 def _case(phantom: Phantom, number: int) -> _Case:
-    """The patient `number`, from the seed alone."""
+    """Draws the patient `number` from the seed alone."""
     rng = np.random.default_rng([phantom.seed, number])
     lungs = np.array([[-0.36, -0.02, 0.28, 0.42], [0.36, -0.02, 0.28, 0.42]])
     empty = round(phantom.empty_fraction * phantom.slices_per_case)
@@ -338,69 +320,60 @@ def _case(phantom: Phantom, number: int) -> _Case:
 
 
 def _waves(rng: np.random.Generator, n: int, frequency: float) -> list[list[float]]:
-    """Phase and frequency over three axes of n plane waves, "n 4"."""
-    return np.concatenate(
-        [rng.uniform(0, 2 * math.pi, (n, 1)), rng.normal(0, frequency, (n, 3))], axis=1
-    ).tolist()
+    """Draws phase and frequency over three axes of n plane waves, "n 4"."""
+    phases = rng.uniform(0, 2 * math.pi, (n, 1))
+    frequencies = rng.normal(0, frequency, (n, 3))
+    return np.concatenate([phases, frequencies], axis=1).tolist()
 
 
-def _vessel_tree(
-    rng: np.random.Generator, lung: np.ndarray, branches: int = 18
-) -> np.ndarray:
-    """Stems from the hilum that fork on their way to random points near the pleura, "n
-    7".
-    """
+def _vessel_tree(rng: np.random.Generator, lung: np.ndarray) -> np.ndarray:
+    """Draws stems that fork from the hilum to random points near the pleura, "n 7"."""
     root = np.array([math.copysign(0.14, lung[0]), 0.02, 0.0])
     segments = []
-    for _ in range(branches):
+    for _ in range(18):
         towards = rng.normal(size=3)
         towards *= 0.9 / np.linalg.norm(towards)
         tip = np.array([lung[0], lung[1], 0.05]) + towards * (lung[2], lung[3], 0.75)
         fork = root + 0.45 * (tip - root) + rng.normal(0, 0.03, 3)
         segments.append([*root, *fork, 0.026])
         for spread in (0.08, 0.14, 0.20):
-            segments.append(
-                [*fork, *(tip + rng.normal(0, spread, 3)), rng.uniform(0.008, 0.018)]
-            )
+            end = tip + rng.normal(0, spread, 3)
+            segments.append([*fork, *end, rng.uniform(0.008, 0.018)])
     return np.array(segments)
 
 
 def _lesions(
     phantom: Phantom, case: _Case, rng: np.random.Generator
 ) -> tuple[_Lesion, ...]:
-    """A lesion for each diseased slice that no earlier one covers, then a few more
-    anywhere among them.
-    """
+    """Draws a lesion for each diseased slice that has none yet, then a few more."""
     planes = [_w_of(phantom, slice_) for slice_ in case.diseased]
     lesions: list[_Lesion] = []
     for w in planes:
         if not any(_covers(lesion, case, w) for lesion in lesions):
             lesions.append(_new_lesion(phantom, case, rng, w))
     if planes:
-        lesions += [
-            _new_lesion(phantom, case, rng, rng.choice(planes))
-            for _ in range(rng.poisson(2))
-        ]
+        for _ in range(rng.poisson(2)):
+            lesions.append(_new_lesion(phantom, case, rng, rng.choice(planes)))
     return tuple(lesions)
 
 
 def _covers(lesion: _Lesion, case: _Case, w: float) -> bool:
+    """Whether the plane w cuts a lesion well inside, at a place that is lung there."""
     u, v, centre_w = lesion.centre
-    return abs(w - centre_w) < 0.6 * lesion.radius[2] and bool(
-        _lungs(case, u, v, w) > 0.03
-    )
+    if abs(w - centre_w) >= 0.6 * lesion.radius[2]:
+        return False
+    return bool(_lungs(case, u, v, w) > 0.03)
 
 
 def _new_lesion(
     phantom: Phantom, case: _Case, rng: np.random.Generator, w: float
 ) -> _Lesion:
-    """A lesion centred in the lung on the plane w, more often near the pleura than
-    deep.
-    """
+    """Draws a lesion with its centre in the lung on the plane w."""
     u, v = rng.uniform(-0.7, 0.7, 1000), rng.uniform(-0.5, 0.5, 1000)
     depth = _lungs(case, u, v, w)
-    # never none, even in a sliver of lung
+    # Some point always qualifies, even in a sliver of lung.
     inside = np.flatnonzero(depth >= min(0.05, 0.7 * depth.max()))
+    # The shallowest of three: lesions lie near the pleura more often than deep.
     chosen = inside[rng.integers(len(inside), size=3)]
     at = chosen[np.argmin(depth[chosen])]
     kind = int(rng.random() < 0.35)

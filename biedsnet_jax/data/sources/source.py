@@ -1,9 +1,8 @@
-"""The interface of all sources of slices, what they know of their data, and one kept in
-memory.
+"""Defines what a source of slices is, and keeps one in memory.
 
-A source is random access in numpy: `len`, `.cases` (the case of every index) and `[i]`
--> an example, a dict of image "h w c" in the file's own values, upright, mask uint8 "h
-w k" of 0 and 1, case, slice, spacing (row, column) in mm or None, and path.
+A source is random access in numpy: `len`, `.cases` (the case of every index) and `[i]`,
+an example. That is a dict of image "h w c" in the file's own values, upright, mask uint8
+"h w k" of 0 and 1, case, slice, spacing (row, column) in mm or None, and path.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,25 +14,27 @@ from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.errors import BadInput
 
 Example = dict[str, Any]
-# of all slices: where fewer have any, the masks are most likely read wrongly
+# With a smaller share of slices, the masks are most likely read wrongly.
 FEWEST_WITH_FOREGROUND = 1 / 200
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a source knows of its data beside the slices."""
+    """Facts that a source knows of its data beside the slices."""
 
-    # of each case; none where nothing is read
+    # Case -> its files; empty where no files are read.
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
-    # case -> "train", "val" or "test", where folders say so
+    # Case -> "train", "val" or "test", where folders name sides of the split.
     sides: Mapping[str, str] = field(default_factory=dict)
-    passed: Sequence[PassedOver] = ()  # files that are not read
-    notes: Sequence[str] = ()  # warnings, a line each
+    # Files that are not read.
+    passed: Sequence[PassedOver] = ()
+    # Warnings for the user, a line each.
+    notes: Sequence[str] = ()
 
 
 @runtime_checkable
 class Source(Protocol):
-    """What splits and the pipeline need of a source; `data.phantom.Phantom` is one too."""
+    """Interface of a source for splits and the pipeline; `Phantom` is one too."""
 
     @property
     def cases(self) -> Sequence[str]: ...
@@ -46,13 +47,14 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def verify(self) -> None:
-        """Read every file once. Raises the BadInput of the first that does not fit."""
+        """Reads every file once. Raises the BadInput of the first that does not fit."""
 
 
 @dataclass(frozen=True)
 class Cached:
-    """`source` with every example kept in memory after its first reading, read-only
-    since all readers share it.
+    """Keeps every example of a source in memory once it is read.
+
+    Its arrays are read-only, since all readers share them.
     """
 
     source: Source
@@ -72,10 +74,11 @@ class Cached:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        # two threads may both read it: they store the same
+        # Two threads may both read an example: they store the same, so no lock is needed.
         if index not in self._kept:
             example = self.source[index]
-            example["image"].flags.writeable = example["mask"].flags.writeable = False
+            for name in ("image", "mask"):
+                example[name].flags.writeable = False
             self._kept[index] = example
         return dict(self._kept[index])
 
@@ -84,11 +87,9 @@ class Cached:
 
 
 def check_foreground(found: int, of: int, where: str) -> None:
-    """Raises BadInput where so few slices have any foreground that their masks are most
-    likely read wrongly.
-    """
+    """Raises BadInput where too few slices have any foreground to trust their masks."""
     if found == 0 or found < FEWEST_WITH_FOREGROUND * of:
         raise BadInput(
-            f"{found} of {of} masks in {where} have any foreground. Check the masks, data.classes and data.labels, "
-            "or go on with data.verify=False."
+            f"{found} of {of} masks in {where} have any foreground. "
+            "Check the masks, data.classes and data.labels, or go on with data.verify=False."
         )

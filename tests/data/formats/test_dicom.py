@@ -366,7 +366,7 @@ def test_a_scan_without_a_place_lacks_it(tmp_path, modality):
     refused(lambda: dicom.read_series([path]), path, "no ", "export it again")
 
 
-# --- files without the mark ----------------------------------------------------------------------
+# --- files without the mark
 
 
 def without_mark(path, syntax=ExplicitVRLittleEndian, *, meta=False):

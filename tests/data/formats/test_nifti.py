@@ -49,7 +49,7 @@ def refused(path, *parts):
     refusals.refused(lambda: nifti.read(path), path, *parts)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ"])
@@ -197,7 +197,7 @@ def test_an_affine_that_places_nothing(tmp_path, row, value):
     refused(path, "no usable affine")
 
 
-# --- what the name does not say ------------------------------------------------------------------
+# --- what the name does not say
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
@@ -280,7 +280,7 @@ def test_values_beyond_float32_are_refused(tmp_path, padding):
     refused(save(tmp_path / "a.nii", voxels), "2 of 24 are NaN or infinite")
 
 
-# --- units ---------------------------------------------------------------------------------------
+# --- units
 
 UNITS = {"mm": 1.0, "unknown": 1.0, "micron": 1e-3, "meter": 1e3}
 
@@ -372,7 +372,7 @@ def test_what_is_told_of_a_unit(tmp_path, unit, says):
     assert says in note and bool(note) == bool(says)
 
 
-# --- labels ----------------------------------------------------------------------------------------------------------
+# --- labels
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_what_is_no_label_map(voxels, says):
         nifti.labels(Volume(voxels, np.eye(4), "a.nii"))
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing
 
 
 def same_grid(one, two):

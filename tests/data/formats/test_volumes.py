@@ -139,7 +139,7 @@ def test_a_mask_must_lie_on_its_image():
         check_same_grid(shape, tilted, shape, affine, "mask.nii")
 
 
-# --- planes --------------------------------------------------------------------------------------
+# --- planes
 
 
 def stack(depth, height, width, spacing, order, signs) -> Volume:

@@ -102,7 +102,7 @@ def true_layout(tmp_path_factory):
     return write(folder / "archives"), folder / "cache"
 
 
-# --- what comes out --------------------------------------------------------------------------------------------------
+# --- what comes out
 
 
 def test_hounsfield_units_are_cut_to_the_window_and_grey_values_left_alone(true_layout):
@@ -239,7 +239,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     )
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused
 
 
 def instead(folder, case, data):
@@ -372,7 +372,7 @@ def test_a_cache_that_cannot_be_written(tmp_path):
         covid19_ct_seg.prepare(small(tmp_path / "archives"), tmp_path / "cache")
 
 
-# --- processes -------------------------------------------------------------------------------------------------------
+# --- processes
 
 # Prepares with a pause before each case but the first, naming them.
 SLOW = """

@@ -41,7 +41,7 @@ def folder(root: Path, names=("a/1", "a/2", "b/1"), shape=(4, 5)) -> Path:
     return root
 
 
-# --- what is read ----------------------------------------------------------------------------------------------------
+# --- what is read
 
 
 def test_cases_and_slices_in_natural_order(tmp_path):
@@ -179,7 +179,7 @@ def test_several_classes_from_labels_and_from_a_palette(tmp_path):
         np.testing.assert_array_equal(mask[..., j], labels == j + 1)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused
 
 
 def test_no_folder_and_no_images(tmp_path):
@@ -317,7 +317,7 @@ def test_channels_and_classes_are_checked(tmp_path, wrong):
     )
 
 
-# --- names, folders and what is in them ------------------------------------------------------------------------------
+# --- names, folders and what is in them
 
 
 @pytest.mark.parametrize("name", ["Müller", "é/1", "Å_1", "한국"])
@@ -471,7 +471,7 @@ def test_image_and_mask_are_turned_by_one_rule(tmp_path, turn):
         )
 
 
-# --- cached, and the real thing --------------------------------------------------------------------------------------
+# --- cached, and the real thing
 
 
 class Counting:

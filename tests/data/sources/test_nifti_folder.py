@@ -74,7 +74,7 @@ def examples(source):
     return [source[i] for i in range(len(source))]
 
 
-# --- slices ----------------------------------------------------------------------------------------------------------
+# --- slices
 
 
 def test_slices_by_hand(tmp_path):
@@ -137,7 +137,7 @@ def test_neighbours_are_channels_and_the_ends_are_repeated(tmp_path, context):
         np.testing.assert_array_equal(source[4 + z]["mask"], plain[4 + z]["mask"])
 
 
-# --- layouts ---------------------------------------------------------------------------------------------------------
+# --- layouts
 
 
 def test_folders_below_are_mirrored_in_natural_order(tmp_path):
@@ -365,7 +365,7 @@ def test_beside_images_only_the_labels_of_dataset_json_count(tmp_path):
     refused(lambda: folder(tmp_path), tmp_path / "dataset.json", "label 2 'ignore'")
 
 
-# --- what is passed over, and names --------------------------------------------------------------
+# --- what is passed over, and names
 
 
 def passed(source):
@@ -506,7 +506,7 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, kind):
     refused(lambda: folder(tmp_path), tmp_path / kind / "b.nii.gz", "named pipe")
 
 
-# --- units and planes ----------------------------------------------------------------------------
+# --- units and planes
 
 
 def in_unit(path, voxels, unit, affine=None):
@@ -591,7 +591,7 @@ def test_a_sagittal_stack_of_more_slices_is_told(tmp_path, slices):
     assert f"64x{slices} pixels of 0.5x4 mm" in note and note.endswith("1 more volume.")
 
 
-# --- classes ---------------------------------------------------------------------------------------------------------
+# --- classes
 
 
 @pytest.mark.parametrize(
@@ -649,7 +649,7 @@ def test_no_slice_with_so_much_foreground(tmp_path):
     )
 
 
-# --- the cache -------------------------------------------------------------------------------------------------------
+# --- the cache
 
 
 def test_after_verify_no_voxel_is_read_from_gzip_again(tmp_path, monkeypatch):
@@ -671,7 +671,7 @@ def test_a_changed_file_is_read_anew(tmp_path):
     np.testing.assert_array_equal(folder(tmp_path)[0]["image"], before + 5000)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused
 
 
 def test_no_known_layout_and_no_volumes(tmp_path):
@@ -812,7 +812,7 @@ def test_an_unwritable_cache(tmp_path):
     )
 
 
-# --- cases, sides and foreground -------------------------------------------------------------------------------------
+# --- cases, sides and foreground
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def made(tmp_path, scan, volume):
     return SliceCache(tmp_path / "cache").images([scan], lambda: volume)
 
 
-# --- values ----------------------------------------------------------------------------------------------------------
+# --- values
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_an_image_in_place_of_a_mask(tmp_path, scan):
     assert not (tmp_path / "cache").exists()
 
 
-# --- when a volume is read again -------------------------------------------------------------------------------------
+# --- when a volume is read again
 
 
 def test_a_volume_is_read_once_by_all_who_share_the_folder(tmp_path, scan):
@@ -336,7 +336,7 @@ def test_more_volumes_than_may_be_open_at_once(tmp_path, monkeypatch):
         assert mapped.read_text().count(str(tmp_path / "cache")) <= 5
 
 
-# --- what goes wrong -------------------------------------------------------------------------------------------------
+# --- what goes wrong
 
 
 def test_a_folder_that_cannot_be(tmp_path, scan):
@@ -385,7 +385,7 @@ def test_an_error_of_reading_passes_through_and_is_tried_again(tmp_path, scan):
     np.testing.assert_array_equal(decoded(cache.images([scan], lambda: RAMP)), RAMP)
 
 
-# --- several at once -------------------------------------------------------------------------------------------------
+# --- several at once
 
 
 def test_of_threads_that_want_one_volume_one_reads_it(tmp_path, scan):

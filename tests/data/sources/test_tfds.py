@@ -105,7 +105,7 @@ def opened(prepared, tmp_path):
     return open_set
 
 
-# --- what comes out --------------------------------------------------------------------------------------------------
+# --- what comes out
 
 
 def test_examples_come_as_from_any_source(opened):
@@ -230,7 +230,7 @@ def test_what_is_kept_is_on_the_disk_before_it_has_its_name(
     assert path.stat().st_ino in synced and stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused
 
 
 @pytest.mark.parametrize(
