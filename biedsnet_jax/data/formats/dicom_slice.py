@@ -1,9 +1,8 @@
-"""One DICOM file: the place of each of its slices by the header, and their values.
-pydicom is used here alone.
+"""Reads one DICOM file: the places of its slices, and their values.
 
-A file has the mark DICM after 128 bytes, or, as older archives wrote it, begins with
-its first element at once. Whatever pydicom raises over a file becomes a BadFile, a
-BadInput that names the file.
+Only this module uses pydicom, and makes what it raises over a file a BadFile, a BadInput
+that names the file. A file has the mark DICM after 128 bytes or, as older archives wrote
+it, begins with its first element at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from jaxtyping import Float, Num
 from biedsnet_jax.data.walk import is_regular
 from biedsnet_jax.errors import BadInput, reason, shown
 
-# where a file of many frames has what a file of one slice has at the top
+# A file of many frames has these fields in a sequence, a file of one slice at its top.
 _GROUP = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
@@ -27,28 +26,28 @@ _GROUP = {
     "RescaleSlope": "PixelValueTransformationSequence",
     "RescaleIntercept": "PixelValueTransformationSequence",
 }
-# Modality
+# Modalities of images that were made from a scan.
 _MADE = ("SEG", "RTDOSE")
-# ImageType of the scout that most series of CT and MR come with
+# ImageType of the scout that most series of CT and MR come with.
 _LOCALIZER = "LOCALIZER"
-# Modality of slices, which have a place in the body
+# Modalities of slices, which have a place in the body.
 _STACKED = ("CT", "MR", "PT", "NM", "")
 _MARK, _BEFORE_MARK = b"DICM", 128
-# groups, of which a file without the mark has its first element
+# The first element of a file without the mark is of one of these groups,
 _META, _IDENTIFICATION = 2, 8
-# of _IDENTIFICATION
+# in _IDENTIFICATION one of these elements,
 _FIRST_ELEMENTS = (0x0, 0x1, 0x5, 0x8, 0x12, 0x16, 0x18, 0x20, 0x60)
-# of these two
+# and its value representation, if given, one of these.
 _TYPES = (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM", b"DT", b"SH", b"LO", b"SQ")
-# value representations with a length of four bytes, of those in _META
+# Value representations in _META whose length takes four bytes.
 _LONG = (b"OB", b"UN")
-# bytes of all elements of _META
+# The most bytes that all elements of _META may take.
 _META_MOST = 2**16
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 class BadFile(BadInput):
-    """One file is not usable; other errors, such as no pydicom, concern all."""
+    """One file is not usable; other errors, such as a missing pydicom, concern all."""
 
 
 class NotDicom(BadFile):
@@ -57,7 +56,7 @@ class NotDicom(BadFile):
 
 @dataclass(frozen=True)
 class Slice:
-    """One plane, its pixels not read yet. Lengths in mm, in DICOM's axes."""
+    """One plane whose pixels are not read yet; lengths in mm, in DICOM's axes."""
 
     path: Path
     frame: int
@@ -71,40 +70,38 @@ class Slice:
 
     @property
     def normal(self) -> Float[np.ndarray, "3"]:
-        """Along a row x along a column."""
+        """Normal of the plane, along a row x along a column."""
         return np.cross(*self.directions)
 
     @property
     def height(self) -> float:
-        """Along the normal."""
+        """Height of the plane along its normal."""
         return float(self.position @ self.normal)
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Whether a file has the mark, or begins with an element that DICOM files begin
-    with.
-    """
+    """Whether a file has the mark, or begins as DICOM files without it do."""
     head = _head(path, _BEFORE_MARK + len(_MARK))
     return head[_BEFORE_MARK:] == _MARK or _begins_at_once(head)
 
 
 def _begins_at_once(head: bytes) -> bool:
-    """Whether it is one of the first groups, with a type in letters, or with a length
-    that fits.
-    """
+    """Whether bytes begin with a first element: known group, type or fitting length."""
     if len(head) < _BEFORE_MARK:
         return False
     group, element = (int.from_bytes(head[n : n + 2], "little") for n in (0, 2))
     if head[4:6] in _TYPES:
         return group == _IDENTIFICATION or (group == _META and element <= 2)
-    length = int.from_bytes(head[4:8], "little")
     if group != _IDENTIFICATION or element not in _FIRST_ELEMENTS:
         return False
-    return 0 < length <= (4 if element < 2 else _BEFORE_MARK) and length % 2 == 0
+    length = int.from_bytes(head[4:8], "little")
+    # The first two elements are numbers of four bytes.
+    longest = 4 if element < 2 else _BEFORE_MARK
+    return 0 < length <= longest and length % 2 == 0
 
 
 def _head(path: Path, size: int) -> bytes:
-    """The first bytes; none of what is no file."""
+    """Reads the first bytes; none of what is no file."""
     if not is_regular(path):
         return b""
     try:
@@ -115,14 +112,13 @@ def _head(path: Path, size: int) -> bytes:
 
 
 def _is_deflated(path: Path) -> bool:
-    """Whether the meta information of a file that begins at once says so, or is too
-    long to say.
-    """
+    """Whether a file that begins at once is deflated, or too long to say."""
     head, place = _head(path, _META_MOST), 0
     while int.from_bytes(head[place : place + 2], "little") == _META:
-        start, size = (
-            (place + 12, 4) if head[place + 4 : place + 6] in _LONG else (place + 8, 2)
-        )
+        if head[place + 4 : place + 6] in _LONG:
+            start, size = place + 12, 4
+        else:
+            start, size = place + 8, 2
         length = int.from_bytes(head[start - size : start], "little")
         if head[start : start + length].rstrip(b"\0 ") == _DEFLATED.encode():
             return True
@@ -132,38 +128,41 @@ def _is_deflated(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path, *, pixels: bool = False) -> Iterator:
-    """The data set of a file, up to its pixels or with them; an error meanwhile is a
-    BadFile.
+    """Opens the data set of a file, up to its pixels or with them.
+
+    Whatever is raised meanwhile becomes a BadFile.
     """
     if not is_regular(path):
         raise BadFile(
             f"{path} is a named pipe or a device, not a file. Replace or remove it."
         )
     try:
-        # since version 3
+        # Pydicom has this module since version 3.
         import pydicom.pixels
     except ImportError:
         raise BadInput(
-            f"DICOM without pydicom, {path.name}, {path.parent}; pip install 'pydicom>=3'"
+            f"{path} is DICOM, and pydicom is missing. pip install 'pydicom>=3'"
         ) from None
     try:
         yield _read(path, pixels=pixels)
     except (BadInput, MemoryError):
         raise
     except pydicom.errors.InvalidDicomError as error:
-        what = "not a DICOM file, no DICM after 128 bytes"
-        raise NotDicom(f"{what}, {path}; export it again or remove it") from error
-    # a broken file meets pydicom with anything
-    except Exception as error:
-        raise BadFile(
-            f"unreadable or truncated file, {reason(error)}, {path}; export it again"
+        raise NotDicom(
+            f"{path} is no DICOM file: it has no DICM after 128 bytes. Export it again or "
+            "remove it."
         ) from error
+    # Pydicom raises errors of any kind for a broken file.
+    except Exception as error:
+        raise _damaged(path, reason(error)) from error
+
+
+def _damaged(path: Path, why: str) -> BadFile:
+    return BadFile(f"{path} is damaged or truncated: {why}. Export it again.")
 
 
 def _read(path: Path, *, pixels: bool):
-    """By pydicom, which does without the mark only where the first bytes are those of
-    DICOM.
-    """
+    """Reads a data set, without the mark only if its first bytes are those of DICOM."""
     import pydicom
 
     try:
@@ -179,12 +178,11 @@ def _read(path: Path, *, pixels: bool):
         data = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
     except MemoryError:
         raise
-    # its first bytes alone are those of DICOM
+    # Only its first bytes are those of DICOM.
     except Exception as error:
         raise pydicom.errors.InvalidDicomError from error
-    if not any(
-        name in data for name in ("SOPClassUID", "Rows", "DirectoryRecordSequence")
-    ):
+    expected = ("SOPClassUID", "Rows", "DirectoryRecordSequence")
+    if not any(name in data for name in expected):
         raise pydicom.errors.InvalidDicomError
     if "TransferSyntaxUID" not in data.file_meta:
         implicit, _ = data.original_encoding
@@ -194,7 +192,7 @@ def _read(path: Path, *, pixels: bool):
 
 
 def why_no_scan(header) -> str:
-    """What a file is for which `is_scan` is False."""
+    """Names what a file is for which `is_scan` is False."""
     kind = shown(header.get("Modality") or "no modality")
     if "DirectoryRecordSequence" in header:
         return "a DICOM directory"
@@ -206,21 +204,19 @@ def why_no_scan(header) -> str:
 
 
 def is_scan(header, path: Path) -> bool:
-    """False for reports, localizers and what was made from a scan. Raises BadFile for
-    an image cut short.
+    """Whether a file is a scan: not a report, a localizer, or made from a scan.
+
+    Raises BadFile for an image that is cut short.
     """
     if "Rows" in header:
         return header.get("Modality") not in _MADE and not _is_localizer(header)
-    # in order of their tags, so that the class is complete where the instance follows
-    report = (
-        "SOPInstanceUID" in header and "Image Storage" not in header.SOPClassUID.name
-    )
-    # which is a DICOMDIR
-    if not report and "DirectoryRecordSequence" not in header:
-        raise BadFile(
-            f"unreadable or truncated file, an image without Rows, {path}; export it again"
-        )
-    return False
+    if "DirectoryRecordSequence" in header:
+        return False
+    # Elements are in the order of their tags, so the class is whole if the instance
+    # follows.
+    if "SOPInstanceUID" in header and "Image Storage" not in header.SOPClassUID.name:
+        return False
+    raise _damaged(path, "it is an image without Rows")
 
 
 def _is_localizer(header) -> bool:
@@ -229,18 +225,16 @@ def _is_localizer(header) -> bool:
 
 
 def height(header, path: Path) -> float:
-    """`Slice.height` by the header; 0 for a file of many frames or without a place."""
+    """Height as `Slice.height`; 0 for a file of many frames or without a place."""
     try:
-        directions = _directions(header, 0, path)
-        return float(
-            _numbers(header, 0, "ImagePositionPatient", 3, path) @ np.cross(*directions)
-        )
+        position = _numbers(header, 0, "ImagePositionPatient", 3, path)
+        return float(position @ np.cross(*_directions(header, 0, path)))
     except BadFile:
         return 0.0
 
 
 def read(path: Path) -> list[Slice]:
-    """The slices of one file: one, or of enhanced DICOM one a frame.
+    """Reads the slices of a file by its header: one, or of enhanced DICOM one a frame.
 
     Raises BadFile for colour, values by a table, and frames or slices without place and
     size.
@@ -249,17 +243,20 @@ def read(path: Path) -> list[Slice]:
         colours = header.get("PhotometricInterpretation")
         if not is_scan(header, path) or colours not in ("MONOCHROME1", "MONOCHROME2"):
             raise BadFile(
-                f"not one grey value a pixel, {shown(colours)}, {path}; export the grey images or leave it out"
+                f"{path} has not one grey value a pixel, but {shown(colours)}. "
+                "Export the grey images or leave it out."
             )
         if header.get("ModalityLUTSequence"):
             raise BadFile(
-                f"values by a table, ModalityLUTSequence, {path}; export it with slope and intercept"
+                f"{path} gives its values by a table, ModalityLUTSequence. "
+                "Export it with slope and intercept."
             )
         _check_stacked(header, path)
         frames = int(header.get("NumberOfFrames") or 1)
         if frames != len(header.get("PerFrameFunctionalGroupsSequence") or [None]):
             raise BadFile(
-                f"frames without a place each, {frames}, {path}; export a file a slice, or enhanced DICOM"
+                f"{path} has {frames} frames, and not a place for each. "
+                "Export a file a slice, or enhanced DICOM."
             )
         return [_slice(header, frame, path) for frame in range(frames)]
 
@@ -286,26 +283,27 @@ def _has(header, name: str) -> bool:
 
 
 def values(slices: Sequence[Slice]) -> Iterator[Num[np.ndarray, "h w"]]:
-    """Of slices of one file: whole numbers where slope and intercept keep them whole,
-    else float32.
+    """Reads the values of slices of one file.
 
-    MONOCHROME1, where low is bright, is turned round before. Raises BadFile for pixels
-    that are cut short, need a plugin of pydicom, or are not numbers.
+    They are whole numbers where slope and intercept keep them whole, else float32.
+    MONOCHROME1, where low is bright, is inverted before. Raises BadFile for pixels that
+    are cut short, need a plugin of pydicom, or are not numbers.
     """
     path = slices[0].path
     with opened(path, pixels=True) as data:
+        # Signed values are inverted about -1/2, which keeps them in their range.
         highest = -1 if data.PixelRepresentation else 2**data.BitsStored - 1
         inverted = data.PhotometricInterpretation == "MONOCHROME1"
-        for one, pixels in zip(
-            slices, _decode(data, [one.frame for one in slices], path)
-        ):
+        frames = [one.frame for one in slices]
+        for one, pixels in zip(slices, _decode(data, frames, path)):
             if pixels.shape != one.size:
                 raise BadFile(
-                    f"pixels of another size, {pixels.shape} for {one.size}, {path}; export it again"
+                    f"{path} has pixels of the size {pixels.shape} where its header says "
+                    f"{one.size}. Export it again."
                 )
-            yield _rescale(
-                highest - pixels.astype(np.int64) if inverted else pixels, one
-            )
+            if inverted:
+                pixels = highest - pixels.astype(np.int64)
+            yield _rescale(pixels, one)
 
 
 def _slice(header, frame, path) -> Slice:
@@ -326,22 +324,23 @@ def _slice(header, frame, path) -> Slice:
 
 
 def _thickness(header, frame, path) -> float:
-    """In mm; 0 where the file says nothing that can be used."""
+    """Thickness in mm; 0 where the file says nothing that can be used."""
     for name in ("SliceThickness", "SpacingBetweenSlices"):
         try:
-            said = abs(float(_numbers(header, frame, name, 1, path, missing=0)[0]))
+            value = abs(float(_numbers(header, frame, name, 1, path, missing=0)[0]))
         except BadFile:
             continue
-        if said > 0:
-            return said
+        if value > 0:
+            return value
     return 0.0
 
 
 def _numbers(
     header, frame, name, count, path, *, missing=None
 ) -> Float[np.ndarray, " n"]:
-    """A field of a frame: its own, else what all frames share, else the file's. Raises
-    BadFile where it is unusable.
+    """Reads a field of a frame: its own, else what all frames share, else the file's.
+
+    Raises BadFile where it is unusable.
     """
     value = header.get(name)
     for groups, index in (
@@ -351,36 +350,34 @@ def _numbers(
         group = header.get(groups)
         inner = group[index].get(_GROUP.get(name, "")) if group else None
         value = inner[0].get(name, value) if inner else value
-    value = missing if value is None else value
+    if value is None:
+        value = missing
     try:
         numbers = np.array(value, float).reshape(-1)
     except (TypeError, ValueError):
         numbers = np.zeros(0)
     if len(numbers) != count or not np.isfinite(numbers).all():
-        what = (
-            f"no {name}, nothing"
-            if value is None
-            else f"no usable {name}, {shown(value)}"
-        )
+        what = "has no" if value is None else f"has {shown(value)} for its"
         raise BadFile(
-            f"{what}, {path}; export it again with its place and size in mm, or leave it out"
+            f"{path} {what} {name}. Export it again with its place and size in mm, or leave it out."
         )
     return numbers
 
 
 def _directions(header, frame, path) -> Float[np.ndarray, "2 3"]:
-    directions = _numbers(header, frame, "ImageOrientationPatient", 6, path).reshape(
-        2, 3
-    )
+    directions = _numbers(header, frame, "ImageOrientationPatient", 6, path)
+    directions = directions.reshape(2, 3)
+    # Rows and columns are unit vectors at right angles, but for rounding.
     if np.abs(directions @ directions.T - np.eye(2)).max() > 0.01:
         raise BadFile(
-            f"no usable ImageOrientationPatient, {directions.ravel().tolist()}, {path}; export it again"
+            f"{path} has {directions.ravel().tolist()} for its ImageOrientationPatient, which are "
+            "no directions. Export it again."
         )
     return directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
 
 def _decode(data, frames, path) -> Iterator[Num[np.ndarray, "h w"]]:
-    """Stored values of each frame."""
+    """Decodes the stored values of each frame."""
     import pydicom.pixels
 
     syntax = data.file_meta.TransferSyntaxUID
@@ -392,7 +389,8 @@ def _decode(data, frames, path) -> Iterator[Num[np.ndarray, "h w"]]:
         if not readable:
             name = shown(syntax.name)
             raise BadFile(
-                f"compressed pixels, {name}, {path}; pip install 'pylibjpeg[all]', or export uncompressed"
+                f"{path} has pixels compressed by {name}, which nothing here unpacks. "
+                "pip install 'pylibjpeg[all]', or export it uncompressed."
             )
     else:
         _check_frames(data, path)
@@ -400,18 +398,15 @@ def _decode(data, frames, path) -> Iterator[Num[np.ndarray, "h w"]]:
 
 
 def _check_frames(data, path):
-    """Raises BadFile where there are pixels of more frames than it says: Rows or
-    Columns is wrong.
-    """
-    said = int(data.get("NumberOfFrames") or 1)
-    bits = (
-        data.Rows * data.Columns * data.get("SamplesPerPixel", 1) * data.BitsAllocated
-    )
+    """Raises BadFile for pixels of more frames than declared: the size is wrong."""
+    declared = int(data.get("NumberOfFrames") or 1)
+    values = data.Rows * data.Columns * data.get("SamplesPerPixel", 1)
+    bits = values * data.BitsAllocated
     there = 8 * len(data.get("PixelData") or b"") // max(1, bits)
-    if there > said:
+    if there > declared:
         raise BadFile(
-            f"{path} has pixels of {there} images of {data.Rows}x{data.Columns}, and says that it holds {said}. "
-            "Export it again."
+            f"{path} has pixels of {there} images of {data.Rows}x{data.Columns}, and says that it "
+            f"holds {declared}. Export it again."
         )
 
 
@@ -421,6 +416,6 @@ def _rescale(pixels: Num[np.ndarray, "h w"], one: Slice) -> Num[np.ndarray, "h w
     scaled = (pixels * one.slope + one.intercept).astype(np.float32)
     if not np.isfinite(scaled).all():
         raise BadFile(
-            f"values that are not numbers, NaN or infinite, {one.path}; export it again or remove it"
+            f"{one.path} has values that are NaN or infinite. Export it again or remove it."
         )
     return scaled

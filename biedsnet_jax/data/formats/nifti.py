@@ -1,10 +1,9 @@
-"""NIfTI files: a volume or its header read, a mask or a map written back on the same
-grid.
+"""Reads NIfTI volumes and headers, and writes masks and maps on the grid of a scan.
 
 Affines and spacings are in millimetres, whatever unit the header names (micrometres or
 metres; without a unit, millimetres are meant). A written file keeps the affine and the
-unit of its scan. Whether a file is packed (gzip) is told by its first bytes, not by its
-name. What is wrong with a file is one line that names it. Nothing is unpickled.
+unit of its scan. Whether a file is packed (gzip) follows from its first bytes, not from
+its name. Nothing is unpickled.
 """
 
 import gzip
@@ -23,86 +22,92 @@ from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import files
 
 EXTENSIONS = (".nii", ".nii.gz")
-# bytes decompressed at once
+# Bytes unpacked at once.
 _CHUNK = 2**24
-# deflate packs no better than 1032 to 1, so a header that says more is damaged
+# Deflate packs no better than 1032 to 1, so a header that declares more is damaged.
 _GZIP_MOST = 1100
 _GZIP_MARK = b"\x1f\x8b"
-# of xyzt_units, the rest being the unit of time
+# Bits of xyzt_units with the unit of length; the rest is the unit of time.
 _UNIT_BITS = 7
-# of a metre, a millimetre, a micrometre, by NIfTI's codes
+# Millimetres of a metre, a millimetre and a micrometre, by NIfTI's codes.
 _MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 
 
 def is_nifti(path: Path) -> bool:
-    """By its name."""
+    """Whether a file has the name of a NIfTI file."""
     return path.name.lower().endswith(EXTENSIONS)
 
 
 def stem(path: Path) -> str:
-    """The name without .nii or .nii.gz."""
-    lower = path.name.lower()
-    return path.name[: -len(next(e for e in reversed(EXTENSIONS) if lower.endswith(e)))]
+    """Drops .nii or .nii.gz from the end of a name."""
+    unpacked = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    return unpacked.stem
 
 
 def open_header(
     path: Path, stream: BufferedIOBase | None = None, packed: int = 0
 ) -> nib.Nifti1Image:
-    """The file with its voxels still on disk: `.shape`, `.header`; for its place see
-    `affine`.
+    """Opens a file with its voxels still on disk; for its place see `affine`.
 
-    Of a file in an archive give its unpacked `stream` and its `packed` size; `path` is
-    then what errors call it.
-
-    Raises BadInput for what is no NIfTI, holds no voxels or colours, or declares more
-    than the file can hold.
+    For a file in an archive give its unpacked `stream` and its `packed` size; errors
+    then call it `path`. Raises BadInput for a file that is no NIfTI, holds no voxels or
+    colours, or declares more than it can hold.
     """
     if not stream:
         check_regular(path)
     try:
         image = nib.Nifti1Image.from_stream(stream) if stream else _load(path)
         shape, kind = image.shape, image.get_data_dtype()
-    # a broken header meets nibabel with anything from HeaderDataError to OverflowError
+    # Nibabel raises anything from HeaderDataError to OverflowError for a broken header.
     except Exception as error:
         raise BadInput(
-            f"not a NIfTI file, {reason(error)}, {path}; replace or remove it"
+            f"{path} is no NIfTI file: {reason(error)}. Replace or remove it."
         ) from error
-    # Nifti2 is one too; pairs and other formats are not
+    # Nifti2 is one too; pairs and other formats are not.
     if not isinstance(image, nib.Nifti1Image):
         raise BadInput(
-            f"not a NIfTI file, {type(image).__name__}, {path}; save it as .nii.gz"
+            f"{path} is no NIfTI file but {type(image).__name__}. Save it as .nii.gz."
         )
     if kind.fields or kind.kind not in "iuf":
         raise BadInput(
-            f"voxels of {kind}, neither whole nor real numbers, {path}; save one grey value a voxel"
+            f"{path} has voxels of {kind}, neither whole nor real numbers. "
+            "Save one grey value a voxel."
         )
     if len(shape) < 2 or min(shape) < 1:
+        size = "x".join(map(str, shape)) or "no axes"
         raise BadInput(
-            f"empty volume, {'x'.join(map(str, shape)) or 'no axes'}, {path}; replace or remove it"
+            f"{path} holds an empty volume, of {size}. Replace or remove it."
         )
-    zipped = path.name.lower().endswith(".gz") if stream else _is_packed(path)
-    size = (packed if stream else path.stat().st_size) * (_GZIP_MOST if zipped else 1)
+    if stream:
+        most, zipped = packed, path.name.lower().endswith(".gz")
+    else:
+        most, zipped = path.stat().st_size, _is_packed(path)
+    if zipped:
+        most *= _GZIP_MOST
     declared = np.prod(shape, dtype=float) * kind.itemsize
-    if declared > size:
+    if declared > most:
         raise BadInput(
-            f"truncated file, {declared:.0f} bytes of voxels declared, {path}; replace or remove it"
+            f"{path} is truncated: it declares {declared:.0f} bytes of voxels. "
+            "Replace or remove it."
         )
     check_affine(affine(image.header), path)
     return image
 
 
 def affine(header: nib.Nifti1Header, *, unit: float = 1.0) -> Float[np.ndarray, "4 4"]:
-    """Voxels to millimetres; `unit` is what a header without a unit counts in, in mm."""
+    """Affine from voxels to millimetres; `unit` mm is that of a header that names none."""
     return _scaled(header.get_best_affine(), unit_mm(header) or unit)
 
 
 def unit_mm(header: nib.Nifti1Header | None) -> float | None:
     """Millimetres of the unit that a header names; None where it names none."""
-    return None if header is None else _MM.get(int(header["xyzt_units"]) & _UNIT_BITS)
+    if header is None:
+        return None
+    return _MM.get(int(header["xyzt_units"]) & _UNIT_BITS)
 
 
 def unit_note(volume: Volume) -> str:
-    """What to tell of a file in another unit than millimetres; empty for others."""
+    """Warns of a file in another unit than millimetres; empty for others."""
     unit = unit_mm(volume.header) or 1.0
     if unit == 1:
         return ""
@@ -112,13 +117,14 @@ def unit_note(volume: Volume) -> str:
 
 
 def _scaled(matrix, factor) -> Float[np.ndarray, "4 4"]:
-    """Other units of place for the same voxels."""
+    """Scales an affine to another unit of length."""
     return np.diag([factor, factor, factor, 1.0]) @ matrix
 
 
 def volume_shape(image: nib.Nifti1Image) -> tuple[int, ...]:
-    """(i, j, k), or (i, j, k, c) with several channels: trailing axes of 1 dropped, a
-    plane made a slice.
+    """Shape (i, j, k), or (i, j, k, c) with several channels.
+
+    Trailing axes of 1 are dropped, and a plane becomes a slice.
     """
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
@@ -127,14 +133,10 @@ def volume_shape(image: nib.Nifti1Image) -> tuple[int, ...]:
 
 
 def read_channels(paths: Sequence[Path]) -> list[Volume]:
-    """The files of one scan; one that names no unit of length counts in that of the
-    first.
-    """
+    """Reads the files of one scan; where one names no unit, the first file's holds."""
     first = read(paths[0])
-    return [
-        first,
-        *(read(path, unit=unit_mm(first.header) or 1.0) for path in paths[1:]),
-    ]
+    unit = unit_mm(first.header) or 1.0
+    return [first, *(read(path, unit=unit) for path in paths[1:])]
 
 
 def read(
@@ -144,38 +146,39 @@ def read(
     *,
     unit: float = 1.0,
 ) -> Volume:
-    """The volume, in the units that the header's slope and intercept give; `stream` and
-    `packed` as in `open_header`.
+    """Reads a volume, in the units that the header's slope and intercept give.
 
-    `unit` as in `affine`.
-
-    Raises BadInput as `open_header` does, for a truncated file, voxels that are NaN or
-    infinite, and for a fifth axis.
+    For `stream` and `packed` see `open_header`, for `unit` see `affine`. Raises BadInput
+    as `open_header` does, for a truncated file, voxels that are NaN or infinite, and a
+    fifth axis.
     """
     image = open_header(path, stream, packed)
     shape = volume_shape(image)
     if len(shape) > 4:
         raise BadInput(
-            f"too many axes, {'x'.join(map(str, shape))}, {path}; save one volume, or one a channel"
+            f"{path} has too many axes, {'x'.join(map(str, shape))}. "
+            "Save one volume, or one a channel."
         )
     proxy = image.dataobj
     try:
-        voxels = np.asarray(
-            proxy.get_unscaled() if stream else _stored(path, proxy)
-        ).reshape(shape)
+        voxels = proxy.get_unscaled() if stream else _stored(path, proxy)
+        voxels = np.asarray(voxels).reshape(shape)
     except (EOFError, OSError, ValueError, zlib.error, MemoryError) as error:
         raise BadInput(
-            f"unreadable or truncated file, {reason(error)}, {path}; replace or remove it"
+            f"{path} is damaged or truncated: {reason(error)}. Replace or remove it."
         ) from error
     if (proxy.slope, proxy.inter) != (1, 0):
-        # nibabel's own scaling takes float64, twice the memory
+        # Nibabel's own scaling takes float64, twice the memory.
         voxels = voxels.astype(np.float32)
         voxels *= np.float32(proxy.slope)
         voxels += np.float32(proxy.inter)
-    if voxels.dtype.kind == "f" and (count := _count_not_finite(voxels)):
-        raise BadInput(
-            f"voxels that are not numbers, {count} of {voxels.size} are NaN or infinite, {path}; write finite values"
-        )
+    if voxels.dtype.kind == "f":
+        count = _count_not_finite(voxels)
+        if count:
+            raise BadInput(
+                f"{path} has voxels that are no numbers: {count} of {voxels.size} are NaN or "
+                "infinite. Write finite values."
+            )
     return Volume(voxels, affine(image.header, unit=unit), str(path), image.header)
 
 
@@ -184,59 +187,59 @@ def check_content(volume: Volume) -> None:
     low, high = volume.voxels.min(), volume.voxels.max()
     if low == high:
         raise BadInput(
-            f"empty volume, every voxel is {low}, {volume.path}; replace or remove it"
+            f"{volume.path} is empty: every voxel is {low}. Replace or remove it."
         )
 
 
 def labels(volume: Volume) -> Shaped[np.ndarray, "i j k"]:
-    """The voxels of a label map as whole numbers. Raises BadInput for fractions,
-    negative values and channels.
+    """Returns the voxels of a label map as whole numbers.
+
+    Raises BadInput for fractions, values outside 0 to 65535 and channels.
     """
     voxels = volume.voxels
     if voxels.ndim > 3:
         raise BadInput(
-            f"a mask of {voxels.shape[3]} channels, {volume.path}; save one label map"
+            f"The mask {volume.path} has {voxels.shape[3]} channels. Save one label map."
         )
     if voxels.dtype.kind == "f":
         whole = np.rint(voxels)
-        # less than that is the rounding of a header's slope
+        # A smaller difference is the rounding of a header's slope.
         off = np.abs(whole - voxels) > 1e-3
         if off.any():
-            worst = float(voxels[off][0])
             raise BadInput(
-                f"labels that are not whole, {worst:.4g}, {volume.path}; write whole numbers"
+                f"The mask {volume.path} holds the label {voxels[off][0]:.4g}, which is not whole. "
+                "Write whole numbers."
             )
         voxels = whole
-    if voxels.min() < 0 or voxels.max() > np.iinfo(np.uint16).max:
-        worst = int(voxels.min() if voxels.min() < 0 else voxels.max())
+    low, high = voxels.min(), voxels.max()
+    if low < 0 or high > np.iinfo(np.uint16).max:
         raise BadInput(
-            f"label outside 0 to 65535, {worst}, {volume.path}; write labels from 0"
+            f"The mask {volume.path} holds the label {int(low if low < 0 else high)}, outside 0 to "
+            "65535. Write labels from 0."
         )
-    return voxels.astype(np.uint8 if voxels.max() < 256 else np.uint16, copy=False)
+    return voxels.astype(np.uint8 if high < 256 else np.uint16, copy=False)
 
 
 def write(path: Path, voxels: Shaped[np.ndarray, "i j k"], volume: Volume) -> None:
-    """Whole numbers, or a map of [0, 1] in steps of 1/65535, on the grid of `volume`:
-    its affine, codes and units.
+    """Writes a mask, or a map of [0, 1], on the grid of `volume`.
 
-    Viewers see the values of the map, since the header holds the step. The file appears
-    under its name when complete.
+    The file gets the affine, codes and unit of `volume`. A map is stored in steps of
+    1/65535; viewers see its values, since the header holds the step. The file appears
+    under its name when it is complete.
     """
     slope = 1.0
     if voxels.dtype.kind == "f":
         slope = 1 / np.iinfo(np.uint16).max
-        # one by one, in little memory
+        # Plane by plane, which takes little memory.
         voxels = np.stack([_steps(one, slope) for one in voxels])
-    kind = (
-        nib.Nifti2Image
-        if isinstance(volume.header, nib.Nifti2Header)
-        else nib.Nifti1Image
-    )
-    there = _scaled(volume.affine, 1 / (unit_mm(volume.header) or 1.0))
-    image = kind(voxels, there, _header(volume.header), dtype=voxels.dtype)
+    kind = nib.Nifti1Image
+    if isinstance(volume.header, nib.Nifti2Header):
+        kind = nib.Nifti2Image
+    own_affine = _scaled(volume.affine, 1 / (unit_mm(volume.header) or 1.0))
+    image = kind(voxels, own_affine, _header(volume.header), dtype=voxels.dtype)
     if volume.header is None:
         image.set_sform(volume.affine, code="scanner")
-        # which a qform cannot hold
+        # A qform holds no shear.
         image.set_qform(_without_shear(volume.affine), code="scanner")
         image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(slope, 0)
@@ -245,14 +248,14 @@ def write(path: Path, voxels: Shaped[np.ndarray, "i j k"], volume: Volume) -> No
 
 
 def _steps(values, slope):
-    return np.rint(np.clip(np.ascontiguousarray(values), 0, 1) / slope).astype(
-        np.uint16
-    )
+    steps = np.clip(np.ascontiguousarray(values), 0, 1) / slope
+    return np.rint(steps).astype(np.uint16)
 
 
 def _without_shear(affine: Shaped[np.ndarray, "4 4"]) -> Shaped[np.ndarray, "4 4"]:
-    """The step between slices along their normal, as programs without shear read a
-    tilted scan; slices stay.
+    """Turns the step between slices to their normal, and leaves the slices as they are.
+
+    Programs that know no shear read a tilted scan so.
     """
     normal = np.cross(affine[:3, 0], affine[:3, 1])
     normal /= np.linalg.norm(normal)
@@ -262,9 +265,7 @@ def _without_shear(affine: Shaped[np.ndarray, "4 4"]) -> Shaped[np.ndarray, "4 4
 
 
 def _header(header):
-    """A copy without what belongs to the grey values; nibabel keeps affine, codes and
-    units.
-    """
+    """Copies a header without the fields of grey values; affine, codes and unit stay."""
     if header is None:
         return None
     header = header.copy()
@@ -281,24 +282,23 @@ def _is_packed(path: Path) -> bool:
 
 
 def _load(path: Path) -> nib.Nifti1Image:
-    """The image, which nibabel opens by its name; by its content where the name says
-    otherwise.
-    """
+    """Opens an image with nibabel, by its content where its name says otherwise."""
     packed = _is_packed(path)
     if packed == path.name.lower().endswith(".gz"):
         return nib.load(path)
     with gzip.open(path) if packed else path.open("rb") as stream:
         head = stream.read(4)
         stream.seek(0)
+        # A file begins with the size of its header, in its own byte order.
         sizes = [int.from_bytes(head, order) for order in ("little", "big")]
-        kind = (
-            nib.Nifti2Image if nib.Nifti2Header.sizeof_hdr in sizes else nib.Nifti1Image
-        )
+        kind = nib.Nifti1Image
+        if nib.Nifti2Header.sizeof_hdr in sizes:
+            kind = nib.Nifti2Image
         return kind.from_stream(stream)
 
 
 def _stored(path: Path, proxy) -> Shaped[np.ndarray, "..."]:
-    """The voxels as they are in the file: memory-mapped, or unpacked."""
+    """Reads the voxels as they are in the file: memory-mapped, or unpacked."""
     if _is_packed(path):
         return _unzipped(path, proxy)
     return np.memmap(
@@ -307,8 +307,9 @@ def _stored(path: Path, proxy) -> Shaped[np.ndarray, "..."]:
 
 
 def _unzipped(path: Path, proxy) -> Shaped[np.ndarray, "..."]:
-    """The stored voxels. Not by nibabel, which stops short of the checksum at the end
-    and takes damage for voxels.
+    """Unpacks the stored voxels and compares their checksum.
+
+    Nibabel stops short of the checksum at the end, and so takes damage for voxels.
     """
     voxels = np.empty(proxy.shape, proxy.dtype, order="F")
     left = memoryview(voxels.T.reshape(-1).view(np.uint8))
@@ -324,23 +325,21 @@ def _unzipped(path: Path, proxy) -> Shaped[np.ndarray, "..."]:
 
 
 def _read_to_the_end(file: gzip.GzipFile) -> None:
-    """Compare the checksum; what follows it harms no voxel, and gzip itself passes over
-    it.
-    """
+    """Reads on to the checksum, which gzip compares."""
     try:
         while file.read(_CHUNK):
             pass
     except gzip.BadGzipFile as error:
+        # Bytes after the checksum harm no voxel, and gzip itself passes over them.
         if not str(error).startswith("Not a gzipped file"):
             raise
 
 
 def _count_not_finite(voxels) -> int:
-    """In float32, as networks compute; by slice, since a mask of a volume is a quarter
-    of it.
-    """
+    """Counts voxels that are NaN or infinite in float32, in which networks compute."""
     count = 0
     with np.errstate(over="ignore"):
+        # Slice by slice, since flags of a whole volume take a quarter of its memory.
         for k in range(voxels.shape[-1]):
             one = voxels[..., k].astype(np.float32, copy=False)
             count += int(np.count_nonzero(~np.isfinite(one)))

@@ -1,5 +1,4 @@
-"""PNG, JPEG and TIFF files as images: every value in its own depth, turned as a viewer
-shows it.
+"""Reads PNG, JPEG and TIFF files in their own depth, turned as a viewer shows them.
 
 A camera stores a picture as its sensor lay and says in EXIF how to turn it (orientation
 1 to 8). Images and masks are read turned; `turn_back` puts a map of the turned picture
@@ -20,71 +19,61 @@ from biedsnet_jax.data.walk import check_regular
 from biedsnet_jax.errors import BadInput, reason, shown
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-# of 255: channels of a grey JPEG saved as colour differ by a few
+# Channels of a grey JPEG saved as colour differ by a few of 255.
 GREY_SPREAD = 32
-# Pixels a byte: a bit a block of 64 gives 512; what a damaged file lacks libjpeg would
-# paint grey.
+# Pixels a byte: one bit for a block of 64 gives 512. Libjpeg paints grey what a damaged
+# file lacks, so only this tells that it is damaged.
 JPEG_MOST = 1000
-# of a picture, as 16384x16384
+# The most pixels of a picture, as many as 16384x16384 has.
 MOST_PIXELS = 2**28
 
-# What a file of one of the extensions may hold in truth; others, such as EPS, would
-# start programs. JPEG has MPO in it
+# A file may hold one of these whatever its extension, and no other: some, such as EPS,
+# would start programs. JPEG includes MPO.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 _LOSSY = ("JPEG", "MPO", "WEBP")
-_PLAIN_MODES = (
-    "1",
-    "L",
-    "LA",
-    "I;16",
-    "I",
-    "F",
-    "RGB",
-    "RGBA",
-)  # of Pillow: what pixels may stay in
+# Pillow's modes whose pixels are used as they are.
+_PLAIN_MODES = ("1", "L", "LA", "I;16", "I", "F", "RGB", "RGBA")
 _ORIENTATION = 0x0112
 
-Image.MAX_IMAGE_PIXELS = (
-    # Pillow's own limit is lower and calls a large picture an attack; MOST_PIXELS is
-    # ours
-    None
-)
+# Pillow's own limit is lower than MOST_PIXELS and calls a large picture an attack.
+Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file holds, turned upright."""
+    """Content of a file, turned upright."""
 
-    pixels: Shaped[np.ndarray, "h w n"]  # as shown, but of a palette the indices
-    turn: int  # EXIF orientation, 1 to 8
+    # As a viewer shows them, except with a palette: then indices.
+    pixels: Shaped[np.ndarray, "h w n"]
+    # EXIF orientation, 1 to 8.
+    turn: int
     lossy: bool = False
-    alpha: bool = False  # whether the last channel is one
-    palette: UInt8[np.ndarray, "colours 4"] | None = (
-        None  # red, green, blue and alpha of each index
-    )
-    # what 2 and 4 bit values are to be multiplied by to become 8 bit ones
+    # Whether the last channel is alpha.
+    alpha: bool = False
+    # Red, green, blue and alpha of each index.
+    palette: UInt8[np.ndarray, "colours 4"] | None = None
+    # Factor by which values of 2 and 4 bits become values of 8 bits.
     scale: int = 1
-    # the stored value of white's opposite; 0: the smallest value is black
+    # The stored value of black where the smallest value is white, else 0.
     inverted: int = 0
-    # the one value of each channel that is not shown; of PNG
+    # The value, in each channel, of the pixels of a PNG that are not shown.
     transparent: tuple[int, ...] = ()
 
 
 def read_picture_turned(
     path: Path, channels: int
 ) -> tuple[Shaped[np.ndarray, "h w c"], int]:
-    """A PNG, JPEG or TIFF with 1 or 3 channels, upright, and the EXIF orientation that
-    it was stored in.
+    """Reads a picture upright, with 1 or 3 channels, and its EXIF orientation.
 
-    In uint8, uint16 or float32. Grey saved as colour becomes grey again by the luma
-    0.299 R + 0.587 G + 0.114 B, an alpha channel is dropped. Raises BadInput for what
-    cannot be read or has colours where one channel is wanted.
+    Values are uint8, uint16 or float32. Grey saved as colour becomes grey again by the
+    luma 0.299 R + 0.587 G + 0.114 B, an alpha channel is dropped. Raises BadInput for a
+    file that cannot be read, or has colours where one channel is wanted.
     """
     stored = read_stored(path)
     pixels = stored.pixels
     if stored.palette is not None:
         if pixels.max() >= len(stored.palette):
-            raise _broken(path, "a colour that the palette lacks")
+            raise _damaged(path, "it has a colour that the palette lacks")
         pixels = stored.palette[pixels[..., 0]][..., :3]
     elif stored.alpha:
         pixels = pixels[..., :-1]
@@ -96,23 +85,19 @@ def read_picture_turned(
 def turn_upright(
     pixels: Shaped[np.ndarray, "h w *n"], turn: int
 ) -> Shaped[np.ndarray, "h2 w2 *n"]:
-    """Pixels stored in EXIF orientation `turn`, as a viewer shows them."""
+    """Turns pixels stored in EXIF orientation `turn` as a viewer shows them."""
     return np.ascontiguousarray(_TURNS.get(turn, _TURNS[1])(pixels))
 
 
 def turn_back(
     pixels: Shaped[np.ndarray, "h w *n"], turn: int
 ) -> Shaped[np.ndarray, "h2 w2 *n"]:
-    """The inverse of `turn_upright`: a map of the upright picture, on the picture as
-    stored.
-    """
+    """Puts a map of the upright picture onto the stored one: inverts `turn_upright`."""
     return turn_upright(pixels, {6: 8, 8: 6}.get(turn, turn))
 
 
 def save_turned(path: Path, pixels: Shaped[np.ndarray, "h w *n"], turn: int) -> None:
-    """Write a map of an upright picture as a PNG that lies on the stored one and is
-    shown alike.
-    """
+    """Writes a map as a PNG that lies on the stored picture and is shown like it."""
     picture = Image.fromarray(turn_back(pixels, turn))
     exif = Image.Exif()
     if turn != 1:
@@ -121,8 +106,9 @@ def save_turned(path: Path, pixels: Shaped[np.ndarray, "h w *n"], turn: int) -> 
 
 
 def read_size(path: Path) -> tuple[int, int, int]:
-    """Height, width and values a pixel by the header. Raises BadInput where it cannot
-    be read.
+    """Reads height, width and values a pixel from the header.
+
+    Raises BadInput where it cannot be read.
     """
 
     def read() -> tuple[int, int, int]:
@@ -137,7 +123,7 @@ def read_size(path: Path) -> tuple[int, int, int]:
 
 
 def read_stored(path: Path) -> Stored:
-    """The pixels of a file. Raises BadInput, naming it, for whatever goes wrong."""
+    """Reads the pixels of a file. Raises BadInput, naming it, for whatever goes wrong."""
     check_regular(path)
     mark = _guarded(lambda: _mark(path), path)
     read = _read_tiff if mark in tiff.MARKS else _read_other
@@ -145,7 +131,7 @@ def read_stored(path: Path) -> Stored:
 
 
 def _guarded(read: Callable, path: Path):
-    """What `read` returns; its errors become a BadInput that names the file."""
+    """Calls `read`; its errors become a BadInput that names the file."""
     try:
         return read()
     except BadInput:
@@ -155,16 +141,14 @@ def _guarded(read: Callable, path: Path):
             f"{path} is too large for the memory. Cut it into parts or make it smaller."
         ) from error
     except UnidentifiedImageError as error:
-        raise _broken(path, "not an image") from error
-    # a decoder meets a broken file with anything from SyntaxError to OverflowError
+        raise _damaged(path, "not an image") from error
+    # Decoders raise anything from SyntaxError to OverflowError for a broken file.
     except Exception as error:
-        raise _broken(path, reason(error)) from error
+        raise _damaged(path, reason(error)) from error
 
 
-def _broken(path: Path, why: str) -> BadInput:
-    return BadInput(
-        f"unreadable or truncated file, {why}, {path}; replace or remove it"
-    )
+def _damaged(path: Path, why: str) -> BadInput:
+    return BadInput(f"{path} is damaged or truncated: {why}. Replace or remove it.")
 
 
 def _mark(path: Path) -> bytes:
@@ -183,7 +167,7 @@ def _check_size(height: int, width: int, path: Path) -> None:
 def _check_pages(pages: int, path: Path) -> None:
     if pages > 1:
         raise BadInput(
-            f"more than one page, {pages}, {path}; save each slice as a file of its own"
+            f"{path} has {pages} pages. Save each slice as a file of its own."
         )
 
 
@@ -203,8 +187,7 @@ def _read_tiff(path: Path) -> Stored:
     if tags.bits > 8 and tags.lossless:
         raise _unknown_tiff(tags, path)
     try:
-        # Pillow turns a TIFF by itself, and mixes the pixels of an unpacked one whose
-        # sides swap
+        # Pillow would turn the TIFF itself, and mixes up pixels whose sides swap.
         with Image.open(tiff.unturned(path), formats=("TIFF",)) as file:
             stored = _of_pillow(file, path)
     except UnidentifiedImageError:
@@ -218,38 +201,35 @@ def _read_tiff(path: Path) -> Stored:
 
 
 def _check_bands(bands: int, path: Path) -> None:
-    """Colour, and at most one channel beside it."""
+    """Raises BadInput unless there is grey or colour, and at most alpha beside it."""
     if bands > 4:
         raise BadInput(
-            f"{path} holds {bands} bands where grey or colour was expected. Save one or three of "
-            "them."
+            f"{path} holds {bands} bands where grey or colour was expected. "
+            "Save one or three of them."
         )
 
 
 def _unknown_tiff(tags: tiff.Tags, path: Path) -> BadInput:
-    # A damaged file may have thousands of entries in each.
+    # A damaged file may have thousands of entries in each tag.
     bits = shown("-".join(map(str, tags.many(258, 1))))
     return BadInput(
         f"{path} is a TIFF of a kind that is not read: {bits} bits, sample format "
         f"{shown(tags.one(339, 1))}, photometric interpretation {shown(tags.photometric)}, "
-        f"compression {shown(tags.one(259, 1))}. Save it as PNG, or as TIFF in grey or RGB of 8, 16 or 32 bits."
+        f"compression {shown(tags.one(259, 1))}. "
+        "Save it as PNG, or as TIFF in grey or RGB of 8, 16 or 32 bits."
     )
 
 
 def _read_other(path: Path) -> Stored:
     with Image.open(path, formats=_FORMATS) as file:
         _check_size(file.height, file.width, path)
-        pages = (
-            1 if file.format == "MPO" else getattr(file, "n_frames", 1)
-        )  # MPO: further ones are previews
-        _check_pages(pages, path)
-        if (
-            file.format in ("JPEG", "MPO")
-            and file.width * file.height > JPEG_MOST * path.stat().st_size
-        ):
-            raise ValueError(
-                f"{file.width}x{file.height} pixels in {path.stat().st_size} bytes"
-            )
+        # Further frames of an MPO are previews.
+        if file.format != "MPO":
+            _check_pages(getattr(file, "n_frames", 1), path)
+        if file.format in ("JPEG", "MPO"):
+            size = path.stat().st_size
+            if file.width * file.height > JPEG_MOST * size:
+                raise ValueError(f"{file.width}x{file.height} pixels in {size} bytes")
         header = png.read_header(path) if file.format == "PNG" else None
         if header and header.is_read_here:
             stored = Stored(png.read(path, header), 1, alpha=header.channels in (2, 4))
@@ -263,12 +243,14 @@ def _read_other(path: Path) -> Stored:
 
 
 def _of_pillow(file: Image.Image, path: Path) -> Stored:
-    """What Pillow decodes; palettes stay indices, CMYK and the like become RGB."""
+    """Decodes a file by Pillow; palettes stay indices, CMYK and the like become RGB."""
     hidden = file.info.get("transparency")
     if file.mode == "P":
         return Stored(np.asarray(file)[..., None], 1, palette=_palette(file, hidden))
-    if file.mode in ("La", "RGBa", "PA"):
-        file = file.convert({"La": "LA"}.get(file.mode, "RGBA"))
+    if file.mode == "La":
+        file = file.convert("LA")
+    elif file.mode in ("RGBa", "PA"):
+        file = file.convert("RGBA")
     elif file.mode == "LAB":
         raise BadInput(
             f"{path} holds CIE Lab colours, which are not read. Save it as RGB or grey."
@@ -284,9 +266,9 @@ def _of_pillow(file: Image.Image, path: Path) -> Stored:
 def _palette(
     file: Image.Image, hidden: bytes | int | None
 ) -> UInt8[np.ndarray, "colours 4"]:
-    """Red, green, blue and alpha of each index.
+    """Reads red, green, blue and alpha of each index.
 
-    `hidden` is the alpha of the first ones, or the one index without.
+    `hidden` is the alpha of the first indices, or the one index that is transparent.
     """
     colours = np.array(file.getpalette("RGB"), np.uint8).reshape(-1, 3)
     alpha = np.full(len(colours), 255, np.uint8)
@@ -298,15 +280,13 @@ def _palette(
 
 
 def _small(stored: Stored, bits: int) -> Stored:
-    """Grey values of 2 or 4 bits, which Pillow has scaled to 8, as stored."""
+    """Scales grey values of 2 or 4 bits back, which Pillow has scaled to 8 bits."""
     scale = 255 // (2**bits - 1)
     return replace(stored, pixels=stored.pixels // np.uint8(scale), scale=scale)
 
 
 def _orientation(file: Image.Image) -> int:
-    """EXIF orientation; 1 where there is none, or one that viewers ignore because it is
-    damaged.
-    """
+    """EXIF orientation; 1 where it is missing or damaged, as for viewers."""
     try:
         turn = file.getexif().get(_ORIENTATION, 1)
     except (ValueError, SyntaxError, KeyError, TypeError, struct.error):
@@ -315,30 +295,30 @@ def _orientation(file: Image.Image) -> int:
 
 
 def _unmultiplied(pixels: Shaped[np.ndarray, "h w n"]) -> Shaped[np.ndarray, "h w n"]:
-    """Colours that were multiplied by their alpha, as they were before; 0 where nothing
-    shows.
-    """
-    alpha = pixels[..., -1:].astype(np.float64)
-    most = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1.0
-    colours = np.divide(
-        pixels[..., :-1] * float(most),
-        alpha,
-        out=np.zeros(pixels[..., :-1].shape),
+    """Divides colours by the alpha that they were multiplied by; 0 where that is 0."""
+    colours, alpha = pixels[..., :-1], pixels[..., -1:]
+    is_whole = pixels.dtype.kind in "ui"
+    most = np.iinfo(pixels.dtype).max if is_whole else 1.0
+    divided = np.divide(
+        colours * float(most),
+        alpha.astype(np.float64),
+        out=np.zeros(colours.shape),
         where=alpha > 0,
     )
-    whole = colours.clip(0, most).round() if pixels.dtype.kind in "ui" else colours
-    return np.concatenate([whole.astype(pixels.dtype), pixels[..., -1:]], axis=-1)
+    if is_whole:
+        divided = divided.clip(0, most).round()
+    return np.concatenate([divided.astype(pixels.dtype), alpha], axis=-1)
 
 
 def _depth(
     pixels: Shaped[np.ndarray, "h w n"], path: Path
 ) -> Shaped[np.ndarray, "h w n"]:
-    """In uint8, uint16 or float32. Raises BadInput for what none of these holds."""
+    """Converts to uint8, uint16 or float32. Raises BadInput for what none can hold."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
     if not np.isfinite(pixels).all():
         raise BadInput(
-            f"pixels that are not numbers, NaN or infinite, {path}; write finite values"
+            f"{path} has pixels that are NaN or infinite. Write finite values."
         )
     with np.errstate(over="ignore"):
         single = pixels.astype(np.float32)
@@ -356,26 +336,29 @@ def _depth(
 def _channels(
     pixels: Shaped[np.ndarray, "h w n"], channels: int, path: Path
 ) -> Shaped[np.ndarray, "h w c"]:
-    """Grey (1) or colour (3)."""
+    """Converts to grey (1 channel) or colour (3 channels)."""
     if pixels.shape[-1] == channels:
         return pixels
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
-    most = {np.uint8: 255, np.uint16: 65535}.get(pixels.dtype.type)
+    if pixels.dtype.kind == "u":
+        most = np.iinfo(pixels.dtype).max
+        allowed, of = GREY_SPREAD / 255 * most, f" of {most}"
+    else:
+        allowed, of = 1e-3 * np.abs(pixels).max(), ""
     spread = np.ptp(pixels.astype(np.float32), axis=-1).max()
-    if spread > (GREY_SPREAD / 255 * most if most else 1e-3 * np.abs(pixels).max()):
-        of = f" of {most}" if most else ""
+    if spread > allowed:
         raise BadInput(
-            f"a colour image for 1 channel, its channels differ by up to {spread:.6g}{of}, "
-            f"{path}; save it as grey, or train with data.channels=3"
+            f"{path} is a colour image, whose channels differ by up to {spread:.6g}{of}, and "
+            "data.channels is 1. Save it as grey, or train with data.channels=3."
         )
     grey = pixels @ np.array([0.299, 0.587, 0.114])
-    return (grey.round() if pixels.dtype.kind == "u" else grey).astype(pixels.dtype)[
-        ..., None
-    ]
+    if pixels.dtype.kind == "u":
+        grey = grey.round()
+    return grey.astype(pixels.dtype)[..., None]
 
 
-# EXIF orientation -> what makes it upright
+# EXIF orientation -> the function that turns pixels upright.
 _TURNS = {
     1: lambda pixels: pixels,
     2: lambda pixels: pixels[:, ::-1],

@@ -1,9 +1,9 @@
-"""Pixels of a TIFF file in the type they are stored in, of 8 to 64 bits.
+"""Reads pixels of TIFF files in the type they are stored in, of 8 to 64 bits.
 
 Pillow reads some of these wrongly (int8 as uint8, uint32 as int32), cuts others to 8
-bits (16-bit colour, 16-bit grey with alpha) and does not know the rest. Here libtiff,
-through Pillow, only unpacks: it is given the same strips or tiles under other tags, as
-an 8-bit picture whose rows are the bytes of the true rows. Predictors, byte order and
+bits (16-bit colour, 16-bit grey with alpha) and does not know the rest. So libtiff,
+through Pillow, only unpacks here: it is given the same strips or tiles under other tags,
+as an 8-bit picture whose rows are the bytes of the true rows. Predictors, byte order and
 planes are undone in numpy.
 """
 
@@ -23,42 +23,40 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from biedsnet_jax.errors import BadInput
 
-# pages are counted up to here
+# Pages are counted up to here.
 MOST_PAGES = 1000
-# "+": BigTIFF
+# First bytes of a file; those with "+" are of BigTIFF.
 MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# none, LZW, deflate (two numbers), PackBits, LZMA, Zstandard: what is unpacked is what
-# was packed
+# Compressions that lose nothing: none, LZW, deflate (two numbers), PackBits, LZMA and
+# Zstandard.
 _LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)
-# bytes that LZW, deflate or PackBits make of one
+# The most bytes that LZW, deflate or PackBits make of one.
 _MOST_PACKED = 4096
-# photometric interpretations; 0: the smallest value is white
+# Photometric interpretations; with 0 the smallest value is white.
 _GREY, _COLOUR = (0, 1), (2,)
 _WHITE = 0
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
-# sample formats
+# Numpy's kind of each sample format.
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}
-# bits of each
+# Bits that each kind may have.
 _TYPES = {"u": (8, 16, 32, 64), "i": (8, 16, 32, 64), "f": (16, 32, 64)}
 
 
 @dataclass(frozen=True)
 class Tags:
-    """What the first page of a file says of itself."""
+    """Tags of the first page of a file."""
 
     values: Mapping[int, Any]
     order: str  # "<" or ">"
-    pages: int  # previews and transparency masks are not counted
+    pages: int  # without previews and transparency masks
 
     def many(self, tag: int, default: Any = ()) -> tuple:
-        """All values of a tag."""
+        """Returns all values of a tag."""
         value = self.values.get(tag, default)
         return tuple(value) if isinstance(value, tuple | list) else (value,)
 
     def one(self, tag: int, default: Any = None) -> Any:
-        """The first value of a tag. Raises ValueError where there is none and no
-        default.
-        """
+        """Returns the first value of a tag. Raises ValueError for none without default."""
         found = self.many(tag, default)
         if not found or found[0] is None:
             raise ValueError(f"tag {tag} is missing")
@@ -82,14 +80,14 @@ class Tags:
 
     @property
     def photometric(self) -> int:
-        """What values mean; the usual one where a file does not say."""
+        """Photometric interpretation; the usual one where a file does not say."""
         return int(self.one(262, 1 if self.samples < 3 else 2))
 
     @property
     def turn(self) -> int:
         """Orientation, 1 to 8, of the tag or of XMP."""
-        said = _XMP_ORIENTATION.search(bytes(self.values.get(700, b"")))
-        turn = int(self.one(274, said.group(1) if said else 1))
+        xmp = _XMP_ORIENTATION.search(bytes(self.values.get(700, b"")))
+        turn = int(self.one(274, xmp.group(1) if xmp else 1))
         return turn if 1 <= turn <= 8 else 1
 
     @property
@@ -100,12 +98,12 @@ class Tags:
     @property
     def lossless(self) -> bool:
         """Whether pixels are stored exactly."""
-        # JPEG, old and new, and WebP
+        # These are JPEG, old and new, and WebP.
         return self.one(259, 1) not in (6, 7, 50001)
 
 
 def read_tags(path: Path) -> Tags:
-    """The tags of the first page. Raises ValueError or struct.error for a damaged file."""
+    """Reads the first page's tags. Raises ValueError or struct.error for a damaged file."""
     with path.open("rb") as file:
         head = file.read(8)
         big = head[:4] in MARKS[2:]
@@ -121,7 +119,7 @@ def read_tags(path: Path) -> Tags:
 
 
 def _count_pages(file: BinaryIO, offset: int, order: str, big: bool) -> int:
-    """Pages, the first and all that do not say that they are previews or masks."""
+    """Counts the first page and all that do not say that they are previews or masks."""
     count_format, entry_size, next_format = ("Q", 20, "Q") if big else ("H", 12, "I")
     pages, seen = 0, set()
     while offset and offset not in seen and len(seen) < MOST_PAGES:
@@ -136,50 +134,45 @@ def _count_pages(file: BinaryIO, offset: int, order: str, big: bool) -> int:
 
 
 def _is_aside(entries: bytes, order: str, size: int) -> bool:
-    """Whether a page says (NewSubfileType) that it is a preview or a transparency mask."""
+    """Whether a page says that it is a preview or a transparency mask."""
     for start in range(0, len(entries) - size + 1, size):
         if struct.unpack_from(f"{order}H", entries, start)[0] == 254:
-            return (
-                struct.unpack_from(
-                    f"{order}I", entries, start + (12 if size == 20 else 8)
-                )[0]
-                & 0b101
-                != 0
-            )
+            # NewSubfileType has a bit for either.
+            place = start + (12 if size == 20 else 8)
+            kinds = struct.unpack_from(f"{order}I", entries, place)[0]
+            return kinds & 0b101 != 0
     return False
 
 
 def _number(file: BinaryIO, form: str) -> int:
-    """The next number; 0 at the end of the file."""
-    data = file.read(struct.calcsize(form))
-    return struct.unpack(form, data)[0] if len(data) == struct.calcsize(form) else 0
+    """Reads the next number; 0 at the end of the file."""
+    size = struct.calcsize(form)
+    data = file.read(size)
+    return struct.unpack(form, data)[0] if len(data) == size else 0
 
 
 def unturned(path: Path) -> io.BytesIO:
-    """The file as it would be if its orientation tag said that it is upright."""
+    """Reads a file and sets its orientation tag, if it has one, to upright."""
     data = bytearray(path.read_bytes())
-    order, big = "<" if data[:2] == b"II" else ">", bytes(data[:4]) in MARKS[2:]
-    where = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[
-        0
-    ]
-    count = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, where)[0]
-    start, size = (where + 8, 20) if big else (where + 2, 12)
+    order = "<" if data[:2] == b"II" else ">"
+    if bytes(data[:4]) in MARKS[2:]:
+        where = struct.unpack_from(f"{order}Q", data, 8)[0]
+        count = struct.unpack_from(f"{order}Q", data, where)[0]
+        start, size, value = where + 8, 20, 12
+    else:
+        where = struct.unpack_from(f"{order}I", data, 4)[0]
+        count = struct.unpack_from(f"{order}H", data, where)[0]
+        start, size, value = where + 2, 12, 8
     for entry in range(start, start + size * count, size):
         tag, kind = struct.unpack_from(f"{order}HH", data, entry)
         if tag == 274:
-            struct.pack_into(
-                f"{order}{'I' if kind == 4 else 'H'}",
-                data,
-                entry + (12 if big else 8),
-                1,
-            )
+            form = "I" if kind == 4 else "H"
+            struct.pack_into(order + form, data, entry + value, 1)
     return io.BytesIO(data)
 
 
 def is_read_here(tags: Tags) -> bool:
-    """Whether `read` takes the file; others, such as palettes and JPEG in TIFF, are for
-    Pillow.
-    """
+    """Whether `read` takes a file; palettes, JPEG in TIFF and others are for Pillow."""
     usual = tags.photometric in (*_GREY, *_COLOUR) and tags.one(259, 1) in _LOSSLESS
     kind = _KINDS.get(tags.one(339, 1))
     packed = kind == "u" and 8 < tags.bits < 16
@@ -187,18 +180,18 @@ def is_read_here(tags: Tags) -> bool:
 
 
 def read(path: Path, tags: Tags) -> Shaped[np.ndarray, "h w n"]:
-    """Every value as shown: of files whose smallest value is white they are inverted.
-    Not turned.
+    """Reads every value as shown, but not turned.
 
-    Raises BadInput for inverted signed or float values, which have no largest one.
+    Values are inverted where the smallest is white. Raises BadInput for inverted signed
+    or float values, which have no largest one.
     """
     data = path.read_bytes()
-    planes = tags.samples if tags.one(284, 1) == 2 else 1
-    each = [
-        _plane(data, tags, tags.samples // planes, number, planes)
-        for number in range(planes)
-    ]
-    pixels = each[0] if planes == 1 else np.concatenate(each, axis=-1)
+    if tags.one(284, 1) == 2:
+        planes = tags.samples
+        each = [_plane(data, tags, 1, number, planes) for number in range(planes)]
+        pixels = np.concatenate(each, axis=-1)
+    else:
+        pixels = _plane(data, tags, tags.samples, 0, 1)
     if not tags.is_inverted:
         return pixels
     if pixels.dtype.kind != "u":
@@ -206,7 +199,7 @@ def read(path: Path, tags: Tags) -> Shaped[np.ndarray, "h w n"]:
             f"{path} says that its smallest value is white, of values that are not counted from 0 "
             f"({pixels.dtype}). Save it so that its smallest value is black."
         )
-    # alpha is never inverted
+    # Alpha is never inverted.
     colours = tags.samples - len(tags.many(338))
     most = pixels.dtype.type(2**tags.bits - 1)
     pixels[..., :colours] = most - pixels[..., :colours]
@@ -216,29 +209,34 @@ def read(path: Path, tags: Tags) -> Shaped[np.ndarray, "h w n"]:
 def _plane(
     data: bytes, tags: Tags, samples: int, number: int, planes: int
 ) -> Shaped[np.ndarray, "h w n"]:
-    """The values of one plane, or of all where they lie side by side."""
+    """Reads the values of one plane, or of all where they lie side by side."""
     (height, width), bits = tags.size, tags.bits
     tiled = 322 in tags.values
-    # pixels of a row that are packed together
-    across = int(tags.one(322)) if tiled else width
-    down = int(tags.one(323)) if tiled else min(int(tags.one(278, height)), height)
+    # A piece, across x down pixels, is a tile, or a strip of whole rows.
+    if tiled:
+        across, down = int(tags.one(322)), int(tags.one(323))
+        offsets, sizes = tags.many(324), tags.many(325)
+    else:
+        across, down = width, min(int(tags.one(278, height)), height)
+        offsets, sizes = tags.many(273), tags.many(279)
     if min(across, down, height, width, samples) < 1:
         raise ValueError("a size of 0")
+    # Bytes of a piece's row.
     row = math.ceil(across * samples * bits / 8)
     pieces = math.ceil(width / across)
     count = pieces * math.ceil(height / down)
-    offsets = tags.many(324 if tiled else 273)
-    sizes = tags.many(325 if tiled else 279)
     if not sizes and tags.one(259, 1) == 1 and len(offsets) == 1:
-        # some writers leave it out
+        # Some writers leave out the size of a single strip.
         sizes = (row * height,)
     if len(offsets) < count * planes or len(sizes) < count * planes:
         raise ValueError(
             f"{len(offsets)} strips or tiles where {count * planes} belong"
         )
     chosen = slice(number * count, (number + 1) * count)
+    offsets, sizes = offsets[chosen], sizes[chosen]
     needed = row * (down * count if tiled else height)
-    _check_packed(len(data), offsets[chosen], sizes[chosen], needed, tags)
+    _check_packed(len(data), offsets, sizes, needed, tags)
+    # An 8-bit grey picture whose rows are the bytes of the true rows.
     fields = {
         256: pieces * row,
         257: height,
@@ -247,9 +245,12 @@ def _plane(
         262: 1,
         266: tags.one(266, 1),
         277: 1,
-        **({322: row, 323: down} if tiled else {278: down}),
     }
-    blocks = _unpacked(data, fields, offsets[chosen], sizes[chosen], tiled)
+    if tiled:
+        fields |= {322: row, 323: down}
+    else:
+        fields[278] = down
+    blocks = _unpacked(data, fields, offsets, sizes, tiled)
     parts = [
         _values(blocks[:, i * row : (i + 1) * row], tags, samples)
         for i in range(pieces)
@@ -259,8 +260,9 @@ def _plane(
 
 
 def _check_packed(length: int, offsets, sizes, needed: int, tags: Tags) -> None:
-    """Raises ValueError where strips or tiles cannot hold the pixels, before these get
-    room.
+    """Raises ValueError for strips or tiles too small for the pixels they declare.
+
+    It is called before the pixels get room in memory.
     """
     if max(start + size for start, size in zip(offsets, sizes)) > length:
         raise ValueError("strips or tiles lie beyond the end of the file")
@@ -272,19 +274,23 @@ def _check_packed(length: int, offsets, sizes, needed: int, tags: Tags) -> None:
 def _unpacked(
     data: bytes, fields: Mapping[int, int], offsets, sizes, tiled: bool
 ) -> UInt8[np.ndarray, "h bytes"]:
-    """The bytes of every row, unpacked by libtiff under the tags `fields`."""
+    """Unpacks the bytes of every row by libtiff, under the tags `fields`.
+
+    The new tags, after the old data, still point at the old strips or tiles.
+    """
     where, long = len(data), struct.Struct("<I")
-    entries = {tag: (1, long.pack(value)) for tag, value in fields.items()}
-    for tag, values in (
-        ((324, offsets), (325, sizes)) if tiled else ((273, offsets), (279, sizes))
-    ):
-        entries[tag] = (len(values), struct.pack(f"<{len(values)}I", *values))
+    entries = {tag: (value,) for tag, value in fields.items()}
+    entries[324 if tiled else 273] = offsets
+    entries[325 if tiled else 279] = sizes
     after = where + 2 + 12 * len(entries) + 4
     directory, longer = struct.pack("<H", len(entries)), b""
-    for tag, (count, packed) in sorted(entries.items()):
-        inside = packed if count == 1 else long.pack(after + len(longer))
-        longer += b"" if count == 1 else packed
-        directory += struct.pack("<HHI", tag, 4, count) + inside
+    for tag, values in sorted(entries.items()):
+        inside = packed = struct.pack(f"<{len(values)}I", *values)
+        # Several values do not fit into the directory, which points at them.
+        if len(values) > 1:
+            inside = long.pack(after + len(longer))
+            longer += packed
+        directory += struct.pack("<HHI", tag, 4, len(values)) + inside
     file = b"II*\0" + long.pack(where) + data[8:] + directory + long.pack(0) + longer
     with Image.open(io.BytesIO(file), formats=("TIFF",)) as picture:
         return np.asarray(picture)
@@ -293,7 +299,7 @@ def _unpacked(
 def _values(
     block: UInt8[np.ndarray, "h bytes"], tags: Tags, samples: int
 ) -> Shaped[np.ndarray, "h w n"]:
-    """The values of a piece's rows, its predictor undone."""
+    """Reads the values of a piece's rows, and undoes its predictor."""
     height, bits = len(block), tags.bits
     predictor, kind = tags.one(317, 1), _KINDS[tags.one(339, 1)]
     if bits % 8:
@@ -303,10 +309,9 @@ def _values(
     if predictor == 3:
         return _undo_float_predictor(block, samples, bits // 8)
     order = tags.order if bits > 8 else "|"
-    whole = (
-        block.reshape(height, -1).view(f"{order}u{bits // 8}").astype(f"u{bits // 8}")
-    )
-    pixels = whole.reshape(height, -1, samples)
+    stored = block.reshape(height, -1).view(f"{order}u{bits // 8}")
+    pixels = stored.astype(f"u{bits // 8}").reshape(height, -1, samples)
+    # Differences are of whole numbers, also of signed and float values.
     if predictor == 2:
         pixels = np.cumsum(pixels, axis=1, dtype=pixels.dtype)
     elif predictor != 1:
@@ -317,9 +322,7 @@ def _values(
 def _undo_float_predictor(
     block, samples: int, size: int
 ) -> Shaped[np.ndarray, "h w n"]:
-    """Floats whose bytes were sorted by weight, heaviest first, then differenced along
-    the row.
-    """
+    """Restores floats whose bytes lie by weight, heaviest first, as differences."""
     height = len(block)
     summed = np.cumsum(block.reshape(height, -1, samples), axis=1, dtype=np.uint8)
     by_weight = summed.reshape(height, size, -1)
@@ -328,7 +331,7 @@ def _undo_float_predictor(
 
 
 def _unpacked_bits(block, bits: int, samples: int) -> Shaped[np.ndarray, "h w n"]:
-    """Values of 9 to 15 bits, packed without gaps from the left."""
+    """Reads values of 9 to 15 bits, packed without gaps from the left."""
     height = len(block)
     each = np.unpackbits(block, axis=1)
     wide = each.shape[1] // (bits * samples) * bits * samples

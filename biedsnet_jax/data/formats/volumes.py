@@ -1,11 +1,11 @@
-"""A scan in three dimensions and its axial slices, there and back.
+"""Turns a scan in three dimensions into axial slices, and slices back into the scan.
 
-A file keeps its voxels in any axis order and flip; its affine says which: [x, y, z, 1]
-mm = affine @ [i, j, k, 1], with x to the patient's left-to-right, y back-to-front, z
-feet-to-head (RAS+, as NIfTI has it). Slices are canonical, as a radiologist sees them:
-from the feet up, rows from front to back, columns from the patient's right to left. An
-oblique scan is brought to the nearest of these orders and never resampled, so that
-every voxel of a mask has its own voxel.
+A file keeps its voxels in any axis order and flip. Its affine says which: [x, y, z, 1]
+mm = affine @ [i, j, k, 1], with x from the patient's left to right, y from back to
+front, z from feet to head (RAS+, as in NIfTI). Slices are canonical, as a radiologist
+sees them: from the feet up, rows from front to back, columns from the patient's right to
+left. An oblique scan is brought to the nearest of these orders and never resampled, so
+that every voxel of a mask is one of the scan.
 """
 
 from collections.abc import Sequence
@@ -25,21 +25,21 @@ from nibabel.orientations import (
 
 from biedsnet_jax.errors import BadInput
 
-# i to the left, j to the back, k to the head
+# Canonical axes: i to the left, j to the back, k to the head.
 CANONICAL = axcodes2ornt("LPS")
-# of slices that follow along axis d, h or w
+# Planes of slices that follow along the axis d, h or w.
 _PLANES = ("axial", "coronal", "sagittal")
-# times the spacing of the other axes: that of slices
+# Slices are so many times further apart than pixels.
 _THICK = 2.0
-# other axes have so many times the voxels: those are slices
+# Slices have so many times the pixels that there are slices.
 _FEW = 2
-# pixels of a side: below it is refused, or told
+# Pixels of a side: with fewer a stack is refused, or warned of.
 _LEAST, _NARROW = 10, 16
 
 
 @runtime_checkable
 class Slices(Protocol):
-    """Slices "h w c" by number: an array "d h w c", or one kept on disk."""
+    """Interface of slices "h w c" by number: an array "d h w c", or one on disk."""
 
     def __len__(self) -> int: ...
 
@@ -48,8 +48,7 @@ class Slices(Protocol):
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels "i j k" or "i j k c" in the file's own order, in the units of the scanner,
-    and where they lie.
+    """Voxels in the file's own order, in units of the scanner, and their places.
 
     Integers stay as they are; scaled or float voxels are float32 or float64.
     """
@@ -57,12 +56,12 @@ class Volume:
     voxels: Shaped[np.ndarray, "i j k *c"]
     affine: Shaped[np.ndarray, "4 4"]
     path: str
-    # of a NIfTI file, so that a mask gets the same codes and units
+    # The header of a NIfTI file, so that a mask gets the same codes and units.
     header: nib.Nifti1Header | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along the file's three axes."""
+        """Count of voxels along the file's three axes."""
         return tuple(self.voxels.shape[:3])
 
     @property
@@ -73,27 +72,25 @@ class Volume:
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of a voxel in millilitres, exact for an oblique or sheared grid too."""
+        """Volume of a voxel in millilitres, of an oblique or sheared grid too."""
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
 
     @property
     def canonical_affine(self) -> Shaped[np.ndarray, "4 4"]:
-        """The affine of the canonical order of voxels."""
+        """Affine of the voxels in canonical order."""
         return self.affine @ inv_ornt_aff(self._to_canonical, self.shape)
 
     @property
     def slices(self) -> Shaped[np.ndarray, "d h w *c"]:
-        """A view as canonical slices."""
+        """View of the voxels as canonical slices."""
         return np.swapaxes(apply_orientation(self.voxels, self._to_canonical), 0, 2)
 
     def restore(
         self, slices: Shaped[np.ndarray, "d h w *n"]
     ) -> Shaped[np.ndarray, "i j k *n"]:
-        """The way back of `slices`: canonical slices in the file's own order, a view."""
-        return apply_orientation(
-            np.swapaxes(slices, 0, 2),
-            ornt_transform(CANONICAL, io_orientation(self.affine)),
-        )
+        """Brings canonical slices back into the file's own order, as a view."""
+        own = ornt_transform(CANONICAL, io_orientation(self.affine))
+        return apply_orientation(np.swapaxes(slices, 0, 2), own)
 
     @property
     def _to_canonical(self):
@@ -101,35 +98,39 @@ class Volume:
 
 
 def neighbours(slices: Slices, index: int, context: int) -> Shaped[np.ndarray, "h w n"]:
-    """Slice `index` between `context` slices on each side as n = c (2 context + 1)
-    channels, from the feet up.
+    """Joins slice `index` with `context` slices on each side, from the feet up.
 
-    Beyond the ends the last slice is repeated.
+    They make n = c (2 context + 1) channels. Beyond the ends the last slice is repeated.
     """
     if not context:
         return slices[index]
-    around = np.clip(
-        np.arange(index - context, index + context + 1), 0, len(slices) - 1
-    )
+    around = np.arange(index - context, index + context + 1)
+    around = np.clip(around, 0, len(slices) - 1)
     return np.concatenate([slices[i] for i in around.tolist()], axis=-1)
 
 
 def plane_note(volume: Volume) -> str:
-    """What to tell of a scan in sagittal or coronal slices; empty where nothing is
-    lost.
+    """Warns of a scan in sagittal or coronal slices; empty where nothing is lost.
 
     Raises BadInput where next to nothing is left: an axial slice has a side below 10
-    pixels, which the scan's own slices have not.
+    pixels, and the scan's own slices have none.
     """
-    sizes, spacing, axis = volume.slices.shape[:3], volume.spacing, _stack_axis(volume)
+    axis = _stack_axis(volume)
+    if axis == 0:
+        return ""
+    sizes, spacing = volume.slices.shape[:3], volume.spacing
     own = [sizes[n] for n in range(3) if n != axis]
+    own_spacing = [spacing[n] for n in range(3) if n != axis]
     least = min(sizes[1:])
     thin = least < _NARROW and min(own) > least
-    coarse = max(spacing[1:]) >= _THICK * max(spacing[n] for n in range(3) if n != axis)
-    if axis == 0 or not (thin or coarse):
+    coarse = max(spacing[1:]) >= _THICK * max(own_spacing)
+    if not (thin or coarse):
         return ""
-    slices = f"{sizes[axis]} {_PLANES[axis]} slice{'s' * (sizes[axis] > 1)}"
-    here = f"{volume.path} is a stack of {slices} of {own[0]}x{own[1]} pixels"
+    noun = "slice" if sizes[axis] == 1 else "slices"
+    here = (
+        f"{volume.path} is a stack of {sizes[axis]} {_PLANES[axis]} {noun} "
+        f"of {own[0]}x{own[1]} pixels"
+    )
     seen = f"{sizes[1]}x{sizes[2]} pixels of {spacing[1]:.3g}x{spacing[2]:.3g} mm"
     if least < _LEAST <= min(own):
         raise BadInput(
@@ -140,9 +141,7 @@ def plane_note(volume: Volume) -> str:
 
 
 def _stack_axis(volume: Volume) -> int:
-    """The axis of canonical slices "d h w" along which the scan's own slices follow,
-    else 0.
-    """
+    """Finds the axis of "d h w" along which the scan's own slices follow, else 0."""
     sizes, spacing = np.array(volume.slices.shape[:3]), np.array(volume.spacing)
     fewest, coarsest = int(sizes.argmin()), int(spacing.argmax())
     second = np.sort(sizes)[1]
@@ -154,32 +153,28 @@ def _stack_axis(volume: Volume) -> int:
 
 
 def check_affine(affine: Shaped[np.ndarray, "4 4"], path: object) -> None:
-    """Raises BadInput for an affine that gives voxels no place: not finite, or with an
-    axis of no length.
-    """
-    if not _has_a_volume(affine) or _has_lost_axis(affine):
-        rows = [[round(float(x), 6) for x in row] for row in affine[:3, :3]]
+    """Raises BadInput for an affine that gives voxels no place or no volume."""
+    if not _is_usable(affine):
+        rows = affine[:3, :3].astype(float).round(6).tolist()
         raise BadInput(
-            f"no usable affine, {rows}, {path}; write the scan again with its spacing and direction"
+            f"{path} has the affine {rows}, which gives its voxels no place. "
+            "Write the scan again with its spacing and direction."
         )
 
 
-def _has_a_volume(affine) -> bool:
-    """Whether a voxel has one, however small: a micrometre is a thousandth of the
-    millimetre.
-    """
+def _is_usable(affine) -> bool:
+    """Whether an affine is finite and its axes have lengths and directions."""
     if not np.isfinite(affine).all():
         return False
     with np.errstate(over="ignore", invalid="ignore"):
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
-        return bool(
-            sizes.min() > 1e-9 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-6
-        )
-
-
-def _has_lost_axis(affine) -> bool:
-    """Whether an axis has, but for rounding, the direction of another."""
-    return bool(np.isnan(io_orientation(affine)).any())
+        # Voxels of a microscope are small, a thousandth of a millimetre or less.
+        if not sizes.min() > 1e-9:
+            return False
+        if not abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-6:
+            return False
+    # Nibabel drops an axis that has, but for rounding, the direction of another.
+    return not np.isnan(io_orientation(affine)).any()
 
 
 def check_same_grid(
@@ -189,22 +184,22 @@ def check_same_grid(
     image_affine: np.ndarray,
     path: object,
 ) -> None:
-    """Raises BadInput unless a mask lies voxel on voxel on its image, to 0.05 voxels,
-    since headers are rounded.
-    """
+    """Raises BadInput unless a mask lies voxel on voxel on its image."""
     if tuple(shape) != tuple(image_shape):
-        sizes = " against ".join(
-            "x".join(map(str, size)) for size in (image_shape, shape)
-        )
         raise BadInput(
-            f"image and mask differ in shape, {sizes}, {path}; make the mask on the grid of its image"
+            f"{path} has the shape {_by(shape)}, and its image {_by(image_shape)}. "
+            "Make the mask on the grid of its image."
         )
-    corners = np.array(
-        np.meshgrid(*((0, n - 1) for n in shape), [1], indexing="ij")
-    ).reshape(4, -1)
+    ranges = [(0, n - 1) for n in shape]
+    corners = np.array(np.meshgrid(*ranges, [1], indexing="ij")).reshape(4, -1)
     off = np.abs((np.asarray(affine) - image_affine) @ corners)[:3].max()
+    # Headers are rounded, so a twentieth of a voxel is no difference.
     if off > 0.05 * min(nib.affines.voxel_sizes(image_affine)):
         raise BadInput(
-            f"image and mask differ in affine, {off:.3g} mm apart at a corner, {path}; "
-            "resample the mask onto its image, or copy the image's header to it if only that is wrong"
+            f"{path} lies {off:.3g} mm off its image at a corner, by their affines. Resample the "
+            "mask onto its image, or copy the image's header to it if only that is wrong."
         )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

@@ -1,11 +1,10 @@
-"""COVID-19-CT-Seg (Ma et al. 2021, doi:10.1002/mp.14676) as the TFDS data set
-`covid19_ct_seg`, without TensorFlow.
+"""Prepares COVID-19-CT-Seg as the TFDS data set `covid19_ct_seg`, without TensorFlow.
 
-Its four archives, zipped or unpacked, hold `<case>.nii.gz` of 20 CT volumes of 19
-patients. coronacases_* are in Hounsfield units and are cut to [-1250, 250] HU here,
-stored as 0 to 255; radiopaedia_* come so already. An example is a canonical axial slice
-(see `volumes`). Each case is a TFDS split, so that no more than one is in memory; "all"
-is all.
+The set (Ma et al. 2021, doi:10.1002/mp.14676) has four archives, zipped or unpacked, of
+`<case>.nii.gz` with 20 CT volumes of 19 patients. coronacases_* are in Hounsfield units,
+and are cut to [-1250, 250] HU and stored as 0 to 255 here; radiopaedia_* come so. An
+example is a canonical axial slice (see `volumes`). Each case is a TFDS split, so that
+only one is in memory at a time; the split "all" has all cases.
 """
 
 import fcntl
@@ -35,7 +34,7 @@ from biedsnet_jax.runtime.files import natural, sync, sync_folder
 
 NAME, VERSION = "covid19_ct_seg", "1.0.0"
 ORIGIN = "zenodo.org/records/3757476"
-# HU, what 0 and 255 stand for
+# Hounsfield units that 0 and 255 stand for.
 WINDOW = (-1250.0, 250.0)
 FOLDERS = {
     "image": "COVID-19-CT-Seg_20cases",
@@ -43,27 +42,30 @@ FOLDERS = {
     "lung": "Lung_Mask",
     "lung_and_infection": "Lung_and_Infection_Mask",
 }
-# the highest: 1, 2 the lungs, in the last 3 infection
+# The highest label of each map. Lungs are 1 and 2, infection is 1 or, beside lungs, 3.
 LABELS = {"infection": 1, "lung": 2, "lung_and_infection": 3}
-# as the authors say
+# The authors say that these two volumes are of one patient.
 SAME_PATIENT = {f"radiopaedia_10_85902_{n}": "radiopaedia_10_85902" for n in (1, 3)}
 _CASE = re.compile(r"(coronacases|radiopaedia)_\w+")
-# HU: every CT in Hounsfield units has voxels below
+# Every CT in Hounsfield units has voxels below this one, since air is at -1000.
 _AIR = -500
-# a folder for what is not complete
+# A set that is not complete is in this folder.
 _MAKING = "making"
-# bytes of a packed volume, many times those of this set
+# Bytes of a packed volume, many times those of this set.
 _MOST = 2**31
 
 
 class Covid19CtSeg(tfds.core.GeneratorBasedBuilder):
-    """image uint8 "h w 1", and label maps alike: infection 0, 1; lung 0 to 2;
-    lung_and_infection 0 to 3.
+    """TFDS builder of the set: image uint8 "h w 1" and three label maps alike.
+
+    infection has the labels 0 and 1, lung 0 to 2, lung_and_infection 0 to 3.
     """
 
     name = NAME
     VERSION = tfds.core.Version(VERSION)
-    MANUAL_DOWNLOAD_INSTRUCTIONS = f"Put {', '.join(f'{folder}.zip' for folder in FOLDERS.values())} of {ORIGIN} there."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        f"Put {'.zip, '.join(FOLDERS.values())}.zip of {ORIGIN} there."
+    )
 
     def _info(self) -> tfds.core.DatasetInfo:
         features: dict[str, Any] = {
@@ -73,11 +75,9 @@ class Covid19CtSeg(tfds.core.GeneratorBasedBuilder):
             for name in FOLDERS
         }
         features |= {name: tfds.features.Text() for name in ("case", "patient", "name")}
-        # row, column
-        features |= {
-            "slice": np.int32,
-            "spacing": tfds.features.Tensor(shape=(2,), dtype=np.float32),
-        }
+        features["slice"] = np.int32
+        # Millimetres between rows and between columns.
+        features["spacing"] = tfds.features.Tensor(shape=(2,), dtype=np.float32)
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
@@ -94,31 +94,29 @@ class Covid19CtSeg(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, archives, case: str):
         slices, spacing = read_case(archives, case)
         for z in range(len(slices["image"])):
-            arrays = {name: one[z][..., None] for name, one in slices.items()}
-            names = {
-                "case": case,
-                "patient": SAME_PATIENT.get(case, case),
-                "name": f"{case}/{z:03d}",
+            example: dict[str, Any] = {
+                name: one[z][..., None] for name, one in slices.items()
             }
-            yield (
-                z,
-                arrays | names | {"slice": z, "spacing": np.array(spacing, np.float32)},
-            )
+            example["case"] = case
+            example["patient"] = SAME_PATIENT.get(case, case)
+            example["name"] = f"{case}/{z:03d}"
+            example["slice"] = z
+            example["spacing"] = np.array(spacing, np.float32)
+            yield z, example
 
 
 def prepare(root: Path, cache_folder: Path, *, quiet: bool = False) -> Path:
-    """The folder of the prepared set, made below `cache_folder` unless it is there.
+    """Prepares the set below `cache_folder` unless it is there, and returns its folder.
 
-    It belongs to the archives in `root` with their present size and time: changed
+    The set belongs to the archives in `root` with their present size and time: changed
     archives are read anew, others only looked at. Of several processes one prepares and
-    the rest wait; what a killed one left is cleared. The set gets its name when it is
-    on the disk.
+    the rest wait. The remains of a killed one are cleared.
 
     Raises BadInput for archives that are missing, damaged or not what they should be,
     and where nothing can be written.
     """
     data_dir = cache_folder / f"{NAME}-{_fingerprint(root)}"
-    # gets this name when it is complete
+    # The set gets this name when it is complete and on the disk.
     prepared = data_dir / NAME / VERSION
     if prepared.exists():
         return prepared
@@ -132,7 +130,8 @@ def prepare(root: Path, cache_folder: Path, *, quiet: bool = False) -> Path:
                 _finish(data_dir)
     except OSError as error:
         raise BadInput(
-            f"cannot write the data set, {error.strerror or error}, {cache_folder}; make room, or set data.cache_dir"
+            f"The data set cannot be written to {cache_folder}: {error.strerror or error}. "
+            "Make room, or set data.cache_dir to another folder."
         ) from error
     return prepared
 
@@ -144,13 +143,13 @@ def _build(root, data_dir, quiet):
         print(f"preparing {NAME}, once, in {data_dir}", file=sys.stderr)
     builder = Covid19CtSeg(data_dir=data_dir, file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=root, try_download_gcs=False)
-    # TFDS says that it downloads, which it does not
+    # TFDS prints that it downloads the set, which it does not.
     with redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_config=config)
 
 
 def _finish(data_dir: Path) -> None:
-    """Give what is made its name, once the disk has it."""
+    """Flushes the set to the disk, then gives it its name."""
     for path in (data_dir / _MAKING / NAME).rglob("*"):
         if path.is_file():
             sync(path)
@@ -163,7 +162,7 @@ def _finish(data_dir: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time, and let go when it ends, however it ends."""
+    """Holds a lock that one process has at a time, until it ends, however it ends."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -174,34 +173,33 @@ def _locked(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file, or the folder of its content: `members` says what holds each case."""
+    """A zip file, or the folder of its content."""
 
     path: Path
+    # Case -> name of its file within.
     members: Mapping[str, str]
 
     def read(self, case: str) -> Volume:
-        """Raises BadInput, naming the archive, for a volume that is damaged."""
+        """Reads a volume. Raises BadInput, naming the archive, for a damaged one."""
         where = self.path / self.members[case]
         if self.path.is_dir():
             check_regular(where)
         try:
             data = self._bytes(case)
-            stream = (
-                gzip.GzipFile(fileobj=io.BytesIO(data))
-                if data[:2] == b"\x1f\x8b"
-                else io.BytesIO(data)
-            )
+            stream = io.BytesIO(data)
+            if data[:2] == b"\x1f\x8b":
+                stream = gzip.GzipFile(fileobj=stream)
             volume = nifti.read(where, stream, len(data))
-            # to the end, where gzip compares its checksum
+            # Gzip compares its checksum at the end.
             while stream.read(2**20):
                 pass
         except BadInput as error:
-            raise BadInput(
-                f"{str(error).rpartition('; ')[0]}; {_again(self.path)}"
-            ) from error
+            # The archive is to be replaced, not the file within that the error names.
+            what = str(error).rpartition(". ")[0]
+            raise BadInput(f"{what}. {_download(self.path)}") from error
         except _DAMAGE as error:
             raise BadInput(
-                f"damaged archive, {error}, {where}; {_again(self.path)}"
+                f"{where} is damaged: {error}. {_download(self.path)}"
             ) from error
         return volume
 
@@ -210,58 +208,60 @@ class Archive:
         if self.path.is_dir():
             return (self.path / name).read_bytes()
         with zipfile.ZipFile(self.path) as file:
-            if file.getinfo(name).file_size > _MOST:
-                raise zipfile.BadZipFile(
-                    f"{file.getinfo(name).file_size} bytes declared"
-                )
-            # compares its checksum
+            size = file.getinfo(name).file_size
+            if size > _MOST:
+                raise zipfile.BadZipFile(f"{size} bytes declared")
+            # Zipfile compares its checksum.
             return file.read(name)
 
 
-# What zipfile and gzip raise: broken structure, wrong checksum, cut off, encrypted,
-# packed in an unknown way.
+# Zipfile and gzip raise these for a broken structure, a wrong checksum, a file that is
+# cut off, encrypted or packed in an unknown way.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 def open_archives(root: Path) -> dict[str, Archive]:
-    """The four by feature. Raises BadInput where one is missing or damaged, and where
-    they disagree on the cases.
+    """Opens the four archives, by feature.
+
+    Raises BadInput where one is missing or damaged, and where they differ in cases.
     """
     archives = {name: _open_archive(path) for name, path in _find(root).items()}
     known = set().union(*(archive.members for archive in archives.values()))
-    lacking = [
-        f"{', '.join(sorted(known - archive.members.keys()))} in {archive.path.name}"
-        for archive in archives.values()
-        if known - archive.members.keys()
-    ]
+    if not known:
+        path = archives["image"].path
+        raise BadInput(f"{path} holds no volumes. {_download(path)}")
+    lacking = []
+    for archive in archives.values():
+        missing = sorted(known - archive.members.keys())
+        if missing:
+            lacking.append(f"{archive.path.name} lacks {', '.join(missing)}")
     if lacking:
         raise BadInput(
-            f"missing cases, {' and '.join(lacking)}, {root}; download them again from {ORIGIN}"
-        )
-    if not known:
-        raise BadInput(
-            f"no volumes, 0 files, {archives['image'].path}; {_again(archives['image'].path)}"
+            f"Cases are missing in {root}: {' and '.join(lacking)}. "
+            f"Download these archives again from {ORIGIN}."
         )
     return archives
 
 
-def _again(path) -> str:
-    return f"download {path.name} again from {ORIGIN}"
+def _download(path: Path) -> str:
+    return f"Download {path.name} again from {ORIGIN}."
 
 
 def _find(root: Path) -> dict[str, Path]:
-    """The zip of each feature, else its folder. Raises BadInput, listing what is
-    missing.
-    """
-    found = {}
+    """Finds the zip of each feature, else its folder. Raises BadInput for missing ones."""
+    found, missing = {}, []
     for name, folder in FOLDERS.items():
         zipped, unpacked = root / f"{folder}.zip", root / folder
-        if zipped.exists() or unpacked.is_dir():
-            found[name] = zipped if zipped.exists() else unpacked
-    missing = [f"{FOLDERS[name]}.zip" for name in FOLDERS if name not in found]
+        if zipped.exists():
+            found[name] = zipped
+        elif unpacked.is_dir():
+            found[name] = unpacked
+        else:
+            missing.append(zipped.name)
     if missing:
         raise BadInput(
-            f"missing archives, {', '.join(missing)}, {root}; download them from {ORIGIN}, unpacked or as they are"
+            f"{root} lacks the archives {', '.join(missing)}. "
+            f"Download them from {ORIGIN}, and unpack them or leave them as they are."
         )
     return found
 
@@ -274,38 +274,32 @@ def _open_archive(path: Path) -> Archive:
         case = nifti.stem(Path(member))
         if not _CASE.fullmatch(case):
             raise BadInput(
-                f"no case of this set, {member}, {path}; take it away, or {_again(path)}"
+                f"{path} holds {member}, which is no case of this set. Take it away, or "
+                f"download {path.name} again from {ORIGIN}."
             )
         if case in members:
             raise BadInput(
-                f"two files of one case, {members[case]} and {member}, {path}; keep one"
+                f"{path} holds two files of one case, {members[case]} and {member}. Keep one."
             )
         members[case] = member
     return Archive(path, members)
 
 
 def _volumes(path: Path) -> list[str]:
-    """Names of the NIfTI files in a zip or folder, there or one folder down; hidden
-    ones are passed over.
-    """
+    """Lists NIfTI files in a zip or folder, or one folder down, but hidden ones."""
     if path.is_dir():
-        names = [
-            file.relative_to(path).as_posix()
-            for pattern in ("*", "*/*")
-            for file in path.glob(pattern)
-        ]
+        found = [*path.glob("*"), *path.glob("*/*")]
+        names = [file.relative_to(path).as_posix() for file in found]
     else:
         try:
             with zipfile.ZipFile(path) as file:
                 names = file.namelist()
         except _DAMAGE as error:
-            raise BadInput(
-                f"damaged archive, {error}, {path}; {_again(path)}"
-            ) from error
+            raise BadInput(f"{path} is damaged: {error}. {_download(path)}") from error
         for name in names:
             if ".." in re.split(r"[/\\]", name) or re.match(r"[/\\]|[A-Za-z]:", name):
                 raise BadInput(
-                    f"path that leaves its folder, {name!r}, {path}; {_again(path)}"
+                    f"{path} holds {name!r}, a path that leaves its folder. {_download(path)}"
                 )
     visible = [name for name in names if not re.search(r"(^|/)(\.|__MACOSX/)", name)]
     return [
@@ -316,18 +310,15 @@ def _volumes(path: Path) -> list[str]:
 
 
 def _fingerprint(root: Path) -> str:
-    """Of the archives' places, sizes and times, without opening them."""
+    """Hashes the archives' places, sizes and times, without opening them."""
     facts: list[Any] = [VERSION]
     for path in _find(root).values():
-        files = (
-            [path / name for name in sorted(_volumes(path))]
-            if path.is_dir()
-            else [path]
-        )
-        facts += [
-            (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
-            for file in files
-        ]
+        files = [path]
+        if path.is_dir():
+            files = [path / name for name in sorted(_volumes(path))]
+        for file in files:
+            status = file.stat()
+            facts.append((str(file.resolve()), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
@@ -337,16 +328,15 @@ def _fingerprint(root: Path) -> str:
 def read_case(
     archives: Mapping[str, Archive], case: str
 ) -> tuple[dict[str, UInt8[np.ndarray, "d h w"]], tuple]:
-    """Slices of the image and the three label maps, and their spacing (row, column) in
-    mm.
+    """Reads slices of image and label maps, and their spacing (row, column) in mm.
 
-    Raises BadInput for grey values that are not what the case's name says, masks on
-    another grid and unknown labels.
+    Raises BadInput for grey values that do not fit the case's name, masks on another
+    grid and unknown labels.
     """
     volume = archives["image"].read(case)
     slices = {"image": grey_values(volume, case)}
     shape, affine, spacing = volume.shape, volume.affine, volume.spacing[1:]
-    # the scan, before its masks are read
+    # Frees the scan before its masks are read.
     del volume
     for name, highest in LABELS.items():
         mask = archives[name].read(case)
@@ -354,7 +344,8 @@ def read_case(
         label = nifti.labels(mask)
         if label.max() > highest:
             raise BadInput(
-                f"unknown label, {label.max()}, {mask.path}; {name} has 0 to {highest}, {_again(archives[name].path)}"
+                f"{mask.path} holds the label {label.max()} where {name} has 0 to {highest}. "
+                f"{_download(archives[name].path)}"
             )
         slices[name] = Volume(label, affine, mask.path).slices
     if not in_hounsfield(case):
@@ -365,39 +356,39 @@ def read_case(
 
 
 def in_hounsfield(case: str) -> bool:
-    """By its name; `grey_values` compares that with the voxels."""
+    """Whether a case is in Hounsfield units, by its name; `grey_values` checks that."""
     return case.startswith("coronacases")
 
 
 def grey_values(volume: Volume, case: str) -> UInt8[np.ndarray, "d h w"]:
-    """Slices with [-1250, 250] HU as 0 to 255; of a case that is stored so, as it is.
+    """Cuts slices to [-1250, 250] HU as 0 to 255; those stored so stay as they are.
 
     Raises BadInput where the range of the voxels is not that of the case.
     """
     if volume.voxels.ndim > 3:
         raise BadInput(
-            f"image channels, {volume.voxels.shape[3]}, {volume.path}; download it again from {ORIGIN}"
+            f"{volume.path} has {volume.voxels.shape[3]} channels where one was expected. "
+            f"Download it again from {ORIGIN}."
         )
     low, high = float(volume.voxels.min()), float(volume.voxels.max())
-    expected = (
-        low < _AIR and high > WINDOW[0]
-        if in_hounsfield(case)
-        else -0.5 <= low < high < 255.5
-    )
-    if not expected:
-        kind = (
-            "Hounsfield units, from about -1000" if in_hounsfield(case) else "0 to 255"
-        )
+    hounsfield = in_hounsfield(case)
+    if hounsfield:
+        fits = low < _AIR and high > WINDOW[0]
+        kind = "Hounsfield units, from about -1000"
+    else:
+        fits = -0.5 <= low < high < 255.5
+        kind = "0 to 255"
+    if not fits:
         raise BadInput(
-            f"grey values, {low:g} to {high:g}, {volume.path}; {case} has {kind}: download it from {ORIGIN}"
+            f"{volume.path} has grey values from {low:g} to {high:g} where {case} has {kind}. "
+            f"Download it again from {ORIGIN}."
         )
     slices = volume.slices
     grey = np.empty(slices.shape, np.uint8)
-    # by slice, so that no second volume in float stands in memory
+    scale = 255 / (WINDOW[1] - WINDOW[0])
+    # Slice by slice, so that no second volume in float stands in memory.
     for z, one in enumerate(slices):
-        if in_hounsfield(case):
-            one = (np.clip(one.astype(np.float32), *WINDOW) - WINDOW[0]) * (
-                255 / (WINDOW[1] - WINDOW[0])
-            )
+        if hounsfield:
+            one = (np.clip(one.astype(np.float32), *WINDOW) - WINDOW[0]) * scale
         grey[z] = np.rint(one)
     return grey

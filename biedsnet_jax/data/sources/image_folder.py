@@ -1,13 +1,7 @@
-"""Random-access sources of slices: `len`, `.cases` (the case of every index) and `[i]`
--> one example, in numpy.
-
-An example is a dict: image "h w c" in the file's own values, upright, mask uint8 "h w
-k" of 0 and 1, case, slice, spacing (row, column) in mm or None, path. `ImageFolder`
-reads PNG, JPEG and TIFF files, `Cached` keeps any source's examples in memory.
-"""
+"""Reads a folder of PNG, JPEG and TIFF images with masks as a source of slices."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,28 +17,26 @@ from biedsnet_jax.runtime.files import composed, natural
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images and masks of the same name: `images/<case>/<slice>.png` with
-    `masks/<case>/<slice>.png`.
+    """Source of images and masks with the same name below `images/` and `masks/`.
 
-    The case is the first folder under `images/`, or below `train`, `val` and `test`
-    there, which are then sides of the split; in a flat folder `case` tells it from the
-    file's name (see `case_names.find`). The extensions of an image and its mask may
-    differ. Files are in natural order (slice 2 before 10). Names are compared in
-    Unicode's composed form (NFC).
+    The case of `images/<case>/<slice>.png` is the first folder, or the next one where
+    the first is called `train`, `val` or `test`, which is then the side of the split. In
+    a flat folder `case` finds it in the file's name (see `case_names.find`). An image
+    and its mask may have different extensions. Files are in natural order (slice 2
+    before 10). Names are compared in Unicode's composed form (NFC).
 
-    `channels` 1 or 3: see `pictures.read_picture_turned`. `classes`: see
+    For `channels`, 1 or 3, see `pictures.read_picture_turned`, and for `classes`
     `picture_masks.read_mask`.
 
-    Raises BadInput when made, if files lack their partner, and on `[i]`, if a file does
-    not fit; `verify` finds the latter before work starts, and a data set whose masks
-    are empty. Nothing is unpickled.
+    Raises BadInput when made, if a file has no partner, and on `[i]`, if it does not
+    fit. `verify` finds the latter before work starts, and masks that are all empty.
     """
 
     root: str | Path
     classes: int = 1
     channels: int = 1
     case: str = case_names.AUTO
-    # name, image, mask
+    # Name, image and mask of each slice.
     _pairs: list[tuple[str, Path, Path]] = field(init=False, repr=False, compare=False)
     _cases: case_names.Cases = field(init=False, repr=False, compare=False)
     _passed: list[PassedOver] = field(init=False, repr=False, compare=False)
@@ -52,10 +44,11 @@ class ImageFolder:
     def __post_init__(self):
         if self.channels not in (1, 3):
             raise BadInput(
-                f"image channels, {self.channels}, {self.root}; give 1 (grey) or 3 (colour)"
+                f"data.channels is {self.channels} for the images of {self.root}. "
+                "Give 1 (grey) or 3 (colour)."
             )
         if self.classes < 1:
-            raise BadInput(f"classes, {self.classes}, {self.root}; give 1 or more")
+            raise BadInput(f"data.classes is {self.classes}. Give 1 or more.")
         pairs, passed = _pair(Path(self.root))
         found = case_names.find(
             [name for name, _, _ in pairs],
@@ -63,9 +56,9 @@ class ImageFolder:
             where=str(Path(self.root) / "images"),
         )
         if self.case != case_names.EACH:
-            # a case's slices follow one another
+            # Slices of a case follow one another.
             pairs.sort(key=lambda pair: natural(found.of[pair[0]]))
-        # the dataclass is frozen from here on
+        # The fields of a frozen dataclass are set through object.
         object.__setattr__(self, "_pairs", pairs)
         object.__setattr__(self, "_cases", found)
         object.__setattr__(self, "_passed", passed)
@@ -93,17 +86,12 @@ class ImageFolder:
         name, image_path, mask_path = self._pairs[index]
         image, turn = read_picture_turned(image_path, self.channels)
         mask = picture_masks.read_mask(mask_path, self.classes)
-        if image.shape[:2] != mask.shape[:2]:
-            sizes = " against ".join(
-                f"{h}x{w}" for h, w in (image.shape[:2], mask.shape[:2])
-            )
-            turned = (
-                f" The image is turned upright first, as its EXIF orientation {turn} says."
-                if turn > 1
-                else ""
-            )
+        height, width = image.shape[:2]
+        if mask.shape[:2] != (height, width):
+            upright = f", turned upright by EXIF orientation {turn}" if turn > 1 else ""
             raise BadInput(
-                f"image and mask differ in size, {sizes}, {mask_path}; make the mask as large as its image.{turned}"
+                f"The mask {mask_path} has {mask.shape[0]}x{mask.shape[1]} pixels, its image "
+                f"{height}x{width}{upright}. Make the mask as large as its image."
             )
         return {
             "image": image,
@@ -115,8 +103,9 @@ class ImageFolder:
         }
 
     def verify(self) -> None:
-        """Read every file once; raises the BadInput of the first that does not fit, and
-        of masks without foreground.
+        """Reads every file once.
+
+        Raises the BadInput of the first that does not fit, and one for empty masks.
         """
         with ThreadPoolExecutor() as pool:
             with_foreground = sum(pool.map(self._has_foreground, range(len(self))))
@@ -127,57 +116,55 @@ class ImageFolder:
 
 
 def _pair(root: Path) -> tuple[list[tuple[str, Path, Path]], list[PassedOver]]:
-    """(name, image, mask) of every slice, by the name without extension below `images/`
-    and `masks/`; what else is.
-    """
-    (images, passed), (masks, passed_masks) = (
-        _files(root / "images"),
-        _files(root / "masks"),
-    )
+    """Pairs images with masks by their name without extension, and lists other files."""
+    images, passed = _files(root / "images")
+    masks, passed_masks = _files(root / "masks")
     if not images:
-        kinds, there = ", ".join(EXTENSIONS), walk.summary(passed)
-        said = f" ({there})" if there else ""
+        there = walk.summary(passed)
+        note = f" ({there})" if there else ""
         raise BadInput(
-            f"no images, 0 files, {root / 'images'}; put {kinds} files there, a folder for each case{said}"
+            f"{root / 'images'} holds no images{note}. "
+            f"Put {', '.join(EXTENSIONS)} files there, a folder for each case."
         )
-    for found, partners, what, partner in (
-        (images, masks, "images without masks", "masks"),
-        (masks, images, "masks without images", "images"),
-    ):
-        lonely = [path for name, path in found.items() if name not in partners]
-        if lonely:
-            _check_formats(lonely, partner, root, passed + passed_masks)
-            raise BadInput(
-                f"{what}, {len(lonely)} of {len(found)}, first {lonely[0]}; "
-                f"put a file of the same name under {root / partner}, or take these away"
-            )
-    pairs = [(name, images[name], masks[name]) for name in sorted(images, key=natural)]
-    return pairs, passed + passed_masks
+    passed += passed_masks
+    _check_partners("images", images, "masks", masks, root, passed)
+    _check_partners("masks", masks, "images", images, root, passed)
+    names = sorted(images, key=natural)
+    return [(name, images[name], masks[name]) for name in names], passed
 
 
-def _check_formats(
-    lonely: Sequence[Path], partner: str, root: Path, passed: Sequence[PassedOver]
+def _check_partners(
+    kind: str,
+    found: Mapping[str, Path],
+    partner_kind: str,
+    partners: Mapping[str, Path],
+    root: Path,
+    passed: Sequence[PassedOver],
 ) -> None:
-    """Raises BadInput where the partner of the first is there, in a format that is not
-    read.
-    """
-    other = "images" if partner == "masks" else "masks"
-    name = (root / partner / lonely[0].relative_to(root / other)).with_suffix("")
+    """Raises BadInput for images without masks, or masks without images."""
+    unpaired = [path for name, path in found.items() if name not in partners]
+    if not unpaired:
+        return
+    first, place = unpaired[0], root / partner_kind
+    wanted = (place / first.relative_to(root / kind)).with_suffix("")
     for one in passed:
-        if one.path.with_suffix("") == name and one.path != name:
+        # The partner may be there in a format that is not read.
+        if one.path.with_suffix("") == wanted and one.path != wanted:
             raise BadInput(
-                f"{one.path} belongs to {lonely[0]}, but is {one.why}. Save {partner} as PNG or TIFF: "
-                f"{len(lonely)} {other} have none that can be read."
+                f"{one.path} belongs to {first}, but is {one.why}. Save {partner_kind} as PNG "
+                f"or TIFF: {len(unpaired)} {kind} have none that can be read."
             )
+    raise BadInput(
+        f"{len(unpaired)} of {len(found)} {kind} have no {partner_kind}, the first {first}. "
+        f"Put a file of the same name under {place}, or take these away."
+    )
 
 
 def _files(folder: Path) -> tuple[dict[str, Path], list[PassedOver]]:
-    """Image files below `folder` by their relative name without extension, and what is
-    passed over there.
-    """
+    """Finds image files by their relative name without extension, and other files."""
     if not folder.is_dir():
         raise BadInput(
-            f"no such folder, {folder.name}, {folder}; make it, or point data.root at the folder above it"
+            f"{folder} is no folder. Make it, or set data.root to the folder above it."
         )
     found, passed = walk.below(folder, lambda path: path.suffix.lower() in EXTENSIONS)
     files: dict[str, Path] = {}
@@ -192,9 +179,10 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[PassedOver]]:
 def _two_of_one_name(first: Path, second: Path) -> BadInput:
     if composed(first.name) == composed(second.name):
         return BadInput(
-            f"{first.parent} holds two files that look alike, {first.name}: one name is spelt in Unicode's composed "
-            "form (NFC) and one in the decomposed (NFD). Keep one, or rename it."
+            f"{first.parent} holds two files that look alike, {first.name}: one name is in "
+            "Unicode's composed form (NFC), one in the decomposed (NFD). Keep one, or rename it."
         )
     return BadInput(
-        f"two files of one name, {first.name} and {second.name}, {first.parent}; keep one"
+        f"{first.parent} holds two files of one name, {first.name} and {second.name}. "
+        "Keep one."
     )

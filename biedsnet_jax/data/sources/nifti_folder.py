@@ -1,9 +1,10 @@
-"""A folder of NIfTI volumes with label maps (see `nifti_layouts`) as a source of axial
-slices.
+"""Reads a folder of NIfTI volumes with label maps as a source of axial slices.
+
+See `nifti_layouts` for the layouts of such folders.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,21 +28,21 @@ from biedsnet_jax.errors import BadInput
 
 @dataclass(frozen=True)
 class NiftiFolder:
-    """Axial slices of every volume, in canonical orientation (see `volumes`).
+    """Source of the axial slices of every volume, in canonical orientation.
 
-    A volume is a case, but where names tell by `case` that several are one patient's
-    (see `case_names.find`).
+    See `volumes` for the orientation. A volume is a case, unless names tell by `case`
+    that several are of one patient (see `case_names.find`).
 
-    `labels` says which label values make each class, such as ((1,), (2, 3)); sets may
-    overlap, as regions do. Without it labels 1 to k are the k classes, and of one class
-    every label but 0. `channels`: of one file with a fourth axis, or files `_0000`,
-    `_0001`, ... in that order. `context` adds that many neighbouring slices on each
-    side as further channels. `min_foreground`: only slices with so many pixels of any
-    class. Volumes are read once and then come from `cache_folder`.
+    `labels` lists the label values of each class, such as ((1,), (2, 3)); classes may
+    overlap, as regions do. Without it the labels 1 to k are the k classes, and every
+    label but 0 is the one class. The `channels` are the fourth axis of a file, or the
+    files `_0000`, `_0001`, ... in that order. `context` adds so many neighbouring slices
+    on each side as further channels. `min_foreground` leaves out slices with fewer
+    pixels of any class. Volumes are read once and then come from `cache_folder`.
 
-    Raises BadInput when made, if files lack their partner or lie on another grid, and
-    on `[i]`, if voxels do not fit; `verify` finds the latter, and fills the cache,
-    before work starts.
+    Raises BadInput when made, if a file has no partner or lies on another grid, and on
+    `[i]`, if its voxels do not fit. `verify` finds the latter before work starts, and
+    fills the cache.
     """
 
     root: str | Path
@@ -55,9 +56,9 @@ class NiftiFolder:
     _cases: list[Case] = field(init=False, repr=False, compare=False)
     _passed: list[PassedOver] = field(init=False, repr=False, compare=False)
     _notes: list[str] = field(init=False, repr=False, compare=False)
-    # case, slice
+    # Numbers of case and slice.
     _slices: list[tuple[int, int]] = field(init=False, repr=False, compare=False)
-    # of each case
+    # Spacing (row, column) of each case, in mm.
     _spacing: list[tuple[float, float]] = field(init=False, repr=False, compare=False)
     _cache: SliceCache = field(init=False, repr=False, compare=False)
     _names: case_names.Cases = field(init=False, repr=False, compare=False)
@@ -72,7 +73,7 @@ class NiftiFolder:
         headers = [_check_headers(case, self.channels) for case in found]
         if folder.about:
             folder.about.check_channels(self.channels)
-        # the dataclass is frozen from here on
+        # The fields of a frozen dataclass are set through object.
         object.__setattr__(self, "_cases", found)
         object.__setattr__(self, "_passed", folder.passed)
         object.__setattr__(self, "_notes", folder.notes + _notes_of_headers(headers))
@@ -90,7 +91,8 @@ class NiftiFolder:
             object.__setattr__(self, "_slices", chosen)
             if not chosen:
                 raise BadInput(
-                    f"no slice has {self.min_foreground} pixels of foreground, {self.root}; lower data.min_foreground"
+                    f"No slice in {self.root} has {self.min_foreground} pixels of foreground. "
+                    "Lower data.min_foreground."
                 )
 
     @property
@@ -116,11 +118,10 @@ class NiftiFolder:
         n, z = self._slices[index]
         case = self._cases[n]
         volume = self._names.slices[case.name]
+        label = self._label(n)[z][..., 0].astype(np.uint16)
         return {
             "image": neighbours(self._image(n), z, self.context),
-            "mask": class_masks(
-                self._label(n)[z][..., 0].astype(np.uint16), self.classes, self.labels
-            ),
+            "mask": class_masks(label, self.classes, self.labels),
             "case": self._names.of[case.name],
             "slice": f"{volume}_{z:03d}" if volume else f"{z:03d}",
             "spacing": self._spacing[n],
@@ -128,17 +129,17 @@ class NiftiFolder:
         }
 
     def verify(self) -> None:
-        """Read every volume that the cache has not got; raises the BadInput of the
-        first that does not fit.
+        """Reads every volume that the cache lacks.
+
+        Raises the BadInput of the first that does not fit, and one for empty masks.
         """
         pixels = []
-        # one after another: two large volumes at once may not fit in memory
+        # One after another, since two large volumes at once may not fit in memory.
         for n in range(len(self._cases)):
             self._image(n)
             pixels.append(self._foreground(n))
-        check_foreground(
-            sum(pixels[n][z] > 0 for n, z in self._slices), len(self), str(self.root)
-        )
+        with_foreground = sum(pixels[n][z] > 0 for n, z in self._slices)
+        check_foreground(with_foreground, len(self), str(self.root))
 
     def _image(self, n: int):
         case = self._cases[n]
@@ -158,63 +159,66 @@ class NiftiFolder:
     def _label(self, n: int):
         path, image = self._cases[n].label, self._cases[n].images[0]
 
-        # by the image's affine: near 45 degrees the label map's rounding could choose
-        # other slices
         def read():
+            # The image's affine chooses the slices: near 45 degrees rounding in the
+            # label map's own could choose others.
             affine = nifti.affine(nifti.open_header(image).header)
             return Volume(nifti.labels(nifti.read(path)), affine, str(path)).slices
 
-        kept, known = (
-            self._cache.labels([path], read),
-            known_labels(self.classes, self.labels),
-        )
-        strange = sorted(kept.counts.keys() - known) if known else []
-        if strange:
-            raise BadInput(
-                f"label outside the map, {', '.join(map(str, strange[:8]))}, {path}; "
-                f"known are 0, {', '.join(map(str, sorted(known)))}: add it to data.labels, or raise data.classes"
-            )
+        kept = self._cache.labels([path], read)
+        check_labels(dict.fromkeys(kept.counts, path), self.classes, self.labels)
         return kept
 
     def _foreground(self, n: int) -> list[int]:
-        """Pixels of any class in each slice."""
+        """Counts the pixels of any class in each slice."""
         kept = self._label(n)
         of_classes = set().union(*self.labels) if self.labels else kept.counts.keys()
         rows = [kept.counts[label] for label in of_classes & kept.counts.keys()]
         return np.sum(rows, axis=0).tolist() if rows else [0] * len(kept)
 
 
-def known_labels(classes: int, labels: Sequence[Sequence[int]]) -> set[int]:
-    """Label values that a map may hold beside 0; empty where any may, since all are the
-    one class.
+def check_labels(
+    found: Mapping[int, object], classes: int, labels: Sequence[Sequence[int]]
+) -> None:
+    """Raises BadInput for label values of no class; `found` maps values to files.
+
+    Without `labels`, every value but 0 is of the one class.
     """
-    if labels:
-        return {label for group in labels for label in group}
-    return set(range(1, classes + 1)) if classes > 1 else set()
+    if not labels and classes == 1:
+        return
+    known = set().union(*labels) if labels else set(range(1, classes + 1))
+    unknown = sorted(found.keys() - known - {0})
+    if unknown:
+        raise BadInput(
+            f"{found[unknown[0]]} holds the labels {', '.join(map(str, unknown[:8]))}, and known "
+            f"are 0, {', '.join(map(str, sorted(known)))}. "
+            "Add them to data.labels, or raise data.classes."
+        )
 
 
 def class_masks(
     label: np.ndarray, classes: int, labels: Sequence[Sequence[int]]
 ) -> UInt8[np.ndarray, "h w k"]:
-    """A label map "h w" as one map of 0 and 1 for each class."""
+    """Splits a label map "h w" into one map of 0 and 1 for each class."""
     if not labels and classes == 1:
         return (label > 0)[..., None].astype(np.uint8)
     groups = labels or [(k,) for k in range(1, classes + 1)]
-    return np.stack([np.isin(label, group) for group in groups], axis=-1).astype(
-        np.uint8
-    )
+    masks = [np.isin(label, group) for group in groups]
+    return np.stack(masks, axis=-1).astype(np.uint8)
 
 
 def _check_headers(case: Case, channels: int) -> Volume:
-    """A volume without content that has the case's grid. Raises BadInput where channels
-    or mask do not fit it.
+    """Makes a volume without content that has the case's grid.
+
+    Raises BadInput where channels or mask do not fit it.
     """
     images = [nifti.open_header(path) for path in case.images]
     shapes = [nifti.volume_shape(image) for image in images]
     stored = sum(shape[3] if len(shape) == 4 else 1 for shape in shapes)
     if stored != channels:
         raise BadInput(
-            f"image channels, {stored}, {case.images[0]}; set data.channels to {stored}, or give {channels}"
+            f"{case.images[0]} has {stored} image channels where data.channels is {channels}. "
+            f"Set data.channels to {stored}, or give {channels} channels."
         )
     label = nifti.open_header(case.label)
     unit = nifti.unit_mm(images[0].header) or 1.0
@@ -224,12 +228,13 @@ def _check_headers(case: Case, channels: int) -> Volume:
         check_same_grid(
             shape, nifti.affine(image.header, unit=unit), shapes[0][:3], affine, path
         )
+    # A view of one voxel, so that no memory is used.
     voxels = np.broadcast_to(np.uint8(0), shapes[0][:3])
     return Volume(voxels, affine, str(case.images[0]), images[0].header)
 
 
 def _notes_of_headers(headers: Sequence[Volume]) -> list[str]:
-    """What to tell of units and planes, a line each.
+    """Warns of units and of planes, in a line each.
 
     Raises BadInput for a stack that cannot be cut axially.
     """
@@ -242,5 +247,5 @@ def _first_and_count(notes: list[str]) -> list[str]:
     notes = [note for note in notes if note]
     if len(notes) < 2:
         return notes
-    more = f"{len(notes) - 1} more volume{'s' * (len(notes) > 2)}"
-    return [f"{notes[0]} The same holds for {more}."]
+    noun = "volume" if len(notes) == 2 else "volumes"
+    return [f"{notes[0]} The same holds for {len(notes) - 1} more {noun}."]

@@ -1,13 +1,12 @@
-"""The cases of a folder of NIfTI volumes with label maps. Three layouts, by what is
-there:
+"""Finds the cases of a folder of NIfTI volumes with label maps, in one of three layouts.
 
-images/<case>.nii.gz              labels/<case>.nii.gz       (folders below are mirrored)
-imagesTr/<case>.nii.gz            labelsTr/<case>.nii.gz     Medical Decathlon, by its dataset.json
-imagesTr/<case>_0000.nii.gz ...   labelsTr/<case>.nii.gz     nnU-Net: a file a channel
+images/<case>.nii.gz             labels/<case>.nii.gz    folders below are mirrored
+imagesTr/<case>.nii.gz           labelsTr/<case>.nii.gz  Medical Decathlon's dataset.json
+imagesTr/<case>_0000.nii.gz ...  labelsTr/<case>.nii.gz  nnU-Net, a file a channel
 
-Linked files and folders are followed, and what is not read is told. Names are compared
-in Unicode's composed form (NFC), since an umlaut may be stored as one character or as
-two.
+Linked files and folders are followed, and what is not read is recorded. Names are
+compared in Unicode's composed form (NFC), since an umlaut may be stored as one character
+or as two.
 """
 
 import contextlib
@@ -31,28 +30,28 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one case: an image for each channel, or one with all of them, and the
-    label map.
-    """
+    """Files of one case."""
 
     name: str
+    # One for each channel, or one with all channels.
     images: tuple[Path, ...]
     label: Path
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder of a known layout holds."""
+    """Cases and other content of a folder."""
 
     cases: list[Case]
-    passed: list[PassedOver]  # files that are not read
-    notes: list[str]  # warnings, a line each
-    about: DatasetJson | None = None  # of Medical Decathlon or nnU-Net
+    # Files that are not read.
+    passed: list[PassedOver]
+    # Warnings for the user, a line each.
+    notes: list[str]
+    about: DatasetJson | None = None
 
 
 def search(root: Path) -> Folder:
-    """Every case in natural order, and what is not read; linked files and folders are
-    followed.
+    """Finds every case in natural order, and what is not read.
 
     Raises BadInput for a folder of no known layout, files without partner, and channels
     that are not complete.
@@ -61,9 +60,7 @@ def search(root: Path) -> Folder:
         if (root / images).is_dir() and (root / labels).is_dir():
             return _read_layout(root, root / images, root / labels)
     pairs = " or ".join(f"{images}/ and {labels}/" for images, labels in LAYOUTS)
-    raise BadInput(
-        f"no volumes, none of the known layouts, {root}; give a folder with {pairs}"
-    )
+    raise BadInput(f"{root} has none of the known layouts. Give a folder with {pairs}.")
 
 
 def _read_layout(root: Path, images: Path, labels: Path) -> Folder:
@@ -73,28 +70,24 @@ def _read_layout(root: Path, images: Path, labels: Path) -> Folder:
     passed, notes = passed_images + passed_labels, []
     if about and about.training:
         cases, gone = _listed(about, root)
-        if cases and not gone:
-            used = {
-                path.resolve() for case in cases for path in (*case.images, case.label)
-            }
+        if not gone:
+            used = set()
+            for case in cases:
+                used |= {path.resolve() for path in (*case.images, case.label)}
+            why = f"not in the list of {dataset_json.NAME}"
             for path in (*image_files.values(), *label_files.values()):
                 if path.resolve() not in used:
-                    passed.append(
-                        PassedOver(path, f"not in the list of {dataset_json.NAME}")
-                    )
+                    passed.append(PassedOver(path, why))
             return Folder(cases, passed, notes, about)
         notes += _note_of_gone(gone, image_files, about)
-    return Folder(
-        _mirrored(images, labels, image_files, label_files, passed),
-        passed,
-        notes,
-        about,
-    )
+    cases = _mirrored(images, labels, image_files, label_files, passed)
+    return Folder(cases, passed, notes, about)
 
 
 def _about(root: Path, *, public: bool) -> DatasetJson | None:
-    """What dataset.json says; beside images/ it may be about something else but for its
-    labels.
+    """Reads dataset.json; beside images/ only to refuse a label called "ignore".
+
+    There the file may be about something else.
     """
     if public:
         return dataset_json.read(root)
@@ -104,45 +97,47 @@ def _about(root: Path, *, public: bool) -> DatasetJson | None:
 
 
 def group_channels(names: Sequence[str], known: set[str]) -> dict[str, list[str]]:
-    """case -> names of its images: `a`, or `a_0000`, `a_0001`, ... where `a` itself is
-    not there.
+    """Maps cases to the names of their images: `a`, or the channels `a_0000`, `a_0001`, ...
 
-    Such names are channels where `known`, the names of label maps, has the case; any
-    such name where it is empty.
+    Such names are channels of `a` where `known`, the names of label maps, has it and not
+    them. Where `known` is empty, all such names are channels.
     """
     groups = defaultdict(list)
     for name in sorted(names, key=natural):
+        case = name
         match = _CHANNEL.fullmatch(name)
-        channel = match and name not in known and (match.group(1) in known or not known)
-        groups[match.group(1) if channel else name].append(name)
+        if match and name not in known and (not known or match.group(1) in known):
+            case = match.group(1)
+        groups[case].append(name)
     return groups
 
 
 def check_channels(case: str, names: Sequence[str], where: object) -> None:
-    """Raises BadInput unless a case is one image, or its channels from _0000 without a
-    gap.
-    """
+    """Raises BadInput unless a case is one image, or channels from _0000 without a gap."""
     matches = map(_CHANNEL.fullmatch, names)
     numbered = [match for match in matches if match and match.group(1) == case]
     if not numbered:
         return
     if len(numbered) < len(names):
         raise BadInput(
-            f"{where} holds {case} and {numbered[0].group()}, an image and a channel of one case. "
-            "Keep one of the two."
+            f"{where} holds {case} and {numbered[0].group()}, an image and a channel of one "
+            "case. Keep one of the two."
         )
     there = sorted(int(match.group(2)) for match in numbered)
     missing = sorted(set(range(there[-1] + 1)) - set(there))
     if missing:
         raise BadInput(
             f"Case {case} in {where} has the channels {_numbers(there)}, but not "
-            f"{_numbers(missing)}. Add what is missing, or number the files from _0000, no gap."
+            f"{_numbers(missing)}. Add what is missing, or number the files from _0000 on."
         )
 
 
-def _numbers(channels: Sequence[int], most: int = 4) -> str:
-    listed = [f"_{number:04d}" for number in channels[:most]]
-    return ", ".join(listed + ["..."] * (len(channels) > most))
+def _numbers(channels: Sequence[int]) -> str:
+    """Lists the first four numbers as file names have them."""
+    listed = [f"_{number:04d}" for number in channels[:4]]
+    if len(channels) > 4:
+        listed.append("...")
+    return ", ".join(listed)
 
 
 def _check_same_channels(groups: dict[str, list[str]], where: Path) -> None:
@@ -153,8 +148,8 @@ def _check_same_channels(groups: dict[str, list[str]], where: Path) -> None:
         if len(names) != usual:
             example = next(name for name, its in groups.items() if len(its) == usual)
             raise BadInput(
-                f"Case {case} in {where} has {len(names)} channel files where {example} has "
-                f"{usual}. Give every case the same channels, or take this one away."
+                f"Case {case} in {where} has {len(names)} channel files, and {example} {usual}. "
+                "Give every case the same channels, or take this one away."
             )
 
 
@@ -165,22 +160,23 @@ def _mirrored(
     label_files: dict[str, Path],
     passed: list[PassedOver],
 ) -> list[Case]:
+    """Pairs images with label maps of the same name. Raises BadInput for one alone."""
     groups = group_channels(list(image_files), set(label_files))
-    for found, partners, what, place in (
-        (groups, label_files, "images without labels", labels),
-        (label_files, groups, "labels without images", images),
+    for place, found, partner_place, partners in (
+        (images, groups, labels, label_files),
+        (labels, label_files, images, groups),
     ):
-        lonely = [name for name in found if name not in partners]
-        if lonely:
+        unpaired = [name for name in found if name not in partners]
+        if unpaired:
             raise BadInput(
-                f"{what}, {len(lonely)} of {len(found)}, first {lonely[0]}; put a file of that "
-                f"name under {place}, or take these away{_others(place, passed)}"
+                f"{len(unpaired)} of {len(found)} files in {place} have no partner in "
+                f"{partner_place}{_others(partner_place, passed)}, the first {unpaired[0]}. "
+                "Put a file of that name there, or take these away."
             )
     if not groups:
         kinds = " or ".join(nifti.EXTENSIONS)
-        beside = _others(images, passed)
         raise BadInput(
-            f"no volumes, 0 files, {images}; put {kinds} files there{beside}"
+            f"{images} holds no volumes{_others(images, passed)}. Put {kinds} files there."
         )
     _check_same_channels(groups, images)
     return [
@@ -190,88 +186,79 @@ def _mirrored(
 
 
 def _others(folder: Path, passed: list[PassedOver]) -> str:
-    """What lies there that is not read, for the end of a message."""
+    """Counts what lies in a folder and is not read, in brackets for a message."""
     there = walk.summary([one for one in passed if one.path.is_relative_to(folder)])
     return f" ({there})" if there else ""
 
 
 def _files(folder: Path) -> tuple[dict[str, Path], list[PassedOver]]:
-    """NIfTI files below `folder` by relative name without extension, and what else is
-    there.
-    """
+    """Finds NIfTI files by their relative name without extension, and other files."""
     files: dict[str, Path] = {}
     paths, passed = walk.below(folder, nifti.is_nifti)
     for path in paths:
         name = composed((path.relative_to(folder).parent / nifti.stem(path)).as_posix())
         if name in files:
-            both = f"{files[name].name} and {path.name}"
-            raise BadInput(f"two files of one name, {both}, {path.parent}; keep one")
+            raise BadInput(
+                f"{path.parent} holds two files of one name, {files[name].name} and {path.name}. "
+                "Keep one."
+            )
         files[name] = path
     return files, passed
 
 
 def _listed(about: DatasetJson, root: Path) -> tuple[list[Case], list[str]]:
-    """The cases of a list in natural order, and the images of it that are not there."""
-    strange = [
-        name
-        for pair in about.training
-        for name in pair
-        if not nifti.is_nifti(Path(name))
-    ]
-    if strange:
-        kinds = " or ".join(nifti.EXTENSIONS)
-        raise BadInput(f"no NIfTI name, {strange[0]}, {about.path}; list {kinds} files")
-    pairs = [tuple(_as_stored(root / name) for name in pair) for pair in about.training]
-    cases = [
-        Case(composed(nifti.stem(label)), (image,), label) for image, label in pairs
-    ]
-    twice = [
-        name
-        for name, count in Counter(case.name for case in cases).items()
-        if count > 1
-    ]
-    if twice:
-        raise BadInput(
-            f"{about.path} lists the case {twice[0]} more than once. Keep one entry."
-        )
-    gone = [
-        name
-        for (name, _), (image, _) in zip(about.training, pairs)
-        if not image.exists()
-    ]
-    return sorted(cases, key=lambda case: natural(case.name)), gone
+    """Lists the cases of dataset.json in natural order, and its images that are gone."""
+    cases: dict[str, Case] = {}
+    gone = []
+    for pair in about.training:
+        for name in pair:
+            if not nifti.is_nifti(Path(name)):
+                kinds = " or ".join(nifti.EXTENSIONS)
+                raise BadInput(
+                    f"{about.path} lists {name}, which is no NIfTI name. List {kinds} files."
+                )
+        image, label = (_as_stored(root / name) for name in pair)
+        case = composed(nifti.stem(label))
+        if case in cases:
+            raise BadInput(
+                f"{about.path} lists the case {case} more than once. Keep one entry."
+            )
+        cases[case] = Case(case, (image,), label)
+        if not image.exists():
+            gone.append(pair[0])
+    return sorted(cases.values(), key=lambda case: natural(case.name)), gone
 
 
 def _as_stored(path: Path) -> Path:
-    """The file of this name, whichever way its umlauts are stored."""
+    """Finds the file of this name, whichever way its umlauts are stored."""
     if path.exists() or not path.parent.is_dir():
         return path
+    name = composed(path.name)
     return next(
-        (
-            one
-            for one in path.parent.iterdir()
-            if composed(one.name) == composed(path.name)
-        ),
-        path,
+        (one for one in path.parent.iterdir() if composed(one.name) == name), path
     )
 
 
 def _note_of_gone(
     gone: list[str], image_files: dict[str, Path], about: DatasetJson
 ) -> list[str]:
-    """What to tell of images that are listed and not there.
+    """Warns of images that are listed and missing.
 
-    Nothing where nnU-Net's list names cases, whose images are called by their channels.
+    nnU-Net's list names cases, whose images are called by their channels: these are
+    not missing.
     """
-    channels = [
-        match.group(1) for match in map(_CHANNEL.fullmatch, image_files) if match
-    ]
-    there = {Path(name).name for name in (*image_files, *channels)}
-    lost = [name for name in gone if composed(nifti.stem(Path(name))) not in there]
-    if not lost:
+    there = set()
+    for name in image_files:
+        match = _CHANNEL.fullmatch(name)
+        there.add(Path(name).name)
+        there.add(Path(match.group(1) if match else name).name)
+    missing = [name for name in gone if composed(nifti.stem(Path(name))) not in there]
+    if not missing:
         return []
-    images = f"{len(lost)} images that are" if len(lost) > 1 else "1 image that is"
+    images = (
+        "1 image that is" if len(missing) == 1 else f"{len(missing)} images that are"
+    )
     return [
-        f"{about.path} lists {images} not there, the first {lost[0]}. "
+        f"{about.path} lists {images} not there, the first {missing[0]}. "
         "Its list is not used: every volume in the folder is taken."
     ]

@@ -1,8 +1,7 @@
-"""Masks in picture files: which pixel is of which class, or one line on why it cannot
-be told.
+"""Reads masks in picture files: the class of each pixel, or an error that says why not.
 
 What is shown counts: grey levels, not the order of a palette; white, not the number
-that stands for it. Where a file can be read in two ways that differ, it is refused.
+that stands for it. A file that can be read in two ways that differ is refused.
 """
 
 from pathlib import Path
@@ -13,29 +12,27 @@ from jaxtyping import Bool, Shaped, UInt8
 from biedsnet_jax.data.formats.pictures import GREY_SPREAD, Stored, read_stored
 from biedsnet_jax.errors import BadInput
 
-# the lowest grey level that stands out of what JPEG adds
+# The lowest grey level that stands out of the noise that JPEG adds.
 LEAST_LOSSY = 24
-_MIDDLE = (
-    0.12,
-    0.88,
-)  # of a lossy mask's upper level: what lies between is no level of a mask of two
-# of the upper level: differences within an even area, at most
+# Shares of a lossy mask's upper level. An even area between them is a third level.
+_MIDDLE = (0.12, 0.88)
+# The most that pixels of an even area differ, as a share of the upper level.
 _FLAT = 0.1
-# even pixels between the levels, at most
+# The most even pixels at a third level; JPEG leaves a few along borders.
 _MOST_BETWEEN = 16
 
 
 def read_mask(path: Path, classes: int) -> UInt8[np.ndarray, "h w k"]:
-    """One map of 0 and 1 per foreground class, upright.
+    """Reads one upright map of 0 and 1 for each foreground class.
 
-    `classes` 1: the file holds 0 and one other value, whichever. `classes` k > 1: the
-    labels 0 to k. Raises BadInput where it holds others, or cannot be read in one way
-    only.
+    With one class the file holds 0 and any one other value, with k > 1 the labels 0 to
+    k. Raises BadInput for other values, and for a file that can be read in two ways.
     """
     stored = read_stored(path)
     if stored.lossy and classes > 1:
         raise BadInput(
-            f"labels in a lossy file, {classes} classes, {path}; save the mask as PNG"
+            f"{path} is packed with loss, as JPEG is, which mixes the labels of {classes} classes. "
+            "Save the mask as PNG."
         )
     if stored.lossy:
         return _cut_lossy(stored, path)[..., None].astype(np.uint8)
@@ -48,109 +45,100 @@ def read_mask(path: Path, classes: int) -> UInt8[np.ndarray, "h w k"]:
 
 
 def _fits(label: Shaped[np.ndarray, "h w"], classes: int) -> bool:
-    """Whether there is no value but those that a mask may hold."""
-    expected = [0, label.max()] if classes == 1 else list(range(classes + 1))
+    """Whether a map holds no value but those that a mask may hold."""
+    expected = [0, label.max()] if classes == 1 else range(classes + 1)
     return bool(np.isin(label, expected).all())
 
 
 def _label(stored: Stored, classes: int, path: Path) -> Shaped[np.ndarray, "h w"]:
-    """The value of every pixel that says its class."""
+    """Finds the channel that says the class of every pixel."""
     if stored.palette is not None:
         return _palette_label(stored, stored.palette, classes, path)
-    colours = stored.pixels[..., :-1] if stored.alpha else stored.pixels
-    alpha = stored.pixels[..., -1] if stored.alpha else _hidden(stored)
-    one_colour = bool((colours == colours[:1, :1]).all())
-    # the mask is kept in alpha; where a slice has none, nothing shows
-    if stored.alpha and one_colour and (np.ptp(alpha) or not alpha.any()):
-        return alpha
+    if stored.alpha:
+        colours, alpha = stored.pixels[..., :-1], stored.pixels[..., -1]
+        one_colour = bool((colours == colours[:1, :1]).all())
+        # The mask is in alpha. In a slice without a lesion all of it is transparent.
+        if one_colour and (np.ptp(alpha) or not alpha.any()):
+            return alpha
+    else:
+        colours, alpha = stored.pixels, _transparency(stored)
     if colours.shape[-1] > 1 and (colours != colours[..., :1]).any():
-        raise BadInput(
-            f"a mask in colour, {colours.shape[-1]} channels, {path}; save labels as one grey "
-            "channel"
-        )
+        raise _coloured(colours.shape[-1], path)
     grey = colours[..., 0]
     if stored.inverted and not _fits(grey, classes):
         as_stored = stored.inverted - grey.astype(np.int64)
-        grey = as_stored if _fits(as_stored, classes) else grey
-    return grey if alpha is None else _with_alpha(grey, alpha, path)
+        if _fits(as_stored, classes):
+            grey = as_stored
+    # An alpha channel is ignored where it says nothing, or the same as the grey levels.
+    if alpha is None or not np.ptp(alpha) or np.array_equal(alpha > 0, grey > 0):
+        return grey
+    raise BadInput(
+        f"{path} holds grey values {_listed(grey)} and an alpha channel of {_listed(alpha)} that "
+        "mark different pixels. Save the mask as one grey channel."
+    )
 
 
-def _hidden(stored: Stored) -> Shaped[np.ndarray, "h w"] | None:
+def _transparency(stored: Stored) -> Shaped[np.ndarray, "h w"] | None:
     """Alpha of a PNG in which one value is transparent; None where none is."""
     if len(stored.transparent) != stored.pixels.shape[-1]:
         return None
     return (stored.pixels != np.array(stored.transparent)).any(axis=-1).astype(np.uint8)
 
 
-def _with_alpha(grey, alpha, path: Path) -> Shaped[np.ndarray, "h w"]:
-    """The grey levels, where alpha does not say something else."""
-    if not np.ptp(alpha) or np.array_equal(alpha > 0, grey > 0):
-        return grey
-    raise BadInput(
-        f"{path} holds grey values {_shown(grey)} and an alpha channel of {_shown(alpha)} that "
-        "mark different pixels. Save the mask as one grey channel."
-    )
-
-
 def _palette_label(
     stored: Stored, palette, classes: int, path: Path
 ) -> Shaped[np.ndarray, "h w"]:
-    """Grey levels of a grey palette; indices of a coloured one and of rising greys, no
-    labels.
+    """Reads a mask with a palette by its grey levels, or by its indices.
+
+    Indices are the labels where the palette is coloured, or where its greys rise and are
+    no labels themselves.
     """
     index = stored.pixels[..., 0]
     used = np.unique(index)
     if used.max() >= len(palette):
         raise BadInput(
-            f"{path} holds index {used.max()} of a palette of {len(palette)} colours. Save it as "
-            "grey."
+            f"{path} holds index {used.max()} of a palette of {len(palette)} colours. "
+            "Save it as grey."
         )
     colours, alpha = palette[used, :3].astype(int), palette[used, 3]
     if np.ptp(alpha):
         return _label(Stored(palette[index], stored.turn, alpha=True), classes, path)
-    coloured = (colours != colours[:, :1]).any()
-    grey = palette[index][..., 0]
-    if not coloured and _fits(grey, classes):
-        return grey
-    rising = (np.diff(colours[:, 0]) > 0).all()
-    black = used[(colours == 0).all(axis=1)]
-    if (coloured and (black == 0).all()) or (not coloured and rising):
+    if (colours != colours[:, :1]).any():
+        black = used[(colours == 0).all(axis=1)]
+        index_is_label = (black == 0).all()
+    else:
+        grey = palette[index][..., 0]
+        if _fits(grey, classes):
+            return grey
+        index_is_label = (np.diff(colours[:, 0]) > 0).all()
+    if index_is_label:
         return index
+    names = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colours[:8]]
     raise BadInput(
-        f"{path} holds the indices {_shown(index)} of a palette in which they are the colours "
-        f"{', '.join(map(_colour, colours[:8].tolist()))}, so that the background is another one "
-        "by index than by colour. Save the labels as one grey channel."
+        f"{path} holds the indices {_listed(index)} of a palette in which they are the colours "
+        f"{', '.join(names)}, so that the background is another one by index than by colour. "
+        "Save the labels as one grey channel."
     )
 
 
-def _colour(colour: list[int]) -> str:
-    return "#" + "".join(f"{value:02x}" for value in colour)
-
-
 def _cut_lossy(stored: Stored, path: Path) -> Bool[np.ndarray, "h w"]:
-    """Where a mask of 0 and one other level, packed with loss, is above half of that
-    level.
-    """
+    """Cuts a lossy mask of 0 and one other level at half of that level."""
     colours = stored.pixels[..., :3].astype(np.int32)
     if np.ptp(colours, axis=-1).max() > GREY_SPREAD:
-        raise BadInput(
-            f"a mask in colour, {colours.shape[-1]} channels, {path}; save labels as one grey "
-            "channel"
-        )
+        raise _coloured(colours.shape[-1], path)
     grey = colours.mean(axis=-1)
     most = grey.max()
     if most == 0:
         return grey > 0
     upper = np.median(grey[grey > most / 2])
-    lower = np.median(grey[grey <= upper / 2]) if (grey <= upper / 2).any() else 0
+    lows = grey[grey <= upper / 2]
+    lower = np.median(lows) if lows.size else 0
     low, high = upper * _MIDDLE[0], upper * _MIDDLE[1]
-    between = (grey > low) & (grey < high) & _even(grey, upper * _FLAT)
-    above = (grey > 1.35 * upper) & _even(grey, upper * _FLAT)
-    if (
-        upper < LEAST_LOSSY
-        or lower > low
-        or max(between.sum(), above.sum()) > _MOST_BETWEEN
-    ):
+    even = _even(grey, upper * _FLAT)
+    between = ((grey > low) & (grey < high) & even).sum()
+    above = ((grey > 1.35 * upper) & even).sum()
+    third_level = max(between, above) > _MOST_BETWEEN
+    if upper < LEAST_LOSSY or lower > low or third_level:
         raise BadInput(
             f"{path} was packed with loss, as JPEG is, and holds grey values from "
             f"{grey.min():.0f} to {most:.0f} that are not 0 and one other level, or too close to "
@@ -160,22 +148,29 @@ def _cut_lossy(stored: Stored, path: Path) -> Bool[np.ndarray, "h w"]:
 
 
 def _even(grey, most: float) -> Bool[np.ndarray, "h w"]:
-    """Where a pixel and its eight neighbours differ by at most `most`."""
+    """Marks pixels that differ by at most `most` among their eight neighbours."""
     padded = np.pad(grey, 1, mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
     return np.ptp(windows, axis=(-2, -1)) <= most
 
 
-def _shown(values) -> str:
+def _listed(values) -> str:
+    """Lists the first eight different values."""
     found = np.unique(values)
-    return ", ".join(str(value) for value in found[:8]) + (
-        ", ..." if len(found) > 8 else ""
+    more = ", ..." if len(found) > 8 else ""
+    return ", ".join(map(str, found[:8])) + more
+
+
+def _coloured(channels: int, path: Path) -> BadInput:
+    return BadInput(
+        f"{path} is a mask in colour, of {channels} channels. "
+        "Save the labels as one grey channel."
     )
 
 
 def _other_values(label, classes: int, path: Path) -> BadInput:
     expected = "0 and one other value" if classes == 1 else f"the labels 0 to {classes}"
     return BadInput(
-        f"mask values, {_shown(label)}, {path}; for {classes} class{'es' * (classes > 1)} give "
-        f"{expected}, or raise data.classes"
+        f"The mask {path} holds the values {_listed(label)}. "
+        f"Save it with {expected}, as data.classes={classes} asks, or raise data.classes."
     )

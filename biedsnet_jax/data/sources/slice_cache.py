@@ -1,22 +1,17 @@
-"""Canonical slices of volumes on disk, memory-mapped: after the first reading no epoch
-meets gzip again.
+"""Keeps canonical slices of volumes on disk, memory-mapped, to unpack each file once.
 
-A volume is `<key>.npy`, "d h w c", with `<key>.json` beside it, which says how to
-decode it, holds a checksum of each slice and, of a label map, how many pixels each
-label has in each slice. The key follows from the path, size and time of the files, so a
-changed file is read anew.
+A volume is `<key>.npy`, "d h w c", with `<key>.json` beside it. That holds how to decode
+it, a checksum of each slice and, of a label map, the pixels of each label in each slice.
+The key follows from the path, size and time of the files: a changed file is read anew.
 
-What comes back is the float32 of each value, so that training sees what prediction
-sees, whatever pads a scan. Whole numbers up to 2^24, in files of whole or of real
-numbers, are kept as their height above the lowest in uint8 or uint16 where it fits,
-everything else as float32. Nothing is rounded further.
+Every value comes back as its float32, so that training sees what prediction sees,
+whatever pads a scan. Whole numbers up to 2^24 are kept as their height above the lowest
+in uint8 or uint16 where it fits, everything else as float32. Nothing is rounded further.
 
-A slice is compared with its checksum when it is first read. One that does not fit, as
-after a power cut, is no error: its volume is made again. The folder may be deleted at
-any time.
+A slice is compared with its checksum when it is first read. If it differs, as after a
+power cut, its volume is made again. The folder may be deleted at any time.
 """
 
-import errno
 import functools
 import hashlib
 import json
@@ -34,25 +29,27 @@ from jaxtyping import Float32, Shaped
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime.files import whole_file
 
-# of what is stored
+# Version of the stored format; a new one lets no old volume be read.
 VERSION = 3
-# up to which float32 holds every whole number
+# Float32 holds every whole number up to here.
 EXACT = 2**24
 MOST_LABELS = 256
-# volumes that are memory-mapped at once: each holds a file descriptor, of which systems
-# give 256
+# Each memory-mapped volume holds a file descriptor, of which some systems give 256.
 MOST_OPEN = 100
 
 
 @dataclass(frozen=True)
 class CachedSlices:
-    """One volume: `[index]` decodes a slice."""
+    """Slices of one volume; `[index]` decodes one."""
 
-    stored: Shaped[np.ndarray, "d h w c"]  # memory-mapped
-    low: Float32[np.ndarray, " c"]  # value = low + stored
-    counts: dict[int, list[int]]  # of a label map: label -> pixels in each slice
-    sums: Sequence[int]  # checksum of each slice
-    # makes the volume anew for a damaged one
+    # Memory-mapped; a value is low + stored.
+    stored: Shaped[np.ndarray, "d h w c"]
+    low: Float32[np.ndarray, " c"]
+    # Of a label map: label -> its pixels in each slice.
+    counts: dict[int, list[int]]
+    # Checksum of each slice.
+    sums: Sequence[int]
+    # Makes the volume anew where this one is damaged.
     again: Callable[["CachedSlices"], "CachedSlices"]
     _sound: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
 
@@ -70,7 +67,7 @@ class CachedSlices:
 
 @dataclass(frozen=True)
 class SliceCache:
-    """The volumes kept in one folder; safe to use from threads and processes at once."""
+    """Volumes kept in one folder, for threads and processes at once."""
 
     folder: Path
     _open: dict[str, CachedSlices] = field(
@@ -89,7 +86,7 @@ class SliceCache:
     def images(
         self, files: Sequence[Path], read: Callable[[], Shaped[np.ndarray, "d h w c"]]
     ) -> CachedSlices:
-        """The slices of `files`; only where they are not kept yet, `read` makes them.
+        """Returns the slices of `files`, made by `read` where they are not kept yet.
 
         Raises BadInput where the folder cannot be written.
         """
@@ -98,8 +95,9 @@ class SliceCache:
     def labels(
         self, files: Sequence[Path], read: Callable[[], Shaped[np.ndarray, "d h w"]]
     ) -> CachedSlices:
-        """The same for a label map, with `counts`. Raises BadInput for more than 256
-        different labels.
+        """Returns the slices of a label map, with `counts`, as `images` does.
+
+        Raises BadInput for more than 256 different labels too.
         """
 
         def counted():
@@ -110,7 +108,7 @@ class SliceCache:
 
     def _get(self, files, kind, make):
         key = _key(files, kind)
-        # of two threads that want one volume, one reads it
+        # Of two threads that want one volume, one reads it.
         with self._locks[key]:
             found = (
                 self._open.get(key) or self._load(key, make) or self._make(key, make)
@@ -119,12 +117,12 @@ class SliceCache:
         return found
 
     def _again(self, key, make, damaged):
-        """The volume anew, once for all who meet the same damage."""
+        """Makes a volume anew, once for all threads that met the same damage."""
         with self._locks[key]:
             found = self._open.get(key)
             if found is None or found is damaged:
                 found = self._make(key, make)
-                if any(_sum(one) != its for one, its in zip(found.stored, found.sums)):
+                if [_sum(one) for one in found.stored] != found.sums:
                     raise BadInput(
                         f"The slice cache in {self.folder} gives back other bytes than were "
                         "written. Set data.cache_dir to a folder on another disk."
@@ -136,7 +134,7 @@ class SliceCache:
         with self._guard:
             self._open[key] = found
             if len(self._open) > MOST_OPEN:
-                # the oldest; whoever reads it now keeps it until done
+                # The first to be opened goes; whoever reads it now keeps it until done.
                 del self._open[next(iter(self._open))]
 
     def _make(self, key, make):
@@ -144,20 +142,27 @@ class SliceCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._store(key, slices, counts)
-            return self._load(key, make) or _vanished(self.folder / f"{key}.npy")
         except OSError as error:
-            raise BadInput(
-                f"cannot write the slice cache, {error.strerror}, {self.folder}; make room, or set data.cache_dir"
-            ) from error
+            raise self._cannot_write(error.strerror) from error
+        found = self._load(key, make)
+        if found is None:
+            raise self._cannot_write("what was written is gone")
+        return found
+
+    def _cannot_write(self, why) -> BadInput:
+        return BadInput(
+            f"The slice cache in {self.folder} cannot be written: {why}. "
+            "Make room, or set data.cache_dir to another folder."
+        )
 
     def _load(self, key, make):
-        """What is kept, None where it is not there or not whole."""
+        """Opens a volume that is kept; None where it is missing or not whole."""
         path = self.folder / f"{key}.npy"
         try:
             whole = json.loads(path.with_suffix(".json").read_text())
             meta = whole["meta"]
             counts = {int(label): pixels for label, pixels in meta["counts"].items()}
-            # refuses what would have to be unpickled
+            # Nothing is unpickled: open_memmap refuses objects.
             stored = np.lib.format.open_memmap(path, mode="r")
             if whole["sum"] != _sum_of_json(meta) or meta["shape"] != [*stored.shape]:
                 return None
@@ -178,7 +183,7 @@ class SliceCache:
                 "shape": slices.shape,
             }
             np.lib.format.write_array_header_1_0(file, header)
-            # By slice, so that no second volume stands in memory.
+            # Slice by slice, so that no second volume stands in memory.
             for one in slices:
                 encoded = _encode(one, kind, low)
                 sums.append(_sum(encoded))
@@ -189,31 +194,26 @@ class SliceCache:
             "counts": counts,
             "sums": sums,
         }
-        # Last, since without it nobody takes the volume for whole.
+        # Written last, since a volume without it does not count as whole.
         with whole_file(path.with_suffix(".json"), shared=True) as partial:
             partial.write_text(json.dumps({"meta": meta, "sum": _sum_of_json(meta)}))
 
 
 def _encoding(slices) -> tuple[np.dtype, np.ndarray]:
-    """(stored type, low "c"): value = low + stored."""
-    low, high = (
-        slices.min(axis=(0, 1, 2)).astype(float),
-        slices.max(axis=(0, 1, 2)).astype(float),
-    )
+    """Chooses the stored type and `low`, "c", such that value = low + stored."""
+    low = slices.min(axis=(0, 1, 2)).astype(float)
+    high = slices.max(axis=(0, 1, 2)).astype(float)
     span = (high - low).max()
-    if (
-        max(np.abs(low).max(), np.abs(high).max()) <= EXACT
-        and span < 2**16
-        and _all_whole(slices)
-    ):
+    exact = max(np.abs(low).max(), np.abs(high).max()) <= EXACT
+    if exact and span < 2**16 and _all_whole(slices):
         return np.dtype(np.uint8 if span < 2**8 else np.uint16), low
     return np.dtype(np.float32), np.zeros_like(low)
 
 
 def _all_whole(slices) -> bool:
-    return slices.dtype.kind in "iu" or all(
-        np.array_equal(np.rint(one), one) for one in slices
-    )
+    if slices.dtype.kind in "iu":
+        return True
+    return all(np.array_equal(np.rint(one), one) for one in slices)
 
 
 def _encode(one, kind, low):
@@ -234,13 +234,13 @@ def _count(slices, path) -> dict[int, list[int]]:
     values = np.unique(slices)
     if len(values) > MOST_LABELS:
         raise BadInput(
-            f"more than {MOST_LABELS} labels, {len(values)}, {path}; is this an image in place of a mask?"
+            f"{path} holds {len(values)} different labels, more than {MOST_LABELS}. "
+            "Give a label map; this may be an image."
         )
-    return {
-        int(value): [int(np.count_nonzero(one == value)) for one in slices]
-        for value in values
-        if value
-    }
+    counts = {}
+    for value in values[values != 0]:
+        counts[int(value)] = [int(np.count_nonzero(one == value)) for one in slices]
+    return counts
 
 
 def _key(files, kind) -> str:
@@ -250,11 +250,7 @@ def _key(files, kind) -> str:
             status = os.stat(file)
         except OSError as error:
             raise BadInput(
-                f"file gone, {error.strerror}, {file}; put it back, or start again without it"
+                f"{file} is gone ({error.strerror}). Put it back, or start again without it."
             ) from error
         facts.append((str(Path(file).resolve()), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-
-
-def _vanished(path):
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))

@@ -1,8 +1,7 @@
-"""A prepared TFDS data set as a source of slices, read through ArrayRecord without
-TensorFlow.
+"""Reads a prepared TFDS data set as a source of slices, without TensorFlow.
 
-Which feature is the image, the label map, the case and so on is said by name; "" stands
-for a feature the set lacks. Only these are decoded.
+Features for image, label map, case and so on are given by name; "" stands for a feature
+that the set lacks. Only these are decoded.
 """
 
 import functools
@@ -20,9 +19,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Shaped
 
-from biedsnet_jax.data.sources.nifti_folder import class_masks, known_labels
+from biedsnet_jax.data.sources.nifti_folder import check_labels, class_masks
 from biedsnet_jax.data.sources.source import Example, Facts, check_foreground
-from biedsnet_jax.errors import BadInput
+from biedsnet_jax.errors import BadInput, shown
 from biedsnet_jax.runtime import files
 from biedsnet_jax.runtime.files import natural
 
@@ -32,18 +31,19 @@ _INFO = "dataset_info.json"
 
 @dataclass(frozen=True)
 class Tfds:
-    """Examples of one split (or "all", or such as "train[:80%]") of the set prepared in
-    `folder`.
+    """Source of the examples of one split of the set prepared in `folder`.
 
-    `features` names the feature of each of ROLES: image "h w c" of `channels`, mask "h
-    w" or "h w 1" of label values, case and slice (text or whole number), spacing (row,
-    column) in mm. Without a case each example is its own. `classes` and `labels` make
-    class masks as in `NiftiFolder`. `units` (low, high): what 0 and 255 of a uint8
-    image stand for, as Hounsfield units; the image is then in these. What takes a pass
-    over the set to know, its cases and label values, is kept in `cache_folder`.
+    `split` may be "all", or a part such as "train[:80%]". `features` names the feature
+    of each of ROLES: image "h w c" of `channels`, mask "h w" or "h w 1" of label values,
+    case and slice (text or whole number), spacing (row, column) in mm. Without a case,
+    each example is one. `classes` and `labels` make class masks as in `NiftiFolder`.
+    `units` (low, high) are what 0 and 255 of a uint8 image stand for, such as Hounsfield
+    units; the image then has these. Cases and label values take a pass over the set, and
+    are kept in `cache_folder`.
 
-    Raises BadInput when made, if the set, the split or a feature is not there or does
-    not fit, and on `[i]`; `verify` finds the latter before work starts.
+    Raises BadInput when made, if the set, the split or a feature is missing or does not
+    fit, and on `[i]`, if an example does not. `verify` finds the latter before work
+    starts.
     """
 
     folder: str | Path
@@ -57,37 +57,36 @@ class Tfds:
     _examples: Sequence[Mapping[str, Any]] = field(
         init=False, repr=False, compare=False
     )
-    # image and mask not decoded
+    # The examples with image and mask not decoded, for a quick pass over names.
     _names: Sequence[Mapping[str, Any]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         builder = _open_builder(Path(self.folder))
-        _check_features(
-            builder.info.features, self.features, self.channels, self.folder
-        )
+        features = builder.info.features
+        _check_features(features, self.features, self.channels, self.folder)
         wanted = {self.features[role] for role in ROLES if self.features[role]}
-        names = wanted - {self.features["image"], self.features["mask"]}
-        # the dataclass is frozen from here on
-        object.__setattr__(
-            self, "_examples", _open_split(builder, self.split, wanted, self.folder)
-        )
-        object.__setattr__(
-            self, "_names", _open_split(builder, self.split, names, self.folder)
-        )
+        examples = _open_split(builder, self.split, wanted, self.folder)
+        wanted -= {self.features["image"], self.features["mask"]}
+        names = _open_split(builder, self.split, wanted, self.folder)
+        # The fields of a frozen dataclass are set through object.
+        object.__setattr__(self, "_examples", examples)
+        object.__setattr__(self, "_names", names)
 
     @functools.cached_property
     def cases(self) -> list[str]:
-        """The case of every index."""
+        """Case of every index."""
         name = self.features["case"]
         if not name:
             return [_numbered(i) for i in range(len(self))]
-        return self._kept(
-            f"cases by {name}",
-            lambda: self._each(lambda i: _text(self._raw(self._names, i)[name])),
-        )
+
+        def read(index):
+            return _text(self._raw(self._names, index)[name])
+
+        return self._kept(f"cases by {name}", lambda: self._each(read))
 
     @property
     def facts(self) -> Facts:
+        """Returns no facts: a prepared set has no files or sides of its own."""
         return Facts()
 
     def __len__(self) -> int:
@@ -95,109 +94,101 @@ class Tfds:
 
     def __getitem__(self, index: int) -> Example:
         raw, image, label = self._read(index)
-        self._check_labels(dict.fromkeys(_values(label), index))
-        spacing, case, slice_ = (
-            raw.get(self.features[role]) for role in ("spacing", "case", "slice")
-        )
+        path = self._path(index)
+        labels = dict.fromkeys(_values(label), path)
+        check_labels(labels, self.classes, self.labels)
+        case, slice_ = (self._name(raw, role, index) for role in ("case", "slice"))
+        spacing = raw.get(self.features["spacing"])
+        if spacing is not None:
+            spacing = (float(spacing[0]), float(spacing[1]))
         return {
             "image": image,
             "mask": class_masks(label, self.classes, self.labels),
-            "case": _numbered(index) if case is None else _text(case),
-            "slice": _numbered(index) if slice_ is None else _text(slice_),
-            "spacing": None
-            if spacing is None
-            else (float(spacing[0]), float(spacing[1])),
-            "path": self._path(index),
+            "case": case,
+            "slice": slice_,
+            "spacing": spacing,
+            "path": path,
         }
 
     def verify(self) -> None:
-        """Read every example, once as long as the set stays; raises the BadInput of the
-        first that does not fit.
+        """Reads every example, once as long as the set stays as it is.
+
+        Raises the BadInput of the first that does not fit, and one for empty masks.
         """
 
-        def values() -> list[tuple[list[int], int, int]]:
-            """Every set of label values that an example has, the first such example,
-            and how many there are.
-            """
-            first: dict[tuple[int, ...], int] = {}
-            count: Counter[tuple[int, ...]] = Counter()
-            for index, labels in enumerate(
-                self._each(lambda i: _values(self._read(i)[2]))
-            ):
-                first.setdefault(tuple(labels), index)
-                count[tuple(labels)] += 1
-            return [(list(labels), first[labels], count[labels]) for labels in first]
+        def label_sets() -> list[tuple[list[int], int, int]]:
+            """Lists each set of label values, the first example with it, their count."""
+            all_values = self._each(lambda i: tuple(_values(self._read(i)[2])))
+            return [
+                (list(values), all_values.index(values), count)
+                for values, count in Counter(all_values).items()
+            ]
 
         what = f"label sets of {self.features['mask']} on {self.features['image']} {self.channels}"
-        found = self._kept(what, values)
-        self._check_labels(
-            {label: index for labels, index, _ in reversed(found) for label in labels}
-        )
-        of_classes = (
-            set().union(*self.labels)
-            if self.labels
-            else {label for labels, *_ in found for label in labels}
-        )
+        found = self._kept(what, label_sets)
+        paths: dict[int, str] = {}
+        for labels, index, _ in found:
+            for label in labels:
+                paths.setdefault(label, self._path(index))
+        check_labels(paths, self.classes, self.labels)
+        foreground = set().union(*self.labels) if self.labels else set(paths)
+        foreground -= {0}
         with_foreground = sum(
-            count for labels, _, count in found if of_classes.intersection(labels) - {0}
+            count for labels, _, count in found if foreground.intersection(labels)
         )
-        check_foreground(
-            with_foreground, len(self), f"{self.folder}, split {self.split},"
-        )
+        where = f"{self.folder}, split {self.split},"
+        check_foreground(with_foreground, len(self), where)
 
     def _read(self, index):
-        """(features, image "h w c", label map "h w") of an example whose arrays are as
-        they should be.
-        """
+        """Reads the features, image "h w c" and label map "h w" of an example."""
         raw = self._raw(self._examples, index)
         image, label = self._image(raw, index), self._label(raw, index)
         if image.shape[:2] != label.shape:
-            sizes = " against ".join(
-                f"{h}x{w}" for h, w in (image.shape[:2], label.shape)
-            )
+            (h, w), (mask_h, mask_w) = image.shape[:2], label.shape
             raise BadInput(
-                f"image and mask differ in size, {sizes}, {self._path(index)}; prepare the set again"
+                f"{self._path(index)} has an image of {h}x{w} pixels and a mask of "
+                f"{mask_h}x{mask_w}. Prepare the set again."
             )
         return raw, image, label
 
-    def _check_labels(self, first: Mapping[int, int]) -> None:
-        known = known_labels(self.classes, self.labels)
-        strange = sorted(first.keys() - known - {0}) if known else []
-        if strange:
-            raise BadInput(
-                f"label outside the map, {', '.join(map(str, strange[:8]))}, {self._path(first[strange[0]])}; known "
-                f"are 0, {', '.join(map(str, sorted(known)))}: add it to data.labels, or raise data.classes"
-            )
+    def _name(self, raw, role: str, index: int) -> str:
+        value = raw.get(self.features[role])
+        return _numbered(index) if value is None else _text(value)
 
     def _image(self, raw, index) -> Shaped[np.ndarray, "h w c"]:
         image = raw[self.features["image"]]
         if image.ndim != 3 or image.shape[-1] != self.channels:
             raise BadInput(
-                f"shape of an image, {image.shape}, {self._path(index)}; set data.channels, 1 or 3, to fit"
+                f"The image of {self._path(index)} has the shape {image.shape} where "
+                f"data.channels is {self.channels}. Set it, 1 or 3, to fit."
             )
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise BadInput(
-                f"pixels that are not numbers, NaN or infinite, {self._path(index)}; prepare the set again"
+                f"The image of {self._path(index)} has pixels that are NaN or infinite. "
+                "Prepare the set again."
             )
         if not self.units:
             return image
         if image.dtype != np.uint8:
             raise BadInput(
-                f"units of 0 to 255 for {image.dtype}, {self._path(index)}; set data.tfds.units to ()"
+                f"The image of {self._path(index)} is {image.dtype}, and data.tfds.units is for "
+                "uint8. Set data.tfds.units to ()."
             )
         low, high = self.units
         return image * np.float32((high - low) / 255) + np.float32(low)
 
     def _label(self, raw, index) -> Shaped[np.ndarray, "h w"]:
         label = raw[self.features["mask"]]
-        label = label[..., 0] if label.ndim == 3 and label.shape[-1] == 1 else label
+        if label.ndim == 3 and label.shape[-1] == 1:
+            label = label[..., 0]
         if label.dtype == np.uint8 and label.ndim == 2:
             return label
         whole = label.astype(np.uint16)
         if label.ndim != 2 or not np.array_equal(whole, label):
             raise BadInput(
-                f"no label map, {label.dtype} of shape {label.shape}, {self._path(index)}; name a feature of whole "
-                "numbers from 0, (h, w) or (h, w, 1), in data.tfds.mask"
+                f"The mask of {self._path(index)} is no label map: {label.dtype} of shape "
+                f"{label.shape}. Name a feature of whole numbers from 0, (h, w) or (h, w, 1), in "
+                "data.tfds.mask."
             )
         return whole
 
@@ -206,12 +197,10 @@ class Tfds:
             return examples[index]
         except IndexError:
             raise
-        # readers and decoders fail in ways of their own, a missing TensorFlow among
-        # them
+        # Readers and decoders fail in ways of their own, as without TensorFlow.
         except Exception as error:
-            text = " ".join(str(error).split())[:200] or type(error).__name__
             raise BadInput(
-                f"unreadable example, {text}, {self._path(index)}; prepare the set again"
+                f"{self._path(index)} cannot be read: {_said(error)}. Prepare the set again."
             ) from error
 
     def _path(self, index: int) -> str:
@@ -222,9 +211,7 @@ class Tfds:
             return list(pool.map(read, range(len(self))))
 
     def _kept(self, what: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns, JSON, from the cache folder where it is there for the
-        set as it is now.
-        """
+        """Returns what `make` makes, as JSON; from the cache folder if the set is as then."""
         info = Path(self.folder) / _INFO
         status = info.stat()
         facts = (
@@ -234,10 +221,8 @@ class Tfds:
             self.split,
             what,
         )
-        path = (
-            Path(self.cache_folder)
-            / f"tfds_{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
-        )
+        key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+        path = Path(self.cache_folder) / f"tfds_{key}.json"
         try:
             return json.loads(path.read_text())
         except (OSError, ValueError):
@@ -248,60 +233,55 @@ class Tfds:
                 partial.write_text(json.dumps(value))
         except OSError as error:
             raise BadInput(
-                f"cannot write, {error.strerror}, {path}; make room, or set data.cache_dir"
+                f"{path} cannot be written: {error.strerror}. Make room, or set data.cache_dir."
             ) from error
         return value
 
 
 def find(name: str, data_dir: str) -> Path:
-    """The folder of the prepared set `name`, `name/config` or `name/config/version`
-    below TFDS's folder `data_dir`.
+    """Finds the newest prepared version of a set below TFDS's folder `data_dir`.
 
-    "" is TFDS's own. Of several versions the newest. Raises BadInput, listing what
-    there is, where it is not there.
+    `name` is of the form `name`, `name/config` or `name/config/version`; `data_dir` ""
+    is TFDS's own folder. Raises BadInput, listing what is there, for a set that is not.
     """
-    root = Path(
-        files.expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or _usual_folder())
-    )
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or _usual_folder()
+    root = Path(files.expanded(data_dir))
     found = _prepared(root / name.replace(":", "/"))
     if not found:
-        there = sorted(
-            {
-                path.relative_to(root).parts[0]
-                for path in _prepared(root)
-                if path != root
-            }
-        )
+        sets = {
+            path.relative_to(root).parts[0] for path in _prepared(root) if path != root
+        }
+        there = ", ".join(sorted(sets)) or "no set"
         raise BadInput(
-            f"no prepared data set, {name!r} in data.tfds.name, {root}; there is {', '.join(there) or 'none'}: "
-            "prepare it with file_format='array_record', or set data.tfds.data_dir"
+            f"data.tfds.name is {name!r}, and {root} holds {there}. "
+            "Prepare it with file_format='array_record', or set data.tfds.data_dir."
         )
     configs = sorted({path.parent.relative_to(root).as_posix() for path in found})
     if len(configs) > 1:
         raise BadInput(
-            f"several configs, {', '.join(configs)}, in data.tfds.name; give one of them"
+            f"data.tfds.name is {name!r}, which has several configs. "
+            f"Give one of {', '.join(configs)}."
         )
     return found[-1]
 
 
 def _usual_folder():
-    """TFDS's own, in the home folder."""
+    """Finds TFDS's own folder, in the home folder."""
     usual = os.path.expanduser("~/tensorflow_datasets")
     if usual.startswith("~"):
         raise BadInput(
-            "data.tfds.data_dir is empty, and no home folder is known. Set it to the folder of the sets."
+            "data.tfds.data_dir is empty, and no home folder is known. "
+            "Set it to the folder of the sets."
         )
     return usual
 
 
 def _prepared(folder: Path) -> list[Path]:
-    """Folders of prepared sets, newest version last; one that is being made is no such."""
-    infos = (
-        path
-        for depth in ("", "*/", "*/*/", "*/*/*/")
-        for path in folder.glob(depth + _INFO)
-    )
-    complete = (path.parent for path in infos if "incomplete" not in path.parent.name)
+    """Lists folders of prepared sets, newest version last; not one that is being made."""
+    found = []
+    for depth in ("", "*/", "*/*/", "*/*/*/"):
+        found += [path.parent for path in folder.glob(depth + _INFO)]
+    complete = [path for path in found if "incomplete" not in path.name]
     return sorted(complete, key=lambda path: natural(path.as_posix()))
 
 
@@ -309,23 +289,19 @@ def _open_builder(folder: Path):
     try:
         return tfds.builder_from_directory(folder)
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
         raise BadInput(
-            f"no prepared data set, {text}, {folder}; prepare it again with TFDS 4 or later"
+            f"{folder} holds no prepared data set: {_said(error)}. "
+            "Prepare it again with TFDS 4 or later."
         ) from error
 
 
+def _said(error: Exception) -> str:
+    """What another library says went wrong, on one line, all lines joined."""
+    return shown(error, most=200).rstrip(".") or type(error).__name__
+
+
 def _check_features(there, features: Mapping[str, str], channels: int, folder) -> None:
-    """Raises BadInput for a name that the set lacks, and for an image of other
-    channels.
-    """
-    for role in ROLES:
-        name = features[role]
-        if name not in there and (name or role in ("image", "mask")):
-            names = ", ".join(sorted(there))
-            raise BadInput(
-                f"no such feature, {name!r} in data.tfds.{role}, {folder}; there is {names}"
-            )
+    """Raises BadInput for a feature that is missing or does not fit its role."""
     fits = {
         "image": lambda shape: len(shape) == 3,
         "mask": lambda shape: len(shape) == 2 or shape[2:] in ((1,), (None,)),
@@ -333,16 +309,26 @@ def _check_features(there, features: Mapping[str, str], channels: int, folder) -
         "slice": lambda shape: shape == (),
         "spacing": lambda shape: shape == (2,),
     }
-    for role in filter(lambda role: features[role], ROLES):
-        shape = there[features[role]].shape
+    for role in ROLES:
+        name = features[role]
+        if not name and role not in ("image", "mask"):
+            continue
+        if name not in there:
+            raise BadInput(
+                f"data.tfds.{role} is {name!r}, which {folder} has not. "
+                f"Give one of {', '.join(sorted(there))}."
+            )
+        shape = there[name].shape
         if not isinstance(shape, tuple) or not fits[role](shape):
             raise BadInput(
-                f"no {role}, {features[role]!r} of shape {shape}, in data.tfds.{role}; name another feature"
+                f"data.tfds.{role} is {name!r}, whose shape {shape} does not fit. "
+                "Name another feature."
             )
     stored = there[features["image"]].shape[-1]
     if stored not in (None, channels):
         raise BadInput(
-            f"image channels, {stored}, {folder}; set data.channels to {stored}"
+            f"The images of {folder} have {stored} channels where data.channels is {channels}. "
+            f"Set data.channels to {stored}."
         )
 
 
@@ -357,24 +343,25 @@ def _open_split(builder, split: str, wanted: set[str], folder):
     except NotImplementedError as error:
         kind = builder.info.file_format.value
         raise BadInput(
-            f"no random access, prepared as {kind}, {folder}; prepare it with file_format='array_record'"
+            f"{folder} is prepared as {kind}, which has no random access. "
+            "Prepare it with file_format='array_record'."
         ) from error
-    # a split by a wrong name, or shards that are gone
+    # TFDS raises errors of many kinds for an unknown split and for missing shards.
     except Exception as error:
-        there = ", ".join(builder.info.splits) or "none"
-        text = " ".join(str(error).split())[:200]
+        there = ", ".join(builder.info.splits) or "no split"
         raise BadInput(
-            f"no such split, {split!r} in data.tfds.split, {folder}; there is {there} ({text})"
+            f"data.tfds.split is {split!r}, which cannot be read from {folder}: {_said(error)}. "
+            f"There is {there}."
         ) from error
 
 
 def _values(label: Shaped[np.ndarray, "h w"]) -> list[int]:
-    """The label values that occur."""
+    """Lists the label values that occur."""
     return np.flatnonzero(np.bincount(label.ravel())).tolist()
 
 
 def _text(value: Any) -> str:
-    """Text as it is, a number with leading zeros."""
+    """Formats a name: text as it is, a number with leading zeros."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return f"{int(value):03d}" if isinstance(value, int | np.integer) else str(value)

@@ -1,6 +1,4 @@
-"""DICOM series against SimpleITK (GDCM), which reads the same files on its own, and
-against values by hand.
-"""
+"""DICOM series against SimpleITK (GDCM), which reads the same files, and by hand."""
 
 import os
 import struct
@@ -45,7 +43,7 @@ ORIENTATIONS = {
     "oblique": tuple(TURN[0]) + tuple(TURN[1]),
     "oblique, rows swapped": tuple(-TURN[1]) + tuple(TURN[2]),
 }
-# slices, rows, columns
+# Slices, rows and columns.
 STORED = np.random.default_rng(1).integers(0, 3000, (5, 7, 6)).astype(np.int16)
 
 
@@ -78,7 +76,7 @@ def test_voxels_and_their_places_are_those_of_simpleitk_and_a_mask_lies_on_them(
     assert np.array_equal(volume.voxels.T, STORED - 1024)
     assert (volume.voxels.dtype, missing, notes) == (np.int16, [], [])
     for index in ((0, 0, 0), (5, 0, 0), (0, 6, 0), (0, 0, 4), (2, 3, 1)):
-        # LPS to RAS
+        # From LPS to RAS.
         place = np.array(theirs.TransformIndexToPhysicalPoint(index)) * (-1, -1, 1)
         assert np.allclose((volume.affine @ [*index, 1])[:3], place, atol=1e-5)
     assert volume.voxel_ml == pytest.approx(0.8 * 0.6 * 2.5 / 1000)
@@ -105,9 +103,7 @@ def test_a_tilted_gantry_shears_the_grid_and_the_mask_still_stands_upright_for_o
         (volume.affine @ [3, 2, 4, 1])[:3],
         [-(10 + 3 * 0.6), -(-20 + 2 * 0.8 + 4 * 0.5), 30 + 4 * 2.5],
     )
-    assert notes[0].startswith(
-        f"tilted gantry, each slice 0.5 mm aside of the last, {tmp_path}; "
-    )
+    assert str(tmp_path) in notes[0] and " 0.5 mm aside" in notes[0]
     nifti.write(tmp_path / "mask.nii", (volume.voxels > 0).astype(np.uint8), volume)
     written = sitk.ReadImage(str(tmp_path / "mask.nii"))
     assert np.allclose(written.GetDirection(), np.eye(3).ravel(), atol=1e-6)
@@ -120,7 +116,7 @@ def test_a_tilted_gantry_shears_the_grid_and_the_mask_still_stands_upright_for_o
         (1, -1024, np.int16),
         (1, 0.5, np.float32),
         (0.25, -8, np.float32),
-        # beyond int16
+        # Beyond int16.
         (1, 32000, np.float32),
     ],
 )
@@ -147,16 +143,16 @@ def test_each_slice_has_its_own_scale_as_in_pet(tmp_path):
     ("kind", "bits", "expected"),
     [(np.uint16, 12, [4095, 95, 0]), (np.int16, 16, [-1, -4001, -4096])],
 )
-def test_monochrome1_is_turned_round(tmp_path, kind, bits, expected):
-    pixels = np.array([[0, 4000, 4095]], kind)
-    fields = {
-        "PhotometricInterpretation": "MONOCHROME1",
-        "BitsStored": bits,
-        "HighBit": bits - 1,
-    }
-    volume, _, _ = dicom.read_series(
-        [write_slice(tmp_path / "a.dcm", pixels, position=(0, 0, 0), **fields)]
+def test_monochrome1_is_inverted(tmp_path, kind, bits, expected):
+    path = write_slice(
+        tmp_path / "a.dcm",
+        np.array([[0, 4000, 4095]], kind),
+        position=(0, 0, 0),
+        PhotometricInterpretation="MONOCHROME1",
+        BitsStored=bits,
+        HighBit=bits - 1,
     )
+    volume, _, _ = dicom.read_series([path])
     assert volume.voxels[:, 0, 0].tolist() == expected
 
 
@@ -172,13 +168,10 @@ def test_positions_rounded_to_a_tenth_of_a_millimetre_are_an_even_grid(tmp_path)
 
 
 def test_a_single_slice_is_as_thick_as_it_says(tmp_path):
-    volume, _, _ = dicom.read_series(
-        [
-            write_slice(
-                tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), SliceThickness=4
-            )
-        ]
+    path = write_slice(
+        tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), SliceThickness=4
     )
+    volume, _, _ = dicom.read_series([path])
     assert volume.shape == (6, 7, 1)
     assert volume.spacing == pytest.approx((4, 0.8, 0.6))
 
@@ -187,7 +180,7 @@ def test_a_single_slice_is_as_thick_as_it_says(tmp_path):
     ("orientation", "axis", "start"),
     [(AXIAL, "z", 30), (ORIENTATIONS["sagittal"], "x", 10)],
 )
-def test_missing_slices_are_told_and_the_others_keep_their_place(
+def test_missing_slices_are_reported_and_the_others_keep_their_place(
     tmp_path, orientation, axis, start
 ):
     stored = np.concatenate([STORED, STORED + 1])
@@ -195,21 +188,15 @@ def test_missing_slices_are_told_and_the_others_keep_their_place(
     files = write_series(tmp_path, stored, orientation=orientation, skip=(2, 5, 6, 7))
     volume, missing, (note,) = dicom.read_series(files)
     at = [f"{axis}={start + sign * 2.5 * k:.1f}" for k in range(10)]
-    assert note == (
-        f"missing slices, 1 between {at[1]} and {at[3]} mm, 3 between {at[4]} and {at[8]} mm, {tmp_path}; "
-        "the masks are empty there, export all slices"
-    )
+    assert f"1 between {at[1]} and {at[3]} mm, 3 between {at[4]} and {at[8]} mm" in note
+    assert str(tmp_path) in note and "export all slices" in note
     assert missing == [2, 5, 6, 7]
     there = [0, 1, 3, 4, 8, 9]
     assert np.array_equal(volume.voxels.T[there], stored[there])
-    assert np.array_equal(volume.voxels.T[missing], stored[[1, 4, 4, 8]]), (
-        "the nearest, of two the lower"
-    )
-    write_series(tmp_path / "whole", stored, orientation=orientation)
-    assert np.allclose(
-        volume.affine,
-        dicom.read_series(sorted((tmp_path / "whole").iterdir()))[0].affine,
-    )
+    # Missing slices repeat the nearest, and of two the lower.
+    assert np.array_equal(volume.voxels.T[missing], stored[[1, 4, 4, 8]])
+    files = write_series(tmp_path / "whole", stored, orientation=orientation)
+    assert np.allclose(volume.affine, dicom.read_series(files)[0].affine)
 
 
 def test_many_gaps_are_one_short_note(tmp_path):
@@ -219,7 +206,7 @@ def test_many_gaps_are_one_short_note(tmp_path):
     )
     assert len(missing) == 7
     assert note.count("between") == 4
-    assert ", and in 3 more gaps, " in note
+    assert ", and in 3 more gaps" in note
 
 
 def test_enhanced_dicom_has_a_place_and_a_scale_for_each_frame(tmp_path):
@@ -246,56 +233,53 @@ def write_jpeg(path):
     data = data_set(path, STORED[0], syntax=JPEGLosslessSV1)
     data.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
     data["PixelData"].is_undefined_length = True
-    data.ImagePositionPatient, data.ImageOrientationPatient, data.PixelSpacing = (
-        [0, 0, 0],
-        list(AXIAL),
-        [1, 1],
-    )
-    data.SliceThickness = 1
+    data.ImagePositionPatient = [0, 0, 0]
+    data.ImageOrientationPatient = list(AXIAL)
+    data.PixelSpacing, data.SliceThickness = [1, 1], 1
     data.save_as(path, enforce_file_format=True)
 
 
 def test_compressed_pixels_that_need_a_plugin_are_named(tmp_path, monkeypatch):
     write_jpeg(tmp_path / "a.dcm")
     decoder = pydicom.pixels.get_decoder(JPEGLosslessSV1)
-    # a machine may have the plugin
-    monkeypatch.setattr(decoder, "_available", {})
-    with pytest.raises(
-        BadInput,
-        match=r"^compressed pixels, JPEG Lossless.*a\.dcm; pip install 'pylibjpeg\[all\]'",
-    ):
-        dicom.read_series([tmp_path / "a.dcm"])
+    # A machine may have the plugin.
+    monkeypatch.setattr(type(decoder), "is_available", False)
+    refused(
+        lambda: dicom.read_series([tmp_path / "a.dcm"]),
+        tmp_path / "a.dcm",
+        "JPEG Lossless",
+        "pip install 'pylibjpeg[all]'",
+    )
 
 
 @pytest.mark.parametrize(
-    ("odd", "message"),
+    ("odd", "says"),
     [
-        ({"position": (10, -20, 35.0)}, r"two slices at one place, z=35.0 mm, .*\.dcm and .*\.dcm; keep one phase"),
-        ({"position": (10, -20, 43.5)}, r"slices unevenly spaced, 3\.5 mm where most are 2\.5, .*odd\.dcm; put each"),
-        ({"position": (10.3, -20, 42.5)}, r"slices not on one even grid, 0\.4 voxels off, .*\.dcm; put those"),
-        ({"position": (10, -20, 400)}, r"missing slices, 143 of which only 6 are there, .*; put each"),
-        ({"pixels": STORED[0][:5]}, r"slices of different size in one series, 5 where most have 7, .*odd\.dcm; put"),
-        ({"spacing": (0.8, 0.8)}, r"slices of different spacing in one series, 0\.8 where most have 0\.6, .*odd\.dcm"),
-        ({"orientation": (0, 1, 0, 0, 0, -1)}, r"slices of different direction in one series, .*odd\.dcm; put"),
-        ({"PhotometricInterpretation": "RGB"}, r"not one grey value a pixel, RGB, .*odd\.dcm; export the grey"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, r"not one grey value a pixel, PALETTE COLOR, .*odd\.dcm"),
-        ({"ImagePositionPatient": None}, r"no ImagePositionPatient, nothing, .*odd\.dcm; export"),
-        ({"ImageOrientationPatient": ["1", "0", "0"]}, r"no usable ImageOrientationPatient, .*odd\.dcm; export"),
-        ({"orientation": (1, 0, 0, 1, 0, 0)}, r"no usable ImageOrientationPatient, .*odd\.dcm; export"),
-        ({"PixelSpacing": None}, r"no PixelSpacing, nothing, .*odd\.dcm; export"),
-        ({"NumberOfFrames": 3}, r"frames without a place each, 3, .*odd\.dcm; export"),
-        ({"PixelData": STORED[0].tobytes()[:40]}, r"unreadable or truncated file, .*less than expected.*odd\.dcm"),
-        ({"PixelData": None}, r"unreadable or truncated file, .*odd\.dcm; export"),
-        ({"PixelData": STORED[:2].tobytes()}, r"odd\.dcm has pixels of 2 images of 7x6, and says that it holds 1\."),
-        ({"PixelData": STORED.tobytes()}, r"odd\.dcm has pixels of 5 images of 7x6, and says that it holds 1\."),
+        ({"position": (10, -20, 35.0)}, ["odd.dcm", "z=35.0 mm", "one phase"]),
+        ({"position": (10, -20, 43.5)}, ["odd.dcm", "3.5 mm", "2.5 mm", "each even part"]),
+        ({"position": (10.3, -20, 42.5)}, [".dcm", "0.4 voxels"]),
+        ({"position": (10, -20, 400)}, ["6 slices", "143", "each part"]),
+        ({"pixels": STORED[0][:5]}, ["odd.dcm", "size", "5 for 7"]),
+        ({"spacing": (0.8, 0.8)}, ["odd.dcm", "spacing", "0.8 for 0.6"]),
+        ({"orientation": (0, 1, 0, 0, 0, -1)}, ["odd.dcm", "direction"]),
+        ({"PhotometricInterpretation": "RGB"}, ["odd.dcm", "RGB", "grey images"]),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, ["odd.dcm", "PALETTE COLOR"]),
+        ({"ImagePositionPatient": None}, ["odd.dcm", "ImagePositionPatient", "Export"]),
+        ({"ImageOrientationPatient": ["1", "0", "0"]}, ["odd.dcm", "ImageOrientationPatient"]),
+        ({"orientation": (1, 0, 0, 1, 0, 0)}, ["odd.dcm", "ImageOrientationPatient"]),
+        ({"PixelSpacing": None}, ["odd.dcm", "PixelSpacing", "Export"]),
+        ({"NumberOfFrames": 3}, ["odd.dcm", "3 frames", "enhanced DICOM"]),
+        ({"PixelData": STORED[0].tobytes()[:40]}, ["odd.dcm", "less than expected"]),
+        ({"PixelData": None}, ["odd.dcm", "Export it again"]),
+        ({"PixelData": STORED[:2].tobytes()}, ["odd.dcm", "2 images of 7x6", " 1."]),
+        ({"PixelData": STORED.tobytes()}, ["odd.dcm", "5 images of 7x6", " 1."]),
     ],
 )  # fmt: skip
-def test_a_slice_that_does_not_fit_is_refused_by_name(tmp_path, odd, message):
+def test_a_slice_that_does_not_fit_is_refused_by_name(tmp_path, odd, says):
     files = write_series(tmp_path, STORED)
     odd = {"pixels": STORED[0], "position": (10, -20, 42.5)} | odd
     files.append(write_slice(tmp_path / "odd.dcm", odd.pop("pixels"), **odd))
-    with pytest.raises(BadInput, match=message):
-        dicom.read_series(files)
+    refused(lambda: dicom.read_series(files), *says)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
@@ -306,16 +290,15 @@ def test_a_file_cut_anywhere_is_refused_by_name(tmp_path):
         cut.write_bytes(whole[:length])
         series = dicom.search([cut]).files
         assert list(series.values()) == [[cut]]
-        with pytest.raises(BadInput, match=r"cut\.dcm"):
-            dicom.read_series([cut])
+        refused(lambda: dicom.read_series([cut]), cut)
 
 
-@pytest.mark.parametrize("said", [None, "", 0, "0.0"])
-def test_a_single_slice_that_says_no_thickness_is_taken_for_a_millimetre_and_told(
-    tmp_path, said
+@pytest.mark.parametrize("thickness", [None, "", 0, "0.0"])
+def test_a_single_slice_of_no_thickness_counts_as_a_millimetre_with_a_warning(
+    tmp_path, thickness
 ):
     path = write_slice(
-        tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), SliceThickness=said
+        tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), SliceThickness=thickness
     )
     volume, _, (note,) = dicom.read_series([path])
     assert volume.spacing == pytest.approx((1, 0.8, 0.6))
@@ -324,8 +307,13 @@ def test_a_single_slice_that_says_no_thickness_is_taken_for_a_millimetre_and_tol
 
 
 def test_a_single_slice_is_as_thick_as_slices_are_apart(tmp_path):
-    fields = {"SliceThickness": None, "SpacingBetweenSlices": 3}
-    path = write_slice(tmp_path / "a.dcm", STORED[0], position=(1, 2, 3), **fields)
+    path = write_slice(
+        tmp_path / "a.dcm",
+        STORED[0],
+        position=(1, 2, 3),
+        SliceThickness=None,
+        SpacingBetweenSlices=3,
+    )
     volume, _, notes = dicom.read_series([path])
     assert volume.spacing == pytest.approx((3, 0.8, 0.6)) and notes == []
 
@@ -337,42 +325,36 @@ def test_slices_with_places_need_no_thickness(tmp_path):
     assert volume.spacing[0] == pytest.approx(2.5) and notes == []
 
 
-NO_PLACE = dict.fromkeys(
-    ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-)
+def write_without_place(path, modality):
+    return write_slice(
+        path,
+        STORED[0],
+        position=(0, 0, 0),
+        ImagePositionPatient=None,
+        ImageOrientationPatient=None,
+        PixelSpacing=None,
+        ImagerPixelSpacing=[0.1, 0.1],
+        Modality=modality,
+    )
 
 
 @pytest.mark.parametrize("modality", ["DX", "CR", "MG", "US", "XA", "OT"])
-def test_pictures_without_a_place_are_told_apart_from_damage(tmp_path, modality):
-    fields = NO_PLACE | {"Modality": modality, "ImagerPixelSpacing": [0.1, 0.1]}
-    path = write_slice(tmp_path / "a.dcm", STORED[0], position=(0, 0, 0), **fields)
-    refused(
-        lambda: dicom.read_series([path]),
-        path,
-        f"(modality {modality})",
-        "X-rays",
-        "PNG",
-    )
+def test_pictures_without_a_place_are_no_damaged_scans(tmp_path, modality):
+    path = write_without_place(tmp_path / "a.dcm", modality)
+    refused(lambda: dicom.read_series([path]), path, f"modality {modality}", "PNG")
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
 def test_a_scan_without_a_place_lacks_it(tmp_path, modality):
-    path = write_slice(
-        tmp_path / "a.dcm",
-        STORED[0],
-        position=(0, 0, 0),
-        **NO_PLACE | {"Modality": modality},
-    )
-    refused(lambda: dicom.read_series([path]), path, "no ", "export it again")
+    path = write_without_place(tmp_path / "a.dcm", modality)
+    refused(lambda: dicom.read_series([path]), path, "PixelSpacing", "Export it again")
 
 
 # --- files without the mark
 
 
 def without_mark(path, syntax=ExplicitVRLittleEndian, *, meta=False):
-    """The file without its first 132 bytes, and unless `meta` without its meta
-    information.
-    """
+    """Drops the first 132 bytes, and unless `meta` the meta information too."""
     data = pydicom.dcmread(path)
     data.file_meta.TransferSyntaxUID = syntax
     if meta:
@@ -384,7 +366,7 @@ def without_mark(path, syntax=ExplicitVRLittleEndian, *, meta=False):
         path, implicit_vr=implicit, little_endian=True, enforce_file_format=True
     )
     content = path.read_bytes()[132:]
-    # after the length of the group
+    # The meta information ends after the length that its first element gives.
     rest = 12 + int.from_bytes(content[8:12], "little")
     path.write_bytes(content[rest:])
     return path
@@ -418,10 +400,10 @@ def test_a_file_without_the_mark_is_read(tmp_path, name, syntax, meta):
     ("content", "looked_at"),
     [
         (np.arange(8, 300, dtype="<u4").tobytes(), False),
-        # as 0008,0000 with a length of 4
+        # Begins as 0008,0000 with a length of 4.
         (np.array([8, 4] * 100, "<u4").tobytes(), True),
         (np.array([8, 6] * 100, "<u4").tobytes(), False),
-        # as 0002,0000, but for its letters
+        # Begins as 0002,0000, but without a type in letters.
         (np.array([2, 4] * 100, "<u4").tobytes(), False),
         (b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + b"no more" * 30, True),
         (b"\x08\0\x18\0UI\x1a\0" + b"1.2.3.4.5" * 30, True),
@@ -435,11 +417,9 @@ def test_other_files_that_begin_alike_are_passed_over(
 ):
     (tmp_path / name).write_bytes(content)
     assert dicom.is_dicom(tmp_path / name) == looked_at
-    found = dicom.search([tmp_path / name] * looked_at)
-    assert found.files == {}
-    assert [one.why for one in found.passed] == [
-        walk.unread(tmp_path / name).why
-    ] * looked_at
+    if looked_at:
+        found = dicom.search([tmp_path / name])
+        assert found.files == {} and found.passed == [walk.unread(tmp_path / name)]
 
 
 @pytest.mark.parametrize(
@@ -481,7 +461,7 @@ def test_a_file_without_the_mark_cut_short_is_refused(tmp_path, meta, kept):
     path = without_mark(tmp_path / "a", meta=meta)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     assert list(dicom.search([path]).files.values()) == [[path]]
-    refused(lambda: dicom.read_series([path]), path, "export it again")
+    refused(lambda: dicom.read_series([path]), path, "Export it again")
 
 
 def test_a_deflated_file_without_the_mark_is_refused_before_it_is_unpacked(
@@ -491,7 +471,7 @@ def test_a_deflated_file_without_the_mark_is_refused_before_it_is_unpacked(
     data = pydicom.dcmread(path)
     data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     data.file_meta.PrivateInformationCreatorUID = "1.2.3"
-    # after it comes the rest
+    # The transfer syntax lies before this long element.
     data.file_meta.PrivateInformation = b"x" * 5000
     data.save_as(path, enforce_file_format=True)
     path.write_bytes(path.read_bytes()[132:])
@@ -550,10 +530,7 @@ def test_search_sorts_by_position_and_passes_over_what_is_no_scan(tmp_path):
         pydicom.dcmread(path).ImagePositionPatient[2] for path in series["1.2.3.1"]
     ]
     assert heights == [30, 32.5, 35, 37.5, 40]
-    with pytest.raises(
-        BadInput, match=r"not a DICOM file, no DICM after 128 bytes, .*broken\.dcm; "
-    ):
-        dicom.read_series([broken])
+    refused(lambda: dicom.read_series([broken]), broken, "no DICM", "Export it again")
 
 
 @pytest.mark.parametrize(
@@ -565,13 +542,15 @@ def test_a_localizer_beside_a_scan_is_passed_over(tmp_path, kinds, modality):
     files = write_series(
         tmp_path, STORED, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], Modality=modality
     )
-    scout = {
-        "position": (0, 0, 0),
-        "orientation": (1, 0, 0, 0, 0, -1),
-        "series": "1.2.3.2",
-        "Modality": modality,
-    }
-    write_slice(tmp_path / "scout.dcm", STORED[0], ImageType=kinds, **scout)
+    write_slice(
+        tmp_path / "scout.dcm",
+        STORED[0],
+        position=(0, 0, 0),
+        orientation=(1, 0, 0, 0, 0, -1),
+        series="1.2.3.2",
+        ImageType=kinds,
+        Modality=modality,
+    )
     series, passed = dicom.search(sorted(tmp_path.iterdir()))
     assert {name: sorted(found) for name, found in series.items()} == {
         "1.2.3.1": sorted(files)
@@ -609,12 +588,10 @@ def test_is_dicom_by_mark_or_name(tmp_path, monkeypatch, name, content, expected
     assert dicom.is_dicom(tmp_path / name) == expected
 
 
-def test_without_pydicom_the_fix_is_said(tmp_path, monkeypatch):
+def test_without_pydicom_the_error_says_what_to_install(tmp_path, monkeypatch):
     files = write_series(tmp_path, STORED)
     monkeypatch.setitem(sys.modules, "pydicom", None)
     for use in (dicom.search, dicom.read_series):
-        with pytest.raises(
-            BadInput, match=r"^DICOM without pydicom, .*; pip install 'pydicom>=3'"
-        ) as caught:
+        with pytest.raises(BadInput, match=r"pip install 'pydicom>=3'") as caught:
             use(files)
         assert not isinstance(caught.value, dicom_slice.BadFile)

@@ -1,6 +1,4 @@
-"""Pixels of picture files: held against what was written byte by byte, and against
-SimpleITK.
-"""
+"""Pixels of picture files against bytes written by hand, and against SimpleITK."""
 
 import io
 import struct
@@ -39,7 +37,7 @@ def read_picture(path, channels):
 
 
 def values(dtype, samples=1):
-    """Pixels over the whole range of a type, and of floats within 1000."""
+    """Draws pixels over the whole range of a type, floats with a deviation of 300."""
     shape = (*SHAPE, samples)
     if np.dtype(dtype).kind == "f":
         return RNG.normal(0, 300, shape).astype(dtype)
@@ -48,13 +46,13 @@ def values(dtype, samples=1):
 
 
 def as_read(pixels):
-    return (
-        pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)
-    )
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels
+    return pixels.astype(np.float32)
 
 
 def by_itk(path):
-    """What another reader sees; the test is skipped where it is not installed."""
+    """Reads with SimpleITK; the test is skipped where it is not installed."""
     itk = pytest.importorskip("SimpleITK")
     return np.atleast_3d(itk.GetArrayFromImage(itk.ReadImage(str(path))))
 
@@ -117,9 +115,8 @@ def test_predictors(tmp_path, dtype, samples, predictor, order, layout):
         **layout,
     )
     np.testing.assert_array_equal(read_picture(path, samples), as_read(pixels))
-    if (
-        dtype in (np.uint16, np.float32) and samples == 1 and "rows" in layout
-    ):  # what ITK reads in full depth
+    # ITK reads these in full depth.
+    if dtype in (np.uint16, np.float32) and samples == 1 and "rows" in layout:
         np.testing.assert_array_equal(by_itk(path), pixels)
 
 
@@ -190,7 +187,7 @@ def test_alpha_is_dropped_in_full_depth(tmp_path, dtype, samples):
 def test_colours_that_were_multiplied_by_alpha(tmp_path, dtype):
     most = np.iinfo(dtype).max
     alpha = np.array([[most, most // 5, 0]], dtype)[..., None]
-    # 100 under each alpha but the last
+    # The grey value 100, under each alpha but the last.
     grey = np.array([[100, 20, 0]], dtype)[..., None]
     path = tiff(tmp_path / "a.tif", np.concatenate([grey, alpha], axis=-1), extra=(1,))
     np.testing.assert_array_equal(read_picture(path, 1)[..., 0], [[100, 100, 0]])
@@ -207,10 +204,8 @@ def test_16_bit_grey_in_three_channels_stays_16_bit(tmp_path, write):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_colour_for_one_channel_is_refused_in_every_depth(tmp_path, dtype):
-    refused(
-        lambda: read_picture(tiff(tmp_path / "a.tif", values(dtype, 3)), 1),
-        "a colour image for 1 channel",
-    )
+    path = tiff(tmp_path / "a.tif", values(dtype, 3))
+    refused(lambda: read_picture(path, 1), path, "data.channels=3")
 
 
 @pytest.mark.parametrize(
@@ -256,19 +251,17 @@ def test_previews_and_masks_beside_the_picture_are_not_pages(tmp_path, pages):
 @pytest.mark.parametrize(("pages", "count"), [((0,), 2), ((2, 2), 3), ((0, 1), 2)])
 def test_pages_are_refused(tmp_path, pages, count):
     path = tiff(tmp_path / "a.tif", values(np.uint16), order=">", pages=pages)
-    refused(lambda: read_picture(path, 1), f"more than one page, {count}", path)
+    refused(lambda: read_picture(path, 1), f"{count} pages", path)
 
 
 def test_directories_in_a_circle_end(tmp_path):
     path = tiff(tmp_path / "a.tif", values(np.uint8), pages=(0,))
     data = bytearray(path.read_bytes())
     first = data[4:8]
-    data[-4 - 0 :] = data[
-        -4:
-    ]  # the last directory's values end the file; its link lies before them
-    count = struct.unpack("<I", first)[0]
-    entries = struct.unpack("<H", data[count : count + 2])[0]
-    link = count + 2 + 12 * entries
+    where = struct.unpack("<I", first)[0]
+    entries = struct.unpack("<H", data[where : where + 2])[0]
+    # The link to the next directory, after the entries, leads to the first again.
+    link = where + 2 + 12 * entries
     data[link : link + 4] = first
     path.write_bytes(data)
     assert read_picture(path, 1).shape == (*SHAPE, 1)
@@ -281,7 +274,7 @@ def test_a_truncated_tiff_of_64_bits_is_named(tmp_path, compression, kept):
     data = path.read_bytes()
     where = struct.unpack("<I", data[4:8])[0]
     path.write_bytes(data[: int(8 + kept * (where - 8))])
-    refused(lambda: read_picture(path, 1), "unreadable or truncated", path)
+    refused(lambda: read_picture(path, 1), "Replace or remove it", path)
 
 
 @pytest.mark.parametrize("compression", [1, 5, 8, 32773])
@@ -293,8 +286,7 @@ def test_a_tiff_that_states_more_pixels_than_its_bytes_can_hold(tmp_path, compre
         if struct.unpack_from("<H", data, entry)[0] in (256, 257, 278):
             struct.pack_into("<I", data, entry + 8, 16000)
     path.write_bytes(data)
-    said = "2048000000 bytes of pixels in"
-    refused(lambda: read_picture(path, 1), "unreadable or truncated", said, path)
+    refused(lambda: read_picture(path, 1), "2048000000 bytes", path)
 
 
 # --- PNG and JPEG
@@ -341,7 +333,7 @@ def test_a_damaged_16_bit_png_is_named(tmp_path):
         whole[:40],
     ):
         path.write_bytes(damage)
-        refused(lambda: read_picture(path, 3), "unreadable or truncated", path)
+        refused(lambda: read_picture(path, 3), "Replace or remove it", path)
 
 
 def test_one_transparent_value_of_a_png_changes_no_pixel(tmp_path):
@@ -373,7 +365,7 @@ def test_a_large_picture_is_read_and_a_larger_one_refused_as_too_large(
     tmp_path, monkeypatch, extension, recwarn
 ):
     path = tmp_path / f"a.{extension}"
-    # more than Pillow warns of
+    # Pillow would warn of so many pixels.
     Image.new("L", (10_000, 9_000)).save(path)
     assert read_picture(path, 1).shape == (9_000, 10_000, 1)
     monkeypatch.setattr(pictures, "MOST_PIXELS", 89_999_999)
@@ -401,7 +393,7 @@ def test_a_postscript_file_is_never_started(tmp_path):
     (tmp_path / "a.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
     )
-    refused(lambda: read_picture(tmp_path / "a.png", 1), "not an image")
+    refused(lambda: read_picture(tmp_path / "a.png", 1), "a.png", "not an image")
 
 
 # --- EXIF orientation
@@ -433,16 +425,14 @@ def test_a_turned_picture_is_read_as_it_is_shown(tmp_path, kind, turn):
         )
     else:
         options = {
+            "jpg": {"quality": 100},
             "tif packed": {"compression": "tiff_lzw"},
             "tif jpeg": {"compression": "jpeg", "quality": 100},
         }
-        picture = (
-            Image.fromarray(grey).convert("P")
-            if kind == "tif palette"
-            else Image.fromarray(grey)
-        )
-        options = options.get(kind, {"quality": 100} if kind == "jpg" else {})
-        picture.save(path, exif=exif(turn), **options)
+        picture = Image.fromarray(grey)
+        if kind == "tif palette":
+            picture = picture.convert("P")
+        picture.save(path, exif=exif(turn), **options.get(kind, {}))
     shown = np.asarray(ImageOps.exif_transpose(Image.open(tagged)))
     pixels, found = read_picture_turned(path, 1)
     assert found == turn

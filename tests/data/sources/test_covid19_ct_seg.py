@@ -1,6 +1,6 @@
-"""COVID-19-CT-Seg from archives that the tests write in its layout: voxels by hand,
-every kind of damage, killed and simultaneous preparation, and a run that trains on
-them.
+"""COVID-19-CT-Seg from archives in its layout that the tests write.
+
+Tested are voxels by hand, damage, killed and simultaneous preparation, and a run.
 """
 
 import gzip
@@ -23,7 +23,6 @@ from refusals import refused
 from biedsnet_jax.data import splits
 from biedsnet_jax.data.sources import covid19_ct_seg
 from biedsnet_jax.data.sources.tfds import Tfds
-from biedsnet_jax.errors import BadInput
 
 CASES = ("coronacases_001", "coronacases_002", "radiopaedia_10_85902_1", "radiopaedia_10_85902_3",
          "radiopaedia_7_85703_0")  # fmt: skip
@@ -35,27 +34,21 @@ FEATURES = {
     "slice": "name",
     "spacing": "spacing",
 }
-# i to the left-to-right, j from back to front, k up
+# The axis i runs from left to right, j from back to front, k up.
 RAS = np.diag([0.7, 0.8, 5.0, 1.0])
 
 
 def volumes(case: str, *, plane=None, depth=2) -> dict[str, np.ndarray]:
-    """Image and masks "i j k" of a case: a grey ramp along i and j, infection in one
-    quarter.
-    """
+    """Makes image and masks "i j k": a grey ramp, and infection in one corner."""
     corona = case.startswith("coronacases")
     sides = plane or ((512, 512) if corona else (630, 630))
     i, j, k = np.meshgrid(*map(np.arange, (*sides, depth)), indexing="ij")
     ramp = (i + 2 * j) / (sides[0] + 2 * sides[1]) + 0.01 * k
-    image = (
-        (ramp * 2000 - 1100).astype(np.int16)
-        if corona
-        else (ramp * 200).astype(np.uint8)
-    )
+    hounsfield, windowed = (ramp * 2000 - 1100).astype(np.int16), ramp * 200
+    image = hounsfield if corona else windowed.astype(np.uint8)
     infection = ((i < sides[0] // 2) & (j < sides[1] // 4)).astype(np.uint8)
-    lung = np.where(i < sides[0] // 2, 1, 2).astype(np.uint8) * (
-        j < sides[1] // 2
-    ).astype(np.uint8)
+    lung = np.where(i < sides[0] // 2, 1, 2) * (j < sides[1] // 2)
+    lung = lung.astype(np.uint8)
     return {
         IMAGES: image,
         INFECTION: infection,
@@ -71,9 +64,7 @@ def packed(voxels, affine=RAS) -> bytes:
 def write(
     root: Path, cases=CASES, change=lambda folder, case, data: data, **kind
 ) -> Path:
-    """The four archives; `change` may replace a file's content, or leave it out by
-    None.
-    """
+    """Writes the four archives; `change` may replace a file's content, or drop it."""
     root.mkdir(parents=True, exist_ok=True)
     made = {case: volumes(case, **kind) for case in cases}
     for folder in covid19_ct_seg.FOLDERS.values():
@@ -86,7 +77,7 @@ def write(
 
 
 def small(root: Path, change=lambda folder, case, data: data) -> Path:
-    """Archives of three tiny volumes, for what does not depend on size."""
+    """Writes archives of three tiny volumes, for what does not depend on size."""
     return write(root, (CASES[0], CASES[1], CASES[4]), change, plane=(12, 10))
 
 
@@ -113,7 +104,7 @@ def test_hounsfield_units_are_cut_to_the_window_and_grey_values_left_alone(true_
         for case in (*CASES[:2], CASES[4], *CASES[2:4])
         for z in range(2)
     ]
-    # two volumes of one patient
+    # The last two volumes are of one patient.
     assert examples.cases[-4:] == ["radiopaedia_10_85902"] * 4
     first, windowed = examples[1], examples[names.index("radiopaedia_7_85703_0/001")]
     assert (first["image"].shape, windowed["image"].shape) == (
@@ -124,21 +115,26 @@ def test_hounsfield_units_are_cut_to_the_window_and_grey_values_left_alone(true_
         (0.8, 0.7)
     )
     hu, stored = volumes(CASES[0])[IMAGES], volumes(CASES[4])[IMAGES]
-    # rows from the front, columns from the right
+    # Rows run from the front, columns from the right.
     for row, column in ((0, 0), (3, 500), (511, 511), (250, 100)):
         value = max(-1250, min(250, int(hu[511 - column, 511 - row, 1])))
         assert abs(first["image"][row, column, 0] - (value + 1250) * 255 / 1500) <= 0.5
-    # of these the header has front and back the wrong way round
+    # The header of these has front and back the wrong way round.
     for row, column in ((0, 0), (3, 600), (629, 629)):
         assert windowed["image"][row, column, 0] == stored[629 - column, row, 1]
 
 
 def test_every_label_map_lies_on_its_image(true_layout):
     folder = covid19_ct_seg.prepare(*true_layout)
-    how = {"classes": 3, "labels": ((1, 3), (2,), (3,)), "split": CASES[0]}
-    example = Tfds(
-        folder, true_layout[1], FEATURES | {"mask": "lung_and_infection"}, **how
-    )[0]
+    examples = Tfds(
+        folder,
+        true_layout[1],
+        FEATURES | {"mask": "lung_and_infection"},
+        classes=3,
+        labels=((1, 3), (2,), (3,)),
+        split=CASES[0],
+    )
+    example = examples[0]
     infection, lung = (
         volumes(CASES[0])[name][..., 0].T[::-1, ::-1] for name in (INFECTION, LUNG)
     )
@@ -193,15 +189,15 @@ def test_a_second_start_leaves_the_archives_alone_until_they_change(tmp_path):
     status = path.stat()
     path.write_bytes(bytes(status.st_size))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    # the same size and time
+    # Size and time are as before.
     assert covid19_ct_seg.prepare(root, cache) == prepared
     assert len(source(root, cache)) == 6
     os.utime(path)
-    with pytest.raises(
-        BadInput,
-        match=r"damaged archive, .*Lung_Mask\.zip; download Lung_Mask\.zip again",
-    ):
-        covid19_ct_seg.prepare(root, cache)
+    refused(
+        lambda: covid19_ct_seg.prepare(root, cache),
+        path,
+        "Download Lung_Mask.zip again",
+    )
 
 
 def test_a_set_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
@@ -243,7 +239,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
 
 
 def instead(folder, case, data):
-    """A `change` that replaces one file."""
+    """Makes a `change` that replaces one file."""
     return lambda f, c, old: data if (f, c) == (folder, case) else old
 
 
@@ -258,36 +254,36 @@ def cut(data: bytes) -> bytes:
 
 
 def with_wrong_checksum(data: bytes) -> bytes:
-    """A gzip file whose last bytes, checksum and length, are not its content's."""
+    """Overwrites the last bytes of a gzip file, its checksum and length."""
     return data[:-8] + bytes(8)
 
 
 ONE, OTHER = CASES[0], CASES[4]
 TINY = volumes(ONE, plane=(12, 10))
+NAMED = f"{LUNG}.zip"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "says"),
     [
-        (instead(LUNG, OTHER, None), r"missing cases, radiopaedia_7_85703_0 in Lung_Mask\.zip, .*zenodo.*3757476"),
-        (instead(IMAGES, ONE, packed(TINY[IMAGES] + np.int16(1200))), r"values, .*001\.nii\.gz; .* Hounsfield"),
-        (instead(IMAGES, ONE, packed(TINY[INFECTION] * 200)), r"values, 0 to 200, .*001\.nii\.gz; .* Hounsfield"),
-        (instead(IMAGES, OTHER, packed(TINY[IMAGES])), r"grey values, -1100 to .*85703_0\.nii\.gz; .* 0 to 255"),
-        (instead(IMAGES, OTHER, packed(TINY[INFECTION] * np.int16(300))), r"values, 0 to 300, .*85703_0"),
-        (instead(INFECTION, ONE, packed(TINY[LUNG])), r"unknown label, 2, .*Infection_Mask\.zip/corona.*0 to 1"),
-        (instead(LUNG, ONE, packed(TINY[BOTH])), r"unknown label, 3, .*Lung_Mask\.zip/coronacases_001"),
-        (instead(BOTH, ONE, packed(TINY[BOTH] * np.uint8(2))), r"unknown label, 6, .*Lung_and_Infection_Mask\.zip"),
-        (instead(LUNG, ONE, packed(TINY[LUNG][:-1])), r"differ in shape, 12x10x2 against 11x10x2, .*Lung_Mask\.zip"),
-        (instead(LUNG, ONE, shifted()), r"differ in affine, 3 mm apart .*Lung_Mask\.zip"),
-        (instead(LUNG, ONE, b"no volume"), r"not a NIfTI file, .*Lung_Mask\.zip/coronacases_001.*; download Lung_Mask"),
-        (instead(LUNG, ONE, cut(packed(TINY[LUNG]))), r"file ended before .*Lung_Mask\.zip/corona.*; download Lung"),
-        (instead(BOTH, ONE, with_wrong_checksum(packed(TINY[BOTH]))), r"damaged archive, CRC check failed .*Lung_and"),
+        (instead(LUNG, OTHER, None), [NAMED, OTHER, covid19_ct_seg.ORIGIN]),
+        (instead(IMAGES, ONE, packed(TINY[IMAGES] + np.int16(1200))), [ONE, "Hounsfield"]),
+        (instead(IMAGES, ONE, packed(TINY[INFECTION] * 200)), [ONE, "0 to 200", "Hounsfield"]),
+        (instead(IMAGES, OTHER, packed(TINY[IMAGES])), [OTHER, "-1100 to ", "0 to 255"]),
+        (instead(IMAGES, OTHER, packed(TINY[INFECTION] * np.int16(300))), [OTHER, "0 to 300"]),
+        (instead(INFECTION, ONE, packed(TINY[LUNG])), [f"Infection_Mask.zip/{ONE}", " 2 "]),
+        (instead(LUNG, ONE, packed(TINY[BOTH])), [f"{NAMED}/{ONE}", " 3 "]),
+        (instead(BOTH, ONE, packed(TINY[BOTH] * np.uint8(2))), [f"{BOTH}.zip/{ONE}", " 6 "]),
+        (instead(LUNG, ONE, packed(TINY[LUNG][:-1])), [NAMED, "12x10x2", "11x10x2"]),
+        (instead(LUNG, ONE, shifted()), [NAMED, "3 mm"]),
+        (instead(LUNG, ONE, b"no volume"), [f"{NAMED}/{ONE}", f"Download {NAMED} again"]),
+        (instead(LUNG, ONE, cut(packed(TINY[LUNG]))), [ONE, f"Download {NAMED} again"]),
+        (instead(BOTH, ONE, with_wrong_checksum(packed(TINY[BOTH]))), [f"{BOTH}.zip", "CRC"]),
     ],
 )  # fmt: skip
-def test_a_file_that_does_not_belong(tmp_path, change, said):
-    with pytest.raises(BadInput, match=said) as caught:
-        covid19_ct_seg.prepare(small(tmp_path / "archives", change), tmp_path / "cache")
-    assert "\n" not in str(caught.value)
+def test_a_file_that_does_not_belong(tmp_path, change, says):
+    root = small(tmp_path / "archives", change)
+    refused(lambda: covid19_ct_seg.prepare(root, tmp_path / "cache"), *says)
     assert not list((tmp_path / "cache").rglob("*.array_record*"))
 
 
@@ -302,9 +298,7 @@ def truncated(root):
 
 
 def flipped_bit(root):
-    """In the middle of a stored member: the archive's own list stays whole, the
-    checksum of the member is wrong.
-    """
+    """Flips a bit of a stored member: its checksum is wrong, the archive's list right."""
     path = root / f"{INFECTION}.zip"
     data = bytearray(path.read_bytes())
     data[100] ^= 1
@@ -320,42 +314,31 @@ def climbing(name):
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "says"),
     [
         (
             missing,
-            r"missing archives, Lung_Mask\.zip, Lung_and_Infection_Mask\.zip, .*zenodo\.org/records/3757476",
+            ["Lung_Mask.zip, Lung_and_Infection_Mask.zip", covid19_ct_seg.ORIGIN],
         ),
-        (
-            truncated,
-            r"damaged archive, .*Infection_Mask\.zip; download Infection_Mask\.zip again from zenodo.*3757476",
-        ),
-        (
-            flipped_bit,
-            r"damaged archive, Bad CRC-32 .*Infection_Mask\.zip.*; download Infection_Mask\.zip again",
-        ),
+        (truncated, ["Infection_Mask.zip", "Download Infection_Mask.zip again"]),
+        (flipped_bit, ["CRC-32", "Download Infection_Mask.zip again"]),
         (
             climbing("../coronacases_003.nii.gz"),
-            r"path that leaves its folder, '\.\./coronacases_003.*Lung_Mask\.zip;",
+            ["Lung_Mask.zip", "'../coronacases_003"],
         ),
-        (climbing("/coronacases_003.nii.gz"), r"path that leaves its folder, '/cor"),
-        (climbing("a\\..\\..\\coronacases_003.nii.gz"), r"path that leaves its folder"),
+        (climbing("/coronacases_003.nii.gz"), ["Lung_Mask.zip", "'/coronacases_003"]),
+        (climbing("a\\..\\..\\coronacases_003.nii.gz"), ["Lung_Mask.zip", "'a\\\\.."]),
         (
             climbing("inner/coronacases_001.nii.gz"),
-            r"two files of one case, coronacases_001\.nii\.gz and inner/",
+            ["coronacases_001.nii.gz and inner/", "Keep one"],
         ),
-        (
-            climbing("patient_5.nii.gz"),
-            r"no case of this set, patient_5\.nii\.gz, .*Lung_Mask\.zip",
-        ),
+        (climbing("patient_5.nii.gz"), ["Lung_Mask.zip", "patient_5.nii.gz"]),
     ],
 )
-def test_an_archive_that_is_not_whole(tmp_path, harm, said):
+def test_an_archive_that_is_not_whole(tmp_path, harm, says):
     root = small(tmp_path / "archives")
     harm(root)
-    with pytest.raises(BadInput, match=said) as caught:
-        covid19_ct_seg.prepare(root, tmp_path / "cache")
-    assert "\n" not in str(caught.value)
+    refused(lambda: covid19_ct_seg.prepare(root, tmp_path / "cache"), *says)
     assert not (tmp_path / "coronacases_003.nii.gz").exists()
 
 
@@ -368,13 +351,17 @@ def test_hidden_files_of_a_mac_are_passed_over(tmp_path):
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(BadInput, match=r"cannot write the data set, .*data\.cache_dir"):
-        covid19_ct_seg.prepare(small(tmp_path / "archives"), tmp_path / "cache")
+    root = small(tmp_path / "archives")
+    refused(
+        lambda: covid19_ct_seg.prepare(root, tmp_path / "cache"),
+        tmp_path / "cache",
+        "data.cache_dir",
+    )
 
 
 # --- processes
 
-# Prepares with a pause before each case but the first, naming them.
+# Prepares with a pause before each case but the first, and prints their names.
 SLOW = """
 import sys, time
 from pathlib import Path
@@ -399,11 +386,10 @@ def start(root, cache, pause: float) -> subprocess.Popen:
 def test_a_killed_preparation_is_done_again_and_its_remains_are_cleared(tmp_path):
     root, cache = small(tmp_path / "archives"), tmp_path / "cache"
     process = start(root, cache, pause=120)
+    written = []
     try:
-        while (
-            not (written := list(cache.rglob("incomplete*/*.array_record*")))
-            and process.poll() is None
-        ):
+        while not written and process.poll() is None:
+            written = list(cache.rglob("incomplete*/*.array_record*"))
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -416,11 +402,9 @@ def test_a_killed_preparation_is_done_again_and_its_remains_are_cleared(tmp_path
 def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
     root, cache = small(tmp_path / "archives"), tmp_path / "cache"
     both = [start(root, cache, pause=0.5) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    lines = [
-        line for said_by_one in said for line in "\n".join(said_by_one).splitlines()
-    ]
+    outputs = ["\n".join(process.communicate(timeout=120)) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    lines = "\n".join(outputs).splitlines()
     read = sorted(line for line in lines if line.startswith("reads"))
     assert read == [f"reads {case}" for case in (ONE, CASES[1], OTHER)]
     assert lines.count(str(covid19_ct_seg.prepare(root, cache))) == 2
@@ -445,40 +429,29 @@ def run(*arguments: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_the_archives_and_is_scored_again_without_tensorflow(
     true_layout, tmp_path
 ):
     root, cache = true_layout
-    fields = {
-        "data.root": root,
-        "data.cache_dir": cache,
-        "train.steps": 2,
-        "eval.every": 2,
-    }
-    fields |= {"compile_cache": tmp_path / "compiled"}
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    assert (
-        run(
-            "--config=configs/covid.py:unet,toy,tfds",
-            f"--workdir={tmp_path / 'run'}",
-            *flags,
-        )
-        == "False"
+    workdir = tmp_path / "run"
+    imported = run(
+        "--config=configs/covid.py:unet,toy,tfds",
+        f"--workdir={workdir}",
+        f"--config.data.root={root}",
+        f"--config.data.cache_dir={cache}",
+        "--config.train.steps=2",
+        "--config.eval.every=2",
+        f"--config.compile_cache={tmp_path / 'compiled'}",
     )
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["n_images"] > 0 and set(results["cases"]) <= {
-        *CASES,
-        "radiopaedia_10_85902",
-    }
-    lines = [
-        json.loads(line)
-        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
-    # deleted at any time: made again
+    assert imported == "False"
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["n_images"] > 0
+    assert set(results["cases"]) <= {*CASES, "radiopaedia_10_85902"}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        assert np.isfinite(json.loads(line).get("loss", 0))
+    # The prepared set may be deleted at any time, and is made again.
     shutil.rmtree(cache)
-    assert run("--mode=evaluate", f"--workdir={tmp_path / 'run'}") == "False"
-    assert (
-        json.loads((tmp_path / "run" / "results.json").read_text())["standard"]
-        == results["standard"]
-    )
+    assert run("--mode=evaluate", f"--workdir={workdir}") == "False"
+    again = json.loads((workdir / "results.json").read_text())
+    assert again["standard"] == results["standard"]

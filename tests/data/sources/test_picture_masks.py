@@ -1,12 +1,12 @@
-"""Masks in picture files: each way to write a mask is read as that mask, or refused by
-name.
-"""
+"""Masks in picture files: every way to write one is read as such, or refused by name."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_pictures import tiff
+from made_pictures import chunk, tiff
 from PIL import Image
 from refusals import refused
 
@@ -20,7 +20,7 @@ WHITE = TRUTH * np.uint8(255)
 
 
 def blobs(seed: int) -> np.ndarray:
-    """Discs of several sizes."""
+    """Draws discs of several sizes."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:96, :96]
     found = np.zeros((96, 96), bool)
@@ -52,11 +52,7 @@ def grey(*levels):
 def is_read(path: Path, truth=TRUTH, classes: int = 1) -> None:
     mask = read_mask(path, classes)
     assert mask.dtype == np.uint8 and mask.shape == (*truth.shape, classes)
-    wanted = (
-        truth[..., None]
-        if classes == 1
-        else truth[..., None] == np.arange(1, classes + 1)
-    )
+    wanted = truth[..., None] == np.arange(1, classes + 1)
     np.testing.assert_array_equal(mask, wanted)
 
 
@@ -100,19 +96,14 @@ def test_a_jpeg_of_other_levels_is_refused(tmp_path, levels):
     path = save(
         tmp_path / "a.jpg", np.array(levels, np.uint8)[LABELS % len(levels)], quality=95
     )
-    refused(
-        lambda: read_mask(path, 1),
-        path,
-        "with loss",
-        "grey values from",
-        "Save the mask as PNG",
-    )
+    refused(lambda: read_mask(path, 1), path, "as PNG")
 
 
 def test_colours_and_several_classes_in_a_jpeg_are_refused(tmp_path):
     path = save(tmp_path / "a.jpg", np.dstack([WHITE, WHITE * 0, WHITE * 0]))
-    refused(lambda: read_mask(path, 1), "a mask in colour", path)
-    refused(lambda: read_mask(save(tmp_path / "b.jpg", LABELS), 2), "lossy", "b.jpg")
+    refused(lambda: read_mask(path, 1), path, "colour", "one grey channel")
+    path = save(tmp_path / "b.jpg", LABELS)
+    refused(lambda: read_mask(path, 2), path, "2 classes", "as PNG")
 
 
 @pytest.mark.parametrize(
@@ -129,16 +120,11 @@ def test_a_file_is_judged_by_what_it_holds(tmp_path, held, called):
 )
 def test_a_lossy_file_is_one_whatever_it_is_called(tmp_path, options):
     truth = blobs(0)
-    mask = (
-        read_mask(save(tmp_path / "a.png", truth * np.uint8(255), **options), 1)[..., 0]
-        > 0
-    )
+    path = save(tmp_path / "a.png", truth * np.uint8(255), **options)
+    mask = read_mask(path, 1)[..., 0] > 0
     assert (mask & truth).sum() / (mask | truth).sum() > 0.97
-    refused(
-        lambda: read_mask(save(tmp_path / "b.png", LABELS, **options), 2),
-        "lossy",
-        "b.png",
-    )
+    path = save(tmp_path / "b.png", LABELS, **options)
+    refused(lambda: read_mask(path, 2), path, "2 classes", "as PNG")
 
 
 # --- alpha
@@ -217,9 +203,11 @@ def test_one_transparent_value(tmp_path, hidden):
     [((0, 255), (0, 1)), ((255, 0), (1, 0)), ((0, 128), (0, 1)), ((9, 1, 0), (2, 1))],
 )
 def test_two_greys_of_a_palette_in_any_order(tmp_path, extension, levels, order):
-    path = tmp_path / f"a.{'png' if extension == 'gif' else extension}"
-    options = {"format": "GIF"} if extension == "gif" else {}
-    is_read(palette(path, np.array(order)[TRUTH.astype(int)], grey(*levels), **options))
+    indices = np.array(order)[TRUTH.astype(int)]
+    if extension == "gif":
+        is_read(palette(tmp_path / "a.png", indices, grey(*levels), format="GIF"))
+    else:
+        is_read(palette(tmp_path / f"a.{extension}", indices, grey(*levels)))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
@@ -236,12 +224,7 @@ def test_greys_that_are_the_labels(tmp_path, order):
 def test_rising_greys_that_are_no_labels_are_read_by_index(tmp_path, levels):
     is_read(palette(tmp_path / "a.png", LABELS, grey(*levels)), LABELS, 2)
     path = palette(tmp_path / "b.png", 2 - LABELS, grey(*levels[::-1]))
-    refused(
-        lambda: read_mask(path, 2),
-        path,
-        "palette",
-        "Save the labels as one grey channel",
-    )
+    refused(lambda: read_mask(path, 2), path, "palette", "one grey channel")
 
 
 def test_colours_are_read_by_index_unless_black_is_not_the_first(tmp_path):
@@ -277,16 +260,14 @@ def test_every_mode_of_a_white_mask_on_black(tmp_path, mode, extension):
     if extension == "png" and mode in ("CMYK", "YCbCr"):
         mode = "RGB"
     picture = Image.fromarray(WHITE)
-    # black ink alone, as printers have it
     if mode == "CMYK":
+        # Printers use black ink alone.
         none = Image.new("L", picture.size)
         picture = Image.merge("CMYK", [none, none, none, Image.fromarray(255 - WHITE)])
     else:
-        picture = (
-            picture.convert("RGB").convert(mode)
-            if mode == "YCbCr"
-            else picture.convert(mode)
-        )
+        if mode == "YCbCr":
+            picture = picture.convert("RGB")
+        picture = picture.convert(mode)
     path = tmp_path / f"a.{extension}"
     picture.save(path)
     is_read(path)
@@ -313,27 +294,20 @@ def test_white_is_foreground_where_the_smallest_value_is_white(
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_labels_stay_labels_where_the_smallest_value_is_white(tmp_path, dtype):
     is_read(tiff(tmp_path / "a.tif", LABELS.astype(dtype), photometric=0), LABELS, 2)
-    # 0 and 1: nearly white
+    # The values 0 and 1 are both nearly white.
     is_read(tiff(tmp_path / "b.tif", TRUTH.astype(dtype), photometric=0))
 
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_labels_of_few_bits(tmp_path, bits):
-    palette_free = Image.fromarray(LABELS)
-    palette_free.save(tmp_path / "a.png")
-    is_read(tmp_path / "a.png", LABELS, 2)
+    is_read(save(tmp_path / "a.png", LABELS), LABELS, 2)
     is_read(tiff(tmp_path / "a.tif", LABELS, bits=bits), LABELS, 2)
     is_read(small_png(tmp_path / "b.png", LABELS, bits), LABELS, 2)
     is_read(small_png(tmp_path / "c.png", TRUTH.astype(np.uint8) * 2, bits))
 
 
 def small_png(path: Path, pixels, bits: int) -> Path:
-    """A grey PNG of 2 or 4 bits, which Pillow does not write."""
-    import struct
-    import zlib
-
-    from made_pictures import chunk
-
+    """Writes a grey PNG of 2 or 4 bits, which Pillow does not."""
     rows = b"".join(b"\0" + _row(row, bits) for row in pixels)
     header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], bits, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
@@ -361,4 +335,5 @@ def test_labels_of_any_type(tmp_path, dtype):
 def test_labels_that_are_none(tmp_path, value):
     bad = LABELS.astype(np.float32)
     bad[0, 0] = value
-    refused(lambda: read_mask(tiff(tmp_path / "a.tif", bad), 2), "mask values", "a.tif")
+    path = tiff(tmp_path / "a.tif", bad)
+    refused(lambda: read_mask(path, 2), path, f" {value}", "0 to 2", "data.classes")

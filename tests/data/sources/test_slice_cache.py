@@ -1,6 +1,4 @@
-"""Slices kept on disk: what comes back, when it is made anew, and what is left by those
-who are stopped.
-"""
+"""Slices kept on disk: their values, when they are made anew, damage and kills."""
 
 import itertools
 import os
@@ -33,7 +31,7 @@ def scan(tmp_path):
 
 
 class Reader:
-    """Gives a volume and counts how often."""
+    """Returns a volume and counts how often."""
 
     def __init__(self, volume):
         self.volume, self.calls = volume, 0
@@ -58,7 +56,7 @@ def made(tmp_path, scan, volume):
     ("low", "high", "dtype", "stored"),
     [
         (0, 255, np.uint8, np.uint8),
-        # whose span overflows its own type
+        # The span overflows the type.
         (-128, 127, np.int8, np.uint8),
         (-1024, 3071, np.int16, np.uint16),
         (-32768, 32767, np.int16, np.uint16),
@@ -69,16 +67,12 @@ def made(tmp_path, scan, volume):
     ],
 )
 def test_whole_numbers_are_exact(tmp_path, scan, low, high, dtype, stored):
-    volume = (
-        np.random.default_rng(0).integers(low, high + 1, (3, 5, 4, 2)).astype(dtype)
-    )
+    volume = np.random.default_rng(0).integers(low, high + 1, (3, 5, 4, 2))
     volume[0, 0, 0], volume[2, 4, 3] = low, high
+    volume = volume.astype(dtype)
     kept = made(tmp_path, scan, volume)
-    assert (
-        len(kept) == 3
-        and kept.stored.dtype == stored
-        and isinstance(kept.stored, np.memmap)
-    )
+    assert len(kept) == 3 and isinstance(kept.stored, np.memmap)
+    assert kept.stored.dtype == stored
     assert kept[1].dtype == np.float32
     np.testing.assert_array_equal(decoded(kept), volume.astype(np.float32))
 
@@ -106,7 +100,7 @@ def test_padding_leaves_the_tissue_as_prediction_sees_it(
         np.full((2, 3, 4, 1), 7.25),
         np.geomspace(1e-6, 1e6, 96).reshape(4, 6, 4, 1),
         np.array([-(2**31), 0, 5, 2**31 - 1], np.int32).reshape(1, 2, 2, 1),
-        # Which float32 rounds, in prediction too.
+        # Float32 rounds these, in prediction too.
         np.array([2**24 + 1, 2**24 + 3], np.int64).reshape(1, 1, 2, 1),
     ],
 )
@@ -116,15 +110,13 @@ def test_others_are_kept_as_float32(tmp_path, scan, volume):
     np.testing.assert_array_equal(decoded(kept), volume.astype(np.float32))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "stored"), [(np.float32, np.uint16), (np.float64, np.uint16)]
-)
-def test_whole_numbers_of_real_files_take_two_bytes(tmp_path, scan, dtype, stored):
-    assert made(tmp_path, scan, TISSUE.astype(dtype)).stored.dtype == stored
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_whole_numbers_of_real_files_take_two_bytes(tmp_path, scan, dtype):
+    assert made(tmp_path, scan, TISSUE.astype(dtype)).stored.dtype == np.uint16
 
 
 def test_channels_of_different_kinds(tmp_path, scan):
-    """PET beside CT, and a channel of whole numbers beside one far above."""
+    """PET lies beside CT, and whole numbers beside others far above."""
     rng = np.random.default_rng(0)
     both = np.stack(
         [rng.integers(-1024, 3000, (2, 8, 8)), rng.uniform(0, 4, (2, 8, 8))], axis=-1
@@ -150,10 +142,9 @@ def test_labels_are_counted_slice_by_slice(tmp_path, scan):
 
 
 def test_an_image_in_place_of_a_mask(tmp_path, scan):
-    with pytest.raises(BadInput, match=r"more than 256 labels, 257, .*scan\.nii\.gz; "):
-        SliceCache(tmp_path / "cache").labels(
-            [scan], lambda: np.arange(257, dtype=np.uint16).reshape(1, 1, 257)
-        )
+    volume = np.arange(257, dtype=np.uint16).reshape(1, 1, 257)
+    cache = SliceCache(tmp_path / "cache")
+    refused(lambda: cache.labels([scan], lambda: volume), scan, "257", "256")
     assert not (tmp_path / "cache").exists()
 
 
@@ -202,7 +193,7 @@ def zeroed(path, start):
     path.write_bytes(content[:start] + bytes(len(content) - start))
 
 
-# What a power cut, or a disk, may make of a volume and of the file beside it.
+# A power cut or a disk may do this to a volume and the file beside it.
 DAMAGE = {
     "truncated": lambda array, meta: array.write_bytes(array.read_bytes()[:-1]),
     "half": lambda array, meta: array.write_bytes(
@@ -332,7 +323,7 @@ def test_more_volumes_than_may_be_open_at_once(tmp_path, monkeypatch):
     assert reads == list(range(9))
     mapped = Path("/proc/self/maps")
     if mapped.exists():
-        # the four, and the one in hand
+        # Four are open, and the one in hand is.
         assert mapped.read_text().count(str(tmp_path / "cache")) <= 5
 
 
@@ -341,25 +332,23 @@ def test_more_volumes_than_may_be_open_at_once(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be(tmp_path, scan):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(
-        BadInput,
-        match=r"cannot write the slice cache, .*, .*cache; make room, or set data\.cache_dir",
-    ):
-        made(tmp_path, scan, RAMP)
+    refused(lambda: made(tmp_path, scan, RAMP), tmp_path / "cache", "data.cache_dir")
 
 
 def test_a_full_disk_leaves_nothing_and_a_later_try_succeeds(
     tmp_path, scan, monkeypatch
 ):
-    def full(one, *_):
+    def full(data):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(slice_cache, "_encode", full)
-        with pytest.raises(
-            BadInput, match="cannot write the slice cache, No space left on device"
-        ):
-            made(tmp_path, scan, RAMP)
+        # The checksum of a slice is taken between two writes.
+        patch.setattr(zlib, "crc32", full)
+        refused(
+            lambda: made(tmp_path, scan, RAMP),
+            tmp_path / "cache",
+            "No space left on device",
+        )
     assert not [
         path for path in (tmp_path / "cache").iterdir() if path.suffix != ".json"
     ]
@@ -370,18 +359,16 @@ def test_a_file_that_is_gone(tmp_path, scan):
     cache = SliceCache(tmp_path / "cache")
     cache.images([scan], lambda: RAMP)
     scan.unlink()
-    with pytest.raises(BadInput, match=r"file gone, .*scan\.nii\.gz; put it back"):
-        cache.images([scan], lambda: RAMP)
+    refused(lambda: cache.images([scan], lambda: RAMP), scan, "Put it back")
 
 
 def test_an_error_of_reading_passes_through_and_is_tried_again(tmp_path, scan):
     cache = SliceCache(tmp_path / "cache")
 
     def broken():
-        raise BadInput("a, b; c")
+        raise BadInput("It is broken.")
 
-    with pytest.raises(BadInput, match="a, b; c"):
-        cache.images([scan], broken)
+    refused(lambda: cache.images([scan], broken), "It is broken.")
     np.testing.assert_array_equal(decoded(cache.images([scan], lambda: RAMP)), RAMP)
 
 
@@ -406,11 +393,15 @@ def test_of_threads_that_want_one_volume_one_reads_it(tmp_path, scan):
 
 
 SCRIPT = """
-import sys, time, pathlib, numpy as np
+import sys, time, pathlib, zlib, numpy as np
 from biedsnet_jax.data.sources import slice_cache
-folder, scan, slow = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), float(sys.argv[3])
-encode = slice_cache._encode
-slice_cache._encode = lambda *a: (print("writing", flush=True), time.sleep(slow), encode(*a))[-1]
+folder, scan = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+crc32 = zlib.crc32
+def slow(data):
+    print("writing", flush=True)
+    time.sleep(float(sys.argv[3]))
+    return crc32(data)
+zlib.crc32 = slow
 volume = np.arange(40 * 64).reshape(40, 8, 8, 1).astype(np.int16)
 kept = slice_cache.SliceCache(folder).images([scan], lambda: volume)
 print(all(np.array_equal(kept[z], volume[z]) for z in range(40)))
@@ -428,8 +419,7 @@ def test_processes_at_once_and_one_that_is_killed(tmp_path, scan):
     killed = start(tmp_path, scan, 0.01)
     assert killed.stdout.readline() == "writing\n"
     two = [start(tmp_path, scan, 0.001) for _ in range(2)]
-    # into the middle of its forty slices; before or after would prove less, but pass
-    # too
+    # It is killed amid its forty slices; before or after would prove less, and pass.
     time.sleep(0.05)
     killed.kill()
     killed.communicate()
