@@ -29,9 +29,7 @@ def by_case(
     `cases` is the case of every index. No side is empty. Raises BadInput for fewer than
     three cases, and for fractions that are not positive or do not sum to 1.
     """
-    _check_fractions(fractions)
-    if not abs(sum(fractions) - 1) < 1e-6:
-        raise _wrong_fractions(fractions)
+    _check_fractions(fractions, sum(fractions))
     train, val, test = _deal(_shuffled(cases, seed), Counter(cases), fractions)
     return named(cases, train=train, val=val, test=test)
 
@@ -81,6 +79,7 @@ def by_folder(
                 "beside it, or move the cases one folder up so that split.fractions deals them out."
             )
     if not val:
+        # Only the first two count, so these need not sum to 1.
         _check_fractions(fractions)
         both = fractions[0] + fractions[1]
         slices = Counter(case for case in cases if sides[case] == "train")
@@ -148,16 +147,13 @@ def check_disjoint(cases: Sequence[str], splits: Splits) -> None:
                 )
 
 
-def _check_fractions(fractions: Sequence[float]) -> None:
-    if len(fractions) != 3 or not min(fractions) > 0:
-        raise _wrong_fractions(fractions)
-
-
-def _wrong_fractions(fractions: Sequence[float]) -> BadInput:
-    return BadInput(
-        f"split.fractions is {tuple(fractions)}. "
-        "Give three positive fractions for train, val and test that sum to 1."
-    )
+def _check_fractions(fractions: Sequence[float], total: float = 1.0) -> None:
+    three = len(fractions) == 3 and min(fractions) > 0
+    if not three or not abs(total - 1) < 1e-6:
+        raise BadInput(
+            f"split.fractions is {tuple(fractions)}. "
+            "Give three positive fractions for train, val and test that sum to 1."
+        )
 
 
 def _shuffled(cases: Sequence[str], seed: int) -> list[str]:

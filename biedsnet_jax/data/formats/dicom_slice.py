@@ -33,11 +33,11 @@ _LOCALIZER = "LOCALIZER"
 # Modalities of slices, which have a place in the body.
 _STACKED = ("CT", "MR", "PT", "NM", "")
 _MARK, _BEFORE_MARK = b"DICM", 128
-# The first element of a file without the mark is of one of these groups,
+# The first element of a file without the mark is of one of these groups.
 _META, _IDENTIFICATION = 2, 8
-# in _IDENTIFICATION one of these elements,
+# If it is of _IDENTIFICATION, it is one of these elements.
 _FIRST_ELEMENTS = (0x0, 0x1, 0x5, 0x8, 0x12, 0x16, 0x18, 0x20, 0x60)
-# and its value representation, if given, one of these.
+# Its value representation, if it is given, is one of these.
 _TYPES = (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM", b"DT", b"SH", b"LO", b"SQ")
 # Value representations in _META whose length takes four bytes.
 _LONG = (b"OB", b"UN")
@@ -262,24 +262,18 @@ def read(path: Path) -> list[Slice]:
 
 
 def _check_stacked(header, path: Path) -> None:
-    """Raises BadFile for X-rays, ultrasound and other pictures, which have no place in
-    the body.
-    """
+    """Raises BadFile for X-rays and other pictures, which have no place in the body."""
     modality = str(header.get("Modality") or "")
-    if modality in _STACKED or _has(header, "ImagePositionPatient"):
+    if modality in _STACKED:
         return
-    raise BadFile(
-        f"{path} holds a picture without a place in the body, as X-rays and ultrasound are "
-        f"(modality {shown(modality)}). Save such pictures as PNG, for training and for prediction."
-    )
-
-
-def _has(header, name: str) -> bool:
     try:
-        _numbers(header, 0, name, 3, Path())
+        _numbers(header, 0, "ImagePositionPatient", 3, path)
     except BadFile:
-        return False
-    return True
+        raise BadFile(
+            f"{path} holds a picture without a place in the body, as X-rays and ultrasound are "
+            f"(modality {shown(modality)}). "
+            "Save such pictures as PNG, for training and for prediction."
+        ) from None
 
 
 def values(slices: Sequence[Slice]) -> Iterator[Num[np.ndarray, "h w"]]:

@@ -124,10 +124,12 @@ def read_size(path: Path) -> tuple[int, int, int]:
 
 def read_stored(path: Path) -> Stored:
     """Reads the pixels of a file. Raises BadInput, naming it, for whatever goes wrong."""
+
+    def read() -> Stored:
+        return _read_tiff(path) if _mark(path) in tiff.MARKS else _read_other(path)
+
     check_regular(path)
-    mark = _guarded(lambda: _mark(path), path)
-    read = _read_tiff if mark in tiff.MARKS else _read_other
-    return _guarded(lambda: read(path), path)
+    return _guarded(read, path)
 
 
 def _guarded(read: Callable, path: Path):

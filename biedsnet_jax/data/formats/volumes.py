@@ -10,7 +10,6 @@ that every voxel of a mask is one of the scan.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import nibabel as nib
 import numpy as np
@@ -35,15 +34,6 @@ _THICK = 2.0
 _FEW = 2
 # Pixels of a side: with fewer a stack is refused, or warned of.
 _LEAST, _NARROW = 10, 16
-
-
-@runtime_checkable
-class Slices(Protocol):
-    """Interface of slices "h w c" by number: an array "d h w c", or one on disk."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Shaped[np.ndarray, "h w c"]: ...
 
 
 @dataclass(frozen=True)
@@ -97,10 +87,11 @@ class Volume:
         return ornt_transform(io_orientation(self.affine), CANONICAL)
 
 
-def neighbours(slices: Slices, index: int, context: int) -> Shaped[np.ndarray, "h w n"]:
+def neighbours(slices, index: int, context: int) -> Shaped[np.ndarray, "h w n"]:
     """Joins slice `index` with `context` slices on each side, from the feet up.
 
-    They make n = c (2 context + 1) channels. Beyond the ends the last slice is repeated.
+    `slices` is an array "d h w c", or `CachedSlices`, which has len and index as one. The
+    result has n = c (2 context + 1) channels. Beyond the ends the last slice is repeated.
     """
     if not context:
         return slices[index]

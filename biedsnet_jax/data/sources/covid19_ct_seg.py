@@ -28,6 +28,7 @@ from jaxtyping import UInt8
 
 from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.data.formats.volumes import Volume, check_same_grid
+from biedsnet_jax.data.sources.source import stamp
 from biedsnet_jax.data.walk import check_regular
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime.files import natural, sync, sync_folder
@@ -316,9 +317,7 @@ def _fingerprint(root: Path) -> str:
         files = [path]
         if path.is_dir():
             files = [path / name for name in sorted(_volumes(path))]
-        for file in files:
-            status = file.stat()
-            facts.append((str(file.resolve()), status.st_size, status.st_mtime_ns))
+        facts += [stamp(file) for file in files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 

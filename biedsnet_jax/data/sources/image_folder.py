@@ -1,15 +1,18 @@
 """Reads a folder of PNG, JPEG and TIFF images with masks as a source of slices."""
 
+# `hidden` is `dataclasses.field`, which this rule allows by that name alone.
+# ruff: noqa: RUF009
+
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from biedsnet_jax.data import case_names, walk
 from biedsnet_jax.data.formats.pictures import EXTENSIONS, read_picture_turned
 from biedsnet_jax.data.sources import picture_masks
-from biedsnet_jax.data.sources.source import Example, Facts, check_foreground
+from biedsnet_jax.data.sources.source import Example, Facts, check_foreground, hidden
 from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime.files import composed, natural
@@ -37,9 +40,9 @@ class ImageFolder:
     channels: int = 1
     case: str = case_names.AUTO
     # Name, image and mask of each slice.
-    _pairs: list[tuple[str, Path, Path]] = field(init=False, repr=False, compare=False)
-    _cases: case_names.Cases = field(init=False, repr=False, compare=False)
-    _passed: list[PassedOver] = field(init=False, repr=False, compare=False)
+    _pairs: list[tuple[str, Path, Path]] = hidden()
+    _cases: case_names.Cases = hidden()
+    _passed: list[PassedOver] = hidden()
 
     def __post_init__(self):
         if self.channels not in (1, 3):
@@ -72,12 +75,7 @@ class ImageFolder:
         files = defaultdict(list)
         for case, (_, image, mask) in zip(self.cases, self._pairs):
             files[case] += [image, mask]
-        return Facts(
-            files=files,
-            sides=self._cases.sides,
-            passed=self._passed,
-            notes=self._cases.notes,
-        )
+        return Facts(files, self._cases.sides, self._passed, self._cases.notes)
 
     def __len__(self) -> int:
         return len(self._pairs)

@@ -3,9 +3,12 @@
 See `nifti_layouts` for the layouts of such folders.
 """
 
+# `hidden` is `dataclasses.field`, which this rule allows by that name alone.
+# ruff: noqa: RUF009
+
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +22,9 @@ from biedsnet_jax.data.formats.volumes import (
     neighbours,
     plane_note,
 )
-from biedsnet_jax.data.sources.nifti_layouts import Case, search
+from biedsnet_jax.data.sources.nifti_layouts import Case, Folder, search
 from biedsnet_jax.data.sources.slice_cache import SliceCache
-from biedsnet_jax.data.sources.source import Example, Facts, check_foreground
-from biedsnet_jax.data.walk import PassedOver
+from biedsnet_jax.data.sources.source import Example, Facts, check_foreground, hidden
 from biedsnet_jax.errors import BadInput
 
 
@@ -53,70 +55,60 @@ class NiftiFolder:
     context: int = 0
     min_foreground: int = 0
     case: str = case_names.AUTO
-    _cases: list[Case] = field(init=False, repr=False, compare=False)
-    _passed: list[PassedOver] = field(init=False, repr=False, compare=False)
-    _notes: list[str] = field(init=False, repr=False, compare=False)
+    _folder: Folder = hidden()
+    _notes: list[str] = hidden()
     # Numbers of case and slice.
-    _slices: list[tuple[int, int]] = field(init=False, repr=False, compare=False)
+    _slices: list[tuple[int, int]] = hidden()
     # Spacing (row, column) of each case, in mm.
-    _spacing: list[tuple[float, float]] = field(init=False, repr=False, compare=False)
-    _cache: SliceCache = field(init=False, repr=False, compare=False)
-    _names: case_names.Cases = field(init=False, repr=False, compare=False)
+    _spacing: list[tuple[float, float]] = hidden()
+    _cache: SliceCache = hidden()
+    _names: case_names.Cases = hidden()
 
     def __post_init__(self):
         folder = search(Path(self.root))
-        found = folder.cases
-        names = case_names.find(
-            [case.name for case in found], self.case, where=str(self.root), volumes=True
-        )
-        object.__setattr__(self, "_names", names)
-        headers = [_check_headers(case, self.channels) for case in found]
+        cases = [case.name for case in folder.cases]
+        where = str(self.root)
+        names = case_names.find(cases, self.case, where=where, volumes=True)
+        headers = [_check_headers(case, self.channels) for case in folder.cases]
         if folder.about:
             folder.about.check_channels(self.channels)
+        notes = [*names.notes, *folder.notes, *_notes_of_headers(headers)]
         # The fields of a frozen dataclass are set through object.
-        object.__setattr__(self, "_cases", found)
-        object.__setattr__(self, "_passed", folder.passed)
-        object.__setattr__(self, "_notes", folder.notes + _notes_of_headers(headers))
+        object.__setattr__(self, "_folder", folder)
+        object.__setattr__(self, "_names", names)
+        object.__setattr__(self, "_notes", notes)
         object.__setattr__(self, "_cache", SliceCache(Path(self.cache_folder)))
         object.__setattr__(self, "_spacing", [header.spacing[1:] for header in headers])
-        slices = [
-            (n, z)
-            for n, header in enumerate(headers)
-            for z in range(len(header.slices))
-        ]
+        slices = []
+        for n, header in enumerate(headers):
+            least = self.min_foreground
+            pixels = self._foreground(n) if least else [0] * len(header.slices)
+            slices += [(n, z) for z, count in enumerate(pixels) if count >= least]
+        if self.min_foreground and not slices:
+            raise BadInput(
+                f"No slice in {self.root} has {self.min_foreground} pixels of foreground. "
+                "Lower data.min_foreground."
+            )
         object.__setattr__(self, "_slices", slices)
-        if self.min_foreground:
-            pixels = [self._foreground(n) for n in range(len(found))]
-            chosen = [(n, z) for n, z in slices if pixels[n][z] >= self.min_foreground]
-            object.__setattr__(self, "_slices", chosen)
-            if not chosen:
-                raise BadInput(
-                    f"No slice in {self.root} has {self.min_foreground} pixels of foreground. "
-                    "Lower data.min_foreground."
-                )
 
     @property
     def cases(self) -> list[str]:
-        return [self._names.of[self._cases[n].name] for n, _ in self._slices]
+        of = [self._names.of[case.name] for case in self._folder.cases]
+        return [of[n] for n, _ in self._slices]
 
     @property
     def facts(self) -> Facts:
         files = defaultdict(list)
-        for case in self._cases:
+        for case in self._folder.cases:
             files[self._names.of[case.name]] += [*case.images, case.label]
-        return Facts(
-            files=files,
-            sides=self._names.sides,
-            passed=self._passed,
-            notes=[*self._names.notes, *self._notes],
-        )
+        return Facts(files, self._names.sides, self._folder.passed, self._notes)
 
     def __len__(self) -> int:
         return len(self._slices)
 
     def __getitem__(self, index: int) -> Example:
         n, z = self._slices[index]
-        case = self._cases[n]
+        case = self._folder.cases[n]
         volume = self._names.slices[case.name]
         label = self._label(n)[z][..., 0].astype(np.uint16)
         return {
@@ -135,29 +127,30 @@ class NiftiFolder:
         """
         pixels = []
         # One after another, since two large volumes at once may not fit in memory.
-        for n in range(len(self._cases)):
+        for n in range(len(self._folder.cases)):
             self._image(n)
             pixels.append(self._foreground(n))
         with_foreground = sum(pixels[n][z] > 0 for n, z in self._slices)
         check_foreground(with_foreground, len(self), str(self.root))
 
     def _image(self, n: int):
-        case = self._cases[n]
+        images = self._folder.cases[n].images
 
         def read():
-            volumes = nifti.read_channels(case.images)
+            volumes = nifti.read_channels(images)
+            parts = []
             for volume in volumes:
                 nifti.check_content(volume)
-            volumes = [Volume(v.voxels, volumes[0].affine, v.path) for v in volumes]
-            parts = [
-                v.slices if v.voxels.ndim == 4 else v.slices[..., None] for v in volumes
-            ]
+                # All channels are cut as the first, since affines differ by rounding.
+                slices = replace(volume, affine=volumes[0].affine).slices
+                parts.append(slices if slices.ndim == 4 else slices[..., None])
             return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
-        return self._cache.images(case.images, read)
+        return self._cache.images(images, read)
 
     def _label(self, n: int):
-        path, image = self._cases[n].label, self._cases[n].images[0]
+        case = self._folder.cases[n]
+        path, image = case.label, case.images[0]
 
         def read():
             # The image's affine chooses the slices: near 45 degrees rounding in the
@@ -238,14 +231,11 @@ def _notes_of_headers(headers: Sequence[Volume]) -> list[str]:
 
     Raises BadInput for a stack that cannot be cut axially.
     """
-    units = [nifti.unit_note(header) for header in headers]
-    planes = [plane_note(header) for header in headers]
-    return _first_and_count(units) + _first_and_count(planes)
-
-
-def _first_and_count(notes: list[str]) -> list[str]:
-    notes = [note for note in notes if note]
-    if len(notes) < 2:
-        return notes
-    noun = "volume" if len(notes) == 2 else "volumes"
-    return [f"{notes[0]} The same holds for {len(notes) - 1} more {noun}."]
+    notes = []
+    for note_of in (nifti.unit_note, plane_note):
+        found = [note for note in map(note_of, headers) if note]
+        if len(found) > 1:
+            noun = "volume" if len(found) == 2 else "volumes"
+            found = [f"{found[0]} The same holds for {len(found) - 1} more {noun}."]
+        notes += found
+    return notes

@@ -177,7 +177,7 @@ def _thorax(case: _Case, u, v, w: float, edge: float) -> np.ndarray:
         (spine, BONE),
         (sternum, BONE),
     ]
-    # u and radius: the windpipe, below it the two main bronchi, then neither.
+    # The windpipe as (u, radius), below it the two main bronchi, then neither.
     airways: list[tuple[float, float]] = []
     if w < -0.1:
         airways = [(0.0, 0.05)]

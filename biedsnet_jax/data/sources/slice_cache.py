@@ -12,20 +12,23 @@ A slice is compared with its checksum when it is first read. If it differs, as a
 power cut, its volume is made again. The folder may be deleted at any time.
 """
 
+# `hidden` is `dataclasses.field`, which this rule allows by that name alone.
+# ruff: noqa: RUF009
+
 import functools
 import hashlib
 import json
-import os
 import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from biedsnet_jax.data.sources.source import hidden, stamp
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime.files import whole_file
 
@@ -51,7 +54,8 @@ class CachedSlices:
     sums: Sequence[int]
     # Makes the volume anew where this one is damaged.
     again: Callable[["CachedSlices"], "CachedSlices"]
-    _sound: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
+    # Slices that agreed with their checksum.
+    _sound: set[int] = hidden(set)
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -70,18 +74,10 @@ class SliceCache:
     """Volumes kept in one folder, for threads and processes at once."""
 
     folder: Path
-    _open: dict[str, CachedSlices] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _locks: dict[str, threading.Lock] = field(
-        default_factory=lambda: defaultdict(threading.Lock),
-        init=False,
-        repr=False,
-        compare=False,
-    )
-    _guard: threading.Lock = field(
-        default_factory=threading.Lock, init=False, repr=False, compare=False
-    )
+    _open: dict[str, CachedSlices] = hidden(dict)
+    # A lock for each volume, and one for `_open`.
+    _locks: dict[str, threading.Lock] = hidden(lambda: defaultdict(threading.Lock))
+    _guard: threading.Lock = hidden(threading.Lock)
 
     def images(
         self, files: Sequence[Path], read: Callable[[], Shaped[np.ndarray, "d h w c"]]
@@ -247,10 +243,9 @@ def _key(files, kind) -> str:
     facts = [VERSION, kind]
     for file in files:
         try:
-            status = os.stat(file)
+            facts.append(stamp(file))
         except OSError as error:
             raise BadInput(
                 f"{file} is gone ({error.strerror}). Put it back, or start again without it."
             ) from error
-        facts.append((str(Path(file).resolve()), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

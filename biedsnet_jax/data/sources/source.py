@@ -5,8 +5,11 @@ an example. That is a dict of image "h w c" in the file's own values, upright, m
 "h w k" of 0 and 1, case, slice, spacing (row, column) in mm or None, and path.
 """
 
+# `hidden` is `dataclasses.field`, which this rule allows by that name alone.
+# ruff: noqa: RUF009
+
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +19,11 @@ from biedsnet_jax.errors import BadInput
 Example = dict[str, Any]
 # With a smaller share of slices, the masks are most likely read wrongly.
 FEWEST_WITH_FOREGROUND = 1 / 200
+
+
+def hidden(default_factory: Any = MISSING) -> Any:
+    """Declares a field that a dataclass sets itself: no argument, never compared."""
+    return field(default_factory=default_factory, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,7 @@ class Cached:
     """
 
     source: Source
-    _kept: dict[int, Example] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _kept: dict[int, Example] = hidden(dict)
 
     @property
     def cases(self) -> Sequence[str]:
@@ -84,6 +90,12 @@ class Cached:
 
     def verify(self) -> None:
         self.source.verify()
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """Place, size and time of a file, which change when its content does."""
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def check_foreground(found: int, of: int, where: str) -> None:

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,13 @@ import tensorflow_datasets as tfds
 from jaxtyping import Shaped
 
 from biedsnet_jax.data.sources.nifti_folder import check_labels, class_masks
-from biedsnet_jax.data.sources.source import Example, Facts, check_foreground
+from biedsnet_jax.data.sources.source import (
+    Example,
+    Facts,
+    check_foreground,
+    hidden,
+    stamp,
+)
 from biedsnet_jax.errors import BadInput, shown
 from biedsnet_jax.runtime import files
 from biedsnet_jax.runtime.files import natural
@@ -54,11 +60,9 @@ class Tfds:
     channels: int = 1
     labels: tuple[tuple[int, ...], ...] = ()
     units: tuple[float, ...] = ()
-    _examples: Sequence[Mapping[str, Any]] = field(
-        init=False, repr=False, compare=False
-    )
+    _examples: Sequence[Mapping[str, Any]] = hidden()
     # The examples with image and mask not decoded, for a quick pass over names.
-    _names: Sequence[Mapping[str, Any]] = field(init=False, repr=False, compare=False)
+    _names: Sequence[Mapping[str, Any]] = hidden()
 
     def __post_init__(self):
         builder = _open_builder(Path(self.folder))
@@ -212,15 +216,7 @@ class Tfds:
 
     def _kept(self, what: str, make: Callable[[], Any]) -> Any:
         """Returns what `make` makes, as JSON; from the cache folder if the set is as then."""
-        info = Path(self.folder) / _INFO
-        status = info.stat()
-        facts = (
-            str(info.resolve()),
-            status.st_size,
-            status.st_mtime_ns,
-            self.split,
-            what,
-        )
+        facts = (*stamp(Path(self.folder) / _INFO), self.split, what)
         key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
         path = Path(self.cache_folder) / f"tfds_{key}.json"
         try:
