@@ -344,7 +344,7 @@ def test_splits(refused, tmp_path):
         ),
         (
             "--config.data.size=50",
-            ["not divisible by", "50, in data.size", "; use 48 or"],
+            ["data.size 50", "48 or"],
         ),
         ("--config.network=unett", ["network is 'unett'. Use one of", "'unet'"]),
         ("--config.sampler.steps=0", ["sampler.steps"]),
@@ -359,7 +359,7 @@ def test_a_size_that_only_the_network_can_refuse(refused):
     refused(
         PHANTOM + ":swin_unet",
         "--config.data.size=40",
-        says=["40, in data.size; use 16 or 32"],
+        says=["data.size 40", "16 or 32"],
     )
 
 
@@ -369,7 +369,7 @@ def test_weights_that_only_the_loss_can_refuse(refused):
         PHANTOM,
         "--config.network=unetpp",
         weights,
-        says=["4 heads, 2 weights", "loss.supervision_weights"],
+        says=["loss.supervision_weights", "2 weights", "4 heads"],
     )
 
 

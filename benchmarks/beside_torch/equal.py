@@ -1,6 +1,4 @@
-"""The Flax network's weights in the PyTorch one, and whether both then compute the
-same; for `run.py`.
-"""
+"""Loads the Flax network's weights into PyTorch's, and compares what both compute."""
 
 import math
 
@@ -10,13 +8,16 @@ import torch
 
 from benchmarks.beside_torch.method import Predictor, Trainer, sampler_rows
 from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.segmenters import segmenter
 
 
 def random_variables(cfg) -> dict:
-    """Weights of the network's shapes, with no scale, bias or running statistic left at
-    0 or 1.
+    """Random weights of the network's shapes.
+
+    No scale, bias or running statistic is left at 0 or 1, where a mistake would hide.
     """
-    rng, model = np.random.default_rng(0), build_model.build(cfg)
+    rng = np.random.default_rng(0)
+    model = build_model.build(cfg)
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), build_data.image_shape(cfg))
     )
@@ -31,8 +32,9 @@ def random_variables(cfg) -> dict:
 
 
 def to_state_dict(tree: dict) -> dict[str, torch.Tensor]:
-    """Flax parameters or statistics under PyTorch's names and layouts: HWIO to OIHW,
-    dense to its transpose.
+    """Flax parameters or statistics under PyTorch's names and in its layouts.
+
+    Convolution kernels go from HWIO to OIHW, dense ones to their transpose.
     """
     leaves = {
         "kernel": "weight",
@@ -42,6 +44,7 @@ def to_state_dict(tree: dict) -> dict[str, torch.Tensor]:
     }
     state = {}
     for path, value in jax.tree_util.tree_leaves_with_path(tree):
+        # Modules nest alike in both, so that a path is a name with dots.
         *module, leaf = (entry.key for entry in path)
         value = np.asarray(value)
         value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
@@ -50,8 +53,9 @@ def to_state_dict(tree: dict) -> dict[str, torch.Tensor]:
 
 
 def load_variables(network: torch.nn.Module, variables: dict) -> None:
-    """Give a PyTorch network a Flax one's weights; a name or shape without counterpart
-    is an error.
+    """Gives a PyTorch network a Flax network's weights.
+
+    Raises RuntimeError for a name or shape without a counterpart.
     """
     # PyTorch also counts batches, which Flax does not.
     state = {
@@ -65,94 +69,83 @@ def load_variables(network: torch.nn.Module, variables: dict) -> None:
 
 
 def noise_batch(cfg, images: int) -> dict[str, np.ndarray]:
-    """Images of noise and random masks."""
-    rng, (height, width, channels) = (
-        np.random.default_rng(1),
-        build_data.image_shape(cfg),
-    )
+    """A batch of noise images and random masks."""
+    rng = np.random.default_rng(1)
+    height, width, channels = build_data.image_shape(cfg)
     mask = rng.random((images, height, width, cfg.data.classes)) > 0.9
-    return {
-        "image": rng.random((images, height, width, channels), np.float32),
-        "mask": mask.astype(np.float32),
-    }
+    image = rng.random((images, height, width, channels), np.float32)
+    return {"image": image, "mask": mask.astype(np.float32)}
 
 
 def to_torch(x, device: torch.device) -> torch.Tensor:
     """A "b h w c" array as a "b c h w" tensor in channels_last memory."""
-    return torch.from_numpy(np.array(x).transpose(0, 3, 1, 2)).to(
-        device, memory_format=torch.channels_last
-    )
+    x = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2))
+    return x.to(device, memory_format=torch.channels_last)
 
 
 def differences(
     cfg, variables: dict, network: torch.nn.Module, device: torch.device
 ) -> dict[str, float]:
-    """Largest difference of logits, loss and prediction as a share of the largest
-    value, of the gradient by norm.
+    """Differences between the two networks in float32, on two images.
 
-    In float32, on two images. Random samplers draw other noise in PyTorch, so their
-    prediction is left out.
+    Those of logits, loss and prediction are the largest one as a share of the largest
+    value; that of the gradient is by norm. Random samplers draw other noise in PyTorch,
+    so their prediction is left out.
     """
     cfg = cfg.copy_and_resolve_references()
     cfg.dtype = "float32"
-    model, batch = build_model.build(cfg), noise_batch(cfg, 2)
-    predictor, trainer = Predictor(network, cfg, device), Trainer(network, cfg, device)
-    found = {
-        "logits": _logits(model, predictor, variables, batch),
-        **_loss(model, trainer, variables, batch),
-    }
+    model = build_model.build(cfg)
+    batch = noise_batch(cfg, 2)
+    predictor = Predictor(network, cfg, device)
+    trainer = Trainer(network, cfg, device)
+    logits = _logits(model, predictor, variables, batch)
+    found = {"logits": logits, **_loss(model, trainer, variables, batch)}
     plan = sampler_rows(cfg)
+    # A sampler without sigma draws nothing after x_T.
     if not any(sigma for *_, sigma in plan):
-        found["prediction"] = _prediction(
-            model, predictor, variables, batch["image"], plan
-        )
+        image = batch["image"]
+        found["prediction"] = _prediction(model, predictor, variables, image, plan)
     return found
 
 
 def _logits(model, predictor, variables, batch):
+    rng = np.random.default_rng(2)
+    x_t = rng.normal(size=batch["mask"].shape).astype(np.float32)
+    # One early time, where x_t is nearly the mask, and the last one, where it is noise.
     last = model.schedule.timesteps - 1
-    x_t, t = (
-        np.random.default_rng(2).normal(size=batch["mask"].shape).astype(np.float32),
-        np.array([last // 99, last]),
-    )
-    logits, out = jax.jit(
-        lambda v, *inputs: model.network.apply(v, *inputs, train=False)
-    )(variables, x_t, batch["image"], t)
-    device = predictor.device
+    t = np.array([last // 99, last])
+
+    @jax.jit
+    def apply(variables):
+        return model.network.apply(variables, x_t, batch["image"], t, train=False)
+
+    logits, out = apply(variables)
+    inputs = [to_torch(x, predictor.device) for x in (x_t, batch["image"])]
     with torch.inference_mode():
-        heads = predictor.network(
-            to_torch(x_t, device),
-            to_torch(batch["image"], device),
-            torch.tensor(t).to(device),
-        )
-    return max(
-        _difference(*pair)
-        for pair in zip(heads, [logits, *out["supervision"]], strict=True)
-    )
+        heads = predictor.network(*inputs, torch.tensor(t).to(predictor.device))
+    ours = [logits, *out["supervision"]]
+    return max(_difference(*pair) for pair in zip(heads, ours, strict=True))
 
 
 def _loss(model, trainer, variables, batch):
     key = jax.random.key(1)
 
     @jax.jit
-    def value_and_gradient(variables):
-        statistics = {"batch_stats": variables["batch_stats"]}
-        return jax.value_and_grad(
-            lambda p: model.loss({"params": p, **statistics}, batch, key, train=True)[0]
-        )(variables["params"])
+    @jax.value_and_grad
+    def value_and_gradient(params):
+        return model.loss({**variables, "params": params}, batch, key, train=True)[0]
 
-    value, gradient = value_and_gradient(variables)
-    # as `mask_diffusion.Diffusion.loss` draws
+    value, gradient = value_and_gradient(variables["params"])
+    # These are the draws of `mask_diffusion.Diffusion.loss`.
     key_t, key_noise, _ = jax.random.split(key, 3)
-    t = np.array(
-        jax.random.randint(key_t, (len(batch["mask"]),), 0, model.schedule.timesteps),
-        np.int64,
-    )
-    noise = jax.random.normal(key_noise, batch["mask"].shape)
+    mask = batch["mask"]
+    t = jax.random.randint(key_t, (len(mask),), 0, model.schedule.timesteps)
+    noise = jax.random.normal(key_noise, mask.shape)
     image, mask, noise = (
-        to_torch(x, trainer.device) for x in (batch["image"], batch["mask"], noise)
+        to_torch(x, trainer.device) for x in (batch["image"], mask, noise)
     )
-    loss = trainer.loss(image, mask, torch.tensor(t).to(trainer.device), noise)
+    t = torch.tensor(np.array(t, np.int64)).to(trainer.device)
+    loss = trainer.loss(image, mask, t, noise)
     loss.backward()
     ours = to_state_dict(gradient)
     theirs = {name: p.grad.cpu() for name, p in trainer.network.named_parameters()}
@@ -167,25 +160,24 @@ def _loss(model, trainer, variables, batch):
     }
 
 
-def _prediction(model, predictor, variables, image, plan, samples=2):
+def _prediction(model, predictor, variables, image, plan):
+    samples = 2
     keys = jax.random.split(jax.random.key(2), len(image))
-    ours = jax.jit(
-        lambda variables: model.predict(variables, image, keys, ensemble=samples).mean(
-            0
+
+    @jax.jit
+    def predict(variables):
+        return model.predict(variables, image, keys, ensemble=samples).mean(0)
+
+    ours = predict(variables)
+    # Both programs start from our draws of x_T.
+    noise = [
+        to_torch(
+            segmenter.draw(model.network, image, keys, number)[0], predictor.device
         )
-    )(variables)
-
-    # as `segmenter` draws x_T
-    def noise(number):
-        mine = jax.vmap(
-            lambda key: jax.random.split(jax.random.fold_in(key, number))[0]
-        )(keys)
-        return jax.vmap(lambda key: jax.random.normal(key, ours.shape[1:]))(mine)
-
-    x_T = [to_torch(noise(number), predictor.device) for number in range(samples)]
-    return _difference(
-        predictor.predict(to_torch(image, predictor.device), x_T, plan), ours
-    )
+        for number in range(samples)
+    ]
+    theirs = predictor.predict(to_torch(image, predictor.device), noise, plan)
+    return _difference(theirs, ours)
 
 
 def _difference(theirs: torch.Tensor, ours: jax.Array) -> float:

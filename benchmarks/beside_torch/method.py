@@ -1,8 +1,7 @@
-"""What `mask_diffusion.Diffusion` and `train_step` do, in plain PyTorch: the joint
-loss, AdamW with EMA, sampling.
+"""Training and sampling in plain PyTorch: the joint loss, AdamW with EMA, samplers.
 
-On a GPU the network's passes go through torch.compile, and autocast to bfloat16 where
-asked; on a CPU neither.
+It does what `mask_diffusion.Diffusion` and `train_step` do. On a GPU the network's
+passes go through torch.compile, and autocast to bfloat16 where asked; on a CPU neither.
 """
 
 import copy
@@ -18,21 +17,21 @@ from biedsnet_jax.diffusion import process, sampler
 
 
 class Predictor:
-    """A trained network and how masks are sampled with it."""
+    """Samples masks with a trained network."""
 
     def __init__(self, network: nn.Module, cfg, device: torch.device):
+        # A copy, so that `network` itself stays as it was loaded.
         self.network = _place(copy.deepcopy(network), device).eval()
-        self.device, self.autocast = device, _autocast(cfg, device)
-        self.ranges = {
-            "mask_range": cfg.diffusion.mask_range,
-            "mask_scale": cfg.diffusion.mask_scale,
-        }
-        self._encode, self._denoise = (
-            _compiled(f, device) for f in (self.network.encode, self.network.denoise)
-        )
+        self.device = device
+        self.autocast = _autocast(cfg, device)
+        self.mask_range = cfg.diffusion.mask_range
+        self.mask_scale = cfg.diffusion.mask_scale
+        self._encode = _compiled(self.network.encode, device)
+        self._denoise = _compiled(self.network.denoise, device)
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> list[Tensor]:
+        """Condition features of an image."""
         with self.autocast:
             return self._encode(image)
 
@@ -48,55 +47,58 @@ class Predictor:
     def sample(
         self, x_t: Tensor, image: Tensor, plan: Iterable, features: list[Tensor] | None
     ) -> Tensor:
-        """Probabilities from noise, by rows (t, a, b, c, sigma) of `sampler`; encodes
-        in every step without features.
+        """Probabilities from noise, by rows (t, a, b, c, sigma) of `sampler.Plan`.
 
-        Masks start as +-s or {0, 1}; x_next = a x_t + b x_0 + c x_0' + sigma noise,
-        x_0' the last prediction.
+        Without features, every step encodes the image. x_0 lies in the config's mask
+        range; x_next = a x_t + b x_0 + c x_0' + sigma noise, x_0' the last prediction.
         """
         x_0 = torch.zeros_like(x_t)
         for t, a, b, c, sigma in plan:
             times = torch.full((len(x_t),), t, device=self.device)
             encoded = self.encode(image) if features is None else features
-            logits = self.denoise(encoded, x_t, image, times)
-            x_0_prev, x_0 = (
-                x_0,
-                process.encode_mask(torch.sigmoid(logits), **self.ranges),
+            probability = torch.sigmoid(self.denoise(encoded, x_t, image, times))
+            x_0_prev = x_0
+            x_0 = process.encode_mask(
+                probability, mask_range=self.mask_range, mask_scale=self.mask_scale
             )
             x_t = a * x_t + b * x_0 + c * x_0_prev
+            # Only random samplers draw, and none of them in its last step.
             if sigma:
                 x_t = x_t + sigma * torch.randn_like(x_t)
-        return process.decode_mask(x_t, **self.ranges)
+        return process.decode_mask(
+            x_t, mask_range=self.mask_range, mask_scale=self.mask_scale
+        )
 
     @torch.inference_mode()
     def predict(self, image: Tensor, noise: Iterable[Tensor], plan: list) -> Tensor:
         """The mean of one sample per draw of noise; the image is encoded once."""
         features = self.encode(image)
-        return torch.stack(
-            [self.sample(x_T, image, plan, features) for x_T in noise]
-        ).mean(0)
+        samples = [self.sample(x_T, image, plan, features) for x_T in noise]
+        return torch.stack(samples).mean(0)
 
 
 class Trainer:
-    """A network in training: weights, optimizer, EMA."""
+    """Trains a network, with AdamW and an EMA of its weights."""
 
     def __init__(self, network: nn.Module, cfg, device: torch.device):
+        # A copy, so that training leaves `network` as it was loaded.
         self.network = _place(copy.deepcopy(network), device).train()
-        self.cfg, self.device, self.autocast = cfg, device, _autocast(cfg, device)
+        self.cfg = cfg
+        self.device = device
+        self.autocast = _autocast(cfg, device)
         self.parameters = list(self.network.parameters())
-        self.ema, self.step = [p.detach().clone() for p in self.parameters], 0
-        fields = cfg.train
+        self.ema = [p.detach().clone() for p in self.parameters]
+        self.step = 0
         self.optimizer = torch.optim.AdamW(
             self.parameters,
-            lr=fields.learning_rate,
-            weight_decay=fields.weight_decay,
+            lr=cfg.train.learning_rate,
+            weight_decay=cfg.train.weight_decay,
             fused=True,
         )
         alpha_bar = build_model.make_schedule(cfg).alpha_bar
-        self.alpha, self.sigma = (
-            torch.tensor(values**0.5, dtype=torch.float32, device=device)
-            for values in (alpha_bar, 1.0 - alpha_bar)
-        )
+        self.alpha = torch.tensor(alpha_bar**0.5, dtype=torch.float32, device=device)
+        sigma = (1.0 - alpha_bar) ** 0.5
+        self.sigma = torch.tensor(sigma, dtype=torch.float32, device=device)
         self._forward = _compiled(self.network.forward, device)
 
     def loss(self, image: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -105,10 +107,9 @@ class Trainer:
         x_0 = process.encode_mask(
             y, mask_range=fields.mask_range, mask_scale=fields.mask_scale
         )
-        x_t = (
-            self.alpha[t][:, None, None, None] * x_0
-            + self.sigma[t][:, None, None, None] * noise
-        )
+        # x_t of each example at its own time, as `process.q_sample` draws it.
+        alpha, sigma = (x[t][:, None, None, None] for x in (self.alpha, self.sigma))
+        x_t = alpha * x_0 + sigma * noise
         with self.autocast:
             heads = self._forward(x_t, image, t)
         weights = self.cfg.loss.supervision_weights if len(heads) > 1 else (1.0,)
@@ -118,40 +119,42 @@ class Trainer:
         )
 
     def update(self, image: Tensor, y: Tensor) -> Tensor:
-        """One step at times and noise of its own; the loss."""
+        """Takes one step at random times and noise, and returns the loss."""
         t = torch.randint(len(self.alpha), (len(y),), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
         value = self.loss(image, y, t, torch.randn_like(y))
         value.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.cfg.train.clip_norm)
         self.optimizer.step()
+        # At first the average follows the weights, as in `train_step`.
         decay = min(self.cfg.train.ema, (1.0 + self.step) / (10.0 + self.step))
         with torch.no_grad():
-            # one call, as the optimizer's own
+            # One call for all parameters, as the optimizer's own.
             torch._foreach_lerp_(self.ema, self.parameters, 1.0 - decay)
         self.step += 1
         return value.detach()
 
 
 def sampler_rows(cfg, *, lineage: bool = False) -> list[tuple]:
-    """(t, a, b, c, sigma) of each step of the config's sampler, or of the lineage's:
-    DDPM through every time.
+    """Rows (t, a, b, c, sigma) of the config's sampler, a step each.
+
+    With `lineage` they are the reference implementation's: DDPM through every time.
     """
     sampling = build_model.make_sampling(cfg)
     if lineage:
         sampling = dataclasses.replace(
             sampling, steps=cfg.diffusion.timesteps, method="ddpm"
         )
-    plan = sampler._plan(build_model.make_schedule(cfg), sampling)
+    plan = sampler.make_plan(build_model.make_schedule(cfg), sampling)
+    # Without the first column, the number of the step.
     return list(zip(*(values.tolist() for values in plan[1:])))
 
 
 def joint(logits: Tensor, y: Tensor, fields) -> Tensor:
-    """SmoothL1 + Dice + BCE, the mean of a batch; `losses.joint` in PyTorch's own
-    functions.
-    """
+    """Mean of `losses.joint` over a batch: SmoothL1 + Dice + BCE."""
     p = torch.sigmoid(logits)
-    overlap, total = (p * y).sum((2, 3)), (p + y).sum((2, 3))
+    overlap = (p * y).sum((2, 3))
+    total = (p + y).sum((2, 3))
     dice = 1.0 - (2.0 * overlap + fields.dice_smooth) / (total + fields.dice_smooth)
     smooth = F.smooth_l1_loss(p, y, beta=fields.smooth_l1_beta)
     bce = F.binary_cross_entropy_with_logits(logits, y)

@@ -1,57 +1,54 @@
-"""BIEDSNet in plain PyTorch, with the modules' names of `biedsnet_jax.networks`, so
-that its weights load by name.
+"""BIEDSNet in plain PyTorch, so that the Flax network's weights load by name.
 
-Our own code, written from the paper's equations as the Flax network was. Maps are "b c
-h w" in channels_last memory. Norms and pooled differences are float32 under autocast,
-as they are in ours.
+It is our own code, written from the paper's equations as the Flax network was, with the
+names of `biedsnet_jax.networks`. Maps are "b c h w" in channels_last memory. Norms and
+pooled differences are float32 under autocast, as they are in ours.
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
+from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from biedsnet_jax.errors import BadInput
 
-# the other fields: any value
+# The other fields may have any value.
 SUPPORTED = {
-    "bffm": (True,),
-    "attention": ("parallel",),
-    "norm": ("group",),
-    "groups": (16,),
+    "bffm": True,
+    "attention": "parallel",
+    "norm": "group",
+    "groups": 16,
+    "condition_joins": "after",
 }
 
 
 class BIEDSNet(nn.Module):
-    """`encode(image)`, `denoise(features, x_t, image, t)`, and both; fields as in
-    `biedsnet_jax.networks.biedsnet`.
+    """The network of `config.networks.biedsnet`, given as `fields`.
+
+    Raises BadInput for a field that PyTorch's network does not have.
     """
 
-    def __init__(self, *, image_channels: int, classes: int, **fields):
+    def __init__(self, *, image_channels: int, classes: int, fields: ConfigDict):
         super().__init__()
-        for name, values in SUPPORTED.items():
-            if fields.pop(name) not in values:
-                wanted = " or ".join(map(repr, values))
+        for name, value in SUPPORTED.items():
+            if fields[name] != value:
                 raise BadInput(
-                    f"not in the PyTorch network, config.networks.biedsnet.{name}; use {wanted}"
+                    f"config.networks.biedsnet.{name} is {fields[name]!r}, which the "
+                    f"PyTorch network does not have. Use {value!r}."
                 )
-        edge_fields = {
-            name: fields.pop(name)
-            for name in ("dconv", "count_include_pad", "reduction")
-        }
-        self.condition = ConditionEncoder(
-            image_channels, fields["channels"][:-1], **edge_fields
-        )
-        self.denoiser = Denoiser(image_channels, classes, **fields)
+        self.condition = ConditionEncoder(image_channels, fields)
+        self.denoiser = Denoiser(image_channels, classes, fields)
 
     def encode(self, image: Tensor) -> list[Tensor]:
+        """Condition features of an image, full size first."""
         return self.condition(image)
 
     def denoise(
         self, features: list[Tensor], x_t: Tensor, image: Tensor, t: Tensor
     ) -> list[Tensor]:
-        """Logits at full size: the final head's, then the side heads' from level 2 on."""
+        """Logits at full size: the final head's, then those of levels 2, 3, ..."""
         return self.denoiser(features, x_t, image, t)
 
     def forward(self, x_t: Tensor, image: Tensor, t: Tensor) -> list[Tensor]:
@@ -61,16 +58,18 @@ class BIEDSNet(nn.Module):
 class ConditionEncoder(nn.Module):
     """One BFFM a level, a 2x2 maximum pool between levels."""
 
-    def __init__(self, image_channels: int, channels: tuple[int, ...], **fields):
+    def __init__(self, image_channels: int, fields: ConfigDict):
         super().__init__()
-        before = (image_channels, *channels[:-1])
-        for level, (c_in, width) in enumerate(zip(before, channels), start=1):
-            self.add_module(f"level_{level}", BFFM(c_in, width, **fields))
+        c_in = image_channels
+        for level, width in enumerate(fields.channels[:-1], start=1):
+            self.add_module(f"level_{level}", BFFM(c_in, width, fields))
+            c_in = width
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = []
+        # The children are the levels, in the order in which they were added.
         for level in self.children():
-            x = level(F.max_pool2d(features[-1], 2) if features else x)
+            x = level(F.max_pool2d(x, 2) if features else x)
             features.append(x)
         return features
 
@@ -78,23 +77,18 @@ class ConditionEncoder(nn.Module):
 class BFFM(nn.Module):
     """Equations 1 to 4: "b c_in h w" -> "b width h w"."""
 
-    def __init__(
-        self,
-        c_in: int,
-        width: int,
-        *,
-        dconv: str,
-        count_include_pad: bool,
-        reduction: int,
-    ):
+    def __init__(self, c_in: int, width: int, fields: ConfigDict):
         super().__init__()
-        self.count_include_pad = count_include_pad
-        self.conv_1, self.norm_1 = conv(c_in, width), nn.BatchNorm2d(width)
-        self.conv_2, self.norm_2 = conv(width, width), nn.BatchNorm2d(width)
-        squeezed = max(1, 4 * width // reduction)
+        self.count_include_pad = fields.count_include_pad
+        self.conv_1 = conv(c_in, width)
+        self.norm_1 = nn.BatchNorm2d(width)
+        self.conv_2 = conv(width, width)
+        self.norm_2 = nn.BatchNorm2d(width)
+        squeezed = max(1, 4 * width // fields.reduction)
         self.squeeze = conv(4 * width, squeezed, 1, bias=True)
         self.excite = conv(squeezed, 4 * width, 1, bias=True)
-        self.lineage = dconv == "lineage"
+        # The reference implementation goes to c channels before the depthwise convolution.
+        self.lineage = fields.dconv == "lineage"
         inner = 4 * width
         if self.lineage:
             inner = width
@@ -114,7 +108,7 @@ class BFFM(nn.Module):
         return self.pointwise(self.depthwise(x))
 
     def _boundary(self, x, window):
-        # the difference of nearly equal numbers
+        # In half precision the difference of nearly equal numbers loses its digits.
         fine = x.float()
         mean = F.avg_pool2d(
             fine, window, 1, window // 2, count_include_pad=self.count_include_pad
@@ -125,85 +119,68 @@ class BFFM(nn.Module):
 class Denoiser(nn.Module):
     """The U of ADRBs; condition feature i joins level i after its blocks."""
 
-    def __init__(
-        self,
-        image_channels: int,
-        classes: int,
-        *,
-        channels: tuple[int, ...],
-        blocks_per_level: int,
-        residual: str,
-        attention_per: str,
-        second_skip: bool,
-        supervision: bool,
-    ):
+    def __init__(self, image_channels: int, classes: int, fields: ConfigDict):
         super().__init__()
-        self.second_skip, self.depth = second_skip, len(channels)
-        common = {
-            "blocks": blocks_per_level,
-            "emb": 4 * channels[0],
-            "residual": residual,
-            "per": attention_per,
-        }
+        channels = fields.channels
+        self.depth = len(channels)
+        self.blocks_per_level = fields.blocks_per_level
+        self.second_skip = fields.second_skip
         self.time = TimeEmbedding(channels[0])
-        self.stem = conv(image_channels + classes, channels[0] // 2, bias=True)
         c_in = channels[0] // 2
+        # Image and noisy mask enter side by side.
+        self.stem = conv(image_channels + classes, c_in, bias=True)
         for level, width in enumerate(channels, start=1):
-            self._add_level(f"encoder_{level}", c_in, width, second=False, **common)
+            self._add_level(f"encoder_{level}", c_in, width, width, fields)
+            # The next level also reads this one's condition feature.
             c_in = 2 * width
-        for level, width in reversed(list(enumerate(channels[:-1], start=1))):
+        for level in range(len(channels) - 1, 0, -1):
+            width = channels[level - 1]
             self.add_module(f"up_{level}", CGR(channels[level], width))
-            self._add_level(
-                f"decoder_{level}", 3 * width, width, second=second_skip, **common
-            )
-            if level == 1 or supervision:
+            second = 2 * width if fields.second_skip else width
+            # The level below, the skip and its condition feature stand side by side.
+            self._add_level(f"decoder_{level}", 3 * width, second, width, fields)
+            if level == 1 or fields.supervision:
                 self.add_module(f"head_{level}", conv(width, classes, 1, bias=True))
 
-    def _add_level(self, name, c_in, width, *, blocks, emb, residual, per, second):
-        # Blocks are children of the denoiser and not of a level, as in the Flax tree.
-        for i in range(1, blocks + 1):
-            inputs = c_in if i == 1 else 2 * width if i == 2 and second else width
-            self.add_module(
-                f"{name}_block_{i}",
-                ADRB(inputs, width, emb, residual, attention=per == "block"),
-            )
-        if per == "level":
+    def _add_level(self, name, first, second, width, fields):
+        """Adds blocks whose first and second one read `first` and `second` channels.
+
+        They are children of the denoiser and not of a level, as in the Flax tree.
+        """
+        inputs = [first, second, *[width] * fields.blocks_per_level]
+        for i in range(fields.blocks_per_level):
+            self.add_module(f"{name}_block_{i + 1}", ADRB(inputs[i], width, fields))
+        if fields.attention_per == "level":
             self.add_module(f"{name}_attention", Attention(width))
-        self.blocks_per_level = blocks
 
     def forward(
         self, features: list[Tensor], x_t: Tensor, image: Tensor, t: Tensor
     ) -> list[Tensor]:
         emb = F.relu(self.time(t))
-        h, skips, heads = self.stem(torch.cat([image, x_t], dim=1)), [], []
+        h = self.stem(torch.cat([image, x_t], dim=1))
+        skips = []
+        heads = []
         for level in range(1, self.depth + 1):
-            h = F.max_pool2d(h, 2) if level > 1 else h
+            if level > 1:
+                h = F.max_pool2d(h, 2)
             h, second = self._level(f"encoder_{level}", h, emb)
             if level < self.depth:
                 h = torch.cat([h, features[level - 1]], dim=1)
-                skips.append((h, second))
+                skips.append((h, second if self.second_skip else None))
         for level in range(self.depth - 1, 0, -1):
             skip, second = skips[level - 1]
-            h = getattr(self, f"up_{level}")(
-                F.interpolate(h, scale_factor=2.0, mode="nearest")
-            )
-            h = torch.cat([h, skip], dim=1)
-            h, _ = self._level(
-                f"decoder_{level}", h, emb, second if self.second_skip else None
-            )
+            h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+            h = torch.cat([getattr(self, f"up_{level}")(h), skip], dim=1)
+            h, _ = self._level(f"decoder_{level}", h, emb, second)
             if head := getattr(self, f"head_{level}", None):
                 heads.insert(0, head(h).float())
+        # Levels come deepest first, heads are listed full size first.
+        final, *side = heads
         size = x_t.shape[2:]
-        return [
-            heads[0],
-            *(
-                F.interpolate(side, size, mode="bilinear", align_corners=False)
-                for side in heads[1:]
-            ),
-        ]
+        return [final, *(F.interpolate(s, size, mode="bilinear") for s in side)]
 
     def _level(self, name, h, emb, second=None):
-        """Blocks in a row; their result and that of the second one."""
+        """Results of a level, and of its second (or only) block."""
         for i in range(1, self.blocks_per_level + 1):
             if i == 2 and second is not None:
                 h = torch.cat([h, second], dim=1)
@@ -218,17 +195,16 @@ class Denoiser(nn.Module):
 class ADRB(nn.Module):
     """Equation 5 and its attention; `emb` comes behind its ReLU."""
 
-    def __init__(
-        self, c_in: int, width: int, emb: int, residual: str, *, attention: bool
-    ):
+    def __init__(self, c_in: int, width: int, fields: ConfigDict):
         super().__init__()
-        self.linear = nn.Linear(emb, width)
-        self.cgr_1, self.cgr_2 = CGR(c_in, width), CGR(width, width)
-        if residual == "cgr":
+        self.linear = nn.Linear(4 * fields.channels[0], width)
+        self.cgr_1 = CGR(c_in, width)
+        self.cgr_2 = CGR(width, width)
+        if fields.residual == "cgr":
             self.cgr_skip = CGR(c_in, width)
         elif c_in != width:
             self.conv_skip = conv(c_in, width, bias=True)
-        self.attention = Attention(width) if attention else None
+        self.attention = Attention(width) if fields.attention_per == "block" else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.cgr_2(self.cgr_1(x) + self.linear(emb)[:, :, None, None])
@@ -247,33 +223,28 @@ class CGR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        # autocast leaves a norm's result in float32
+        # Autocast leaves a norm's result in float32.
         return F.relu(self.norm(x).type_as(x))
 
 
 class Attention(nn.Module):
-    """Channel attention (mean and maximum through one MLP) and spatial attention, in
-    parallel and added.
-    """
+    """Channel attention (mean and maximum through one MLP) plus spatial attention."""
 
     def __init__(self, width: int):
         super().__init__()
         squeezed = max(1, width // 16)
-        self.squeeze, self.excite = (
-            nn.Linear(width, squeezed),
-            nn.Linear(squeezed, width),
-        )
+        self.squeeze = nn.Linear(width, squeezed)
+        self.excite = nn.Linear(squeezed, width)
         self.spatial = conv(width, 1, 1, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, largest = (
-            self.excite(F.relu(self.squeeze(pooled)))
-            for pooled in (x.mean((2, 3)), x.amax((2, 3)))
-        )
-        return x * (
-            torch.sigmoid(mean + largest)[:, :, None, None]
-            + torch.sigmoid(self.spatial(x))
-        )
+        mean = self._mlp(x.mean((2, 3)))
+        largest = self._mlp(x.amax((2, 3)))
+        channel = torch.sigmoid(mean + largest)[:, :, None, None]
+        return x * (channel + torch.sigmoid(self.spatial(x)))
+
+    def _mlp(self, pooled):
+        return self.excite(F.relu(self.squeeze(pooled)))
 
 
 class TimeEmbedding(nn.Module):
@@ -281,21 +252,17 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.dense_1, self.dense_2 = (
-            nn.Linear(width, 4 * width),
-            nn.Linear(4 * width, 4 * width),
-        )
+        self.dense_1 = nn.Linear(width, 4 * width)
+        self.dense_2 = nn.Linear(4 * width, 4 * width)
         half = width // 2
-        frequencies = torch.exp(
-            -math.log(10_000.0) * torch.arange(half, dtype=torch.float32) / half
-        )
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        exponents = -math.log(10_000.0) * torch.arange(half, dtype=torch.float32) / half
+        # The frequencies are no weights, so they stay out of the state.
+        self.register_buffer("frequencies", torch.exp(exponents), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         angles = t.float()[:, None] * self.frequencies
-        return self.dense_2(
-            F.relu(self.dense_1(torch.cat([angles.cos(), angles.sin()], dim=-1)))
-        )
+        x = self.dense_1(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        return self.dense_2(F.relu(x))
 
 
 def conv(c_in: int, c_out: int, kernel: int = 3, *, bias: bool = False) -> nn.Conv2d:

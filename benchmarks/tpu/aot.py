@@ -1,19 +1,21 @@
-"""Compile the train step or the sampler for a TPU slice that is not here, and predict
-what a step takes on it.
+"""Compiles a program for a TPU slice that is not here, and predicts its step time.
 
     pip install "jax[tpu]"
-    python benchmarks/tpu/aot.py --config=configs/covid.py --config.dtype=bfloat16 --topology=v5e:2x4
-        [--program=train] [--per-chip=8 | --total=64] [--output=DIR] [--profile=10]
+    python benchmarks/tpu/aot.py --config=configs/covid.py --config.dtype=bfloat16
+        --topology=v5e:2x4 [--program=train] [--per-chip=8 | --total=64] [--output=DIR]
+        [--profile=10]
     python benchmarks/tpu/aot.py --table=DIR
 
-Needs no TPU, only its compiler (the wheel libtpu), which takes minutes and gigabytes
-for a full-size network. The program is the one that training or evaluation would run:
-jitted, the batch split over all chips, the state on each. Nothing is initialised or
-run. Topologies: v5e:2x4 (8 chips), v5e:16x16 (256), v5p:4x4x4 (64), v6e:8x8 (64), ...
+It needs no TPU, only its compiler (the wheel libtpu), which takes minutes and gigabytes
+for a full-size network. The program is the train step or the sampler that training or
+evaluation would run: jitted, the batch split over all chips, the state on each. Nothing
+is initialised or run. Topologies: v5e:2x4 (8 chips), v5e:16x16 (256), v5p:4x4x4 (64),
+v6e:8x8 (64), ...
 
-- `--per-chip` images on each chip (fixed work per chip), or `--total` over all of them (fixed total work);
-- `--output` gets one json file a run, named after what was compiled, and beside it the HLO; `--table` turns such a
-  folder into Markdown;
+- `--per-chip` images on each chip (fixed work per chip), or `--total` over all of them (fixed
+  total work);
+- `--output` gets one json file a run, named after what was compiled, and beside it the HLO;
+  `--table` turns such a folder into Markdown;
 - `--profile` lists the operations, arrays and modules that move most bytes through HBM.
 
 A program that does not fit the chip's memory is one line that says by how much. Times
@@ -33,7 +35,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-# several may compile at once
+# Several processes may compile at once.
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -59,7 +61,8 @@ def main() -> int:
     if arguments.table:
         print(cost.table(cost.read(arguments.table)))
         return 0
-    chip, compiler = cost.chip_of(arguments.topology), cost.compiler_version()
+    chip = cost.chip_of(arguments.topology)
+    compiler = cost.compiler_version()
     cfg = scripts.read_config(words)
     mesh = open_mesh(arguments.topology)
     images = arguments.total or arguments.per_chip * mesh.size
@@ -68,8 +71,6 @@ def main() -> int:
         "topology": arguments.topology,
         "chip": arguments.topology.split(":")[0],
         "chips": mesh.size,
-    }
-    result |= {
         "program": arguments.program,
         "images": images,
         "per_chip": images // mesh.size,
@@ -81,11 +82,8 @@ def main() -> int:
     text = compiled.as_text()
     module = hlo.parse(text)
     result["parameters"] = parameters(cfg)
-    result |= (
-        seconds
-        | describe(compiled, module, chip, mesh.size)
-        | {"config": benchmark.flat(cfg)}
-    )
+    result |= seconds | describe(compiled, module, chip, mesh.size)
+    result["config"] = benchmark.flat(cfg)
     if arguments.output:
         path = Path(arguments.output) / file_name(result)
         files.write_json(path, result)
@@ -98,25 +96,26 @@ def main() -> int:
 
 
 def open_mesh(topology: str) -> jax.sharding.Mesh:
-    """The chips of a slice in one row. Raises BadInput where the compiler knows no such
-    slice.
+    """The chips of a slice in one row.
+
+    Raises BadInput where the compiler knows no such slice.
     """
     try:
-        chips = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology
-        ).devices
-    # jaxlib raises several kinds
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    # jaxlib raises several kinds of error.
     except Exception as error:
-        what = f"no such slice, {topology}, in --topology ({reason(error, most=80)})"
         raise BadInput(
-            f"{what}; use one such as v5e:2x4, v5e:16x16, v5p:4x4x4 or v6e:8x8"
+            f"The TPU compiler knows no --topology={topology} "
+            f"({reason(error, most=80)}). "
+            "Use one such as v5e:2x4, v5e:16x16, v5p:4x4x4 or v6e:8x8."
         ) from error
-    return devices.make_mesh(list(chips))
+    return devices.make_mesh(list(slice_.devices))
 
 
 def set_batch(cfg, images: int, mesh) -> None:
-    """Both batch sizes of a config. Raises BadInput where they do not divide over the
-    chips.
+    """Sets both batch sizes of a config.
+
+    Raises BadInput where they do not divide over the chips.
     """
     parts = mesh.size * cfg.train.accumulate
     devices.check_divisible(
@@ -128,13 +127,14 @@ def set_batch(cfg, images: int, mesh) -> None:
 def compile_for(
     program: str, cfg, mesh
 ) -> tuple[jax.stages.Compiled, dict[str, float]]:
-    """The compiled program and seconds of lowering and compiling. Raises BadInput where
-    it does not fit.
+    """Compiles a program, and times lowering and compiling it.
+
+    Raises BadInput where it does not fit the chip's memory.
     """
-    jitted, inputs = (
-        train_program(cfg, mesh) if program == "train" else sampler_program(cfg, mesh)
-    )
-    # compiling is timed
+    # Shapes alone are lowered, so nothing is initialised.
+    make = train_program if program == "train" else sampler_program
+    jitted, inputs = make(cfg, mesh)
+    # A program from the cache would not be compiled, and compiling is timed.
     jax.config.update("jax_enable_compilation_cache", False)
     start = time.perf_counter()
     lowered = jitted.lower(*inputs)
@@ -145,7 +145,7 @@ def compile_for(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise BadInput(
-            f"{does_not_fit(str(error))}, in --per-chip or --total; take fewer images"
+            f"{does_not_fit(str(error))} Take fewer images by --per-chip or --total."
         ) from error
     return compiled, {
         "lower_seconds": middle - start,
@@ -154,19 +154,20 @@ def compile_for(
 
 
 def does_not_fit(message: str) -> str:
-    """What the compiler says about memory, in a few words."""
+    """A sentence of what the compiler says about memory."""
     for pattern in (
         r"[Uu]sed (\S+) of (\S+)",
         r"\(([\d.]+\w+)\) exceeds available \w+ \(([\d.]+\w+)\)",
     ):
         if found := re.search(pattern, message):
-            return f"does not fit the chip's memory, needs {found[1]}, has {found[2]}"
-    return f"does not fit the chip's memory, {shown(message, most=200)}"
+            return f"The program needs {found[1]} of memory, but a chip has {found[2]}."
+    return f"The program does not fit the chip's memory ({shown(message, most=200)})."
 
 
 def train_program(cfg, mesh) -> tuple:
-    """(jitted, shapes it is called on) of the train step."""
-    model, optimizer = build_model.build(cfg), make_optimizer(cfg.train)[0]
+    """The jitted train step, and the shapes of its arguments."""
+    model = build_model.build(cfg)
+    optimizer, _ = make_optimizer(cfg.train)
     update = train_step.Update(
         model, optimizer, ema_decay=cfg.train.ema, accumulate=cfg.train.accumulate
     )
@@ -179,20 +180,18 @@ def train_program(cfg, mesh) -> tuple:
 
 
 def sampler_program(cfg, mesh) -> tuple:
-    """The same of predict: all steps and samples, fused."""
+    """The jitted prediction, all steps and samples, and the shapes of its arguments."""
     model = build_model.build(cfg)
     predict = make_predict(cfg, model, mesh)
     variables = jax.eval_shape(lambda: build_model.init_variables(model, cfg))
-    return predict, (
-        variables,
-        _images(cfg),
-        jax.ShapeDtypeStruct((cfg.eval.batch_size,), "int32"),
-    )
+    numbers = jax.ShapeDtypeStruct((cfg.eval.batch_size,), "int32")
+    return predict, (variables, _images(cfg), numbers)
 
 
 def describe(compiled, module: hlo.Module, chip: cost.Chip, chips: int) -> dict:
-    """What one chip holds and does in one call, and what that should take."""
-    reported, weights = roofline.reported_cost(compiled), hlo.weights(module)
+    """What one chip holds and does in one call, and the seconds that should take."""
+    reported = roofline.reported_cost(compiled)
+    weights = hlo.weights(module)
     found = hlo.collectives(module)
     flop = reported.flop * _with_loops([(w.flop, w.times) for w in weights])
     moved = reported.bytes * _with_loops([(w.bytes, w.times) for w in weights])
@@ -215,55 +214,55 @@ def describe(compiled, module: hlo.Module, chip: cost.Chip, chips: int) -> dict:
         "step_seconds_hbm": cost.step_seconds(
             flop=flop, moved=hbm, collectives=seconds, chip=chip
         ),
-        # The compiler's own guess, loops once; less than the arithmetic alone takes, or
-        # negative, is no time.
+        # The compiler's own guess, with each loop's body once. What is negative, or less
+        # than the arithmetic alone takes, is no time.
         "optimal_seconds": own if own >= reported.flop / chip.peak else None,
     }
 
 
 def parameters(cfg) -> int:
-    """Of the network."""
-    shapes = jax.eval_shape(
-        lambda: build_model.init_variables(build_model.build(cfg), cfg)["params"]
-    )
-    return sum(x.size for x in jax.tree.leaves(shapes))
+    """Number of parameters of the network."""
+    model = build_model.build(cfg)
+    shapes = jax.eval_shape(lambda: build_model.init_variables(model, cfg))
+    return sum(x.size for x in jax.tree.leaves(shapes["params"]))
 
 
 def memory(compiled) -> dict[str, int]:
-    """Bytes of one chip's HBM."""
+    """Bytes that the program takes of one chip's HBM."""
     m = compiled.memory_analysis()
     parts = {
         "argument_bytes": m.argument_size_in_bytes,
         "output_bytes": m.output_size_in_bytes,
-        # both argument and output
+        # Donated bytes count as argument and as output.
         "donated_bytes": m.alias_size_in_bytes,
         "temporary_bytes": m.temp_size_in_bytes,
         "code_bytes": m.generated_code_size_in_bytes,
     }
-    peak = getattr(m, "peak_memory_in_bytes", 0)
     total = sum(parts.values()) - 2 * parts["donated_bytes"]
-    return parts | {"total_bytes": total} | ({"peak_bytes": peak} if peak else {})
+    parts["total_bytes"] = total
+    # Older versions of jaxlib do not say.
+    if peak := getattr(m, "peak_memory_in_bytes", 0):
+        parts["peak_bytes"] = peak
+    return parts
 
 
 def variant(cfg) -> str:
-    """What was compiled, for a file's name: network, widths, image size, dtype."""
+    """Network, widths, image size and dtype, for the name of a file."""
     widths = cfg.networks[cfg.network].get("channels", ())
-    parts = [
-        cfg.row or cfg.network,
-        *(str(w) for w in (widths if isinstance(widths, tuple) else (widths,))),
-    ]
-    return f"{'-'.join(parts)}_{cfg.data.size}px_{cfg.dtype}"
+    if not isinstance(widths, tuple):
+        widths = (widths,)
+    name = "-".join(map(str, (cfg.row or cfg.network, *widths)))
+    return f"{name}_{cfg.data.size}px_{cfg.dtype}"
 
 
 def file_name(result: dict) -> str:
-    slice_name = result["topology"].replace(":", "-")
-    return (
-        f"{slice_name}_{result['program']}_{result['images']}_{result['variant']}.json"
-    )
+    """Name of the json file of a result, after what was compiled."""
+    chips = result["topology"].replace(":", "-")
+    return f"{chips}_{result['program']}_{result['images']}_{result['variant']}.json"
 
 
 def _with_loops(counts):
-    """How much more it is with each operation as often as it runs than with each once."""
+    """Total with each operation as often as it runs, over that with each once."""
     once = sum(count for count, _ in counts)
     return sum(count * times for count, times in counts) / once if once else 1.0
 
@@ -295,7 +294,7 @@ def _arguments():
         "--profile",
         type=int,
         default=0,
-        help="how many to list of what moves most bytes",
+        help="number of operations, arrays and modules to list",
     )
     parser.add_argument(
         "--table", help="a folder of such files: print the table, compile nothing"
@@ -310,7 +309,8 @@ def _arguments():
             Path(arguments.output).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(
-                f"no folder can be made, {reason(error)}, in --output; give another"
+                f"--output={arguments.output} cannot be made ({reason(error)}). "
+                "Give another folder."
             ) from error
     return arguments, words
 

@@ -1,5 +1,4 @@
-"""What a step should take on a TPU, from what its compiled program does; and the table
-of such predictions.
+"""Predicts a step's time on a TPU from its compiled program, and tables predictions.
 
     step = max(FLOP / peak, bytes / HBM bandwidth) + collectives,
     an all-reduce of B bytes over n chips = 2 (n - 1) / n B / link bandwidth
@@ -36,36 +35,53 @@ CHIPS = {
     "v5p": Chip(peak=459e12, hbm_bytes=95e9, hbm=2765e9, link=4800e9 / 8 / 6),
     "v6e": Chip(peak=918e12, hbm_bytes=32e9, hbm=1600e9, link=3200e9 / 8 / 4),
 }
-# the others go around the ring once
+# The other collectives go around the ring once.
 _TIMES_AROUND = {"all-reduce": 2.0}
-_SHOWN = ("program", "images", "chips", "GiB of HBM", "TFLOP", "GB moved", "GB in HBM", "all-reduce MB (number)",
-          "step ms, HBM alone", "step ms, all bytes", "images/s", "compile s")  # fmt: skip
+_COLUMNS = (
+    "topology",
+    "program",
+    "images",
+    "chips",
+    "GiB of HBM",
+    "TFLOP",
+    "GB moved",
+    "GB in HBM",
+    "all-reduce MB (number)",
+    "step ms, HBM alone",
+    "step ms, all bytes",
+    "images/s",
+    "compile s",
+)
 
 
 def chip_of(topology: str) -> Chip:
-    """By the word before the colon. Raises BadInput for one that is not in the table."""
+    """The chip that a topology's word before the colon names.
+
+    Raises BadInput for one that is not in the table.
+    """
     family = topology.split(":")[0]
     if family not in CHIPS:
         raise BadInput(
-            f"unknown chip, {family}, in --topology; use one of {', '.join(CHIPS)}, such as v5e:2x4"
+            f"--topology names the chip {family}, which is not in the table. "
+            f"Use one of {', '.join(CHIPS)}, such as v5e:2x4."
         )
     return CHIPS[family]
 
 
 def compiler_version() -> str:
-    """Of libtpu. Raises BadInput where it is not installed."""
+    """Version of libtpu. Raises BadInput where it is not installed."""
     try:
         return importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError as error:
         raise BadInput(
-            'TPU compiler not installed, libtpu, for --topology; pip install "jax[tpu]"'
+            'The TPU compiler, libtpu, is not installed. Run pip install "jax[tpu]".'
         ) from error
 
 
 def collective_seconds(
     collectives: list[tuple[str, int, int]], *, chips: int, chip: Chip
 ) -> float:
-    """Of all of them one after another; each is (kind, bytes on one chip, times)."""
+    """Seconds of collectives in turn; each is (kind, bytes on one chip, times)."""
     around = sum(
         _TIMES_AROUND.get(kind, 1.0) * size * times for kind, size, times in collectives
     )
@@ -73,13 +89,14 @@ def collective_seconds(
 
 
 def step_seconds(*, flop: float, moved: float, collectives: float, chip: Chip) -> float:
-    """Of one step on every chip; `collectives` in seconds, the rest of one chip."""
+    """Seconds of one step; `collectives` are seconds, the rest is of one chip."""
     return max(flop / chip.peak, moved / chip.hbm) + collectives
 
 
 def read(folder: str) -> list[dict]:
-    """What runs have left in `folder`. Raises BadInput where there is none, or a file
-    is none of theirs.
+    """Reads the results in `folder`, in the order of the table.
+
+    Raises BadInput where there is none, or a file is no result.
     """
     results = []
     for path in sorted(Path(folder).glob("*.json")):
@@ -88,32 +105,28 @@ def read(folder: str) -> list[dict]:
             _row(result)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(
-                f"no prediction, or damaged, {reason(error)}, {path}; take it out of the folder"
+                f"{path} is no prediction, or damaged ({reason(error)}). "
+                "Take it out of the folder."
             ) from error
         results.append(result)
     if not results:
         raise BadInput(
-            f"no predictions, nothing, in {folder}; make some with --topology and --output={folder}"
+            f"{folder} has no predictions. Make some with --topology and --output={folder}."
         )
-    return sorted(
-        results,
-        key=lambda r: (
-            r["variant"],
-            r["program"],
-            r["topology"].split(":")[0],
-            r["chips"],
-        ),
-    )
+
+    def order(result):
+        chip = result["topology"].split(":")[0]
+        return result["variant"], result["program"], chip, result["chips"]
+
+    return sorted(results, key=order)
 
 
 def table(results: list[dict]) -> str:
-    """Markdown: a row a result, and below it a line for each pair of slices of one kind
-    of chip.
+    """Markdown tables, a row a result, with lines on scaling below each.
+
+    A line compares two slices of one kind of chip.
     """
-    lines = [
-        "| topology | " + " | ".join(_SHOWN) + " |",
-        "| :-- |" + " --: |" * len(_SHOWN),
-    ]
+    lines = [_line(_COLUMNS), "| :-- |" + " --: |" * (len(_COLUMNS) - 1)]
     by_variant = {}
     for result in results:
         by_variant.setdefault(result["variant"], []).append(result)
@@ -125,42 +138,42 @@ def table(results: list[dict]) -> str:
 
 
 def scaling(results: list[dict]) -> list[str]:
-    """Efficiency of more chips of the same kind, at equal work per chip and at equal
-    work altogether.
+    """Efficiency of more chips of the same kind, as sentences.
+
+    Chips are compared at equal work per chip and at equal work altogether.
     """
     lines = []
     for few in results:
         for many in results:
-            same = all(few[name] == many[name] for name in ("variant", "program"))
-            if not same or few["chip"] != many["chip"] or few["chips"] >= many["chips"]:
+            same = all(
+                few[name] == many[name] for name in ("variant", "program", "chip")
+            )
+            if not same or few["chips"] >= many["chips"]:
                 continue
             chips = f"{few['chip']} {few['program']}, {few['chips']} to {many['chips']} chips"
             if few["per_chip"] == many["per_chip"]:
-                values = [
-                    few[name] / many[name]
-                    for name in ("step_seconds_hbm", "step_seconds")
-                ]
-                lines.append(
-                    f"{chips} at {few['per_chip']} images a chip (weak scaling): {_both(values)}"
-                )
+                images = f"{few['per_chip']} images a chip (weak scaling)"
+                lines.append(f"{chips} at {images}: {_efficiency(few, many, 1)}")
             if few["images"] == many["images"]:
+                images = f"{few['images']} images altogether (strong scaling)"
                 more = many["chips"] / few["chips"]
-                values = [
-                    few[name] / many[name] / more
-                    for name in ("step_seconds_hbm", "step_seconds")
-                ]
-                lines.append(
-                    f"{chips} at {few['images']} images altogether (strong scaling): {_both(values)}"
-                )
+                lines.append(f"{chips} at {images}: {_efficiency(few, many, more)}")
     return lines
 
 
-def _both(values):
-    return f"efficiency {100 * values[0]:.1f} % by HBM traffic, {100 * values[1]:.1f} % by all bytes"
+def _efficiency(few, many, more):
+    """Share of the speed of `more` times the chips that `many` gets."""
+    hbm, total = (
+        100 * few[name] / many[name] / more
+        for name in ("step_seconds_hbm", "step_seconds")
+    )
+    return f"efficiency {hbm:.1f} % by HBM traffic, {total:.1f} % by all bytes"
 
 
 def _row(result):
     memory = result["memory"]
+    slowest = result["images"] / result["step_seconds"]
+    fastest = result["images"] / result["step_seconds_hbm"]
     cells = [
         result["topology"],
         result["program"],
@@ -173,7 +186,11 @@ def _row(result):
         f"{result['collective_bytes'] / 1e6:.3g} ({result['collectives']})",
         f"{1e3 * result['step_seconds_hbm']:.3g}",
         f"{1e3 * result['step_seconds']:.3g}",
-        f"{result['images'] / result['step_seconds']:.0f} to {result['images'] / result['step_seconds_hbm']:.0f}",
+        f"{slowest:.0f} to {fastest:.0f}",
         f"{result['compile_seconds']:.0f}",
     ]
+    return _line(cells)
+
+
+def _line(cells):
     return "| " + " | ".join(map(str, cells)) + " |"

@@ -1,13 +1,12 @@
-"""What a program compiled for a TPU moves, read from its HLO text: bytes and FLOP an
-operation, and collectives.
+"""Bytes, FLOP and collectives of a program compiled for a TPU, from its HLO text.
 
 The compiler's own cost analysis counts a loop's body once and says nothing of single
 operations. Here every operation that runs by itself (a fusion is one) is weighed by the
-arrays it reads and writes, as they lie in HBM: padded to the tiles of their layout,
-{3,0,2,1:T(8,128)} meaning that the two fastest axes, first those named first, are
-padded to multiples of 128 and 8. Arrays in the chip's own memory, S(1), cost no HBM
-traffic. An operation in a loop is counted as often as the loop turns, read from the
-constant in the loop's condition (once where there is none).
+arrays it reads and writes, as they lie in HBM: padded to the tiles of their layout. In
+{3,0,2,1:T(8,128)} the axes stand fastest first, and the fastest two are padded to
+multiples of 128 and 8. Arrays in the chip's own memory, S(1), cost no HBM traffic. An
+operation in a loop counts as often as the loop turns, by the constant in the loop's
+condition (once where there is none).
 """
 
 import dataclasses
@@ -22,8 +21,20 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
-_MOVES_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
-                  "replica-id", "opt-barrier", "while", "call", "conditional"}  # fmt: skip
+_MOVES_NOTHING = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "while",
+    "call",
+    "conditional",
+}
 _HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
 _OP = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
 _KIND = re.compile(r" ([a-z][\w-]*)\(")
@@ -42,24 +53,21 @@ class Array:
     layout: str  # what stands in braces behind the shape; "" where nothing does
 
     def bytes(self) -> int:
-        """Without padding."""
+        """Bytes without padding."""
         return math.prod(self.shape) * _bits(self.dtype) // 8
 
     def padded_bytes(self) -> int:
-        """With the padding of the layout's first tile."""
+        """Bytes with the padding of the layout's first tile."""
         order = [int(axis) for axis in self.layout.split(":")[0].split(",") if axis]
-        tile = re.search(r"T\(([\d,]+)\)", self.layout)
-        sides = (
-            [self.shape[axis] for axis in order]
-            if order
-            else list(reversed(self.shape))
-        )
-        for i, multiple in enumerate(
-            reversed([int(t) for t in tile.group(1).split(",")]) if tile else []
-        ):
-            sides[i : i + 1] = [
-                math.ceil((sides[i] if i < len(sides) else 1) / multiple) * multiple
-            ]
+        # HLO without a layout has its last axis fastest.
+        order = order or list(reversed(range(len(self.shape))))
+        sides = [self.shape[axis] for axis in order]
+        if tile := re.search(r"T\(([\d,]+)\)", self.layout):
+            multiples = [int(t) for t in reversed(tile.group(1).split(","))]
+            # A tile of more axes than the array pads the missing ones from 1.
+            sides += [1] * (len(multiples) - len(sides))
+            for i, multiple in enumerate(multiples):
+                sides[i] = math.ceil(sides[i] / multiple) * multiple
         return math.prod(sides) * _bits(self.dtype) // 8
 
     def in_hbm(self) -> bool:
@@ -78,7 +86,7 @@ class Op:
     rest: str  # attributes
 
     def scope(self) -> str:
-        """Where in the Python program it comes from."""
+        """The Python scope that it comes from."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found.group(1) if found else ""
 
@@ -104,25 +112,25 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The program of `compiled.as_text()`. Raises ValueError where there is no entry."""
-    computations, entry, ops = {}, None, None
+    """Parses the text of `compiled.as_text()`. Raises ValueError without an entry."""
+    computations = {}
+    arrays = {}
+    entry = None
+    ops = None
     for line in text.splitlines():
         if header := _HEADER.match(line):
             ops = computations.setdefault(header.group(2), [])
-            entry = header.group(2) if header.group(1) else entry
-        elif (
-            ops is not None
-            and (found := _OP.match(line))
-            and (kind := _KIND.search(" " + found.group(2)))
-        ):
-            ops.append(_op(found.group(1), kind, " " + found.group(2)))
+            if header.group(1):
+                entry = header.group(2)
+        elif ops is not None and (found := _OP.match(line)):
+            behind = " " + found.group(2)
+            if kind := _KIND.search(behind):
+                op = _op(found.group(1), kind, behind)
+                ops.append(op)
+                arrays[op.name] = op.result
     if entry is None:
-        raise ValueError("no ENTRY in the HLO text")
-    return Module(
-        entry,
-        computations,
-        {op.name: op.result for ops in computations.values() for op in ops},
-    )
+        raise ValueError("The HLO text has no ENTRY.")
+    return Module(entry, computations, arrays)
 
 
 def weights(module: Module) -> list[Weight]:
@@ -138,43 +146,39 @@ def weights(module: Module) -> list[Weight]:
 
 
 def moved(op: Op, module: Module) -> list[Array]:
-    """The arrays it reads and writes; the start of a copy returns both."""
-    names = () if op.kind.endswith("-start") else op.operands
-    return [
-        *op.result,
-        *(array for name in names for array in module.arrays.get(name, ())),
-    ]
+    """The arrays that an operation reads and writes."""
+    # The start of a copy returns what it reads, too.
+    if op.kind.endswith("-start"):
+        return list(op.result)
+    return [*op.result, *_read(op, module)]
+
+
+def _read(op, module):
+    return [array for name in op.operands for array in module.arrays.get(name, ())]
 
 
 def collectives(module: Module) -> list[tuple[str, int, int]]:
-    """(kind, bytes, times) of each, a start and its done being one; bytes are the
-    larger of what goes in and comes out.
+    """(kind, bytes, times) of each collective; a start and its done are one.
 
-    Unpadded, on one chip.
+    Bytes are the larger of what goes in and what comes out of one chip, unpadded.
     """
     found = []
     for op, times, _ in executed(module):
         kind = op.kind.removesuffix("-start")
         if kind in COLLECTIVES:
-            given = sum(
-                array.bytes()
-                for name in op.operands
-                for array in module.arrays.get(name, ())
-            )
+            given = sum(array.bytes() for array in _read(op, module))
             result = sum(array.bytes() for array in op.result)
             # The start of a gather returns its operand too.
-            result -= (
-                given
-                if op.kind in ("all-gather-start", "collective-permute-start")
-                else 0
-            )
+            if op.kind in ("all-gather-start", "collective-permute-start"):
+                result -= given
             found.append((kind, max(given, result), times))
     return found
 
 
 def executed(module: Module) -> Iterator[tuple[Op, int, bool]]:
-    """(operation, how often it runs, whether inside a fusion or an asynchronous
-    wrapper), from the entry on.
+    """Yields (operation, how often it runs, whether it is fused), from the entry on.
+
+    An operation in an asynchronous wrapper counts as fused.
     """
     yield from _executed(module, module.entry, 1, False)
 
@@ -183,14 +187,10 @@ def _executed(module, name, times, fused):
     for op in module.computations.get(name, []):
         yield op, times, fused
         if op.kind in ("fusion", "while", "call", "conditional", "async-start"):
-            turns = _turns(op, module) if op.kind == "while" else 1
+            turns = times * _turns(op, module) if op.kind == "while" else times
+            inside = fused or op.kind in ("fusion", "async-start")
             for called in _called(op):
-                yield from _executed(
-                    module,
-                    called,
-                    times * turns,
-                    fused or op.kind in ("fusion", "async-start"),
-                )
+                yield from _executed(module, called, turns, inside)
 
 
 def _called(op):
@@ -202,7 +202,7 @@ def _called(op):
 
 
 def _turns(op, module):
-    """Of a while loop that counts up to a constant."""
+    """Turns of a while loop that counts up to a constant."""
     if known := re.search(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)', op.rest):
         return int(known.group(1))
     condition = re.search(r"condition=%([\w.-]+)", op.rest)
@@ -217,48 +217,47 @@ def _turns(op, module):
 
 
 def _op(name, kind, text):
-    """`text` is the line behind the equals sign, `kind` the match of the operation's
-    name in it.
+    """Parses an operation from the line behind its equals sign.
+
+    `kind` is the match of the operation's kind in it.
     """
-    depth, end = 1, kind.end()
+    depth = 1
+    end = kind.end()
     while depth and end < len(text):
         depth += {"(": 1, ")": -1}.get(text[end], 0)
         end += 1
-    inside, rest = text[kind.end() : end - 1], text[end:]
+    inside = text[kind.end() : end - 1]
+    rest = text[end:]
     if kind.group(1) == "constant":
         rest = f"{rest} value={inside}"
     result = tuple(
         Array(dtype, tuple(int(n) for n in shape.split(",") if n), layout)
         for dtype, shape, layout in _ARRAY.findall(text[: kind.start()])
     )
-    return Op(
-        name, kind.group(1), result, tuple(re.findall(r"%([\w.-]+)", inside)), rest
-    )
+    operands = tuple(re.findall(r"%([\w.-]+)", inside))
+    return Op(name, kind.group(1), result, operands, rest)
 
 
 def _bytes(arrays):
-    """Of all of them, and of those in HBM."""
-    return tuple(
-        sum(a.padded_bytes() for a in chosen)
-        for chosen in (arrays, filter(Array.in_hbm, arrays))
-    )
+    """Bytes of all arrays, and of those in HBM."""
+    total = sum(array.padded_bytes() for array in arrays)
+    return total, sum(array.padded_bytes() for array in arrays if array.in_hbm())
 
 
 def _flop(op, module):
-    """Twice the multiply-adds, those with padding counted in."""
+    """Twice the multiply-adds, with those of padding."""
     if op.kind == "fusion":
+        names = _called(op)
         return sum(
-            _flop(o, module)
-            for name in _called(op)
-            for o in module.computations.get(name, [])
+            _flop(o, module) for n in names for o in module.computations.get(n, [])
         )
     labels = re.search(r"dim_labels=\w+_(\w+)->", op.rest)
     if op.kind != "convolution" or not labels:
         return 0
     kernel = module.arrays[op.operands[1]][0].shape
-    taps = math.prod(
-        side for side, label in zip(kernel, labels.group(1)) if label != "o"
-    )
+    # The label of the output channels is o.
+    sides = zip(kernel, labels.group(1))
+    taps = math.prod(side for side, label in sides if label != "o")
     return 2 * math.prod(op.result[0].shape) * taps
 
 
@@ -266,5 +265,5 @@ def _bits(dtype):
     if dtype == "pred":
         return 8
     bits = re.search(r"\d+", dtype)
-    # a token
+    # A token is a type without bits.
     return int(bits.group()) if bits else 0

@@ -1,6 +1,4 @@
-"""Where the HBM traffic of a program compiled for a TPU goes: by operation, by array,
-by part of the network.
-"""
+"""HBM traffic of a program compiled for a TPU, by operation, array and module."""
 
 import collections
 import re
@@ -9,27 +7,31 @@ from benchmarks.tpu import hlo
 
 
 def profile(module: hlo.Module, most: int) -> str:
-    """Three lists of the `most` that move most bytes."""
+    """Lists the `most` operations, arrays and modules that move most bytes."""
     weights = hlo.weights(module)
-    total = sum(w.hbm_bytes * w.times for w in weights)
-    traffic, plain = collections.Counter(), 0
+    operations = collections.Counter()
+    arrays = collections.Counter()
+    parts = collections.Counter()
+    plain = 0
     for w in weights:
+        # An operation in a loop moves its bytes in every turn.
+        size = w.times * w.hbm_bytes
+        operations[f"{w.times} x {_operation(w.op, module)}"] = size
+        parts[_part(w.op.scope())] += size
         for array in hlo.moved(w.op, module):
             if array.in_hbm():
-                traffic[_array(array)] += w.times * array.padded_bytes()
+                arrays[_array(array)] += w.times * array.padded_bytes()
                 plain += w.times * array.bytes()
-    parts = collections.Counter()
-    for w in weights:
-        parts[_part(w.op.scope())] += w.times * w.hbm_bytes
-    operations = collections.Counter(
-        {
-            f"{w.times} x {_operation(w.op, module)}": w.times * w.hbm_bytes
-            for w in weights
-        }
+    total = sum(parts.values())
+    head = (
+        f"HBM traffic {total / 1e9:.4g} GB in {len(weights)} operations, "
+        f"{plain / 1e9:.4g} GB without padding"
     )
-    head = f"HBM traffic {total / 1e9:.4g} GB in {len(weights)} operations, {plain / 1e9:.4g} GB without padding"
-    lists = [_list(what, counts, total, most) for what, counts in
-             (("operation", operations), ("array", traffic), ("part of the network", parts))]  # fmt: skip
+    lists = [
+        _list("operation", operations, total, most),
+        _list("array", arrays, total, most),
+        _list("part of the network", parts, total, most),
+    ]
     return "\n\n".join([head, *lists])
 
 
@@ -42,20 +44,17 @@ def _list(what, counts, total, most):
 
 
 def _operation(op, module):
-    """Name, the large arrays it reads and writes, and where it comes from."""
+    """An operation's name, the large arrays it reads and writes, and its scope."""
     read = [array for name in op.operands for array in module.arrays.get(name, ())]
     return f"{op.name}: {_large(read)} -> {_large(op.result)}\n{'':21}{op.scope()}"
 
 
 def _large(arrays, least=2**20):
-    shown = [_array(array) for array in arrays if array.padded_bytes() >= least]
-    return (
-        " ".join(
-            f"{shown.count(s)} x {s}" if shown.count(s) > 1 else s
-            for s in dict.fromkeys(shown)
-        )
-        or "small"
+    counts = collections.Counter(
+        _array(array) for array in arrays if array.padded_bytes() >= least
     )
+    shown = [f"{n} x {name}" if n > 1 else name for name, n in counts.items()]
+    return " ".join(shown) or "small"
 
 
 def _array(array):
@@ -65,14 +64,13 @@ def _array(array):
 def _part(scope):
     """The module of a scope, direction first: "backward denoiser/encoder_1_block_2"."""
     direction = "backward" if "transpose(" in scope else "forward"
+    # What JAX puts around the names of modules.
+    wrappers = ("jit", "jvp", "transpose", "while", "body", "closed_call")
     names = [
-        n
-        for n in re.sub(r"\([^/]*\)", "", scope).split("/")
-        if re.fullmatch(r"[a-z]\w*", n)
+        name
+        for name in re.sub(r"\([^/]*\)", "", scope).split("/")
+        if re.fullmatch(r"[a-z]\w*", name) and name not in wrappers
     ]
-    names = [
-        n
-        for n in names
-        if n not in ("jit", "jvp", "transpose", "while", "body", "closed_call")
-    ]
-    return f"{direction} {'/'.join(names[:2])}" if names[1:] else "the rest"
+    if len(names) < 2:
+        return "the rest"
+    return f"{direction} {'/'.join(names[:2])}"

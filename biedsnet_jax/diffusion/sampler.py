@@ -34,7 +34,7 @@ class Sampling:
 
     method: str = "ddim"  # one of METHODS
     steps: int = 10  # calls of the network
-    eta: float = 0.0  # 0 to 1, DDIM's share of noise; the other methods ignore it
+    eta: float = 0.0  # DDIM's share of noise, 0 to 1; the other methods ignore it
     spacing: str = "trailing"  # one of schedule.SPACINGS
 
     def visited(self, schedule: Schedule) -> Integer[np.ndarray, " steps"]:
@@ -43,10 +43,10 @@ class Sampling:
 
 
 class Trajectory(NamedTuple):
-    """A step a row, first to last."""
+    """The steps of a sample, first to last."""
 
-    x_t: Float[Array, "t b h w k"]  # what the network saw
-    x_0: Float[Array, "t b h w k"]  # what it said
+    x_t: Float[Array, "t b h w k"]  # what the network was given
+    x_0: Float[Array, "t b h w k"]  # what it predicted
 
 
 def sample(
@@ -58,31 +58,30 @@ def sample(
     *,
     self_condition: bool = False,
 ) -> tuple[Noisy, Trajectory]:
-    """x_0 after the steps of `sampling`, and the trajectory to it.
+    """Samples x_0 from noise x_T, and returns it with the trajectory to it.
 
-    Both are float32 whatever the network computes in; a compiled program drops what
-    nobody reads. `keys` holds one key per example, so that a mask does not depend on
-    what shares its batch; none may be a key that x_T was drawn with. With
-    `self_condition`, `denoise` sees x_t beside its last prediction, 0 at first, as
-    further channels (Chen et al. 2023, arXiv:2208.04202).
+    Both are float32 whatever the network computes in. `keys` holds one key per example,
+    so that a mask does not depend on what shares its batch; none may be a key that x_T
+    was drawn with. With `self_condition`, `denoise` is given its last prediction, 0 at
+    first, as further channels behind x_t (Chen et al. 2023, arXiv:2208.04202).
 
-    `denoise` may return (x_0, v): "ddpm" then draws with the variance that v in [-1, 1]
-    picks (Nichol & Dhariwal 2021, section 3.1). Raises BadInput on steps or eta out of
+    `denoise` may return (x_0, v). "ddpm" then draws with the variance that v in [-1, 1]
+    picks (Nichol & Dhariwal 2021, section 3.1). Raises BadInput for steps or eta out of
     range.
     """
-    plan = _plan(schedule, sampling)
+    plan = make_plan(schedule, sampling)
     chain = respace(schedule, plan.t)
     noisy = bool(plan.sigma.any())
 
     def step(carry, row):
         x_t, x_0_prev = carry
-        seen = jnp.concatenate([x_t, x_0_prev], axis=-1) if self_condition else x_t
-        x_0 = denoise(seen, jnp.full(x_t.shape[0], row.t))
+        given = jnp.concatenate([x_t, x_0_prev], axis=-1) if self_condition else x_t
+        x_0 = denoise(given, jnp.full(x_t.shape[0], row.t))
         sigma = row.sigma
         if isinstance(x_0, tuple):
             x_0, v = x_0
             if sampling.method == "ddpm":
-                sigma = _learned(chain, v.astype(jnp.float32), row)
+                sigma = _learned_sigma(chain, v.astype(jnp.float32), row)
         x_0 = x_0.astype(jnp.float32)
         x_next = row.a * x_t + row.b * x_0 + row.c * x_0_prev
         if noisy:
@@ -95,8 +94,8 @@ def sample(
     return x_0, trajectory
 
 
-class _Plan(NamedTuple):
-    """One row per step, in the order of sampling."""
+class Plan(NamedTuple):
+    """The numbers of each step, in the order of sampling."""
 
     index: Integer[np.ndarray, " steps"]  # 0..steps-1
     t: Integer[np.ndarray, " steps"]  # time of the schedule
@@ -106,71 +105,73 @@ class _Plan(NamedTuple):
     sigma: Float[np.ndarray, " steps"]
 
 
-def _plan(schedule: Schedule, sampling: Sampling) -> _Plan:
+def make_plan(schedule: Schedule, sampling: Sampling) -> Plan:
+    """The numbers of every step that `sampling` takes.
+
+    Raises BadInput for steps or eta out of range.
+    """
     times = sampling.visited(schedule)
     coefficients = METHODS[sampling.method](respace(schedule, times), sampling.eta)
+    index = np.arange(len(times), dtype=np.int32)
     # The chain's time ascends, sampling descends.
-    a, b, c, sigma = (value[::-1].astype(np.float32) for value in coefficients)
-    return _Plan(
-        np.arange(len(times), dtype=np.int32), times.astype(np.int32), a, b, c, sigma
-    )
+    rows = [value[::-1].astype(np.float32) for value in coefficients]
+    return Plan(index, times.astype(np.int32), *rows)
 
 
-def _learned(chain: Schedule, v: Noisy, row: _Plan) -> Noisy:
-    """The deviation that v picks at a step, 0 at the last."""
+def _learned_sigma(chain, v, row):
+    """Standard deviation that v picks at a step, 0 at the last."""
     # The same time, counted in the short chain.
     i = jnp.full(v.shape[0], chain.timesteps - 1 - row.index)
     deviation = jnp.exp(0.5 * process.learned_range_log_variance(chain, v=v, t=i))
     return jnp.where(i[0] > 0, deviation, 0.0)
 
 
-def _noise(keys: Keys, index, shape) -> Noisy:
+def _noise(keys, index, shape):
     """Standard normal noise of one step, each example's from its own key."""
-    return jax.vmap(
-        lambda key: jax.random.normal(jax.random.fold_in(key, index), shape[1:])
-    )(keys)
+
+    def draw(key):
+        return jax.random.normal(jax.random.fold_in(key, index), shape[1:])
+
+    return jax.vmap(draw)(keys)
 
 
-def _ddpm(chain: Schedule, eta: float):
-    """a, b, c, sigma of the ancestral step: the posterior q(x_next | x_t, x_0) (Ho et
-    al. 2020, eq. 6-7).
+def _ddpm(chain, eta):
+    """a, b, c, sigma of the ancestral step, which draws from q(x_next | x_t, x_0).
+
+    Source: Ho et al. 2020, equations 6 and 7.
     """
-    zeros = np.zeros(chain.timesteps)
-    return (
-        chain.posterior_x_t,
-        chain.posterior_x_0,
-        zeros,
-        np.sqrt(chain.posterior_variance),
-    )
+    sigma = np.sqrt(chain.posterior_variance)
+    return chain.posterior_x_t, chain.posterior_x_0, np.zeros(chain.timesteps), sigma
 
 
-def _ddim(chain: Schedule, eta: float):
-    """The same of Song et al. 2021, eq. 12, with eps written in x_t and x_0; eta 0 is
-    an ODE step, 1 is `_ddpm`.
+def _ddim(chain, eta):
+    """a, b, c, sigma of DDIM: Song et al. 2021, equation 12, with eps from x_t and x_0.
+
+    With eta 0 it is a step of an ODE, with eta 1 `_ddpm`.
     """
     if not 0.0 <= eta <= 1.0:
         raise BadInput(
-            f"DDIM's share of noise outside 0..1, {eta:g}, eta; use 0 for none or 1 for DDPM's"
+            f"sampler.eta is {eta:g}, outside 0 to 1. Use 0 for no noise, 1 for DDPM's."
         )
     sigma = eta * np.sqrt(chain.posterior_variance)
-    a = np.sqrt(
-        np.maximum(1.0 - chain.alpha_bar_prev - sigma**2, 0.0) / (1.0 - chain.alpha_bar)
-    )
+    # Rounding can leave a variance below 0.
+    direction = np.maximum(1.0 - chain.alpha_bar_prev - sigma**2, 0.0)
+    a = np.sqrt(direction / (1.0 - chain.alpha_bar))
     b = np.sqrt(chain.alpha_bar_prev) - a * np.sqrt(chain.alpha_bar)
     return a, b, np.zeros(chain.timesteps), sigma
 
 
-def _dpm_solver(chain: Schedule, eta: float):
-    """The same of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): a DDIM step along x_0
-    extrapolated in log SNR.
+def _dpm_solver(chain, eta):
+    """a, b, c, sigma of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
 
-    It extrapolates to x_0 + w (x_0 - x_0'), w = h / (2 h'), where h and h' are this
-    step's and the last one's length in lambda = log(alpha / sigma). The first step has
-    no x_0' and the last goes to lambda = infinity: order 1, w = 0.
+    It is a DDIM step with x_0 extrapolated to x_0 + w (x_0 - x_0'), w = h / (2 h'),
+    where h and h' are the lengths of this step and the last one in
+    lambda = log(alpha / sigma). The first step has no x_0' and the last one goes to
+    lambda = infinity: both are of order 1, w = 0.
     """
     a, b, _, sigma = _ddim(chain, eta=0.0)
     half_log_snr = 0.5 * np.log(chain.alpha_bar / (1.0 - chain.alpha_bar))
-    # h[i] leads from the chain's time i + 1 to i
+    # h[i] leads from the chain's time i + 1 to i.
     h = half_log_snr[:-1] - half_log_snr[1:]
     w = np.zeros(chain.timesteps)
     w[1:-1] = h[:-1] / (2.0 * h[1:])

@@ -1,4 +1,4 @@
-"""The networks by name: the one lookup, a plain dict."""
+"""Networks by the name that `config.network` gives."""
 
 from biedsnet_jax.networks.attention_unet import AttentionUNet
 from biedsnet_jax.networks.biedsnet import BIEDSNet
@@ -20,11 +20,11 @@ NETWORKS = {
     "medsegdiff": MedSegDiff,
 }
 
-# Those called with (x_t, image, t) instead of (image).
+# Networks called with (x_t, image, t) instead of (image).
 DENOISERS = tuple(
     name for name, network in NETWORKS.items() if hasattr(network, "denoise")
 )
-# The denoisers that predict the noise of x_t and its variance instead of a mask.
+# Denoisers that predict the noise of x_t and its variance instead of a mask.
 NOISE_PREDICTORS = tuple(
     name for name in DENOISERS if hasattr(NETWORKS[name], "predicts_noise")
 )

@@ -3,11 +3,10 @@
     F_residual = CGR(F_input) + CGR(RL(Emb) + CGR(F_input))                        (5)
 
 CGR is a 3x3 convolution, a norm and ReLU; RL is ReLU and a linear layer on the time
-embedding. Channel and spatial attention follow; the paper promises both and gives no
+embedding. Channel and spatial attention follow. The paper promises both and gives no
 equation, see docs/paper.md for the two readings.
 """
 
-import functools
 import math
 
 import flax.linen as nn
@@ -16,12 +15,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from biedsnet_jax.networks.blocks import Features, GroupNorm, batch_norm
+from biedsnet_jax.networks.blocks import Features, GroupNorm, OtherFeatures, batch_norm
 from biedsnet_jax.networks.convolutions import Conv, Maps, UpsampledConv, in_place
 
 # What a part of the input gives to the two branches of equation 5, before their first
 # norms: to the one with the time embedding, and to the residual one.
-Share = tuple[Float[Array, "b _h _w _c"], Float[Array, "b _h _w _c"]]
+Share = tuple[OtherFeatures, OtherFeatures]
 
 
 class CGR(nn.Module):
@@ -30,7 +29,7 @@ class CGR(nn.Module):
     features: int  # channels out
     inputs: int | None = None  # channels in; None: x is all
     upsample: bool = False  # double x by nearest neighbour first
-    # "group" or "batch": the symbol in eq 5 says group, the prose says batch
+    # "group" or "batch": the symbol in equation 5 says group, the prose says batch.
     norm: str = "group"
     groups: int = 16
     folded: bool = False  # maps are `space_to_depth` maps; not with batch norm
@@ -43,7 +42,10 @@ class CGR(nn.Module):
             )
         else:
             self.conv = Conv(
-                self.features, self.inputs, folded=self.folded, dtype=self.dtype
+                self.features,
+                self.inputs,
+                folded=self.folded,
+                dtype=self.dtype,
             )
         if self.norm == "batch":
             self.normalise = batch_norm(None, dtype=self.dtype, name="norm")
@@ -51,7 +53,10 @@ class CGR(nn.Module):
             # Narrow networks have widths that 16 does not divide.
             groups = math.gcd(self.groups, self.features)
             self.normalise = GroupNorm(
-                groups, folded=self.folded, dtype=self.dtype, name="norm"
+                groups,
+                folded=self.folded,
+                dtype=self.dtype,
+                name="norm",
             )
 
     def activate(self, x: Features, *, train: bool) -> Features:
@@ -74,8 +79,8 @@ class ADRB(nn.Module):
 
     features: int  # channels out
     inputs: int  # channels of x and of what comes as a share
-    # "cgr": eq 5; "conv", as in the lineage: identity, or a 3x3 convolution where
-    # widths differ
+    # "cgr" is equation 5. "conv", as in the reference implementation, is the identity,
+    # or a 3x3 convolution where widths differ.
     residual: str = "cgr"
     attention: str = "parallel"  # "parallel", "sequential" or "none", see Attention
     norm: str = "group"
@@ -84,19 +89,11 @@ class ADRB(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        cgr = functools.partial(
-            CGR,
-            self.features,
-            norm=self.norm,
-            groups=self.groups,
-            folded=self.folded,
-            dtype=self.dtype,
-        )
         self.linear = nn.Dense(self.features, dtype=self.dtype)
-        self.cgr_1 = cgr(self.inputs)
-        self.cgr_2 = cgr()
+        self.cgr_1 = self._cgr(self.inputs)
+        self.cgr_2 = self._cgr(self.features)
         if self.residual == "cgr":
-            self.cgr_skip = cgr(self.inputs)
+            self.cgr_skip = self._cgr(self.inputs)
         elif self.inputs != self.features:
             self.conv_skip = Conv(
                 self.features,
@@ -129,7 +126,8 @@ class ADRB(nn.Module):
         if share is not None:
             h, skip = h + share[0], skip + share[1]
         rl = self.linear(jax.nn.relu(emb))
-        rl = jnp.tile(rl, (1, 4)) if self.folded else rl
+        if self.folded:
+            rl = jnp.tile(rl, (1, 4))
         h = self.cgr_1.activate(h, train=train)
         h = self.cgr_2(h + rl[:, None, None, :], train=train)
         if self.residual == "cgr":
@@ -138,26 +136,40 @@ class ADRB(nn.Module):
         h = h + skip
         return h if self.attention == "none" else self.attend(h)
 
+    def _cgr(self, inputs):
+        return CGR(
+            self.features,
+            inputs,
+            norm=self.norm,
+            groups=self.groups,
+            folded=self.folded,
+            dtype=self.dtype,
+        )
+
     def _branches(self, x, *, last):
-        """What x, the input's first or last channels, gives to both branches before
-        their norms.
-        """
+        """What x, the first or last channels, gives to both branches before norms."""
         if self.residual == "cgr":
             skip = self.cgr_skip.conv(x, last=last)
         elif self.inputs != self.features:
             skip = self.conv_skip(x, last=last)
         else:
-            # Never of several parts: side by side they are wider than the block.
-            skip = in_place(x, self.features, last=last, folded=self.folded)
+            # x is one map: parts side by side are wider than the block.
+            skip = in_place(
+                x,
+                self.features,
+                last=last,
+                folded=self.folded,
+            )
         return self.cgr_1.conv(x, last=last), skip
 
 
 class Attention(nn.Module):
-    """Channel attention (mean and maximum pooled, one shared MLP) and spatial attention
-    (1x1 convolution).
+    """Channel attention by one shared MLP, spatial attention by a 1x1 convolution.
 
-    order "parallel", the lineage: x * channel + x * spatial. "sequential", as CBAM (Woo
-    et al. 2018): channel first, then spatial on what is left.
+    The MLP sees the mean and the maximum of each channel. Order "parallel", as in the
+    reference implementation, is x * channel + x * spatial. Order "sequential", as in
+    CBAM (Woo et al. 2018), applies the channel weights first and computes the spatial
+    weights from the result.
     """
 
     features: int  # channels in and out
@@ -168,36 +180,34 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        squeeze = nn.Dense(
-            max(1, self.features // self.reduction), dtype=self.dtype, name="squeeze"
-        )
+        squeezed = max(1, self.features // self.reduction)
+        squeeze = nn.Dense(squeezed, dtype=self.dtype, name="squeeze")
         excite = nn.Dense(self.features, dtype=self.dtype, name="excite")
-        spatial = Conv(
-            1,
-            self.features,
-            1,
-            use_bias=True,
-            folded=self.folded,
-            dtype=self.dtype,
-            name="spatial",
-        )
         pixels = 4 if self.folded else 1
 
         def mlp(pooled):
             return excite(jax.nn.relu(squeeze(pooled)))
 
-        def spatially(x):
-            weights = jax.nn.sigmoid(spatial(x))
-            return (
-                jnp.repeat(weights, self.features, axis=-1) if self.folded else weights
-            )
-
+        # A folded map is pooled over the pixels of its blocks, too.
         mean = jnp.mean(x, axis=(1, 2)).reshape(-1, pixels, self.features).mean(1)
-        highest = jnp.max(x, axis=(1, 2)).reshape(-1, pixels, self.features).max(1)
-        channel = jnp.tile(jax.nn.sigmoid(mlp(mean) + mlp(highest)), (1, pixels))[
-            :, None, None, :
-        ]
+        largest = jnp.max(x, axis=(1, 2)).reshape(-1, pixels, self.features).max(1)
+        channel = jax.nn.sigmoid(mlp(mean) + mlp(largest))
+        channel = jnp.tile(channel, (1, pixels))[:, None, None, :]
         if self.order == "parallel":
-            return x * (channel + spatially(x))
+            return x * (channel + self._spatial(x))
         x = x * channel
-        return x * spatially(x)
+        return x * self._spatial(x)
+
+    def _spatial(self, x):
+        """One weight in (0, 1) a pixel."""
+        weights = Conv(
+            1,
+            self.features,
+            kernel=1,
+            use_bias=True,
+            folded=self.folded,
+            dtype=self.dtype,
+            name="spatial",
+        )(x)
+        weights = jax.nn.sigmoid(weights)
+        return jnp.repeat(weights, self.features, axis=-1) if self.folded else weights

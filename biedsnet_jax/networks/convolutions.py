@@ -1,5 +1,4 @@
-"""Convolutions that do less: of parts known beforehand, of up-sampled maps, of folded
-maps.
+"""Convolutions that do less: of parts known beforehand, up-sampled maps, folded maps.
 
 Each gives what the plain convolution gives, with its parameters (names and shapes of
 `blocks.conv`).
@@ -18,87 +17,87 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from biedsnet_jax.networks import winograd
-from biedsnet_jax.networks.blocks import Features, max_pool
+from biedsnet_jax.networks.blocks import Features, OtherFeatures, max_pool
 
-# a tuple stands side by side, as if concatenated
+# A tuple of maps counts as their concatenation.
 Maps = Features | tuple[Float[Array, "b h w _c"], ...]
 
 
 class Conv(nn.Module):
-    """Same-size convolution, whose input may come in parts and whose maps may be
-    folded.
+    """Same-size convolution whose input may come in parts and whose maps may be folded.
 
     Parts side by side are a tuple. Parts known at different times are added, and the
     bias comes with the first one:
 
         conv([x, c]) = conv(x) + conv(c, last=True)
 
-    Folded: all maps are `space_to_depth` maps. The parameters have the names and shapes
-    of the plain `conv([x, c])`.
+    With `folded` all maps are `space_to_depth` maps. The parameters have the names and
+    shapes of the plain `conv([x, c])`.
     """
 
     features: int  # channels out
     inputs: int | None = None  # channels of all parts; None: x is all
-    kernel: int = 3  # odd
+    kernel: int = 3  # pixels a side, odd
     use_bias: bool = False
     folded: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Maps, *, last: bool = False) -> Float[Array, "b h w c2"]:
-        """The convolution of the first channels of the input, or of the last ones."""
-        parts, pixels = x if isinstance(x, tuple) else (x,), 4 if self.folded else 1
+        """Convolves the first channels of the input, or with `last` its last ones."""
+        parts = x if isinstance(x, tuple) else (x,)
+        pixels = 4 if self.folded else 1
         widths = [part.shape[-1] // pixels for part in parts]
-        inputs = self.inputs or sum(widths)
-        read = slice(inputs - sum(widths), None) if last else slice(sum(widths))
+        width = sum(widths)
+        inputs = self.inputs or width
+        read = slice(inputs - width, None) if last else slice(width)
         shape = (self.kernel, self.kernel, inputs, self.features)
-        kernel = jnp.asarray(
-            self.param("kernel", nn.initializers.lecun_normal(), shape), self.dtype
-        )
-        kernel = kernel[:, :, read]
-        # part by part, as the maps lie
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = jnp.asarray(kernel, self.dtype)[:, :, read]
         if self.folded:
+            # Part by part, since each part is folded by itself.
             kernels = jnp.split(kernel, np.cumsum(widths)[:-1], axis=2)
             kernel = jnp.concatenate([fold_kernel(each) for each in kernels], axis=2)
         x = jnp.concatenate(parts, axis=-1).astype(self.dtype)
-        # In bfloat16 the sums of several inputs would cost digits.
-        if (
-            self.has_variable(winograd.COLLECTION, "kernel")
-            and self.dtype == jnp.float32
-            and not self.folded
-            and x.shape[1] % 2 == x.shape[2] % 2 == 0
-        ):
-            transformed = self.get_variable(winograd.COLLECTION, "kernel")[:, read]
-            x = jax.lax.platform_dependent(
-                x,
-                cpu=lambda x: winograd.convolve(x, transformed),
-                default=lambda x: convolve(x, kernel),
-            )
-        else:
-            x = convolve(x, kernel)
+        x = self._convolve(x, kernel, read)
         if self.use_bias:
-            bias = jnp.tile(
-                self.param("bias", nn.initializers.zeros, (self.features,)).astype(
-                    self.dtype
-                ),
-                pixels,
-            )
-            x = x if last else x + bias[None, None, None]
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = jnp.tile(bias.astype(self.dtype), pixels)
+            if not last:
+                x = x + bias[None, None, None]
         return x
 
+    def _convolve(self, x, kernel, read):
+        """Takes Winograd's form on a CPU where `winograd.prepare` has made a kernel."""
+        # In bfloat16 the sums of several inputs would cost digits.
+        if (
+            not self.has_variable(winograd.COLLECTION, "kernel")
+            or self.dtype != jnp.float32
+            or self.folded
+            or x.shape[1] % 2
+            or x.shape[2] % 2
+        ):
+            return convolve(x, kernel)
+        transformed = self.get_variable(winograd.COLLECTION, "kernel")[:, read]
+        return jax.lax.platform_dependent(
+            x,
+            cpu=lambda x: winograd.convolve(x, transformed),
+            default=lambda x: convolve(x, kernel),
+        )
 
-# (pixel of a block, tap of a 2x2 kernel) -> taps of the 3x3 kernel, along one axis,
-# that see the same small pixel
+
+# (pixel of a 2x2 block, tap of a 2x2 kernel) -> taps of the 3x3 kernel that see the
+# same small pixel, along one axis.
 _SEEN = {(0, 0): (0,), (0, 1): (1, 2), (1, 0): (0, 1), (1, 1): (2,)}
 
 
 class UpsampledConv(nn.Module):
-    """3x3 convolution, without bias, of the map that `upsample_nearest` would make, in
-    four ninths of the products.
+    """3x3 convolution, without bias, of the map that `upsample_nearest` would make.
 
-    Each of the 2x2 pixels that came from one sees three rows (columns) of which two are
-    the same: a 2x2 convolution of the small map, with sums of the kernel's taps.
-    Parameters as `conv`'s. With `folded` the result is a `space_to_depth` map.
+    It takes four ninths of the products. Each of the 2x2 pixels that came from one sees
+    three rows (columns) of which two are the same: a 2x2 convolution of the small map,
+    with sums of the kernel's taps. Parameters are `conv`'s. With `folded` the result is
+    a `space_to_depth` map.
     """
 
     features: int  # channels out
@@ -106,39 +105,39 @@ class UpsampledConv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Features) -> Float[Array, "b _h _w _c"]:
+    def __call__(self, x: Features) -> OtherFeatures:
         _, h, w, c = x.shape
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (3, 3, c, self.features)
-        ).astype(self.dtype)
-        both = [(i, j) for i in (0, 1) for j in (0, 1)]
-        # by tap (t, u) of the 2x2 kernel; beside each other the four pixels (i, j) of a
-        # block
+        shape = (3, 3, c, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = kernel.astype(self.dtype)
+        places = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+        def summed(i, j, t, u):
+            """Tap (t, u) of the 2x2 kernel for pixel (i, j) of a block."""
+            return sum(kernel[r, s] for r in _SEEN[i, t] for s in _SEEN[j, u])
+
+        # The kernels of a block's four pixels stand side by side as channels.
         taps = [
-            jnp.concatenate(
-                [
-                    sum(kernel[r, s] for r in _SEEN[i, t] for s in _SEEN[j, u])
-                    for i, j in both
-                ],
-                axis=-1,
-            )
-            for t, u in both
+            jnp.concatenate([summed(i, j, t, u) for i, j in places], axis=-1)
+            for t, u in places
         ]
         taps = jnp.stack(taps).reshape(2, 2, c, 4 * self.features)
-        # a row and a column more: upper halves look up, lower down
+        # One row and one column more than x: upper pixels look up, lower ones down.
         y = convolve_pairs(x.astype(self.dtype), taps)
-        pixels = zip(both, jnp.split(y, 4, axis=-1))
-        folded = jnp.concatenate(
-            [pixel[:, i : i + h, j : j + w] for (i, j), pixel in pixels], axis=-1
-        )
+        pixels = [
+            pixel[:, i : i + h, j : j + w]
+            for (i, j), pixel in zip(places, jnp.split(y, 4, axis=-1))
+        ]
+        folded = jnp.concatenate(pixels, axis=-1)
         return folded if self.folded else depth_to_space(folded)
 
 
 def convolve(
     x: Features, kernel: Float[Array, "k k c c2"]
 ) -> Float[Array, "b _h _w c2"]:
-    """Stride 1, k // 2 zeros on each side: the same size for an odd kernel, one more
-    for an even one.
+    """Convolution at stride 1 with k // 2 zeros on each side.
+
+    The result has x's size for an odd kernel, and one pixel more for an even one.
     """
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
@@ -156,9 +155,9 @@ def convolve_pairs(
 ) -> Float[Array, "b _h _w c2"]:
     """`convolve` with a 2x2 kernel.
 
-    The kernel's gradient is written down, as four products of matrices: as the
-    convolution with a window of the map's size that tracing gives, it took a hundred
-    times as long on a CPU, and nearly half of a training step.
+    The kernel's gradient is written out, as four products of matrices. Tracing gives a
+    convolution with a window of the map's size, which took a hundred times as long on a
+    CPU, and nearly half of a training step.
     """
     return convolve(x, kernel)
 
@@ -183,37 +182,32 @@ def _convolve_pairs_backward(saved, g):
 convolve_pairs.defvjp(_convolve_pairs_forward, _convolve_pairs_backward)
 
 
-def space_to_depth(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
-    """Blocks of 2x2 pixels become channels, (row, column, channel) in this order;
-    height and width must be even.
+def space_to_depth(x: Features) -> Float[Array, "b h2 w2 c4"]:
+    """Makes blocks of 2x2 pixels channels, ordered by (row, column, channel).
+
+    Height and width must be even.
     """
     b, h, w, c = x.shape
-    return (
-        x.reshape(b, h // 2, 2, w // 2, 2, c)
-        .transpose(0, 1, 3, 2, 4, 5)
-        .reshape(b, h // 2, w // 2, 4 * c)
-    )
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // 2, w // 2, 4 * c)
 
 
 def depth_to_space(x: Float[Array, "b h w c4"]) -> Float[Array, "b h2 w2 c"]:
     """The inverse of `space_to_depth`."""
     b, h, w, c = x.shape
-    return (
-        x.reshape(b, h, w, 2, 2, c // 4)
-        .transpose(0, 1, 3, 2, 4, 5)
-        .reshape(b, 2 * h, 2 * w, c // 4)
-    )
+    x = x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, 2 * h, 2 * w, c // 4)
 
 
 def fold_kernel(kernel: Float[Array, "k k c c2"]) -> Float[Array, "_k _k _c4 _c8"]:
-    """The kernel that does to folded maps what `kernel`, 1x1 or 3x3, does to plain
-    ones; many of its entries are 0.
+    """The kernel that does to folded maps what `kernel` does to plain ones.
+
+    `kernel` is 1x1 or 3x3. Many entries of the result are 0.
     """
     size, _, c_in, c_out = kernel.shape
     radius = size // 2
-    block, row, out, tap = np.ogrid[
-        -radius : radius + 1, 0:2, 0:2, -radius : radius + 1
-    ]
+    reach = slice(-radius, radius + 1)
+    block, row, out, tap = np.ogrid[reach, 0:2, 0:2, reach]
     # Pixel `out` of a block, moved by `tap`, is pixel `row` of the block at distance
     # `block`.
     lands = jnp.asarray(2 * block + row == out + tap, kernel.dtype)
@@ -221,20 +215,18 @@ def fold_kernel(kernel: Float[Array, "k k c c2"]) -> Float[Array, "_k _k _c4 _c8
     return folded.reshape(size, size, 4 * c_in, 4 * c_out)
 
 
-def fold(x: Features, folded: bool) -> Float[Array, "b _h _w _c"]:
-    """A plain map as a level keeps it, whose maps may be folded."""
+def fold(x: Features, folded: bool) -> OtherFeatures:
+    """A plain map as a level keeps it whose maps may be folded."""
     return space_to_depth(x) if folded else x
 
 
-def unfold(x: Features, folded: bool) -> Float[Array, "b _h _w _c"]:
+def unfold(x: Features, folded: bool) -> OtherFeatures:
     """The inverse of `fold`."""
     return depth_to_space(x) if folded else x
 
 
-def pool(x: Features, folded: bool) -> Float[Array, "b _h _w _c"]:
-    """`max_pool` of the map that x, as a level keeps it, stands for; the result is a
-    plain map.
-    """
+def pool(x: Features, folded: bool) -> OtherFeatures:
+    """`max_pool` of a map that may be folded; the result is a plain map."""
     if not folded:
         return max_pool(x)
     return functools.reduce(jnp.maximum, jnp.split(x, 4, axis=-1))
@@ -243,7 +235,7 @@ def pool(x: Features, folded: bool) -> Float[Array, "b _h _w _c"]:
 def in_place(
     x: Features, channels: int, *, last: bool, folded: bool
 ) -> Float[Array, "b h w _c"]:
-    """x at the first or the last of `channels` channels, the others zero."""
+    """Places x at the first or the last of `channels` channels; the others are zero."""
     x = unfold(x, folded)
     missing = channels - x.shape[-1]
     x = jnp.pad(x, [(0, 0)] * 3 + [(missing, 0) if last else (0, missing)])

@@ -1,10 +1,11 @@
-"""MedSegDiff: a guided-diffusion U-Net denoiser and a highway network on the clean
-image, in both published versions.
+"""MedSegDiff: a guided-diffusion denoiser and a highway network on the clean image.
 
-    new   calibration, anchor = highway(I)                                      once per image
+Both published versions are here. h_d is the denoiser's map at 1/2^d, on the way down:
+
+    new   calibration, anchor = highway(I)                             once per image
           eps, variance = denoiser([I, x_t], t; first conv + stop_gradient(anchor))
-    v1    eps, variance, h_1, ... = denoiser([I, x_t], t)                       h_d: its map at 1/2^d, on the way down
-          calibration = highway(I; gated by h_1, ..., h_4)                      at every step
+    v1    eps, variance, h_1, ... = denoiser([I, x_t], t)
+          calibration = highway(I; gated by h_1, ..., h_4)             at every step
 
 Wu et al., "MedSegDiff: medical image segmentation with diffusion probabilistic model",
 2023, with the flags of the published README; the denoiser is that of Dhariwal and
@@ -12,10 +13,10 @@ Nichol, "Diffusion models beat GANs on image synthesis", 2021. The calibration m
 its own loss. The denoiser's loss does not reach the highway network; in v1 the
 calibration's loss reaches the denoiser, through the gates.
 
-Left out of v1: the published code also adds the highway's bottleneck to the denoiser's,
-through a convolution drawn anew in every forward pass, so that it cannot be trained and
-two identical calls differ. Without it, the highway of v1 acts on the denoiser in
-training only.
+One thing is left out of v1. The published code also adds the highway's bottleneck to
+the denoiser's, through a convolution drawn anew in every forward pass, so that it
+cannot be trained and two identical calls differ. Without it, the highway of v1 acts on
+the denoiser in training only.
 """
 
 import flax.linen as nn
@@ -26,6 +27,7 @@ from jaxtyping import Array, Float, Real
 
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks.blocks import (
+    Features,
     GroupNorm,
     check_size,
     conv,
@@ -44,11 +46,11 @@ VERSIONS = ("new", "v1")
 
 
 class MedSegDiff(nn.Module):
-    """Denoiser and highway network; the image is encoded once, then denoised at any
-    number of steps.
+    """Denoiser and highway network.
 
-    In `new`, the first highway widths w_0, w_1 must satisfy 2 w_0 + w_1 = `channels`,
-    since the anchor is added to the denoiser's first map: 4 * `highway_channels` unless
+    The image is encoded once, then x_t denoised at any number of steps. In `new`, the
+    first highway widths w_0, w_1 must satisfy 2 w_0 + w_1 = `channels`, since the
+    anchor is added to the denoiser's first map. That is 4 * `highway_channels` unless
     `highway_cap` binds. `v1` has a weight for each frequency of its maps, so it is
     built for one image size; nothing of it can be computed before x_t and t are known.
 
@@ -57,24 +59,34 @@ class MedSegDiff(nn.Module):
     `image_size` square.
     """
 
-    classes: int = 1  # k
-    version: str = "new"  # or "v1"
-    image_size: int = 256  # pixels, both sides; `v1` only
-    channels: int = 128  # width of the denoiser's first level, a multiple of `groups`
-    # width of each level, in units of `channels`
+    # Number of foreground classes, k.
+    classes: int = 1
+    # Published version: "new" anchors the denoiser, in "v1" the denoiser gates the highway.
+    version: str = "new"
+    # Side of the image in pixels; "v1" only.
+    image_size: int = 256
+    # Width of the denoiser's first level in channels, a multiple of `groups`.
+    channels: int = 128
+    # Width of each level of the denoiser, in units of `channels`.
     channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
-    num_res_blocks: int = 2  # per level on the way down; one more on the way up
-    # rates (image side / map side) at which self-attention runs
+    # Residual blocks of each level on the way down; one more on the way up.
+    num_res_blocks: int = 2
+    # Self-attention runs where the image is this many times as wide as the map.
     attention_downsample: tuple[int, ...] = (16,)
-    num_heads: int = 1  # of self-attention
-    # of the denoiser's norms; of one channel each, they would undo what the time
-    # embedding adds
+    # Heads of self-attention.
+    num_heads: int = 1
+    # Groups of the denoiser's norms. With one channel each they would undo what the time
+    # embedding adds.
     groups: int = 32
-    dropout: float = 0.0  # rate, in the denoiser's residual blocks
-    highway_channels: int = 32  # width of the highway's first level
-    highway_cap: int = 480  # largest highway width
-    highway_dropout: float = 0.5  # rate, in the highway's encoder, of whole channels
-    # of the arithmetic; norms' statistics, outputs and weights stay float32
+    # Dropout rate in the denoiser's residual blocks.
+    dropout: float = 0.0
+    # Width of the highway's first level in channels.
+    highway_channels: int = 32
+    # Largest width of the highway in channels.
+    highway_cap: int = 480
+    # Rate at which the highway's encoder drops whole channels.
+    highway_dropout: float = 0.5
+    # Type of the arithmetic. Norms' statistics, outputs and weights stay float32.
     dtype: DTypeLike = jnp.float32
 
     predicts_noise = True
@@ -102,19 +114,21 @@ class MedSegDiff(nn.Module):
 
     @nn.nowrap
     def check_size(self, size: tuple[int, int]) -> None:
-        """Raise BadInput for an image of (height, width) that it cannot take."""
+        """Raises BadInput for an image of (height, width) that it cannot take."""
         multiple = 2 ** max(LEVELS, len(self.channel_mult) - 1)
         check_size(size, multiple=multiple, network="MedSegDiff")
         if self.version == "v1" and size != (self.image_size, self.image_size):
             raise BadInput(
-                f"MedSegDiff v1 image of another size than its FF-Parsers, {size[0]}x{size[1]} for {self.image_size}, "
-                f"in image_size; resize the images to {self.image_size}, set image_size to a square size of theirs, or "
-                f"use version='new', which takes every multiple of {multiple}"
+                f"MedSegDiff v1 has image_size={self.image_size}, but an image is "
+                f"{size[0]}x{size[1]}. Resize images to {self.image_size}, set image_size "
+                "to a square size of theirs, or use version='new', which takes every "
+                f"multiple of {multiple}."
             )
 
     def encode(self, image: Image, *, train: bool) -> dict[str, Array]:
-        """Features of the clean image: `calibration` (a probability),
-        `calibration_logits`, `anchor`; none in `v1`.
+        """Features of the clean image, none in `v1`.
+
+        They are `calibration` (a probability), `calibration_logits` and `anchor`.
         """
         self.check_size(image.shape[1:3])
         return {} if self.version == "v1" else self.highway(image, train=train)
@@ -128,7 +142,7 @@ class MedSegDiff(nn.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, "b h w 2*k"], dict[str, Array]]:
-        """Predict [eps, variance] of `x_t` at step `t`, k channels each, in float32.
+        """Predicts [eps, variance] of `x_t` at step `t`, k channels each, in float32.
 
         The second half is raw: (1 + variance) / 2 is v of Nichol and Dhariwal,
         "Improved denoising diffusion probabilistic models", eq 15, which moves log
@@ -138,47 +152,56 @@ class MedSegDiff(nn.Module):
         output, maps = self.denoiser(features.get("anchor"), x_t, image, t, train=train)
         if self.version == "v1":
             features = self.highway(image, maps[:GATES], train=train)
-        return output, {
-            name: features[name] for name in ("calibration", "calibration_logits")
-        }
+        out = {name: features[name] for name in ("calibration", "calibration_logits")}
+        return output, out
 
     def __call__(
-        self, x_t: Noisy, image: Image, t: Real[Array, " b"], *, train: bool
+        self,
+        x_t: Noisy,
+        image: Image,
+        t: Real[Array, " b"],
+        *,
+        train: bool,
     ) -> tuple[Float[Array, "b h w 2*k"], dict[str, Array]]:
         return self.denoise(self.encode(image, train=train), x_t, image, t, train=train)
 
     def _check_fields(self):
         if self.version not in VERSIONS:
             raise BadInput(
-                f"unknown MedSegDiff, {self.version!r}, in version; use {' or '.join(map(repr, VERSIONS))}"
+                f"MedSegDiff has no version {self.version!r}. "
+                f"Use {' or '.join(map(repr, VERSIONS))}."
             )
         if self.channels % self.groups:
             raise BadInput(
-                f"width of MedSegDiff, {self.channels}, channels; use a multiple of {self.groups} (groups)"
+                f"MedSegDiff's channels={self.channels} is no multiple of "
+                f"groups={self.groups}. Use a multiple."
             )
         w_0, w_1 = highway_widths(self.highway_channels, self.highway_cap)[:2]
-        if self.version == "new" and 2 * w_0 + w_1 != self.channels:
+        anchor = 2 * w_0 + w_1
+        if self.version == "new" and anchor != self.channels:
             raise BadInput(
-                f"anchor of {2 * w_0 + w_1} channels for a denoiser of {self.channels}, highway_channels="
-                f"{self.highway_channels} highway_cap={self.highway_cap}; use highway_channels={self.channels // 4} "
-                f"with highway_cap >= {self.channels // 2}, or channels={2 * w_0 + w_1}"
+                f"MedSegDiff's highway_channels={self.highway_channels} and "
+                f"highway_cap={self.highway_cap} make an anchor of {anchor} channels, but "
+                f"the denoiser has channels={self.channels}. "
+                f"Use highway_channels={self.channels // 4} with "
+                f"highway_cap >= {self.channels // 2}, or channels={anchor}."
             )
         for mult in self.channel_mult:
-            if self.channels * mult % self.num_heads:
+            width = self.channels * mult
+            if width % self.num_heads:
                 raise BadInput(
-                    f"attention heads of MedSegDiff, {self.num_heads}, num_heads; use a divisor of the level width "
-                    f"{self.channels * mult}"
+                    f"MedSegDiff's num_heads={self.num_heads} does not divide a level of "
+                    f"{width} channels. Use a divisor."
                 )
 
 
 class Denoiser(nn.Module):
-    """The guided-diffusion U-Net on [image, x_t]; an anchor is added, detached, to its
-    first map.
+    """The guided-diffusion U-Net on [image, x_t].
 
-    Returns the output and, finest first, the maps that the strided convolutions leave
-    at 1/2, 1/4, ... on the way down. Blocks are numbered through as in
-    guided-diffusion: `input_0` is the first convolution, and every later `input_i`
-    leaves one skip that one `output_i` consumes.
+    An anchor is added, detached, to its first map. Returns the output and, finest
+    first, the maps that the strided convolutions leave at 1/2, 1/4, ... on the way
+    down. Blocks are numbered through as in guided-diffusion: `input_0` is the first
+    convolution, and every later `input_i` leaves one skip that one `output_i` consumes.
     """
 
     classes: int
@@ -201,85 +224,85 @@ class Denoiser(nn.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, "b h w 2*k"], list[Array]]:
-        emb = timestep_embedding(t.astype(jnp.float32), self.channels).astype(
-            self.dtype
-        )
+        emb = timestep_embedding(t.astype(jnp.float32), self.channels)
+        emb = emb.astype(self.dtype)
         emb = nn.Dense(4 * self.channels, dtype=self.dtype, name="time_1")(emb)
-        emb = nn.Dense(4 * self.channels, dtype=self.dtype, name="time_2")(
-            jax.nn.silu(emb)
-        )
+        emb = jax.nn.silu(emb)
+        emb = nn.Dense(4 * self.channels, dtype=self.dtype, name="time_2")(emb)
 
-        def res(x, level, name):
-            width = self.channels * self.channel_mult[level]
-            x = ResBlock(
-                width, self.groups, self.dropout, self.dtype, name=f"{name}_res"
-            )(x, emb, train=train)
-            if 2**level in self.attention_downsample:
-                x = SelfAttention(
-                    self.num_heads, self.groups, self.dtype, name=f"{name}_attention"
-                )(x)
-            return x
-
-        # [image, x_t]: the noisy mask comes last in the published weights
+        # The noisy mask comes last in the published weights.
         h = jnp.concatenate([image.astype(self.dtype), x_t.astype(self.dtype)], axis=-1)
-        h = conv(self.channels, use_bias=True, dtype=self.dtype, name="input_0")(h)
+        h = self._conv(h, self.channels, "input_0")
         if anchor is not None:
             h = h + jax.lax.stop_gradient(anchor).astype(self.dtype)
 
-        skips, halved = [h], []
-        levels = range(len(self.channel_mult))
-        for level in levels:
-            for _ in range(self.num_res_blocks):
-                h = res(h, level, f"input_{len(skips)}")
-                skips.append(h)
-            if level != levels[-1]:
-                h = conv(
-                    h.shape[-1],
-                    stride=2,
-                    use_bias=True,
-                    dtype=self.dtype,
-                    name=f"input_{len(skips)}_down",
-                )(h)
+        skips, halved = self._down(h, emb, train)
+
+        h = skips[-1]
+        h = self._res(h, emb, h.shape[-1], "middle_0", train)
+        h = self._attention(h, "middle_1_attention")
+        h = self._res(h, emb, h.shape[-1], "middle_2", train)
+
+        h = self._up(h, skips, emb, train)
+        h = jax.nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="out_norm")(h))
+        output = _zero_conv(2 * self.classes, self.dtype, "out_conv")(h)
+        return output.astype(jnp.float32), halved
+
+    def _down(self, h, emb, train):
+        """(all skips, the maps that strided convolutions leave), finest first."""
+        skips = [h]
+        halved = []
+        for level in range(len(self.channel_mult)):
+            if level > 0:
+                name = f"input_{len(skips)}_down"
+                h = self._conv(h, h.shape[-1], name, stride=2)
                 skips.append(h)
                 halved.append(h)
+            for _ in range(self.num_res_blocks):
+                h = self._level(h, emb, level, f"input_{len(skips)}", train)
+                skips.append(h)
+        return skips, halved
 
-        width = h.shape[-1]
-        h = ResBlock(width, self.groups, self.dropout, self.dtype, name="middle_0_res")(
-            h, emb, train=train
-        )
-        h = SelfAttention(
-            self.num_heads, self.groups, self.dtype, name="middle_1_attention"
-        )(h)
-        h = ResBlock(width, self.groups, self.dropout, self.dtype, name="middle_2_res")(
-            h, emb, train=train
-        )
-
+    def _up(self, h, skips, emb, train):
         i = 0
-        for level in reversed(levels):
+        for level in reversed(range(len(self.channel_mult))):
             for _ in range(self.num_res_blocks + 1):
-                h = res(
-                    jnp.concatenate([h, skips.pop()], axis=-1), level, f"output_{i}"
-                )
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._level(h, emb, level, f"output_{i}", train)
                 i += 1
-            if level != 0:
+            if level > 0:
                 h = upsample_nearest(h)
-                h = conv(
-                    h.shape[-1],
-                    use_bias=True,
-                    dtype=self.dtype,
-                    name=f"output_{i - 1}_up",
-                )(h)
+                h = self._conv(h, h.shape[-1], f"output_{i - 1}_up")
+        return h
 
-        h = jax.nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="out_norm")(h))
-        return _zero_conv(2 * self.classes, self.dtype, "out_conv")(h).astype(
-            jnp.float32
-        ), halved
+    def _level(self, x, emb, level, name, train):
+        """A residual block, and self-attention where the level has it."""
+        x = self._res(x, emb, self.channels * self.channel_mult[level], name, train)
+        if 2**level in self.attention_downsample:
+            x = self._attention(x, f"{name}_attention")
+        return x
+
+    def _res(self, x, emb, width, name, train):
+        block = ResBlock(
+            width, self.groups, self.dropout, self.dtype, name=f"{name}_res"
+        )
+        return block(x, emb, train=train)
+
+    def _attention(self, x, name):
+        return SelfAttention(self.num_heads, self.groups, self.dtype, name=name)(x)
+
+    def _conv(self, x, width, name, stride=1):
+        return conv(
+            width,
+            stride=stride,
+            use_bias=True,
+            dtype=self.dtype,
+            name=name,
+        )(x)
 
 
 class ResBlock(nn.Module):
-    """GN-SiLU-conv, plus a projection of the time embedding, GN-SiLU-dropout-conv, plus
-    the input.
-    """
+    """GN-SiLU-conv, plus the time embedding, GN-SiLU-dropout-conv, plus the input."""
 
     features: int  # output channels
     groups: int = 32
@@ -288,21 +311,28 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"], *, train: bool
+        self, x: Features, emb: Float[Array, "b e"], *, train: bool
     ) -> Float[Array, "b h w d"]:
         h = jax.nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm_1")(x))
-        h = conv(self.features, use_bias=True, dtype=self.dtype, name="conv_1")(h)
-        h = (
-            h
-            + nn.Dense(self.features, dtype=self.dtype, name="time")(jax.nn.silu(emb))[
-                :, None, None
-            ]
-        )
+        h = conv(
+            self.features,
+            use_bias=True,
+            dtype=self.dtype,
+            name="conv_1",
+        )(h)
+        emb = nn.Dense(self.features, dtype=self.dtype, name="time")(jax.nn.silu(emb))
+        h = h + emb[:, None, None]
         h = jax.nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm_2")(h))
         h = nn.Dropout(self.dropout)(h, deterministic=not train)
         h = _zero_conv(self.features, self.dtype, "conv_2")(h)
         if x.shape[-1] != self.features:
-            x = conv(self.features, 1, use_bias=True, dtype=self.dtype, name="skip")(x)
+            x = conv(
+                self.features,
+                1,
+                use_bias=True,
+                dtype=self.dtype,
+                name="skip",
+            )(x)
         return x + h
 
 
@@ -314,29 +344,29 @@ class SelfAttention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Features) -> Features:
         b, h, w, c = x.shape
         d = c // self.heads
         normed = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
         qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(normed)
-        # heads first, then q, k, v within each head: the order of the published weights
+        # The published weights hold the heads in turn, each with its q, k and v.
         q, k, v = jnp.split(qkv.reshape(b, h * w, self.heads, 3 * d), 3, axis=-1)
-        # on both q and k: in half precision their product would lose more
+        # Both q and k are scaled: in half precision their product would lose more.
         scale = d**-0.25
-        weights = jnp.einsum("bqnd,bknd->bnqk", q * scale, k * scale).astype(
-            jnp.float32
+        scores = jnp.einsum("bqnd,bknd->bnqk", q * scale, k * scale)
+        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
+        y = jnp.einsum("bnqk,bknd->bqnd", weights.astype(self.dtype), v)
+        project = nn.Dense(
+            c,
+            kernel_init=nn.initializers.zeros,
+            dtype=self.dtype,
+            name="project",
         )
-        weights = jax.nn.softmax(weights, axis=-1).astype(self.dtype)
-        y = jnp.einsum("bnqk,bknd->bqnd", weights, v).reshape(b, h, w, c)
-        return x + nn.Dense(
-            c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="project"
-        )(y)
+        return x + project(y.reshape(b, h, w, c))
 
 
-def _zero_conv(features: int, dtype, name: str):
-    """A convolution that starts at zero, so that a residual block starts as the
-    identity.
-    """
+def _zero_conv(features, dtype, name):
+    """A convolution that starts at zero: a residual block starts as the identity."""
     return nn.Conv(
         features,
         (3, 3),

@@ -1,5 +1,4 @@
-"""MedSegDiff's highway (condition) network on the clean image, and the gates by which
-the denoiser acts on it in v1.
+"""MedSegDiff's highway (condition) network on the clean image, and the gates of v1.
 
 The highway network is a plain U-Net in nnU-Net's style, five levels and a bottleneck.
 It predicts a calibration map of its own, and two of its decoder maps, brought to full
@@ -7,10 +6,11 @@ size, anchor the denoiser of version `new`:
 
     anchor = [a_0, a_0, a_1],   a_0 from 1/2 size (width 0), a_1 from 1/4 size (width 1)
 
-In `v1` the pooled map x of each of the first four levels is gated by the denoiser's map
-h of the same size:
+In `v1` the denoiser's map h of the same size gates the pooled map x of each of the
+first four levels, by one map times one vector of channels:
 
-    g = irfft2(W * rfft2(conv_1x1(h))),   x <- x * conv_1x1(g) * mean_hw(g)       one map times one vector of channels
+    g = irfft2(W * rfft2(conv_1x1(h)))
+    x <- x * conv_1x1(g) * mean_hw(g)
 
 Wu et al., "MedSegDiff: medical image segmentation with diffusion probabilistic model",
 2023, as published in code.
@@ -24,12 +24,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from biedsnet_jax.networks.blocks import batch_norm, max_pool, resize_bilinear
+from biedsnet_jax.networks.blocks import Features, batch_norm, max_pool, resize_bilinear
 from biedsnet_jax.types import Image
 
-# poolings, so that a side must be divisible by 32
+# Levels, each with a pooling, so that a side must be divisible by 32.
 LEVELS = 5
-# at most, in v1: at the first levels, as many as the denoiser has maps for
+# The most gates in v1. They sit at the first levels, as far as the denoiser has maps.
 GATES = 4
 
 # He initialisation for a leaky ReLU of slope 0.01, as nnU-Net does.
@@ -37,7 +37,7 @@ _he_normal = nn.initializers.variance_scaling(2.0 / (1.0 + 0.01**2), "fan_in", "
 
 
 def highway_widths(channels: int, cap: int) -> tuple[int, ...]:
-    """Widths of the five levels, then of the bottleneck: doubled at each, up to `cap`."""
+    """Widths of the levels, then of the bottleneck: doubled at each, up to `cap`."""
     return tuple(min(channels * 2**level, cap) for level in range(LEVELS + 1))
 
 
@@ -49,9 +49,7 @@ class HighwayBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool
-    ) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Features, *, train: bool) -> Float[Array, "b h w d"]:
         x = nn.Conv(
             self.features,
             (3, 3),
@@ -61,17 +59,16 @@ class HighwayBlock(nn.Module):
             name="conv",
         )(x)
         x = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(x, deterministic=not train)
-        return jax.nn.leaky_relu(
-            batch_norm(train, dtype=self.dtype, name="norm")(x), 0.01
-        )
+        x = batch_norm(train, dtype=self.dtype, name="norm")(x)
+        return jax.nn.leaky_relu(x, 0.01)
 
 
 class Highway(nn.Module):
     """The condition network: image -> calibration map and anchor.
 
-    maps: of the denoiser, at 1/2, 1/4, ..., which gate the first levels; none in
-    version `new`. Returns `calibration` "b h w k" in [0, 1], its `calibration_logits`,
-    and `anchor` "b h w 2*w_0+w_1".
+    `maps` are the denoiser's at 1/2, 1/4, ..., which gate the first levels; there are
+    none in version `new`. Returns `calibration` "b h w k" in [0, 1], its
+    `calibration_logits`, and `anchor` "b h w 2*w_0+w_1".
     """
 
     classes: int = 1  # k
@@ -85,9 +82,8 @@ class Highway(nn.Module):
         self, image: Image, maps: Sequence[Array] = (), *, train: bool
     ) -> dict[str, Array]:
         def block(x, features, name, dropout=0.0):
-            return HighwayBlock(features, dropout, self.dtype, name=name)(
-                x, train=train
-            )
+            module = HighwayBlock(features, dropout, self.dtype, name=name)
+            return module(x, train=train)
 
         widths = highway_widths(self.channels, self.cap)
         size = image.shape[1:3]
@@ -109,7 +105,7 @@ class Highway(nn.Module):
             x = resize_bilinear(x, skips[i].shape[1:3])
             x = jnp.concatenate([x, skips[i]], axis=-1)
             x = block(x, widths[i], f"up_{u}_0")
-            # already as wide as the next skip
+            # This block is already as wide as the next skip.
             x = block(x, widths[max(i - 1, 0)], f"up_{u}_1")
             decoded[i] = x
 
@@ -123,7 +119,8 @@ class Highway(nn.Module):
             name="head",
         )
         logits = head(x).astype(jnp.float32)
-        a_0, a_1 = resize_bilinear(decoded[1], size), resize_bilinear(decoded[2], size)
+        a_0 = resize_bilinear(decoded[1], size)
+        a_1 = resize_bilinear(decoded[2], size)
         anchor = jnp.concatenate([a_0, a_0, a_1], axis=-1)
         return {
             "calibration": jax.nn.sigmoid(logits),
@@ -133,41 +130,46 @@ class Highway(nn.Module):
 
 
 class Gate(nn.Module):
-    """What the pooled map of a highway level is multiplied by: a map times a vector of
-    channels, both from g.
-    """
+    """The factor of a highway level's pooled map: a map times a vector of channels."""
 
     features: int  # channels of the level
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-        g = FFParser(name="ff_parser")(self._conv(self.features, "embed")(h))
+    def __call__(self, h: Features) -> Float[Array, "b h w d"]:
+        h = self._conv(self.features, "embed")(h)
+        g = FFParser(name="ff_parser")(h)
         return self._conv(1, "map")(g) * jnp.mean(g, axis=(1, 2), keepdims=True)
 
-    def _conv(self, features: int, name: str):
+    def _conv(self, features, name):
         return nn.Conv(
-            features, (1, 1), kernel_init=_he_normal, dtype=self.dtype, name=name
+            features,
+            (1, 1),
+            kernel_init=_he_normal,
+            dtype=self.dtype,
+            name=name,
         )
 
 
 class FFParser(nn.Module):
-    """Multiply the spectrum of a map by a learned complex weight: irfft2(W * rfft2(x)),
-    orthonormal.
+    """Multiplies the spectrum of a map by a learned weight: irfft2(W * rfft2(x)).
 
-    The weight has one entry per frequency and channel, "h w/2+1 c 2" (real, imaginary),
-    so it fits a single image size.
+    The transforms are orthonormal. The complex weight has one entry per frequency
+    and channel, "h w/2+1 c 2" (real, imaginary), so it fits a single image size.
     """
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Features) -> Features:
         _, h, w, c = x.shape
-        weight = self.param(
-            "complex_weight", nn.initializers.normal(0.02), (h, w // 2 + 1, c, 2)
-        )
-        # FFTs want float32
+        shape = (h, w // 2 + 1, c, 2)
+        weight = self.param("complex_weight", nn.initializers.normal(0.02), shape)
+        # FFTs take no half precision.
         spectrum = jnp.fft.rfft2(x.astype(jnp.float32), axes=(1, 2), norm="ortho")
         spectrum = spectrum * jax.lax.complex(weight[..., 0], weight[..., 1])[None]
-        return jnp.fft.irfft2(spectrum, s=(h, w), axes=(1, 2), norm="ortho").astype(
-            x.dtype
+        y = jnp.fft.irfft2(
+            spectrum,
+            s=(h, w),
+            axes=(1, 2),
+            norm="ortho",
         )
+        return y.astype(x.dtype)

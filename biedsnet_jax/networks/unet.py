@@ -1,8 +1,8 @@
 """UNet (Ronneberger et al. 2015) as the UNet++ authors' PyTorch port builds it.
 
-Each block is two [3x3 convolution, batch norm, ReLU]. Going down halves the size by max
-pooling, going up doubles it by bilinear interpolation with aligned corners, without a
-convolution of its own. Node x{i}_{j} sits at level i.
+Each block is two [3x3 convolution, batch norm, ReLU]. Max pooling halves the size on
+the way down. Bilinear interpolation with aligned corners, without a convolution of its
+own, doubles it on the way up. Node x{i}_{j} sits at level i.
 
     x0_0 ---------------------------------> x0_4 -> final
       x1_0 --------------------------> x1_3
@@ -33,12 +33,13 @@ class UNet(nn.Module):
     """
 
     classes: int = 1
-    channels: tuple[int, ...] = (32, 64, 128, 256, 512)  # widths, full size first
+    # Widths of the levels in channels, full size first.
+    channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     dtype: DTypeLike = jnp.float32
 
     @nn.nowrap
     def check_size(self, size: tuple[int, int]) -> None:
-        """Raise BadInput for an image of (height, width) that it cannot take."""
+        """Raises BadInput for an image of (height, width) that it cannot take."""
         check_size(size, multiple=2 ** (len(self.channels) - 1), network="UNet")
 
     @nn.compact
@@ -46,19 +47,20 @@ class UNet(nn.Module):
         self.check_size(image.shape[1:3])
         depth = len(self.channels) - 1
 
+        # Down the left side of the U, keeping what its right side joins.
         skips = []
         x = image.astype(self.dtype)
         for i, width in enumerate(self.channels):
-            x = max_pool(x) if i else x
+            if i > 0:
+                x = max_pool(x)
             x = VGGBlock(width, dtype=self.dtype, name=f"conv{i}_0")(x, train=train)
             skips.append(x)
 
         for i in reversed(range(depth)):
-            x = jnp.concatenate(
-                [skips[i], upsample_bilinear(x, align_corners=True)], axis=-1
-            )
-            x = VGGBlock(
-                self.channels[i], dtype=self.dtype, name=f"conv{i}_{depth - i}"
-            )(x, train=train)
+            x = upsample_bilinear(x, align_corners=True)
+            x = jnp.concatenate([skips[i], x], axis=-1)
+            name = f"conv{i}_{depth - i}"
+            x = VGGBlock(self.channels[i], dtype=self.dtype, name=name)(x, train=train)
 
-        return conv(self.classes, 1, use_bias=True, name="final")(x), {}
+        head = conv(self.classes, 1, use_bias=True, name="final")
+        return head(x), {}

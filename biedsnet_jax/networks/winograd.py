@@ -1,11 +1,13 @@
-"""Winograd's F(2x2, 3x3): a 3x3 convolution in four ninths of the products (Lavin and
-Gray 2016, section 4.1).
+"""Winograd's F(2x2, 3x3): a 3x3 convolution in four ninths of the products.
 
-Two columns and rows of results come from four of the input: Y = A^T [(G k G^T) * (B^T d
-B)] A. What it adds is memory traffic, so it pays where channels are many, on a CPU,
-whose library for convolutions does not do it by itself, and for a kernel that is used
-again and again: `prepare` transforms kernels once for all steps and samples of a
-prediction.
+Two rows and columns of results come from four of the input (Lavin and Gray 2016,
+section 4.1):
+
+    Y = A^T [(G k G^T) * (B^T d B)] A
+
+The transforms add memory traffic. So this pays where channels are many, on a CPU, whose
+library for convolutions does not do it by itself, and for a kernel that is used again
+and again: `prepare` transforms kernels once for all steps and samples of a prediction.
 """
 
 import jax.numpy as jnp
@@ -14,27 +16,25 @@ from jaxtyping import Array, Float
 
 from biedsnet_jax.networks.blocks import Features
 
-# of variables: transformed kernels, by the path of the module that has the plain one
+# The variables with transformed kernels, by the path of the module that has the plain
+# ones.
 COLLECTION = "winograd"
-# in and out; at 64, transforms take more than products give
+# In and out. At 64 channels the transforms take more time than the products save.
 LEAST_CHANNELS = 128
-# a transform takes as long as it saves in about two uses
+# A kernel's transform takes as long as it saves in about two uses.
 _LEAST_USES = 4
 
 Kernel = Float[Array, "16 c c2"]
 
 
 def prepare(variables: dict, uses: int) -> dict:
-    """`variables` with transformed kernels beside them, where `uses` evaluations of the
-    network are worth it.
-    """
+    """Adds transformed kernels to `variables` where `uses` evaluations repay them."""
     if uses < _LEAST_USES:
         return variables
+    params = traverse_util.flatten_dict(variables.get("params", {}))
     kernels = {
         path: transform(value)
-        for path, value in traverse_util.flatten_dict(
-            variables.get("params", {})
-        ).items()
+        for path, value in params.items()
         if path[-1] == "kernel"
         and value.shape[:2] == (3, 3)
         and min(value.shape[2:]) >= LEAST_CHANNELS
@@ -53,17 +53,17 @@ def transform(kernel: Float[Array, "3 3 c c2"]) -> Kernel:
 
 
 def convolve(x: Features, kernel: Kernel) -> Float[Array, "b h w c2"]:
-    """3x3 convolution, stride 1, same size, of a `transform`ed kernel; height and width
-    must be even.
+    """3x3 convolution at stride 1 to the same size, by a kernel from `transform`.
+
+    Height and width must be even.
     """
     b, h, w, c = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = _mix_input([x[:, i : i + h : 2] for i in range(4)])
     # "column row b h/2 w/2 c"
     tiles = _mix_input([rows[:, :, :, j : j + w : 2] for j in range(4)])
-    products = jnp.einsum("tpc,tcd->tpd", tiles.reshape(16, -1, c), kernel).reshape(
-        4, 4, b, h // 2, w // 2, -1
-    )
+    products = jnp.einsum("tpc,tcd->tpd", tiles.reshape(16, -1, c), kernel)
+    products = products.reshape(4, 4, b, h // 2, w // 2, -1)
     # "2 row b h/2 w/2 c2"
     columns = _mix_output(products)
     # "row column b h/2 w/2 c2"
@@ -72,10 +72,10 @@ def convolve(x: Features, kernel: Kernel) -> Float[Array, "b h w c2"]:
 
 
 def _mix_input(d):
-    """B^T d, along one axis, which comes first."""
+    """B^T d along the first axis."""
     return jnp.stack([d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]])
 
 
 def _mix_output(m):
-    """A^T m, along the first axis."""
+    """A^T m along the first axis."""
     return jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]])

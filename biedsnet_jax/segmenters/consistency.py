@@ -1,15 +1,14 @@
-"""Consistency distillation: a student that answers x_0 from any x_t as its teacher's
-sampler would after many steps.
+"""Consistency distillation: one step of a student for many of its teacher's sampler.
 
-On a grid of N times t_1 < ... < t_N, with x_t = q_sample(x_0, t_n) and f the mask that
-a network predicts,
+The grid is N times t_1 < ... < t_N, with x_t = q_sample(x_0, t_n). f is the mask that a
+network predicts. The student's f(x_t, t_n) must equal the target, gradient stopped:
 
-    x_s = DDIM step of the teacher from x_t at t_n to t_{n-1};   target = student f(x_s, t_{n-1}), gradient stopped
-    target = teacher f(x_t, t_1) at n = 1, where the DDIM step goes to alpha_bar = 1
+    n > 1    x_s = the teacher's DDIM step from x_t at t_n to t_{n-1}
+             target = student f(x_s, t_{n-1})
+    n = 1    target = teacher f(x_t, t_1), since the DDIM step goes to alpha_bar = 1
 
-and the student's f(x_t, t_n) must equal it. Source: Song et al. 2023, algorithm 2; the
-target network is the student itself, without an average of its past (Song & Dhariwal
-2024, section 3.2).
+Source: Song et al. 2023, algorithm 2. The target network is the student itself, without
+an average of its past (Song & Dhariwal 2024, section 3.2).
 """
 
 import dataclasses
@@ -25,8 +24,9 @@ from biedsnet_jax.types import Batch, Image, Mask, Noisy, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class Consistency:
-    """A segmenter whose loss reads its teacher's variables, fixed, as
-    `variables["teacher"]`; else as `student`.
+    """A segmenter as `student`, with a loss against its teacher.
+
+    The loss reads the teacher's variables, which stay fixed, in `variables["teacher"]`.
     """
 
     student: Diffusion
@@ -69,41 +69,41 @@ class Consistency:
     ) -> segmenter.Loss:
         """See Segmenter."""
         key_n, key_noise, key_dropout = jax.random.split(key, 3)
+        teacher = variables["teacher"]
         own = {name: value for name, value in variables.items() if name != "teacher"}
-        image, y, noises = batch["image"], batch["mask"], self.student.schedule
-        times = jnp.asarray(
-            schedule.select_timesteps(noises.timesteps, self.grid)[::-1]
-        )
+        image = batch["image"]
+        y = batch["mask"]
+        noises = self.student.schedule
+        grid = schedule.select_timesteps(noises.timesteps, self.grid)
+        times = jnp.asarray(grid[::-1])
+        # Every example has a place on the grid of its own.
         n = jax.random.randint(key_n, (len(y),), 0, self.grid)
-        t, s = times[n], times[jnp.maximum(n - 1, 0)]
+        t = times[n]
+        s = times[jnp.maximum(n - 1, 0)]
         noise = jax.random.normal(key_noise, y.shape)
         x_t = process.q_sample(noises, self.student.encode(y), t, noise)
 
-        p_teacher = self._denoised(variables["teacher"], x_t, image, t)
+        p_teacher = self._denoised(teacher, x_t, image, t)
         x_0 = self.student.encode(p_teacher)
-        # DDIM
-        x_s = process.q_sample(
-            noises, x_0, s, process.eps_from_x_0(noises, x_t=x_t, x_0=x_0, t=t)
-        )
+        # A DDIM step keeps the noise that x_0 leaves in x_t.
+        eps = process.eps_from_x_0(noises, x_t=x_t, x_0=x_0, t=t)
+        x_s = process.q_sample(noises, x_0, s, eps)
         p_student = self._denoised(own, x_s, image, s)
-        target = jax.lax.stop_gradient(
-            jnp.where((n == 0)[:, None, None, None], p_teacher, p_student)
-        )
+        at_first = (n == 0)[:, None, None, None]
+        target = jax.lax.stop_gradient(jnp.where(at_first, p_teacher, p_student))
 
         inputs = x_t, image, t
-        network = self.student.network
         (logits, out), batch_stats = segmenter.apply(
-            network, own, inputs, key_dropout, train
+            self.student.network, own, inputs, key_dropout, train
         )
         heads = [logits, *out.get("supervision", [])]
-        consistency, truth = (
-            jnp.mean(self.student.heads_loss(heads, mask)) for mask in (target, y)
-        )
+        consistency = jnp.mean(self.student.heads_loss(heads, target))
+        truth = jnp.mean(self.student.heads_loss(heads, y))
         train_dice = segmenter.train_dice(logits > 0, y)
         metrics = {"consistency": consistency, "truth": truth, "train_dice": train_dice}
         return consistency + self.truth_weight * truth, (metrics, batch_stats)
 
     def _denoised(self, variables, x_t: Noisy, image: Image, t: process.Times) -> Mask:
-        """The probability of the mask, as predicted in use."""
+        """Probability of the mask, as predicted outside training."""
         logits, _ = self.student.network.apply(variables, x_t, image, t, train=False)
         return jax.nn.sigmoid(logits)

@@ -19,8 +19,9 @@ from biedsnet_jax.types import Batch, Image, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class Direct:
-    """Any network in one pass. A denoiser is used as if sampling were over: x_t and t
-    are zero.
+    """Any network in one pass.
+
+    A denoiser is used as if sampling were over: x_t and t are zero.
     """
 
     network: nn.Module
@@ -30,21 +31,21 @@ class Direct:
 
     def init(self, key: PRNGKey, shape: tuple[int, int, int]) -> Variables:
         """See Segmenter."""
-        return self.network.init(
-            key, *self._inputs(jnp.zeros((1, *shape))), train=False
-        )
+        inputs = self._inputs(jnp.zeros((1, *shape)))
+        return self.network.init(key, *inputs, train=False)
 
     def loss(
         self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool
     ) -> Loss:
         """See Segmenter."""
-        inputs, y = self._inputs(batch["image"]), batch["mask"]
-        return segmenter.mask_loss(self, variables, inputs, y, key, train)
+        inputs = self._inputs(batch["image"])
+        return segmenter.mask_loss(self, variables, inputs, batch["mask"], key, train)
 
     def predict(
         self, variables: Variables, image: Image, keys: Keys, *, ensemble: int
     ) -> Probabilities:
         """See Segmenter; always one sample."""
+        # The samples' axis has one entry, whatever `ensemble` asks for.
         logits, _ = self.network.apply(variables, *self._inputs(image), train=False)
         return jax.nn.sigmoid(logits)[None]
 

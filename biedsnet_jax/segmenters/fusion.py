@@ -1,4 +1,4 @@
-"""K samples of one image into one probability map."""
+"""Fusion of K samples of one image into one probability map."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,15 @@ from jaxtyping import Array, Bool, Float
 Samples = Float[Array, "n b h w k"]
 Probability = Float[Array, "b h w k"]
 
-# Of STAPLE: where EM ends, and what stands for 0 under a logarithm.
-_CLOSE, _MOST_ROUNDS, _TINY = 1e-7, 2000, 1e-30
+# STAPLE's EM ends when its estimates move by no more than this, or after these rounds.
+_CLOSE = 1e-7
+_MOST_ROUNDS = 2000
+# Stands for 0 under a logarithm.
+_TINY = 1e-30
 
 
 def mean(samples: Samples) -> Probability:
-    """The mean: BIEDSNet's lineage."""
+    """The mean, as BIEDSNet's reference implementation takes it."""
     return jnp.mean(samples, axis=0)
 
 
@@ -22,24 +25,25 @@ def majority(samples: Samples) -> Probability:
 
 
 def mean_squared(samples: Samples) -> Probability:
-    """The square of the mean: what the published MedSegDiff calls staple, mean(s *
-    mean(s)), comes to.
+    """The square of the mean.
+
+    The published MedSegDiff calls this STAPLE and computes it as mean(s * mean(s)).
     """
     return jnp.square(jnp.mean(samples, axis=0))
 
 
 def staple(samples: Samples) -> Probability:
-    """STAPLE (Warfield, Zou, Wells 2004, doi:10.1109/TMI.2004.828354) of the samples
-    above one half.
+    """STAPLE of the samples above one half, each image and class by itself.
 
-    Each image and class by itself: EM finds the sensitivity p and specificity q of
-    every sample together with the probability of the hidden truth. As in ITK's filter,
-    the first truth is the mean vote, the prior the mean of all votes, and EM stops when
-    no p or q moves by more than 1e-7. The samples themselves if they agree or there is
-    but one, empty and full included.
+    EM finds the sensitivity p and specificity q of every sample together with the
+    probability of the hidden truth. As in ITK's filter, the first truth is the mean
+    vote, the prior is the mean of all votes, and EM stops when no p or q moves by more
+    than 1e-7. Samples that agree, or a single one, are the result themselves, empty and
+    full ones included.
+    Source: Warfield, Zou, Wells 2004, doi:10.1109/TMI.2004.828354.
     """
     n, b, h, w, k = samples.shape
-    # one vmap: ten times faster than two
+    # One vmap over both axes is ten times faster than two.
     votes = jnp.transpose(samples > 0.5, (1, 4, 0, 2, 3)).reshape(b * k, n, h, w)
     return jnp.moveaxis(jax.vmap(_staple)(votes).reshape(b, k, h, w), 1, -1)
 
@@ -53,36 +57,37 @@ FUSIONS = {
 
 
 def uncertainty(samples: Samples) -> dict[str, Probability]:
-    """How sure the samples are, each map in [0, 1].
+    """Maps of how unsure the samples are, each in [0, 1].
 
-    entropy: of the mean probability, in bits. mutual_information: what of it the
-    samples' disagreement explains, entropy of the mean less the mean entropy (Houlsby
-    et al. 2011, arXiv:1112.5745). variance: between samples.
+    `entropy` is that of the mean probability, in bits. `mutual_information` is the part
+    of it that the samples' disagreement explains, the entropy of the mean less the mean
+    entropy (Houlsby et al. 2011, arXiv:1112.5745). `variance` is between the samples.
     """
     entropy = _entropy(mean(samples))
+    explained = entropy - jnp.mean(_entropy(samples), axis=0)
     return {
         "entropy": entropy,
-        "mutual_information": jnp.maximum(
-            entropy - jnp.mean(_entropy(samples), axis=0), 0.0
-        ),
+        "mutual_information": jnp.maximum(explained, 0.0),
         "variance": jnp.var(samples, axis=0),
     }
 
 
 def _entropy(p):
-    """Of a coin, in bits; 0 where it is certain."""
+    """Entropy of a coin, in bits; 0 where it is certain."""
     return (jax.scipy.special.entr(p) + jax.scipy.special.entr(1.0 - p)) / jnp.log(2.0)
 
 
 def _staple(votes: Bool[Array, "n h w"]) -> Float[Array, "h w"]:
-    """Pixels with the same votes share their truth: EM runs over the 2^n patterns where
-    these are the fewer.
+    """Probability of the truth, by EM over pixels or over patterns of votes.
+
+    Pixels with the same votes share their truth, so EM runs over the 2^n patterns where
+    these are fewer.
     """
-    n, pixels = len(votes), votes[0].size
-    if 2**n >= pixels:
-        return _expectation_maximisation(
-            votes.reshape(n, -1), jnp.ones(pixels)
-        ).reshape(votes.shape[1:])
+    n, h, w = votes.shape
+    if 2**n >= h * w:
+        votes = votes.reshape(n, h * w)
+        return _expectation_maximisation(votes, jnp.ones(h * w)).reshape(h, w)
+    # A pixel's votes, read as a binary number, say which pattern it has.
     pattern = sum(vote.astype(jnp.int32) << i for i, vote in enumerate(votes))
     count = jnp.zeros(2**n).at[pattern.reshape(-1)].add(1.0)
     every_pattern = jnp.stack([jnp.arange(2**n) >> i & 1 == 1 for i in range(n)])
@@ -92,16 +97,17 @@ def _staple(votes: Bool[Array, "n h w"]) -> Float[Array, "h w"]:
 def _expectation_maximisation(
     votes: Bool[Array, "n m"], count: Float[Array, " m"]
 ) -> Float[Array, " m"]:
-    """Probability that the truth is 1, of m patterns of votes that occur `count` times
-    each.
+    """Probability that the truth is 1 for m patterns of votes.
 
-    `quality` holds log p, log (1 - p), log q, log (1 - q). Every complement is summed
-    for itself: a difference would cancel in float32.
+    Each pattern occurs `count` times. `quality` holds log p, log (1 - p), log q and
+    log (1 - q). Every complement is summed for itself: a difference would cancel in
+    float32.
     """
-    yes, no = votes.astype(jnp.float32), (~votes).astype(jnp.float32)
+    yes = votes.astype(jnp.float32)
+    no = (~votes).astype(jnp.float32)
 
     def total(pick, weight):
-        # no matrix product: GPU and TPU would round its factors
+        # It is no matrix product, whose factors GPU and TPU would round.
         return jnp.sum(pick * weight[None], axis=1)
 
     def maximise(w, not_w):
@@ -111,41 +117,34 @@ def _expectation_maximisation(
 
     def log_odds(quality):
         log_p, log_not_p, log_q, log_not_q = quality[..., None]
-        return prior + jnp.sum(
-            jnp.where(votes, log_p - log_not_q, log_not_p - log_q), axis=0
-        )
+        evidence = jnp.where(votes, log_p - log_not_q, log_not_p - log_q)
+        return prior + jnp.sum(evidence, axis=0)
 
     def one_round(state):
         quality, change, _, rounds = state
         odds = log_odds(quality)
-        new_quality = maximise(
-            count * jax.nn.sigmoid(odds), count * jax.nn.sigmoid(-odds)
-        )
+        truth = jax.nn.sigmoid(odds)
+        new_quality = maximise(count * truth, count * jax.nn.sigmoid(-odds))
         new_change = jnp.max(jnp.abs(jnp.exp(new_quality) - jnp.exp(quality)))
-        # no progress that float32 could show
-        rounding = (new_change < 3 * _CLOSE) & (new_change >= change)
-        return (
-            new_quality,
-            new_change,
-            (new_change <= _CLOSE) | rounding | (rounds >= _MOST_ROUNDS),
-            rounds + 1,
-        )
+        # Float32 can stall just above `_CLOSE`, where rounding moves the estimates.
+        stalled = (new_change < 3 * _CLOSE) & (new_change >= change)
+        done = (new_change <= _CLOSE) | stalled | (rounds >= _MOST_ROUNDS)
+        return new_quality, new_change, done, rounds + 1
 
-    prior = jnp.subtract(
-        *_log_shares(jnp.sum(total(yes, count)), jnp.sum(total(no, count)))
-    )
+    log_yes, log_no = _log_shares(jnp.sum(total(yes, count)), jnp.sum(total(no, count)))
+    prior = log_yes - log_no
     first = maximise(count * jnp.mean(yes, axis=0), count * jnp.mean(no, axis=0))
     start = (first, jnp.float32(jnp.inf), jnp.bool(False), 1)
-    return jax.nn.sigmoid(
-        log_odds(jax.lax.while_loop(lambda state: ~state[2], one_round, start)[0])
-    )
+    quality, *_ = jax.lax.while_loop(lambda state: ~state[2], one_round, start)
+    return jax.nn.sigmoid(log_odds(quality))
 
 
 def _log_shares(
     part: Float[Array, "*n"], rest: Float[Array, "*n"]
 ) -> Float[Array, "2 *n"]:
-    """Logarithms of part / (part + rest) and of its complement; both those of 0 where
-    both are 0.
+    """Logarithms of part / (part + rest) and of its complement.
+
+    Where part and rest are 0, both are the logarithm of `_TINY`.
     """
     total = jnp.maximum(part + rest, _TINY)
     return jnp.log(jnp.maximum(jnp.stack([part / total, rest / total]), _TINY))

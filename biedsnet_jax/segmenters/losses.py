@@ -1,13 +1,15 @@
-"""Losses as functions of one batch that keep the batch axis: every result is "b", so a
-padded example can be left out.
+"""Losses of a batch.
 
-The joint diffusion and segmentation loss of the paper, with READING's weights, on
-logits l, p = sigmoid(l), mask y:
+Every loss keeps the batch axis, so that a padded example can be left out. All are
+finite on empty and on full masks.
+
+The paper's joint diffusion and segmentation loss, of logits l, p = sigmoid(l) and mask
+y, has the weights of docs/paper.md:
 
     joint(l, y) = SmoothL1_beta(p, y) + Dice(p, y) + 0.5 BCE(l, y)
 
-and under multi-layer supervision sum_i w_i joint(l_i, y) over the final and the side
-heads. All are finite on empty and on full masks.
+Under multi-layer supervision it is sum_i w_i joint(l_i, y) over the final and the side
+heads.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +26,9 @@ LossFn = Callable[[Logits, Mask], PerExample]
 
 
 def smooth_l1(p: Mask, y: Mask, *, beta: float = 1.0) -> PerExample:
-    """Mean over pixels of d^2 / (2 beta) where d = |p - y| < beta, else d - beta / 2
-    (Girshick 2015).
+    """Mean over pixels of d^2 / (2 beta) where d = |p - y| < beta, else d - beta / 2.
+
+    Source: Girshick 2015.
     """
     d = jnp.abs(p - y)
     return _pixel_mean(jnp.where(d < beta, 0.5 * d * d / beta, d - 0.5 * beta))
@@ -37,15 +40,16 @@ def mse(p: Mask, y: Mask) -> PerExample:
 
 
 def bce(logits: Logits, y: Mask) -> PerExample:
-    """Binary cross entropy over pixels and classes, from logits: log(1 + exp(l)) - l y."""
+    """Mean binary cross entropy over pixels and classes: log(1 + exp(l)) - l y."""
+    # From logits and not from p, so that it stays finite where p rounds to 0 or 1.
     return _pixel_mean(jax.nn.softplus(logits) - logits * y)
 
 
 def dice(p: Mask, y: Mask, *, smooth: float = 1.0) -> PerExample:
-    """1 - (2 sum p y + smooth) / (sum p + sum y + smooth) per example and class, mean
-    over classes.
-    """
-    overlap, total = jnp.sum(p * y, axis=(1, 2)), jnp.sum(p + y, axis=(1, 2))
+    """Mean over classes of 1 - (2 sum p y + smooth) / (sum p + sum y + smooth)."""
+    # `smooth` keeps the loss finite where neither p nor y has a pixel.
+    overlap = jnp.sum(p * y, axis=(1, 2))
+    total = jnp.sum(p + y, axis=(1, 2))
     return jnp.mean(1.0 - (2.0 * overlap + smooth) / (total + smooth), axis=-1)
 
 
@@ -65,7 +69,7 @@ def joint(
 
 
 def mse_only(logits: Logits, y: Mask) -> PerExample:
-    """What stands in for `joint` in ablation rows 1 to 3: MSE on p."""
+    """MSE of p, which stands in for `joint` in ablation rows 1 to 3."""
     return mse(jax.nn.sigmoid(logits), y)
 
 
@@ -77,12 +81,12 @@ def dice_bce(
     dice_weight: float = 1.0,
     bce_weight: float = 0.5,
 ) -> PerExample:
-    """Weighted Dice and BCE, the loss of the direct networks; the defaults are UNet++'s
-    and UNeXt's reference.
+    """Weighted Dice and BCE, the loss of the direct networks.
+
+    The defaults are those of UNet++'s and UNeXt's authors.
     """
-    return dice_weight * dice(
-        jax.nn.sigmoid(logits), y, smooth=dice_smooth
-    ) + bce_weight * bce(logits, y)
+    overlap = dice(jax.nn.sigmoid(logits), y, smooth=dice_smooth)
+    return dice_weight * overlap + bce_weight * bce(logits, y)
 
 
 LOSSES = {"joint": joint, "mse": mse_only, "dice_bce": dice_bce}
@@ -91,15 +95,17 @@ LOSSES = {"joint": joint, "mse": mse_only, "dice_bce": dice_bce}
 def supervised(
     loss: LossFn, heads: Sequence[Logits], y: Mask, weights: Sequence[float]
 ) -> PerExample:
-    """Weighted sum of `loss` over heads, final head first; a lone head counts fully
-    whatever its weight.
+    """Weighted sum of `loss` over heads, final head first.
+
+    A single head counts fully whatever its weight. Raises BadInput unless several heads
+    have a weight each.
     """
     if len(heads) == 1:
         return loss(heads[0], y)
     if len(heads) != len(weights):
-        fix = "give one weight a head, the final head's first"
         raise BadInput(
-            f"{len(heads)} heads, {len(weights)} weights, in loss.supervision_weights; {fix}"
+            f"loss.supervision_weights has {len(weights)} weights for {len(heads)} heads. "
+            "Give one weight a head, the final head's first."
         )
     return sum(w * loss(logits, y) for w, logits in zip(weights, heads))
 

@@ -1,7 +1,7 @@
 """Multiply-adds of a function, counted in its jaxpr: traced, never compiled or run.
 
-Counted are convolutions and matrix products, as papers do: norms, activations, pooling,
-resizing and FFTs are not.
+Convolutions and matrix products count, as in papers. Norms, activations, pooling,
+resizing and FFTs do not.
 
     convolution      outputs x kernel height x kernel width x input channels / groups
     matrix product   outputs x length of the contracted axes
@@ -17,20 +17,20 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-# Two things look like what they are not; networks mark them by `jax.named_scope`.
-# pooling or resizing, written as matrix products: not counted
+# Networks mark by `jax.named_scope` what its primitives alone would miscount: resizing
+# written as matrix products, which are left out,
 _RESAMPLING = "resampling"
-# a convolution, written as elementwise products: these are counted
+# and a convolution written as elementwise products, which count.
 _PRODUCTS = "products_of_convolution"
 
 
 def count_macs(fn: Callable, *args) -> int:
-    """Multiply-adds of `fn(*args)`; arguments are arrays or `jax.ShapeDtypeStruct`s, in
-    any pytree.
+    """Multiply-adds of `fn(*args)`.
 
-    A scan counts its body once a step, a conditional its costliest branch, `shard_map`
-    what all devices of its mesh do. Raises ValueError for a while loop with
-    multiply-adds in it: how often it turns is not known before it runs.
+    Arguments are arrays or `jax.ShapeDtypeStruct`s, in any pytree. A scan
+    counts its body once a step, a conditional its costliest branch, `shard_map` what
+    all devices of its mesh do. Raises ValueError for a while loop with multiply-adds in
+    it: how often it turns is not known before it runs.
     """
     return _count(jax.make_jaxpr(fn)(*args).jaxpr, scope="")
 
@@ -38,12 +38,11 @@ def count_macs(fn: Callable, *args) -> int:
 def prediction_gmacs(
     model, variables: dict, shape: tuple[int, int, int], *, ensemble: int
 ) -> float:
-    """1e9 multiply-adds of `model.predict` for one image of `shape` (height, width,
-    channels).
+    """Multiply-adds of `model.predict` for one image, in units of 1e9.
 
-    `model` is a `segmenter.Segmenter`, `variables` its arrays or their shapes. Of a
-    diffusion method that is encoding the image once, and every evaluation of the
-    denoiser: steps x samples.
+    `model` is a `segmenter.Segmenter`, `variables` its arrays or their shapes, `shape`
+    (height, width, channels). A diffusion method encodes the image once and evaluates
+    the denoiser steps x samples times.
     """
 
     def predict(variables, image, keys):
@@ -54,14 +53,14 @@ def prediction_gmacs(
     return count_macs(predict, variables, image, keys) / 1e9
 
 
-def _count(jaxpr: core.Jaxpr, scope: str) -> int:
+def _count(jaxpr, scope):
     return sum(
         _count_equation(eqn, f"{scope}/{eqn.source_info.name_stack}")
         for eqn in _live(jaxpr)
     )
 
 
-def _count_equation(eqn, scope: str) -> int:
+def _count_equation(eqn, scope):
     name = eqn.primitive.name
     if _RESAMPLING in scope:
         return 0
@@ -78,38 +77,34 @@ def _count_equation(eqn, scope: str) -> int:
         return eqn.params["length"] * sum(inner)
     if name == "while" and any(inner):
         raise ValueError(
-            "multiply-adds in a while loop, whose number of turns is not known; use lax.scan"
+            "A while loop has multiply-adds in it, and it may turn any number of times. "
+            "Use lax.scan."
         )
     if name == "shard_map":
         return eqn.params["mesh"].size * sum(inner)
     return sum(inner)
 
 
-def _convolution(eqn) -> int:
+def _convolution(eqn):
     image, kernel = (x.aval for x in eqn.invars)
-    out_channels, in_channels = (
-        kernel.shape[axis] for axis in eqn.params["dimension_numbers"].rhs_spec[:2]
-    )
-    # transposed: every pixel meets every tap, the zeros between do not
+    out_axis, in_axis = eqn.params["dimension_numbers"].rhs_spec[:2]
+    # Transposed: every pixel meets every tap, the zeros between do not.
     if math.prod(eqn.params["lhs_dilation"]) > 1:
-        return (
-            image.size
-            * kernel.size
-            // (in_channels * eqn.params["feature_group_count"])
-        )
-    return eqn.outvars[0].aval.size * kernel.size // out_channels
+        in_channels = kernel.shape[in_axis] * eqn.params["feature_group_count"]
+        return image.size * kernel.size // in_channels
+    return eqn.outvars[0].aval.size * kernel.size // kernel.shape[out_axis]
 
 
-def _matrix_product(eqn) -> int:
+def _matrix_product(eqn):
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    return eqn.outvars[0].aval.size * math.prod(
-        eqn.invars[0].aval.shape[axis] for axis in contracted
-    )
+    shape = eqn.invars[0].aval.shape
+    return eqn.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
 
 
-def _live(jaxpr: core.Jaxpr) -> list:
+def _live(jaxpr):
     """The equations that some output depends on, last first."""
-    needed, live = _variables(jaxpr.outvars), []
+    needed = _variables(jaxpr.outvars)
+    live = []
     for eqn in reversed(jaxpr.eqns):
         if eqn.effects or needed & set(eqn.outvars):
             live.append(eqn)
@@ -117,16 +112,18 @@ def _live(jaxpr: core.Jaxpr) -> list:
     return live
 
 
-def _variables(atoms) -> set:
+def _variables(atoms):
     return {atom for atom in atoms if not isinstance(atom, core.Literal)}
 
 
 def inner_jaxprs(eqn) -> Iterator[core.Jaxpr]:
-    """The functions an equation calls: bodies of jit, scan, cond, remat, custom
-    derivatives, shard_map.
+    """The functions that an equation calls.
+
+    They are the bodies of jit, scan, cond, remat, custom derivatives and shard_map.
     """
     for value in eqn.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
+        items = value if isinstance(value, tuple | list) else (value,)
+        for item in items:
             if isinstance(item, core.ClosedJaxpr):
                 yield item.jaxpr
             elif isinstance(item, core.Jaxpr):

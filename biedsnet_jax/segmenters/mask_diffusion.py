@@ -25,9 +25,9 @@ from biedsnet_jax.types import Batch, Image, PRNGKey
 class Diffusion:
     """A denoiser that predicts the mask, trained at random times (paper section III.A).
 
-    With `self_condition` it sees its last prediction of x_0 beside x_t, as further
-    channels, 0 where there is none: in training its own of the same x_t in every second
-    batch, by chance (Chen et al. 2023, arXiv:2208.04202).
+    With `self_condition` it is given its last prediction of x_0 as further channels
+    behind x_t, 0 where there is none. In training that is its own prediction from the
+    same x_t, in every second batch by chance (Chen et al. 2023, arXiv:2208.04202).
     """
 
     network: nn.Module
@@ -43,30 +43,32 @@ class Diffusion:
     def init(self, key: PRNGKey, shape: tuple[int, int, int]) -> Variables:
         """See Segmenter."""
         x_t, image, t = segmenter.denoiser_inputs(self.network, jnp.zeros((1, *shape)))
-        return self.network.init(key, self._beside(x_t), image, t, train=False)
+        x_t = self._with_prediction(x_t, jnp.zeros_like(x_t))
+        return self.network.init(key, x_t, image, t, train=False)
 
     def loss(
         self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool
     ) -> Loss:
-        """See Segmenter: x_t from q(x_t | x_0) at a uniform t, the mask from x_t."""
+        """See Segmenter. It draws x_t from q(x_t | x_0) at a uniform t."""
         key_t, key_noise, key_dropout = jax.random.split(key, 3)
         y = batch["mask"]
+        # Every example has a time of its own.
         t = jax.random.randint(key_t, (len(y),), 0, self.schedule.timesteps)
         noise = jax.random.normal(key_noise, y.shape)
-        inputs = (
-            process.q_sample(self.schedule, self.encode(y), t, noise),
-            batch["image"],
-            t,
-        )
+        x_t = process.q_sample(self.schedule, self.encode(y), t, noise)
+        image = batch["image"]
         if self.self_condition:
-            inputs = self._guessed(variables, *inputs, key_dropout, train)
+            x_0 = self._predicted(variables, x_t, image, t, key_dropout, train)
+            x_t = self._with_prediction(x_t, x_0)
+        inputs = x_t, image, t
         return segmenter.mask_loss(self, variables, inputs, y, key_dropout, train)
 
     def predict(
         self, variables: Variables, image: Image, keys: Keys, *, ensemble: int
     ) -> Probabilities:
-        """See Segmenter. The image is encoded once, whatever the steps and samples."""
+        """See Segmenter. The image is encoded once for all steps and samples."""
         sample = self._sampler(variables, image, keys, ensemble)
+        # One sample after another: side by side they would take a batch's memory each.
         return jax.lax.map(lambda number: sample(number)[0], jnp.arange(ensemble))
 
     def trajectory(
@@ -76,7 +78,7 @@ class Diffusion:
         return self._sampler(variables, image, keys, 1)(0)[1]
 
     def encode(self, y):
-        """A mask, or a probability, as x_0."""
+        """Maps a mask, or a probability, to x_0."""
         return process.encode_mask(
             y, mask_range=self.mask_range, mask_scale=self.mask_scale
         )
@@ -87,23 +89,24 @@ class Diffusion:
         )
 
     def _sampler(self, variables, image, keys, samples):
-        """`sample(number) -> (probability, trajectory)` of each image, for so many
-        numbers.
+        """Makes `sample(number) -> (probability, trajectory)` of each image.
+
+        `samples` says how many numbers it will be called with.
         """
         network = self.network
+        # Kernels are transformed, and the image encoded, outside the loop over steps.
         variables = winograd.prepare(variables, uses=samples * self.sampling.steps)
         features = network.apply(variables, image, train=False, method=network.encode)
 
         def denoise(x_t, t):
-            inputs = features, x_t, image, t
             logits, _ = network.apply(
-                variables, *inputs, train=False, method=network.denoise
+                variables, features, x_t, image, t, train=False, method=network.denoise
             )
             return self.encode(jax.nn.sigmoid(logits))
 
         def sample(number):
             x_T, step_keys = segmenter.draw(network, image, keys, number)
-            found = sampler.sample(
+            sampled = sampler.sample(
                 denoise,
                 x_T,
                 step_keys,
@@ -111,31 +114,29 @@ class Diffusion:
                 self.sampling,
                 self_condition=self.self_condition,
             )
-            return jax.tree.map(self._decode, found)
+            return jax.tree.map(self._decode, sampled)
 
         return sample
 
-    def _beside(self, x_t, x_0=None):
-        """What the network sees of the mask."""
+    def _with_prediction(self, x_t, x_0):
+        """What the network is given of the mask."""
         if not self.self_condition:
             return x_t
-        return jnp.concatenate(
-            [x_t, jnp.zeros_like(x_t) if x_0 is None else x_0], axis=-1
-        )
+        return jnp.concatenate([x_t, x_0], axis=-1)
 
-    def _guessed(self, variables, x_t, image, t, key, train):
-        """Inputs of the network, with its own x_0 of them beside x_t or without."""
+    def _predicted(self, variables, x_t, image, t, key, train):
+        """The network's own x_0 from x_t, or by an even chance zeros."""
 
-        def guess():
-            inputs = self._beside(x_t), image, t
+        def zeros():
+            return jnp.zeros_like(x_t)
+
+        def predict():
+            inputs = self._with_prediction(x_t, zeros()), image, t
             (logits, _), _ = segmenter.apply(
                 self.network, variables, inputs, key, train
             )
             return jax.lax.stop_gradient(self.encode(jax.nn.sigmoid(logits)))
 
+        # `key` itself draws the dropout.
         chosen = jax.random.bernoulli(jax.random.fold_in(key, 1))
-        return (
-            self._beside(x_t, jax.lax.cond(chosen, guess, lambda: jnp.zeros_like(x_t))),
-            image,
-            t,
-        )
+        return jax.lax.cond(chosen, predict, zeros)

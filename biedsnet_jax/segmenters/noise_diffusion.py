@@ -16,12 +16,13 @@ from biedsnet_jax.types import Batch, Image, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class NoisePrediction:
-    """MedSegDiff: the denoiser predicts noise and variance, the highway network a mask
-    of its own.
+    """MedSegDiff: a denoiser of noise and variance, and a highway with its own mask.
 
-    x_0 is the mask in {0, 1}. The loss is mean (eps - eps_hat)^2 + VLB in bits, with
-    eps_hat held, + 10 mean (y - calibration)^2, as published (Wu et al. 2023). A
-    sample, clipped to [0, 1], is a probability.
+    x_0 is the mask in {0, 1}. The loss, as published (Wu et al. 2023), is
+
+        mean (eps - eps_hat)^2 + VLB in bits, eps_hat held + 10 mean (y - calibration)^2
+
+    A sample, clipped to [0, 1], is a probability.
     """
 
     network: nn.Module
@@ -42,47 +43,38 @@ class NoisePrediction:
         """See Segmenter."""
         key_t, key_noise, key_dropout = jax.random.split(key, 3)
         y = batch["mask"]
+        # Every example has a time of its own.
         t = jax.random.randint(key_t, (len(y),), 0, self.schedule.timesteps)
         eps = jax.random.normal(key_noise, y.shape)
         x_t = process.q_sample(self.schedule, y, t, eps)
         inputs = x_t, batch["image"], t
-        result, batch_stats = segmenter.apply(
+        (output, out), batch_stats = segmenter.apply(
             self.network, variables, inputs, key_dropout, train
         )
-        output, out = result
         eps_hat, v = jnp.split(output, 2, axis=-1)
+        # The bound trains the variance alone.
         x_0_hat = process.x_0_from_eps(
             self.schedule, x_t=x_t, eps=jax.lax.stop_gradient(eps_hat), t=t
         )
         mean, _, _ = process.posterior(self.schedule, x_0=x_0_hat, x_t=x_t, t=t)
         log_variance = process.learned_range_log_variance(self.schedule, v=v, t=t)
+        bits = vlb.vlb_bits(
+            self.schedule, x_0=y, x_t=x_t, t=t, mean=mean, log_variance=log_variance
+        )
+        calibration = out["calibration"]
         terms = {
             "eps": jnp.mean(losses.mse(eps_hat, eps)),
-            "vlb": jnp.mean(
-                vlb.vlb_bits(
-                    self.schedule,
-                    x_0=y,
-                    x_t=x_t,
-                    t=t,
-                    mean=mean,
-                    log_variance=log_variance,
-                )
-            ),
+            "vlb": jnp.mean(bits),
             "calibration": self.calibration_weight
-            * jnp.mean(losses.mse(out["calibration"], y)),
+            * jnp.mean(losses.mse(calibration, y)),
         }
-        metrics = {
-            **terms,
-            "train_dice": segmenter.train_dice(out["calibration"] > 0.5, y),
-        }
+        metrics = {**terms, "train_dice": segmenter.train_dice(calibration > 0.5, y)}
         return sum(terms.values()), (metrics, batch_stats)
 
     def predict(
         self, variables: Variables, image: Image, keys: Keys, *, ensemble: int
     ) -> Probabilities:
-        """See Segmenter. "ddpm" draws with the learned variance; the other methods need
-        none.
-        """
+        """See Segmenter. Of the samplers only "ddpm" needs the learned variance."""
         sample = self._sampler(variables, image, keys)
         return jax.lax.map(lambda number: sample(number)[0], jnp.arange(ensemble))
 
@@ -93,24 +85,24 @@ class NoisePrediction:
         return self._sampler(variables, image, keys)(0)[1]
 
     def _sampler(self, variables, image, keys):
-        """`sample(number) -> (probability, trajectory)` of each image."""
+        """Makes `sample(number) -> (probability, trajectory)` of each image."""
         network = self.network
         features = network.apply(variables, image, train=False, method=network.encode)
 
         def denoise(x_t, t):
-            inputs = features, x_t, image, t
             output, _ = network.apply(
-                variables, *inputs, train=False, method=network.denoise
+                variables, features, x_t, image, t, train=False, method=network.denoise
             )
             eps, v = jnp.split(output, 2, axis=-1)
             x_0 = process.x_0_from_eps(self.schedule, x_t=x_t, eps=eps, t=t)
+            # guided-diffusion clips so, and MedSegDiff kept it for masks in [0, 1].
             return jnp.clip(x_0, -1.0, 1.0), v
 
         def sample(number):
             x_T, step_keys = segmenter.draw(network, image, keys, number)
-            found = sampler.sample(
+            sampled = sampler.sample(
                 denoise, x_T, step_keys, self.schedule, self.sampling
             )
-            return jax.tree.map(lambda x: jnp.clip(x, 0.0, 1.0), found)
+            return jax.tree.map(lambda x: jnp.clip(x, 0.0, 1.0), sampled)
 
         return sample

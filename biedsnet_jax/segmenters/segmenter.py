@@ -1,6 +1,7 @@
-"""What training and prediction see of a method: a network and the way it makes masks.
+"""The interface of a method, which is a network and the way it makes masks.
 
-The functions below are shared by the methods. Variables are {"params": ...,
+Training and prediction see no more of a method than `Segmenter`. The methods share the
+functions below. Variables are {"params": ...,
 "batch_stats": ...}; probabilities are "n b h w k", n samples an image.
 """
 
@@ -17,7 +18,7 @@ from biedsnet_jax.types import Batch, Image, PRNGKey
 
 Variables = dict
 Probabilities = Float[Array, "n b h w k"]
-# one per image, so that a mask does not depend on what shares its batch
+# One per image, so that a mask does not depend on what shares its batch.
 Keys = Key[Array, " b"]
 HeadsLoss = Callable[[Sequence, Array], Float[Array, " b"]]
 Loss = tuple[Array, tuple[dict, dict]]
@@ -27,31 +28,30 @@ Loss = tuple[Array, tuple[dict, dict]]
 class Segmenter(Protocol):
     """What training and prediction need to know of a method."""
 
-    draws_samples: bool  # whether `predict` starts from noise, so that samples differ
+    # Whether `predict` starts from noise, so that samples differ.
+    draws_samples: bool
 
     def init(self, key: PRNGKey, shape: tuple[int, int, int]) -> Variables:
-        """Fresh variables for images of (height, width, channels)."""
+        """Draws fresh variables for images of (height, width, channels)."""
 
     def loss(
         self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool
     ) -> Loss:
-        """Mean loss of a batch, and (metrics, new batch_stats)."""
+        """Returns the mean loss of a batch, and (metrics, new batch_stats)."""
 
     def predict(
         self, variables: Variables, image: Image, keys: Keys, *, ensemble: int
     ) -> Probabilities:
-        """`ensemble` samples an image; one where a method is deterministic."""
+        """Draws `ensemble` samples an image, one where a method is deterministic."""
 
     def trajectory(
         self, variables: Variables, image: Image, keys: Keys
     ) -> Trajectory | None:
-        """How the first of the samples of `predict` came about, x_t and x_0 as
-        probabilities; None without steps.
-        """
+        """The steps to `predict`'s first sample, as probabilities, or None."""
 
 
 def denoiser_inputs(network, image: Image) -> tuple:
-    """(x_t, image, t) with neither noise nor time."""
+    """Returns (x_t, image, t) with x_t and t zero."""
     b, h, w, _ = image.shape
     return jnp.zeros((b, h, w, network.classes)), image, jnp.zeros(b, jnp.int32)
 
@@ -59,7 +59,7 @@ def denoiser_inputs(network, image: Image) -> tuple:
 def apply(
     network, variables: Variables, inputs: tuple, key_dropout: PRNGKey, train: bool
 ) -> tuple:
-    """(what the network returns, new batch_stats)."""
+    """Applies a network and returns (its result, new batch_stats)."""
     result, updated = network.apply(
         variables,
         *inputs,
@@ -77,17 +77,24 @@ def mask_loss(
     (logits, out), batch_stats = apply(
         method.network, variables, inputs, key_dropout, train
     )
-    value = jnp.mean(method.heads_loss([logits, *out.get("supervision", [])], y))
+    heads = [logits, *out.get("supervision", [])]
+    value = jnp.mean(method.heads_loss(heads, y))
     return value, ({"train_dice": train_dice(logits > 0, y)}, batch_stats)
 
 
 def train_dice(mask, y) -> Float[Array, ""]:
-    """Dice of a predicted mask, the mean of a batch."""
+    """Mean Dice of a batch of predicted masks."""
     return 1.0 - jnp.mean(losses.dice(mask.astype(jnp.float32), y))
 
 
 def draw(network, image: Image, keys: Keys, number) -> tuple[Array, Keys]:
-    """(x_T, keys of the steps) of sample `number` of each image."""
+    """Draws x_T, and the keys of the steps, for sample `number` of each image."""
     shape = (*image.shape[1:3], network.classes)
-    mine = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(mine[:, 0]), mine[:, 1]
+
+    def split(key):
+        return jax.random.split(jax.random.fold_in(key, number))
+
+    # One key draws x_T, the other the noise of the steps.
+    sample_keys = jax.vmap(split)(keys)
+    x_T = jax.vmap(lambda key: jax.random.normal(key, shape))(sample_keys[:, 0])
+    return x_T, sample_keys[:, 1]

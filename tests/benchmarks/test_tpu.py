@@ -1,6 +1,4 @@
-"""benchmarks/tpu/aot.py: HLO by hand, predictions by hand, and where libtpu is
-installed two real compiles.
-"""
+"""benchmarks/tpu: HLO and predictions by hand; two real compiles if libtpu is there."""
 
 import importlib.util
 import json
@@ -154,37 +152,40 @@ def test_a_step_is_the_slower_of_arithmetic_and_memory_then_the_ring():
 
 
 def prediction(chips, per_chip, seconds, program="train"):
-    common = {
+    return {
         "topology": f"v5e:{chips}",
         "chip": "v5e",
         "variant": "v",
         "flop": 1e12,
         "bytes": 2e9,
         "hbm_bytes": 1e9,
+        "program": program,
+        "chips": chips,
+        "images": chips * per_chip,
+        "per_chip": per_chip,
+        "memory": {"total_bytes": 2**30},
+        "collectives": 3,
+        "collective_bytes": 4_000_000,
+        "compile_seconds": 9.0,
+        "step_seconds": 2 * seconds,
+        "step_seconds_hbm": seconds,
     }
-    return common | {
-        "program": program, "chips": chips, "images": chips * per_chip, "per_chip": per_chip,
-        "memory": {"total_bytes": 2**30}, "collectives": 3, "collective_bytes": 4_000_000, "compile_seconds": 9.0,
-        "step_seconds": 2 * seconds, "step_seconds_hbm": seconds,
-    }  # fmt: skip
 
 
 def test_scaling_compares_equal_work_only():
-    few, many, wide = (
-        prediction(8, 8, 0.098),
-        prediction(256, 8, 0.1),
-        prediction(256, 2, 0.05),
-    )
+    few = prediction(8, 8, 0.098)
+    many = prediction(256, 8, 0.1)
+    wide = prediction(256, 2, 0.05)
     alone = prediction(64, 8, 0.2)
     other = prediction(256, 8, 0.1, "sampler")
     assert cost.scaling([few, many, other]) == [
-        "v5e train, 8 to 256 chips at 8 images a chip (weak scaling): efficiency 98.0 % by HBM traffic, "
-        "98.0 % by all bytes"
+        "v5e train, 8 to 256 chips at 8 images a chip (weak scaling): "
+        "efficiency 98.0 % by HBM traffic, 98.0 % by all bytes"
     ]
-    # four times the chips, four times as fast
+    # Four times the chips are four times as fast.
     assert cost.scaling([alone, wide]) == [
-        "v5e train, 64 to 256 chips at 512 images altogether (strong scaling): efficiency 100.0 % by HBM traffic, "
-        "100.0 % by all bytes"
+        "v5e train, 64 to 256 chips at 512 images altogether (strong scaling): "
+        "efficiency 100.0 % by HBM traffic, 100.0 % by all bytes"
     ]
 
 
@@ -202,20 +203,16 @@ def test_the_table_has_a_row_a_file(tmp_path):
 
 
 def test_what_cannot_be_is_one_line(tmp_path, monkeypatch):
-    refused(lambda: cost.chip_of("v9:2x2"), "unknown chip, v9, in --topology")
-    # where installed packages are looked for
+    refused(lambda: cost.chip_of("v9:2x2"), "--topology", "v9", "such as v5e:2x4")
+    # Installed packages are looked for in this list.
     monkeypatch.setattr(sys, "path", [])
-    refused(cost.compiler_version, 'libtpu, for --topology; pip install "jax[tpu]"')
-    refused(lambda: cost.read(str(tmp_path)), "no predictions", tmp_path)
+    refused(cost.compiler_version, "libtpu", 'pip install "jax[tpu]"')
+    refused(lambda: cost.read(str(tmp_path)), tmp_path, "--output")
     (tmp_path / "a.json").write_text("{}")
-    refused(
-        lambda: cost.read(str(tmp_path)),
-        "no prediction, or damaged",
-        tmp_path / "a.json",
-    )
+    refused(lambda: cost.read(str(tmp_path)), tmp_path / "a.json", "out of the folder")
 
 
-# --- the script ------------------------------------------------------------------------------------------------------
+# --- the script ---
 
 
 def run(*arguments):
@@ -233,9 +230,12 @@ def run(*arguments):
 @pytest.mark.parametrize("program", ["train", "sampler"])
 def test_the_programs_compile_for_eight_chips(program, tmp_path):
     done = run(
-        "--config=configs/covid.py:row1,toy", "--config.sampler.ensemble=3", f"--program={program}", "--per-chip=1",
+        "--config=configs/covid.py:row1,toy",
+        "--config.sampler.ensemble=3",
+        f"--program={program}",
+        "--per-chip=1",
         f"--output={tmp_path}",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("*.json")
     assert path.name == f"v5e-2x4_{program}_8_row1-8-16_32px_float32.json"

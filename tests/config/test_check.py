@@ -414,7 +414,7 @@ def test_a_size_that_a_network_cannot_take_is_answered_with_those_it_can(
 ):
     c = covid.get_config(variant)
     c.data.size = size
-    refused(lambda: check_config(c), f", {size}, in data.size; use {fits}")
+    refused(lambda: check_config(c), f"data.size {size}", fits)
 
 
 def _fields(c, prefix=""):

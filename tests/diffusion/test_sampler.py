@@ -1,6 +1,4 @@
-"""Samplers against slow numpy loops written from the papers' own equations, and against
-a solvable Gaussian.
-"""
+"""Samplers against slow loops from the papers' equations and a solvable Gaussian."""
 
 import functools
 
@@ -18,19 +16,19 @@ LINEAR = schedule.linear(1000)
 COSINE = schedule.cosine(50)
 SHAPE = (1, 4, 4, 1)
 X_T = jax.random.normal(jax.random.key(1), SHAPE)
-# one per example
+# One per example.
 KEYS = jax.random.split(jax.random.key(2), SHAPE[0])
 
 
 def draw(step):
-    """The noise of one step, example by example."""
+    """Draws the noise of one step, example by example."""
     return jnp.stack(
         [jax.random.normal(jax.random.fold_in(key, step), SHAPE[1:]) for key in KEYS]
     )
 
 
 def sample(denoise, noise_schedule=LINEAR, *, x_T=X_T, keys=KEYS, **sampling):
-    """x_0 alone."""
+    """Samples, and returns x_0 without its trajectory."""
     x_0, _ = sampler.sample(denoise, x_T, keys, noise_schedule, Sampling(**sampling))
     return x_0
 
@@ -40,20 +38,17 @@ def close(actual, expected, tolerance=1e-4):
 
 
 def curved(x_t, t, xp=jnp):
-    """A made-up network that depends on both arguments, so that every coefficient shows
-    in the result.
-    """
+    """A made-up network of both arguments: every coefficient shows in the result."""
     return xp.tanh(0.8 * x_t + xp.cos(t / 90.0)[:, None, None, None])
 
 
-# --- the slow references: one step at a time in float64, x_next in the notation of each paper ---
+# --- slow references: one step at a time in float64, in the notation of each paper ---
 
 
 def slow_loop(step, times, alpha_bar):
-    """Walks `times`; `step` moves on between two of them, and the last answer is the
-    network's.
-    """
-    x, history = np.asarray(X_T, np.float64), []
+    """Walks `times` by `step`, and returns the network's last prediction."""
+    x = np.asarray(X_T, np.float64)
+    history = []
     for i, t in enumerate(times):
         x_0 = curved(x, np.full(1, t), np)
         history.append(x_0)
@@ -64,8 +59,9 @@ def slow_loop(step, times, alpha_bar):
 
 
 def ddpm_step(x, history, z, alpha_bars):
-    """Ho et al. 2020, algorithm 2, line 4, with sigma^2 = beta tilde; one step jumps
-    from t to the next kept time.
+    """Ho et al. 2020, algorithm 2, line 4, from t to the next kept time.
+
+    sigma^2 is beta tilde.
     """
     now, after = alpha_bars[-2:]
     alpha = now / after
@@ -86,8 +82,9 @@ def ddim_step(x, history, z, alpha_bars, eta):
 
 
 def dpm_solver_step(x, history, z, alpha_bars):
-    """Lu et al. 2022 (DPM-Solver++), algorithm 2: x = sigma_i/sigma_{i-1} x - alpha_i
-    (exp(-h_i) - 1) D_i.
+    """Lu et al. 2022 (DPM-Solver++), algorithm 2.
+
+    x = sigma_i / sigma_{i-1} x - alpha_i (exp(-h_i) - 1) D_i
     """
     alpha, sigma = np.sqrt(alpha_bars), np.sqrt(1 - np.array(alpha_bars))
     h = np.diff(np.log(alpha / sigma))
@@ -127,23 +124,25 @@ def test_a_self_conditioned_network_sees_its_last_prediction_beside_x_t_and_0_at
         return curved(x_t + 0.7 * x_0 - 0.3, t, xp)
 
     times = schedule.select_timesteps(LINEAR.timesteps, 4, "trailing")
-    x, x_0, said = np.asarray(X_T, np.float64), np.zeros(SHAPE), []
+    x = np.asarray(X_T, np.float64)
+    x_0 = np.zeros(SHAPE)
+    predictions = []
     for i, t in enumerate(times):
         x_0 = mixed(x, x_0, np.full(1, t), np)
-        said.append(x_0)
+        predictions.append(x_0)
         if i + 1 < len(times):
             x = ddim_step(
                 x, [x_0], 0.0, [LINEAR.alpha_bar[s] for s in times[i : i + 2]], eta=0.0
             )
 
-    def denoise(seen, t):
-        return mixed(*jnp.split(seen, 2, axis=-1), t)
+    def denoise(given, t):
+        return mixed(*jnp.split(given, 2, axis=-1), t)
 
     got, trajectory = sampler.sample(
         denoise, X_T, KEYS, LINEAR, Sampling("ddim", steps=4), self_condition=True
     )
     close(got, x_0)
-    close(trajectory.x_0, np.stack(said))
+    close(trajectory.x_0, np.stack(predictions))
 
 
 def test_leading_spacing_reaches_the_sampler():
@@ -285,15 +284,15 @@ def test_an_ensemble_is_a_map_over_keys():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_state_stays_float32_for_a_bfloat16_network(method):
-    seen = []
+    types = []
 
     def denoise(x_t, t):
-        seen.append((x_t.dtype, t.dtype, t.shape))
+        types.append((x_t.dtype, t.dtype, t.shape))
         return curved(x_t, t).astype(jnp.bfloat16)
 
     got = sample(denoise, x_T=X_T.astype(jnp.bfloat16), steps=3, method=method)
     assert got.dtype == jnp.float32
-    assert set(seen) == {(jnp.dtype("float32"), jnp.dtype("int32"), (1,))}
+    assert set(types) == {(jnp.dtype("float32"), jnp.dtype("int32"), (1,))}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -310,22 +309,18 @@ def test_trajectory_holds_each_prediction_and_ends_in_the_sample(method):
 def test_a_compiled_program_drops_a_trajectory_that_nobody_reads():
     def temporaries(wanted, steps):
         def run(x_T):
-            return wanted(
-                *sampler.sample(
-                    curved, x_T, keys, LINEAR, Sampling("ddpm", steps=steps)
-                )
-            )
+            sampling = Sampling("ddpm", steps=steps)
+            return wanted(*sampler.sample(curved, x_T, keys, LINEAR, sampling))
 
-        return jax.jit(run).lower(x_T).compile().memory_analysis().temp_size_in_bytes
+        compiled = jax.jit(run).lower(x_T).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
     x_T, keys = jnp.zeros((2, 64, 64, 1)), jax.random.split(jax.random.key(0))
     kept = temporaries(lambda x_0, _: x_0, 500)
     assert kept < temporaries(lambda x_0, _: x_0, 5) + x_T.nbytes
     # Where something of it is read, it has to be there.
-    assert (
-        temporaries(lambda _, trajectory: jnp.sort(trajectory.x_t.ravel())[0], 500)
-        > 500 * x_T.nbytes
-    )
+    read = temporaries(lambda _, trajectory: jnp.sort(trajectory.x_t.ravel())[0], 500)
+    assert read > 500 * x_T.nbytes
 
 
 # --- learned variance ---
@@ -404,5 +399,5 @@ def test_learned_variance_runs_in_one_step():
     ],
 )
 def test_bad_input_names_the_field(wrong, field):
-    with pytest.raises(BadInput, match=f", {field}; use "):
+    with pytest.raises(BadInput, match=f"sampler.{field} is .* Use "):
         sample(curved, **wrong)

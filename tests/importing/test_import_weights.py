@@ -103,7 +103,7 @@ def test_evaluate_and_predict_accept_an_imported_workdir(tmp_path):
         (
             "swin_unet",
             {"window": 7},
-            "7 patches do not tile, 256, in data.size; use 224 or 448, or ",
+            "data.size 256. Use 224 or 448, or ",
         ),
         ("trans_unet", {}, "positions are those of data.size=224"),
     ],

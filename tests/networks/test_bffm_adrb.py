@@ -1,6 +1,4 @@
-"""BFFM and ADRB: the paper's equations 1 to 5 computed plainly, and the vectors of the
-PyTorch lineage's blocks.
-"""
+"""BFFM and ADRB against equations 1 to 5 and the reference implementation's vectors."""
 
 import functools
 
@@ -32,12 +30,9 @@ def test_a_constant_image_has_no_boundary(window):
 def test_with_counted_padding_a_constant_image_has_a_boundary_in_its_outer_ring(
     window, corner, side
 ):
-    edge, half = (
-        np.asarray(boundary(jnp.ones((1, 16, 16, 1)), window, count_include_pad=True))[
-            0, :, :, 0
-        ],
-        window // 2,
-    )
+    edge = boundary(jnp.ones((1, 16, 16, 1)), window, count_include_pad=True)
+    edge = np.asarray(edge)[0, :, :, 0]
+    half = window // 2
     np.testing.assert_allclose(
         edge[[0, 0, -1, -1], [0, -1, 0, -1]], 1 - corner, atol=1e-6
     )
@@ -45,9 +40,8 @@ def test_with_counted_padding_a_constant_image_has_a_boundary_in_its_outer_ring(
         [edge[0, 8], edge[8, 0], edge[-1, 8], edge[8, -1]], 1 - side, atol=1e-6
     )
     np.testing.assert_allclose(edge[half:-half, half:-half], 0, atol=1e-6)
-    ring = (
-        np.pad(np.zeros((16 - 2 * half, 16 - 2 * half)), half, constant_values=1) == 1
-    )
+    ring = np.ones((16, 16), bool)
+    ring[half:-half, half:-half] = False
     assert (edge[ring] > 0.1).all()
 
 
@@ -153,11 +147,11 @@ def test_attention_weighs_channels_and_pixels(order):
     )
 
 
-# ---- The lineage: vectors of its PyTorch blocks
+# ---- The reference implementation: vectors of its PyTorch blocks
 
 
 def golden(name: str):
-    """Weights, inputs and output of a PyTorch block, channels last."""
+    """Reads weights, inputs and output of a PyTorch block, channels last."""
     with np.load(GOLDEN / f"mbdsnet_{name}.npz") as file:
         entries = {key: file[key] for key in file.files if key != "meta"}
     w = {key[2:]: value for key, value in entries.items() if key.startswith("w:")}
@@ -166,9 +160,7 @@ def golden(name: str):
 
 
 def imported(module, w, *inputs, **static):
-    """The block's variables from PyTorch's, as a whole network's are imported: below
-    the name of its level.
-    """
+    """Imports the block's variables from PyTorch's, below the name of a level."""
     shapes = initial(module, *inputs, **static)
     target = {collection: {"level": tree} for collection, tree in shapes.items()}
     variables = to_variables(
@@ -177,7 +169,7 @@ def imported(module, w, *inputs, **static):
     return {collection: tree["level"] for collection, tree in variables.items()}
 
 
-def test_bffm_is_the_lineages():
+def test_bffm_is_that_of_the_reference_implementation():
     w, x, y, _ = golden("bffm_block")
     module = BFFM(16, count_include_pad=True, dconv="lineage")
     apply = jax.jit(functools.partial(module.apply, train=False))
@@ -186,19 +178,17 @@ def test_bffm_is_the_lineages():
     )
 
 
-def test_adrb_is_the_lineages():
+def test_adrb_is_that_of_the_reference_implementation():
     w, x, y, emb = golden("adrb_block")
-    module, emb = (
-        ADRB(32, x.shape[-1], residual="conv", attention="none"),
-        jnp.asarray(emb),
-    )
+    module = ADRB(32, x.shape[-1], residual="conv", attention="none")
+    emb = jnp.asarray(emb)
     apply = jax.jit(functools.partial(module.apply, train=False))
     np.testing.assert_allclose(
         apply(imported(module, w, x, emb, train=False), x, emb), y, atol=1e-4
     )
 
 
-def test_attention_is_the_lineages():
+def test_attention_is_that_of_the_reference_implementation():
     w, x, y, _ = golden("sca")
     module = Attention(x.shape[-1])
     np.testing.assert_allclose(
@@ -212,7 +202,7 @@ def test_attention_is_the_lineages():
 def plain_boundary(x, window: int, count_include_pad: bool):
     size = (1, window, window, 1)
     mean = ndimage.uniform_filter(np.asarray(x, np.float64), size, mode="constant")
-    # of the window that lies on the image
+    # The share of the window that lies on the image.
     share = ndimage.uniform_filter(np.ones(x.shape), size, mode="constant")
     return np.asarray(x, np.float64) - (mean if count_include_pad else mean / share)
 

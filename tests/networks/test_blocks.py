@@ -1,6 +1,4 @@
-"""Pooling, resizing, depthwise convolution, group norm, time embedding against jax,
-Flax or hand-worked values.
-"""
+"""Building blocks against jax, Flax or numbers worked out by hand."""
 
 import flax.linen as nn
 import jax
@@ -99,8 +97,7 @@ def test_group_norm_is_flaxs(groups):
 
 
 def test_group_norm_of_bfloat16_takes_its_statistics_in_float32():
-    # Two 8-bit digits say little about a spread of 1 around 30: statistics in bfloat16
-    # would be off by tenths.
+    # Around 30 bfloat16 has steps of 1/8: statistics in it would be off by tenths.
     x = (normal(1, 32, 32, 4) + 30.0).astype(jnp.bfloat16)
     variables = {"params": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}}
     got = jax.jit(GroupNorm(2, dtype=jnp.bfloat16).apply)(variables, x)
@@ -127,7 +124,7 @@ def test_group_norm_of_a_constant_is_its_bias():
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.float32])
 def test_timestep_embedding_by_hand(dtype):
     t = jnp.asarray([0, 3], dtype)
-    # frequencies 1 and 10000^(-1/2) = 0.01
+    # The frequencies are 1 and 10000^(-1/2) = 0.01.
     got = jax.jit(lambda t: timestep_embedding(t, 4))(t)
     expected = [[1, 1, 0, 0], [np.cos(3), np.cos(0.03), np.sin(3), np.sin(0.03)]]
     np.testing.assert_allclose(got, expected, atol=1e-6)
@@ -142,15 +139,13 @@ def test_timestep_embedding_is_guided_diffusions():
 
 
 def test_time_embedding_is_dense_relu_dense_on_the_sinusoid():
-    # 0: cosines 1, sines 0
+    # At 0 cosines are 1 and sines 0.
     t = jnp.asarray([0, 100])
     sinusoid = [[1, 1, 0, 0], [np.cos(100), np.cos(1), np.sin(100), np.sin(1)]]
-    w1, b1, w2, b2 = (
-        normal(4, 16),
-        normal(16, seed=1),
-        normal(16, 16, seed=2),
-        normal(16, seed=3),
-    )
+    w1 = normal(4, 16)
+    b1 = normal(16, seed=1)
+    w2 = normal(16, 16, seed=2)
+    b2 = normal(16, seed=3)
     params = {
         "dense_1": {"kernel": w1, "bias": b1},
         "dense_2": {"kernel": w2, "bias": b2},

@@ -1,6 +1,4 @@
-"""Convolutions that do less against the plain convolution, and folded maps against the
-maps they stand for.
-"""
+"""Convolutions that do less, against the plain convolution, and folded maps."""
 
 import functools
 
@@ -40,7 +38,7 @@ def plain(size: int = 3, *, use_bias: bool = False):
 def test_a_folded_map_has_the_pixels_of_a_block_in_its_channels_row_by_row():
     x = jnp.arange(32.0).reshape(1, 4, 4, 2)
     folded = space_to_depth(x)
-    # rows 2 and 3, columns 0 and 1
+    # The block has rows 2 and 3, columns 0 and 1.
     np.testing.assert_array_equal(folded[0, 1, 0], [16, 17, 18, 19, 24, 25, 26, 27])
     np.testing.assert_array_equal(depth_to_space(folded), x)
 
@@ -49,11 +47,9 @@ def test_a_folded_map_has_the_pixels_of_a_block_in_its_channels_row_by_row():
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("folded", [False, True])
 def test_convolution_of_parts_is_that_of_their_concatenation(folded, size, use_bias):
-    first, second, third = (
-        normal(2, 6, 8, 3),
-        normal(2, 6, 8, 2, seed=1),
-        normal(2, 6, 8, 4, seed=2),
-    )
+    first = normal(2, 6, 8, 3)
+    second = normal(2, 6, 8, 2, seed=1)
+    third = normal(2, 6, 8, 4, seed=2)
     together = jnp.concatenate([first, second, third], axis=-1)
     variables = weights(plain(size, use_bias=use_bias), together)
     conv = Conv(5, inputs=9, kernel=size, use_bias=use_bias, folded=folded)
@@ -82,19 +78,19 @@ def test_upsampled_convolution_is_that_of_the_upsampled_map_and_so_is_its_gradie
         y = UpsampledConv(5, folded=folded).apply(variables, x)
         return depth_to_space(y) if folded else y
 
-    values, grads = zip(
-        *(
-            jax.jit(
-                jax.value_and_grad(
-                    lambda *xs, f=f: jnp.sum(weight * f(*xs)), argnums=(0, 1)
-                )
-            )(variables, x)
-            for f in (got, expected)
-        )
-    )
+    def value_and_grad(f):
+        @jax.jit
+        def loss(variables, x):
+            return jnp.sum(weight * f(variables, x))
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(variables, x)
+
+    value, grad = value_and_grad(got)
+    expected_value, expected_grad = value_and_grad(expected)
     np.testing.assert_allclose(got(variables, x), expected(variables, x), atol=2e-5)
-    np.testing.assert_allclose(*values, rtol=1e-4)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), *grads)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-4)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-4)
+    jax.tree.map(close, grad, expected_grad)
 
 
 @pytest.mark.parametrize(
@@ -134,17 +130,20 @@ def test_parts_in_their_place_add_up_to_their_concatenation(folded):
 
 
 def test_gradient_of_the_depthwise_convolution_is_that_of_jaxs():
-    x, kernel, weight = (
-        normal(2, 6, 5, 4),
-        normal(3, 3, 1, 4, seed=1),
-        normal(2, 6, 5, 4, seed=2),
-    )
+    x = normal(2, 6, 5, 4)
+    kernel = normal(3, 3, 1, 4, seed=1)
+    weight = normal(2, 6, 5, 4, seed=2)
 
     def grouped(x, kernel):
         return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4,
+            x,
+            kernel,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=4,
             precision="highest",
-        )  # fmt: skip
+        )
 
     def gradient(f):
         return jax.grad(lambda *xs: jnp.sum(weight * f(*xs)), (0, 1))(x, kernel)

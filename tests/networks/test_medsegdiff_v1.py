@@ -1,6 +1,4 @@
-"""MedSegDiff, version 1: its gates by numpy, what depends on them, and a step of
-training.
-"""
+"""MedSegDiff, version 1: its gates by numpy, what depends on them, and training."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +21,7 @@ TOY = {
     "attention_downsample": (),
     "highway_channels": 8,
 }
-# x_t, image, t
+# x_t, image and t
 INPUTS = normal(2, 32, 32, 1), normal(2, 32, 32, 1, seed=1), jnp.array([17, 900])
 
 
@@ -50,11 +48,9 @@ def test_a_gate_is_a_map_times_the_channels_means_of_the_filtered_features():
     gate, h = Gate(5), normal(2, 8, 8, 3)
     params = weights(gate, h)["params"]
     gated = gate.apply({"params": params}, h)
-    embed, where, (weight,) = (
-        params["embed"],
-        params["map"],
-        params["ff_parser"].values(),
-    )
+    embed = params["embed"]
+    where = params["map"]
+    weight = params["ff_parser"]["complex_weight"]
     assert weight.shape == (8, 5, 5, 2)
 
     spectrum = np.fft.rfft2(
@@ -93,27 +89,23 @@ def test_there_is_a_gate_for_each_halving_of_the_denoiser_up_to_four(mult, gates
 def test_the_calibration_depends_on_the_gates_and_so_on_the_noisy_mask(
     variables, denoise
 ):
-    # wide open, so that the gated maps count beside the skips; or shut
     def scaled(factor):
-        at = jax.tree_util.tree_map_with_path
-        return at(
-            lambda path, leaf: (
-                factor * leaf if path[-1].key == "complex_weight" else leaf
-            ),
-            variables,
-        )
+        """Gates shut by 0, or so wide open that they count beside the skips."""
+
+        def scale(path, leaf):
+            return factor * leaf if path[-1].key == "complex_weight" else leaf
+
+        return jax.tree_util.tree_map_with_path(scale, variables)
 
     x_t, _, t = INPUTS
     output, out = denoise(scaled(30.0), x_t, t)
-    assert output.shape == (2, 32, 32, 2) and out.keys() == {
-        "calibration",
-        "calibration_logits",
-    }
+    assert output.shape == (2, 32, 32, 2)
+    assert out.keys() == {"calibration", "calibration_logits"}
     shut_output, shut = denoise(scaled(0.0), x_t, t)
     _, other = denoise(scaled(30.0), normal(2, 32, 32, 1, seed=2), t)
     assert jnp.abs(shut["calibration"] - out["calibration"]).max() > 0.1
     assert jnp.abs(other["calibration"] - out["calibration"]).max() > 0.1
-    # the way back, from the highway's bottleneck, is left out
+    # The way back, from the highway's bottleneck, is left out.
     np.testing.assert_array_equal(shut_output, output)
 
 
@@ -151,12 +143,8 @@ def test_a_step_of_training_goes_through_the_gates(variables):
     after, _ = step(flat - 1e-2 * gradient / jnp.linalg.norm(gradient), 1.0)
     assert jnp.isfinite(gradient).all() and after < before
     of_calibration = unravel(step(flat, 0.0)[1])
-    assert (
-        jnp.abs(
-            of_calibration["highway"]["gate_0"]["ff_parser"]["complex_weight"]
-        ).max()
-        > 1e-6
-    )
+    gate = of_calibration["highway"]["gate_0"]["ff_parser"]["complex_weight"]
+    assert jnp.abs(gate).max() > 1e-6
     assert jnp.abs(of_calibration["denoiser"]["input_0"]["kernel"]).max() > 1e-6
 
 
@@ -174,8 +162,8 @@ def test_it_predicts_as_version_new_does(variables):
 @pytest.mark.parametrize(
     ("size", "named"),
     [
-        (64, "64x64 for 32, .*; resize the images to 32, .* every multiple of 32"),
-        (40, "40, in data.size; use 32 or 64"),
+        (64, "image_size=32.* 64x64.* to 32, .*multiple of 32"),
+        (40, "data.size 40.* 32 or 64"),
     ],
 )
 def test_another_size_than_it_was_built_for_is_refused(size, named):

@@ -1,5 +1,4 @@
-"""Parameters and multiply-adds of every published size, to the unit and to the digits
-given.
+"""Parameters and multiply-adds of every published size, to the digits given.
 
 The figures are those of the public PyTorch implementations, in eval mode at batch 1
 with one class unless said: multiply-adds of convolutions and matrix products, norms and
@@ -16,7 +15,7 @@ from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.segmenters.macs import count_macs
 
 UNEXT_S = {"channels": (8, 16, 32, 64, 128)}
-# LeeJunHyun's U_Net is AttU_Net without the gates
+# LeeJunHyun's U_Net is AttU_Net without the gates.
 U_NET = {"gates": False}
 SWIN_224 = {"image_size": 224, "window": 7}
 LINEAGE = {
@@ -72,7 +71,7 @@ def test_a_network_has_the_size_that_is_published(
         NETWORKS[name](**fields), inputs(name, size, channels)
     )
     assert found == parameters
-    # half a unit of the last digit
+    # Half a unit of the last digit, and rounding.
     assert counted == pytest.approx(gmacs, abs=0.00055)
 
 
@@ -80,12 +79,12 @@ def test_a_network_has_the_size_that_is_published(
     ("channels", "parameters", "gmacs"),
     [(3, 33_849_137, 61.624), (1, 33_848_273, 61.568)],
 )
-def test_the_lineage_of_biedsnet_has_its_size(channels, parameters, gmacs):
+def test_the_reference_implementation_of_biedsnet_has_its_size(channels, parameters, gmacs):
     found, counted = size_and_cost(
         NETWORKS["biedsnet"](**LINEAGE), inputs("biedsnet", 256, channels)
     )
-    # The four convolutions behind an upsampling run as 2x2 ones on the small map, n x
-    # n, a row and a column more.
+    # The four convolutions behind an upsampling run as 2x2 ones on the small map, which
+    # has n x n pixels, and on a row and a column more.
     sizes = [(128, 64), (64, 128), (32, 256), (16, 512)]
     saved = (
         sum(
@@ -95,7 +94,7 @@ def test_the_lineage_of_biedsnet_has_its_size(channels, parameters, gmacs):
         / 1e9
     )
     assert found == parameters
-    # where it does the other 44 million is not known
+    # The published count has 44 million more, where is not known.
     assert counted == pytest.approx(gmacs - saved, rel=0.001)
 
 
@@ -137,7 +136,7 @@ def count(tree) -> int:
 
 
 def size_and_cost(network, given):
-    """(parameters, 1e9 multiply-adds of one forward pass)"""
+    """Parameters, and 1e9 multiply-adds of one forward pass."""
     variables = shapes(network, given)
     counted = count_macs(
         lambda v, *xs: network.apply(v, *xs, train=False), variables, *given

@@ -1,6 +1,4 @@
-"""SwinUNet: sizes and forward pass as published, windows against a plain reference,
-training, refused sizes.
-"""
+"""SwinUNet: the published forward pass, windows by a plain loop, training, sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +18,8 @@ from biedsnet_jax.networks.swin_unet import (
 )
 
 VECTORS = SHARED / "golden" / "swinunet_e24_w4_64_in1.npz"
+# Constructor of the network that the vectors are of.
+OF_VECTORS = {"image_size": 64, "window": 4, "embed_dim": 24, "repeat_gray": False}
 TOY = SwinUNet(
     image_size=32, window=4, embed_dim=12, depths=(2, 1), heads=(2, 4), drop_path=0.1
 )
@@ -35,13 +35,10 @@ def test_forward_pass_is_the_published_one():
         }
         image = jnp.asarray(np.moveaxis(golden["in:x"], 1, -1))
         expected = np.moveaxis(golden["out:y"], 1, -1)
-    constructor = {"image_size": 64, "window": 4, "embed_dim": 24, "repeat_gray": False}
-    variables = load_torch_state("swin_unet", state, inputs=(image,), **constructor)
+    variables = load_torch_state("swin_unet", state, inputs=(image,), **OF_VECTORS)
     with jax.default_matmul_precision("highest"):
-        forward = jax.jit(
-            lambda v: SwinUNet(**constructor).apply(v, image, train=False)
-        )
-        logits, _ = forward(variables)
+        forward = jax.jit(SwinUNet(**OF_VECTORS).apply, static_argnames="train")
+        logits, _ = forward(variables, image, train=False)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
 
@@ -92,7 +89,7 @@ def test_window_attention_is_attention_between_patches_of_one_window(shift):
 
 def test_merging_takes_the_pixels_of_a_square_column_by_column():
     x = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
-    # the second and the third of the four
+    # The kernel picks the second and the third of the four pixels.
     pick = jnp.zeros((4, 2)).at[1, 0].set(1).at[2, 1].set(1)
     params = {
         "norm": {"scale": jnp.ones(4), "bias": jnp.zeros(4)},
@@ -154,18 +151,18 @@ def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
         (
             SwinUNet(window=7),
             256,
-            "7 patches.* 256, in data.size; use 224 or 448, or .*window=2 or 4 or 8 or 16",
+            "data.size 256.* 224 or 448, or .*window=2 or 4 or 8 or 16",
         ),
-        (SwinUNet(image_size=100), 100, "8 patches.* 100, in data.size; use 64 or 128"),
+        (SwinUNet(image_size=100), 100, "data.size 100.* 64 or 128"),
         (
             SwinUNet(image_size=224, window=0),
             224,
-            "0 patches.* 224, in data.size; use .*window=7 or 14",
+            "data.size 224.*window=7 or 14",
         ),
         (
             SwinUNet(image_size=224, window=7),
             256,
-            "256x256 for 224, in image_size; resize the images to 224",
+            "image_size=224.* 256x256.* to 224",
         ),
     ],
 )

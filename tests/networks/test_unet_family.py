@@ -1,5 +1,4 @@
-"""The convolutional networks: sizes as published, training, half precision, refused
-image sizes.
+"""The convolutional networks: training, half precision, sizes.
 
 That their forward passes are the published ones is tested in
 tests/importing/test_torch_weights.py, on golden vectors.
@@ -47,17 +46,13 @@ def discs(count: int = 4, size: int = 32):
 
 
 def start(module, image):
-    """Variables drawn in numpy: compiling the modules' own initialisers takes longer
-    than the tests.
-    """
+    """Variables drawn in numpy, without compiling the modules' own initialisers."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         if path[-1].key == "kernel":
-            return jnp.asarray(
-                rng.normal(0, math.prod(leaf.shape[:-1]) ** -0.5, leaf.shape),
-                leaf.dtype,
-            )
+            fan_in = math.prod(leaf.shape[:-1])
+            return jnp.asarray(rng.normal(0, fan_in**-0.5, leaf.shape), leaf.dtype)
         return jnp.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)
 
     shapes = jax.eval_shape(
@@ -76,7 +71,7 @@ def dice_bce(logits, mask):
 def test_a_few_bfloat16_adam_steps_lower_the_loss(module):
     image, mask = discs()
     variables, optimizer = start(module, image), optax.adam(1e-2)
-    # adam on one vector compiles in no time
+    # Adam on one flat vector compiles one kernel.
     params, unravel = ravel_pytree(variables["params"])
 
     @jax.jit
@@ -92,21 +87,18 @@ def test_a_few_bfloat16_adam_steps_lower_the_loss(module):
             new["batch_stats"],
         )
 
-    batch_stats, opt_state, losses = (
-        variables["batch_stats"],
-        optimizer.init(params),
-        [],
-    )
+    batch_stats = variables["batch_stats"]
+    opt_state = optimizer.init(params)
+    losses = []
     for _ in range(15):
         (loss, (logits, batch_stats)), grads = loss_of(params, batch_stats)
         updates, opt_state = optimizer.update(grads, opt_state)
         params = optax.apply_updates(params, updates)
         losses.append(float(loss))
     assert losses[-1] < 0.7 * losses[0], losses
-    # weights, statistics and what the loss sees stay in float32
-    assert {
-        leaf.dtype for leaf in jax.tree.leaves((variables, batch_stats, logits))
-    } == {jnp.dtype("float32")}
+    # Weights, statistics and what the loss sees stay in float32.
+    kept = jax.tree.leaves((variables, batch_stats, logits))
+    assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +111,7 @@ def test_a_few_bfloat16_adam_steps_lower_the_loss(module):
     ],
 )
 def test_a_size_that_does_not_fit_is_refused_with_one_that_does(module, size, fits):
-    with pytest.raises(BadInput, match=f"{size[0]}x{size[1]}.*use {fits}"):
+    with pytest.raises(BadInput, match=f"{size[0]}x{size[1]}.* {fits}"):
         jax.eval_shape(
             lambda x: module.init(jax.random.key(0), x, train=False),
             jnp.zeros((1, *size, 1)),
@@ -142,7 +134,7 @@ def test_attention_maps_come_coarsest_first_and_lie_in_0_1():
 
 
 def test_fewer_widths_make_a_shallower_network_that_takes_more_sizes():
-    # multiples of 2**2
+    # Three levels take multiples of 2**2.
     module, image = UNetPlusPlus(channels=(4, 4, 8)), jnp.zeros((4, 12, 20, 1))
     (logits, _), _ = jax.eval_shape(
         lambda x: module.init_with_output(jax.random.key(0), x, train=False), image

@@ -11,10 +11,9 @@ from biedsnet_jax.networks.unext import ShiftedBlock, TokenisedMLP, shift
 
 
 def slow_shift(x, axis):
-    """Pad by two, roll each of five channel chunks, crop: the published description,
-    pixel by pixel.
-    """
-    out, chunk = np.zeros_like(x), math.ceil(x.shape[-1] / 5)
+    """Pads by two, rolls each of five channel chunks, crops, pixel by pixel."""
+    out = np.zeros_like(x)
+    chunk = math.ceil(x.shape[-1] / 5)
     for b, i, j, c in np.ndindex(x.shape):
         source = [i, j]
         source[axis - 1] -= c // chunk - 2
@@ -33,7 +32,7 @@ def test_shift_moves_channel_groups_as_a_plain_loop_does(shape, axis):
 
 
 def test_shift_by_hand():
-    # three pixels high, five channels
+    # Three pixels high, five channels.
     x = jnp.asarray([[1.0] * 5, [2.0] * 5, [3.0] * 5])[None, :, None, :]
     expected = [[3, 2, 1, 0, 0], [0, 3, 2, 1, 0], [0, 0, 3, 2, 1]]
     np.testing.assert_array_equal(shift(x, axis=1)[0, :, 0], expected)
@@ -48,8 +47,7 @@ def test_drop_path_drops_whole_samples_and_scales_the_rest():
         block.apply(variables, x, train=True, rngs={"dropout": jax.random.key(1)}) - x
     )
     kept = np.asarray(jnp.any(dropped != 0, axis=(1, 2, 3)))
-    # 64 draws of which each is kept with probability 0.75: 48 on average, standard
-    # deviation 3.5
+    # Of 64 draws 48 are kept on average, with a standard deviation of 3.5.
     assert 36 <= kept.sum() <= 60
     np.testing.assert_allclose(dropped[kept], branch[kept] / 0.75, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(dropped[~kept], 0)
@@ -57,7 +55,7 @@ def test_drop_path_drops_whole_samples_and_scales_the_rest():
 
 def test_initial_spreads_are_those_of_the_source():
     params = TokenisedMLP().init(jax.random.key(0), jnp.zeros((1, 2, 2, 256)))["params"]
-    # 2304 and 65536 numbers: their standard deviation is known to 1.5 % and 0.3 %
+    # The standard deviation of 2304 and 65536 numbers is known to 1.5 % and 0.3 %.
     assert float(jnp.std(params["dwconv"]["kernel"])) == pytest.approx(
         math.sqrt(2 / 9), rel=0.06
     )

@@ -21,7 +21,7 @@ def test_it_is_the_plain_convolution(shape):
 
 def test_the_transform_of_a_kernel_worked_out_by_hand():
     kernel = np.zeros((3, 3, 1, 1), np.float32)
-    # row 0, column 1: G k G^T is 4 * (column 0 of G) (column 1 of G)^T
+    # With row 0, column 1 alone, G k G^T is 4 * (column 0 of G) (column 1 of G)^T.
     kernel[0, 1] = 4.0
     columns_by_rows = 4 * np.outer([0, 0.5, -0.5, 0], [1, 0.5, 0.5, 0])
     np.testing.assert_allclose(
@@ -45,12 +45,8 @@ def test_the_denoiser_gives_the_same_with_prepared_kernels_and_reads_them(narrow
     prepared = winograd.prepare(variables, uses=10)
     apply = jax.jit(lambda variables: network.apply(variables, *inputs)[0])
     np.testing.assert_allclose(apply(prepared), apply(variables), atol=1e-4)
-    spoiled = {
-        **prepared,
-        winograd.COLLECTION: jax.tree.map(
-            jnp.zeros_like, prepared[winograd.COLLECTION]
-        ),
-    }
+    zeros = jax.tree.map(jnp.zeros_like, prepared[winograd.COLLECTION])
+    spoiled = {**prepared, winograd.COLLECTION: zeros}
     assert jnp.abs(apply(spoiled) - apply(variables)).max() > 0.01
 
 
@@ -58,11 +54,8 @@ def test_only_wide_3x3_kernels_are_prepared_and_only_for_several_uses(narrow):
     _, variables, _ = narrow
     assert winograd.prepare(variables, uses=1) is variables
     denoiser = winograd.prepare(variables, uses=10)[winograd.COLLECTION]["denoiser"]
-    assert (
-        "stem" not in denoiser
-        and "head_1" not in denoiser
-        and "linear" not in denoiser["encoder_1_block_1"]
-    )
+    assert not {"stem", "head_1"} & set(denoiser)
+    assert "linear" not in denoiser["encoder_1_block_1"]
     # The first block of level 1 reads the stem's 4 channels; the next one 8.
     assert "cgr_1" not in denoiser["encoder_1_block_1"]
     assert denoiser["encoder_1_block_2"]["cgr_1"]["conv"]["kernel"].shape == (16, 8, 8)

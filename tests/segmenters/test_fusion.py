@@ -1,6 +1,4 @@
-"""Fusion of samples against SimpleITK and a plain float64 EM; uncertainty against
-numbers worked by hand.
-"""
+"""Fusion of samples against SimpleITK and a plain EM; uncertainty by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +12,7 @@ STAPLE = jax.jit(fusion.staple)
 
 
 def raters(seed: int, n: int, shape=(40, 52), noise=0.6) -> np.ndarray:
-    """Masks "n h w" that agree on the middle of some blobs and differ along their
-    borders.
-    """
+    """Masks "n h w" that agree on the middle of blobs and differ along their borders."""
     rng = np.random.default_rng(seed)
 
     def field(sigma):
@@ -38,11 +34,14 @@ def samples(votes: np.ndarray) -> jax.Array:
 
 
 def plain_staple(votes: np.ndarray) -> np.ndarray:
-    """Warfield, Zou, Wells 2004, section II, as products of float64 over every pixel;
-    ITK's start, prior and stop.
+    """Warfield, Zou, Wells 2004, section II, as products of float64 over every pixel.
+
+    Start, prior and stop are ITK's.
     """
     d = votes.reshape(len(votes), -1)
-    w, prior, last = d.mean(axis=0), d.mean(), np.full((2, len(d), 1), -10.0)
+    w = d.mean(axis=0)
+    prior = d.mean()
+    last = np.full((2, len(d), 1), -10.0)
     for _ in range(1000):
         p = (d * w).sum(axis=1, keepdims=True) / w.sum()
         q = (~d * (1 - w)).sum(axis=1, keepdims=True) / (1 - w).sum()
@@ -52,11 +51,11 @@ def plain_staple(votes: np.ndarray) -> np.ndarray:
         if (np.abs([p, q] - last) <= 1e-7).all():
             return w.reshape(votes.shape[1:])
         last = np.array([p, q])
-    raise AssertionError("not settled; choose votes that agree more")
+    raise AssertionError("EM has not converged. Choose votes that agree more.")
 
 
 @pytest.mark.parametrize("seed", range(3))
-# 2^12 patterns are more than there are pixels
+# With 12 samples there are more patterns of votes than pixels.
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 9, 12])
 def test_staple_is_simple_itks(n, seed):
     sitk = pytest.importorskip("SimpleITK")
@@ -73,21 +72,16 @@ def test_staple_is_simple_itks(n, seed):
     ("n", "shape"), [(3, (40, 52)), (4, (16, 20)), (7, (16, 20)), (9, (16, 20))]
 )
 def test_staple_is_a_plain_em(n, shape):
-    """By patterns of votes where these are fewer than the pixels, in the last by
-    pixels.
-    """
+    # In the last case there are fewer pixels than patterns of votes.
     votes = raters(2, n, shape)
     np.testing.assert_allclose(staple(votes), plain_staple(votes), atol=1e-4)
 
 
 def test_each_image_and_class_is_fused_by_itself():
-    # n h w (b k)
+    # "n h w (b k)"
     votes = np.stack([raters(seed, 5) for seed in range(6)], axis=-1)
-    together = np.asarray(
-        STAPLE(
-            jnp.moveaxis(jnp.asarray(votes, jnp.float32).reshape(5, 40, 52, 2, 3), 3, 1)
-        )
-    )
+    given = jnp.asarray(votes, jnp.float32).reshape(5, 40, 52, 2, 3)
+    together = np.asarray(STAPLE(jnp.moveaxis(given, 3, 1)))
     assert together.shape == (2, 40, 52, 3)
     for i in range(6):
         np.testing.assert_allclose(
@@ -96,14 +90,14 @@ def test_each_image_and_class_is_fused_by_itself():
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12])
-@pytest.mark.parametrize("said", ["nothing", "all", "the same"])
-def test_agreeing_samples_come_back(n, said):
-    """ITK itself gives NaN where every vote is 0, or every vote 1."""
+@pytest.mark.parametrize("votes", ["none", "all", "the same"])
+def test_agreeing_samples_come_back(n, votes):
+    # ITK itself gives NaN where every vote is 0, or every vote 1.
     mask = {
-        "nothing": np.zeros((9, 9), bool),
+        "none": np.zeros((9, 9), bool),
         "all": np.ones((9, 9), bool),
         "the same": raters(0, 1, (9, 9))[0],
-    }[said]
+    }[votes]
     np.testing.assert_allclose(staple(np.stack([mask] * n)), mask, atol=1e-6)
 
 
@@ -121,7 +115,7 @@ def test_two_good_samples_outvote_three_bad_ones():
     truth = np.hypot(*np.ogrid[-20:20, -20:20]) < 12
     votes = np.stack([truth, truth, *(rng.random((3, 40, 40)) < 0.5)])
     majority = np.asarray(fusion.majority(samples(votes)))[0, :, :, 0] > 0.5
-    # all three against: an eighth of the pixels
+    # An eighth of the pixels have all three bad votes against them.
     assert (majority != truth).mean() > 0.1
     np.testing.assert_array_equal(staple(votes) > 0.5, truth)
 
@@ -132,17 +126,16 @@ def test_two_good_samples_outvote_three_bad_ones():
 )
 def test_three_samples_of_one_pixel(name, expected):
     pixel = jnp.array([0.2, 0.6, 0.7]).reshape(3, 1, 1, 1, 1)
-    # staple: w = 2/3 gives p = (0, 1, 1) and q = (1, 0, 0), which explain a true pixel
-    # and a false one alike: the odds are those of the prior, 2 to 1, and then stay.
+    # In STAPLE w = 2/3 gives p = (0, 1, 1) and q = (1, 0, 0), which explain a true pixel
+    # and a false one alike. So the odds are those of the prior, 2 to 1, and stay.
     assert float(fusion.FUSIONS[name](pixel)[0, 0, 0, 0]) == pytest.approx(
         expected, abs=1e-6
     )
 
 
-# Uncertainty
-# ----------------------------------------------------------------------------------------------------------
+# ---- Uncertainty
 
-# entropy of (1/3, 2/3) in bits
+# Entropy of (1/3, 2/3) in bits.
 THIRD = 0.9182958340544896
 
 
@@ -171,18 +164,13 @@ def test_uncertainty_by_hand(samples, entropy, mutual_information, variance):
 
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_uncertainty_keeps_its_bounds(n):
-    samples = (
-        np.random.default_rng(n).beta(0.3, 0.3, (n, 2, 16, 16, 3)).astype(np.float32)
-    )
+    rng = np.random.default_rng(n)
+    samples = rng.beta(0.3, 0.3, (n, 2, 16, 16, 3)).astype(np.float32)
     samples[:, 0, 0] = samples[:, 0, 0].round()
-    maps = {
-        name: np.asarray(m)
-        for name, m in fusion.uncertainty(jnp.asarray(samples)).items()
-    }
-    assert all(
-        m.shape == samples.shape[1:] and np.isfinite(m).all() and (m >= 0).all()
-        for m in maps.values()
-    )
+    maps = jax.tree.map(np.asarray, fusion.uncertainty(jnp.asarray(samples)))
+    for m in maps.values():
+        assert m.shape == samples.shape[1:]
+        assert np.isfinite(m).all() and (m >= 0).all()
     assert (maps["entropy"] <= 1 + 1e-6).all() and (maps["variance"] <= 0.25).all()
     assert (maps["mutual_information"] <= maps["entropy"]).all()
     if n == 1:

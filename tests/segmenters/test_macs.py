@@ -1,11 +1,10 @@
-"""Multiply-adds: small ones worked by hand, and whole networks against counts of their
-PyTorch originals.
-"""
+"""Multiply-adds of small functions worked out by hand, and of a prediction."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
+from random_weights import initial
 
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.diffusion.sampler import Sampling
@@ -78,7 +77,7 @@ def test_matrix_products():
     assert count_macs(lambda a: jnp.exp(a) * a + a.sum(), shaped(4, 6)) == 0
 
 
-# A @ A is 64 multiply-adds
+# A @ A is 64 multiply-adds.
 A = shaped(4, 4)
 
 
@@ -133,9 +132,9 @@ custom_vjp.defvjp(lambda a: (a @ a, a), lambda a, g: (g @ a.T + a.T @ g,))
             1,
         ),
         (jax.vmap(lambda v: v @ jnp.ones((4, 4))), 1),
-        # the product itself is not needed, its transpose is
+        # The product itself is not needed, its transpose is.
         (jax.grad(lambda a: (a @ jnp.ones((4, 4))).sum()), 1),
-        # nothing depends on the second
+        # Nothing depends on the second product.
         (lambda a: [a @ a, a @ a @ a][0], 1),
     ],
 )
@@ -185,42 +184,23 @@ def test_a_scope_holds_for_the_functions_called_in_it():
     assert count_macs(fn, A) == 3 * 16 + 64
 
 
-IMAGE, MASK, T = (
-    shaped(1, 256, 256, 1),
-    shaped(1, 256, 256, 1),
-    shaped(1, dtype=jnp.int32),
-)
-LINEAGE = dict(
-    dconv="lineage", count_include_pad=True, residual="conv", attention_per="level"
-)
-
-
-def network_variables(network, *inputs):
-    return jax.eval_shape(
-        lambda *xs: network.init(jax.random.key(0), *xs, train=False), *inputs
-    )
-
-
 TOY = NETWORKS["biedsnet"](channels=(8, 16), blocks_per_level=1, dconv="lineage")
 
 
 def test_prediction_encodes_once_and_denoises_steps_times_samples():
-    image, mask = shaped(1, 16, 16, 1), shaped(1, 16, 16, 1)
-    variables = network_variables(TOY, mask, image, T)
-    features = jax.eval_shape(
-        lambda v, x: TOY.apply(v, x, method=TOY.encode), variables, image
-    )
-    encode = count_macs(
-        lambda v, x: TOY.apply(v, x, method=TOY.encode), variables, image
-    )
-    denoise = count_macs(
-        lambda v, *xs: TOY.apply(v, *xs, method=TOY.denoise)[0],
-        variables,
-        features,
-        mask,
-        image,
-        T,
-    )
+    image = mask = shaped(1, 16, 16, 1)
+    t = shaped(1, dtype=jnp.int32)
+    variables = initial(TOY, mask, image, t, train=False)
+
+    def encode_of(variables, image):
+        return TOY.apply(variables, image, method=TOY.encode)
+
+    def denoise_of(variables, *inputs):
+        return TOY.apply(variables, *inputs, method=TOY.denoise)[0]
+
+    features = jax.eval_shape(encode_of, variables, image)
+    encode = count_macs(encode_of, variables, image)
+    denoise = count_macs(denoise_of, variables, features, mask, image, t)
     assert encode > 0 and denoise > 0
 
     model = Diffusion(

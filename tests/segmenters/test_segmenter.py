@@ -1,6 +1,4 @@
-"""The segmenters on networks whose answer is known, and the one that every variant of
-the config builds.
-"""
+"""Segmenters on networks whose answer is known, and as configs build them."""
 
 import functools
 import math
@@ -10,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import normal, weights
 
 from biedsnet_jax.config.build_model import build, draws_samples
 from biedsnet_jax.diffusion import process, schedule
@@ -23,7 +22,7 @@ from biedsnet_jax.segmenters.noise_diffusion import NoisePrediction
 from biedsnet_jax.segmenters.segmenter import Segmenter
 from configs import covid, default, variants
 
-# entry points of Oracle, in the order in which compiled programs ran them
+# Entry points of Oracle, in the order in which compiled programs ran them.
 RUNS = []
 
 
@@ -61,8 +60,9 @@ class Probe(nn.Module):
 
 
 class Echo(nn.Module):
-    """A self-conditioned network: logits x_t times a parameter, the side head what it
-    saw beside x_t.
+    """A self-conditioned network: logits x_t times a parameter.
+
+    Its side head is what it was given behind x_t.
     """
 
     classes: int = 1
@@ -73,18 +73,16 @@ class Echo(nn.Module):
     def encode(self, image, *, train):
         return [image]
 
-    def denoise(self, features, seen, image, t, *, train):
-        x_t, beside = jnp.split(seen, 2, axis=-1)
-        return self.slope * x_t, {"supervision": [beside]}
+    def denoise(self, features, x_t, image, t, *, train):
+        x_t, x_0 = jnp.split(x_t, 2, axis=-1)
+        return self.slope * x_t, {"supervision": [x_0]}
 
     def __call__(self, x_t, image, t, *, train):
         return self.denoise([image], x_t, image, t, train=train)
 
 
 class NoiseOracle(nn.Module):
-    """Predicts the noise on a mask, which the image is, but for a parameter; its
-    calibration is the image.
-    """
+    """Predicts the noise on a mask but for a parameter; mask and calibration: the image."""
 
     noise: schedule.Schedule
     classes: int = 1
@@ -97,9 +95,8 @@ class NoiseOracle(nn.Module):
 
     def denoise(self, features, x_t, image, t, *, train):
         eps = process.eps_from_x_0(self.noise, x_t=x_t, x_0=features[0], t=t)
-        return jnp.concatenate([eps + self.off, jnp.zeros_like(eps)], axis=-1), {
-            "calibration": features[0]
-        }
+        output = jnp.concatenate([eps + self.off, jnp.zeros_like(eps)], axis=-1)
+        return output, {"calibration": features[0]}
 
     def __call__(self, x_t, image, t, *, train):
         return self.denoise([image], x_t, image, t, train=train)
@@ -110,9 +107,8 @@ class Normed(nn.Module):
 
     @nn.compact
     def __call__(self, image, *, train):
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(
-            image
-        ), {}
+        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")
+        return norm(image), {}
 
 
 def masks(batch: int = 2, classes: int = 1):
@@ -133,27 +129,10 @@ def diffusion(network, loss=losses.joint, *, noise=None, **fields):
 
 
 def predictor(segmenter, ensemble: int = 1):
-    """predict(image, keys), compiled, of a network without parameters"""
+    """Compiles predict(image, keys) of a network without parameters."""
     return jax.jit(
         lambda image, keys: segmenter.predict({}, image, keys, ensemble=ensemble)
     )
-
-
-def weights(module, *inputs):
-    """Random variables of the module's own shapes, from numpy: compiling an `init`
-    costs more than the tests.
-    """
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda *xs: module.init(jax.random.key(0), *xs), *inputs)
-
-    def draw(path, leaf):
-        fan_in = math.prod(leaf.shape[:-1]) if path[-1].key == "kernel" else 10
-        random = rng.normal(0, fan_in**-0.5, leaf.shape)
-        return (
-            np.ones(leaf.shape) if path[-1].key in ("scale", "var") else random
-        ).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 # ---- Diffusion: prediction
@@ -192,27 +171,23 @@ def test_the_image_is_encoded_once_whatever_the_steps_and_samples(steps, ensembl
 def test_samples_of_an_ensemble_differ_and_do_not_depend_on_its_size():
     segmenter = diffusion(Probe(), sampling=Sampling(steps=2))
     image = masks()
-    three, two = (
-        predictor(segmenter, 3)(image, keys()),
-        predictor(segmenter, 2)(image, keys()),
-    )
+    three = predictor(segmenter, 3)(image, keys())
+    two = predictor(segmenter, 2)(image, keys())
+    other_key = predictor(segmenter)(image, keys(seed=1))
     np.testing.assert_allclose(three[:2], two, atol=1e-6)
-    assert all(
-        np.abs(three[i] - three[j]).max() > 0.01 for i, j in [(0, 1), (0, 2), (1, 2)]
-    )
-    assert (
-        np.abs(three[0, 0] - predictor(segmenter)(image, keys(seed=1))[0, 0]).max()
-        > 0.01
-    )
+    for i, j in [(0, 1), (0, 2), (1, 2)]:
+        assert np.abs(three[i] - three[j]).max() > 0.01
+    assert np.abs(three[0, 0] - other_key[0, 0]).max() > 0.01
 
 
 def test_a_mask_does_not_depend_on_its_batch():
     network = BIEDSNet(channels=(4, 8), blocks_per_level=1, dconv="lineage")
     segmenter = diffusion(network, sampling=Sampling("ddpm", steps=2))
-    image = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 1)), jnp.float32)
+    image = normal(3, 8, 8, 1)
     variables = weights(network, image, image, jnp.zeros(3, jnp.int32))
     predict = jax.jit(functools.partial(segmenter.predict, variables, ensemble=2))
-    together, order = predict(image, keys(3)), np.array([2, 0, 1])
+    together = predict(image, keys(3))
+    order = np.array([2, 0, 1])
     np.testing.assert_allclose(
         predict(image[order], keys(3)[order]), together[:, order], atol=1e-5
     )
@@ -252,66 +227,68 @@ def test_the_network_is_trained_on_the_noised_mask_in_its_range(
     variance = loss(
         halfway, lambda x_t: jnp.square(x_t - 0.5**0.5 * x_0).mean((1, 2, 3))
     )
-    # of 4096 pixels: standard error 0.011
+    # Over 4096 pixels the standard error is 0.011.
     assert variance == pytest.approx(0.5, abs=0.05)
 
 
-def test_half_the_batches_of_a_self_conditioned_network_see_its_guess_which_is_not_trained():
-    y, noise = masks(), schedule.linear(100)
-    variables = diffusion(Echo(), self_condition=True).init(
-        jax.random.key(0), (8, 8, 1)
-    )
+def test_half_the_batches_of_a_self_conditioned_network_get_its_prediction_untrained():
+    y = masks()
+    batch = {"image": y, "mask": y}
+    init = diffusion(Echo(), self_condition=True).init
+    params = init(jax.random.key(0), (8, 8, 1))["params"]
+
+    def zero(logits, x_0):
+        return jnp.abs(x_0).max((1, 2, 3))
+
+    def off_prediction(logits, x_0):
+        expected = 0.5 * (2.0 * jax.nn.sigmoid(logits) - 1.0)
+        return jnp.abs(x_0 - expected).max((1, 2, 3))
+
+    def square(logits, x_0):
+        return jnp.square(x_0).mean((1, 2, 3))
 
     @jax.jit
-    def seen(key):
-        """(is it 0, is it the guess of x_0 from the same x_t, the gradient through it)"""
+    def given(key):
+        """Whether it got 0, whether its x_0 from x_t, and the gradient through it."""
 
         def loss(params, of):
             model = Diffusion(
                 Echo(),
-                noise,
+                schedule.linear(100),
                 lambda heads, _: of(*heads),
                 self_condition=True,
                 mask_scale=0.5,
             )
-            return model.loss(
-                {"params": params}, {"image": y, "mask": y}, key, train=True
-            )[0]
+            return model.loss({"params": params}, batch, key, train=True)[0]
 
-        def off(logits, beside):
-            return jnp.abs(beside - 0.5 * (2.0 * jax.nn.sigmoid(logits) - 1.0)).max(
-                (1, 2, 3)
-            )
+        gradient = jax.grad(loss)(params, square)
+        is_prediction = loss(params, off_prediction) < 1e-6
+        return loss(params, zero) == 0.0, is_prediction, gradient["slope"]
 
-        size = loss(
-            variables["params"], lambda _, beside: jnp.abs(beside).max((1, 2, 3))
-        )
-        gradient = jax.grad(loss)(
-            variables["params"], lambda _, beside: jnp.square(beside).mean((1, 2, 3))
-        )
-        return size == 0.0, loss(variables["params"], off) < 1e-6, gradient["slope"]
-
-    blank, guess, gradient = jax.lax.map(seen, jax.random.split(jax.random.key(0), 60))
-    assert (blank ^ guess).all()
-    # of 60: standard deviation 3.9
-    assert 18 <= guess.sum() <= 42
+    blank, predicted, gradient = jax.lax.map(
+        given, jax.random.split(jax.random.key(0), 60)
+    )
+    assert (blank ^ predicted).all()
+    # Of 60 batches half are expected, with a standard deviation of 3.9.
+    assert 18 <= predicted.sum() <= 42
     assert not gradient.any()
 
 
 def test_prediction_of_a_self_conditioned_network_hands_it_its_last_answer():
+    variables = {"params": {"slope": jnp.ones(())}}
+
     def predict(steps):
         model = diffusion(Echo(), self_condition=True, sampling=Sampling(steps=steps))
-        variables = {"params": {"slope": jnp.ones(())}}
-        return model.predict(variables, masks(), keys(), ensemble=1), model.trajectory(
-            variables, masks(), keys()
-        )
+        samples = model.predict(variables, masks(), keys(), ensemble=1)
+        return samples, model.trajectory(variables, masks(), keys())
 
     one, _ = predict(1)
-    noise = jax.vmap(
-        lambda key: jax.random.normal(
-            jax.random.split(jax.random.fold_in(key, 0))[0], (8, 8, 1)
-        )
-    )(keys())
+
+    def draw(key):
+        first, _ = jax.random.split(jax.random.fold_in(key, 0))
+        return jax.random.normal(first, (8, 8, 1))
+
+    noise = jax.vmap(draw)(keys())
     np.testing.assert_allclose(one[0], jax.nn.sigmoid(noise), atol=1e-6)
     many, trajectory = predict(3)
     np.testing.assert_allclose(trajectory.x_0[-1], many[0], atol=1e-6)
@@ -321,20 +298,18 @@ def test_training_times_are_uniform_and_each_examples_own():
     y = jnp.zeros((2000, 1, 1, 1))
 
     def share(time):
-        probe = Diffusion(
-            Probe(),
-            schedule.cosine(4),
-            lambda heads, _: (heads[2] == time).mean((1, 2, 3)),
-        )
-        return float(
-            probe.loss({}, {"image": y, "mask": y}, jax.random.key(0), train=True)[0]
-        )
+        def is_time(heads, _):
+            return (heads[2] == time).mean((1, 2, 3))
+
+        probe = Diffusion(Probe(), schedule.cosine(4), is_time)
+        batch = {"image": y, "mask": y}
+        return float(probe.loss({}, batch, jax.random.key(0), train=True)[0])
 
     assert [share(t) for t in range(4)] == pytest.approx([0.25] * 4, abs=0.05)
 
 
 def test_a_perfect_network_has_no_loss_and_dice_1():
-    # one image without a lesion
+    # One image has no lesion.
     y = masks().at[0].set(0.0)
     value, (metrics, _) = diffusion(Oracle()).loss(
         {}, {"image": y, "mask": y}, jax.random.key(0), train=True
@@ -385,7 +360,7 @@ def test_the_variational_bound_joins_the_loss_of_noise_but_trains_the_variance_a
     assert value == pytest.approx(
         sum(float(terms[name]) for name in ("eps", "vlb", "calibration")), rel=1e-5
     )
-    # of the squared error alone
+    # It is the gradient of the squared error alone.
     assert slope == pytest.approx(2 * 0.5, rel=1e-3)
     _, terms = jax.jit(loss)(0.0, jnp.full_like(y, 0.5))
     assert terms["calibration"] == pytest.approx(10 * 0.25)
@@ -395,13 +370,10 @@ def test_the_variational_bound_joins_the_loss_of_noise_but_trains_the_variance_a
 
 
 def traced(segmenter, image, variables):
-    """(first of the samples, its trajectory), compiled."""
-    sample = jax.jit(functools.partial(segmenter.predict, variables, ensemble=2))(
-        image, keys()
-    )[0]
-    return sample, jax.jit(functools.partial(segmenter.trajectory, variables))(
-        image, keys()
-    )
+    """Computes the first sample of an image, and its trajectory."""
+    predict = jax.jit(functools.partial(segmenter.predict, variables, ensemble=2))
+    trajectory = jax.jit(functools.partial(segmenter.trajectory, variables))
+    return predict(image, keys())[0], trajectory(image, keys())
 
 
 @pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm_solver"])
@@ -411,7 +383,7 @@ def test_a_trajectory_ends_in_the_first_sample(method):
     assert steps.x_t.shape == steps.x_0.shape == (3, *sample.shape)
     np.testing.assert_allclose(steps.x_0[-1], sample, atol=1e-5)
     assert np.abs(steps.x_0[0] - sample).max() > 1e-3
-    # as probabilities they are returned; the network's own answer to each
+    # The steps are probabilities: x_t is scaled back, x_0 is the network's answer to it.
     x_t = 0.7 * (2 * steps.x_t - 1)
     np.testing.assert_allclose(
         steps.x_0, jax.nn.sigmoid(x_t + masks()[None]), atol=1e-5
@@ -424,11 +396,8 @@ def test_a_trajectory_of_predicted_noise_ends_in_the_first_sample(method):
     segmenter = NoisePrediction(NoiseOracle(noise), noise, Sampling(method, steps=4))
     sample, steps = traced(segmenter, masks(), {"params": {"off": 0.3}})
     np.testing.assert_allclose(steps.x_0[-1], sample, atol=1e-5)
-    assert (
-        steps.x_t.shape == (4, *sample.shape)
-        and steps.x_t.min() >= 0
-        and steps.x_t.max() <= 1
-    )
+    assert steps.x_t.shape == (4, *sample.shape)
+    assert steps.x_t.min() >= 0 and steps.x_t.max() <= 1
 
 
 def test_a_network_that_needs_one_pass_has_no_trajectory():
@@ -468,7 +437,7 @@ def test_running_statistics_move_in_training_only(train, mean):
 
 
 def config_of(variant: str):
-    """The variant, with networks small enough to trace quickly."""
+    """The config of a variant, with networks small enough to trace quickly."""
     config = default.get_config()
     variants.small(config)
     config.networks.biedsnet.update(channels=(4, 4, 4), blocks_per_level=1)
@@ -502,11 +471,11 @@ def test_every_variant_builds_a_segmenter_that_trains_and_predicts(variant):
 @pytest.mark.parametrize(
     ("variant", "heads", "expected"),
     [
-        # mean squared error of p = 1/2
+        # Mean squared error of p = 1/2.
         ("row1", 1, 0.25),
         ("row3", 1, 0.25),
         ("row4", 1, 0.125 + (1 - 3 / 5) + 0.5 * math.log(2)),
-        # the weights sum to 1
+        # The weights of the heads sum to 1.
         ("row5", 2, 0.125 + (1 - 3 / 5) + 0.5 * math.log(2)),
     ],
 )
@@ -522,7 +491,7 @@ def test_rows_of_the_ablation_have_the_loss_of_table_2(variant, heads, expected)
     ("variant", "heads", "dice", "bce"),
     [
         ("unet", 1, 1.0, 0.5),
-        # mean over its heads
+        # The mean over its heads.
         ("unetpp", 4, 1.0, 0.5),
         ("attention_unet", 1, 1.0, 0.5),
         ("unext", 1, 1.0, 0.5),
