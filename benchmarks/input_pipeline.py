@@ -1,13 +1,14 @@
-"""Does the input keep up with training, and does a large volume fit in memory?
+"""Measures whether the input keeps up with training, and large volumes fit in memory.
 
     python benchmarks/input_pipeline.py [--volumes=3] [--shape=512,512,300] [--folder=DIR]
 
 Writes float32 volumes (.nii.gz) with label maps, and measures on them, each in a
 process of its own:
 
-- the first reading of all volumes into the slice cache: seconds and peak resident memory;
+- the first reading of all volumes into the slice cache: seconds, peak resident memory;
 - the second start, which reads only the cache: seconds;
-- training batches after that (window, resize, normalise, augment): batches a second, and gzip files opened;
+- training batches after that (window, resize, normalise, augment): batches a second,
+  and gzip files opened;
 - the training step of configs/nifti.py:cpu on this machine: steps a second.
 
 Exit code 1 if the peak is 1.5 GiB or more, the pipeline is under 5 times the step, or
@@ -16,6 +17,7 @@ an epoch opens a gzip file.
 
 import contextlib
 import json
+import math
 import multiprocessing
 import resource
 import sys
@@ -30,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import scripts
 
+# Memory that reading may take, and steps that the pipeline must be ahead of training.
 MOST_GIB, LEAST_RATIO = 1.5, 5.0
 
 
@@ -42,27 +45,23 @@ def main() -> int:
         shape = tuple(map(int, arguments.shape.split(",")))
         write_volumes(folder / "data", arguments.volumes, shape)
         report = {"volumes": arguments.volumes, "shape": shape}
-        for name, measure in (
-            ("first", read),
-            ("second", read),
-            ("pipeline", feed),
-            ("step", train),
-        ):
+        measures = {"first": read, "second": read, "pipeline": feed, "step": train}
+        for name, measure in measures.items():
             report[name] = _in_a_process(measure, folder)
             print(f"{name:9s}", json.dumps(report[name]), flush=True)
     peak = report["first"]["peak_gib"]
-    ratio = (
-        report["pipeline"]["batches_per_second"] / report["step"]["steps_per_second"]
-    )
-    opened = report["pipeline"]["gzip_files_opened"]
+    pipeline, step = report["pipeline"], report["step"]
+    ratio = pipeline["batches_per_second"] / step["steps_per_second"]
     print(
-        f"peak {peak:.2f} GiB, to be under {MOST_GIB}; {ratio:.1f} times the step, to be {LEAST_RATIO} or more"
+        f"peak {peak:.2f} GiB, must be under {MOST_GIB}; "
+        f"{ratio:.1f} times the step, must be {LEAST_RATIO} or more"
     )
-    return 0 if peak < MOST_GIB and ratio >= LEAST_RATIO and opened == 0 else 1
+    fast = ratio >= LEAST_RATIO and pipeline["gzip_files_opened"] == 0
+    return 0 if fast and peak < MOST_GIB else 1
 
 
 def write_volumes(folder: Path, count: int, shape: tuple[int, int, int]) -> None:
-    """Smooth noise with a bright box that the label map marks, as float32."""
+    """Writes float32 noise with a bright box, and label maps that mark the box."""
     rng = np.random.default_rng(0)
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -81,22 +80,25 @@ def write_volumes(folder: Path, count: int, shape: tuple[int, int, int]) -> None
 
 
 def read(folder: Path) -> dict:
-    """Open the source as training does, every volume verified."""
+    """Opens the source as training does, and verifies every volume."""
+    from biedsnet_jax.config import build_data
+
     cfg, start = _config(folder), time.perf_counter()
-    _open(cfg)
+    build_data.open_data(cfg)
     return {"seconds": time.perf_counter() - start, "peak_gib": _peak()}
 
 
 def feed(folder: Path) -> dict:
-    """Training batches from the cache, an epoch of them and then a timed stretch."""
+    """Times training batches from the cache, after an epoch of them."""
     from biedsnet_jax.config import build_data
     from biedsnet_jax.data import pipeline
     from biedsnet_jax.data.formats import nifti
 
     cfg, opened = _config(folder), []
     original = nifti.read
+    # Counts the volumes that are opened: with a full cache there are none.
     nifti.read = lambda path: opened.append(path) or original(path)
-    data = _open(cfg)
+    data = build_data.open_data(cfg)
     batches = pipeline.train_batches(
         data.source,
         data.train,
@@ -105,8 +107,9 @@ def feed(folder: Path) -> dict:
         batch_size=cfg.train.batch_size,
         seed=0,
     )
-    epoch = -(-len(data.train) // cfg.train.batch_size)
+    epoch = math.ceil(len(data.train) / cfg.train.batch_size)
     with contextlib.closing(batches):
+        # The first epoch starts the workers and reads the cache into memory.
         for _ in range(epoch):
             next(batches)
         start, timed = time.perf_counter(), max(epoch, 100)
@@ -121,7 +124,7 @@ def feed(folder: Path) -> dict:
 
 
 def train(folder: Path) -> dict:
-    """The update of the same config, as mode benchmark times it."""
+    """Times the training step of the same config, as mode benchmark does."""
     from biedsnet_jax.benchmarking import benchmark
     from biedsnet_jax.runtime import devices
 
@@ -131,12 +134,6 @@ def train(folder: Path) -> dict:
     return {"steps_per_second": 1e3 / fields["milliseconds"]["median"]}
 
 
-def _open(cfg):
-    from biedsnet_jax.config import build_data
-
-    return build_data.open_data(cfg)
-
-
 def _config(folder):
     from biedsnet_jax.config.check import check_config
     from configs import nifti
@@ -144,22 +141,19 @@ def _config(folder):
     cfg = nifti.get_config("cpu")
     cfg.data.root, cfg.data.cache_dir = str(folder / "data"), str(folder / "cache")
     cfg.data.window, cfg.data.normalise = (-1250.0, 250.0), "none"
-    cfg.split.train, cfg.split.val, cfg.split.test = (
-        ("case_0",),
-        ("case_1",),
-        ("case_2",),
-    )
+    cfg.split.update(train=("case_0",), val=("case_1",), test=("case_2",))
     check_config(cfg)
     return cfg
 
 
 def _in_a_process(measure, folder):
+    # A process of its own, since the peak of one lasts to its end.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, (folder,))
 
 
 def _peak() -> float:
-    """Largest resident memory of this process so far, GiB."""
+    """Largest resident memory of this process so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

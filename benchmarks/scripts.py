@@ -1,6 +1,4 @@
-"""What the scripts of this folder share: command lines, reports and the memory of a
-process.
-"""
+"""Shared by the scripts of this folder: command lines, reports, memory of processes."""
 
 import argparse
 import json
@@ -21,8 +19,9 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
 
 
 def read_config(words: list[str]):
-    """The checked config of the package's flags `words`. Raises BadInput if they name
-    none.
+    """The checked config that the package's flags `words` name.
+
+    Raises BadInput if they name none.
     """
     # Imported here, since some scripts do without jax.
     from absl import flags
@@ -34,9 +33,8 @@ def read_config(words: list[str]):
     main.parse_flags([sys.argv[0], *words])
     config = flags.FLAGS.config
     if config is None:
-        example = "--config=configs/covid.py"
         raise BadInput(
-            f"--config is missing. Give a config file, for example {example}"
+            "--config is missing. Give a config file, such as --config=configs/covid.py"
         )
     check_config(config)
     return config

@@ -1,12 +1,13 @@
-"""What a network must beat: the best intensity threshold, and the best band, over the
-same split and size.
+"""Scores what a network must beat: the best intensity threshold, and the best band.
 
     python benchmarks/threshold_baseline.py --config=configs/phantom.py
-    python benchmarks/threshold_baseline.py --config=configs/covid.py:cpu --config.data.root=DIR [--workdir=DIR]
+    python benchmarks/threshold_baseline.py --config=configs/covid.py:cpu \
+        --config.data.root=DIR [--workdir=DIR]
 
-With the workdir of a run its split is the one that the run has recorded, whatever was
-added to the data since. Chosen on the training slices by mean Dice per image, scored on
-the test slices. Predicting nothing scores 0.
+Split and size are those of the config. With the workdir of a run the split is the one
+that the run has recorded, whatever was added to the data since. Both are chosen on the
+training slices by mean Dice per image, and scored on the test slices. Predicting
+nothing scores 0.
 """
 
 import sys
@@ -26,23 +27,23 @@ _CONFIG = config_flags.DEFINE_config_file("config")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "a run of this config, whose split is taken"
 )
+# Intensities that may bound a band: quantiles of the training slices.
 LEVELS = 33
 
 
 def main(_) -> None:
     cfg = _CONFIG.value
     check_config(cfg)
-    workdir = _WORKDIR.value
-    data = (
-        run_split.open_training(cfg, Path(workdir))
-        if workdir
-        else build_data.open_data(cfg)
-    )
+    if _WORKDIR.value:
+        data = run_split.open_training(cfg, Path(_WORKDIR.value))
+    else:
+        data = build_data.open_data(cfg)
+    # Every fourth slice, since the neighbours of a slice look like it.
     train, test = _slices(cfg, data, data.train[::4]), _slices(cfg, data, data.test)
-    levels = np.quantile(
-        np.concatenate([image.ravel() for image, _ in train]), np.linspace(0, 1, LEVELS)
-    )
+    intensities = np.concatenate([image.ravel() for image, _ in train])
+    levels = np.quantile(intensities, np.linspace(0, 1, LEVELS))
     bands = [(low, high) for low in levels for high in levels if high > low]
+    # A threshold is a band that is open at one end.
     thresholds = [
         (low, high) for low, high in bands if low == levels[0] or high == levels[-1]
     ]
@@ -50,12 +51,13 @@ def main(_) -> None:
         low, high = max(candidates, key=lambda band: _mean_dice(train, *band))
         dice = _mean_dice(test, low, high)
         print(
-            f"best {name}: {low:.3f} to {high:.3f}, Dice {dice:.4f} on {len(test)} test slices with truth"
+            f"best {name}: {low:.3f} to {high:.3f}, Dice {dice:.4f} "
+            f"on {len(test)} test slices with truth"
         )
 
 
 def _slices(cfg, data, indices):
-    """(image, truth) of the slices that have truth."""
+    """(image, truth) of each slice that has truth."""
     batches = pipeline.eval_batches(
         data.source, indices, prepare=build_data.make_prepare(cfg), batch_size=1
     )
@@ -66,15 +68,12 @@ def _slices(cfg, data, indices):
 
 
 def _mean_dice(slices, low, high):
-    masks = [((image >= low) & (image <= high), truth) for image, truth in slices]
-    return float(
-        np.mean(
-            [
-                2 * (mask & truth).sum() / (mask.sum() + truth.sum())
-                for mask, truth in masks
-            ]
-        )
-    )
+    """Mean Dice per image of the mask of intensities from `low` to `high`."""
+    scores = []
+    for image, truth in slices:
+        mask = (image >= low) & (image <= high)
+        scores.append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
+    return float(np.mean(scores))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 flags and modes, nothing else.
 """
 
+import os
 import pathlib
 import shlex
 import sys
@@ -114,6 +115,9 @@ def run(argv: list[str]) -> int:
     the run is gone. 130: Ctrl-C, 129: SIGHUP, training with a checkpoint written. All
     but the first say so on stderr, in one line or, for 3, one a scan.
     """
+    # XLA's C++ log, read once when jax is imported. Its errors also come as exceptions;
+    # what else it shows is alarms of slow compilation. Level 3 leaves fatal errors.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         parse_flags(argv)
         console.set_quiet(_QUIET.value)
@@ -139,7 +143,7 @@ def run(argv: list[str]) -> int:
 
         if not processes.several():
             raise
-        return _failed(processes.told(error), 1)
+        return _failed(processes.describe(error), 1)
 
 
 def _help_fields():
@@ -208,7 +212,7 @@ def _benchmark(argv):
         _start(compile_cache=False),
         command=shlex.join(["python", "-m", "biedsnet_jax.main", *argv[1:]]),
         output=_OUTPUT.value,
-        baseline=_COMPARE.value,
+        compare=_COMPARE.value,
         repeats=_REPEATS.value,
     )
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Train on a Google Cloud machine with GPUs.
+# Trains on a Google Cloud machine with GPUs.
 #
-#   launch/gpu_vm.sh create                                          a spot machine: cheap, may be stopped at any time
-#   launch/gpu_vm.sh install                                         this folder and its requirements
-#   launch/gpu_vm.sh run configs/covid.py runs/covid [flags ...]     train on all its GPUs, in one process
-#   launch/gpu_vm.sh delete                                          the machine and its disk
+#   launch/gpu_vm.sh create     make a spot machine: cheap, may be stopped at any time
+#   launch/gpu_vm.sh install    copy this folder there and install its requirements
+#   launch/gpu_vm.sh run configs/covid.py runs/covid [flags ...]
+#                               train on all its GPUs, in one process
+#   launch/gpu_vm.sh delete     delete the machine and its disk
 #
-# Stopped by Google: `gcloud compute instances start`, then `run` again, and training goes on from its checkpoint.
-# Needs gcloud, signed in. Set by the environment:
+# If Google stops the machine: `gcloud compute instances start`, then `run` again, and training
+# goes on from its checkpoint. Needs gcloud, signed in. Set by the environment:
 #   NAME=biedsnet  ZONE=us-central1-a  TYPE=a2-highgpu-1g (one A100; a2-highgpu-4g: four)
 set -euo pipefail
 name=${NAME:-biedsnet} zone=${ZONE:-us-central1-a} type=${TYPE:-a2-highgpu-1g}
@@ -38,5 +39,5 @@ case ${1:-} in
     there "cd biedsnet && ../venv/bin/python -m biedsnet_jax.main$flags"
     ;;
   delete) gcloud compute instances delete "$name" --zone="$zone" --quiet ;;
-  *) sed -n '2,11s/^# \{0,1\}//p' "$0" && exit 2 ;;
+  *) sed -n '2,12s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Train on this machine until it is done: a run that is killed goes on from its last checkpoint.
+# Trains on this machine until it is done: a run that is killed goes on from its last checkpoint.
 #
 #   launch/local.sh [N] CONFIG WORKDIR [--config.train.steps=1000 ...]
 #   launch/local.sh [N] --config=CONFIG --workdir=WORKDIR ...
 #
-# N processes share the run (1 if not given). Where there are NVIDIA GPUs, each process has one of its own: the first N of
-# CUDA_VISIBLE_DEVICES, where it is set, else those numbered from 0. Paths are those of the folder you are in; a CONFIG
-# that is not there is one of this project's. Ctrl-C, SIGTERM and SIGHUP become a SIGTERM to every process, which writes
-# a checkpoint and ends. Exit code: 0 done or stopped, 2 wrong arguments, else that of the first process to fail.
+# N processes share the run (1 if not given). Where there are NVIDIA GPUs, each process has one of
+# its own: the first N of CUDA_VISIBLE_DEVICES if it is set, else those numbered from 0. Paths
+# start at the folder you are in; a CONFIG that is not there is one of this project's. Ctrl-C,
+# SIGTERM and SIGHUP become a SIGTERM to every process, which writes a checkpoint and ends.
+# Exit code: 0 done or stopped, 2 wrong arguments, else that of the first process to fail.
 set -euo pipefail
 
 refuse() {
-  echo "launch: $1" >&2
+  echo "launch: $*" >&2
   exit 2
 }
 
@@ -22,7 +23,7 @@ if [[ ${1:-} =~ ^[0-9]+$ ]]; then
   shift
 fi
 if [[ $# -lt 2 || $1 == -h || $1 == --help ]]; then
-  sed -n '2,11s/^# \{0,1\}//p' "$0"
+  sed -n '2,12s/^# \{0,1\}//p' "$0"
   exit 2
 fi
 if [[ $1 == -* ]]; then
@@ -32,7 +33,7 @@ else
 fi
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# A config of the project is found from everywhere. A word after --config is one too.
+# A config of the project is found from every folder, also as the word after --config.
 of_project() {
   local file=${1%%:*}
   if [[ ! -e $file && -e $project/$file ]]; then
@@ -44,14 +45,16 @@ of_project() {
 for i in "${!flags[@]}"; do
   case ${flags[i]} in
     --config=* | -config=*) flags[i]="--config=$(of_project "${flags[i]#*=}")" ;;
-    --config | -config) [[ -z ${flags[i + 1]:-} ]] || flags[i + 1]=$(of_project "${flags[i + 1]}") ;;
+    --config | -config)
+      [[ -z ${flags[i + 1]:-} ]] || flags[i + 1]=$(of_project "${flags[i + 1]}")
+      ;;
   esac
 done
 # The package beside this script, whatever lies in the folder you are in.
 export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 
-# The devices that were given, as they are called: numbers, GPU-... or MIG-... Of what cannot be one, CUDA stops at the
-# first, so that -1 or NoDevFiles hides all.
+# The names of the devices given: numbers, GPU-... or MIG-... CUDA stops at the first name that
+# cannot be a device, so that -1 or NoDevFiles hides all.
 gpus=()
 if ((n > 1)) && [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
   IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES//[[:space:]]/}"
@@ -62,17 +65,22 @@ if ((n > 1)) && [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
     fi
   done
   ((${#gpus[@]} == 0 || n <= ${#gpus[@]})) ||
-    refuse "N is $n, and CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES names ${#gpus[@]}. Start ${#gpus[@]} or fewer."
+    refuse "N is $n, and CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES names ${#gpus[@]}." \
+      "Start ${#gpus[@]} or fewer."
 elif ((n > 1)) && command -v nvidia-smi >/dev/null; then
   there=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
-  ((there == 0 || n <= there)) || refuse "N is $n, and this machine has $there GPUs. Start $there or fewer."
+  ((there == 0 || n <= there)) ||
+    refuse "N is $n, and this machine has $there GPUs. Start $there or fewer."
   for ((i = 0; i < n; i++)); do gpus+=("$i"); done
 fi
 
 start_all() {
   pids=() together=()
   if ((n > 1)); then
-    port=$(python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
+    port=$(python -c 'import socket
+s = socket.socket()
+s.bind(("localhost", 0))
+print(s.getsockname()[1])')
   fi
   for ((i = 0; i < n; i++)); do
     if ((n > 1)); then
@@ -84,7 +92,8 @@ start_all() {
   done
 }
 
-# Sets status: 0 where all ended well, else the code of the first to fail, after which the others are ended too.
+# Sets status: 0 where all ended well, else the code of the first to fail. The others are ended
+# then, since they would wait for it.
 wait_all() {
   status=0
   local left=("${pids[@]}") still pid code
@@ -99,11 +108,11 @@ wait_all() {
       wait "$pid" || code=$?
       if ((code != 0 && status == 0)); then
         status=$code
-        kill -KILL "${pids[@]}" 2>/dev/null || true # they would wait for it
+        kill -KILL "${pids[@]}" 2>/dev/null || true
       fi
     done
     left=(${still[@]+"${still[@]}"})
-    # Ctrl-C in a terminal reaches the sleep too, which is no reason to leave the processes behind.
+    # Ctrl-C in a terminal ends the sleep too, which must not leave the processes behind.
     ((${#left[@]} == 0)) || sleep 0.1 || true
   done
 }
@@ -113,7 +122,7 @@ trap 'stopping=1; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM HUP
 for attempt in 1 2 3; do
   start_all
   wait_all
-  # 137: SIGKILL, 139: a crash; anything else would only happen again.
+  # 137 is SIGKILL, 139 a crash; any other failure would only happen again.
   ((stopping == 0)) && [[ $status == 137 || $status == 139 ]] || exit "$status"
   echo "killed (exit $status), attempt $attempt of 3" >&2
 done

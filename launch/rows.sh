@@ -1,25 +1,28 @@
 #!/usr/bin/env bash
-# Train and judge the rows of a table, one after another, then report; table1.sh and table2.sh name the rows.
+# Trains and tests the rows of a table, one after another, and writes a report.
+# table1.sh and table2.sh name the rows.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: launch/table1.sh ROOT OUT [--variant=NAME] [--seeds=0,1,2] [--folds=K] [--settings=FILE] [flags ...]
+usage: launch/table1.sh ROOT OUT [--variant=NAME] [--seeds=0,1,2] [--folds=K] [--settings=FILE]
+                        [flags ...]
        launch/table2.sh ROOT OUT ...
 
-ROOT     data folder of configs/covid.py, or the word "phantom" for made-up data (small without --variant)
-OUT      gets OUT/<row>/seed<k>, a workdir each, and at the end OUT/report.html and OUT/report.md
-         (with --folds OUT/<row>/seed<k>/fold<f>)
+ROOT     data folder of configs/covid.py, or the word "phantom" for made-up data
+OUT      gets a workdir for each run, OUT/<row>/seed<k>, with --folds OUT/<row>/seed<k>/fold<f>,
+         and at the end OUT/report.html and OUT/report.md
 --variant=NAME   a further config variant for all rows, such as cpu (small and short)
 --seeds=0,1,2    seeds of each row; 0 alone if not given
 --folds=K        cross-validation by case: each row K times, so that every case is tested once
---settings=FILE  with --folds, further flags of each row and fold, as benchmarks/tables/search.py finds them: lines of
-                 "row fold flag flag ...", one for every run
+--settings=FILE  with --folds, further flags of each row and fold: lines of
+                 "row fold flag flag ...", one for every run, as benchmarks/tables/search.py
+                 writes them
 
 Every other flag goes to each run of biedsnet_jax.main, for example --config.train.steps=2000.
 
-The same command goes on where it stopped: a row with results.json is skipped, an unfinished one continues. A row that
-fails does not stop the others; it is listed at the end.
+The same command goes on where it stopped: a row with results.json is skipped, an unfinished
+one continues. A row that fails does not stop the others; it is listed at the end.
 Exit code: 0 all rows done, 2 wrong arguments, 3 a row failed, 130 interrupted.
 TEXT
 }
@@ -53,18 +56,21 @@ for argument in "$@"; do
       elif [[ -z $out ]]; then
         out=$argument
       else
-        refuse "one argument too many, $argument, after ROOT and OUT; flags look like --name=value"
+        refuse "$argument is one argument too many. After ROOT and OUT give --name=value."
       fi
       ;;
   esac
 done
 [[ -n $root && -n $out ]] || { usage >&2 && exit 2; }
-[[ $seeds =~ ^[0-9]+(,[0-9]+)*$ ]] || refuse "seeds that are no numbers, $seeds, in --seeds; give such as --seeds=0,1,2"
+[[ $seeds =~ ^[0-9]+(,[0-9]+)*$ ]] ||
+  refuse "--seeds is $seeds, which is not a list of numbers. Give one such as --seeds=0,1,2."
 IFS=, read -ra seeds <<<"$seeds"
-[[ $folds =~ ^[0-9]+$ && $folds != 1 ]] || refuse "no number of folds, $folds, in --folds; give 2 or more"
+[[ $folds =~ ^[0-9]+$ && $folds != 1 ]] ||
+  refuse "--folds is $folds, which is not a number of folds. Give 2 or more."
 if [[ -n $settings ]]; then
-  [[ -f $settings ]] || refuse "no such file, $settings, in --settings; give what benchmarks/tables/search.py wrote"
-  ((folds)) || refuse "settings are those of folds, $settings, in --settings; give --folds=K too"
+  [[ -f $settings ]] ||
+    refuse "--settings $settings is not a file. Give the one that benchmarks/tables/search.py wrote."
+  ((folds)) || refuse "--settings $settings has the flags of folds. Give --folds=K too."
   settings=$(absolute "$settings")
 fi
 
@@ -73,17 +79,18 @@ if [[ $root == phantom ]]; then
   config=configs/phantom.py data=()
 else
   root=$(absolute "$root")
-  [[ -d $root ]] || refuse "no such data folder, $root, in ROOT; give the folder with images/ and masks/, or phantom"
+  [[ -d $root ]] ||
+    refuse "ROOT $root is not a folder. Give the one with images/ and masks/, or phantom."
   config=configs/covid.py data=("--config.data.root=$root")
 fi
-# Paths in flags are those of the folder you are in; the package is the one beside this script.
+# Paths in flags start at the folder you are in; the package is the one beside this script.
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 trap 'echo "launch: interrupted; the same command goes on" >&2; exit 130' INT
 
 finished=0 failed=()
 
-# The line of a row and fold in the file of settings, without these two words; fails where there is none.
+# Prints the flags of a row and fold in the file of settings; fails where there are none.
 own_flags() {
   local row fold rest
   while read -r row fold rest; do
@@ -95,9 +102,10 @@ own_flags() {
   return 1
 }
 
-# One run, unless it was done before: row, seed, fold or nothing.
+# Does one run, unless it was done before. Arguments: row, seed, fold or nothing.
 run() {
-  local name="$1, seed $2${3:+, fold $3}" workdir=$out/$1/seed$2${3:+/fold$3} code=0
+  local name="$1, seed $2${3:+, fold $3}"
+  local workdir=$out/$1/seed$2${3:+/fold$3} code=0
   if [[ -s $workdir/results.json ]]; then
     echo "== $name: done before, $workdir/results.json"
     finished=1
@@ -112,7 +120,8 @@ run() {
   read -ra own <<<"$line"
   chosen+=(${3:+"--config.split.folds=$folds" "--config.split.fold=$3"})
   chosen+=(${own[@]+"${own[@]}"} ${flags[@]+"${flags[@]}"})
-  python -m biedsnet_jax.main "--config=$project/${chosen[0]#--config=}" "${chosen[@]:1}" ${data[@]+"${data[@]}"} "--workdir=$workdir" || code=$?
+  python -m biedsnet_jax.main "--config=$project/${chosen[0]#--config=}" "${chosen[@]:1}" \
+    ${data[@]+"${data[@]}"} "--workdir=$workdir" || code=$?
   if ((code == 130)); then
     exit 130
   elif ((code != 0)); then
@@ -121,7 +130,8 @@ run() {
     failed+=("$name: left no $workdir/results.json")
   else
     finished=1
-    # how to have this run again, but for where data and workdir lie; %q also quotes commas, which need it in braces alone
+    # The command of this run, but for where data and workdir lie. %q also quotes commas, which
+    # only need it inside braces.
     local quoted
     quoted=$(printf ' %q' "${chosen[@]}")
     printf 'python -m biedsnet_jax.main%s%s --workdir=WORKDIR\n' "${quoted//\\,/,}" \
@@ -129,7 +139,7 @@ run() {
   fi
 }
 
-# Folds outermost: what is done when time is over compares whole rows.
+# Folds are outermost, so that an unfinished table compares whole rows.
 for fold in $( ((folds)) && seq 0 $((folds - 1)) || echo none); do
   for seed in "${seeds[@]}"; do
     for row in "${rows[@]}"; do

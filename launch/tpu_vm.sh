@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# Train on a Cloud TPU VM, or a slice of many hosts: the same commands for both.
+# Trains on a Cloud TPU VM, or on a slice of many hosts: the same commands for both.
 #
-#   launch/tpu_vm.sh create                                          a spot slice: cheap, may be taken away at any time
-#   launch/tpu_vm.sh install                                         this folder and its requirements, on every worker
-#   launch/tpu_vm.sh run configs/covid.py runs/covid [flags ...]     train, on every worker; ends when training does
-#   launch/tpu_vm.sh delete                                          the slice, and what is on its disks
+#   launch/tpu_vm.sh create     make a spot slice: cheap, may be taken away at any time
+#   launch/tpu_vm.sh install    copy this folder and install its requirements, on every worker
+#   launch/tpu_vm.sh run configs/covid.py runs/covid [flags ...]
+#                               train on every worker; ends when training does
+#   launch/tpu_vm.sh delete     delete the slice and its disks
 #
-# Taken away: `create`, `install`, `run` again, and training goes on from its checkpoint. So WORKDIR, and the data, must
-# lie on a disk or share that outlives the slice, mounted on every worker at the same place (Filestore, say).
-# Needs gcloud, signed in. Set by the environment:
-#   NAME=biedsnet ZONE=us-west4-a TYPE=v5litepod-8 (one host; v5litepod-16 and up: several) VERSION=v2-alpha-tpuv5-lite
+# If the slice is taken away: `create`, `install`, `run` again, and training goes on from its
+# checkpoint. So WORKDIR and the data must lie on a disk or share that outlives the slice, mounted
+# on every worker at the same place (such as Filestore). Needs gcloud, signed in. Set by the
+# environment:
+#   NAME=biedsnet ZONE=us-west4-a VERSION=v2-alpha-tpuv5-lite
+#   TYPE=v5litepod-8 (one host; v5litepod-16 and up: several)
 set -euo pipefail
-name=${NAME:-biedsnet} zone=${ZONE:-us-west4-a} type=${TYPE:-v5litepod-8} version=${VERSION:-v2-alpha-tpuv5-lite}
+name=${NAME:-biedsnet} zone=${ZONE:-us-west4-a}
+type=${TYPE:-v5litepod-8} version=${VERSION:-v2-alpha-tpuv5-lite}
 
 tpu() { gcloud compute tpus tpu-vm "$@" --zone="$zone"; }
 everywhere() { tpu ssh "$name" --worker=all --command="$1"; }
@@ -34,5 +38,5 @@ case ${1:-} in
     everywhere "cd biedsnet && ../venv/bin/python -m biedsnet_jax.main$flags"
     ;;
   delete) tpu delete "$name" --quiet ;;
-  *) sed -n '2,12s/^# \{0,1\}//p' "$0" && exit 2 ;;
+  *) sed -n '2,15s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac

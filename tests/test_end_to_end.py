@@ -173,7 +173,7 @@ def final_state(workdir: Path) -> dict[str, bytes]:
     }
 
 
-# --- stopped and resumed ---------------------------------------------------------------------------------------------
+# --- stopped and resumed --------------------------------------------------------------
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(broken):
@@ -242,7 +242,7 @@ def test_both_runs_tested_the_same(unbroken, broken):
     assert scores(broken["workdir"]) == scores(unbroken[0])
 
 
-# --- scored ----------------------------------------------------------------------------------------------------------
+# --- scored ---------------------------------------------------------------------------
 
 
 def results(workdir: Path) -> dict:
@@ -338,10 +338,8 @@ def test_the_command_says_what_it_did(unbroken):
         done.stdout.endswith(closing_lines(results(workdir), workdir))
         and "\x1b" not in done.stdout + done.stderr
     )
-    assert (
-        "train 9 slices of 3 cases, val 3 slices of 1 cases, test 6 slices of 2 cases"
-        in done.stdout
-    )
+    assert "train 9 slices of 3 cases, val 3 of 1, test 6 of 2\n" in done.stdout
+    assert "testing 6 slices of 2 cases\n" in done.stdout
     lines = done.stderr.splitlines()
     assert (
         sum(line.startswith(f"train 7/{STEPS} ") and "loss" in line for line in lines)
@@ -420,7 +418,7 @@ def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     assert len(list((workdir / "tensorboard").glob("*.test"))) == 1
 
 
-# --- in this process, on eight devices -------------------------------------------------------------------------------
+# --- in this process, on eight devices ------------------------------------------------
 
 
 def toy(c, **fields):
@@ -442,10 +440,9 @@ def test_divergence_stops_names_step_and_rate_and_leaves_a_good_checkpoint(tmp_p
     # Step 1 is good and its update is the end: 2, 3 and 4 are bad, as the log of step 6
     # tells.
     message = str(caught.value)
-    assert (
-        "3 steps in a row, at step 4, learning rate 9." in message and "e+29" in message
-    )
-    assert "the checkpoint of step 4 is intact" in message and "\n" not in message
+    assert "3 steps in a row" in message and "step 4 " in message
+    assert "learning rate 9." in message and "e+29" in message
+    assert "checkpoint of step 4" in message and "\n" not in message
     with ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(tmp_path / "run" / "checkpoints" / "4" / "state")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"]))

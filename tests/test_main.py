@@ -439,7 +439,7 @@ def test_a_workdir_that_cannot_be_made(refused, tmp_path):
     (tmp_path / "file").write_text("in the way")
     refused(
         PHANTOM,
-        says=["Cannot make the folder", f"{tmp_path}/file/run"],
+        says=[f"{tmp_path}/file/run", "--workdir"],
         workdir=tmp_path / "file" / "run",
     )
 

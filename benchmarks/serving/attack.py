@@ -1,15 +1,16 @@
-"""Does a server answer its visitors while others attack it, and leave nothing behind?
+"""Attacks a server, and measures how it answers its visitors and what it leaves behind.
 
-    python benchmarks/serving/attack.py --workdir=runs/phantom [--uploads=200] [--silent=200] [--seconds=60]
+    python benchmarks/serving/attack.py --workdir=runs/phantom
+        [--uploads=200] [--silent=200] [--seconds=60]
 
 The model of --workdir is served with a token on 127.0.0.1, by a process of its own. For
 at most --seconds, hostile files (hostile.py) are uploaded, silent connections are
 opened and opened again when they are closed, and a visitor with the token asks for the
-page and uploads a picture. Told are the visitor's answers in seconds, what became of
-the hostile files, and the memory of the server and of what reads the uploads, before
-and at most. Then the server is stopped (SIGTERM) while it reads, started again, killed
-(kill -9) while it reads and started once more: what is left on the disk is counted each
-time. Linux alone.
+page and uploads a picture. The report has the seconds of the visitor's answers, the
+outcomes of the hostile files, and the memory of the server and of its readers of
+uploads, before and at most. Then the server is stopped (SIGTERM) while it reads,
+started again, killed (kill -9) while it reads and started once more; the files left on
+the disk are counted each time. Runs on Linux alone.
 
 Exit code 1 if an answer took more than 2 s, the server grew by more than 64 MiB, a
 reader by more than its limit and 64 MiB, or anything was left.
@@ -39,17 +40,19 @@ from benchmarks.serving.process import serving
 from biedsnet_jax.serving.limits import Limits
 
 MEBI = 2**20
-# of an answer; MiB
+# Seconds to an answer; MiB.
 MOST_SECONDS, MOST_GROWTH = 2.0, 64
+# Threads that upload hostile files.
 SENDERS = 16
-# seconds for a start or an end
+# Seconds for a start or an end.
 WAIT = 120
-# As on a network, with a token, but on this machine alone.
+# The server asks for a token, as on a network, but listens on this machine alone.
 SERVE = (
     "import sys; from biedsnet_jax import main; from biedsnet_jax.serving import serve; "
     "serve._is_local = lambda host: False; "
     "sys.exit(main.run(['main', *sys.argv[1:]]))"
 )
+# What silent connections send before they fall silent.
 SILENT = (
     b"",
     b"GET / HT",
@@ -59,16 +62,17 @@ SILENT = (
 
 
 class Memory(threading.Thread):
-    """Looks at a server and at what it started until `ended` is set; `most` is in MiB."""
+    """Measures a server and its children until `ended` is set; `most` is in MiB."""
 
     def __init__(self, pid: int):
         super().__init__(daemon=True)
         self.pid, self.ended = pid, threading.Event()
+        # Before the attack, once the server has compiled.
         self.before = scripts.resident_mib(pid)
         self.most, self.most_reader = self.before, 0.0
 
     def run(self) -> None:
-        """Look again and again."""
+        """Measures twenty times a second."""
         while not self.ended.wait(0.05):
             self.most = max(self.most, scripts.resident_mib(self.pid))
             for reader in children(self.pid):
@@ -111,7 +115,7 @@ def main() -> int:
 
 
 def is_good(result: dict) -> bool:
-    """Whether nothing in a result is wrong."""
+    """Whether a result is as it must be."""
     left = ("left_after_sigterm", "left_after_start", "left_at_the_end", "exit_code")
     limit = Limits().memory / MEBI + MOST_GROWTH
     return (
@@ -127,16 +131,14 @@ def is_good(result: dict) -> bool:
 def attack(
     url: str, token: str, pid: int, *, uploads: int, silent: int, seconds: float
 ) -> dict:
-    """So many hostile uploads and silent connections for so long, and a visitor
-    meanwhile.
-    """
+    """Sends hostile uploads and opens silent connections; reports on a visitor."""
     files = hostile.every()
     ended, found, answers = threading.Event(), collections.Counter(), []
     others = [
         threading.Thread(target=_keep_silent, args=(url, silent, ended), daemon=True),
         threading.Thread(target=_visit, args=(url, token, ended, answers), daemon=True),
     ]
-    # The first picture has the program compiled, which is not the attack's.
+    # The first picture makes the server compile, which the attack must not measure.
     good = hostile.Hostile("picture", hostile.tiff(), "")
     _send(url, token, good, time.monotonic() + WAIT)
     memory = Memory(pid)
@@ -152,7 +154,7 @@ def attack(
         event.set()
     for thread in (memory, *others):
         thread.join(WAIT)
-    taken = [taken for taken, _ in answers]
+    taken = [seconds for seconds, _ in answers]
     return {
         "uploads": uploads,
         "silent": silent,
@@ -168,9 +170,7 @@ def attack(
 
 
 def _keep_silent(url, count, ended):
-    """So many connections that send little or nothing, opened again when they are
-    closed.
-    """
+    """Keeps connections open that send little or nothing; opens closed ones again."""
     place = _place(url)
     opened: list[socket.socket] = []
     while not ended.is_set():
@@ -178,7 +178,7 @@ def _keep_silent(url, count, ended):
             if _is_closed(one):
                 one.close()
                 opened.remove(one)
-        # not all at once, for 60 s
+        # At most twenty at once, so that they last for the whole attack.
         for _ in range(min(20, count - len(opened))):
             with contextlib.suppress(OSError):
                 one = socket.create_connection(place, timeout=5)
@@ -200,16 +200,14 @@ def _is_closed(one) -> bool:
 
 
 def _visit(url, token, ended, answers):
-    """(seconds, status) of every answer to a visitor: the page, an upload and its
-    state.
-    """
-    asked = (
+    """Adds (seconds, status) of every answer to a visitor: page, upload, removal."""
+    requests = (
         ("GET", "/", None),
         ("GET", "/serve.js", None),
         ("POST", "/jobs?like=.tif", hostile.tiff()),
     )
     while not ended.is_set():
-        for method, path, body in asked:
+        for method, path, body in requests:
             began = time.monotonic()
             status, content = ask(url, token, method, path, body)
             answers.append((time.monotonic() - began, status))
@@ -221,7 +219,7 @@ def _visit(url, token, ended, answers):
 
 
 def _send(url, token, file, ends) -> str:
-    """What became of a hostile file; one that finds no place is sent again."""
+    """The outcome of a hostile file; one that the server has no room for is sent again."""
     path = "/jobs?" + urllib.parse.urlencode({"like": file.like})
     while time.monotonic() < ends:
         status, content = ask(url, token, "POST", path, file.content)
@@ -246,9 +244,8 @@ def ask(url, token, method, path, body=None) -> tuple[int | str, bytes]:
     """(status, content) of one request; the name of an error where there is no answer."""
     host, port = _place(url)
     try:
-        with contextlib.closing(
-            http.client.HTTPConnection(host, port, timeout=WAIT)
-        ) as connection:
+        connection = http.client.HTTPConnection(host, port, timeout=WAIT)
+        with contextlib.closing(connection):
             connection.request(method, path, body, {"Authorization": f"Bearer {token}"})
             answer = connection.getresponse()
             return answer.status, answer.read()
@@ -262,13 +259,13 @@ def _place(url):
 
 
 def _slow_upload(url, token, folder):
-    """Have the server read what takes seconds; returns when it does."""
+    """Uploads what takes seconds to read; returns once the server reads it."""
     files = {f"{n}.dcm": hostile.dicom() for n in range(4000)}
     deadline, content = time.monotonic() + WAIT, hostile.archive(files)
-    while (
-        ask(url, token, "POST", "/jobs", content)[0] != 202
-        and time.monotonic() < deadline
-    ):
+    while time.monotonic() < deadline:
+        status, _ = ask(url, token, "POST", "/jobs", content)
+        if status == 202:
+            break
         time.sleep(0.2)
     while not list(folder.rglob("*.dcm")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -284,10 +281,9 @@ def children(pid: int) -> list[int]:
 
 
 def server(workdir, folder):
-    """(address, token, process)"""
-    return serving(
-        ["-c", SERVE], workdir, folder, says=r"is served at (\S+)/\?token=(\S+)"
-    )
+    """Yields (address, token, process) of a server."""
+    says = r"is served at (\S+)/\?token=(\S+)"
+    return serving(["-c", SERVE], workdir, folder, says=says)
 
 
 def _arguments():

@@ -1,10 +1,11 @@
-"""Files made to take a server's memory, time or disk: few bytes that stand for many.
+"""Files made to take a server's memory, time or disk: few bytes that unpack to many.
 
-Each is small, and none does harm where it is only kept. `every()` names them all;
-attack.py sends them, the tests read each.
+Each is small, and harmless while it is only stored. `every()` lists them all; attack.py
+sends them, the tests read each.
 """
 
 import dataclasses
+import functools
 import gzip
 import io
 import lzma
@@ -23,45 +24,39 @@ DEFLATED, JPIP_DEFLATED = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95"
 
 @dataclasses.dataclass(frozen=True)
 class Hostile:
-    """One file; where `says` is empty it may be read as well, if that takes little."""
+    """A hostile file, and a part of its refusal.
+
+    Where `says` is empty the file may also be read, if that takes little.
+    """
 
     name: str
     content: bytes
-    says: str  # of the refusal
+    says: str
     like: str = ""
 
 
 def every() -> list[Hostile]:
-    """All of them."""
+    """All hostile files."""
     return [*dicom_files(), *nifti_files(), *pictures(), *archives()]
 
 
 def dicom_files() -> list[Hostile]:
-    """Data sets that are deflated, and pixels that are not what the header says."""
+    """Deflated data sets, and pixels that differ from the header."""
     late = element(2, 0x0001, b"OB", bytes(3000))
     plain = element(2, 0x0010, b"UI", _uid(EXPLICIT))
     command = element(0, 0x0002, b"UI", _uid("1.2.840.10008.1.1"))
+    deflated = functools.partial(dicom, syntax=DEFLATED, bomb=True)
     whole = "compressed as a whole"
     rle = _rle_bomb()
     tall = {"Rows": 60000, "Columns": 60000}
     return [
-        Hostile("deflated", dicom(syntax=DEFLATED, bomb=True), whole),
-        Hostile("deflated, said late", dicom(late, syntax=DEFLATED, bomb=True), whole),
-        Hostile(
-            "deflated, said twice", dicom(plain, syntax=DEFLATED, bomb=True), whole
-        ),
-        Hostile(
-            "deflated, after a command",
-            dicom(command, syntax=DEFLATED, bomb=True),
-            whole,
-        ),
-        Hostile(
-            "deflated, wrong length", dicom(syntax=DEFLATED, bomb=True, length=4), whole
-        ),
-        Hostile(
-            "deflated, no mark", dicom(syntax=DEFLATED, bomb=True)[132:], whole, ".dcm"
-        ),
-        Hostile("deflated, by JPIP", dicom(syntax=JPIP_DEFLATED, bomb=True), whole),
+        Hostile("deflated", deflated(), whole),
+        Hostile("deflated, said late", deflated(late), whole),
+        Hostile("deflated, said twice", deflated(plain), whole),
+        Hostile("deflated, after a command", deflated(command), whole),
+        Hostile("deflated, wrong length", deflated(length=4), whole),
+        Hostile("deflated, no mark", deflated()[132:], whole, ".dcm"),
+        Hostile("deflated, by JPIP", deflated(syntax=JPIP_DEFLATED), whole),
         Hostile("run lengths", dicom(syntax=RLE, pixels=_fragments(rle)), ""),
         Hostile(
             "JPEG 2000 of another size",
@@ -85,7 +80,7 @@ def dicom_files() -> list[Hostile]:
 
 
 def nifti_files() -> list[Hostile]:
-    """Headers that promise too much, and what stands between header and voxels."""
+    """Headers that promise too much, and bad extensions between header and voxels."""
     many = gzip.compress(bytes(16 * MEBI)) * 160
     begins, damaged = "voxels begin at byte", "scan.nii"
     return [
@@ -122,9 +117,7 @@ def nifti_files() -> list[Hostile]:
 
 
 def pictures() -> list[Hostile]:
-    """Headers that promise too much, pages and passes without end, and formats nobody
-    asked for.
-    """
+    """Headers that promise too much, endless pages and passes, and other formats."""
     large = "60000x60000"
     text = b"\x78\xda" + deflated_zeros(128)
     return [
@@ -153,7 +146,7 @@ def pictures() -> list[Hostile]:
 
 
 def archives() -> list[Hostile]:
-    """Archives in archives, and such that lie."""
+    """Archives in archives, and archives whose entries lie."""
     picture, inner = png(), archive({"0.dcm": bytes(MEBI)})
     nothing, broken = "no DICOM file", "archive"
     return [
@@ -183,6 +176,7 @@ def archives() -> list[Hostile]:
 
 def element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
     """One DICOM element, explicit VR, little endian."""
+    # DICOM pads every value to an even length.
     value += b"\0" * (len(value) % 2)
     if kind in (b"OB", b"OW", b"SQ", b"UT"):
         return struct.pack("<HH2sHI", group, number, kind, 0, len(value)) + value
@@ -199,11 +193,13 @@ def dicom(
     pixels: bytes | None = None,
     rest: bytes = b"",
 ) -> bytes:
-    """A slice of 8 x 8 pixels; `before` stands before the transfer syntax in the meta
-    group.
+    """A slice of 8 x 8 pixels.
+
+    In the meta group `before` stands before the transfer syntax.
     """
     meta = before + element(2, 0x0010, b"UI", _uid(syntax))
     size = struct.pack("<I", len(meta) if length is None else length)
+    # The file begins with 128 free bytes and a mark.
     head = bytes(128) + b"DICM" + element(2, 0, b"UL", size) + meta
     if bomb:
         return head + deflated_zeros(512)
@@ -213,7 +209,8 @@ def dicom(
 
 
 def deflated_zeros(mebibytes: int) -> bytes:
-    """So many without compressing each: blocks that stand alone may be repeated."""
+    """A deflate stream of so many mebibytes of zeros."""
+    # Blocks that are complete in themselves may be repeated, instead of compressed anew.
     deflate = zlib.compressobj(9, wbits=-15)
     block = deflate.compress(bytes(MEBI)) + deflate.flush(zlib.Z_FULL_FLUSH)
     return block * mebibytes + deflate.flush()
@@ -249,7 +246,7 @@ def _slice(fields: dict[str, int]) -> bytes:
 
 
 def _fragments(*values: bytes) -> bytes:
-    """Encapsulated pixels."""
+    """A pixel element with encapsulated fragments."""
     start = struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, 2**32 - 1)
     items = [b"", *(value + b"\0" * (len(value) % 2) for value in values)]
     parts = [struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items]
@@ -257,8 +254,8 @@ def _fragments(*values: bytes) -> bytes:
 
 
 def _rle_bomb() -> bytes:
-    """Eight mebibytes that run to half a gigabyte in each of two segments."""
-    # 128 times the byte that follows
+    """Eight mebibytes that unpack to half a gigabyte in each of two segments."""
+    # Two bytes that stand for the second one 128 times.
     run = b"\x81\0" * (4 * MEBI)
     return struct.pack("<16I", 2, 64, 64 + len(run), *[0] * 13) + run + run
 
@@ -276,7 +273,7 @@ def _j2k() -> bytes:
 
 
 def _nested(depth: int) -> bytes:
-    """A sequence in a sequence in a sequence."""
+    """Sequences nested so deep."""
     start = struct.pack("<HH2sHI", 0x40, 0xA730, b"SQ", 0, 2**32 - 1)
     return (start + struct.pack("<HHI", 0xFFFE, 0xE000, 2**32 - 1)) * depth
 
@@ -284,7 +281,7 @@ def _nested(depth: int) -> bytes:
 def nifti(
     shape=(8, 8, 4), *, offset=352.0, extension=None, copies=1, kind=nib.Nifti1Header
 ) -> bytes:
-    """A volume of bytes, whatever its header says."""
+    """A volume of some bytes, with any header."""
     header = kind()
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
@@ -298,7 +295,7 @@ def nifti(
 
 
 def png(*chunks: bytes, side: int = 8, interlaced: int = 0) -> bytes:
-    """A picture that ends before its pixels."""
+    """A PNG that ends before its pixels."""
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, interlaced)
     parts = [
         chunk(b"IHDR", head),
@@ -310,7 +307,7 @@ def png(*chunks: bytes, side: int = 8, interlaced: int = 0) -> bytes:
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """Of a PNG file."""
+    """One chunk of a PNG file."""
     crc = struct.pack(">I", zlib.crc32(kind + content))
     return struct.pack(">I", len(content)) + kind + content + crc
 
@@ -318,10 +315,10 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def tiff(
     *, pages: int = 1, side: int = 8, strips: int = 1, ring: bool = False
 ) -> bytes:
-    """Page records of one picture of zeros."""
+    """A TIFF whose pages all show the same zeros."""
     tags, each = 8, 2 + 8 * 12 + 4
     pixels = 8 + pages * each
-    # more are only promised
+    # Of more strips the file holds no table.
     inside = strips * 4 if 1 < strips <= 2**24 else 0
     records = []
     for page in range(pages):
@@ -329,25 +326,32 @@ def tiff(
         if page == pages - 1:
             following = 8 if ring else 0
         entries = [
-            (256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
-            (273, 4, strips, pixels), (278, 4, 1, side), (279, 4, strips, pixels if inside else 64),
-        ]  # fmt: skip
+            (256, 4, 1, side),
+            (257, 4, 1, side),
+            (258, 3, 1, 8),
+            (259, 3, 1, 1),
+            (262, 3, 1, 1),
+            (273, 4, strips, pixels),
+            (278, 4, 1, side),
+            (279, 4, strips, pixels if inside else 64),
+        ]
         packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
         records.append(struct.pack("<H", tags) + packed + struct.pack("<I", following))
     return b"II*\0\x08\0\0\0" + b"".join(records) + bytes(max(64, inside))
 
 
 def jpeg(*, side: int = 4000, passes: int = 1) -> bytes:
-    """A progressive picture that is painted so often."""
+    """A progressive JPEG that is painted in so many passes."""
     table = b"\xff\xdb\0\x43\0" + b"\1" * 64
     frame = b"\xff\xc2\0\x0b\x08" + struct.pack(">HH", side, side) + b"\1\1\x11\0"
     codes = b"\xff\xc4\0\x14\0\1" + bytes(15) + b"\0"
+    # Each pass is a scan of nothing, which a decoder paints over the whole picture.
     scan = b"\xff\xda\0\x08\1\1\0\0\0\0" + b"\0"
     return b"\xff\xd8" + table + frame + codes + scan * passes + b"\xff\xd9"
 
 
 def archive(files: dict[str, bytes]) -> bytes:
-    """A zip."""
+    """A zip of these files."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in files.items():
@@ -356,11 +360,12 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 
 def overlapping(count: int) -> bytes:
-    """So many names for the same compressed mebibyte."""
+    """A zip in which so many names share one compressed mebibyte."""
     made = archive({"0000.dcm": bytes(MEBI)})
     start = made.index(b"PK\1\2")
     end = made.index(b"PK\5\6")
     entry = made[start:end]
+    # Every entry of the directory points to the one file.
     names = [entry.replace(b"0000.dcm", b"%04d.dcm" % n) for n in range(count)]
     entries = b"".join(names)
     tail = struct.pack(
@@ -370,22 +375,22 @@ def overlapping(count: int) -> bytes:
 
 
 def _lying() -> bytes:
-    """An entry of 64 MiB that says it has a hundred bytes."""
+    """A zip with an entry of 64 MiB that claims to have a hundred bytes."""
     made = bytearray(archive({"a.dcm": bytes(64 * MEBI)}))
     place = made.rindex(b"PK\1\2")
+    # Bytes 24 to 27 of an entry are the size of the file unpacked.
     made[place + 24 : place + 28] = struct.pack("<I", 100)
     return bytes(made)
 
 
 def _lzma_dictionary() -> bytes:
-    """An entry whose decoder wants four gibibytes before its first byte."""
+    """A zip with an entry whose decoder asks for four gibibytes at its first byte."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_LZMA) as file:
         file.writestr("a.dcm", bytes(1000))
     made = bytearray(out.getvalue())
-    # version, size of the properties, properties
+    # There stand version, size of the properties, and properties.
     start = 30 + len("a.dcm")
-    filters = [{"id": lzma.FILTER_LZMA1}]
-    size = len(lzma._encode_filter_properties(filters[0]))
+    size = len(lzma._encode_filter_properties({"id": lzma.FILTER_LZMA1}))
     made[start + 4 + 1 : start + 4 + size] = struct.pack("<I", 2**32 - 1)
     return bytes(made)

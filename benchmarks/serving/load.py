@@ -1,17 +1,18 @@
-"""Does a server keep visitors apart, and its memory and its disk clean? Sends it much,
-part of it broken or huge.
+"""Loads a server with uploads, some broken or huge, and checks that it stays clean.
 
-    python benchmarks/serving/load.py --workdir=runs/phantom [--uploads=50] [--clients=8] [--output=serve_load.json]
+    python benchmarks/serving/load.py --workdir=runs/phantom
+        [--uploads=50] [--clients=8] [--output=serve_load.json]
 
 The model of --workdir, of one channel, is served by a process of its own. All uploads
-are sent once to warm it up, then once more. Each mask must be the bytes that mode
-predict writes for the same scan, each summary have its figures, and what is wrong must
-be refused; whose result it is, is told by its size. Told are the outcomes, what was
-unexpected or mixed, the resident memory before and after the second round, files left
-in the server's temporary folder, and words of uploads in its output. Linux alone.
+are sent once to warm it up, then once more. Each mask must have the bytes that mode
+predict writes for the same scan, each summary its figures, and wrong files must be
+refused. A result is another visitor's where its size is. The report has the outcomes,
+what was unexpected or mixed up, the resident memory before and after the second round,
+files left in the server's temporary folder, and words of uploads in its output. Runs on
+Linux alone.
 
-Exit code 1 if anything was unexpected, mixed, left or told, or the memory grew by 32
-MiB or more.
+Exit code 1 if anything was unexpected, mixed up, left or printed, or the memory grew by
+32 MiB or more.
 """
 
 import collections
@@ -39,11 +40,11 @@ from benchmarks.serving.uploads import MEBI, SECRET, Upload, others, scans
 from biedsnet_jax.config import run_config
 from biedsnet_jax.prediction import predict
 
-# MiB
+# MiB of memory.
 MOST_GROWTH = 32
-# MiB an upload, of the server
+# MiB of an upload that the server takes.
 LARGEST = 4
-# seconds for one upload
+# Seconds for one upload.
 WAIT = 600
 
 
@@ -60,10 +61,10 @@ def main() -> int:
         with serving(
             program, arguments.workdir, folder, says=r"is served at (\S+)"
         ) as (url, process):
-            warm = report(url, every, known, clients=arguments.clients, pid=process.pid)
-            result = report(
-                url, every, known, clients=arguments.clients, pid=process.pid
-            )
+            clients, pid = arguments.clients, process.pid
+            # The first round compiles and fills pools, so that the second shows leaks.
+            warm = report(url, every, known, clients=clients, pid=pid)
+            result = report(url, every, known, clients=clients, pid=pid)
             result["unexpected"] += warm["unexpected"]
             result["mixed"] += warm["mixed"]
             result["files_left"] = count_files(folder / "tmp")
@@ -76,25 +77,17 @@ def main() -> int:
 
 
 def is_good(result: dict) -> bool:
-    """Whether nothing in a report is wrong."""
-    wrong = (
-        "unexpected",
-        "mixed",
-        "files_left",
-        "folders_left",
-        "words_told",
-        "exit_code",
-    )
-    return (
-        not any(result.get(name) for name in wrong)
-        and result["mib_after"] - result["mib_before"] < MOST_GROWTH
-    )
+    """Whether a report is as it must be."""
+    faults = ("unexpected", "mixed", "files_left", "folders_left", "words_told")
+    if any(result.get(name) for name in (*faults, "exit_code")):
+        return False
+    return result["mib_after"] - result["mib_before"] < MOST_GROWTH
 
 
 def expected(
     workdir: str, scans: Path, masks: Path
 ) -> dict[str, tuple[bytes, list[dict]]]:
-    """Of each scan the mask and the rows that mode predict writes for it alone."""
+    """(mask, rows of summary.csv) that mode predict writes for each scan alone."""
     cfg, found = run_config.load(Path(workdir)), {}
     for path in sorted(scans.iterdir()):
         name = path.name.split(".")[0]
@@ -102,14 +95,13 @@ def expected(
         (mask,) = (masks / name).rglob("*_mask.*")
         with (masks / name / "summary.csv").open(newline="") as file:
             found[name] = mask.read_bytes(), list(csv.DictReader(file))
-    assert len({mask for mask, _ in found.values()}) == len(found), (
-        "two masks are the same"
-    )
+    # Two masks alike could be mixed up unseen.
+    assert len({mask for mask, _ in found.values()}) == len(found)
     return found
 
 
 def chosen(uploads: list[Upload], count: int, seed: int = 0) -> list[Upload]:
-    """So many, each kind as often as the others, in random order."""
+    """`count` uploads in random order, each about as often as the others."""
     every = [uploads[n % len(uploads)] for n in range(count)]
     random.Random(seed).shuffle(every)
     return every
@@ -118,19 +110,17 @@ def chosen(uploads: list[Upload], count: int, seed: int = 0) -> list[Upload]:
 def report(
     url: str, uploads: list[Upload], known: dict, *, clients: int, pid: int
 ) -> dict:
-    """Send all of them from so many clients at once."""
+    """Sends all uploads from so many clients at once, and reports on it."""
     before, start = scripts.resident_mib(pid), time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         found = list(pool.map(lambda one: send(url, one, known.get(one.name)), uploads))
+    ends = [end for end, _ in found]
+    pairs = zip(uploads, ends)
     return {
         "uploads": len(uploads),
         "clients": clients,
-        "outcomes": dict(collections.Counter(end for end, _ in found)),
-        "unexpected": [
-            f"{one.name}: {end}"
-            for one, (end, _) in zip(uploads, found)
-            if end != one.ends
-        ],
+        "outcomes": dict(collections.Counter(ends)),
+        "unexpected": [f"{one.name}: {end}" for one, end in pairs if end != one.ends],
         "mixed": sum(mixed for _, mixed in found),
         "mib_before": round(before, 1),
         "mib_after": round(scripts.resident_mib(pid), 1),
@@ -141,24 +131,25 @@ def report(
 def send(
     url: str, upload: Upload, known: tuple[bytes, list[dict]] | None
 ) -> tuple[str, bool]:
-    """(how it ended, whether the result was another's) of one upload, which is removed
-    from the server after it.
+    """(outcome, whether the result was another's) of an upload.
+
+    It is removed from the server afterwards.
     """
     status, answer = _post(url, upload)
+    if status is None:
+        return "cut off", False
+    if status == 413:
+        return "too large", False
     if status != 202:
-        return {413: "too large", None: "cut off"}.get(
-            status, f"status {status}"
-        ), False
+        return f"status {status}", False
     job, deadline = f"/jobs/{json.loads(answer)['id']}", time.monotonic() + WAIT
-    while (now := json.loads(_get(url, job)))["state"] not in (
-        "done",
-        "refused",
-        "failed",
-    ):
+    ends = ("done", "refused", "failed")
+    while (now := json.loads(_get(url, job)))["state"] not in ends:
         if time.monotonic() > deadline:
             return f"still {now['state']}", False
         time.sleep(0.05)
     mixed = now["state"] == "done" and not _is_own(url, job, now["facts"], known)
+    # A text for a visitor names neither words of a scan nor paths of the server.
     if SECRET in now["text"] or "/" in re.sub(r"\w/\w", "", now["text"]):
         return f"told: {now['text']}", mixed
     _request(url, "DELETE", job)
@@ -171,14 +162,11 @@ def _is_own(url, job, facts, known) -> bool:
         return False
     mask, rows = known
     served = list(csv.DictReader(io.StringIO(_get(url, f"{job}/summary").decode())))
-    # that may differ
-    own = {"name", "file", "seconds"}
-    alike = [{k: v for k, v in row.items() if k not in own} for row in served] == [
-        {k: v for k, v in row.items() if k not in own} for row in rows
-    ]
-    planes = facts["colours"] + facts["classes"] * (
-        1 + len(facts["maps"]) + facts["samples"]
-    )
+    # These columns may differ.
+    free = dict.fromkeys(("name", "file", "seconds"))
+    alike = [row | free for row in served] == [row | free for row in rows]
+    maps = 1 + len(facts["maps"]) + facts["samples"]
+    planes = facts["colours"] + facts["classes"] * maps
     last = zlib.decompress(_get(url, f"{job}/slices/{facts['slices'] - 1}"))
     size = int(rows[0]["height"]) * int(rows[0]["width"])
     return alike and _get(url, f"{job}/mask") == mask and len(last) == planes * size
@@ -194,7 +182,7 @@ def _post(url, upload) -> tuple[int | None, bytes]:
                 upload.content[n : n + 2**16]
                 for n in range(0, len(upload.content), 2**16)
             )
-            # it was answered before its end
+            # The server answers before the end, and closes the connection.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(
                     "POST",
@@ -233,13 +221,13 @@ def _connection(url):
 
 
 def count_files(folder: Path) -> int:
-    """Below a folder, but for the server's lock, once what is removed in the background
-    is gone.
+    """Files below a folder but the server's lock, after five seconds at most.
+
+    The server removes files in the background.
     """
     for _ in range(100):
-        count = sum(
-            path.is_file() and path.name != ".lock" for path in folder.rglob("*")
-        )
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        count = len([path for path in files if path.name != ".lock"])
         if not count:
             break
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A mode serve in a process of its own, for the scripts that load and attack one."""
+"""Mode serve in a process of its own, for the scripts that load and attack it."""
 
 import contextlib
 import os
@@ -16,13 +16,13 @@ from benchmarks.scripts import ROOT
 def serving(
     program: Sequence[str], workdir: str, folder: Path, *, says: str
 ) -> Iterator[tuple]:
-    """What `says` finds in the output of a server of `workdir`, and its process, killed
-    in the end.
+    """Yields the groups of `says` in the output of a server, and its process.
 
-    `program` is what Python is given, flags of the server included. Its temporary files
-    go to `tmp` in `folder`, what it prints to `log`. Raises SystemExit where it ends
-    before it says so.
+    `program` is what Python is given, flags of the server included. The server's
+    temporary files go to `tmp` in `folder`, its output to `log`. Raises SystemExit where
+    it ends before its output matches `says`.
     """
+    # The system chooses a free port, which the output names.
     flags = ["--mode=serve", f"--workdir={Path(workdir).absolute()}", "--port=0"]
     log, env = folder / "log", os.environ | {"TMPDIR": str(folder / "tmp")}
     with log.open("w") as file:
@@ -36,7 +36,7 @@ def serving(
     try:
         while not (match := re.search(says, log.read_text())):
             if process.poll() is not None:
-                raise SystemExit(f"the server did not start: {log.read_text()}")
+                raise SystemExit(f"The server did not start: {log.read_text()}")
             time.sleep(0.1)
         yield *match.groups(), process
     finally:

@@ -1,5 +1,4 @@
-"""What the load test of a server sends: scans that are segmented, and files that are
-broken, wrong, huge or cut off.
+"""Uploads for load.py: scans to segment, and files that are broken, huge or cut off.
 
 Every scan has a size of its own, so that no two masks are the same bytes. SECRET stands
 in names and contents.
@@ -21,20 +20,21 @@ MEBI = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-    """One file, how it is sent, and what must come of it."""
+    """A file, how it is sent, and how the upload must end."""
 
     name: str
     content: bytes
     ends: str  # "done", "refused", "too large", "cut off"
-    # "declared": its size is told, nothing sent; "chunked": its size is not told;
-    # "half"
+    # Or "declared": the size is sent, not the content; "chunked": the content is sent,
+    # not the size; "half".
     how: str = "whole"
     like: str = ""
 
 
 def scans(folder: Path) -> list[Upload]:
-    """Three pictures, three volumes and, with pydicom, two zipped series, also written
-    below `folder` by name.
+    """Three pictures, three volumes and, with pydicom, two zipped series.
+
+    They are also written below `folder`, by name.
     """
     rng = np.random.default_rng(0)
     made = [Upload(f"picture_{n}", _png(rng, 60 + n, 50), "done") for n in range(3)]
@@ -56,6 +56,7 @@ def scans(folder: Path) -> list[Upload]:
             (place / f"{k}.dcm").write_bytes(
                 _dicom(_pixels(rng, (40 + n, 44)).astype(np.int16), k, f"1.2.3.{n + 1}")
             )
+        # An archive may hold names that lead out of the folder it is unpacked in.
         files = {f"{SECRET}/{path.name}": path.read_bytes() for path in place.iterdir()}
         made.append(
             Upload(place.name, _zip(files | {f"../../{SECRET}": b"climbs out"}), "done")
@@ -64,15 +65,14 @@ def scans(folder: Path) -> list[Upload]:
 
 
 def others(largest: int, unpacked: int = 2**31) -> list[Upload]:
-    """Files that are not segmented by a server that takes so many bytes, packed and
-    unpacked.
+    """Files that a server must not segment.
+
+    It takes `largest` bytes, and `unpacked` bytes once they are unpacked.
     """
     rng = np.random.default_rng(1)
-    secret, volume, picture = (
-        SECRET.encode(),
-        gzip.compress(_nifti(rng, (30, 30, 5))),
-        _png(rng, 30, 30),
-    )
+    secret = SECRET.encode()
+    volume, picture = gzip.compress(_nifti(rng, (30, 30, 5))), _png(rng, 30, 30)
+    # A little above the limit, so that the server must count.
     too_large = bytes(largest + MEBI // 4)
     return [
         Upload("truncated volume", volume[: len(volume) // 2], "refused"),
@@ -123,7 +123,7 @@ def _nifti(rng, shape) -> bytes:
 
 
 def _zip(files, declared=None) -> bytes:
-    """`declared`: the size that the last file is said to have."""
+    """A zip, whose last file claims to have `declared` bytes."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in files.items():
@@ -138,34 +138,25 @@ def _dicom(pixels, k, series) -> bytes:
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
-        CTImageStorage,
-        generate_uid(),
-    )
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    data.SOPClassUID, data.SOPInstanceUID, data.SeriesInstanceUID = (
-        CTImageStorage,
-        generate_uid(),
-        series,
-    )
-    data.PatientName, data.Modality, data.PhotometricInterpretation = (
-        SECRET,
-        "CT",
-        "MONOCHROME2",
-    )
-    data.Rows, data.Columns, data.SamplesPerPixel = *pixels.shape, 1
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = (
-        16,
-        16,
-        15,
-        1,
-    )
-    data.PixelSpacing, data.SliceThickness = [0.7, 0.7], 2
-    data.ImageOrientationPatient, data.ImagePositionPatient = (
-        [1, 0, 0, 0, 1, 0],
-        [0, 0, 2 * k],
-    )
+    data.SOPClassUID = CTImageStorage
+    data.SOPInstanceUID = generate_uid()
+    data.SeriesInstanceUID = series
+    data.PatientName = SECRET
+    data.Modality = "CT"
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel = 1
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit = 15
+    data.PixelRepresentation = 1
+    data.PixelSpacing = [0.7, 0.7]
+    data.SliceThickness = 2
+    data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    data.ImagePositionPatient = [0, 0, 2 * k]
     data.PixelData = pixels.tobytes()
     out = io.BytesIO()
     data.save_as(out, enforce_file_format=True)

@@ -1,4 +1,4 @@
-"""For soak.py: what is broken between two starts, and how it is mended."""
+"""For soak.py: damages between two starts, and how they are mended."""
 
 import contextlib
 import os
@@ -11,18 +11,19 @@ from pathlib import Path
 from benchmarks.soak.run import steps
 
 DISK_MIB = 96
-# bytes, where no small disk can be had: less than the arrays of a checkpoint
+# Bytes of a file where no small disk can be mounted: less than a checkpoint's arrays.
 FILE_LIMIT = 20_000
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What was done, and its undoing after the start that met it."""
+    """A damage, and its mending after the start that meets it."""
 
     what: str = ""
     mend: Callable[[], None] = field(default=lambda: None)
-    file_limit: int | None = None
-    temporary: bool = False  # mended after that start, which may refuse
+    file_limit: int | None = None  # bytes
+    # Whether it is mended after that start, which may refuse.
+    temporary: bool = False
 
 
 NONE = Damage()
@@ -30,7 +31,7 @@ NONE = Damage()
 
 @dataclass(frozen=True)
 class Disk:
-    """Where workdirs lie; `small` is whether it can be filled."""
+    """The place of the workdirs; `small` is whether it can be filled."""
 
     folder: Path
     small: bool
@@ -39,29 +40,24 @@ class Disk:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[Disk]:
-    """A tmpfs, where this user may mount one, else a plain folder."""
+    """Yields a tmpfs, where this user may mount one, else a plain folder."""
     folder.mkdir(parents=True)
     line = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)]
-    mounted = (
-        os.geteuid() == 0 and subprocess.run(line, capture_output=True).returncode == 0
-    )
+    mounted, how = False, f"no file over {FILE_LIMIT} bytes"
+    if os.geteuid() == 0 and not subprocess.run(line, capture_output=True).returncode:
+        mounted, how = True, f"tmpfs of {DISK_MIB} MiB"
     try:
-        yield Disk(
-            folder,
-            mounted,
-            f"tmpfs of {DISK_MIB} MiB"
-            if mounted
-            else f"no file over {FILE_LIMIT} bytes",
-        )
+        yield Disk(folder, mounted, how)
     finally:
         if mounted:
+            # Lazy, since a killed run may still hold files open.
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def spoil(
     rng: random.Random, path: Path, ways: tuple[str, ...] = ("cut", "changed", "gone")
 ) -> str:
-    """Cut a file short, change some of its bytes, or take it away; says which."""
+    """Cuts a file short, changes some of its bytes, or removes it; returns which."""
     how, data = rng.choice(ways), path.read_bytes()
     if how == "gone":
         path.unlink()
@@ -69,19 +65,17 @@ def spoil(
         path.write_bytes(data[: rng.randrange(len(data))] if data else b"")
     else:
         place = rng.randrange(max(1, len(data)))
-        path.write_bytes(
-            data[:place]
-            + bytes(255 - byte for byte in data[place : place + 8])
-            + data[place + 8 :]
-        )
+        changed = bytes(255 - byte for byte in data[place : place + 8])
+        path.write_bytes(data[:place] + changed + data[place + 8 :])
     return how
 
 
 def checkpoint_file(
     rng: random.Random, workdir: Path, data: Path, disk: Disk
 ) -> Damage:
-    """A file of the latest checkpoint, for good; nothing where there is only one, which
-    nothing could stand in for.
+    """Damages a file of the latest checkpoint, for good.
+
+    Nothing where there is only one, which no other could stand in for.
     """
     there = steps(workdir)
     if len(there) < 2:
@@ -92,8 +86,9 @@ def checkpoint_file(
 
 
 def data_file(rng: random.Random, workdir: Path, data: Path, disk: Disk) -> Damage:
-    """A picture or its mask, until the next start; not changed, since another picture
-    is another training.
+    """Damages a picture or its mask, until the next start.
+
+    Its bytes are not changed, since with another picture training would differ.
     """
     path = rng.choice(sorted(data.rglob("*.png")))
     whole = path.read_bytes()
@@ -102,18 +97,17 @@ def data_file(rng: random.Random, workdir: Path, data: Path, disk: Disk) -> Dama
 
 
 def full_disk(rng: random.Random, workdir: Path, data: Path, disk: Disk) -> Damage:
-    """All but some KiB of the disk taken, until the next start."""
+    """Takes all but some KiB of the disk, until the next start."""
     if not disk.small:
         return Damage("disk full", file_limit=FILE_LIMIT, temporary=True)
-    filler = disk.folder / "filler"
-    left = (
-        os.statvfs(disk.folder).f_bavail * os.statvfs(disk.folder).f_frsize
-        - rng.randrange(4, 300) * 1024
-    )
+    filler, status = disk.folder / "filler", os.statvfs(disk.folder)
+    left = status.f_bavail * status.f_frsize - rng.randrange(4, 300) * 1024
+    # In blocks, until the disk refuses one: what is free is only an estimate.
     with filler.open("wb") as file, contextlib.suppress(OSError):
         for _ in range(max(0, left) // 4096):
             file.write(bytes(4096))
     return Damage("disk full", lambda: filler.unlink(missing_ok=True), temporary=True)
 
 
+# In turn; checkpoints matter most, so they are damaged twice as often.
 KINDS = (checkpoint_file, data_file, full_disk, checkpoint_file)

@@ -1,15 +1,13 @@
-"""For soak.py: a power cut imitated. What a killed run had not brought to the disk is
-lost.
+"""For soak.py: imitates power cuts, in which all that is not on the disk is lost.
 
-As a program it is the run itself, which notes what it brings to the disk (fsync) in a
-journal:
+As a program it is the run itself, which notes in a journal what it brings to the disk
+(fsync):
 
     python benchmarks/soak/power.py JOURNAL FLAGS...
 
-`PowerCuts` kills the run and starts it again. `images` is the same without the starts:
-one run is stopped (SIGSTOP) again and again, its folder is copied as it then stands,
-and each copy loses what was not on the disk and is opened by the package as a start
-would open it.
+`PowerCuts` kills the run and starts it again. `images` does without the starts: one run
+is stopped (SIGSTOP) again and again and its folder copied; each copy loses what was not
+on the disk, and the package opens it as a start would.
 
 After the kill every file that has changed since its last fsync is cut, or its end
 becomes zeros, as pages that were never written; every name that its folder got since
@@ -35,7 +33,7 @@ from benchmarks.soak.run import Run, steps
 
 
 class PoweredRun(Run):
-    """A training that keeps a journal of what is on the disk."""
+    """A training that keeps a journal of what it brings to the disk."""
 
     @property
     def journal(self) -> Path:
@@ -43,6 +41,7 @@ class PoweredRun(Run):
 
     def command(self, workdir: Path) -> list[str]:
         line = super().command(workdir)
+        # This file runs the package in place of `python -m`.
         flags = line[line.index("biedsnet_jax.main") + 1 :]
         return [sys.executable, __file__, str(self.journal), *flags]
 
@@ -53,39 +52,40 @@ class PowerCuts(Soak):
     def _spoil(self) -> Damage:
         if not self.signals or not self.workdir.exists():
             return NONE
+        # The compile cache is written by the run as well.
         caches = self.run.fields["compile_cache"]
         damaged = cut(self.rng, [self.workdir, caches], self.run.journal)
         return Damage("power cut" if damaged else "power cut, nothing lost")
 
     def finish(self) -> None:
-        self._judge(self.run.start(self.workdir).end(None, None), self._spoil())
+        self.judge(self.run.start(self.workdir).end(None, None), self._spoil())
 
 
 def cut(rng: random.Random, roots: Iterable[Path], journal: Path) -> list[str]:
-    """Spoil what a power cut may spoil below `roots`; says what was done to what."""
-    return [how for root in roots for how in damage(rng, root, *unsafe(root, journal))]
+    """Spoils what a power cut may spoil below `roots`; returns a text for each damage."""
+    done = []
+    for root in roots:
+        written, named = unsafe(root, journal)
+        done += damage(rng, root, written, named)
+    return done
 
 
 def unsafe(root: Path, journal: Path) -> tuple[list[Path], list[Path]]:
-    """(files that a power cut may spoil, names that it may take away), as seen from
-    `root`.
-    """
+    """(files that a power cut may spoil, names that it may remove), below `root`."""
     files, folders = read(journal)
     written, named = [], []
     for folder, _, names in os.walk(root):
         place = Path(folder)
-        changed = [
-            place / name for name in sorted(names) if not is_safe(place / name, files)
-        ]
-        written += [path.relative_to(root) for path in changed]
-        named += [path.relative_to(root) for path in unsafe_names(place, folders)]
+        paths = [place / name for name in sorted(names)]
+        written += [p.relative_to(root) for p in paths if not is_safe(p, files)]
+        named += [p.relative_to(root) for p in unsafe_names(place, folders)]
     return written, named
 
 
 def damage(
     rng: random.Random, root: Path, written: list[Path], named: list[Path]
 ) -> list[str]:
-    """Spoil files and take away names; says what was done to what."""
+    """Spoils files and removes names; returns a text for each damage."""
     done = []
     for path in written:
         if how := spoil(rng, root / path):
@@ -99,31 +99,26 @@ def damage(
 
 
 def images(run: PoweredRun, rng: random.Random, count: int) -> dict:
-    """What becomes of `count` power cuts in one run, each at a random moment of its
-    steps.
-    """
-    whole, workdir, copies = (
-        run.folder / "kept",
-        run.folder / "images",
-        run.folder / "copy",
-    )
+    """Outcomes of `count` power cuts in one run, at random moments of its steps."""
+    whole, workdir = run.folder / "kept", run.folder / "images"
+    copies = run.folder / "copy"
+    # All its checkpoints are kept, to compare each copy with the same step.
     fields = run.fields | {"checkpoint.keep_latest": 10**6}
     keep = Run(run.folder, steps=run.steps, more=fields)
     if not keep.start(whole).end(None, None).finished:
-        raise SystemExit("the run that is not stopped failed")
+        raise SystemExit("The run that is not stopped failed.")
     judge, outcomes, lost = Judge(whole), [], 0
     while len(outcomes) < count:
         shutil.rmtree(workdir, ignore_errors=True)
         for written, named in _moments(run, rng, workdir, copies):
-            lost += bool(damage(rng, copies, written, named))
+            if damage(rng, copies, written, named):
+                lost += 1
             outcomes.append(judge(copies))
             print(f"{len(outcomes)} of {count}: {outcomes[-1]}", flush=True)
             shutil.rmtree(copies)
             if len(outcomes) == count:
                 break
-    good = [
-        outcome for outcome in outcomes if outcome.startswith(("went on", "refused"))
-    ]
+    good = [one for one in outcomes if one.startswith(("went on", "refused"))]
     return {
         "power_cuts": count,
         "with_a_loss": lost,
@@ -133,13 +128,12 @@ def images(run: PoweredRun, rng: random.Random, count: int) -> dict:
 
 
 def _moments(run, rng, workdir, copy):
-    """What is unsafe in `workdir` at random moments of a run, of each of which a copy
-    is made.
-    """
+    """Yields what is unsafe in `workdir` at random moments of a run, copied each time."""
     started = run.start(workdir)
     try:
         while started.process.poll() is None:
             time.sleep(rng.uniform(0.01, 0.2))
+            # Before the first checkpoint there is nothing to lose.
             if not (workdir / "metrics.jsonl").exists() or not steps(workdir):
                 continue
             _stop(started.process)
@@ -153,21 +147,19 @@ def _moments(run, rng, workdir, copy):
 
 
 def _stop(process) -> None:
-    """Stop all threads, and wait until they stand: a write under way is done first."""
+    """Stops all threads, and waits until they have: a write under way ends first."""
     process.send_signal(signal.SIGSTOP)
     for task in Path(f"/proc/{process.pid}/task").iterdir():
-        late = time.monotonic() + 10
-        while time.monotonic() < late:
-            # After the name, which is in brackets: T stopped, Z and X ended.
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            # The state follows the name, in brackets: T stopped, Z and X ended.
             if (task / "stat").read_text().rpartition(")")[2].split()[0] in "TZX":
                 break
             time.sleep(0.001)
 
 
 class Judge:
-    """Opens a workdir as a start does, and compares its state with the same step of
-    `whole`.
-    """
+    """Opens a workdir as a start does, and compares its state with that of `whole`."""
 
     def __init__(self, whole: Path):
         import jax
@@ -188,19 +180,20 @@ class Judge:
         self.cfg = cfg
 
     def __call__(self, workdir: Path) -> str:
-        """In a word; "in silence" is said of checkpoints that were there and are used
-        no more.
+        """The outcome in a few words.
+
+        "in silence" is said where a later checkpoint is passed over without a warning.
         """
         from biedsnet_jax.checkpoints import checkpoint
         from biedsnet_jax.config import run_config
         from biedsnet_jax.errors import BadInput
         from biedsnet_jax.training import run_log
 
-        said, there = [], max(steps(workdir), default=0)
+        warnings, there = [], max(steps(workdir), default=0)
         try:
             run_config.check_same_run(self.cfg, workdir)
             with checkpoint.Checkpoints(
-                workdir, keep_latest=2, warn=said.append
+                workdir, keep_latest=2, warn=warnings.append
             ) as checkpoints:
                 state = checkpoints.restore_latest(self.like, self.mesh)
             step = 0 if state is None else int(state.step)
@@ -208,15 +201,15 @@ class Judge:
                 log.write(step, {"loss": 1.0})
         except BadInput as error:
             return f"refused: {error}".replace(str(workdir), "W")
-        # whatever it is, it is what is looked for
         except Exception as error:
+            # Any other error is what this script looks for.
             return f"{type(error).__name__}: {error}"
         if step and not self._same(state, step):
             return "other numbers"
-        if step < there and not said:
+        if step < there and not warnings:
             return "an earlier step, in silence"
         word = "went on" if step else "went on from the start"
-        return word + (", with a warning" if said else "")
+        return f"{word}, with a warning" if warnings else word
 
     def _same(self, state, step) -> bool:
         import jax
@@ -224,6 +217,7 @@ class Judge:
 
         from biedsnet_jax.checkpoints import checkpoint
 
+        # Bytes are compared, since a NaN would equal no NaN.
         with checkpoint.Checkpoints(self.whole, keep_latest=10**6) as checkpoints:
             expected = checkpoints.restore(step, self.like, self.mesh)
         pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
@@ -231,15 +225,18 @@ class Judge:
 
 
 def read(journal: Path) -> tuple[dict[int, tuple[int, int]], dict[int, list[str]]]:
-    """(size and time of each file as it was last on the disk, names in each folder), by
-    inode.
+    """(size and time of each file when last on the disk, names in each folder).
+
+    Both are by inode.
     """
     files, folders = {}, {}
-    for line in journal.read_text().splitlines() if journal.exists() else ():
+    if not journal.exists():
+        return files, folders
+    for line in journal.read_text().splitlines():
         try:
             entry = json.loads(line)
-        # the kill came in the middle of it
         except ValueError:
+            # A kill cuts a line short.
             continue
         if "names" in entry:
             folders[entry["inode"]] = entry["names"]
@@ -255,26 +252,28 @@ def is_safe(path: Path, files: dict[int, tuple[int, int]]) -> bool:
 
 
 def unsafe_names(folder: Path, folders: dict[int, list[str]]) -> list[Path]:
-    """What is in a folder and was not when the folder was last brought to the disk."""
+    """Names that a folder got since it was last brought to the disk."""
     safe = folders.get(folder.stat().st_ino, [])
     return sorted(path for path in folder.iterdir() if path.name not in safe)
 
 
 def spoil(rng: random.Random, path: Path) -> str | None:
-    """Cut a file, or make its end zeros, from anywhere on; None where it was spared or
-    is empty.
+    """Cuts a file, or turns its end into zeros, from any byte on; returns which.
+
+    None where the file was spared or is empty.
     """
     data = path.read_bytes()
     how = rng.choice(("cut", "zeroed", "emptied", None))
     if how is None or not data:
         return None
     kept = 0 if how == "emptied" else rng.randrange(len(data))
-    path.write_bytes(data[:kept] + bytes(len(data) - kept if how == "zeroed" else 0))
+    zeros = len(data) - kept if how == "zeroed" else 0
+    path.write_bytes(data[:kept] + bytes(zeros))
     return how
 
 
 def remove(path: Path) -> None:
-    """Take away a file, or a folder with all that is in it."""
+    """Removes a file, or a folder with all that is in it."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -282,11 +281,9 @@ def remove(path: Path) -> None:
 
 
 def note_fsync(journal: Path) -> None:
-    """From here on this process notes in `journal` what it brings to the disk."""
-    fsync, descriptor = (
-        os.fsync,
-        os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
-    )
+    """Notes in `journal` what this process brings to the disk from here on."""
+    fsync = os.fsync
+    descriptor = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def noted(target) -> None:
         fsync(target)
@@ -299,13 +296,14 @@ def note_fsync(journal: Path) -> None:
         }
         if place.is_dir():
             entry["names"] = sorted(path.name for path in place.iterdir())
+        # In one write, so that a kill leaves at most one line cut short.
         os.write(descriptor, (json.dumps(entry) + "\n").encode())
 
     os.fsync = noted
 
 
 def main() -> int:
-    """The run."""
+    """Runs the package, and keeps the journal."""
     journal, *flags = sys.argv[1:]
     note_fsync(Path(journal))
     from biedsnet_jax import main

@@ -1,6 +1,4 @@
-"""For soak.py: one toy training as a process, started, watched, killed, and read
-afterwards.
-"""
+"""For soak.py: a toy training as a process that is started, watched, killed and read."""
 
 import contextlib
 import json
@@ -20,12 +18,23 @@ from PIL import Image
 from benchmarks import scripts
 
 FIELDS = {
-    "data.size": 16, "networks.biedsnet.channels": (8, 16), "networks.biedsnet.blocks_per_level": 1,
-    "networks.biedsnet.reduction": 4, "loss.supervision_weights": (1.0,), "split.fractions": (0.5, 0.17, 0.33),
-    "train.batch_size": 4, "train.warmup_steps": 10, "eval.batch_size": 4, "eval.every": 100, "sampler.steps": 2,
-    "sampler.ensemble": 1, "checkpoint.every": 20, "checkpoint.keep_latest": 2, "log.every": 2,
+    "data.size": 16,
+    "networks.biedsnet.channels": (8, 16),
+    "networks.biedsnet.blocks_per_level": 1,
+    "networks.biedsnet.reduction": 4,
+    "loss.supervision_weights": (1.0,),
+    "split.fractions": (0.5, 0.17, 0.33),
+    "train.batch_size": 4,
+    "train.warmup_steps": 10,
+    "eval.batch_size": 4,
+    "eval.every": 100,
+    "sampler.steps": 2,
+    "sampler.ensemble": 1,
+    "checkpoint.every": 20,
+    "checkpoint.keep_latest": 2,
+    "log.every": 2,
     "log.tensorboard": False,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -33,26 +42,26 @@ class Ended:
     """How a start ended."""
 
     code: int
-    signal: str | None  # what we sent before it ended by itself
+    # The signal that was sent, None where the process ended by itself.
+    signal: str | None
     finished: bool
-    before: int | None  # the last step that was logged before this start
-    # the step it went on from, 0 if from nothing; None where it did not get so far
+    # The last step that was logged before this start.
+    before: int | None
+    # The step it went on from, 0 if from nothing; None where it did not get so far.
     from_step: int | None
     err: str
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When to send a signal: `seconds` after the start, or after so many steps more
-    than before the start.
-    """
+    """When to send a signal: `seconds` after the start, or after so many new steps."""
 
     seconds: float
     new_steps: int = 0
 
 
 def write_pictures(data: Path) -> None:
-    """Six cases of three slices, noise with a bright square; written once."""
+    """Writes six cases of three slices, noise with a bright square each."""
     rng = np.random.default_rng(0)
     for case in "abcdef":
         for slice_ in range(3):
@@ -67,41 +76,39 @@ def write_pictures(data: Path) -> None:
 
 
 class Run:
-    """A training that can be started again and again; every start has the same command
-    but for its workdir.
-    """
+    """A training that can be started again and again, by the same command."""
 
     def __init__(self, folder: Path, *, steps: int, more: dict | None = None):
         self.folder, self.data, self.steps = folder, folder / "data", steps
-        self.fields = FIELDS | (more or {}) | {
-            "data.root": self.data, "train.steps": steps, "compile_cache": folder / "compiled"
-        }  # fmt: skip
+        self.fields = FIELDS | (more or {})
+        own = {"train.steps": steps, "compile_cache": folder / "compiled"}
+        self.fields |= own | {"data.root": self.data}
         self.expected: dict[str, bytes] = {}
 
     def unbroken(self) -> float:
-        """Trains twice undisturbed, for the bits; seconds to the first step, once all
-        is compiled.
+        """Trains twice undisturbed, and keeps the bits.
+
+        Returns the seconds to the first step once all is compiled.
         """
         write_pictures(self.data)
         for name in ("unbroken", "again"):
             started, start = self.start(self.folder / name), time.monotonic()
             started.wait_for(Moment(0, new_steps=1))
+            # The second run has all programs compiled, so its seconds count.
             seconds = time.monotonic() - start
             ended = started.end(None, None)
             if not ended.finished:
                 raise SystemExit(
-                    f"the unbroken run failed, exit code {ended.code}:\n{ended.err}"
+                    f"The unbroken run failed, exit code {ended.code}:\n{ended.err}"
                 )
         self.expected = self.final_bits(self.folder / "unbroken")
         if self.final_bits(self.folder / "again") != self.expected:
-            raise SystemExit(
-                "two unbroken runs differ: nothing could be compared with them"
-            )
+            raise SystemExit("Two unbroken runs differ, so there is nothing to expect.")
         print(f"from start to first step, unbroken: {seconds:.1f} s", flush=True)
         return seconds
 
     def start(self, workdir: Path, *, file_limit: int | None = None) -> "Started":
-        """A process; `file_limit` is the most bytes a file of it may have."""
+        """Starts a process; none of its files may have more bytes than `file_limit`."""
         return Started(self.command(workdir), workdir, self.folder, file_limit)
 
     def command(self, workdir: Path) -> list[str]:
@@ -111,23 +118,20 @@ class Run:
         return [*line, f"--workdir={workdir}", *fields]
 
     def final_bits(self, workdir: Path) -> dict[str, bytes]:
-        """Every array of the last checkpoint: parameters, their means, the optimizer's
-        state.
-        """
+        """The bytes of every array of the last checkpoint, by name."""
         import jax
         import orbax.checkpoint as ocp
 
         with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(
-                (workdir / "checkpoints" / str(self.steps) / "state").absolute()
-            )
+            folder = workdir / "checkpoints" / str(self.steps) / "state"
+            tree = checkpointer.restore(folder.absolute())
         return {
-            jax.tree_util.keystr(p): np.asarray(x).tobytes()
-            for p, x in jax.tree_util.tree_leaves_with_path(tree)
+            jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
 
     def watch_memory(self, workdir: Path) -> list[tuple[int, float]]:
-        """(step, resident MB) of an undisturbed run, at each step that it logs."""
+        """(step, resident MiB) at each step that an undisturbed run logs."""
         started, points = self.start(workdir), []
         while started.process.poll() is None:
             step, memory = last_step(workdir), scripts.resident_mib(started.process.pid)
@@ -136,7 +140,7 @@ class Run:
             time.sleep(0.01)
         ended = started.end(None, None)
         if not ended.finished:
-            raise SystemExit(f"the run failed, exit code {ended.code}:\n{ended.err}")
+            raise SystemExit(f"The run failed, exit code {ended.code}:\n{ended.err}")
         return points
 
 
@@ -147,10 +151,10 @@ class Started:
         self, line: list[str], workdir: Path, logs: Path, file_limit: int | None
     ):
         self.workdir, self.before = workdir, last_step(workdir)
-        # pipes would fill
+        # Files, since pipes that nobody reads would fill.
         self.logs = logs / "stdout", logs / "stderr"
         with self.logs[0].open("w") as out, self.logs[1].open("w") as err:
-            # the same bits are promised of one kind of device
+            # The same bits are only promised on one kind of device.
             environment = os.environ | {"JAX_PLATFORMS": "cpu"}
             self.process = subprocess.Popen(
                 line, cwd=scripts.ROOT, env=environment, stdout=out, stderr=err
@@ -161,9 +165,7 @@ class Started:
             )
 
     def end(self, moment: Moment | None, how: str | None) -> Ended:
-        """Send the signal `how` at `moment`, or let it come to its own end, within half
-        an hour.
-        """
+        """Sends the signal `how` at `moment`; without one waits half an hour for the end."""
         sent = None
         try:
             if moment is None:
@@ -172,8 +174,8 @@ class Started:
                 sent = how
                 self.process.send_signal(signal.Signals[how])
                 self.process.wait(120)
-        # a SIGTERM that is not heard, a hang: failures by their exit code
         except subprocess.TimeoutExpired:
+            # A SIGTERM that is ignored and a hang are failures, as their exit codes tell.
             pass
         finally:
             self.process.kill()
@@ -182,11 +184,19 @@ class Started:
         code = self.process.returncode
         finished = code == 0 and (self.workdir / "results.json").exists()
         return Ended(
-            code, None if finished else sent, finished, self.before, went_from(out), err
+            code=code,
+            signal=None if finished else sent,
+            finished=finished,
+            before=self.before,
+            from_step=went_from(out),
+            err=err,
         )
 
     def wait_for(self, moment: Moment) -> bool:
-        """Until then, a quarter of an hour at most; whether the process ended before."""
+        """Waits for a moment, a quarter of an hour at most.
+
+        Returns whether the process ended before it.
+        """
         goal, given_up = (self.before or 0) + moment.new_steps, time.monotonic() + 900
         while (
             moment.new_steps
@@ -202,16 +212,17 @@ class Started:
 
 
 def went_from(out: str) -> int | None:
-    """The step a start went on from, by what training prints; None where it did not get
-    so far.
+    """The step that a start went on from, as training prints it.
+
+    None where the start did not get so far.
     """
     if match := re.search(r"^going on from step (\d+)", out, re.M):
         return int(match.group(1))
-    return 0 if re.search(r"^[\d,]+ parameters, ", out, re.M) else None
+    return 0 if re.search(r"^[\d,]+ parameters$", out, re.M) else None
 
 
 def steps(workdir: Path) -> list[int]:
-    """The complete checkpoints."""
+    """The steps of the complete checkpoints."""
     return [
         int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()
     ]
@@ -228,6 +239,6 @@ def _step(line: bytes) -> int | None:
     """The step of a whole line of metrics.jsonl."""
     try:
         return json.loads(line)["step"] if line.endswith(b"\n") else None
-    # what a power cut left of it
     except (ValueError, KeyError, TypeError):
+        # A power cut leaves lines that are damaged.
         return None

@@ -1,25 +1,24 @@
-"""Does a run survive? Kills a training at random moments, spoils its files, and
-compares it with an unbroken one.
+"""Kills a training at random moments, damages its files, and compares its bits.
 
-    python benchmarks/soak/soak.py [--kills=40] [--terms=10] [--seed=0] [--folder=DIR] [--output=soak.json]
-    python benchmarks/soak/soak.py --power-cuts=50 [--seed=0] [--folder=DIR] [--output=power.json]
-    python benchmarks/soak/soak.py --images=50 [--seed=0] [--folder=DIR] [--output=images.json]
+    python benchmarks/soak/soak.py [--kills=40] [--terms=10] [--output=soak.json]
+    python benchmarks/soak/soak.py --power-cuts=50 [--output=power.json]
+    python benchmarks/soak/soak.py --images=50 [--output=images.json]
     python benchmarks/soak/soak.py --memory [--steps=2000]
 
-A toy BIEDSNet learns small pictures on the CPU. It is killed (SIGKILL) or asked to go
-(SIGTERM) at moments drawn from the seed, from its first imports on, and started again
-by the same command; a run that gets to its end is followed by another one from nothing,
-until there were enough kills. Before every other start, by turns, a file of the latest
-of several checkpoints is cut, changed or taken away, a picture is cut or taken away, or
-the disk is full. Told are the kills after which the run went on, the steps done twice,
-what came of each damage, and whether each finished run has the bits of the unbroken
-one. A full disk is a small tmpfs, which needs root; else a limit on the size of files
-stands in.
+All but --memory take --seed=0 and --folder=DIR, too.
 
-With --power-cuts: so many kills (SIGKILL), each followed by what a power cut may do,
-see power.py. A cut is survived where the next start that gets so far goes on from a
-good state. With --images: the same at moments of one run, without starting it again
-each time.
+A toy BIEDSNet learns small pictures on the CPU. It gets a SIGKILL or a SIGTERM at
+moments drawn from the seed, from its first imports on, and is started again by the same
+command. A run that ends is followed by a new one, until there were enough kills. Before
+every other start, in turn, a file of the latest of several checkpoints is cut, changed
+or removed, a picture is cut or removed, or the disk is full. The report has the kills
+after which the run went on, the steps done twice, the outcome of each damage, and
+whether each finished run has the bits of the unbroken one. A full disk is a small
+tmpfs, which needs root; without root the size of files is limited.
+
+With --power-cuts each kill is followed by the losses of a power cut, see power.py. A
+cut is survived where the next start that gets so far goes on from a good state. With
+--images the same is done at moments of one run, which is not started again each time.
 
 With --memory: the slope of the resident memory of one process that trains, validates
 and checkpoints all the time, in MB per 100 steps after the first quarter.
@@ -43,13 +42,13 @@ from benchmarks.soak import damage, power
 from benchmarks.soak.kills import Soak
 from benchmarks.soak.run import Run, write_pictures
 
-# MB per 100 steps
+# MB per 100 steps.
 MOST_SLOPE = 1.0
 
 
 def main() -> int:
     arguments = _arguments()
-    # so that nothing is left running or mounted
+    # SystemExit closes all contexts, so that nothing is left running or mounted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with contextlib.ExitStack() as stack:
         folder = Path(
@@ -64,23 +63,19 @@ def main() -> int:
             report = power.images(run, random.Random(arguments.seed), arguments.images)
             good = report["good"] == arguments.images
         else:
-            report = (
-                power_cuts(folder, arguments)
-                if arguments.power_cuts
-                else soak(folder, arguments)
-            )
-            good = (
-                report["survived"] == report["kills"]
-                and all(report["same_bits"])
-                and not report["failures"]
-            )
+            start = time.monotonic()
+            kill = power_cuts if arguments.power_cuts else soak
+            report = kill(folder, arguments) | {"seed": arguments.seed}
+            report["seconds"] = round(time.monotonic() - start)
+            survived = report["survived"] == report["kills"]
+            good = survived and all(report["same_bits"]) and not report["failures"]
     scripts.show(report, arguments.output)
     return 0 if good else 1
 
 
 def soak(folder: Path, arguments) -> dict:
-    """Kill until all kills are done, let the last run end, compare."""
-    rng, started = random.Random(arguments.seed), time.monotonic()
+    """Kills runs until all kills are done; compares the bits of those that ended."""
+    rng = random.Random(arguments.seed)
     run = Run(folder, steps=arguments.steps or 600)
     seconds = run.unbroken()
     with damage.small_disk(folder / "disk") as disk:
@@ -88,20 +83,15 @@ def soak(folder: Path, arguments) -> dict:
         for how in shuffled(rng, kills=arguments.kills, terms=arguments.terms):
             killed.one(how)
         killed.finish()
-    return killed.report() | {
-        "seed": arguments.seed,
-        "steps_of_a_run": run.steps,
-        "full_disk": disk.how,
-        "seconds": round(time.monotonic() - started),
-    }
+    return killed.report() | {"steps_of_a_run": run.steps, "full_disk": disk.how}
 
 
 def power_cuts(folder: Path, arguments) -> dict:
-    """The same with kills alone, each followed by the loss of what was not on the disk."""
-    # Here, since it needs this module.
-    rng, started = random.Random(arguments.seed), time.monotonic()
+    """Kills runs, each time with the loss of what was not on the disk."""
+    rng = random.Random(arguments.seed)
     run = power.PoweredRun(folder, steps=arguments.steps or 600)
     seconds = run.unbroken()
+    # A power cut takes files anyway, so the disk need not be small.
     (folder / "disk").mkdir()
     disk = damage.Disk(folder / "disk", False, "a plain folder")
     cuts = power.PowerCuts(run, rng, disk, seconds)
@@ -110,11 +100,7 @@ def power_cuts(folder: Path, arguments) -> dict:
         state = f"{cuts.survived} survived, {len(cuts.failures)} failures"
         print(f"cut {number + 1} of {arguments.power_cuts}: {state}", flush=True)
     cuts.finish()
-    return cuts.report() | {
-        "seed": arguments.seed,
-        "steps_of_a_run": run.steps,
-        "seconds": round(time.monotonic() - started),
-    }
+    return cuts.report() | {"steps_of_a_run": run.steps}
 
 
 def shuffled(rng: random.Random, *, kills: int, terms: int) -> list[str]:
@@ -126,31 +112,30 @@ def shuffled(rng: random.Random, *, kills: int, terms: int) -> list[str]:
 
 def memory(folder: Path, steps: int) -> dict:
     """Resident memory against steps, of one undisturbed run."""
-    # Five times as often as by default.
-    run = Run(
-        folder,
-        steps=steps,
-        more={"eval.every": 200, "checkpoint.every": 200, "log.every": 5},
-    )
+    # More often than in other runs, so that a leak of any part shows.
+    every = {"eval.every": 200, "checkpoint.every": 200, "log.every": 5}
+    run = Run(folder, steps=steps, more=every)
     write_pictures(run.data)
     points = run.watch_memory(folder / "memory")
+    # The first quarter fills caches and queues.
     late = [point for point in points if point[0] > steps / 4]
+    some = points[:: max(1, len(points) // 20)]
     return {
         "steps": steps,
         "mb_per_100_steps": round(100 * slope(late), 4),
         "samples": len(late),
-        "mb_at_step": {
-            step: round(mb) for step, mb in points[:: max(1, len(points) // 20)]
-        },
+        "mb_at_step": {step: round(mb) for step, mb in some},
     }
 
 
 def slope(points: list[tuple[float, float]]) -> float:
-    """Of the least-squares line: sum (x - mean x)(y - mean y) / sum (x - mean x)^2."""
+    """Slope of the least-squares line.
+
+    That is sum (x - mean x)(y - mean y) / sum (x - mean x)^2.
+    """
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points))
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum(
-        (x - mean_x) ** 2 for x, _ in points
-    )
+    covariance = sum((x - mean_x) * (y - mean_y) for x, y in points)
+    return covariance / sum((x - mean_x) ** 2 for x, _ in points)
 
 
 def _arguments():

@@ -1,4 +1,4 @@
-"""Rows that a script has measured so far, in a JSON file beside its other results."""
+"""Rows that a script has measured so far, kept in a JSON file."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,10 @@ from biedsnet_jax.errors import BadInput
 
 
 def read(path: Path, what: str, again: str) -> list[dict]:
-    """Those in the file, none where there is no file. Raises BadInput where it is
-    damaged, in the words given.
+    """The rows of a file, none where there is no file.
+
+    Raises BadInput where it is damaged: `what` it should hold, and how they are made
+    `again`, such as "rows" and "measured".
     """
     if not path.exists():
         return []
@@ -16,5 +18,6 @@ def read(path: Path, what: str, again: str) -> list[dict]:
         return [dict(row) for row in json.loads(path.read_text())]
     except (ValueError, TypeError):
         raise BadInput(
-            f"damaged file, no {what}, {path}; remove it, the {what} are then {again} again"
+            f"{path} is damaged: it has no {what}. "
+            f"Remove it; the {what} are then {again} again."
         ) from None

@@ -1,5 +1,4 @@
-"""Train each network with the settings that its validation case prefers, on two folds
-of COVID-19 CT at 64x64.
+"""Searches the settings of each network on two folds of COVID-19 CT at 64x64.
 
     python benchmarks/tables/search.py --root=DIR --out=runs/table1 --fold=0
     python benchmarks/tables/search.py --root=DIR --out=runs/table1 --fold=0 --choices
@@ -42,10 +41,10 @@ from biedsnet_jax.training import train
 from configs import covid
 
 FOLDS = 2
-# what is kept of it
+# The files of a search that are kept with its results.
 FILES = (*(f"fold{fold}.json" for fold in range(FOLDS)), "settings.txt")
 MOST_STEPS = 1600
-# of a variant's rows that have fewer
+# Steps of those rows of a variant that have fewer than MOST_STEPS.
 STEPS = {
     "quarter": {
         "biedsnet": 400,
@@ -57,9 +56,9 @@ STEPS = {
     },
     "cpu": {"biedsnet": 400, "paper": 400, "medsegdiff": 400, "unetpp": 800},
 }
-# with 20 its validations take longer than its training
+# With 20 sampling steps the validations would take longer than the training.
 SAMPLING = {"quarter": {"medsegdiff": {"sampler.steps": 5}}}
-# a trial
+# Validations in a trial.
 VALIDATIONS = 8
 ROWS = (
     "biedsnet",
@@ -72,7 +71,7 @@ ROWS = (
     "unetpp",
     "medsegdiff",
 )
-# At the settings of biedsnet, from which each takes one thing away or several.
+# Rows that take the settings of biedsnet, and lack a part of it or several.
 ABLATION = ("direct", "no_bffm", "no_attention", "row1", "row2", "row3", "row4", "row5")
 RATES = [{"train.learning_rate": rate} for rate in (1e-3, 3e-3)]
 STRONGER = {
@@ -81,7 +80,7 @@ STRONGER = {
     "augment.intensity": 0.3,
 }
 NETWORK = "networks.biedsnet."
-# of the row "paper"
+# Fields of the row "paper" that are changed, a trial each.
 CHOICES = [
     {"diffusion.mask_scale": 0.1},
     {NETWORK + "norm": "batch"},
@@ -113,12 +112,11 @@ def main() -> int:
 
 
 def report(out: Path) -> int:
-    """Print the table, and write the settings."""
+    """Prints the tables, and writes the settings."""
     folds = read(out)
     print(tables.markdown_tables(made(folds)))
-    files.write_text(
-        out / "settings.txt", "".join(f"{line}\n" for line in settings(folds))
-    )
+    lines = "".join(f"{line}\n" for line in settings(folds))
+    files.write_text(out / "settings.txt", lines)
     return 0
 
 
@@ -127,29 +125,25 @@ def read(out: Path) -> list[list[dict]]:
     folds = [_read(out / f"fold{fold}.json") for fold in range(FOLDS)]
     if not all(folds):
         raise BadInput(
-            f"no trial of each fold, {out}, in --out; run the search of both folds first"
+            f"--out {out} does not have trials of both folds. Search both folds first."
         )
     return folds
 
 
 def made(folds: list[list[dict]]) -> list[tables.Table]:
-    """The tables of all trials."""
+    """The tables of all trials, those without rows left out."""
     return [table for table in (rows_table(folds), choices_table(folds)) if table.rows]
 
 
 def rows_table(folds: list[list[dict]]) -> tables.Table:
-    """What was tried and what it gave, in the order of trying."""
+    """The trials of all rows with their scores, in the order of trying."""
     caption = (
-        "Mean Dice over slices of the fold's one validation case, evenly spaced, at the best validation, and its "
-        "step; 0 where the loss was not finite. In bold the trial that each fold takes for its row, and tests."
+        "Mean Dice over slices of the fold's one validation case, evenly spaced, at the "
+        "best validation, and its step; 0 where the loss was not finite. In bold the "
+        "trial that each fold takes for its row, and tests."
     )
-    header = [
-        "row",
-        "changed",
-        "steps",
-        *(f"fold {fold}: Dice, step" for fold in range(FOLDS)),
-        "mean Dice",
-    ]
+    scores = [f"fold {fold}: Dice, step" for fold in range(FOLDS)]
+    header = ["row", "changed", "steps", *scores, "mean Dice"]
     rows = [
         [key[0], key[1], str(key[2]), *_scores(folds, key)]
         for key in _keys(folds, choice=False)
@@ -158,25 +152,21 @@ def rows_table(folds: list[list[dict]]) -> tables.Table:
 
 
 def choices_table(folds: list[list[dict]]) -> tables.Table:
-    """What each open choice of BIEDSNet gave."""
+    """The open choices of BIEDSNet with their scores."""
     caption = (
-        "BIEDSNet as the paper has it, then with one field changed, or its seed, which says what chance does. Mean "
-        "Dice over slices of the fold's one validation case, evenly spaced, averaged over the second half of the "
-        "validations: the best of eight says more of luck."
+        "BIEDSNet as the paper has it, then with one field changed, or its seed, which "
+        "shows what chance does. Mean Dice over slices of the fold's one validation "
+        "case, evenly spaced, averaged over the second half of the validations, since "
+        "the best of eight is mostly luck."
     )
-    header = [
-        "changed",
-        "steps",
-        *(f"fold {fold}: Dice" for fold in range(FOLDS)),
-        "mean Dice",
-    ]
+    scores = [f"fold {fold}: Dice" for fold in range(FOLDS)]
+    header = ["changed", "steps", *scores, "mean Dice"]
     rows, keys = [], list(_keys(folds, choice=True))
-    base = [
-        key
-        for key in _keys(folds, choice=False)
-        if key[:2] == ("paper", _told(RATES[0]))
-    ]
-    for key in (base if keys else []) + keys:
+    if keys:
+        unchanged = ("paper", _shown(RATES[0]))
+        base = [key for key in _keys(folds, choice=False) if key[:2] == unchanged]
+        keys = base + keys
+    for key in keys:
         dice = [_late_dice(trial) if trial else None for trial in _found(folds, key)]
         cells = ["-" if value is None else f"{value:.4f}" for value in dice]
         rows.append([key[1], str(key[2]), *cells, _mean(dice)])
@@ -184,7 +174,7 @@ def choices_table(folds: list[list[dict]]) -> tables.Table:
 
 
 def settings(folds: list[list[dict]]) -> list[str]:
-    """`row fold flags` for each row whose trials are done."""
+    """The lines "row fold flags" of the rows whose trials are done."""
     lines = []
     for row in (*ROWS, *ABLATION):
         for fold, trials in enumerate(folds):
@@ -195,23 +185,21 @@ def settings(folds: list[list[dict]]) -> list[str]:
 
 
 def chosen(trials: list[dict], row: str) -> dict | None:
-    """The row's trial of the highest validation Dice, the first of equals; its open
-    choices are left out.
+    """The trial of a row with the highest validation Dice, the first of equals.
+
+    Open choices are left out.
     """
-    return max(
-        (t for t in trials if t["row"] == row and not t["choice"]),
-        key=lambda t: _dice(t)[0],
-        default=None,
-    )
+    of_row = [t for t in trials if t["row"] == row and not t["choice"]]
+    return max(of_row, key=lambda t: _dice(t)[0], default=None)
 
 
 def flags(fields: dict) -> list[str]:
-    """The command line's for these fields."""
+    """The flags of the command line that set these fields."""
     return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
 class Search:
-    """The trials of one fold; those measured before are not measured again.
+    """The trials of one fold, each of which is run once.
 
     Raises BadInput where `out` has trials of another variant.
     """
@@ -221,53 +209,58 @@ class Search:
         self.path, self.folder = out / f"fold{fold}.json", out / f"fold{fold}"
         if others := {trial["variant"] for trial in _read(self.path)} - {variant}:
             raise BadInput(
-                f"trials of another variant, {others.pop()}, in {self.path}; give {variant} its own --out"
+                f"{self.path} has trials of another variant, {others.pop()}. "
+                f"Give {variant} an --out of its own."
             )
 
     def row(self, row: str) -> dict:
-        """The fields of the best of a row's trials, which is tested."""
+        """Tests the best of a row's trials, and returns its fields."""
         tried = [self.trial(row, budget(row, self.variant) | rate) for rate in RATES]
         tried.append(self.trial(row, chosen(tried, row)["fields"] | STRONGER))
-        best, workdir = (
-            chosen(tried, row),
-            self.out / row / "seed0" / f"fold{self.fold}",
-        )
+        best = chosen(tried, row)
+        workdir = self.out / row / "seed0" / f"fold{self.fold}"
         if not (workdir / "results.json").exists():
+            # The trial's own workdir becomes that of the row, with its weights.
             if not workdir.exists() and self._place(best).exists():
                 workdir.parent.mkdir(parents=True, exist_ok=True)
                 self._place(best).rename(workdir)
-            # trained already, where its weights were kept
+            # Where the trial's weights were kept, this only tests.
             train.train(self._config(best), str(workdir))
+            # The programs of one trial are of no use to the next, and take memory.
             jax.clear_caches()
-            told = [
+            words = [
+                "python",
+                "-m",
+                "biedsnet_jax.main",
                 f"--config=configs/covid.py:{row},{self.variant}",
                 "--config.seed=0",
-            ]
-            told += [
                 f"--config.split.folds={FOLDS}",
                 f"--config.split.fold={self.fold}",
                 *flags(best["fields"]),
+                "--config.data.root=DIR",
+                "--workdir=WORKDIR",
             ]
-            told += ["--config.data.root=DIR", "--workdir=WORKDIR"]
-            command = shlex.join(["python", "-m", "biedsnet_jax.main", *told])
+            command = shlex.join(words)
             files.write_text(workdir / "command.txt", f"{command}\n")
         shutil.rmtree(self.folder / row, ignore_errors=True)
         return best["fields"]
 
     def choices(self) -> None:
-        """BIEDSNet with one field changed, and as the paper has it."""
+        """Tries BIEDSNet as the paper has it, and with one field changed."""
         base = budget("paper", self.variant) | RATES[0]
         self.trial("paper", base)
         for change in CHOICES:
             done = self.trial("paper", base | change, choice=True)
+            # Of a choice only the scores are kept.
             shutil.rmtree(self._place(done), ignore_errors=True)
 
     def trial(self, row: str, fields: dict, *, choice: bool = False) -> dict:
-        """{"row", "variant", "fields", "choice", "seconds", "dice": {step: mean}},
-        without Dice where the loss was not finite.
+        """{"row", "variant", "fields", "choice", "seconds", "dice": {step: mean}}.
+
+        Without a Dice where the loss was not finite.
         """
         same = {"row": row, "variant": self.variant, "fields": fields, "choice": choice}
-        # as it is read back
+        # The round trip makes it equal to what is read back.
         same = json.loads(json.dumps(same))
         kept = _read(self.path)
         for done in kept:
@@ -277,22 +270,19 @@ class Search:
         workdir.mkdir(parents=True, exist_ok=True)
         try:
             train.fit(self._config(same), str(workdir))
-            lines = [
-                json.loads(line)
-                for line in (workdir / "metrics.jsonl").read_text().splitlines()
-            ]
-            dice = {
-                str(line["step"]): line["val_dice"]
-                for line in lines
-                if "val_dice" in line
-            }
+            for text in (workdir / "metrics.jsonl").read_text().splitlines():
+                line = json.loads(text)
+                if "val_dice" in line:
+                    dice[str(line["step"])] = line["val_dice"]
         except Diverged as error:
+            # A rate that is too high is a result: the trial scores 0.
             print(error)
         jax.clear_caches()
         done = same | {"seconds": round(time.monotonic() - begin, 1), "dice": dice}
         files.write_json(self.path, [*kept, done])
         print(
-            f"fold {self.fold}, {row}, {_says(done)}: Dice {_dice(done)[0]:.4f}, {done['seconds']} s",
+            f"fold {self.fold}, {row}, {_changes(done)}: "
+            f"Dice {_dice(done)[0]:.4f}, {done['seconds']} s",
             flush=True,
         )
         return done
@@ -303,19 +293,19 @@ class Search:
         )
 
     def _place(self, trial):
-        told = f"{_says(trial)} {trial['fields']['train.steps']} {trial['choice']}"
-        return self.folder / trial["row"] / re.sub(r"[^\w.=]+", "_", told)
+        name = f"{_changes(trial)} {trial['fields']['train.steps']} {trial['choice']}"
+        return self.folder / trial["row"] / re.sub(r"[^\w.=]+", "_", name)
 
 
 def budget(row: str, variant: str) -> dict:
-    """Fields of a row's every trial."""
-    return steps(STEPS[variant].get(row, MOST_STEPS)) | SAMPLING.get(variant, {}).get(
-        row, {}
-    )
+    """The fields that all trials of a row share."""
+    number = STEPS[variant].get(row, MOST_STEPS)
+    return steps(number) | SAMPLING.get(variant, {}).get(row, {})
 
 
 def steps(number: int) -> dict:
-    """Fields of a trial of so many steps."""
+    """The fields of a trial of so many steps."""
+    # Every validation has its checkpoint, so that the best one can be tested.
     every = number // VALIDATIONS
     return {
         "train.steps": number,
@@ -326,7 +316,7 @@ def steps(number: int) -> dict:
 
 
 def config_of(variants: str, fields: dict, root: str, fold: int):
-    """The config of a trial, `variants` as after the colon of --config."""
+    """The config of a trial; `variants` is what follows the colon of --config."""
     cfg = covid.get_config(variants)
     cfg.data.root = root
     cfg.split.update(folds=FOLDS, fold=fold)
@@ -338,68 +328,72 @@ def config_of(variants: str, fields: dict, root: str, fold: int):
 
 
 def _key(trial):
-    """What a line of a table is of."""
-    return trial["row"], _says(trial), trial["fields"]["train.steps"], trial["choice"]
+    """What the line of a trial in a table is found by."""
+    return (
+        trial["row"],
+        _changes(trial),
+        trial["fields"]["train.steps"],
+        trial["choice"],
+    )
 
 
 def _keys(folds, *, choice):
-    """Those of all trials of one kind, in the order of trying."""
+    """The keys of all trials of one kind, in the order of trying."""
     return dict.fromkeys(
         _key(trial) for trials in folds for trial in trials if trial["choice"] == choice
     )
 
 
 def _found(folds, key):
-    """Each fold's trial of this key, None where it has none."""
+    """The trial of each fold with this key, None where a fold has none."""
     return [next((t for t in trials if _key(t) == key), None) for trials in folds]
 
 
 def _dice(trial):
-    """(mean Dice, step) of the best validation, the first of equals; 0 where the loss
-    was not finite.
+    """(mean Dice, step) of the best validation, the first of equals.
+
+    The Dice is 0 where the loss was not finite.
     """
-    return max(
-        ((value, int(step)) for step, value in trial["dice"].items()),
-        key=lambda pair: pair[0],
-        default=(0.0, 0),
-    )
+    pairs = [(value, int(step)) for step, value in trial["dice"].items()]
+    return max(pairs, key=lambda pair: pair[0], default=(0.0, 0))
 
 
 def _late_dice(trial):
     """Mean Dice of the second half of the validations; 0 where the loss was not finite."""
     late = list(trial["dice"].values())[VALIDATIONS // 2 :]
-    return sum(late) / len(late) if late else 0.0
+    return sum(late) / max(1, len(late))
 
 
 def _scores(folds, key):
-    found = _found(folds, key)
-    taken = [chosen(trials, key[0]) for trials in folds]
-    cells = ["{:.4f}, {}".format(*_dice(trial)) if trial else "-" for trial in found]
-    bold = [bool(trial) and trial is best for trial, best in zip(found, taken)]
-    cells = [
-        markdown.Marked(f"**{cell}**") if taken else cell
-        for cell, taken in zip(cells, bold)
-    ]
-    return [*cells, _mean([_dice(trial)[0] if trial else None for trial in found])]
+    """The cells of a line: best Dice and its step by fold, and the mean Dice."""
+    cells, dice = [], []
+    for trial, trials in zip(_found(folds, key), folds):
+        cell, value = "-", None
+        if trial:
+            value, step = _dice(trial)
+            cell = f"{value:.4f}, {step}"
+            if trial is chosen(trials, key[0]):
+                cell = markdown.Marked(f"**{cell}**")
+        cells.append(cell)
+        dice.append(value)
+    return [*cells, _mean(dice)]
 
 
 def _mean(dice):
-    """A cell: the mean over folds where each has a value."""
-    return "-" if None in dice else f"{sum(dice) / len(dice):.4f}"
+    """The mean over folds where each has a value, as a cell."""
+    if None in dice:
+        return "-"
+    return f"{sum(dice) / len(dice):.4f}"
 
 
-def _says(trial):
-    """What tells a trial from the others of its row."""
-    return _told(
-        {
-            name: value
-            for name, value in trial["fields"].items()
-            if name not in steps(MOST_STEPS)
-        }
-    )
+def _changes(trial):
+    """The fields that tell a trial from the others of its row."""
+    fields, shared = trial["fields"], steps(MOST_STEPS)
+    return _shown({name: fields[name] for name in fields if name not in shared})
 
 
-def _told(fields):
+def _shown(fields):
+    """Fields by their last names, such as "learning_rate=0.1 norm=batch"."""
     return " ".join(
         f"{name.rpartition('.')[2]}={value}" for name, value in fields.items()
     )

@@ -1,6 +1,4 @@
-"""What mode benchmark keeps and shows: strict JSON, the table on screen, and a baseline
-read back and compared.
-"""
+"""Results of mode benchmark: JSON, table, and comparison with a baseline."""
 
 import json
 import math
@@ -11,22 +9,26 @@ from biedsnet_jax.config import known_fields, run_config
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files
 
-# Fields that change neither program, so that a baseline may have others.
-_FREE = tuple(
+# Prefixes of fields that change neither program, so that a baseline may differ in them.
+FREE = tuple(
     name for name in run_config.FREE if name not in ("eval.", "sampler.", "fusion")
 )
+_COMPARE = "In --compare give what --mode=benchmark wrote to --output."
 _NOT_KNOWN = "not known"
 
 
 def output_path(name: str) -> pathlib.Path:
-    """Where the JSON goes. Raises BadInput where it cannot, before the measuring."""
+    """The path of the JSON file. Raises BadInput where it cannot be written."""
     path = pathlib.Path(name)
     if path.is_dir():
         raise BadInput(
-            f"a folder, {name}, in --output; give the JSON file to write, such as {path / 'bench.json'}"
+            f"--output {name} is a folder. "
+            f"Give the JSON file to write, such as {path / 'bench.json'}."
         )
     if not path.parent.is_dir():
-        raise BadInput(f"no such folder, {path.parent}, in --output; make it first")
+        raise BadInput(
+            f"--output {name} lies in {path.parent}, which is not a folder. Make it first."
+        )
     try:
         files.check_replaceable(path)
         files.check_writable(path.parent)
@@ -38,101 +40,92 @@ def output_path(name: str) -> pathlib.Path:
 
 
 def write(path: pathlib.Path, result: dict) -> None:
-    """Write the result, atomically."""
-    try:
+    """Writes the result, atomically. Raises BadInput where it cannot."""
+    with files.writing(path, another="--output"):
         files.write_json(path, result)
-    except OSError as error:
-        raise BadInput(
-            f"cannot write, {reason(error)}, {path}; give another --output"
-        ) from error
 
 
 def read_baseline(name: str, here: dict) -> dict:
-    """A result written before. Raises BadInput unless it is whole and of `here`'s
-    "device" and "config".
+    """A result written before.
+
+    Raises BadInput unless it is whole, and of the "device" and "config" of `here`.
     """
-    fix = "in --compare; give what --mode=benchmark wrote to --output"
     try:
         old = json.loads(pathlib.Path(name).read_text(), parse_constant=_refuse)
-        medians = [
-            p["milliseconds"][k]
-            for p in old["programs"].values()
-            for k in ("median", "spread")
-        ]
-        whole = (
-            medians
-            and all(math.isfinite(x) and x >= 0 for x in medians)
-            and all(medians[::2])
-        )
-        whole = whole and all(math.isfinite(x) for x in _speeds(old))
-        device, fields = dict(old["device"]), dict(old["config"])
+        _check_whole(old)
+        there, fields = dict(old["device"]), dict(old["config"])
     except OSError as error:
-        raise BadInput(f"no baseline, {reason(error)}, {name} {fix}") from None
+        raise BadInput(
+            f"The baseline {name} cannot be read: {reason(error)}. {_COMPARE}"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise BadInput(f"no benchmark's result, or damaged, {name}, {fix}")
-    for what in ("platform", "kind", "count"):
-        if device.get(what) != here["device"][what]:
-            there, ours = shown(device.get(what)), here["device"][what]
+        raise BadInput(
+            f"{name} is damaged, or not the result of a benchmark. {_COMPARE}"
+        ) from None
+    for what, ours in here["device"].items():
+        if there.get(what) != ours:
             raise BadInput(
-                f"baseline of another device, {what} {there} there and {ours} here, {name}; measure one here"
+                f"The baseline {name} is of another device: its {what} is "
+                f"{shown(there.get(what))}, here it is {ours}. Measure one here."
             )
-    ours = json.loads(json.dumps(here["config"]))
-    for field in sorted(fields.keys() | ours.keys()):
-        used = known_fields.is_used(field, fields) or known_fields.is_used(field, ours)
-        if (
-            used
-            and not field.startswith(_FREE)
-            and fields.get(field) != ours.get(field)
-        ):
-            there = shown(repr(fields.get(field)))
+    # The round trip turns tuples into lists, as in the file.
+    config = json.loads(json.dumps(here["config"]))
+    for field in sorted(fields.keys() | config.keys()):
+        before, now = fields.get(field), config.get(field)
+        if before == now or field.startswith(FREE):
+            continue
+        if known_fields.is_used(field, fields) or known_fields.is_used(field, config):
             raise BadInput(
-                f"baseline of another config, {field} is {there} there and {ours.get(field)!r} here, {name}; "
-                "measure one with this config"
+                f"The baseline {name} is of another config: its {field} is "
+                f"{shown(repr(before))}, here it is {now!r}. Measure one with this config."
             )
     return old
 
 
+def _check_whole(result: dict) -> None:
+    """Raises ValueError, KeyError or TypeError for a result that is not whole."""
+    times = [program["milliseconds"] for program in result["programs"].values()]
+    finite = [*_speeds(result)]
+    for each in times:
+        finite += [each["median"], each["spread"]]
+    if not times or not all(map(math.isfinite, finite)):
+        raise ValueError(finite)
+    if any(each["median"] <= 0 or each["spread"] < 0 for each in times):
+        raise ValueError(times)
+
+
 def changes(new: dict, old: dict) -> list[str]:
-    """A line on each program of both results, those that got slower in capitals, and
-    one on the device itself.
+    """A line for each program of both results, and one for the device itself.
 
-    Where the device's own speed differs too, it may have been busy or throttled, and
-    the program be the same.
+    Where the device's own speed differs, it may have been busy or throttled, and the
+    program may be as fast as before.
     """
-    shared = [name for name in new["programs"] if name in old["programs"]]
-    milliseconds = [
-        (n, new["programs"][n]["milliseconds"], old["programs"][n]["milliseconds"])
-        for n in shared
-    ]
+    lines = []
+    for name, program in new["programs"].items():
+        if name in old["programs"]:
+            was = old["programs"][name]["milliseconds"]
+            lines.append(timing.change(name, program["milliseconds"], was))
     (product, copy), (was_product, was_copy) = _speeds(new), _speeds(old)
-    device = f"the device itself: best product {product:,.0f} GFLOP/s, was {was_product:,.0f}; "
-    device += f"copy {copy:,.1f} GB/s, was {was_copy:,.1f}"
-    return [timing.change(*one) for one in milliseconds] + [device]
-
-
-def ceiling_fields(ceilings) -> dict:
-    """Of one device: FLOP/s by dtype and size of the matrices, bytes/s."""
-    by_dtype = {
-        d: {str(size): rate for size, rate in by_size.items()}
-        for d, by_size in ceilings.matmul.items()
-    }
-    return {"matmul_flop_per_second": by_dtype, "copy_bytes_per_second": ceilings.copy}
+    lines.append(
+        f"the device itself: best product {product:,.0f} GFLOP/s, was "
+        f"{was_product:,.0f}; copy {copy:,.1f} GB/s, was {was_copy:,.1f}"
+    )
+    return lines
 
 
 def table(result: dict) -> str:
-    """The result for the screen: ceilings in a line each, then a column a program."""
-    device, rates = result["device"], result["ceilings"]["matmul_flop_per_second"]
+    """The result for the screen: a line for each ceiling, a column for each program."""
+    device, ceilings = result["device"], result["ceilings"]
     lines = [
-        f"{device['count']} x {device['kind']}, jax {result['versions']['jax']}, {result['repeats']} repeats"
+        f"{device['count']} x {device['kind']}, jax {result['versions']['jax']}, "
+        f"{result['repeats']} repeats"
     ]
-    for dtype, by_size in rates.items():
+    for dtype, by_size in ceilings["matmul_flop_per_second"].items():
         each = ", ".join(
             f"{rate / 1e9:,.0f} at {size}" for size, rate in by_size.items()
         )
         lines.append(f"matrix product, {dtype}: {each} GFLOP/s")
-    lines.append(f"copy: {result['ceilings']['copy_bytes_per_second'] / 1e9:,.1f} GB/s")
+    lines.append(f"copy: {ceilings['copy_bytes_per_second'] / 1e9:,.1f} GB/s")
     rows = [["", *result["programs"]]] + [
         [name, *map(cell, result["programs"].values())] for name, cell in _ROWS.items()
     ]
@@ -140,28 +133,24 @@ def table(result: dict) -> str:
 
 
 def _speeds(result):
-    """GFLOP/s of the best product, GB/s of the copy."""
+    """(GFLOP/s of the best product, GB/s of the copy)."""
     ceilings = result["ceilings"]
-    products = [
-        rate
-        for by_size in ceilings["matmul_flop_per_second"].values()
-        for rate in by_size.values()
-    ]
-    return max(products) / 1e9, ceilings["copy_bytes_per_second"] / 1e9
+    by_dtype = ceilings["matmul_flop_per_second"].values()
+    product = max(max(by_size.values()) for by_size in by_dtype)
+    return product / 1e9, ceilings["copy_bytes_per_second"] / 1e9
 
 
 def _aligned(rows):
-    """First column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:])),
-            ]
-        ).rstrip()
-        for row in rows
-    ]
+    """Lines of a table, its first column aligned left, the others right."""
+    first, *widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths)]
+        lines.append("  ".join([name.ljust(first), *padded]).rstrip())
+    return lines
+
+
+# What a row of the table shows of a program, as a function of the program's fields.
 
 
 def _plain(name, scale=1.0, digits=".4g"):
@@ -173,7 +162,7 @@ def _with_spread(name):
 
 
 def _rounded(value):
-    """Three digits, never as 1e+02."""
+    """Three digits, without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -197,4 +186,5 @@ _ROWS = {
 
 
 def _refuse(constant):
+    """Raises for NaN and infinities, which strict JSON does not have."""
     raise ValueError(constant)

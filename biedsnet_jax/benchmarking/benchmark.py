@@ -1,9 +1,8 @@
-"""Mode benchmark: the train step and predict of a config, timed on this machine's
-devices with made-up input.
+"""Mode benchmark: times the training step and predict of a config on made-up input.
 
-Besides time: what compiling takes, memory, FLOP and bytes, and how near a step comes to
-the least time that the device's own speed allows (`roofline.py`), measured in the same
-run. Nothing is read but a config, and a baseline if asked for.
+It also measures compile time, memory, FLOP and bytes, and how near a step comes to the
+least time that the device allows (`roofline.py`). Nothing is read but a config, and a
+baseline if given.
 """
 
 import dataclasses
@@ -15,11 +14,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from biedsnet_jax.benchmarking import baseline as benchmark_files
-from biedsnet_jax.benchmarking import roofline, timing
+from biedsnet_jax.benchmarking import baseline, roofline, timing
 from biedsnet_jax.checkpoints import train_state
-from biedsnet_jax.config import build_data, build_model
-from biedsnet_jax.config import fields as config_fields
+from biedsnet_jax.config import build_data, build_model, fields
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction.trained import make_predict
@@ -28,37 +25,39 @@ from biedsnet_jax.segmenters import macs
 from biedsnet_jax.training import train_step
 from biedsnet_jax.training.optimizer import make_optimizer
 
-# Large enough to fill the device, small enough to take seconds: side of the matrices,
-# bytes copied.
-_CEILINGS = {"cpu": ((512, 1024, 2048), 2**28), "other": ((2048, 4096, 8192), 2**30)}
+# Sides of the matrices and bytes copied: enough to fill the device, and few enough to
+# take seconds.
+CEILINGS = {"cpu": ((512, 1024, 2048), 2**28), "other": ((2048, 4096, 8192), 2**30)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function with what it is called on, and what one device does of it."""
+    """A jitted function with its inputs, and one device's part of both."""
 
     name: str
     batch: int  # images over all devices
     jitted: Callable
     inputs: tuple
-    alone: Callable  # the same on a mesh of one device,
-    alone_inputs: tuple  # and shapes of one device's part
-    carries: bool  # the first result is the next first input, which is donated
+    # The same function on a mesh of one device, and the shapes of that device's part.
+    alone: Callable
+    alone_inputs: tuple
+    # Whether the first result is the next first input, which is donated.
+    carries: bool
 
 
 def run(
-    cfg, *, output: str | None, baseline: str | None, repeats: int, command: str
+    cfg, *, output: str | None, compare: str | None, repeats: int, command: str
 ) -> dict:
-    """Measure, print a table, write `output`, say what changed since `baseline`;
-    returns what `output` holds.
+    """Measures a config, prints a table and the changes since `compare`.
 
-    Raises BadInput for a config that cannot be, and a baseline that is damaged or of
-    another device or config, before anything compiles.
+    Writes the result to `output` and returns it. Raises BadInput, before anything
+    compiles, for a config that does not fit and for a baseline that is damaged or of
+    another device or config.
     """
     check_config(cfg)
     if repeats < 1:
         raise BadInput(
-            f"too few repeats, {repeats}, in --repeats; use 1 or more, such as 7"
+            f"--repeats is {repeats}, which is too few. Use 1 or more, such as 7."
         )
     mesh = train_step.make_mesh(cfg)
     result = {
@@ -67,35 +66,36 @@ def run(
         "versions": versions(),
         "config": flat(cfg),
     }
-    old = benchmark_files.read_baseline(baseline, result) if baseline else None
-    path = benchmark_files.output_path(output) if output else None
+    old = baseline.read_baseline(compare, result) if compare else None
+    path = baseline.output_path(output) if output else None
 
-    # compiling is timed; an environment may have set one
+    # Compiling is timed, so no cache may serve, not even one that the environment sets.
     jax.config.update("jax_enable_compilation_cache", False)
-    # Before the ceilings, whose arrays would count as peak memory.
+    # Before the ceilings, whose large arrays would count as peak memory.
     measured = [measure(program, repeats) for program in programs(cfg, mesh)]
-    sizes, copy_bytes = _CEILINGS.get(result["device"]["platform"], _CEILINGS["other"])
+    sizes, copy_bytes = CEILINGS.get(result["device"]["platform"], CEILINGS["other"])
     ceilings = roofline.measure_ceilings(
         {"float32", cfg.dtype}, sizes=sizes, copy_bytes=copy_bytes, repeats=repeats
     )
-    result |= {"repeats": repeats, "ceilings": benchmark_files.ceiling_fields(ceilings)}
+    result["repeats"] = repeats
+    result["ceilings"] = {
+        "matmul_flop_per_second": ceilings.matmul,
+        "copy_bytes_per_second": ceilings.copy,
+    }
     result["programs"] = {
-        name: fields | against(cost, fields, ceilings)
-        for name, fields, cost in measured
+        name: times | against(cost, times, ceilings) for name, times, cost in measured
     }
 
-    print(benchmark_files.table(result))
+    print(baseline.table(result))
     if old:
-        print("\n" + "\n".join(benchmark_files.changes(result, old)))
+        print("\n" + "\n".join(baseline.changes(result, old)))
     if path:
-        benchmark_files.write(path, result)
+        baseline.write(path, result)
     return result
 
 
 def programs(cfg, mesh) -> list[Program]:
-    """The train step and predict, as modes train and evaluate run them, with random
-    images and masks.
-    """
+    """Predict and training step of modes evaluate and train, on random images."""
     model = build_model.build(cfg)
     optimizer, _ = make_optimizer(cfg.train)
     one = devices.make_mesh(jax.devices()[:1])
@@ -106,7 +106,7 @@ def programs(cfg, mesh) -> list[Program]:
     state_shape = jax.eval_shape(fresh)
     sharding = devices.state_sharding(state_shape, mesh)
     state = jax.jit(fresh, out_shardings=sharding).lower().compile(devices.RUN_ONCE)()
-    # A copy: the train step donates the state.
+    # Copied, since the training step donates the state.
     variables = jax.tree.map(lambda x: x.copy(), state.ema_variables)
 
     def update(mesh):
@@ -117,38 +117,32 @@ def programs(cfg, mesh) -> list[Program]:
             step, mesh, state_sharding=devices.state_sharding(state_shape, mesh)
         )
 
-    def predict(mesh):
-        return make_predict(cfg, model, mesh)
-
     batch, part = _inputs(cfg, cfg.train.batch_size, mesh)
     key = jax.device_put(jax.random.key(cfg.seed), devices.replicated(mesh))
-    trained = {"inputs": (state, _only(batch, "image", "mask"), key)}
-    trained["alone_inputs"] = (state_shape, _only(part, "image", "mask"), key)
+    train = Program(
+        "train step",
+        cfg.train.batch_size,
+        update(mesh),
+        inputs=(state, _only(batch, "image", "mask"), key),
+        alone=update(one),
+        alone_inputs=(state_shape, _only(part, "image", "mask"), key),
+        carries=True,
+    )
     batch, part = _inputs(cfg, cfg.eval.batch_size, mesh)
-    asked = {"inputs": (variables, batch["image"], batch["index"])}
-    asked["alone_inputs"] = (state_shape.ema_variables, part["image"], part["index"])
-    return [
-        Program(
-            "predict",
-            cfg.eval.batch_size,
-            predict(mesh),
-            alone=predict(one),
-            carries=False,
-            **asked,
-        ),
-        Program(
-            "train step",
-            cfg.train.batch_size,
-            update(mesh),
-            alone=update(one),
-            carries=True,
-            **trained,
-        ),
-    ]
+    predict = Program(
+        "predict",
+        cfg.eval.batch_size,
+        make_predict(cfg, model, mesh),
+        inputs=(variables, batch["image"], batch["index"]),
+        alone=make_predict(cfg, model, one),
+        alone_inputs=(state_shape.ema_variables, part["image"], part["index"]),
+        carries=False,
+    )
+    return [predict, train]
 
 
 def measure(program: Program, repeats: int) -> tuple[str, dict, roofline.Cost]:
-    """(name, everything but what needs the ceilings, cost) of one program."""
+    """(name, fields that need no ceilings, cost) of a program."""
     start = time.perf_counter()
     lowered = program.jitted.lower(*program.inputs)
     middle = time.perf_counter()
@@ -171,22 +165,21 @@ def measure(program: Program, repeats: int) -> tuple[str, dict, roofline.Cost]:
     }, cost  # fmt: skip
 
 
-def against(cost: roofline.Cost, fields: dict, ceilings: roofline.Ceilings) -> dict:
-    """A program's roofline fields; None where its cost is not known."""
+def against(cost: roofline.Cost, times: dict, ceilings: roofline.Ceilings) -> dict:
+    """A program's roofline fields, None where its cost is unknown."""
     least = roofline.roofline(cost, peak=ceilings.peak(), copy=ceilings.copy)
     if least is None:
         return {"roofline_milliseconds": None, "bound": None, "fraction": None}
-    milliseconds = 1e3 * least[0]
-    fraction = milliseconds / fields["milliseconds"]["median"]
+    seconds, bound = least
     return {
-        "roofline_milliseconds": milliseconds,
-        "bound": least[1],
-        "fraction": fraction,
+        "roofline_milliseconds": 1e3 * seconds,
+        "bound": bound,
+        "fraction": 1e3 * seconds / times["milliseconds"]["median"],
     }
 
 
 def device(mesh) -> dict:
-    """What a baseline must share: platform, kind, and how many."""
+    """Platform, kind and count of the devices, which a baseline must share."""
     return {
         "platform": mesh.devices.flat[0].platform,
         "kind": devices.device_kind(mesh),
@@ -195,7 +188,7 @@ def device(mesh) -> dict:
 
 
 def versions() -> dict:
-    """Of Python and the libraries that decide speed."""
+    """Versions of Python and of the libraries that decide speed."""
     names = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in names
@@ -203,22 +196,23 @@ def versions() -> dict:
 
 
 def flat(cfg) -> dict:
-    """{"data.size": 256, ...}, with lists for tuples as JSON has them."""
+    """{"data.size": 256, ...}, with tuples as lists, since JSON has no tuples."""
     return {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in config_fields.flat(cfg).items()
+        for name, value in fields.flat(cfg).items()
     }
 
 
 def memory() -> tuple[int | None, str]:
-    """(bytes, whose): the fullest device's peak up to now, else the largest resident
-    size of the process.
+    """(bytes, "device"): peak of the fullest device up to now.
+
+    Where devices do not tell it: (largest resident size, "process").
     """
     stats = [d.memory_stats() or {} for d in jax.local_devices()]
     if peaks := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
         return max(peaks), "device"
     try:
-        # here, since Windows has none
+        # Imported here, since Windows has no such module.
         import resource
     except ImportError:
         return None, "not known"
@@ -227,6 +221,7 @@ def memory() -> tuple[int | None, str]:
 
 
 def _caller(program, compiled):
+    """A function that calls a program, with its last result if it carries that."""
     inputs = list(program.inputs)
 
     def call():
@@ -239,44 +234,43 @@ def _caller(program, compiled):
 
 
 def _program_bytes(compiled):
-    """Arguments, results and temporaries on one device, an array that is both counted
-    once.
-    """
+    """Bytes of arguments, results and temporaries on a device, None where unknown."""
     try:
-        m = compiled.memory_analysis()
-        total = (
-            m.argument_size_in_bytes
-            + m.output_size_in_bytes
-            + m.temp_size_in_bytes
-            - m.alias_size_in_bytes
+        memory = compiled.memory_analysis()
+        # An array that is both argument and result counts once.
+        return (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
         )
     except (AttributeError, NotImplementedError, RuntimeError):
         return None
-    return total
 
 
 def _products(fn, *args):
-    """FLOP of convolutions and matrix products as the program is written: twice
-    `macs.py`'s multiply-adds.
+    """FLOP of convolutions and matrix products as written, None where unknown.
+
+    That is twice the multiply-adds of `macs.py`.
     """
     try:
         return 2 * macs.count_macs(fn, *args)
-    # a loop of unknown length
     except ValueError:
+        # The program has a loop of unknown length.
         return None
 
 
 def _inputs(cfg, count, mesh):
-    """A batch over all devices, and the shapes of one device's part of it."""
+    """(a batch over all devices, the shapes of one device's part of it)."""
     rng = np.random.default_rng(cfg.seed)
     height, width, channels = build_data.image_shape(cfg)
-    mine = count // jax.process_count()
+    rows = count // jax.process_count()
+    image = rng.random((rows, height, width, channels), np.float32)
+    mask = rng.random((rows, height, width, cfg.data.classes)) < 0.1
     arrays = {
-        "image": rng.random((mine, height, width, channels), np.float32),
-        "mask": (rng.random((mine, height, width, cfg.data.classes)) < 0.1).astype(
-            np.float32
-        ),
-        "index": np.arange(mine, dtype=np.int32),
+        "image": image,
+        "mask": mask.astype(np.float32),
+        "index": np.arange(rows, dtype=np.int32),
     }
     part = {
         k: jax.ShapeDtypeStruct((count // mesh.size, *x.shape[1:]), x.dtype)

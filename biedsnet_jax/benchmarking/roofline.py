@@ -1,13 +1,11 @@
-"""What a compiled program must do, what the device can do, and the least time that
-follows:
+"""The least time that a program can take on a device, by the roofline model:
 
     roofline time = max(FLOP / peak FLOP per second, bytes / copied bytes per second)
 
-FLOP and bytes are the compiler's own count. It counts the body of a loop once, however
-often the loop turns, so what it leaves out is added here: for each scan, (length - 1)
-times its body, compiled and counted by itself, inner scans first. What the compiler
-lifts out of a loop counts as if it had stayed inside; a loop of unknown length counts
-once.
+FLOP and bytes are the compiler's own count. It counts the body of a loop once, whatever
+the loop's length, so the rest is added here: for each scan (length - 1) times its body,
+compiled and counted by itself, inner scans first. What the compiler moves out of a loop
+counts as if it had stayed inside. A loop of unknown length counts once.
 """
 
 import dataclasses
@@ -24,7 +22,7 @@ from biedsnet_jax.segmenters import macs
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one call on one device; None where the compiler does not say."""
+    """FLOP and bytes of a call on one device, None where the compiler has no count."""
 
     flop: float | None
     bytes: float | None
@@ -33,52 +31,43 @@ class Cost:
         return Cost(_add(self.flop, other.flop), _add(self.bytes, other.bytes))
 
     def times(self, number: int) -> "Cost":
-        """Of so many calls."""
-        return Cost(
-            *(None if x is None else number * x for x in (self.flop, self.bytes))
-        )
+        """The cost of `number` calls."""
+        flop = None if self.flop is None else number * self.flop
+        return Cost(flop, None if self.bytes is None else number * self.bytes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ceilings:
-    """What one device was seen to reach."""
+    """Speeds that one device reached when measured."""
 
-    matmul: dict[str, dict[int, float]]  # FLOP/s by dtype and size
+    matmul: dict[str, dict[str, float]]  # FLOP/s by dtype and size
     copy: float  # bytes/s, read and written
 
     def peak(self) -> float:
         """FLOP/s of the best size and dtype."""
-        return max(
-            rate for by_size in self.matmul.values() for rate in by_size.values()
-        )
+        return max(max(by_size.values()) for by_size in self.matmul.values())
 
 
 def program_cost(compiled, fn: Callable, *args) -> Cost:
-    """Of a compiled program; `fn(*args)` is what one device does of it, traced to find
-    its loops.
+    """The cost of a compiled program.
+
+    `fn(*args)` is one device's part of it, which is traced to find the loops.
     """
     return reported_cost(compiled) + _left_out(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def reported_cost(compiled) -> Cost:
-    """The compiler's count as it stands, loop bodies once."""
+    """The compiler's own count, with loop bodies once."""
     try:
-        analysis = compiled.cost_analysis()
-    # jax's own run-time errors are RuntimeErrors
+        # JAX's run-time errors are RuntimeErrors.
+        counts = compiled.cost_analysis() or {}
     except (NotImplementedError, RuntimeError):
-        analysis = None
-    # one a module, in some versions
-    if isinstance(analysis, list | tuple):
-        analysis = analysis[0] if analysis else None
-    return Cost(
-        *(_known((analysis or {}).get(name)) for name in ("flops", "bytes accessed"))
-    )
+        counts = {}
+    return Cost(_known(counts.get("flops")), _known(counts.get("bytes accessed")))
 
 
 def roofline(cost: Cost, *, peak: float, copy: float) -> tuple[float, str] | None:
-    """(seconds, "arithmetic" or "memory", whichever takes them); None where the cost is
-    not known.
-    """
+    """(seconds, "arithmetic" or "memory", which takes them); None for unknown cost."""
     if cost.flop is None or cost.bytes is None:
         return None
     return max((cost.flop / peak, "arithmetic"), (cost.bytes / copy, "memory"))
@@ -87,16 +76,18 @@ def roofline(cost: Cost, *, peak: float, copy: float) -> tuple[float, str] | Non
 def measure_ceilings(
     dtypes: set[str], *, sizes: tuple[int, ...], copy_bytes: int, repeats: int
 ) -> Ceilings:
-    """Square matrix products in each dtype, and x + 1 in place over float32s; the best
-    repeat of each.
+    """Measures square matrix products by dtype, and x + 1 in place over float32.
+
+    The best repeat of each counts.
     """
-    matmul = {
-        dtype: {
-            size: 2 * size**3 / _matmul_seconds(size, dtype, repeats) for size in sizes
-        }
-        for dtype in sorted(dtypes)
-    }
+    matmul = {dtype: {} for dtype in sorted(dtypes)}
+    for dtype, by_size in matmul.items():
+        for size in sizes:
+            # A text, since JSON has no other keys.
+            seconds = _matmul_seconds(size, dtype, repeats)
+            by_size[str(size)] = 2 * size**3 / seconds
     count = copy_bytes // 4
+    # Four bytes a float32, read and written.
     return Ceilings(matmul, 2 * 4 * count / _copy_seconds(count, repeats))
 
 
@@ -108,7 +99,7 @@ def _matmul_seconds(size, dtype, repeats):
 
 def _copy_seconds(count, repeats):
     x = [jnp.zeros(count)]
-    # in place, so that no time goes into fresh pages
+    # In place, so that no time goes into fresh pages of memory.
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
 
     def call():
@@ -119,7 +110,7 @@ def _copy_seconds(count, repeats):
 
 
 def _left_out(jaxpr: core.Jaxpr) -> Cost:
-    """What the compiler's count of a program lacks."""
+    """The cost that the compiler's count of a program leaves out."""
     total = Cost(0.0, 0.0)
     for scan in _scans(jaxpr):
         body, length = scan.params["jaxpr"], scan.params["length"]
@@ -135,7 +126,7 @@ def _cost_alone(body: core.ClosedJaxpr) -> Cost:
 
 
 def _scans(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
-    """The outermost scans, also inside the functions that are called."""
+    """Yields the outermost scans, also those inside functions that are called."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "scan":
             yield eqn
@@ -145,13 +136,13 @@ def _scans(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
 
 
 def _known(value):
-    """A count as a float; some backends say -1 or NaN for what they do not know."""
-    return (
-        float(value)
-        if value is not None and math.isfinite(value) and value >= 0
-        else None
-    )
+    """A count as a float, None where unknown: some backends then give -1 or NaN."""
+    if value is None or not math.isfinite(value) or value < 0:
+        return None
+    return float(value)
 
 
 def _add(a, b):
-    return None if a is None or b is None else a + b
+    if a is None or b is None:
+        return None
+    return a + b

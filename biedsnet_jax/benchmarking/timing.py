@@ -1,6 +1,4 @@
-"""How long a call takes: repeated after warm-up, waiting for the device; median and
-spread; two of them compared.
-"""
+"""Time of a call, after warm-up and waiting for the device; comparison of two."""
 
 import dataclasses
 import math
@@ -10,14 +8,15 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-# a repeat
+# Calls in a repeat at most.
 _MOST_CALLS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds a call, one figure a repeat; a repeat is `calls` calls in a row, as in a
-    loop that does not wait.
+    """Seconds a call, one figure a repeat.
+
+    A repeat is `calls` calls in a row without waiting, as in a loop.
     """
 
     seconds: tuple[float, ...]
@@ -25,12 +24,12 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """The middle repeat."""
+        """Median of the repeats, in seconds."""
         return float(np.median(self.seconds))
 
     @property
     def spread(self) -> float:
-        """Of the middle half of the repeats: upper less lower quartile."""
+        """Upper less lower quartile of the repeats, in seconds."""
         return _spread(self.seconds)
 
 
@@ -41,8 +40,9 @@ def measure(
     least: float = 0.2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Time `call()`, which returns arrays. Two calls warm up; from the second follows
-    how many fill `least` seconds.
+    """Times `call()`, which returns arrays.
+
+    Two calls warm up; the second tells how many calls fill `least` seconds.
     """
     jax.block_until_ready(call())
     start = clock()
@@ -59,9 +59,7 @@ def measure(
 
 
 def summary(timing: Timing, batch: int) -> dict:
-    """What a benchmark keeps of a program that takes `batch` images: milliseconds a
-    call, and images a second.
-    """
+    """Milliseconds a call and images a second of a program that takes `batch` images."""
     milliseconds = [1e3 * s for s in timing.seconds]
     rates = [batch / s for s in timing.seconds]
     return {
@@ -79,15 +77,17 @@ def summary(timing: Timing, batch: int) -> dict:
 
 
 def change(name: str, new: dict, old: dict) -> str:
-    """One line on two summaries' "milliseconds": a difference counts where it exceeds
-    the sum of both spreads.
+    """A line that compares the "milliseconds" of two summaries.
+
+    A difference counts where it exceeds the sum of both spreads.
     """
     was, now = old["median"], new["median"]
     margin = old["spread"] + new["spread"]
     line = f"{name}: {now:.4g} ms, was {was:.4g} ms"
     if abs(now - was) <= margin:
         return f"{line}: no difference beyond the spread, {margin:.2g} ms"
-    return f"{line}: {abs(now - was) / was:.1%} {'SLOWER' if now > was else 'faster'}"
+    verdict = "SLOWER" if now > was else "faster"
+    return f"{line}: {abs(now - was) / was:.1%} {verdict}"
 
 
 def _spread(values) -> float:

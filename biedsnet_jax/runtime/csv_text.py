@@ -1,7 +1,7 @@
-"""CSV as text: one way to write and to read it, safe to open in a spreadsheet.
+"""CSV as text that is safe to open in a spreadsheet.
 
-A spreadsheet takes a cell that begins with =, +, - or @ for a formula. Such a name gets
-an apostrophe before it, which `read` takes away again.
+A spreadsheet takes a cell that begins with =, +, - or @ for a formula. `write` puts an
+apostrophe before such a text, which `read` removes.
 """
 
 import csv
@@ -15,7 +15,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def write(
     rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, header: bool = True
 ) -> str:
-    """The rows, with their header line or without."""
+    """CSV of rows, with a header line unless `header` is false."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     if header:
@@ -27,7 +27,7 @@ def write(
 
 
 def read(text: str) -> list[dict[str, str]]:
-    """The rows by column, as they were given to `write`, in text. Raises csv.Error."""
+    """The rows that `write` was given, as text by column. Raises csv.Error."""
     return [
         {name: _plain(value) for name, value in row.items()}
         for row in csv.DictReader(io.StringIO(text, newline=""))
@@ -35,23 +35,20 @@ def read(text: str) -> list[dict[str, str]]:
 
 
 def _safe(value):
-    if (
-        isinstance(value, str)
-        and value.lstrip("'").startswith(_FORMULA)
-        and not _is_number(value)
-    ):
+    if _is_formula(value) and not _is_number(value):
         return f"'{value}"
     return value
 
 
 def _plain(value):
-    if (
-        isinstance(value, str)
-        and value[:1] == "'"
-        and value.lstrip("'").startswith(_FORMULA)
-    ):
+    if _is_formula(value) and value.startswith("'"):
         return value[1:]
     return value
+
+
+def _is_formula(value):
+    """Whether a spreadsheet takes a text for a formula, apostrophes before it aside."""
+    return isinstance(value, str) and value.lstrip("'").startswith(_FORMULA)
 
 
 def _is_number(text):

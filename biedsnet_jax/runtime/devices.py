@@ -1,7 +1,6 @@
-"""Devices: one mesh over those of all processes, the shardings of batch and state, and
-the compile cache.
+"""Devices: one mesh over all processes, shardings of batch and state, compile cache.
 
-Networks never mention a mesh. It has the axes "data" and "fsdp"; a batch is split over
+Networks never mention the mesh. It has the axes "data" and "fsdp"; a batch is split over
 both. The devices along "fsdp" share one copy of the state, its large arrays cut into
 parts (fully sharded data parallel, as ZeRO stage 3); with one device along it the state
 is whole on every device.
@@ -27,24 +26,23 @@ from biedsnet_jax.runtime import files, processes
 # Compiler options for a program that runs once, such as the hundreds of small random
 # draws of an initialisation: optimising it costs several times what it saves.
 RUN_ONCE = {"xla_backend_optimization_level": 0}
-
-
-# elements: gathering an array smaller than that costs more than keeping it whole
+# Elements: gathering an array smaller than that costs more than keeping it whole.
 SHARDED_FROM = 2**12
 
 
 def make_mesh(devices: list | None = None, *, fsdp: int = 1) -> Mesh:
-    """Axes "data" and "fsdp", the second of size `fsdp`, over `devices` (of all
-    processes by default).
+    """A mesh with the axes "data" and "fsdp", the second of size `fsdp`.
 
-    Raises BadInput where `fsdp` does not divide their number.
+    `devices` are those of all processes by default. Raises BadInput where `fsdp` does
+    not divide their number.
     """
     devices = devices or jax.devices()
     count = len(devices)
     if fsdp < 1 or count % fsdp:
         fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise BadInput(
-            f"parts that do not divide {count} devices, {fsdp}, in parallel.fsdp; use one of {fits}"
+            f"parallel.fsdp is {fsdp}, which does not divide {count} devices. "
+            f"Use one of {fits}."
         )
     # Auto: under Explicit, the default of make_mesh, concatenating with noise and
     # splitting into windows are errors.
@@ -57,16 +55,18 @@ def make_mesh(devices: list | None = None, *, fsdp: int = 1) -> Mesh:
 
 
 def device_kind(mesh: Mesh) -> str:
-    """Of what kind its devices are; where jax says no more than cpu, which processor,
-    and how many cores may be used.
+    """Device kind of a mesh, such as "NVIDIA H200".
 
-    With another processor or number of cores sums are rounded otherwise, so that not
-    only the time differs, but also what is trained.
+    On CPU it is the processor and core count, since both change how sums are rounded,
+    and so what is trained.
     """
     device = mesh.devices.flat[0]
     if device.platform != "cpu":
         return device.device_kind
-    cores = _cores()
+    cores = os.cpu_count()
+    # macOS and Windows do not say which cores a process may use.
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     return f"{processor()}, {cores} core{'s' if cores > 1 else ''}"
 
 
@@ -84,21 +84,20 @@ def processor() -> str:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis over all devices."""
+    """Sharding of a batch: its first axis over all devices."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Sharding with a whole copy on every device."""
     return NamedSharding(mesh, P())
 
 
 def state_sharding(tree: Any, mesh: Mesh) -> Any:
-    """For each array (or shape) of `tree`: cut over "fsdp" along its largest axis that
-    divides, the last of equals.
+    """Shardings of the arrays (or shapes) of `tree`.
 
-    Whole on every device are those that have none and those of fewer than SHARDED_FROM
-    elements.
+    An array is cut over "fsdp" along its largest axis that divides, the last of equals.
+    One without such an axis, or with fewer than SHARDED_FROM elements, stays whole.
     """
     return jax.tree.map(
         lambda x: NamedSharding(mesh, _cut(x.shape, mesh.shape["fsdp"])), tree
@@ -122,7 +121,7 @@ def my_rows(batch_size: int, mesh: Mesh) -> list[int]:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch onto its devices, as one global array each."""
+    """Puts this process's rows of a batch onto its devices, as one global array each."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, x)
@@ -131,16 +130,16 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def put_whole_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The same from the whole batch, which every process has."""
+    """Puts a batch that every process has whole onto the devices of all."""
     rows = my_rows(len(next(iter(batch.values()))), mesh)
     return put_batch({name: x[rows] for name, x in batch.items()}, mesh)
 
 
 def jit_batches(function: Callable, mesh: Mesh) -> Callable:
-    """Jitted `(variables, image, index) -> arrays`, rows split over all devices; every
-    process gets all of the result.
+    """Jits `(variables, image, index) -> arrays` with rows split over all devices.
 
-    The variables stay as they are, whole or cut over "fsdp".
+    Every process gets the whole result. The variables stay as they are, whole or cut
+    over "fsdp".
     """
     split = batch_sharding(mesh)
     result = split if jax.process_count() == 1 else replicated(mesh)
@@ -148,50 +147,45 @@ def jit_batches(function: Callable, mesh: Mesh) -> Callable:
 
 
 def on_this_process(tree: Any) -> tuple[Any, Mesh]:
-    """(`tree` whole on each of this process's own devices, their mesh)."""
+    """(`tree`, whole on each device of this process; the mesh of these devices)."""
     whole = multihost_utils.process_allgather(tree, tiled=True)
     mesh = make_mesh(jax.local_devices())
     return jax.device_put(whole, replicated(mesh)), mesh
 
 
 def check_divisible(batch_size: int, parts: int, *, field: str, what: str) -> None:
-    """Raise when a batch cannot be cut into equal parts."""
-    if batch_size < 1 or batch_size % parts:
-        below, above = batch_size // parts * parts, (batch_size // parts + 1) * parts
-        fits = f"{below} or {above}" if below > 0 else f"{above}"
-        raise BadInput(
-            f"batch of {batch_size} does not divide over {parts} {what}, in {field}; set {field} to {fits}"
-        )
+    """Raises BadInput where a batch cannot be cut into equal parts."""
+    if batch_size > 0 and batch_size % parts == 0:
+        return
+    below = batch_size // parts * parts
+    fits = f"{below + parts}"
+    if below > 0:
+        fits = f"{below} or {fits}"
+    raise BadInput(
+        f"{field} is {batch_size}, which does not divide over {parts} {what}. "
+        f"Set it to {fits}."
+    )
 
 
 def enable_compile_cache(folder: str | None) -> None:
-    """Keep compiled programs on disk between runs; `auto` is the user's cache folder,
-    None is off.
+    """Keeps compiled programs in a folder between runs.
 
-    Where the folder cannot be written this says so and goes on without: jax would warn
-    at every program.
+    `auto` is the user's cache folder, None is off. A folder that cannot be written is
+    warned of once and not used, since jax would warn at every program.
     """
     if not folder:
         return
-    folder = (
-        str(files.user_cache() / "xla") if folder == "auto" else files.expanded(folder)
-    )
+    automatic = folder == "auto"
+    folder = str(files.user_cache() / "xla") if automatic else files.expanded(folder)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         processes.say(
-            f"The compile cache {folder} cannot be written ({reason(error)}), so every program is compiled anew. "
+            f"The compile cache {folder} cannot be written ({reason(error)}), "
+            "so every program is compiled anew. "
             "Set compile_cache to another folder, or to '' for none."
         )
         return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-def _cores():
-    return (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    )

@@ -1,7 +1,6 @@
-"""Files that a reader, a kill or a power cut never leaves half written.
+"""Files that a kill or a power cut never leaves half written.
 
-A file is written under another name, brought to the disk (fsync), then renamed over its
-own.
+A file is written under another name, brought to the disk (fsync), then renamed.
 """
 
 import contextlib
@@ -20,38 +19,37 @@ from typing import Any
 
 from biedsnet_jax.errors import BadInput, reason
 
-# bytes, of most file systems
+# Bytes in a name, on most file systems.
 _LONGEST_NAME = 255
-# bytes: a disk with less room is full
+# Bytes: a disk with less room counts as full.
 _SOME = 2**16
-# bytes at each end of a file that a fingerprint reads
+# Bytes at each end of a file that a fingerprint reads.
 _ENDS = 2**20
 
 
 def expanded(path: str) -> str:
-    """A path as a user means it: a leading ~ is the home folder, ~name that of a user.
+    """A path with a leading ~ or ~name replaced by the home folder.
 
-    Raises BadInput where there is no such home, rather than let a folder called ~ be
-    made.
+    Raises BadInput where there is no such home, rather than make a folder called ~.
     """
     found = os.path.expanduser(path)
     if found.startswith("~") and not os.path.lexists(found.partition("\0")[0]):
         home = found.partition("/")[0]
         raise BadInput(
-            f"{found!r} begins with a home folder, {home}, that is not known on this machine. "
-            f"Give the whole path, or ./{home} for a folder of that name."
+            f"{found!r} begins with a home folder, {home}, that is not known on this "
+            f"machine. Give the whole path, or ./{home} for a folder of that name."
         )
     return found
 
 
 def user_cache() -> pathlib.Path:
-    """Where this package may keep what it can make again.
+    """Folder for what the package can make again, such as compiled programs.
 
-    That is $XDG_CACHE_HOME, else ~/.cache, else, for a user without a home, a folder of
-    his own in the system's temporary one.
+    It lies in $XDG_CACHE_HOME, else in ~/.cache, else, for a user without a home, in the
+    system's temporary folder.
     """
     root = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative one is to be ignored, says the standard that it is of.
+    # The XDG standard says that a relative path is to be ignored.
     if os.path.isabs(root):
         return pathlib.Path(root) / "biedsnet_jax"
     try:
@@ -61,45 +59,41 @@ def user_cache() -> pathlib.Path:
 
 
 def _temporary_cache() -> pathlib.Path:
-    """A folder that nobody else could have put something into."""
+    """A temporary folder that nobody else can have written to."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
     folder = pathlib.Path(tempfile.gettempdir()) / f"biedsnet_jax_{user}"
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
-        if (
-            status.st_uid == user
-            and not status.st_mode & 0o022
-            and not folder.is_symlink()
-        ):
+        others_write = status.st_mode & 0o022
+        if status.st_uid == user and not others_write and not folder.is_symlink():
             return folder
     return pathlib.Path(tempfile.mkdtemp(prefix="biedsnet_jax_"))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a whole file; names of files that are in no encoding keep their bytes."""
+    """Writes a whole file; file names of no encoding keep their bytes in it."""
     write_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Write a whole file."""
+    """Writes a whole file."""
     with whole_file(path) as partial:
         partial.write_bytes(content)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write strict JSON: a NaN is an error here rather than in whoever reads it."""
+    """Writes strict JSON: a NaN raises ValueError here rather than in a reader."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path, *, shared: bool = False) -> Iterator[pathlib.Path]:
-    """Gives a name to write to, which becomes `path` once all is written and on the
-    disk.
+    """Yields a name to write to, which becomes `path` once all is on the disk.
 
-    Of what goes wrong nothing is left. A file that several processes may write at once,
-    the same content, is `shared`: each then has a name of its own to write to. Raises
-    OSError where `path` is a device or a pipe, whose place the file would take.
+    After an error nothing is left. If `shared`, several processes may write the same
+    content at once, each to a name of its own. Raises OSError where `path` is a device
+    or a pipe, since the file would take its place.
     """
     check_replaceable(path)
     own = f"{os.getpid()}_{threading.get_ident()}_" if shared else ""
@@ -115,7 +109,7 @@ def whole_file(path: pathlib.Path, *, shared: bool = False) -> Iterator[pathlib.
 
 
 def check_replaceable(path: pathlib.Path) -> None:
-    """Raise OSError where something that is no file has the name of one to be written."""
+    """Raises OSError where `path` is a folder, a device or a pipe."""
     if path.exists() and not path.is_file():
         what = "it is a folder" if path.is_dir() else "it is a device or a pipe"
         raise OSError(errno.EEXIST, f"{what}, not a file", str(path))
@@ -123,23 +117,28 @@ def check_replaceable(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path, *, another: str = "--workdir") -> Iterator[None]:
-    """OSError in its block becomes BadInput that names `path` and the flag that says
-    where else to write.
+    """Turns an OSError of its block into BadInput.
+
+    The message names `path`, and `another`, the flag that gives another place.
     """
     try:
         yield
     except OSError as error:
-        what = "Make room there" if is_full(error) else "Make it writable"
-        raise BadInput(
-            f"Cannot write to {path}: {reason(error)}. {what}, or give another {another}."
-        ) from error
+        raise cannot_write(path, error, another) from error
+
+
+def cannot_write(path: pathlib.Path, error: OSError, another: str) -> BadInput:
+    """What to raise where `path` cannot be written; `another` is the flag of the fix."""
+    fix = "Make room there" if is_full(error) else "Make it writable"
+    return BadInput(
+        f"Cannot write to {path}: {reason(error)}. {fix}, or give another {another}."
+    )
 
 
 def check_writable(folder: pathlib.Path) -> None:
-    """Raise OSError where no file can be written in a folder, which need not be there
-    yet.
+    """Raises OSError where no file can be written in a folder, which may not exist yet.
 
-    For a mode to say at its start what its last line would fail on. Nothing is left.
+    A mode finds this at its start, where writing would only fail at its end.
     """
     there = folder
     while not os.path.lexists(there) and there != there.parent:
@@ -151,7 +150,7 @@ def check_writable(folder: pathlib.Path) -> None:
 
 
 def _partial_name(name: str) -> str:
-    """The end stays, since it chooses the format of a picture or a volume."""
+    """Name of a file under way; its end stays, which chooses a picture's format."""
     partial = f".partial_{name}"
     if len(os.fsencode(partial)) <= _LONGEST_NAME:
         return partial
@@ -159,7 +158,7 @@ def _partial_name(name: str) -> str:
 
 
 def sync(path: pathlib.Path) -> None:
-    """Bring the content of a file that was written to the disk."""
+    """Brings the content of a file to the disk."""
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -168,7 +167,7 @@ def sync(path: pathlib.Path) -> None:
 
 
 def sync_folder(folder: pathlib.Path) -> None:
-    """Bring the names in a folder to the disk, where the system can."""
+    """Brings the names in a folder to the disk, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -178,7 +177,7 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 
 def append_json_line(path: pathlib.Path, record: dict[str, Any]) -> None:
-    """Append one line in one write; a number that is not finite becomes null."""
+    """Appends a line of JSON in one write; a number that is not finite becomes null."""
     finite = {
         k: None if isinstance(v, float) and not math.isfinite(v) else v
         for k, v in record.items()
@@ -187,21 +186,20 @@ def append_json_line(path: pathlib.Path, record: dict[str, Any]) -> None:
 
 
 def append_text(path: pathlib.Path, text: str) -> None:
-    """Append in one write, and bring it to the disk.
+    """Appends in one write, and brings it to the disk.
 
-    A disk that fills up in the middle of it raises OSError and leaves the file as it
-    was.
+    A disk that fills up meanwhile raises OSError and leaves the file as it was.
     """
     data = text.encode(errors="surrogateescape")
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         before = os.fstat(descriptor).st_size
-        # the next line would go on in the middle of this one
+        # What is left of a line would spoil the next one.
         if os.write(descriptor, data) < len(data):
             os.ftruncate(descriptor, before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
-        # a new file's name too
+        # A new file has a new name, too.
         if not before:
             sync_folder(path.parent)
     finally:
@@ -209,9 +207,9 @@ def append_text(path: pathlib.Path, text: str) -> None:
 
 
 def fingerprint(path: pathlib.Path) -> str:
-    """Tells one content from another: a hash of the size and of a mebibyte at each end.
+    """Hash of a file's size and of a mebibyte at each end.
 
-    The checksum at the end of a .nii.gz or .png makes it tell any change of the voxels.
+    It tells any change of the voxels of a .nii.gz or a .png, which end in a checksum.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -226,41 +224,39 @@ def fingerprint(path: pathlib.Path) -> str:
 
 
 def identity(folder: pathlib.Path) -> int | None:
-    """The same as long as a folder is the same; None where it is gone."""
+    """A number that a folder keeps when renamed; None where the folder is gone."""
     try:
         return folder.stat().st_ino
     except OSError:
         return None
 
 
-_FULL = {
-    number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, says that the disk or a quota is full;
-    libraries give that as text.
-    """
+    """Whether an error, or one behind it, says that the disk or a quota is full."""
     while error is not None:
-        if getattr(error, "errno", None) in _FULL or any(
-            text in str(error) for text in _FULL.values()
-        ):
+        # Libraries hand the number on as text alone.
+        in_text = any(os.strerror(number) in str(error) for number in _FULL)
+        if in_text or getattr(error, "errno", None) in _FULL:
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def composed(name: str) -> str:
-    """A name by which files are paired (Unicode's NFC): an umlaut may be stored as one
-    character or as two.
+    """A name in Unicode's NFC, by which files are paired.
+
+    File systems store an umlaut as one character or as two.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def natural(name: str) -> tuple:
     """Sort key that takes digits as numbers."""
-    return tuple(
-        (int(part), "") if part.isdecimal() else (-1, part)
-        for part in re.split(r"(\d+)", name)
-    ), name
+
+    def key(part):
+        return (int(part), "") if part.isdecimal() else (-1, part)
+
+    return tuple(map(key, re.split(r"(\d+)", name))), name

@@ -1,23 +1,19 @@
-"""Text from anywhere, shown by Markdown as it is."""
+"""Text from anywhere, escaped so that Markdown shows it as it is."""
 
 import re
 import unicodedata
 
-# What Markdown would take for markup. An underscore inside a word is none.
+# Characters that Markdown takes for markup. An underscore inside a word is no markup.
 _MARKUP = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
 class Marked(str):
-    """Text that is Markdown already, made by this project: `markdown` leaves its markup
-    alone.
-    """
+    """Markdown made by this project, which `escaped` leaves as it is."""
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: names of files and folders hold
-    anything.
-    """
+    """Text on one line that Markdown shows as it is, such as the name of a file."""
     if isinstance(text, Marked):
         return text
     line = " ".join(shown(text).split())
@@ -26,9 +22,7 @@ def escaped(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """The text, a mark in place of what is no character: control codes, bytes of no
-    encoding.
-    """
+    """The text with a mark for each control code and each byte of no encoding."""
     return "".join(_character(c) for c in text)
 
 

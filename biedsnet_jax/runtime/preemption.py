@@ -1,7 +1,7 @@
-"""Signals that announce the end: finish the step, write a checkpoint, go.
+"""Signals that end a training: it finishes the step, writes a checkpoint and exits.
 
 SIGTERM comes from preemptible machines and schedulers, SIGINT from Ctrl-C, SIGHUP from
-a terminal that is gone. All three do the same; the exit code tells them apart. A second
+a terminal that is gone. All three do the same; only the exit codes differ. A second
 Ctrl-C quits at once.
 """
 
@@ -18,8 +18,8 @@ from jax.experimental import multihost_utils
 
 from biedsnet_jax.errors import Preempted
 
-# What they are called, and the exit code: a scheduler's SIGTERM was obeyed, the others
-# were not asked for by whoever waits for the end.
+# Name and exit code. SIGTERM is 0, since a scheduler takes another code for a failure;
+# the others are 128 and the signal's number, as in a shell.
 _SIGNALS = {
     "SIGTERM": ("SIGTERM", 0),
     "SIGINT": ("Ctrl-C", 130),
@@ -30,97 +30,97 @@ _WAIT = (
     b"\nStopping as soon as the work under way allows. Ctrl-C again quits at once.\n"
 )
 _AT_ONCE = (
-    b"\nbiedsnet: Stopped at once by a second Ctrl-C. "
-    b"The same command goes on from the last complete checkpoint, where there is one.\n"
+    b"\nbiedsnet: Stopped at once by a second Ctrl-C. The same command goes on from the "
+    b"last complete checkpoint, if there is one.\n"
 )
 
 
 class Watch:
-    """Hears the signals while open: in the loop `reached` tells, elsewhere it raises
-    Preempted.
+    """Handles the signals while open.
 
-    Over several processes jax hears SIGTERM, on whichever it comes to first, and
-    chooses a step that none has passed yet, the same on all; SIGINT and SIGHUP become a
-    SIGTERM there until the loop is over. A signal that is ignored when the watch
-    begins, as by nohup, stays ignored.
+    In the training loop a signal makes `reached` true. Outside the loop a single
+    process raises Preempted. Over several processes jax handles SIGTERM, on whichever
+    process it comes to first, and chooses a step that none has passed yet; SIGINT and
+    SIGHUP become a SIGTERM there until the loop is over. A signal that is ignored when
+    the watch begins, as by nohup, stays ignored.
     """
 
     def __init__(self):
-        self._heard: str | None = None
+        self._received: str | None = None
         self._looping = self._over = False
         self._alone = not jax.distributed.is_initialized()
         self._where = _BEFORE
-        self._before = {}
+        self._handlers = {}
 
     def __enter__(self):
-        # others may not set signals
+        # Python lets only the main thread set handlers.
         if threading.current_thread() is not threading.main_thread():
             return self
         for name in _SIGNALS:
-            # Windows has no SIGHUP
+            # Windows has no SIGHUP.
             number = getattr(signal, name, None)
-            mine = self._alone or name != "SIGTERM"
-            if number and mine and signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._hear)
+            of_jax = name == "SIGTERM" and not self._alone
+            if number and not of_jax and signal.getsignal(number) != signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception):
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
     def loop(self, after: str) -> Iterator[None]:
-        """While the loop runs, which asks `reached`; `after` says how the run stands
-        then.
+        """Surrounds the loop, which asks `reached`.
+
+        `after` says how the run stands after it. Raises Preempted at the end where a
+        signal came too late for the last step.
         """
         self._looping = True
         try:
             yield
         finally:
             self._looping, self._over, self._where = False, True, after
-        # too late for the last step to stop the loop
-        if self._heard:
+        if self._received:
             raise self.stopped(after)
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after `step`, which is done; to be asked after every step."""
+        """Whether to stop after `step`, which is done; it is asked after every step."""
         if self._alone:
-            return self._heard is not None
+            return self._received is not None
         return multihost_utils.reached_preemption_sync_point(step)
 
     def stopped(self, where: str) -> Preempted:
-        """What to raise where a signal stopped the run; `where` says at what and how to
-        go on.
-        """
-        name, code = _SIGNALS[self._heard or "SIGTERM"]
+        """What to raise for the signal; `where` says where the run stopped and the fix."""
+        name, code = _SIGNALS[self._received or "SIGTERM"]
         return Preempted(f"Stopped by {name} {where}", code)
 
-    def _hear(self, number, frame):
+    def _handle(self, number, frame):
         name = signal.Signals(number).name
         if name == "SIGHUP":
             _leave_terminal()
-        if name == self._heard == "SIGINT":
-            _tell(_AT_ONCE)
+        if name == self._received == "SIGINT":
+            _write(_AT_ONCE)
             os._exit(_SIGNALS[name][1])
-        self._heard = self._heard or name
+        self._received = self._received or name
         if name == "SIGINT" and sys.stderr.isatty():
-            _tell(_WAIT)
+            _write(_WAIT)
         if not self._alone and not self._over:
-            # for jax, which tells the other processes
+            # jax handles this one, and tells the other processes.
             signal.raise_signal(signal.SIGTERM)
         elif not self._looping:
             raise self.stopped(self._where)
 
 
-def _tell(text: bytes) -> None:
-    """Write past Python's streams, in which the signal may have come."""
+def _write(text: bytes) -> None:
+    """Writes to stderr past Python's stream, which the signal may have interrupted."""
     with contextlib.suppress(OSError):
         os.write(2, text)
 
 
 def _leave_terminal() -> None:
-    """Write to nowhere from here on where the terminal is gone: to write there is an
-    error.
+    """Sends stdout and stderr to nowhere where their terminal is gone.
+
+    To write to such a terminal is an error.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):

@@ -1,8 +1,7 @@
-"""The processes of one run: how they find each other, wait for each other, and end
-together.
+"""The processes of one run: how they meet, wait for each other and end together.
 
 Every process runs the same program on its own devices and its own rows of each batch;
-the first writes and prints. One process alone is the same with nobody to wait for.
+the first writes and prints. A single process is the first, and never waits.
 """
 
 import contextlib
@@ -22,9 +21,9 @@ from jax.experimental import multihost_utils
 
 from biedsnet_jax.errors import BadInput, reason
 
-# seconds for what may take hours on one process, such as unpacking a data set
+# Seconds for what may take hours on one process, such as unpacking a data set.
 WAIT = 24 * 3600
-# In what collectives and the coordinator raise where another process is gone.
+# Parts of the errors that collectives raise when another process is gone.
 _PEERS = (
     "closed by peer",
     "reset by peer",
@@ -34,7 +33,7 @@ _PEERS = (
     "eartbeat",
     "Broken pipe",
 )
-# seconds in which processes that refuse the same mistake have all said so
+# Seconds in which all processes have reported a mistake that each of them meets.
 _MEET = 20
 
 
@@ -43,11 +42,11 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Join the processes of a run: those of the flags, else of SLURM, a Kubernetes job
-    or a TPU pod, else none.
+    """Joins the processes of a run.
 
-    Raises BadInput where only some flags are given or they cannot be, and where the
-    others do not answer in time.
+    They are those of the flags, else of SLURM, a Kubernetes job or a TPU pod, else this
+    one alone. Raises BadInput where flags are missing or do not fit, and where the other
+    processes do not answer in time.
     """
     flags = {
         "--coordinator": coordinator,
@@ -55,21 +54,23 @@ def start(
         "--process_id": process_id,
     }
     missing = [name for name, value in flags.items() if value is None]
-    if missing and len(missing) < len(flags):
-        raise BadInput(
-            f"some flags of many processes, none of {', '.join(missing)}, on the command line; give all 3"
-        )
-    if missing and not _in_cluster():
-        return
     if not missing:
         _check(coordinator, num_processes, process_id)
+    elif len(missing) < len(flags):
+        raise BadInput(
+            "A run of several processes needs all of --coordinator, --num_processes and "
+            f"--process_id. Add {' and '.join(missing)}."
+        )
+    elif not _in_cluster():
+        return
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except Exception as error:
         where = coordinator or "the cluster"
         text = " ".join(str(error).split())[:200]
         raise BadInput(
-            f"processes did not meet, {text}, {where}; start all of them, with one --coordinator"
+            f"The processes did not meet at {where}: {text}. "
+            "Start all of them, with the same --coordinator."
         ) from error
 
 
@@ -77,11 +78,13 @@ def _check(coordinator, num_processes, process_id):
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise BadInput(
-            f"no address, {coordinator}, in --coordinator; give HOST:PORT of the first process"
+            f"--coordinator {coordinator} is not an address. "
+            "Give HOST:PORT of the first process."
         )
     if not 0 <= process_id < num_processes:
         raise BadInput(
-            f"no such process, {process_id} of {num_processes}, in --process_id; count from 0"
+            f"--process_id {process_id} is not among {num_processes} processes. "
+            "Count from 0."
         )
 
 
@@ -95,11 +98,10 @@ def _in_cluster() -> bool:
     )
     kubernetes = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
     tpu = "," in env.get("TPU_WORKER_HOSTNAMES", "")
-    if "TPU_WORKER_HOSTNAMES" not in env and env.get("JAX_PLATFORMS", "tpu").startswith(
-        "tpu"
-    ):
+    may_use_tpu = env.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+    if may_use_tpu and "TPU_WORKER_HOSTNAMES" not in env:
+        # The metadata of a TPU VM name its other workers.
         chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
-        # a TPU VM, whose metadata name the others
         tpu = bool(chips) and importlib.util.find_spec("libtpu") is not None
     return slurm or kubernetes or tpu
 
@@ -110,24 +112,24 @@ def is_first() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here; an error after WAIT."""
+    """Waits until every process is here; raises after WAIT seconds."""
     if jax.process_count() > 1:
         _wait(f"{name} {_count(name)}", WAIT)
 
 
 def _wait(key, seconds):
-    # here, since it takes a second to import
+    # Imported here, since it takes a second.
     from orbax.checkpoint import multihost
 
-    # Through the coordinator, since collectives of the devices give up after some
-    # minutes.
+    # Through the coordinator, since collectives of devices give up after some minutes.
     multihost.get_barrier_sync_fn()(key=f"biedsnet {key}", timeout_ms=seconds * 1000)
 
 
 @contextlib.contextmanager
 def first_alone(name: str) -> Iterator[None]:
-    """The body on the first process, then on the others, so that they find what it has
-    prepared.
+    """Runs its body on the first process, then on the others.
+
+    So the others find what the first has prepared.
     """
     try:
         if not is_first():
@@ -135,12 +137,12 @@ def first_alone(name: str) -> Iterator[None]:
         yield
     finally:
         if is_first():
-            # after an error too: the others meet the same one, and say so themselves
+            # Also after an error, which the others then meet and report themselves.
             barrier(name)
 
 
 def gather(value: Any) -> list[Any]:
-    """`value`, JSON, of every process in order, on every process."""
+    """The JSON values of all processes in order, on every process."""
     if jax.process_count() == 1:
         return [value]
     barrier("gather")
@@ -153,40 +155,48 @@ def gather(value: Any) -> list[Any]:
 
 
 def several() -> bool:
-    """Whether this is one of many."""
+    """Whether the run has more than one process."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def say(text: str) -> None:
-    """A line on stderr that names the process where there are several."""
+    """Prints a line on stderr, with the process's number where there are several."""
     who = f"process {jax.process_index()}: " if several() else ""
     print(f"biedsnet: {who}{text}", file=sys.stderr, flush=True)
 
 
-def told(error: Exception) -> str:
-    """A line about an unexpected error in one of several; one of its own shows its
-    traceback before it.
+def describe(error: Exception) -> str:
+    """A line about an unexpected error in one of several processes.
+
+    Prints the traceback of an error of this process's own.
     """
     if any(sign in str(error) for sign in _PEERS):
-        return f"another process ended or is out of reach, {reason(error)}; its output says why, the same command goes on"
+        return (
+            f"Another process ended or is out of reach: {reason(error)}. "
+            "Its output says why. The same command goes on."
+        )
     traceback.print_exception(error)
-    return f"stopped by an error, {type(error).__name__}: {reason(error)}; the others stop too"
+    return (
+        f"An error stopped this process, {type(error).__name__}: {reason(error)}. "
+        "The other processes stop too."
+    )
 
 
 def leave(code: int) -> int:
-    """Exit with `code`, together with the others where they come here too, else alone,
-    which they hear of.
+    """Ends one of several processes with `code`; returns it from a single one.
 
-    At once, without jax's shutdown: there it would wait for those that wait for it, and
-    for saves that never end.
+    The processes end together where all come here, else this one alone.
     """
     if not several():
         return code
     with contextlib.suppress(Exception):
         _wait("left", _MEET)
-        # its end would be an error to the others
-        time.sleep(is_first())
+        # The first hosts the coordinator, whose end would be an error to the others.
+        if is_first():
+            time.sleep(1)
     sys.stdout.flush()
+    # Past jax's shutdown, which waits for processes that wait for this one, and for
+    # saves that never end.
     os._exit(code)
 
 
@@ -194,6 +204,6 @@ _COUNTS: dict[str, int] = {}
 
 
 def _count(name):
-    """How often a barrier was used: a name serves once."""
+    """How often a barrier was used, since jax takes each name only once."""
     _COUNTS[name] = _COUNTS.get(name, 0) + 1
     return _COUNTS[name]

@@ -1,6 +1,4 @@
-"""TensorBoard: files of events, and what goes into them. The only place that knows
-tensorboardX.
-"""
+"""TensorBoard: files of events and their contents, by means of tensorboardX."""
 
 import pathlib
 import time
@@ -13,7 +11,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-# in the workdir
+# Name of the folder in a workdir.
 FOLDER = "tensorboard"
 _FILES = "events"
 
@@ -21,17 +19,18 @@ Summary = summary.Summary
 
 
 class Board:
-    """One file. Not tensorboardX's own writer: its thread dies of a full disk, and then
-    all wait for it.
+    """A file of events.
 
-    A file that goes on `after` a step says that later steps of earlier files no longer
-    count.
+    A file that goes on `after` a step marks later steps of earlier files as void.
     """
+
+    # tensorboardX's own writer is not used, since its thread dies of a full disk and
+    # then everyone waits for it.
 
     def __init__(self, folder: pathlib.Path, suffix: str, *, after: int | None = None):
         folder.mkdir(exist_ok=True)
-        # A suffix, since a file is named by the second and a second one would replace
-        # it.
+        # A suffix, since names hold the second of the start, so that another file of
+        # the same second would replace this one.
         self._file = EventsWriter(str(folder / _FILES), suffix)
         if after is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -42,7 +41,7 @@ class Board:
             )
 
     def add(self, step: int, summaries: Iterable[Summary]) -> None:
-        """Summaries of a step, on the disk at once."""
+        """Writes the summaries of a step, and flushes them."""
         for one in summaries:
             self._file.write_event(
                 event_pb2.Event(wall_time=time.time(), step=step, summary=one)
@@ -50,12 +49,12 @@ class Board:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._file.close()
 
 
 def files_of(folder: pathlib.Path, suffix: str) -> set[pathlib.Path]:
-    """Those with this suffix."""
+    """The files of events in a folder whose names end in `suffix`."""
     return {
         path
         for path in folder.glob(f"{_FILES}.out.tfevents.*")
@@ -64,34 +63,33 @@ def files_of(folder: pathlib.Path, suffix: str) -> set[pathlib.Path]:
 
 
 def scalars(values: Mapping[str, float]) -> list[Summary]:
-    """A number each."""
+    """A summary for each number."""
     return [summary.scalar(name, value) for name, value in values.items()]
 
 
 def picture(name: str, grey: Float[np.ndarray, "h w"]) -> Summary:
-    """Grey values from 0 to 1."""
+    """A picture of grey values from 0 to 1."""
     return summary.image(name, grey, dataformats="HW")
 
 
 def table(name: str, fields: Mapping[str, Any]) -> Summary:
-    """A text: fields and their values."""
+    """A table of fields and their values."""
     rows = "".join(f"| {field} | {_cell(value)} |\n" for field, value in fields.items())
     return summary.text(name, f"| field | value |\n| :-- | :-- |\n{rows}")
 
 
 def pr_curve(name: str, curve: Mapping[str, np.ndarray]) -> Summary:
-    """What `pr_curve.Counts` gives of a class."""
+    """A precision-recall curve, as `pr_curve.Counts` gives it for a class."""
     return summary.pr_curve_raw(name, **curve, num_thresholds=len(curve["tp"]))
 
 
 def hparams(
     fields: Mapping[str, Any], present: Iterable[str], metrics: Iterable[str]
 ) -> list[Summary]:
-    """A finished run on the page HPARAMS: the values of those `fields` that are
-    `present` in it.
+    """A finished run on TensorBoard's page HPARAMS, with the `present` fields' values.
 
-    All `fields`, and the tags of the `metrics`, are columns: TensorBoard takes those
-    that one run of many names.
+    All `fields`, and the tags of the `metrics`, are columns, since TensorBoard shows
+    only those that some run names.
     """
     columns, *_ = summary.hparams(fields, dict.fromkeys(metrics, 0.0))
     _, start, end = summary.hparams({name: fields[name] for name in present}, {})
@@ -100,4 +98,6 @@ def hparams(
 
 def _cell(value):
     text = " ".join(str(value).split())
-    return "`" + text.replace("|", r"\|").replace("`", "'") + "`" if text else ""
+    if not text:
+        return ""
+    return "`" + text.replace("|", r"\|").replace("`", "'") + "`"

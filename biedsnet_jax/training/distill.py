@@ -1,5 +1,6 @@
-"""Mode distill: train a student of a trained BIEDSNet, one that needs one or two steps,
-into a workdir of its own.
+"""Mode distill: trains a student that samples in one or two steps.
+
+The teacher is a trained BIEDSNet; the student gets a workdir of its own.
 """
 
 import pathlib
@@ -12,27 +13,24 @@ from biedsnet_jax.training import train
 
 
 def run(cfg, workdir: str, output: str | None) -> dict:
-    """Train in `output` as `cfg`, made by `config.student`, says; returns the test
-    results.
+    """Trains a student in `output`; returns its test results.
 
-    The teacher is the best checkpoint of `workdir`; it is read, never written. Raises
-    BadInput where it cannot be a teacher, or `output` is not a student's place.
+    `cfg` is made by `config.student`. The teacher is the best checkpoint of `workdir`,
+    which is only read. Raises BadInput where it cannot be a teacher, or `output` is not
+    a student's folder.
     """
     if "distill" not in cfg:
         raise BadInput(
-            "config of no student, a file, in --config; leave it out, it is made from --workdir"
+            "--config is not that of a student. Leave it out: it is made from --workdir."
         )
     check_config(cfg)
     if not output:
-        raise BadInput(
-            "no folder for the student, nothing, in --output; give a new one"
-        )
+        raise BadInput("--output is missing. Give a new folder for the student.")
     folder = pathlib.Path(output)
     if folder.resolve() == pathlib.Path(workdir).resolve():
-        raise BadInput(
-            f"student in its teacher's folder, {output}, in --output; give a new one"
-        )
+        raise BadInput(f"--output {output} is the teacher's folder. Give a new one.")
     if (folder / "config.json").exists() and "distill" not in run_config.load(folder):
-        raise BadInput(f"folder of another run, {output}, in --output; give a new one")
+        raise BadInput(f"--output {output} holds another run. Give a new folder.")
+    # Recorded, so that a resumed student notices when its teacher has changed.
     cfg.distill.step = checkpoint.best_step(workdir)
     return train.train(cfg, output)

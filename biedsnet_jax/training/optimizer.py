@@ -1,6 +1,4 @@
-"""The optimizer of a config: AdamW behind a clip of the global norm, with a learning
-rate by step.
-"""
+"""The optimizer: AdamW on gradients clipped by global norm, with a schedule."""
 
 import optax
 from ml_collections import ConfigDict
@@ -9,14 +7,14 @@ from ml_collections import ConfigDict
 def make_optimizer(
     train: ConfigDict,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer that the section `train` of a config asks for, and its learning
-    rate by step.
+    """(optimizer, learning rate by step) for the section `train` of a config.
 
-    The rate warms up linearly, then falls along a cosine to `final_fraction` of its
-    peak.
+    The rate rises linearly, then falls along a cosine to `final_fraction` of its peak.
     """
+    # Without warm-up steps optax would take the first step at rate 0.
+    initial = 0.0 if train.warmup_steps else train.learning_rate
     schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if train.warmup_steps else train.learning_rate,
+        init_value=initial,
         peak_value=train.learning_rate,
         warmup_steps=train.warmup_steps,
         decay_steps=max(train.steps, train.warmup_steps + 1),

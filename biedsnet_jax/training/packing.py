@@ -1,8 +1,8 @@
-"""Many small arrays as one, for elementwise work on them.
+"""Packing of many small arrays into one, for elementwise work on them.
 
 A network has hundreds of parameters, and an optimizer does the same few things to each:
 hundreds of tiny programs to trace, compile, load and launch. Large arrays stay as they
-are, so that nothing of size is copied or gathered.
+are, so that nothing large is copied or gathered.
 """
 
 from typing import Any, NamedTuple
@@ -11,34 +11,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# elements; a copy of so many costs less than a program of their own
+# Elements of the largest array that is packed: copying it costs less than a program of
+# its own.
 SMALL = 65_536
 
 
 class Packed(NamedTuple):
-    """What stands for a tree: its small arrays in one, and the others."""
+    """A packed tree: its small arrays in one, and its large ones."""
 
     small: jax.Array
     large: list[jax.Array]
 
 
 class Packing:
-    """Packs trees that look like `like`, wherever they stand in a larger tree, such as
-    an optimizer's moments.
+    """Packs trees that look like `like`, also inside a larger tree.
 
-    `sharding` is that of each array, None where all are whole; those that devices share
-    stay as they are.
+    Such are the parameters in a training state, and an optimizer's moments. `sharding`
+    is that of each array, None where all are whole; arrays cut over devices are not
+    packed.
     """
 
     def __init__(self, like: Any, sharding: Any = None):
         leaves, self._structure = jax.tree.flatten(like)
-        whole = (
-            [True] * len(leaves)
-            if sharding is None
-            else [s.is_fully_replicated for s in jax.tree.leaves(sharding)]
-        )
+        whole = [True] * len(leaves)
+        if sharding is not None:
+            whole = [s.is_fully_replicated for s in jax.tree.leaves(sharding)]
         self._shapes = [leaf.shape for leaf in leaves]
-        # Of another type they could not share an array.
+        # One array has one dtype, and nearly all parameters are float32.
         self._is_small = [
             is_whole and leaf.size <= SMALL and leaf.dtype == jnp.float32
             for leaf, is_whole in zip(leaves, whole, strict=True)
@@ -77,10 +76,8 @@ class Packing:
             for shape, is_small in zip(self._shapes, self._is_small)
             if is_small
         ]
-        small, large = (
-            iter(jnp.split(packed.small, np.cumsum(sizes)[:-1])),
-            iter(packed.large),
-        )
+        small = iter(jnp.split(packed.small, np.cumsum(sizes)[:-1]))
+        large = iter(packed.large)
         leaves = [next(small if is_small else large) for is_small in self._is_small]
         leaves = [leaf.reshape(shape) for leaf, shape in zip(leaves, self._shapes)]
         return jax.tree.unflatten(self._structure, leaves)

@@ -1,5 +1,4 @@
-"""What a run writes as it goes: `metrics.jsonl`, one line a log step, and what
-TensorBoard shows.
+"""The logs of a run: `metrics.jsonl`, a line a log step, and TensorBoard's files.
 
 Only the first of several processes writes. A full disk costs lines, not the run.
 """
@@ -18,17 +17,20 @@ from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.runtime import files, processes, tensorboard
 from biedsnet_jax.scoring import pr_curve
 
-_GOES_ON = "the same command then goes on from its last checkpoint"
+_GOES_ON = "The same command then goes on from the last checkpoint."
 
 
 class RunLog:
-    """The logs of one workdir. A run that goes on from `step` first drops the lines its
-    forerunner wrote after it.
+    """The logs of one workdir.
+
+    A run that goes on from `step` first drops the lines written after that step.
     """
 
     def __init__(self, workdir: pathlib.Path, *, step: int, to_tensorboard: bool):
-        self._lines, self._board, self._warned = workdir / "metrics.jsonl", None, False
-        self._folder_is = files.identity(workdir)
+        self._lines = workdir / "metrics.jsonl"
+        self._board, self._warned = None, False
+        # A folder made anew under the same name is not the run's.
+        self._identity = files.identity(workdir)
         if not processes.is_first():
             return
         try:
@@ -47,14 +49,17 @@ class RunLog:
                 self._board.close()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Scalars after `step` updates. Raises BadInput where the file cannot be
-        written, the disk not being full.
+        """Writes scalars after `step` updates.
+
+        A full disk is only warned of. Raises BadInput where the file cannot be written
+        for another reason.
         """
         if not processes.is_first():
             return
-        if files.identity(self._lines.parent) != self._folder_is:
+        if files.identity(self._lines.parent) != self._identity:
             raise BadInput(
-                f"The folder {self._lines.parent} is gone, at step {step}. Bring it back; {_GOES_ON}."
+                f"The folder {self._lines.parent} is gone, at step {step}. "
+                f"Bring it back. {_GOES_ON}"
             )
         try:
             files.append_json_line(
@@ -62,32 +67,19 @@ class RunLog:
             )
         except OSError as error:
             self._lost(step, error)
-        if self._board:
-            self._show(step, tensorboard.scalars(scalars))
+        self._show(step, tensorboard.scalars(scalars))
 
     def config(self, step: int, fields: Mapping[str, Any]) -> None:
-        """What a run starts with, or goes on with from `step`, as a text; for
-        TensorBoard alone, as are the next.
-        """
-        if self._board:
-            self._show(step, [tensorboard.table("config", fields)])
+        """Shows the config that a run has from `step` on, in TensorBoard alone."""
+        self._show(step, [tensorboard.table("config", fields)])
 
     def curves(self, step: int, counts: pr_curve.Counts) -> None:
-        """Precision by recall, a curve a class."""
-        if self._board:
-            curves = counts.curves()
-            names = (
-                ["pr_curve"]
-                if len(curves) == 1
-                else [f"pr_curve/class_{k + 1}" for k in range(len(curves))]
-            )
-            self._show(
-                step,
-                [
-                    tensorboard.pr_curve(name, curve)
-                    for name, curve in zip(names, curves)
-                ],
-            )
+        """Shows precision by recall in TensorBoard, a curve a class."""
+        curves = counts.curves()
+        names = ["pr_curve"]
+        if len(curves) > 1:
+            names = [f"pr_curve/class_{k + 1}" for k in range(len(curves))]
+        self._show(step, map(tensorboard.pr_curve, names, curves))
 
     def panel(
         self,
@@ -96,12 +88,9 @@ class RunLog:
         truth: Float[np.ndarray, "b h w k"],
         probability: Float[np.ndarray, "b h w k"],
     ) -> None:
-        """Image, truth and probability side by side, a row a slice and class."""
-        if self._board:
-            self._show(
-                step,
-                [tensorboard.picture("validation", _panel(image, truth, probability))],
-            )
+        """Shows image, truth and probability in TensorBoard, a row a slice and class."""
+        panel = _panel(image, truth, probability)
+        self._show(step, [tensorboard.picture("validation", panel)])
 
     def _open_board(self, folder, step):
         try:
@@ -110,31 +99,35 @@ class RunLog:
             if not files.is_full(error):
                 raise BadInput(
                     f"Cannot write to {folder}: {reason(error)}. "
-                    "Make it a folder that can be written, or take it away."
+                    "Make it a folder that can be written, or remove it."
                 ) from error
             self._lost(step, error)
             return None
 
     def _show(self, step: int, summaries: Iterable[tensorboard.Summary]) -> None:
         try:
-            self._board.add(step, summaries)
+            if self._board:
+                self._board.add(step, summaries)
         except OSError as error:
             self._lost(step, error)
 
     def _lost(self, step, error):
         if not files.is_full(error):
             raise BadInput(
-                f"Cannot write to {self._lines}: {reason(error)}. Make it writable; {_GOES_ON}."
+                f"Cannot write to {self._lines}: {reason(error)}. "
+                f"Make it writable. {_GOES_ON}"
             ) from error
         if not self._warned:
             processes.say(
-                f"warning: disk full, logs of step {step} lost, {self._lines.parent}; training goes on"
+                f"warning: the disk of {self._lines.parent} is full, so the logs of step "
+                f"{step} are lost. Training goes on."
             )
-        # what follows a cut record could not be read
+        # TensorBoard reads nothing after a record that was cut short.
         self._warned, self._board = True, None
 
 
 def _panel(image, truth, probability):
+    """One grey picture; each image is stretched to its own range."""
     grey = image.mean(-1)
     low, high = grey.min((1, 2), keepdims=True), grey.max((1, 2), keepdims=True)
     grey = (grey - low) / np.maximum(high - low, 1e-6)
@@ -147,16 +140,16 @@ def _panel(image, truth, probability):
 
 
 def _drop_after(path, step):
+    """Drops the lines of a file of JSON lines that come after `step`."""
     if not path.exists():
         return
     kept = []
-    # By lines of bytes: what a power cut leaves is no text, and other line ends stand
-    # in no line.
+    # Split as bytes, since what a power cut leaves need not be text.
     for line in path.read_bytes().split(b"\n"):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError, RecursionError):
-            # the end of a line that a kill cut short, or what a power cut left of it
+            # A kill or a power cut leaves lines that are cut short or damaged.
             continue
     files.write_bytes(path, b"".join(line + b"\n" for line in kept))

@@ -1,5 +1,6 @@
-"""Mode train: `train(config, workdir)` is `fit`, in paragraphs of data, segmenter,
-state and loop, then the test.
+"""Mode train: `train(config, workdir)` fits a model, then tests it.
+
+`fit` goes in paragraphs: data and model, traced programs, state, loop, best checkpoint.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from biedsnet_jax.config import build_data, build_model, run_config, run_split
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import walk
-from biedsnet_jax.errors import BadInput, reason
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate, evaluations, scored_cases
 from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import console, devices, files, preemption, processes
@@ -27,14 +28,18 @@ from biedsnet_jax.training.optimizer import make_optimizer
 
 
 def train(cfg, workdir: str) -> dict | None:
-    """Train as `cfg` says, going on where `workdir` stands, then score the test split;
-    returns its results.
+    """Trains as `cfg` says, from where `workdir` stands, and scores the test split.
 
-    Of several processes the first returns them. Raises Preempted where a signal ended
-    it.
+    Returns the results on the first of several processes, None on the others. Raises
+    Preempted where a signal ended the training.
     """
     with contextlib.ExitStack() as held:
         model, data = _fit(cfg, workdir, held)
+        if processes.is_first():
+            cases = len(data.cases("test"))
+            console.tell(
+                f"testing {len(data.test)} slices of {cases} cases", sys.stdout
+            )
         workdir = pathlib.Path(workdir)
         return evaluate.evaluate(
             model, workdir, data, scored_cases.of_training(workdir)
@@ -42,8 +47,9 @@ def train(cfg, workdir: str) -> dict | None:
 
 
 def fit(cfg, workdir: str) -> tuple[Trained, build_data.Data]:
-    """`train` without the test, which no search for settings should see: the best
-    checkpoint, and the data.
+    """Trains without the test, which no search for settings should see.
+
+    Returns the model of the best checkpoint, and the data.
     """
     with contextlib.ExitStack() as held:
         return _fit(cfg, workdir, held)
@@ -52,35 +58,20 @@ def fit(cfg, workdir: str) -> tuple[Trained, build_data.Data]:
 def _fit(
     cfg, workdir: str, held: contextlib.ExitStack
 ) -> tuple[Trained, build_data.Data]:
-    """Train; `held` gets what the test needs too: the watch for signals, the workdir's
-    lock.
-    """
-    # Data: everything that can be wrong with it is said here, before anything is
-    # written or compiled.
-    check_config(cfg)
+    """Trains; `held` keeps the watch for signals and the lock for the test too."""
     workdir = pathlib.Path(workdir)
-    run_config.check_same_run(cfg, workdir)
-    with processes.first_alone("data"):
-        data = run_split.open_training(cfg, workdir)
+    data = _open(cfg, workdir)
     model = build_model.build(cfg)
-
-    # Update.
     mesh = train_step.make_mesh(cfg)
+    if processes.is_first():
+        _announce(data, mesh)
+
+    # Traced before anything is written, since a network or a loss that refuses the
+    # config does so here.
     optimizer, schedule = make_optimizer(cfg.train)
     fresh = _trace_fresh(cfg, model, optimizer, mesh)
-    update = train_step.Update(
-        model,
-        optimizer,
-        ema_decay=cfg.train.ema,
-        accumulate=cfg.train.accumulate,
-        fixed="distill" in cfg,
-    )
-    sharding = devices.state_sharding(fresh.out_info, mesh)
-    step = train_step.make_train_step(update, mesh, state_sharding=sharding)
-    step = _trace_update(cfg, step, fresh.out_info)
+    step = _trace_step(cfg, model, optimizer, mesh, fresh.out_info)
 
-    # State: fresh, or the last complete checkpoint's. Traced before anything is
-    # written.
     teacher = _restore_teacher(cfg, fresh.out_info, mesh)
     watch = held.enter_context(preemption.Watch())
     lock = _claim(cfg, workdir, data, held) if processes.is_first() else None
@@ -89,16 +80,15 @@ def _fit(
         checkpoint.Checkpoints(
             workdir, keep_latest=keep.keep_latest, keep_best=keep.keep_best, lock=lock
         ) as checkpoints,
-        futures.ThreadPoolExecutor(1) as beside,
+        futures.ThreadPoolExecutor(1) as executor,
     ):
-        # while the state is made or read
-        compiling = beside.submit(lambda: step.lower().compile())
+        # The step compiles while the state is initialised or restored.
+        compiling = executor.submit(lambda: step.lower().compile())
         state = _start(fresh, checkpoints, mesh, teacher)
         start = int(state.step)
         if processes.is_first():
-            _announce(cfg, data, state, start, mesh)
+            _announce_start(cfg, data, state, start)
 
-        # Loop.
         with run_log.RunLog(
             workdir, step=start, to_tensorboard=cfg.log.tensorboard
         ) as log:
@@ -108,7 +98,7 @@ def _fit(
                 data,
                 mesh,
                 schedule=schedule,
-                update=_result(compiling),
+                update=compiling.result(),
                 others=() if teacher is None else ({"teacher": teacher},),
                 validation=validation.Validation(cfg, model, data, mesh),
                 checkpoints=checkpoints,
@@ -120,16 +110,28 @@ def _fit(
                 state = loop.run(state, start)
                 checkpoints.wait(saved=int(state.step))
 
+        # What is tested is the best checkpoint, not the last state.
         best = checkpoints.best_step()
         if best != int(state.step):
             state = checkpoints.restore(best, state, mesh)
     return Trained(cfg, model, state.ema_variables, best, mesh), data
 
 
+def _open(cfg, workdir) -> build_data.Data:
+    """The run's data, once config and workdir are found to fit each other."""
+    check_config(cfg)
+    run_config.check_same_run(cfg, workdir)
+    with processes.first_alone("data"):
+        return run_split.open_training(cfg, workdir)
+
+
 def _claim(cfg, workdir, data, held) -> Lock:
-    """Lock the workdir until `held` closes, and write down there what the run is."""
-    lock = held.enter_context(_hold(workdir))
-    # Once more, since only now nobody else writes there.
+    """Makes and locks the workdir, until `held` closes; writes config and split there."""
+    with files.writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.sync_folder(workdir.parent)
+    lock = held.enter_context(Lock(workdir))
+    # Checked again, since another process could write there until now.
     run_config.check_same_run(cfg, workdir)
     with files.writing(workdir):
         run_split.write(cfg, workdir, data)
@@ -140,7 +142,7 @@ def _claim(cfg, workdir, data, held) -> Lock:
 
 
 def _trace_fresh(cfg, model, optimizer, mesh):
-    """The program that makes a fresh state, uncompiled."""
+    """The traced program that makes a fresh state, placed on the mesh."""
 
     def fresh():
         return train_state.create(build_model.init_variables(model, cfg), optimizer)
@@ -149,38 +151,31 @@ def _trace_fresh(cfg, model, optimizer, mesh):
     return jax.jit(fresh, out_shardings=sharding).trace()
 
 
-def _trace_update(cfg, update, state):
-    """The update for such a state, uncompiled; a network or a loss that refuses the
-    config does so here.
-    """
+def _trace_step(cfg, model, optimizer, mesh, state):
+    """The traced training step, for a state of these shapes."""
+    distills = "distill" in cfg
+    update = train_step.Update(
+        model,
+        optimizer,
+        ema_decay=cfg.train.ema,
+        accumulate=cfg.train.accumulate,
+        fixed=distills,
+    )
+    step = train_step.make_train_step(
+        update, mesh, state_sharding=devices.state_sharding(state, mesh)
+    )
     *size, channels = build_data.image_shape(cfg)
     image, mask = (
         jax.ShapeDtypeStruct((cfg.train.batch_size, *size, n), jnp.float32)
         for n in (channels, cfg.data.classes)
     )
-    others = ({"teacher": state.ema_variables},) if "distill" in cfg else ()
-    return update.trace(
-        state,
-        {"image": image, "mask": mask},
-        jax.eval_shape(jax.random.key, 0),
-        *others,
-    )
-
-
-def _hold(workdir) -> Lock:
-    """The lock of a workdir, which is made where there is none."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.sync_folder(workdir.parent)
-    except OSError as error:
-        raise BadInput(
-            f"Cannot make the folder {workdir}: {reason(error)}. Give another --workdir."
-        ) from error
-    return Lock(workdir)
+    key = jax.eval_shape(jax.random.key, 0)
+    others = ({"teacher": state.ema_variables},) if distills else ()
+    return step.trace(state, {"image": image, "mask": mask}, key, *others)
 
 
 def _restore_teacher(cfg, like, mesh):
-    """The variables of a student's teacher; None of a run that has none."""
+    """The variables of a student's teacher; None for a run without a teacher."""
     if "distill" not in cfg:
         return None
     run_config.check_teacher(cfg)
@@ -189,13 +184,14 @@ def _restore_teacher(cfg, like, mesh):
     )
     if step != cfg.distill.step:
         raise BadInput(
-            f"teacher has changed, best step {step} and not {cfg.distill.step}, {cfg.distill.teacher}; "
-            "distill it into a new --output"
+            f"The teacher {cfg.distill.teacher} has changed: its best step is {step}, "
+            f"was {cfg.distill.step}. Distill it into a new --output."
         )
     return variables
 
 
 def _start(fresh, checkpoints, mesh, teacher):
+    """The state of the last complete checkpoint, else a fresh one."""
     state = checkpoints.restore_latest(fresh.out_info, mesh)
     if state is not None:
         return state
@@ -204,15 +200,12 @@ def _start(fresh, checkpoints, mesh, teacher):
 
 
 def _with_weights(state, variables):
-    """A fresh state with these weights, in copies where its own lie: a state is
-    donated.
-    """
+    """A fresh state with these weights, placed as its own were."""
 
+    # Copies, twice the parameters: a state is donated, so no two arrays may be one.
     def copies(variables):
-        return jax.tree.map(
-            jnp.copy,
-            (variables["params"], variables["params"], variables["batch_stats"]),
-        )
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        return jax.tree.map(jnp.copy, (params, params, batch_stats))
 
     places = jax.tree.map(
         lambda x: x.sharding, (state.params, state.ema_params, state.batch_stats)
@@ -223,35 +216,38 @@ def _with_weights(state, variables):
     )
 
 
-def _result(compiling):
-    """The compiled step; a terminal is told where it takes longer than the state did."""
-    if (
-        not compiling.done()
-        and processes.is_first()
-        and console.is_terminal(sys.stderr)
-    ):
-        console.tell("compiling the training step", sys.stderr)
-    return compiling.result()
+def _announce(data, mesh):
+    """Prints what is trained on, and that compiling comes next.
 
-
-def _announce(cfg, data, state, start, mesh):
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    counts = ", ".join(
-        f"{s} {len(getattr(data, s))} slices of {len(data.cases(s))} cases"
-        for s in build_data.SPLITS
-    )
-    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    hosts += f", fsdp {mesh.shape['fsdp']}" if mesh.shape["fsdp"] > 1 else ""
-    device = mesh.devices.flat[0].device_kind
+    This comes before the tracing, so that it shows within seconds of the start.
+    """
+    slices = {split: len(getattr(data, split)) for split in build_data.SPLITS}
+    cases = {split: len(data.cases(split)) for split in build_data.SPLITS}
     console.tell(
-        f"{parameters:,} parameters, {mesh.size} x {device}{hosts}; {counts}",
+        f"train {slices['train']} slices of {cases['train']} cases, "
+        f"val {slices['val']} of {cases['val']}, test {slices['test']} of {cases['test']}",
         sys.stdout,
     )
     if passed := walk.summary(data.source.facts.passed):
         console.tell(f"{passed}; {walk.RECORD} in the workdir lists them", sys.stdout)
+    where = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+    if jax.process_count() > 1:
+        where += f" of {jax.process_count()} processes"
+    if mesh.shape["fsdp"] > 1:
+        where += f", fsdp {mesh.shape['fsdp']}"
+    console.tell(
+        f"compiling the training step for {where}, once; this can take minutes",
+        sys.stdout,
+    )
+
+
+def _announce_start(cfg, data, state, start):
+    """Prints the size of the model and where training goes on."""
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    console.tell(f"{parameters:,} parameters", sys.stdout)
     if start:
         console.tell(f"going on from step {start}", sys.stdout)
-    # every file was read before, so that a few more are no burden
+    # With data.verify every file was read before, so a few more cost little.
     if cfg.data.verify:
         for warning in class_presence.warnings(data, cfg.data.classes):
             processes.say(f"warning: {warning}")

@@ -1,5 +1,4 @@
-"""One update: gradient of the segmenter's loss, AdamW, EMA. Jitted, sharded over the
-batch, state donated.
+"""The training step: gradient of the segmenter's loss, AdamW, moving average.
 
 A step whose loss or gradient is not finite changes nothing but the counters, so that
 one bad batch cannot spoil a run.
@@ -26,25 +25,46 @@ Metrics = dict[str, Num[Array, ""]]
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What one step of training does: the loss of a segmenter, an optimizer, a moving
-    average of the parameters.
-    """
+    """One update: a segmenter's loss, an optimizer, the parameters' moving average."""
 
     segmenter: Any
     optimizer: optax.GradientTransformation
     ema_decay: float
     accumulate: int = 1  # parts a batch is cut into
-    # The step takes a fourth input: variables, by collection, that the loss reads
-    # beside its own and no step changes.
+    # Whether the step takes a fourth input: variables, by collection, that the loss
+    # reads beside its own and no step changes.
     fixed: bool = False
+
+    def __call__(self, state: TrainState, grads: Any, batch_stats: Any) -> TrainState:
+        """The state after the optimizer's step; the step number stays.
+
+        Gradients, parameters and moments may be packed, all alike.
+        """
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return dataclasses.replace(
+            state,
+            params=params,
+            batch_stats=batch_stats,
+            ema_params=_moving_average(
+                state.ema_params, params, self.ema_decay, state.step
+            ),
+            opt_state=opt_state,
+            bad_steps=jnp.zeros_like(state.bad_steps),
+        )
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh, over whose devices the batches of training and evaluation divide."""
+    """The mesh, over whose devices the batches of training and evaluation divide.
+
+    Raises BadInput where they do not.
+    """
     mesh = devices.make_mesh(fsdp=config.parallel.fsdp)
-    batch, parts = config.train.batch_size, mesh.size * config.train.accumulate
     devices.check_divisible(
-        batch, parts, field="train.batch_size", what="devices and parts"
+        config.train.batch_size,
+        mesh.size * config.train.accumulate,
+        field="train.batch_size",
+        what="devices and parts",
     )
     devices.check_divisible(
         config.eval.batch_size, mesh.size, field="eval.batch_size", what="devices"
@@ -55,16 +75,17 @@ def make_mesh(config: ConfigDict) -> Mesh:
 def make_train_step(
     update: Update, mesh: Mesh, *, state_sharding: Any = None
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`step(state, batch, key) -> (state, metrics)`; `key` is the run's, the step
-    number is folded in here.
+    """The jitted `step(state, batch, key) -> (state, metrics)`, which donates the state.
 
-    `state_sharding` is that of each array of the state; None is whole on every device.
+    `key` is the run's; the step number is folded in here. `state_sharding` is that of
+    each array of the state, None where all are whole on every device.
     """
     either = one_or_other(mesh.devices.flat[0].platform)
 
     def step(
         state: TrainState, batch: Batch, key: PRNGKey, others: dict | None = None
     ) -> tuple[TrainState, Metrics]:
+        # The step's own key, so that a resumed run draws as an unbroken one does.
         key = jax.random.fold_in(key, state.step)
         grads, batch_stats, metrics = _gradients(
             update, state, batch, key, others or {}
@@ -74,66 +95,48 @@ def make_train_step(
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
 
         def change(state, grads, batch_stats):
-            grads = packing.pack(grads)
-            updates, opt_state = update.optimizer.update(
-                grads, state.opt_state, state.params
-            )
-            params = optax.apply_updates(state.params, updates)
-            ema_params = _moving_average(
-                state.ema_params, params, update.ema_decay, state.step
-            )
-            new = {
-                "params": params,
-                "batch_stats": batch_stats,
-                "ema_params": ema_params,
-                "opt_state": opt_state,
-            }
-            return dataclasses.replace(
-                state, **new, bad_steps=jnp.zeros_like(state.bad_steps)
-            )
-
-        def skip(state, grads, batch_stats):
-            return dataclasses.replace(
-                state,
-                bad_steps=state.bad_steps + 1,
-                skipped_steps=state.skipped_steps + 1,
-            )
+            return update(state, packing.pack(grads), batch_stats)
 
         new_state = packing.unpack(
-            either(finite, change, skip, packing.pack(state), grads, batch_stats)
+            either(finite, change, _skip, packing.pack(state), grads, batch_stats)
         )
-        counters = {
+        metrics |= {
+            "grad_norm": grad_norm,
             "bad_steps": new_state.bad_steps,
             "skipped_steps": new_state.skipped_steps,
         }
-        return dataclasses.replace(new_state, step=state.step + 1), {
-            **metrics,
-            "grad_norm": grad_norm,
-            **counters,
-        }
+        return dataclasses.replace(new_state, step=state.step + 1), metrics
 
     everywhere = devices.replicated(mesh)
+    of_state = state_sharding or everywhere
+    shardings = (of_state, devices.batch_sharding(mesh), everywhere)
+    if update.fixed:
+        # None leaves the variables where they lie.
+        shardings += (None,)
     return jax.jit(
         step,
-        # What is fixed stays as it is.
-        in_shardings=(
-            state_sharding or everywhere,
-            devices.batch_sharding(mesh),
-            everywhere,
-        )
-        + (None,) * update.fixed,
-        out_shardings=(state_sharding or everywhere, everywhere),
+        in_shardings=shardings,
+        out_shardings=(of_state, everywhere),
         donate_argnums=0,
     )
 
 
-def one_or_other(platform: str) -> Callable[..., Any]:
-    """`either(true, f, g, *operands)`: f's result where `true`, g's elsewhere.
+def _skip(state, grads, batch_stats):
+    """The state after a step that was not finite: only the counters change."""
+    return dataclasses.replace(
+        state,
+        bad_steps=state.bad_steps + 1,
+        skipped_steps=state.skipped_steps + 1,
+    )
 
-    A branch, since XLA fuses nothing across one: else each small array's gradient would
-    be computed anew, and rounded anew, inside the packed one, and the whole update
-    inside each array that is cut out of it. But on a GPU the host would wait for the
-    device to know which branch to launch.
+
+def one_or_other(platform: str) -> Callable[..., Any]:
+    """The function `either(true, f, g, *operands)`: f's result where `true`, else g's.
+
+    A branch on CPU and TPU, since XLA fuses nothing across one. Without it each small
+    array's gradient would be computed and rounded anew inside the packed one, and the
+    whole update inside each array that is cut out of it. A selection on GPU, where the
+    host would wait for the device to know which branch to launch.
     """
 
     def select(true, f, g, *operands):
@@ -145,8 +148,9 @@ def one_or_other(platform: str) -> Callable[..., Any]:
 
 
 def _gradients(update, state, batch, key, others):
-    """Mean gradient and metrics over `accumulate` equal parts of the batch, one after
-    another.
+    """(gradient, batch_stats, metrics), means over equal parts of the batch.
+
+    The `accumulate` parts go one after another, to save memory.
     """
     accumulate = update.accumulate
 
@@ -157,9 +161,8 @@ def _gradients(update, state, batch, key, others):
             variables = {"params": params, "batch_stats": batch_stats, **others}
             return update.segmenter.loss(variables, part, key, train=True)
 
-        (value, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params
-        )
+        with_gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, (metrics, batch_stats)), grads = with_gradient(state.params)
         return batch_stats, (grads, {"loss": value, **metrics})
 
     if accumulate == 1:
@@ -176,9 +179,8 @@ def _gradients(update, state, batch, key, others):
         return (batch_stats, jax.tree.map(jnp.add, total, new)), None
 
     keys = jax.random.split(key, accumulate)
-    shapes = jax.eval_shape(
-        part, state.batch_stats, (jax.tree.map(lambda x: x[0], parts), keys[0])
-    )[1]
+    first = jax.tree.map(lambda x: x[0], parts)
+    _, shapes = jax.eval_shape(part, state.batch_stats, (first, keys[0]))
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (batch_stats, total), _ = jax.lax.scan(
         add, (state.batch_stats, zero), (parts, keys)
@@ -188,8 +190,10 @@ def _gradients(update, state, batch, key, others):
 
 
 def _moving_average(ema, params, decay, step):
-    """EMA that starts as a plain mean of the first steps, so that short runs are not
-    judged on their first weights.
+    """A moving average whose decay grows up to `decay`.
+
+    It begins as a plain mean of the first steps, so that short runs are not judged on
+    their first weights.
     """
     step = step.astype(jnp.float32)
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))

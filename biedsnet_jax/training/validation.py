@@ -1,6 +1,4 @@
-"""Validation in the midst of training: Dice of the EMA weights, precision by recall,
-some slices.
-"""
+"""Validation during training: Dice of the EMA weights, precision by recall, slices."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,25 +16,27 @@ class Validation:
 
     def __init__(self, cfg, segmenter, data, mesh):
         self.data = data
+        # The same slices each time, so that the scores of different steps compare.
         self.indices = _evenly(data.val, cfg.eval.val_images)
-        self._told = False
+        self._reported_no_lesion = False
         config = cfg.copy_and_resolve_references()
         config.sampler.ensemble = cfg.eval.val_ensemble
+        # Each run puts in the variables of its step.
         self.model = Trained(config, segmenter, {}, 0, mesh)
 
     def run(self, step: int, state, log) -> float | None:
-        """The mean Dice after `step` updates; `log` gets it with the pictures.
+        """The mean Dice after `step` updates; `log` gets it, curves and pictures.
 
-        None where no slice has a lesion: then nothing is known of how good the weights
+        None where no slice has a lesion, since nothing then tells how good the weights
         are.
         """
         model = dataclasses.replace(
             self.model, variables=state.ema_variables, step=step
         )
         fields = model.config.log
-        counts = (
-            pr_curve.Counts(model.config.data.classes) if fields.tensorboard else None
-        )
+        counts = None
+        if fields.tensorboard:
+            counts = pr_curve.Counts(model.config.data.classes)
         dice = mean_dice(model, self.data, self.indices, counts=counts)
         if dice is not None:
             log.write(step, {"val_dice": dice})
@@ -46,15 +46,16 @@ class Validation:
             log.panel(step, *self._panel(model))
         return dice
 
-    def tell(self, bar: progress.Progress, step: int, dice: float | None) -> None:
-        """Show what `run` gave; that there was nothing to find only the first time."""
+    def report(self, bar: progress.Progress, step: int, dice: float | None) -> None:
+        """Shows what `run` returned; that no slice has a lesion is shown only once."""
         if dice is not None:
             bar.note(f"step {step}  validation Dice {dice:.4f}", {"Dice": dice})
-        elif not self._told:
-            self._told = True
+        elif not self._reported_no_lesion:
+            self._reported_no_lesion = True
             bar.warn(
-                f"biedsnet: warning: validation Dice: none of the {len(self.indices)} slices has a "
-                "lesion. The latest checkpoint counts as the best."
+                "biedsnet: warning: validation Dice: none of the "
+                f"{len(self.indices)} slices has a lesion. "
+                "The latest checkpoint counts as the best."
             )
 
     def _panel(self, model):
@@ -74,17 +75,15 @@ def mean_dice(
     *,
     counts: pr_curve.Counts | None = None,
 ) -> float | None:
-    """Mean Dice per image and class over slices with truth; None without any.
+    """Mean Dice over those classes of slices that have a lesion; None without any.
 
     All slices are added to `counts`.
     """
     scores = []
     for probability, batch, _ in model.predict_split(data, indices):
         mask, truth = probability > model.config.threshold, batch["mask"] > 0.5
-        overlap, total = (
-            (mask & truth).sum((1, 2)),
-            mask.sum((1, 2)) + truth.sum((1, 2)),
-        )
+        overlap = (mask & truth).sum((1, 2))
+        total = mask.sum((1, 2)) + truth.sum((1, 2))
         present = truth.any((1, 2))
         if counts:
             counts.add(probability, truth)
@@ -93,7 +92,7 @@ def mean_dice(
 
 
 def _evenly(indices: Sequence[int], most: int) -> Sequence[int]:
-    """At most `most` of `indices`, evenly spaced; all where `most` is 0."""
+    """At most `most` of the indices, evenly spaced; all of them where `most` is 0."""
     if not most or most >= len(indices):
         return indices
     return [indices[i] for i in np.linspace(0, len(indices) - 1, most).astype(int)]

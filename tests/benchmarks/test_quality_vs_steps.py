@@ -50,7 +50,7 @@ def test_methods_leave_their_plain_rows_and_a_name_that_is_none_is_refused(
     left = [
         row
         for row in quality_vs_steps.sweep(1000)
-        if quality_vs_steps._asked(row, arguments)
+        if quality_vs_steps.is_wanted(row, arguments)
     ]
     assert left == [
         quality_vs_steps.row("ddpm", steps)
@@ -60,7 +60,7 @@ def test_methods_leave_their_plain_rows_and_a_name_that_is_none_is_refused(
     monkeypatch.setattr(sys, "argv", ["x", "--workdir=w", "--methods=ddpm,euler"])
     with pytest.raises(SystemExit):
         quality_vs_steps.main()
-    assert "euler; give some of ddim, dpm_solver, ddpm" in capsys.readouterr().err
+    assert "euler. Give some of ddim, dpm_solver, ddpm" in capsys.readouterr().err
 
 
 def test_the_script_trains_scores_and_goes_on(tmp_path, monkeypatch, capsys):

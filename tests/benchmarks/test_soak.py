@@ -12,7 +12,7 @@ from benchmarks.soak import damage, kills, power, soak
 from benchmarks.soak.run import Ended, Moment, Run, last_step, went_from, write_pictures
 from biedsnet_jax.runtime import files
 
-PARAMETERS = "1,234 parameters, 1 x cpu; train 9 slices of 3 cases"
+PARAMETERS = "train 9 slices of 3 cases, val 3 of 1, test 6 of 2\n1,234 parameters"
 
 
 def ended(**fields) -> Ended:
@@ -53,7 +53,7 @@ def test_slope_is_that_of_the_line(gradient, noise):
         ("", None),
         (f"{PARAMETERS}\n", 0),
         (f"{PARAMETERS}\ngoing on from step 40\n", 40),
-        ("parameters, ", None),
+        ("parameters\n", None),
     ],
 )
 def test_where_a_start_went_on_from(out, step):
@@ -90,10 +90,10 @@ def test_the_last_step_is_of_a_whole_line(tmp_path):
         ),
         ({"code": -11, "signal": None}, "exit code -11"),
         ({"code": 0, "signal": None, "finished": True}, "went on"),
-        # ended well without results, and nobody asked it to
+        # It ended without results, though no signal was sent.
         ({"code": 0, "signal": None}, "exit code 0"),
         ({"code": 0, "signal": "SIGTERM"}, "went on"),
-        # it had to be killed in the end
+        # It ignored the SIGTERM and was killed in the end.
         ({"code": -9, "signal": "SIGTERM"}, "exit code -9 after SIGTERM"),
     ],
 )
@@ -108,22 +108,22 @@ def test_a_kill_is_survived_once_a_later_start_goes_on(tmp_path):
     killed = kills.Soak(
         run, random.Random(0), damage.Disk(tmp_path, False, "none"), 1.0
     )
-    told = [
+    starts = [
         ended(before=None),
         ended(from_step=None),
         ended(before=12, from_step=8),
         ended(from_step=None),
     ]
-    for one in told:
-        killed._judge(one, damage.NONE)
+    for one in starts:
+        killed.judge(one, damage.NONE)
         killed.waiting += 1
     assert killed.survived == 2 and killed.waiting == 2 and killed.lost == [0, 4]
-    killed._judge(
+    killed.judge(
         ended(code=0, signal=None, finished=True, before=14, from_step=12), damage.NONE
     )
     assert killed.survived == 4 and killed.same == [True] and not killed.failures
     run.final_bits = lambda workdir: {"a": b"2"}
-    killed._judge(ended(code=0, signal=None, finished=True), damage.NONE)
+    killed.judge(ended(code=0, signal=None, finished=True), damage.NONE)
     assert killed.same == [True, False]
 
 
@@ -132,14 +132,14 @@ def test_a_refusal_is_a_failure_unless_something_of_the_users_is_broken(tmp_path
         None, random.Random(0), damage.Disk(tmp_path, False, "none"), 1.0
     )
     refusal = ended(
-        code=2, signal=None, from_step=None, err="biedsnet: what, value, file; fix\n"
+        code=2, signal=None, from_step=None, err="biedsnet: FILE is broken. Mend it.\n"
     )
-    killed._judge(refusal, damage.Damage("picture cut", temporary=True))
+    killed.judge(refusal, damage.Damage("picture cut", temporary=True))
     assert not killed.failures and kills.tally(killed.damages) == {
         "picture cut": {"refused": 1}
     }
-    killed._judge(refusal, damage.Damage("file of the latest checkpoint cut"))
-    # from nothing, since it would be refused for ever
+    killed.judge(refusal, damage.Damage("file of the latest checkpoint cut"))
+    # Another run begins, since every further start would be refused.
     assert len(killed.failures) == 1 and killed.round == 1
 
 
@@ -149,9 +149,8 @@ def test_spoilt_files_differ_and_pictures_are_mended(tmp_path):
         path = tmp_path / "file"
         path.write_bytes(b"0123456789")
         ways.add(how := damage.spoil(rng, path))
-        assert (
-            not path.exists() if how == "gone" else path.read_bytes() != b"0123456789"
-        )
+        left = path.read_bytes() if path.exists() else None
+        assert (left is None) == (how == "gone") and left != b"0123456789"
     assert ways == {"cut", "changed", "gone"}
     write_pictures(tmp_path / "data")
     before = {
@@ -198,6 +197,7 @@ def toy(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_toy_run_that_is_killed_ends_in_the_same_bits(tmp_path, toy):
     run = Run(toy.folder, steps=20, more={"eval.every": 10, "checkpoint.every": 4})
     started = run.start(tmp_path / "run")
@@ -270,6 +270,7 @@ def test_a_cut_changes_what_is_not_safe_and_no_more(tmp_path):
     assert ends == {"zeroed", "cut", "spared"} and 5 < gone < 35
 
 
+@pytest.mark.slow
 def test_a_power_cut_ends_in_the_same_bits(tmp_path, toy):
     """The kill comes after a checkpoint was due; what was not on the disk is lost or
     spoilt.
@@ -284,6 +285,7 @@ def test_a_power_cut_ends_in_the_same_bits(tmp_path, toy):
     assert toy.final_bits(tmp_path / "run") == toy.expected
 
 
+@pytest.mark.slow
 def test_images_of_a_run_go_on_from_a_good_state(tmp_path, toy):
     """Power cuts at many moments of one run, each opened as a start opens it."""
     more = {"eval.every": 0, "checkpoint.every": 4}

@@ -3,6 +3,7 @@ it.
 """
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -16,8 +17,16 @@ from collections.abc import Callable
 from places import ROOT
 
 COLUMNS = 110
-# seconds without a sign of life
+# Seconds without output after which a command counts as stuck.
 WAIT = 300
+
+
+class Terminal(io.StringIO):
+    """A stream in memory that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
 
 # The terminal becomes the command's own, so that Ctrl-C reaches it; a shell's
 # background jobs ignore that.
@@ -53,8 +62,13 @@ def run(
         environment.pop(name, None)
     process = subprocess.Popen(
         [sys.executable, "-c", _OWN, *line],
-        cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
     os.close(theirs)
     written = b""
     with process, os.fdopen(ours, "rb+", buffering=0) as terminal:

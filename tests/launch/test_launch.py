@@ -252,18 +252,15 @@ def test_an_interrupt_stops_all_rows(launch):
     [
         ([], "usage: launch/table1.sh ROOT OUT"),
         (["phantom"], "usage: launch/table1.sh ROOT OUT"),
-        (["nowhere", "out"], "no such data folder, .*nowhere, in ROOT"),
-        (["phantom", "out", "--seeds=a"], "seeds that are no numbers, a, in --seeds"),
-        (["phantom", "out", "--folds=1"], "no number of folds, 1, in --folds"),
+        (["nowhere", "out"], "ROOT .*nowhere"),
+        (["phantom", "out", "--seeds=a"], "--seeds is a"),
+        (["phantom", "out", "--folds=1"], "--folds is 1"),
         (
             ["phantom", "out", "--folds=2", "--settings=none.txt"],
-            "no such file, none.txt, in --settings",
+            "--settings none.txt",
         ),
-        (
-            ["phantom", "out", "--settings=calls"],
-            "settings are those of folds, calls, in --settings; give --folds=K",
-        ),
-        (["phantom", "out", "20"], "one argument too many, 20"),
+        (["phantom", "out", "--settings=calls"], "--settings calls .*--folds=K"),
+        (["phantom", "out", "20"], "20 .*--name=value"),
     ],
 )
 def test_wrong_arguments_start_nothing(launch, arguments, message):

@@ -328,6 +328,6 @@ def test_what_cannot_be_loaded(workdirs, tmp_path):
     cfg.eval.batch_size = 12
     with pytest.raises(
         BadInput,
-        match=r"batch of 12 does not divide over 8 devices, in eval\.batch_size",
+        match=r"eval\.batch_size is 12",
     ):
         predict.load(workdirs["direct"], cfg)

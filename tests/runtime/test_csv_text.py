@@ -1,4 +1,4 @@
-"""CSV: what a spreadsheet would run as a formula is text, and comes back as it was."""
+"""CSV: what a spreadsheet takes for a formula is text, and comes back as it was."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Locks of a folder: between processes, in one, after a kill, and where there are none."""
+"""Locks of a folder: between processes, in one, after a kill, without file locks."""
 
 import errno
 import fcntl
@@ -38,7 +38,7 @@ def other(tmp_path):
     process.wait()
 
 
-def test_the_second_process_is_told_of_the_first(tmp_path, other):
+def test_the_second_process_is_refused_with_the_name_of_the_first(tmp_path, other):
     host = os.uname().nodename
     refused(
         lambda: Lock(tmp_path),
@@ -93,15 +93,16 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_waiting_ends_when_the_holder_does(tmp_path, other):
-    told = []
+    messages = []
 
     def say(text):
-        told.append(text)
+        messages.append(text)
         other.kill()
 
     with wait(tmp_path, name=".lock", say=say) as lock:
         assert lock.held
-    assert len(told) == 1 and str(other.pid) in told[0] and str(tmp_path) in told[0]
+    (message,) = messages
+    assert str(other.pid) in message and str(tmp_path) in message
     with wait(tmp_path, name=".lock", say=say):
-        # nobody to wait for
-        assert len(told) == 1
+        # Nobody holds the lock any more.
+        assert len(messages) == 1

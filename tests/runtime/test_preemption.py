@@ -1,6 +1,4 @@
-"""Signals: at once outside the loop, at the end of a step inside it; and real
-processes.
-"""
+"""Signals: at once outside the loop, at the end of a step inside it; real processes."""
 
 import os
 import pty
@@ -25,7 +23,7 @@ SIGNALS = [
 
 @pytest.fixture(autouse=True)
 def usual_signals():
-    """A shell that runs the tests in the background has them ignored."""
+    """Default handlers; a shell in whose background tests run has signals ignored."""
     usual = dict.fromkeys(("SIGTERM", "SIGHUP"), signal.SIG_DFL)
     usual["SIGINT"] = signal.default_int_handler
     before = {name: signal.signal(signal.Signals[name], usual[name]) for name in usual}
@@ -51,7 +49,7 @@ def test_outside_the_loop_it_stops_at_once_and_the_handler_is_put_back(
 
 
 @pytest.mark.parametrize(("sent", "called", "code"), SIGNALS)
-def test_in_the_loop_it_is_told_after_the_step(sent, called, code):
+def test_in_the_loop_it_stops_after_the_step(sent, called, code):
     steps = []
     says = f"Stopped by {called} at step 3"
     with (
@@ -68,7 +66,7 @@ def test_in_the_loop_it_is_told_after_the_step(sent, called, code):
     assert steps == [1, 2, 3] and caught.value.code == code
 
 
-def test_after_the_last_question_it_stops_at_the_end_of_the_loop():
+def test_after_the_last_step_it_stops_at_the_end_of_the_loop():
     with pytest.raises(Preempted, match="SIGTERM after step 8"), Watch() as watch:
         with watch.loop("after step 8"):
             assert not watch.reached(8)
@@ -77,7 +75,7 @@ def test_after_the_last_question_it_stops_at_the_end_of_the_loop():
 
 
 @pytest.mark.parametrize(("sent", "called", "code"), SIGNALS)
-def test_after_the_loop_it_is_told_how_the_run_stands(sent, called, code):
+def test_after_the_loop_the_message_names_how_the_run_stands(sent, called, code):
     says = "after step 8. Tests again."
     with (
         pytest.raises(Preempted, match=f"Stopped by {called} {says}"),
@@ -90,9 +88,7 @@ def test_after_the_loop_it_is_told_how_the_run_stands(sent, called, code):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_what_is_ignored_at_the_start_stays_ignored(name):
-    """As nohup does it with SIGHUP, and a shell with SIGINT for what runs in its
-    background.
-    """
+    """nohup ignores SIGHUP, and a shell SIGINT for what runs in its background."""
     signal.signal(signal.Signals[name], signal.SIG_IGN)
     with Watch() as watch, watch.loop("after"):
         send(name)
@@ -124,10 +120,10 @@ from biedsnet_jax.runtime.preemption import Watch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with Watch() as watch, watch.loop("after"):
     print("ready", flush=True)
-    while True:  # a step that does not end
+    while True:
         time.sleep(0.05)
         if watch.reached(1):
-            print("heard", flush=True)
+            print("reached", flush=True)
             time.sleep(600)
 """
 
@@ -141,15 +137,12 @@ def test_a_second_ctrl_c_quits_at_once():
         text=True,
     )
     with process:
-        for said in ("ready\n", "heard\n"):
-            assert process.stdout.readline() == said
+        for line in ("ready\n", "reached\n"):
+            assert process.stdout.readline() == line
             process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.strip() == (
-        "biedsnet: Stopped at once by a second Ctrl-C. "
-        "The same command goes on from the last complete checkpoint, where there is one."
-    )
+    assert err.strip().startswith("biedsnet: Stopped at once by a second Ctrl-C.")
 
 
 def toy(workdir: Path, *fields: str) -> list[str]:
@@ -172,17 +165,15 @@ def toy(workdir: Path, *fields: str) -> list[str]:
 
 
 def wait_for_steps(workdir: Path, process, steps: int) -> None:
-    """Until so many are logged; five minutes at most."""
-    path, late = workdir / "metrics.jsonl", time.monotonic() + 300
+    """Waits until so many steps are logged, five minutes at most."""
+    path, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
     while not (path.exists() and path.read_text().count("\n") >= steps):
-        assert process.poll() is None and time.monotonic() < late
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def test_a_terminal_that_is_gone_costs_no_step(tmp_path):
-    """The laptop is closed: SIGHUP comes, and to write to the terminal is an error from
-    then on.
-    """
+    """A laptop is closed: SIGHUP comes, and the terminal can no longer be written."""
     ours, theirs = pty.openpty()
     own = (
         "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
@@ -205,9 +196,7 @@ def test_a_terminal_that_is_gone_costs_no_step(tmp_path):
             os.close(ours)
         assert process.wait(120) == 129
     (step,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
-    assert (
-        step >= 3
-        and (tmp_path / "checkpoints" / str(step) / "checksums.json").is_file()
-    )
+    assert step >= 3
+    assert (tmp_path / "checkpoints" / str(step) / "checksums.json").is_file()
     steps = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(steps) == step

@@ -1,6 +1,4 @@
-"""Files of events as TensorBoard's own reader understands them: curves, the config, and
-the page HPARAMS.
-"""
+"""Files of events read by TensorBoard's own reader: curves, config, page HPARAMS."""
 
 import re
 
@@ -31,7 +29,7 @@ def numbers(found, tag):
     return [(event.step, event.value) for event in found.Scalars(tag)]
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -44,7 +42,7 @@ def test_precision_by_recall_of_each_validation(tmp_path, classes, tags):
     probability = np.zeros((1, 2, 2, classes), np.float32)
     probability[0, 0, 0], probability[0, 0, 1], probability[0, 1, 0] = 0.9, 0.6, 0.3
     truth = probability > 0.8
-    # tp, fp, tn, fn at 0.5: 1, 1, 1, 1
+    # At 0.5 there is one each of true and false positives and negatives.
     truth[0, 1, 0] = True
     counts = pr_curve.Counts(classes)
     counts.add(probability, truth)
@@ -53,44 +51,33 @@ def test_precision_by_recall_of_each_validation(tmp_path, classes, tags):
             log.write(step, {"val_dice": 0.5})
             log.curves(step, counts)
     found = read(tmp_path)
-    assert sorted(found.Tags()["tensors"]) == tags and numbers(found, "val_dice") == [
-        (10, 0.5),
-        (20, 0.5),
-    ]
+    assert sorted(found.Tags()["tensors"]) == tags
+    assert numbers(found, "val_dice") == [(10, 0.5), (20, 0.5)]
     for tag in tags:
         plugin = found.SummaryMetadata(tag).plugin_data
         assert plugin.plugin_name == "pr_curves"
         assert metadata.parse_plugin_metadata(plugin.content).num_thresholds == 127
         events = found.Tensors(tag)
         assert [event.step for event in events] == [10, 20]
-        tp, fp, tn, fn, precision, recall = tensor_util.make_ndarray(
-            events[-1].tensor_proto
-        )
-        # thresholds 0, 0.5 and 1
-        at = [0, 63, 126]
-        for found_row, row in zip(
-            (tp, fp, tn, fn), ((2, 1, 0), (2, 1, 0), (0, 1, 2), (0, 1, 2))
-        ):
-            assert tuple(found_row[at]) == row
-        assert tuple(precision[at]) == (0.5, 0.5, 0) and tuple(recall[at]) == (
-            1,
-            0.5,
-            0,
-        )
+        curve = tensor_util.make_ndarray(events[-1].tensor_proto)
+        # Rows: true and false positives, true and false negatives, precision, recall.
+        # Columns: thresholds 0, 0.5 and 1.
+        expected = [
+            [2, 1, 0],
+            [2, 1, 0],
+            [0, 1, 2],
+            [0, 1, 2],
+            [0.5, 0.5, 0],
+            [1, 0.5, 0],
+        ]
+        np.testing.assert_array_equal(curve[:, [0, 63, 126]], expected)
 
 
-def test_the_config_is_a_text_that_a_resumed_run_says_again(tmp_path):
+def test_the_config_is_a_text_that_a_resumed_run_writes_again(tmp_path):
     for start, steps in ((0, 30), (7, 40)):
         with RunLog(tmp_path, step=start, to_tensorboard=True) as log:
-            log.config(
-                start,
-                {
-                    "train.steps": steps,
-                    "data.hint": "a | b\n`c`",
-                    "data.labels": (),
-                    "row": "",
-                },
-            )
+            fields = {"train.steps": steps, "data.hint": "a | b\n`c`"}
+            log.config(start, fields | {"data.labels": (), "row": ""})
     found = read(tmp_path)
     tag = "config/text_summary"
     assert found.SummaryMetadata(tag).plugin_data.plugin_name == "text"
@@ -98,16 +85,20 @@ def test_the_config_is_a_text_that_a_resumed_run_says_again(tmp_path):
     assert [event.step for event in events] == [0, 7]
     lines = tensor_util.make_ndarray(events[1].tensor_proto)[0].decode().splitlines()
     assert lines == [
-        "| field | value |", "| :-- | :-- |", "| train.steps | `40` |", r"| data.hint | `a \| b 'c'` |",
-        "| data.labels | `()` |", "| row |  |",
-    ]  # fmt: skip
+        "| field | value |",
+        "| :-- | :-- |",
+        "| train.steps | `40` |",
+        r"| data.hint | `a \| b 'c'` |",
+        "| data.labels | `()` |",
+        "| row |  |",
+    ]
 
 
-# --- evaluation ------------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------
 
 
 def evaluated(workdir, *, dice, val_dice=0.75, variant=None, **fields):
-    """A workdir as hyperparameters are recorded for it."""
+    """Records the hyperparameters of a workdir on the page HPARAMS."""
     cfg = phantom.get_config(variant)
     cfg.update_from_flattened_dict(fields)
     place = workdir / "checkpoints" / "40" / "metrics"
@@ -116,11 +107,8 @@ def evaluated(workdir, *, dice, val_dice=0.75, variant=None, **fields):
         "{}" if val_dice is None else f'{{"val_dice": {val_dice}}}'
     )
     standard = {name: {"mean": None} for name in (*metrics.OVERLAPS, *metrics.SURFACE)}
-    hyperparameters.record(
-        cfg,
-        workdir,
-        {"checkpoint_step": 40, "standard": standard | {"dice": {"mean": dice}}},
-    )
+    standard["dice"] = {"mean": dice}
+    hyperparameters.record(cfg, workdir, {"checkpoint_step": 40, "standard": standard})
 
 
 def hparams(found):
@@ -158,17 +146,27 @@ def test_a_run_that_was_tested_has_a_line_of_fields_and_scores(tmp_path):
     columns, values, tags, status = hparams(found)
     assert status == api_pb2.STATUS_SUCCESS
     assert values == {
-        "row": "biedsnet", "network": "biedsnet", "method": "diffusion", "data.name": "phantom", "data.size": 64.0,
-        "train.learning_rate": 2e-3, "train.steps": 210.0, "train.batch_size": 8.0, "seed": 0.0, "fusion": "mean",
-        "sampler.method": "ddim", "sampler.steps": 1.0, "sampler.eta": 0.0, "sampler.spacing": "trailing",
+        "row": "biedsnet",
+        "network": "biedsnet",
+        "method": "diffusion",
+        "data.name": "phantom",
+        "data.size": 64.0,
+        "train.learning_rate": 2e-3,
+        "train.steps": 210.0,
+        "train.batch_size": 8.0,
+        "seed": 0.0,
+        "fusion": "mean",
+        "sampler.method": "ddim",
+        "sampler.steps": 1.0,
+        "sampler.eta": 0.0,
+        "sampler.spacing": "trailing",
         "sampler.ensemble": 2.0,
-    }  # fmt: skip
+    }
     assert set(values) == set(columns)
-    assert numbers(found, "test/dice") == [(40, 0.5)] and numbers(
-        found, "best_val_dice"
-    ) == [(40, 0.75)]
+    assert numbers(found, "test/dice") == [(40, 0.5)]
+    assert numbers(found, "best_val_dice") == [(40, 0.75)]
     assert {"test/dice", "best_val_dice", "test/hd95"} <= set(tags)
-    # undefined
+    # A score that is undefined has no value, though it has a column.
     assert "test/hd95" not in found.Tags()["scalars"]
 
 
@@ -177,17 +175,14 @@ def test_another_evaluation_replaces_the_line_and_leaves_the_curves(tmp_path):
         log.write(40, {"loss": 0.25})
     evaluated(tmp_path, dice=0.5)
     (first,) = (tmp_path / "tensorboard").glob("*.test")
-    # as if not in the same second
+    # Renamed, as if it had not been written in the same second.
     first.rename(first.with_name(re.sub(r"\.\d{10}\.", ".1000000000.", first.name)))
     evaluated(tmp_path, dice=0.625, val_dice=None, **{"sampler.steps": 20})
     found = read(tmp_path)
-    assert numbers(found, "loss") == [(40, 0.25)] and numbers(found, "test/dice") == [
-        (40, 0.625)
-    ]
-    assert (
-        "best_val_dice" not in found.Tags()["scalars"]
-        and hparams(found)[1]["sampler.steps"] == 20
-    )
+    assert numbers(found, "loss") == [(40, 0.25)]
+    assert numbers(found, "test/dice") == [(40, 0.625)]
+    assert "best_val_dice" not in found.Tags()["scalars"]
+    assert hparams(found)[1]["sampler.steps"] == 20
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 

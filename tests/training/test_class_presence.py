@@ -1,4 +1,4 @@
-"""Classes that no mask of a split has, told at the start."""
+"""Warnings of classes that no mask of a split has."""
 
 import dataclasses
 
@@ -12,9 +12,7 @@ from biedsnet_jax.training import class_presence
 
 @dataclasses.dataclass
 class Masks:
-    """A source of given masks, a list of the labels in each slice, which counts what is
-    read.
-    """
+    """A source of masks with the given labels, which counts how many are read."""
 
     labels: list[tuple[int, ...]]
     classes: int
@@ -42,12 +40,16 @@ class Masks:
         pass
 
 
-def told(labels: dict[str, list[tuple[int, ...]]], classes: int) -> list[str]:
-    splits, every = {}, []
-    for split in build_data.SPLITS:
-        splits[split] = list(range(len(every), len(every) + len(labels[split])))
-        every += labels[split]
-    data = build_data.Data(Masks(every, classes), **splits)
+def warnings(labels: dict[str, list[tuple[int, ...]]], classes: int) -> list[str]:
+    every = [*labels["train"], *labels["val"], *labels["test"]]
+    n_train, n_val = len(labels["train"]), len(labels["val"])
+    indices = list(range(len(every)))
+    data = build_data.Data(
+        Masks(every, classes),
+        train=indices[:n_train],
+        val=indices[n_train : n_train + n_val],
+        test=indices[n_train + n_val :],
+    )
     return list(class_presence.warnings(data, classes))
 
 
@@ -55,7 +57,7 @@ ALL = [(1,), (), (2, 1), (3,)]
 
 
 @pytest.mark.parametrize(
-    ("labels", "classes", "says"),
+    ("labels", "classes", "expected"),
     [
         ({"train": ALL, "val": ALL, "test": ALL}, 3, []),
         (
@@ -80,16 +82,14 @@ ALL = [(1,), (), (2, 1), (3,)]
         ),
     ],
 )
-def test_what_a_split_lacks(labels, classes, says):
-    assert told(labels, classes) == says
+def test_what_a_split_lacks(labels, classes, expected):
+    assert warnings(labels, classes) == expected
 
 
 def test_no_more_is_read_than_must_be():
     source = Masks([(1, 2)] * 500, 2)
-    assert (
-        class_presence.missing(source, list(range(500)), 2) == ([], 1)
-        and source.read == 1
-    )
+    assert class_presence.missing(source, list(range(500)), 2) == ([], 1)
+    assert source.read == 1
 
 
 @pytest.mark.parametrize("where", [0, 250, 499])

@@ -1,6 +1,4 @@
-"""Packing: small arrays become one, large ones stay, wherever a tree of the parameters'
-structure stands.
-"""
+"""Packing: small arrays become one, large ones stay, also inside larger trees."""
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +27,8 @@ def test_every_tree_like_the_parameters_is_packed_and_comes_back():
     packing = Packing(PARAMS)
     packed = packing.pack(state)
     moments = packed["moments"][0]
-    assert (
-        isinstance(moments.mu, Packed)
-        and isinstance(moments.nu, Packed)
-        and moments.count.shape == ()
-    )
+    assert isinstance(moments.mu, Packed) and isinstance(moments.nu, Packed)
+    assert moments.count.shape == ()
     back = packing.unpack(packed)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, back, state)
@@ -49,9 +44,8 @@ def test_arrays_that_devices_share_stay_apart():
         "shared": jnp.ones((3, 4)),
         "scale": jnp.ones(()),
     }
-    packed = Packing(params, {"kernel": whole, "shared": shared, "scale": whole}).pack(
-        params
-    )
+    sharding = {"kernel": whole, "shared": shared, "scale": whole}
+    packed = Packing(params, sharding).pack(params)
     assert packed.small.shape == (13,)
     assert [x.shape for x in packed.large] == [(3, 4)]
 

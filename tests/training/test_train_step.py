@@ -1,6 +1,4 @@
-"""The update against loops written out by hand, over one and eight devices, through bad
-batches.
-"""
+"""The training step against loops by hand, over devices, through bad batches."""
 
 import math
 
@@ -11,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from random_weights import squares, weights
 
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.diffusion import schedule
@@ -24,17 +23,16 @@ from biedsnet_jax.training.train_step import Update, make_train_step, one_or_oth
 
 
 class Pull:
-    """Half the mean squared distance of one number w from the image: its gradient is w
-    - mean(image).
+    """Half the mean squared distance of one number w from the image.
+
+    Its gradient is w - mean(image).
     """
 
     def loss(self, variables, batch, key, *, train):
-        w = variables["params"]["w"]
+        w, image = variables["params"]["w"], batch["image"]
         metrics = {"draw": jax.random.normal(key)}
-        return 0.5 * jnp.mean(jnp.square(w - batch["image"])), (
-            metrics,
-            {"seen": jnp.mean(batch["image"])},
-        )
+        batch_stats = {"seen": jnp.mean(image)}
+        return 0.5 * jnp.mean(jnp.square(w - image)), (metrics, batch_stats)
 
 
 class Root:
@@ -69,39 +67,15 @@ def pixels(*values):
     return {"image": jnp.asarray(values, jnp.float32)[:, None, None, None]}
 
 
-def squares(batch: int, size: int = 8):
-    """Noisy images of one bright square each, and its mask."""
-    rng = np.random.default_rng(0)
-    mask = np.zeros((batch, size, size, 1), np.float32)
-    for i, (top, left) in enumerate(rng.integers(0, size // 2, (batch, 2))):
-        mask[i, top : top + size // 2, left : left + size // 2] = 1
-    return {
-        "image": jnp.asarray(mask + rng.normal(0, 0.3, mask.shape), jnp.float32),
-        "mask": jnp.asarray(mask),
-    }
-
-
-def weights(module, *inputs):
-    """Random variables of the module's own shapes, from numpy: compiling an `init`
-    costs more than the tests.
-    """
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(
-        lambda *xs: module.init(jax.random.key(0), *xs, train=False), *inputs
-    )
-
-    def draw(path, leaf):
-        if path[-1].key in ("scale", "var"):
-            return jnp.ones(leaf.shape, leaf.dtype)
-        fan_in = math.prod(leaf.shape[:-1]) if path[-1].key == "kernel" else 100
-        return jnp.asarray(rng.normal(0, fan_in**-0.5, leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+def batch_of_squares(count: int):
+    image, mask = squares(count, 8)
+    return {"image": image, "mask": mask}
 
 
 def trees(state):
-    """Copies of what an update may change, apart from the counters: the state itself is
-    donated.
+    """Copies of what an update may change, but for the counters.
+
+    Copies, since the state itself is donated.
     """
     return {
         name: jax.device_get(getattr(state, name))
@@ -122,31 +96,22 @@ def assert_equal(a, b, **tolerance):
 
 def test_updates_and_ema_are_those_of_a_loop_by_hand():
     optimizer, decay = optax.sgd(0.5), 0.3
-    step, state = (
-        make_train_step(Update(Pull(), optimizer, ema_decay=decay), one_device()),
-        pull_state(4.0, optimizer),
-    )
+    step = make_train_step(Update(Pull(), optimizer, ema_decay=decay), one_device())
+    state = pull_state(4.0, optimizer)
     w = ema = 4.0
     for number, target in enumerate([1.0, -2.0, 0.5, 3.0, 8.0, -1.0]):
         state, metrics = step(state, pixels(target - 1, target + 1), jax.random.key(0))
         loss, gradient = 0.5 * ((w - target) ** 2 + 1), w - target
         w = w - 0.5 * gradient
-        # 0.1, 0.18, 0.25, then 0.3
+        # That is 0.1, 0.18, 0.25, then 0.3.
         warm = min(decay, (1 + number) / (10 + number))
         ema = warm * ema + (1 - warm) * w
-        got = [
-            state.params["w"],
-            state.ema_params["w"],
-            metrics["loss"],
-            metrics["grad_norm"],
-        ]
-        assert [float(x) for x in got] == pytest.approx(
-            [w, ema, loss, abs(gradient)], rel=1e-5
-        )
-        assert (int(state.step), float(state.batch_stats["seen"])) == (
-            number + 1,
-            pytest.approx(target),
-        )
+        assert float(state.params["w"]) == pytest.approx(w, rel=1e-5)
+        assert float(state.ema_params["w"]) == pytest.approx(ema, rel=1e-5)
+        assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
+        assert float(metrics["grad_norm"]) == pytest.approx(abs(gradient), rel=1e-5)
+        assert int(state.step) == number + 1
+        assert float(state.batch_stats["seen"]) == pytest.approx(target)
     assert state.ema_variables == {
         "params": state.ema_params,
         "batch_stats": state.batch_stats,
@@ -187,31 +152,20 @@ def test_the_old_state_is_donated():
 
 def test_a_batch_that_is_not_finite_changes_only_the_counters_and_a_good_one_resets_them():
     optimizer = optax.adam(0.1)
-    step, key = (
-        make_train_step(Update(Pull(), optimizer, ema_decay=0.9), one_device()),
-        jax.random.key(0),
-    )
+    step = make_train_step(Update(Pull(), optimizer, ema_decay=0.9), one_device())
+    key = jax.random.key(0)
     state, _ = step(pull_state(4.0, optimizer), pixels(1.0, 2.0), key)
     before = trees(state)
     for count, value in enumerate([math.nan, math.inf], start=1):
         state, metrics = step(state, pixels(1.0, value), key)
         assert_equal(trees(state), before)
-        assert (int(state.step), int(state.bad_steps), int(state.skipped_steps)) == (
-            1 + count,
-            count,
-            count,
-        )
-        assert (int(metrics["bad_steps"]), int(metrics["skipped_steps"])) == (
-            count,
-            count,
-        )
+        assert int(state.step) == 1 + count
+        for counter in ("bad_steps", "skipped_steps"):
+            assert int(getattr(state, counter)) == int(metrics[counter]) == count
         assert not math.isfinite(metrics["loss"])
     state, _ = step(state, pixels(3.0, 3.0), key)
-    assert (int(state.step), int(state.bad_steps), int(state.skipped_steps)) == (
-        4,
-        0,
-        2,
-    )
+    assert (int(state.step), int(state.bad_steps)) == (4, 0)
+    assert int(state.skipped_steps) == 2
     straight, _ = step(pull_state(4.0, optimizer), pixels(1.0, 2.0), key)
     straight, _ = step(straight, pixels(3.0, 3.0), key)
     assert_equal((state.params, state.opt_state), (straight.params, straight.opt_state))
@@ -229,14 +183,14 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_its_loss_is():
 
 
 def optimizer_of(**changes):
-    fields = dict(
-        learning_rate=0.1,
-        steps=12,
-        warmup_steps=2,
-        final_fraction=0.2,
-        weight_decay=0.01,
-        clip_norm=1.0,
-    )
+    fields = {
+        "learning_rate": 0.1,
+        "steps": 12,
+        "warmup_steps": 2,
+        "final_fraction": 0.2,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+    }
     return make_optimizer(ConfigDict(fields | changes))
 
 
@@ -263,7 +217,7 @@ def test_the_optimizer_is_adamw_behind_a_clip():
     optimizer, _ = optimizer_of()
     params = p = np.array([1.0, -1.0])
     state, m, v = optimizer.init(jnp.asarray(params)), 0.0, 0.0
-    # of norm 5, 0.5 and 2
+    # Of norm 5, 0.5 and 2; the clip is at 1.
     gradients = [(3.0, 4.0), (0.3, 0.4), (0.0, -2.0)]
     for i, (gradient, rate) in enumerate(zip(gradients, [0.0, 0.05, 0.1]), start=1):
         updates, state = jax.jit(optimizer.update)(
@@ -282,8 +236,8 @@ def test_the_optimizer_is_adamw_behind_a_clip():
 
 def test_a_batch_in_parts_is_the_batch_at_once_over_any_devices():
     direct = Direct(Lines(), lambda heads, y: losses.joint(heads[0], y))
-    batch, optimizer = squares(16), optax.sgd(1.0)
-    variables = weights(direct.network, batch["image"])
+    batch, optimizer = batch_of_squares(16), optax.sgd(1.0)
+    variables = weights(direct.network, batch["image"], train=False)
 
     def updated(mesh, accumulate):
         state = train_state.create(jax.tree.map(jnp.copy, variables), optimizer)
@@ -304,8 +258,10 @@ def train_small(mesh, steps: int):
     diffusion = Diffusion(
         network, schedule.linear(1000), lambda heads, y: losses.joint(heads[0], y)
     )
-    batch, optimizer = squares(8), optax.sgd(0.3)
-    variables = weights(network, batch["mask"], batch["image"], jnp.zeros(8, jnp.int32))
+    batch, optimizer = batch_of_squares(8), optax.sgd(0.3)
+    variables = weights(
+        network, batch["mask"], batch["image"], jnp.zeros(8, jnp.int32), train=False
+    )
     state = train_state.create(variables, optimizer)
     step = make_train_step(Update(diffusion, optimizer, ema_decay=0.9), mesh)
     batch = devices.put_batch(jax.device_get(batch), mesh)
@@ -346,6 +302,5 @@ def test_a_gpu_has_no_branch_to_wait_for_and_others_keep_what_is_packed_apart():
             )
         )
 
-    assert (
-        "cond[" not in made("gpu") and "cond[" in made("cpu") and "cond[" in made("tpu")
-    )
+    assert "cond[" not in made("gpu")
+    assert "cond[" in made("cpu") and "cond[" in made("tpu")

@@ -13,8 +13,8 @@ from biedsnet_jax.training import validation
 from configs import phantom
 
 
-class Heard:
-    """Stands in for the log: keeps what it is told."""
+class FakeLog:
+    """Stands in for the run's log and keeps the scalars."""
 
     def __init__(self):
         self.written = []
@@ -25,9 +25,7 @@ class Heard:
 
 @pytest.fixture
 def made(monkeypatch):
-    """`made(truths)`: a Validation over slices with these masks, predicted as one pixel
-    each.
-    """
+    """`made(truths)`: a Validation over these masks; each prediction is one pixel."""
 
     def make(truths):
         def split(self, data, indices, clock=None):
@@ -58,33 +56,30 @@ STATE = types.SimpleNamespace(ema_variables={})
 
 
 def test_dice_is_the_mean_over_slices_with_a_lesion(made, capsys):
-    heard = Heard()
+    log = FakeLog()
     # One pixel of three and one of one found: 2 * 1 / (1 + 3) and 1; the empty slice
     # does not count.
-    validated = made([mask((0, 0), (1, 1), (2, 2)), mask(), mask((0, 0))])
-    dice = validated.run(7, STATE, heard)
-    validated.tell(progress.Progress("train", 9), 7, dice)
-    assert dice == pytest.approx(0.75) and heard.written == [(7, {"val_dice": dice})]
+    validate = made([mask((0, 0), (1, 1), (2, 2)), mask(), mask((0, 0))])
+    dice = validate.run(7, STATE, log)
+    validate.report(progress.Progress("train", 9), 7, dice)
+    assert dice == pytest.approx(0.75) and log.written == [(7, {"val_dice": dice})]
     assert capsys.readouterr().err == "step 7  validation Dice 0.7500\n"
 
 
 def test_missing_every_lesion_is_a_dice_of_zero(made):
-    heard = Heard()
-    assert made([mask((3, 3)), mask()]).run(7, STATE, heard) == 0.0
-    assert heard.written == [(7, {"val_dice": 0.0})]
+    log = FakeLog()
+    assert made([mask((3, 3)), mask()]).run(7, STATE, log) == 0.0
+    assert log.written == [(7, {"val_dice": 0.0})]
 
 
 @pytest.mark.parametrize("count", [0, 1, 12])
-def test_nothing_to_find_is_undefined_and_said_once(made, capsys, count):
-    heard, bar = Heard(), progress.Progress("train", 20)
-    validated = made([mask()] * count)
+def test_no_lesion_is_an_undefined_dice_and_warned_of_once(made, capsys, count):
+    log, bar = FakeLog(), progress.Progress("train", 20)
+    validate = made([mask()] * count)
     for step in (5, 10, 15):
-        dice = validated.run(step, STATE, heard)
-        validated.tell(bar, step, dice)
+        dice = validate.run(step, STATE, log)
+        validate.report(bar, step, dice)
         assert dice is None
-    assert heard.written == []
+    assert log.written == []
     (line,) = capsys.readouterr().err.splitlines()
-    assert (
-        f"none of the {count} slices has a lesion" in line
-        and "latest checkpoint" in line
-    )
+    assert f"none of the {count} slices" in line and "latest checkpoint" in line
