@@ -30,8 +30,8 @@ from biedsnet_jax.runtime import (
     processes,
     progress,
 )
-from biedsnet_jax.scoring import calibration, lesions, metrics
-from biedsnet_jax.scoring.results import EVALUATIONS
+from biedsnet_jax.scoring import calibration, lesions, metrics, volumes
+from biedsnet_jax.scoring.results import CASES, EVALUATIONS, SLICES
 from biedsnet_jax.segmenters import macs
 
 # Fields of a run that an evaluation may change, beside those that anyone may.
@@ -92,7 +92,9 @@ class _Scored:
     """What the pass over the test split has found."""
 
     tally: Tally
-    rows: list[dict] = dataclasses.field(default_factory=list)  # of cases.csv
+    rows: list[dict] = dataclasses.field(default_factory=list)  # of slices.csv
+    # Area of a pixel by (case, slice), where its spacing is known.
+    pixel_mm2: dict[tuple, float] = dataclasses.field(default_factory=dict)
     lesion_rows: list[dict] = dataclasses.field(default_factory=list)
     clock: trained.Clock = dataclasses.field(default_factory=trained.Clock)
     # for the report; None on all processes but the first
@@ -124,6 +126,9 @@ def _score(model, data) -> _Scored:
             for p, y, example in zip(probability, batch["mask"], examples):
                 of_slice = slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
                 scored.rows += of_slice
+                if example["spacing"] is not None:
+                    place = example["case"], example["slice"]
+                    scored.pixel_mm2[place] = math.prod(example["spacing"])
                 scored.tally.add(p, y > 0.5, [row["dice"] for row in of_slice])
                 scored.lesion_rows += _lesion_rows(
                     p > cfg.threshold, y > 0.5, example, cfg.eval
@@ -219,9 +224,15 @@ def _save(model, workdir, data, scope, scored):
 
 def _write(folder, results, scored):
     """The files of an evaluation, and the report of them."""
-    files.write_text(
-        folder / "cases.csv", csv_text.write(scored.rows, list(scored.rows[0]))
+    _write_rows(folder / SLICES, scored.rows)
+    lesion_rows = scored.lesion_rows if "lesions" in results else None
+    # Areas are comparable only where every slice has one.
+    measured = {(row["case"], row["slice"]) for row in scored.rows} == set(
+        scored.pixel_mm2
     )
+    pixel_mm2 = scored.pixel_mm2 if measured else None
+    cases = volumes.case_rows(scored.rows, lesion_rows=lesion_rows, pixel_mm2=pixel_mm2)
+    _write_rows(folder / CASES, cases)
     if "lesions" in results:
         files.write_text(
             folder / "lesions.csv", csv_text.write(scored.lesion_rows, lesions.COLUMNS)
@@ -232,6 +243,10 @@ def _write(folder, results, scored):
     record.save(folder, scored.recorded)
     files.write_json(folder / "results.json", results)
     report.write(folder)
+
+
+def _write_rows(path, rows):
+    files.write_text(path, csv_text.write(rows, list(rows[0])))
 
 
 def slice_rows(mask, truth, example, fields):

@@ -2,13 +2,12 @@
 uncertainty. Imports no jax.
 """
 
-import json
 import math
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from biedsnet_jax.reporting.learning import read_metrics
 from biedsnet_jax.reporting.record import Evaluated
 from biedsnet_jax.reporting.svg import GREY, Axis, Figure, Series
 from biedsnet_jax.scoring.calibration import (
@@ -57,24 +56,6 @@ def learning_curves(named: Named) -> list[Figure]:
             )
             figures.append(Figure(title, caption, Axis("step", low=0), y, series))
     return figures
-
-
-def read_metrics(workdir: pathlib.Path) -> list[dict]:
-    """The whole lines of metrics.jsonl that have a step."""
-    try:
-        text = (workdir / "metrics.jsonl").read_text(errors="replace")
-    except OSError:
-        return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        # cut short by a kill
-        except ValueError:
-            continue
-        if isinstance(value, dict) and isinstance(value.get("step"), int):
-            lines.append({k: v for k, v in value.items() if isinstance(v, int | float)})
-    return lines
 
 
 def by_case(named: Named) -> list[Figure]:
@@ -164,8 +145,9 @@ def reliability(named: Named) -> list[Figure]:
     if len(series) == 1:
         return []
     caption = (
-        "All test pixels and classes in 20 bins of probability; below the dashed line the model is too sure. ECE is "
-        "the mean distance from it, weighed by pixels, most of which are sure background."
+        "All test pixels and classes in 20 bins of probability. The model is too sure where a point lies below the "
+        "dashed line right of 0.5, or above it left of 0.5. ECE is the mean distance from the line, weighed by pixels, "
+        "most of which are sure background."
     )
     x, y = Axis("mean probability", 0, 1), Axis("share truly foreground", 0, 1)
     return [Figure("Is the probability right?", caption, x, y, series)]

@@ -13,8 +13,9 @@ results are "not measured".
 import pathlib
 from collections import defaultdict
 
-from biedsnet_jax.errors import BadInput, reason, shown
-from biedsnet_jax.reporting import run_tables, score_tables
+from biedsnet_jax.errors import BadInput, listed, reason
+from biedsnet_jax.errors import shown as shown_name
+from biedsnet_jax.reporting import published, run_tables, score_tables, verdict
 from biedsnet_jax.reporting.page import page
 from biedsnet_jax.reporting.table import Table, markdown
 from biedsnet_jax.runtime import files
@@ -41,7 +42,7 @@ def write(workdir: pathlib.Path) -> None:
 
 
 def _write(path, runs, begun):
-    tables = make_tables(runs)
+    tables, shown = make_tables(runs), run_tables.evaluated(runs)
     if begun:
         names = [
             [str(workdir), "no results yet; the command that began it goes on"]
@@ -55,18 +56,34 @@ def _write(path, runs, begun):
                 names,
             )
         )
-    title = "BIEDSNet: measured, and as published"
-    text = page(title, tables, run_tables.evaluated(runs))
+    title, found = make_title(runs), None
+    # Several rows are compared, not judged.
+    if len({(run.fields["row"], run.fields["dataset"]) for run in runs}) == 1:
+        found = verdict.judge(shown)
+    first = verdict.markdown_verdict(found) if found else ""
     try:
         files.check_writable(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path.with_suffix(".md"), _characters(markdown(title, tables)))
-        files.write_text(path, _characters(text))
-    # ValueError: a name that no file can have
+        files.write_text(
+            path.with_suffix(".md"), _characters(markdown(title, tables, first))
+        )
+        files.write_text(path, _characters(page(title, tables, shown, found)))
+    # ValueError: a name that no file can have.
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"{shown(path, most=300)} cannot be written: {reason(error)}. Make room, or give another --output."
+            f"{shown_name(path, most=300)} cannot be written: {reason(error)}. Make room, or give another --output."
         ) from None
+
+
+def make_title(runs: list[results.Run]) -> str:
+    """Names the networks and the data sets of a report: "UNet on LGG"."""
+    rows = dict.fromkeys(run.fields["row"] for run in runs)
+    data = dict.fromkeys(run.fields["dataset"] for run in runs)
+    labels = [published.LABELS.get(row, row) for row in rows]
+    title = f"{listed(labels)} on {listed(list(data))}"
+    if score_tables.beside_published(rows):
+        title += ": measured, and as published"
+    return title
 
 
 def _characters(text):

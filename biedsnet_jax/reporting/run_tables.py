@@ -8,7 +8,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from biedsnet_jax.reporting import figures, published, record, svg
+from biedsnet_jax.reporting import learning, published, record, svg
 from biedsnet_jax.reporting.record import Evaluated
 from biedsnet_jax.reporting.table import Table
 from biedsnet_jax.scoring import results
@@ -101,7 +101,9 @@ def _facts(one):
     fields = one.run.fields
     versions = one.data.facts["versions"] if one.data else {}
     times = [
-        line["time"] for line in figures.read_metrics(one.run.workdir) if "time" in line
+        line["time"]
+        for line in learning.read_metrics(one.run.workdir)
+        if "time" in line
     ]
     sampler = fields.get("sampler") or {}
     split = (

@@ -4,6 +4,7 @@ beside the paper's figures.
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -50,12 +51,29 @@ def of_data_set(dataset: str, rows: dict[str, Row]) -> list[Table]:
     for layout in _layouts(rows):
         shown = [(name, rows.get(name)) for name in layout.rows]
         facts = _facts(dataset, [row for _, row in shown if row])
-        tables += [make(layout, shown, facts) for make in _TABLES]
+        # One row has nothing to differ from.
+        makers = [
+            make for make in _TABLES if len(shown) > 1 or make != _difference_table
+        ]
+        tables += [make(layout, shown, facts) for make in makers]
     return tables
 
 
+def beside_published(rows: Iterable[str]) -> bool:
+    """Whether rows of these names stand beside the paper's: several, with one of its own."""
+    names = set(rows)
+    known = paper_tables.TABLE_1.keys() | paper_tables.TABLE_2.keys()
+    return len(names) > 1 and bool(names & known)
+
+
 def _layouts(rows):
-    """The tables that have at least one row; rows that neither knows join the first."""
+    """The tables that have at least one row; rows that neither knows join the first.
+
+    Rows that do not stand beside the paper's have one table, with nothing of the paper.
+    """
+    if not beside_published(rows):
+        names = sorted(rows)
+        return [Layout("Scores", names, names[0], {})]
     known = [*paper_tables.TABLE_1, "trans_unet"]
     other = sorted(rows.keys() - {*known, *paper_tables.TABLE_2})
     first = Layout("Table 1", [*known, *other], "biedsnet", paper_tables.TABLE_1)
@@ -101,8 +119,12 @@ def _standard_table(layout, shown, facts):
         f"bootstrap of whole cases, undefined for one and rough for fewer than {comparison.FEWEST_CASES}. Images with "
         "empty truth count in accuracy alone; a lesion missed altogether counts as Dice 0 and a distance of the image "
         "diagonal. HD and HD95 in pixels; NSD is the share of both borders no farther apart than "
-        f"{tolerances} pixels. The paper's figures follow another convention and stand in its table."
+        f"{tolerances} pixels."
     )
+    if layout.published:
+        caption += (
+            " The paper's figures follow another convention and stand in its table."
+        )
     notes = tuple(
         filter(None, (_without_lesion(name, row) for name, row in shown if row))
     )
@@ -171,26 +193,34 @@ def _paper_table(layout, shown, facts):
     caption = (
         f"{facts} The convention that the paper's own numbers point to, mean over all images, empty truth included: "
         "smoothed Dice and IoU; recall 0 on empty truth; HD between image rows taken as points, the root of a pixel "
-        "count and no distance. Columns 'paper' are its published figures: measured on its own selection of 1490 "
-        "COVID-19 CT slices and a split it does not give, so they are no target that ours must meet, least of all on "
-        "another data set. Whether its recall and precision have changed places cannot be told; ours have not."
+        "count and no distance."
     )
-    names = ("Dice", "HD", "IoU", "Accuracy", "Recall", "Precision")
-    header = ["", *(column for name in names for column in (name, f"{name}, paper"))]
+    names = ["Dice", "HD", "IoU", "Accuracy", "Recall", "Precision"]
+    header = ["", *names]
+    if layout.published:
+        caption += (
+            " Columns 'paper' are its published figures: measured on its own selection of 1490 COVID-19 CT slices and "
+            "a split it does not give, so they are no target that ours must meet, least of all on another data set. "
+            "Whether its recall and precision have changed places cannot be told; ours have not."
+        )
+        header = [
+            "",
+            *(column for name in names for column in (name, f"{name}, paper")),
+        ]
     header.insert(2, "95 % interval")
     rows = []
     for name, row in shown:
-        published = [f"{value:.4f}" for value in layout.published.get(name, ())] or [
-            _NONE
-        ] * len(names)
-        ours, interval = [NOT_MEASURED] + [_NONE] * (len(names) - 1), _NONE
+        cells, interval = [NOT_MEASURED] + [_NONE] * (len(names) - 1), _NONE
         if row:
-            ours = [
-                _number(comparison.mean(row.scores.scores[column]), 4)
-                for column in results.PAPER
+            means = [
+                comparison.mean(row.scores.scores[column]) for column in results.PAPER
             ]
+            cells = [_number(mean, 4) for mean in means]
             interval = _interval(*comparison.interval(row.scores, "paper_dice"))
-        cells = [cell for pair in zip(ours, published) for cell in pair]
+        if layout.published:
+            published = [f"{value:.4f}" for value in layout.published.get(name, ())]
+            pairs = zip(cells, published or [_NONE] * len(names))
+            cells = [cell for pair in pairs for cell in pair]
         cells.insert(1, interval)
         rows.append([_label(name), *cells])
     return Table(f"{layout.title}, paper convention", caption, header, rows, "paper")

@@ -22,13 +22,14 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def markdown(title: str, tables: list[Table]) -> str:
-    """A Markdown page."""
-    return f"# {escaped(title)}\n\n{markdown_tables(tables)}"
+def markdown(title: str, tables: list[Table], first: str = "") -> str:
+    """A Markdown page; `first` is Markdown that stands before the tables."""
+    before = f"{first}\n" if first else ""
+    return f"# {escaped(title)}\n\n{before}{markdown_tables(tables)}"
 
 
 def markdown_tables(tables: list[Table]) -> str:
-    """Tables for a page that is there."""
+    """The Markdown of tables, each under a heading of the second level."""
     return "\n\n".join(map(_markdown_table, tables)) + "\n"
 
 

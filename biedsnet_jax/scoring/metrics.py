@@ -14,18 +14,16 @@ outside jit.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.scoring import false_lesions, statistics
+from biedsnet_jax.scoring import false_lesions, statistics, volumes
 from biedsnet_jax.scoring.distances import Spacing, row_hausdorff, surface_distances
+from biedsnet_jax.scoring.volumes import OVERLAPS, overlap
 
-COUNTS = ("tp", "fp", "fn", "tn")
-OVERLAPS = ("dice", "iou", "accuracy", "recall", "precision")
 SURFACE = ("hd", "hd95", "assd", "nsd")
 SURFACE_MM = ("hd_mm", "hd95_mm", "assd_mm", "nsd_mm")
 PAPER = ("dice", "hd", "iou", "accuracy", "recall", "precision")
@@ -87,22 +85,6 @@ def paper(
         "accuracy": (tp + tn) / (tp + fp + fn + tn + 1e-10),
         "recall": tp / (tp + fn + 1e-10),
         "precision": tp / (tp + fp + 1e-10),
-    }
-
-
-def overlap(*, tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
-    """The five overlap measures from pixel counts, of a slice, a volume or a whole
-    split; see `standard` for 0 / 0.
-    """
-    accuracy = (tp + tn) / (tp + fp + fn + tn)
-    if tp + fn == 0:
-        return dict.fromkeys(OVERLAPS, math.nan) | {"accuracy": accuracy}
-    return {
-        "dice": 2 * tp / (2 * tp + fp + fn),
-        "iou": tp / (tp + fp + fn),
-        "accuracy": accuracy,
-        "recall": tp / (tp + fn),
-        "precision": tp / max(tp + fp, 1),
     }
 
 
@@ -232,7 +214,7 @@ def _entry(rows, key, values, interval) -> dict:
         "per_case_mean": _json(
             _volume_mean(rows, key) if of_counts else _mean_of_means(rows, key)
         ),
-        "pooled": _json(overlap(**_sum_counts(rows))[key]) if of_counts else None,
+        "pooled": _json(overlap(**volumes.summed(rows))[key]) if of_counts else None,
         "n": int(np.count_nonzero(~np.isnan(values))),
     }
 
@@ -247,26 +229,14 @@ def _mask(row) -> false_lesions.Mask:
     )
 
 
-def _volumes(rows: Sequence[dict]) -> list[list[dict]]:
-    """The rows of each (case, class)."""
-    volumes = defaultdict(list)
-    for row in rows:
-        volumes[row["case"], row["class"]].append(row)
-    return list(volumes.values())
-
-
 def _volume_mean(rows: Sequence[dict], key: str) -> float:
-    return _mean([overlap(**_sum_counts(volume))[key] for volume in _volumes(rows)])
+    every = volumes.by_volume(rows).values()
+    return _mean(overlap(**volumes.summed(volume))[key] for volume in every)
 
 
 def _mean_of_means(rows: Sequence[dict], key: str) -> float:
-    return _mean(
-        [_mean([row.get(key, math.nan) for row in volume]) for volume in _volumes(rows)]
-    )
-
-
-def _sum_counts(rows: Sequence[dict]) -> dict[str, int]:
-    return {name: sum(row[name] for row in rows) for name in COUNTS}
+    every = volumes.by_volume(rows).values()
+    return _mean(_mean(row.get(key, math.nan) for row in volume) for volume in every)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -169,7 +169,7 @@ def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
         Trained(cfg, model or Bright(), variables, 7, mesh), workdir, data
     )
     return json.loads((workdir / "results.json").read_text()), csv_files.read(
-        workdir / "cases.csv"
+        workdir / "slices.csv"
     )
 
 

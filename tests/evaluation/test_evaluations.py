@@ -295,7 +295,8 @@ def test_the_runs_own_evaluation_again_is_the_same(run):
         {},
         ["p5", "p6"],
     )
-    assert files[run / "cases.csv"] == before[0][run / "cases.csv"]
+    for name in ("cases.csv", "slices.csv"):
+        assert files[run / name] == before[0][run / name]
 
 
 @pytest.mark.parametrize(
@@ -328,6 +329,7 @@ def test_any_other_goes_whole_into_a_folder_of_its_own(run, tmp_path, fields, na
     expected = {
         "results.json",
         "cases.csv",
+        "slices.csv",
         "report_data.npz",
         "report.html",
         "report.md",

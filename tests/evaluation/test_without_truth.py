@@ -183,7 +183,7 @@ def test_cases_and_classes_that_have_none(
     assert says.lower() in html.unescape(page).lower() and says.lower() in text.lower()
     # Names that a spreadsheet would take for formulas come back as they were.
     assert {case for case, _, _ in results.load(tmp_path / "run").images} == set(truths)
-    for name in ("cases.csv", "lesions.csv"):
+    for name in ("cases.csv", "slices.csv", "lesions.csv"):
         assert not any(
             row["case"].startswith(("=", "+"))
             for row in csv_files.read(tmp_path / "run" / name)

@@ -49,7 +49,7 @@ def write_run(
     for name, values in (columns or {}).items():
         for line, value in zip(lines, values, strict=True):
             line[name] = value
-    with (folder / "cases.csv").open("w", newline="") as file:
+    with (folder / "slices.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
@@ -255,11 +255,50 @@ def test_ablation_rows_make_the_second_table(tmp_path):
 
 
 def test_without_the_reference_nothing_is_compared(tmp_path):
-    tables = tables_of(write_run(tmp_path / "x", {"a": [0.5]}))
-    assert tables["Table 1, difference from BIEDSNet"].rows[0][1:3] == [
-        "no reference",
-        "-",
+    runs = [
+        write_run(tmp_path / row, {"a": [0.5]}, row=row) for row in ("unet", "unext")
     ]
+    table = tables_of(*runs)["Table 1, difference from BIEDSNet"]
+    assert table.rows[0][1:3] == ["no reference", "-"]
+
+
+def test_one_row_stands_by_itself_without_the_papers_figures(tmp_path):
+    tables = tables_of(write_run(tmp_path / "x", {"a": [0.5]}))
+    assert all(title.startswith("Scores, ") for title in tables)
+    assert not [title for title in tables if "difference" in title]
+    assert all([row[0] for row in table.rows] == ["UNet"] for table in tables.values())
+    assert not [
+        cell for cell in tables["Scores, paper convention"].header if "paper" in cell
+    ]
+
+
+def test_rows_that_the_paper_does_not_have_are_compared_with_the_first(tmp_path):
+    dice = {"b": 0.75, "a": 0.5}
+    runs = [write_run(tmp_path / row, {"x": [dice[row]]}, row=row) for row in dice]
+    table = tables_of(*runs)["Scores, difference from a"]
+    assert [row[:3] for row in table.rows] == [
+        ["a", "reference", "-"],
+        ["b", "1", "+0.2500"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "title"),
+    [
+        (["unet", "unet"], "UNet on toy"),
+        (["mine", "yours"], "mine, yours on toy"),
+        (["unet", "mine"], "UNet, mine on toy: measured, and as published"),
+    ],
+)
+def test_a_report_is_called_by_its_rows_and_data(tmp_path, rows, title):
+    for seed, row in enumerate(rows):
+        write_run(tmp_path / "runs" / f"{seed}", {"a": [0.5]}, row=row, seed=seed)
+    report.run(str(tmp_path / "runs"), str(tmp_path / "r.html"))
+    assert f"<title>{title}</title>" in (tmp_path / "r.html").read_text()
+    text = (tmp_path / "r.md").read_text()
+    assert text.startswith(f"# {title}\n")
+    # Only runs of one row are judged.
+    assert ("## Verdict" in text) == (len(set(rows)) == 1)
 
 
 def test_costs_and_each_seed_are_shown(tmp_path):
@@ -272,8 +311,8 @@ def test_costs_and_each_seed_are_shown(tmp_path):
         ),
         write_run(tmp_path / "s1", {"a": [0.7, NAN]}, seed=1, **fields),
     )
-    table = tables["Table 1, cost and budget"]
-    assert dict(zip(table.header, table.rows[6])) == {
+    table = tables["Scores, cost and budget"]
+    assert dict(zip(table.header, table.rows[0])) == {
         "": "BIEDSNet",
         "Seeds": "1, 2",
         "Dice of each run": "0.7000, 0.5000",
@@ -311,7 +350,7 @@ def test_small_lesions_and_uncertainty_are_told_apart(tmp_path):
     two = write_run(
         tmp_path / "1", dice, columns=columns, size=128, calibration_error=0.03, seed=1
     )
-    table = tables_of(one, two)["Table 1, small lesions and uncertainty"]
+    table = tables_of(one, two)["Scores, small lesions and uncertainty"]
     row = dict(zip(range(12), next(row for row in table.rows if row[0] == "UNet")))
     # 0.2 and 0.8; HD95 is 10 more than Dice here
     assert [row[i] for i in (1, 2, 3)] == ["2", "0.5000", "10.50"]
@@ -322,7 +361,7 @@ def test_small_lesions_and_uncertainty_are_told_apart(tmp_path):
 
     # of a version that did not record them
     old = write_run(tmp_path / "old", dice, row="unext")
-    table = tables_of(old)["Table 1, small lesions and uncertainty"]
+    table = tables_of(old)["Scores, small lesions and uncertainty"]
     row = next(row for row in table.rows if row[0] == "UNeXt")
     assert row[1:6] == ["0", "undefined", "undefined", "undefined", "0"] and set(
         row[9:]
@@ -347,9 +386,9 @@ def test_data_sets_never_share_a_table(tmp_path):
         write_run(tmp_path / name, {"a": [0.5]}, dataset=name) for name in ("ct", "mri")
     ]
     tables = report.make_tables([results.load(folder) for folder in runs])
-    assert [table.caption.split(",")[0] for table in tables] == ["Data set ct"] * 5 + [
+    assert [table.caption.split(",")[0] for table in tables] == ["Data set ct"] * 4 + [
         "Data set mri"
-    ] * 5
+    ] * 4
 
 
 class Reader(html.parser.HTMLParser):
@@ -423,13 +462,13 @@ def test_a_folder_of_rows_and_seeds_is_searched_and_both_files_written(
     (out / "biedsnet" / "seed0" / "config.json").write_text("{}")
     report.run(str(out), str(out / "report.html"))
     text = (out / "report.md").read_text()
-    assert "| UNet | 0.6000 |" in text and "| BIEDSNet | not measured |" in text
+    assert "| UNet | 0.6000 |" in text and "not measured" not in text
     assert f"| {out / 'biedsnet' / 'seed0'} | no results yet" in text
     assert "2 runs, 1 not finished" in capsys.readouterr().out
     reader = Reader()
     reader.feed((out / "report.html").read_text())
-    # what was run, its cases, its config
-    assert len(reader.tables) == 6 + 3
+    # Four of scores, the unfinished runs, what was run, its cases, its config.
+    assert len(reader.tables) == 4 + 1 + 3
 
 
 def test_the_report_of_named_workdirs_goes_where_it_is_told_or_into_the_only_one(
@@ -454,79 +493,57 @@ def damage(name, old, new):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("spoil", "name", "value"),
     [
-        (
-            lambda folder: (folder / "cases.csv").unlink(),
-            "damaged scores, no such file, .*cases.csv; .*mode=evaluate",
-        ),
-        (
-            lambda folder: (folder / "cases.csv").write_text(""),
-            "no scores, 0 rows, .*cases.csv",
-        ),
+        (lambda folder: (folder / "slices.csv").unlink(), "slices.csv", "no such file"),
+        (lambda folder: (folder / "slices.csv").write_text(""), "slices.csv", "0 rows"),
         (
             lambda folder: (folder / "results.json").write_text("{"),
-            "damaged results, .*line 1.*results.json",
+            "results.json",
+            "line 1",
         ),
-        (
-            lambda folder: (folder / "results.json").write_text("[]"),
-            "damaged results, .*results.json",
-        ),
-        (
-            damage("results.json", '"seed"', '"sd"'),
-            "damaged results, no field 'seed', .*results.json",
-        ),
+        (lambda folder: (folder / "results.json").write_text("[]"), "results.json", ""),
+        (damage("results.json", '"seed"', '"sd"'), "results.json", "'seed'"),
         (
             damage("results.json", '"seed": 0', '"seed": "x"'),
-            "damaged results, seed is 'x', .*results.json",
+            "results.json",
+            "seed is 'x'",
         ),
+        (damage("results.json", '"mean": 0.5', '"mean": 0.6'), "results.json", "0.6"),
+        (damage("results.json", '"mean": 0.5', '"mean": null'), "results.json", "None"),
+        (damage("slices.csv", "paper_iou", "other"), "slices.csv", "'paper_iou'"),
+        (damage("slices.csv", ",0.5,", ",high,"), "slices.csv", "'high'"),
+        # Cut short.
+        (damage("slices.csv", "0.25,0.5,0.5,0.5,0.5,0.5", "0.25"), "slices.csv", ""),
         (
-            damage("results.json", '"mean": 0.5', '"mean": 0.6'),
-            "two evaluations, Dice 0.500000 .* and 0.6 ",
-        ),
-        (
-            damage("results.json", '"mean": 0.5', '"mean": null'),
-            "two evaluations, Dice 0.500000 .* and None ",
-        ),
-        (
-            damage("cases.csv", "paper_iou", "other"),
-            "damaged scores, no field 'paper_iou', .*cases.csv",
-        ),
-        (
-            damage("cases.csv", ",0.5,", ",high,"),
-            "damaged scores, could not convert .*'high', .*cases.csv",
-        ),
-        # cut short
-        (
-            damage("cases.csv", "0.25,0.5,0.5,0.5,0.5,0.5", "0.25"),
-            "damaged scores, .*cases.csv",
+            lambda folder: (folder / "cases.csv").write_text("case,dice\na,high\n"),
+            "cases.csv",
+            "'high'",
         ),
     ],
 )
-def test_damaged_files_are_named_with_the_fix(tmp_path, spoil, message):
+def test_damaged_files_are_named_with_the_fix(tmp_path, spoil, name, value):
     folder = write_run(tmp_path / "run", {"a": [0.5]})
     spoil(folder)
-    with pytest.raises(BadInput, match=message) as caught:
-        results.load(folder)
-    assert "\n" not in str(caught.value) and f"--workdir={folder}" in str(caught.value)
+    fix = f"--mode=evaluate --workdir={folder}"
+    refused(lambda: results.load(folder), folder / name, value, fix)
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "values"),
     [
-        ({"seed": 0}, "same row and seed twice, unet seed 0"),
-        ({"seed": 1, "parameters": 7}, "parameters 1234567 in .* and 7 in"),
-        ({"seed": 1, "train_steps": 100}, "train_steps 400 in .* and 100 in"),
-        ({"seed": 1, "sampler": {"steps": 5}}, "sampler None in"),
+        ({"seed": 0}, ["row unet", "seed 0"]),
+        ({"seed": 1, "parameters": 7}, ["parameters", "1234567", " 7 "]),
+        ({"seed": 1, "train_steps": 100}, ["train_steps", "400", "100"]),
+        ({"seed": 1, "sampler": {"steps": 5}}, ["sampler", "None", "'steps': 5"]),
     ],
 )
-def test_runs_that_cannot_be_averaged_are_refused(tmp_path, fields, message):
+def test_runs_that_cannot_be_averaged_are_refused(tmp_path, fields, values):
     folders = [
         write_run(tmp_path / "x", {"a": [0.5]}),
         write_run(tmp_path / "y", {"a": [0.5]}, **fields),
     ]
-    with pytest.raises(BadInput, match=message):
-        tables_of(*folders)
+    refused(lambda: tables_of(*folders), *values, *folders, "--config.row")
 
 
 def test_folds_of_one_seed_are_no_twins(tmp_path):
@@ -534,16 +551,8 @@ def test_folds_of_one_seed_are_no_twins(tmp_path):
         write_run(tmp_path / f"{k}", {f"case {k}": [0.5]}, fold=[k, 2])
         for k in range(2)
     ]
-    assert (
-        dict(
-            zip(
-                *(lambda t: (t.header, t.rows[0]))(
-                    tables_of(*runs)["Table 1, cost and budget"]
-                )
-            )
-        )["Cases"]
-        == "2"
-    )
+    table = tables_of(*runs)["Scores, cost and budget"]
+    assert dict(zip(table.header, table.rows[0]))["Cases"] == "2"
 
 
 @pytest.mark.parametrize(
@@ -559,7 +568,7 @@ def test_folds_of_one_seed_are_no_twins(tmp_path):
             "pipe.html",
             "pipe.html cannot be written: it is a device or a pipe, not a file",
         ),
-        ("run", "run/cases.csv/r.html", "cannot be written: .*another --output"),
+        ("run", "run/slices.csv/r.html", "cannot be written: .*another --output"),
     ],
 )
 def test_wrong_arguments_are_named_with_the_fix(

@@ -66,7 +66,7 @@ def rendered(text):
     return Text(parser.render(text))
 
 
-OWN_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
+OWN_TAGS = set("h1 h2 p table thead tbody tr th td ul ol li strong code".split())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,7 +115,7 @@ def test_markup_of_the_projects_own_stays():
 def renamed(folder, name, **fields):
     """A workdir whose cases, row and data set have the name."""
     evaluated_workdir.write(folder, count=7, steps=0, dataset=name, row=name, **fields)
-    path = folder / "cases.csv"
+    path = folder / "slices.csv"
     rows = csv_text.read(path.read_text())
     for row in rows:
         row["case"] = f"{name} {row['case'][-1]}"

@@ -180,15 +180,18 @@ def test_both_reports_say_it_right_under_the_score_table(tmp_path):
         f"{sum(mask.predicted for mask in empty)} of {len(empty)} slice"
     )
     page, text = texts(tmp_path / "run")
-    score_table = text.split("## ")[1]
-    assert score_table.startswith("Table 1, standard convention")
+    (score_table,) = [
+        part
+        for part in text.split("## ")
+        if part.startswith("Scores, standard convention")
+    ]
     assert score_table.rstrip().endswith(f"- Row BIEDSNet: {said}.")
     section = page.split('<section class="standard">')[1].split("</section>")[0]
     assert f"<li>Row BIEDSNet: {said}.</li>" in section.split("</table>")[1]
 
 
 def test_runs_of_one_row_are_counted_together_also_of_an_earlier_version(tmp_path):
-    """The counts come from cases.csv, which earlier versions wrote too."""
+    """The counts come from slices.csv, which earlier versions wrote too."""
     for seed in range(3):
         evaluated_workdir.write(tmp_path / f"{seed}", seed=seed, count=4 + seed)
         path = tmp_path / f"{seed}" / "results.json"
