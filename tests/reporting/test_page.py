@@ -297,6 +297,87 @@ def test_one_convention_is_shown_at_a_time(page):
         assert titles and all(re.search(words, title) for title in titles), titles
 
 
+@pytest.fixture(scope="module")
+def own_report(tmp_path_factory):
+    """The report of one run that draws its samples in one step."""
+    folder = tmp_path_factory.mktemp("own") / "run"
+    evaluated_workdir.write(folder, count=40, pictures=12, steps=1)
+    report.run(str(folder), None)
+    return folder / "report.html"
+
+
+@pytest.fixture
+def own_page(browser_page, own_report):
+    browser_page.goto(own_report.as_uri())
+    browser.until(browser_page, "document.getElementById('score').textContent")
+    return browser_page
+
+
+def test_a_report_of_ones_own_starts_with_the_verdict(own_page, page_log):
+    browser.assert_quiet(page_log)
+    headings = own_page.locator("main h2:visible").all_inner_texts()
+    assert headings[:2] == ["Verdict", "Worst, median and best slices"]
+    assert own_page.locator(".findings .figure").count() >= 6
+    assert own_page.locator("#extremes figure").count() == 3
+    assert own_page.locator("h1").inner_text() == "BIEDSNet on blobs"
+
+
+def test_a_report_of_several_networks_starts_with_their_scores(page):
+    assert page.locator("main h2:visible").first.inner_text() == "Scores"
+    assert not page.locator("#verdict").is_visible()
+
+
+def test_the_worst_the_median_and_the_best_open_below(own_page):
+    places = []
+    for figure in own_page.locator("#extremes figure").all():
+        figure.locator("button").click()
+        own_page.wait_for_timeout(100)
+        label = figure.locator("figcaption").inner_text().split(". ")[1]
+        assert own_page.locator("#score").inner_text().startswith(f"{label}, one of")
+        places.append(int(own_page.locator("#slice").input_value()))
+    assert places[0] == 0 and places == sorted(set(places))
+
+
+def test_one_step_has_no_slider(own_page):
+    assert not own_page.locator("#step").is_visible()
+    assert not own_page.locator("#play").is_visible()
+    assert own_page.locator("#x_0").is_visible()
+    assert (
+        own_page.locator("#step-score")
+        .inner_text()
+        .startswith("The only step, t = 999")
+    )
+
+
+def test_a_table_says_that_it_scrolls_where_it_does(own_page):
+    def hints():
+        script = "e => [e.scrollWidth > e.clientWidth, getComputedStyle(e, '::before').content]"
+        tables = own_page.locator(".wide:visible").all()
+        return [table.evaluate(script) for table in tables]
+
+    for width in (1280, 360):
+        own_page.set_viewport_size({"width": width, "height": 740})
+        own_page.wait_for_timeout(200)
+        found = hints()
+        assert all(scrolls == ("Scrolls" in hint) for scrolls, hint in found)
+    assert any(scrolls for scrolls, _ in found)
+
+
+@pytest.mark.parametrize("width", [360, 390, 1920])
+def test_the_verdict_fits_any_width(own_page, width):
+    own_page.set_viewport_size({"width": width, "height": 740})
+    own_page.wait_for_timeout(100)
+    assert own_page.evaluate("document.documentElement.scrollWidth") <= width
+    # The page is used from edge to edge.
+    assert own_page.locator("main").bounding_box()["width"] > 0.9 * width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_a_verdict(own_page, scheme):
+    own_page.emulate_media(color_scheme=scheme)
+    browser.assert_accessible(own_page)
+
+
 def test_a_phone_has_room_for_it(page):
     page.set_viewport_size({"width": 360, "height": 740})
     page.wait_for_timeout(100)
