@@ -13,11 +13,14 @@ from biedsnet_jax.scoring.false_lesions import number
 # Cross-validation takes at most so many folds, each with at least two cases.
 MOST_FOLDS = 5
 # Small lesions are missed so much more often than large ones, and at least so many.
-TIMES_AS_OFTEN, FEWEST_MISSED = 2, 3
+TIMES_AS_OFTEN = 2
+FEWEST_MISSED = 3
 # Share of the slices without a lesion that got one, and at least so many.
-FALSE_SHARE, FEWEST_FALSE = 0.1, 3
+FALSE_SHARE = 0.1
+FEWEST_FALSE = 3
 # Samples of a pixel's probability, and steps that make them differ.
-SAMPLES, STEPS = 9, 5
+SAMPLES = 9
+STEPS = 5
 
 
 class Advice(NamedTuple):
@@ -79,10 +82,8 @@ def small_lesions(evidence: Evidence) -> Advice | None:
     missed = evidence.missed
     if not missed or missed.small_missed < FEWEST_MISSED or not missed.large:
         return None
-    share, large_share = (
-        missed.small_missed / missed.small,
-        missed.large_missed / missed.large,
-    )
+    share = missed.small_missed / missed.small
+    large_share = missed.large_missed / missed.large
     if share < TIMES_AS_OFTEN * large_share or not evidence.size:
         return None
     return Advice(
@@ -112,7 +113,8 @@ def false_lesions(evidence: Evidence) -> Advice | None:
 
 def overconfidence(evidence: Evidence) -> Advice | None:
     """Overconfident, and few samples averaged: average more that differ more."""
-    confidence, sampler = evidence.confidence, evidence.sampler
+    confidence = evidence.confidence
+    sampler = evidence.sampler
     if not confidence or not sampler or confidence.direction != "overconfident":
         return None
     if confidence.grade == "good" or sampler["ensemble"] >= SAMPLES:

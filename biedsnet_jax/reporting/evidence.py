@@ -167,7 +167,8 @@ def _missed_slices(runs):
     missed = np.concatenate([run.scores["dice"] for run in runs]) == 0
     if np.isnan(size).any():
         return None
-    small, large = (size > 0) & (size < SMALL), size >= SMALL
+    small = (size > 0) & (size < SMALL)
+    large = size >= SMALL
     return Missed(
         "slice with a lesion",
         int(small.sum()),

@@ -96,7 +96,8 @@ def by_size(named: Named) -> list[Figure]:
     """Dice of a slice by the number of its true pixels, and the mean of each size."""
     series = []
     for name, colour, run, *_ in named:
-        size, dice = run.truth_pixels, run.scores["dice"]
+        size = run.truth_pixels
+        dice = run.scores["dice"]
         known = (size > 0) & ~np.isnan(dice)
         if len(named) == 1 and known.any():
             some = np.flatnonzero(known)[_spread(np.count_nonzero(known))]
@@ -149,13 +150,15 @@ def reliability(named: Named) -> list[Figure]:
         "dashed line right of 0.5, or above it left of 0.5. ECE is the mean distance from the line, weighed by pixels, "
         "most of which are sure background."
     )
-    x, y = Axis("mean probability", 0, 1), Axis("share truly foreground", 0, 1)
+    x = Axis("mean probability", 0, 1)
+    y = Axis("share truly foreground", 0, 1)
     return [Figure("Is the probability right?", caption, x, y, series)]
 
 
 def risk_coverage(named: Named) -> list[Figure]:
     """What error is left when only the surest pixels, or slices, are kept."""
-    pixels, slices = [], []
+    pixels = []
+    slices = []
     for name, colour, run, data, _ in named:
         if data is None:
             continue

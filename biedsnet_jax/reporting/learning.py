@@ -13,7 +13,8 @@ import numpy as np
 # The end of a training is the last third of its log lines, and never fewer than these.
 FEWEST_LINES = 6
 # A fall counts from this share of the loss on, and from so many standard errors.
-LEAST_FALL, LEAST_ERRORS = 0.05, 2.5
+LEAST_FALL = 0.05
+LEAST_ERRORS = 2.5
 
 
 class Trend(NamedTuple):

@@ -25,7 +25,8 @@ def payload(shown: Sequence[Evaluated]) -> dict:
     Where not all fit, every run keeps as many, the first of its list being the most
     telling.
     """
-    room, parts = MOST_BYTES, []
+    room = MOST_BYTES
+    parts = []
     for number, one in enumerate(shown):
         if one.data is not None:
             parts += [(i, number, i, _slice) for i in range(len(one.data.slices))]
@@ -52,7 +53,8 @@ def payload(shown: Sequence[Evaluated]) -> dict:
 
 
 def _run(one, slices):
-    fields, data = one.run.fields, one.data
+    fields = one.run.fields
+    data = one.data
     threshold = float(fields.get("threshold", 0.5))
     return {
         "name": one.name,
@@ -66,7 +68,8 @@ def _run(one, slices):
 
 
 def _slice(one, i):
-    data, run = one.data, one.run
+    data = one.data
+    run = one.run
     _, height, width, classes = data.probability.shape
     row = int(data.slices[i]) * classes
     case, number, _ = run.images[row]

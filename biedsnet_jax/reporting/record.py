@@ -27,7 +27,9 @@ NAME = "report_data.npz"
 LEVELS = 200
 GROUPS = ("worst", "median", "best", "other")
 # of a recorded trajectory: steps, pixels a side of x_t, levels of x_t
-MOST_STEPS, MOST_SIDE, GREYS = 20, 128, 15
+MOST_STEPS = 20
+MOST_SIDE = 128
+GREYS = 15
 # quality
 _JPEG = 85
 

@@ -42,7 +42,8 @@ def write(workdir: pathlib.Path) -> None:
 
 
 def _write(path, runs, begun):
-    tables, shown = make_tables(runs), run_tables.evaluated(runs)
+    tables = make_tables(runs)
+    shown = run_tables.evaluated(runs)
     if begun:
         names = [
             [str(workdir), "no results yet; the command that began it goes on"]
@@ -56,7 +57,8 @@ def _write(path, runs, begun):
                 names,
             )
         )
-    title, found = make_title(runs), None
+    title = make_title(runs)
+    found = None
     # Several rows are compared, not judged.
     if len({(run.fields["row"], run.fields["dataset"]) for run in runs}) == 1:
         found = verdict.judge(shown)

@@ -210,7 +210,8 @@ def _paper_table(layout, shown, facts):
     header.insert(2, "95 % interval")
     rows = []
     for name, row in shown:
-        cells, interval = [NOT_MEASURED] + [_NONE] * (len(names) - 1), _NONE
+        cells = [NOT_MEASURED] + [_NONE] * (len(names) - 1)
+        interval = _NONE
         if row:
             means = [
                 comparison.mean(row.scores.scores[column]) for column in results.PAPER
@@ -227,7 +228,8 @@ def _paper_table(layout, shown, facts):
 
 
 def _difference_table(layout, shown, facts):
-    few, reference = comparison.FEWEST_CASES, dict(shown)[layout.reference]
+    few = comparison.FEWEST_CASES
+    reference = dict(shown)[layout.reference]
     caption = (
         f"{facts} Row minus {_label(layout.reference)}, standard convention: mean over the cases tested in both of the "
         "case's mean score, averaged over seeds. 95 % interval by paired bootstrap of cases; p of the two-sided "
@@ -298,11 +300,10 @@ def _details_table(layout, shown, facts):
     header += ["Entropy against error", "Dice of the surest half"]
 
     def cells(row):
-        columns, found = row.scores.scores, []
-        known, small = (
-            ~np.isnan(columns["dice"]),
-            columns["truth_pixels"] < _SMALL * (row.field("size") / 256) ** 2,
-        )
+        columns = row.scores.scores
+        found = []
+        known = ~np.isnan(columns["dice"])
+        small = columns["truth_pixels"] < _SMALL * (row.field("size") / 256) ** 2
         recorded = not np.isnan(columns["truth_pixels"]).all()
         for some in (known & small, known & ~small & recorded):
             means = [
@@ -313,7 +314,8 @@ def _details_table(layout, shown, facts):
                 *(_number(mean, digits) for mean, digits in zip(means, (4, 2, 4))),
             ]
         ece = [value for value in row.each("calibration_error") if value is not None]
-        dice, entropy = columns["dice"][known], columns["entropy"][known]
+        dice = columns["dice"][known]
+        entropy = columns["entropy"][known]
         surest = dice[np.argsort(entropy, kind="stable")[: (len(dice) + 1) // 2]]
         rest = [
             sum(ece) / len(ece) if ece else math.nan,

@@ -8,10 +8,15 @@ import math
 from collections.abc import Sequence
 
 Number = int | float
-COLOURS, GREY = 8, 8
-_WIDTH, _HEIGHT = 480, 310
+COLOURS = 8
+GREY = 8
+_WIDTH = 480
+_HEIGHT = 310
 # margins
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 12, 52
+_LEFT = 56
+_RIGHT = 26
+_TOP = 12
+_BOTTOM = 52
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +87,9 @@ class _Scale:
     """From values to places between `start` and `end`."""
 
     def __init__(self, axis, values, start, end):
-        self.axis, self.start, self.end = axis, start, end
+        self.axis = axis
+        self.start = start
+        self.end = end
         low = (
             axis.low
             if axis.low is not None
@@ -96,7 +103,8 @@ class _Scale:
             )
         if high <= low:
             low, high = (low, low * 10) if axis.log else (low - 0.5, low + 0.5)
-        self.low, self.high = low, high
+        self.low = low
+        self.high = high
 
     def __call__(self, value):
         at, low, high = (
@@ -118,10 +126,8 @@ class _Scale:
         rough = (self.high - self.low) / 5
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
-        first, last = (
-            math.ceil(self.low / step - 1e-9),
-            math.floor(self.high / step + 1e-9),
-        )
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
         return [(n * step, f"{n * step:.10g}") for n in range(first, last + 1)]
 
 
@@ -162,11 +168,9 @@ def _classes(one):
 
 
 def _x_tick(x, value, name):
-    at, bottom, short = (
-        x(value),
-        _HEIGHT - _BOTTOM,
-        name if len(name) < 12 else "…" + name[-9:],
-    )
+    at = x(value)
+    bottom = _HEIGHT - _BOTTOM
+    short = name if len(name) < 12 else "…" + name[-9:]
     line = f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>'
     if not x.axis.names or len(x.axis.names) < 6:
         return line + _text(at, bottom + 16, short, "middle")

@@ -52,7 +52,8 @@ def _cell(text):
 
 def html_table(table: Table) -> str:
     """A `section` with heading, caption, table and notes."""
-    title, caption = _html(table.title), _html(table.caption)
+    title = _html(table.title)
+    caption = _html(table.caption)
     head = "".join(f'<th scope="col">{_html(cell)}</th>' for cell in table.header)
     rows = "\n".join(map(_html_row, table.rows))
     items = "".join(f"<li>{_html(note)}</li>" for note in table.notes)

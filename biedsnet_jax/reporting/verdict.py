@@ -98,7 +98,8 @@ def _missed(evidence: Evidence):
 
 
 def _false_lesions(evidence: Evidence):
-    healthy, predicted = evidence.healthy, evidence.predicted
+    healthy = evidence.healthy
+    predicted = evidence.predicted
     if not healthy:
         if not predicted:
             return None

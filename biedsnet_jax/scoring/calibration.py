@@ -13,7 +13,8 @@ BINS = 1000
 # there is a lot of elsewhere.
 LIKELY = 0.05
 # Error as a share of the foreground, up to which calibration is good, and fair.
-GOOD, FAIR = 0.1, 0.3
+GOOD = 0.1
+FAIR = 0.3
 
 
 class Confidence(NamedTuple):

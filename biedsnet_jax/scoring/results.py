@@ -22,7 +22,8 @@ from biedsnet_jax.runtime import csv_text, files
 from biedsnet_jax.scoring import volumes
 from biedsnet_jax.scoring.false_lesions import Mask
 
-SLICES, CASES = "slices.csv", "cases.csv"
+SLICES = "slices.csv"
+CASES = "cases.csv"
 
 # Columns of slices.csv that a report shows, by convention.
 STANDARD = ("dice", "hd", "hd95", "nsd", "iou", "accuracy", "recall", "precision")
@@ -55,8 +56,8 @@ _FIELDS = {
 _LONGEST_PATH = 4096
 # Runs of one row are averaged, so these must be the same in all of them.
 _SAME = (
-    "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype", "sampler", "fusion", "threshold",
-    "nsd_tolerance",
+    "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype",
+    "sampler", "fusion", "threshold", "nsd_tolerance",
 )  # fmt: skip
 
 
@@ -96,7 +97,8 @@ def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
 
     Raises BadInput for a folder that is not there or has no results at all.
     """
-    finished, begun = {}, {}
+    finished = {}
+    begun = {}
     for name in _folders(text):
         folder = pathlib.Path(name)
         if not os.path.isdir(name):
@@ -130,7 +132,8 @@ def load(workdir: pathlib.Path) -> Run:
         run = _run(workdir, fields, rows, _read_cases(workdir))
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(workdir, path, _line(error)) from None
-    dice, expected = run.scores["dice"], fields["standard"]["dice"]["mean"]
+    dice = run.scores["dice"]
+    expected = fields["standard"]["dice"]["mean"]
     known = dice[~np.isnan(dice)]
     mean = float(np.mean(known)) if known.size else None
     if not _agree(mean, expected):
@@ -150,7 +153,8 @@ def check_same_row(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
         for name in _SAME:
-            ours, theirs = run.fields.get(name), first.fields.get(name)
+            ours = run.fields.get(name)
+            theirs = first.fields.get(name)
             if ours != theirs:
                 raise BadInput(
                     f"Runs of row {_name(first.fields['row'])} differ: {name} is {theirs} in "
@@ -187,7 +191,8 @@ def _folders(text):
 
 def _longest(parts):
     """Counts the parts that, joined, name a folder; 1 where none do."""
-    name, longest = "", 1
+    name = ""
+    longest = 1
     for count, part in enumerate(parts, start=1):
         name += part if count == 1 else f",{part}"
         if len(name) > _LONGEST_PATH:

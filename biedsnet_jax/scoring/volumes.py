@@ -12,6 +12,7 @@ tested, so its Dice is that of the stacked masks.
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 COUNTS = ("tp", "fp", "fn", "tn")
 OVERLAPS = ("dice", "iou", "accuracy", "recall", "precision")
@@ -50,28 +51,29 @@ def summed(rows: Sequence[Mapping]) -> dict[str, int]:
 
 def case_rows(
     rows: Sequence[Mapping],
-    *,
     lesion_rows: Sequence[Mapping] | None = None,
-    pixel_mm2: Mapping[tuple, float] | None = None,
+    pixel_mm2: Mapping[tuple, float] = MappingProxyType({}),
 ) -> list[dict[str, str | int | float]]:
     """Makes the rows of `cases.csv` from those of `slices.csv`: one a volume.
 
     Columns: case, class, slices (their number), dice, iou, recall, precision,
     truth_pixels and predicted_pixels. With `lesion_rows`, those of `lesions.csv`, also
-    lesions, lesions_missed and lesions_false. With `pixel_mm2`, the area of a pixel by
-    (case, slice), also truth_mm2 and predicted_mm2: areas summed over the slices. Times
-    the distance between slices, which no source tells, they are volumes in mm3.
+    lesions, lesions_missed and lesions_false. Where `pixel_mm2` has the area of a pixel
+    of every (case, slice), also truth_mm2 and predicted_mm2: areas summed over the
+    slices. Times the distance between slices, which no source tells, they are volumes
+    in mm3.
     """
     lesions = by_volume(lesion_rows or ())
+    measured = all((row["case"], row["slice"]) in pixel_mm2 for row in rows)
     found = []
     for (case, label), volume in by_volume(rows).items():
         counts = summed(volume)
-        scores = overlap(**counts)
+        scores = overlap(**summed(volume))
         row = {"case": case, "class": label, "slices": len(volume)}
         row |= {name: scores[name] for name in ("dice", "iou", "recall", "precision")}
         row["truth_pixels"] = counts["tp"] + counts["fn"]
         row["predicted_pixels"] = counts["tp"] + counts["fp"]
-        if pixel_mm2 is not None:
+        if measured:
             row |= _areas(volume, pixel_mm2)
         if lesion_rows is not None:
             row |= _lesion_counts(lesions.get((case, label), ()))
@@ -80,7 +82,8 @@ def case_rows(
 
 
 def _areas(volume, pixel_mm2):
-    truth, predicted = [], []
+    truth = []
+    predicted = []
     for row in volume:
         area = pixel_mm2[row["case"], row["slice"]]
         truth.append((row["tp"] + row["fn"]) * area)

@@ -89,7 +89,8 @@ def probabilities(cfg, model, mesh, *, seed=0, fusion="mean", variables=None):
 
 
 def test_an_images_noise_is_its_own_whatever_shares_its_batch_or_device():
-    eight, one = devices.make_mesh(), devices.make_mesh(jax.devices()[:1])
+    eight = devices.make_mesh()
+    one = devices.make_mesh(jax.devices()[:1])
     expected, _ = probabilities(config(**{"eval.batch_size": 8}), Noise(), eight)
     assert len(expected) == 12 and len(np.unique(expected[:, 0, 0, 0])) == 12
     for mesh, batch_size in ((eight, 16), (one, 5), (one, 1)):
@@ -102,7 +103,8 @@ def test_an_images_noise_is_its_own_whatever_shares_its_batch_or_device():
 
 
 def test_samples_are_fused():
-    mesh, cfg = devices.make_mesh(), config(**{"eval.batch_size": 8})
+    mesh = devices.make_mesh()
+    cfg = config(**{"eval.batch_size": 8})
     mean, _ = probabilities(cfg, Noise(), mesh)
     squared, _ = probabilities(cfg, Noise(), mesh, fusion="mean_squared")
     majority, _ = probabilities(cfg, Noise(), mesh, fusion="majority")
@@ -124,11 +126,9 @@ def test_staple_is_the_same_on_one_device_and_on_eight():
 
 @pytest.mark.parametrize("above", [-9.0, 0.0, 9.0])
 def test_mean_dice_is_over_the_slices_with_truth(above):
-    mesh, cfg, variables = (
-        devices.make_mesh(),
-        config(**{"eval.batch_size": 8}),
-        {"above": jnp.float32(above)},
-    )
+    mesh = devices.make_mesh()
+    cfg = config(**{"eval.batch_size": 8})
+    variables = {"above": jnp.float32(above)}
     data = build_data.open_data(cfg)
     found = mean_dice(
         Trained(cfg, Bright(), variables, 0, mesh), data, data.train + data.test
@@ -144,10 +144,8 @@ def test_mean_dice_is_over_the_slices_with_truth(above):
 
 
 def test_mean_dice_without_any_truth_is_undefined():
-    mesh, cfg = (
-        devices.make_mesh(),
-        config(**{"eval.batch_size": 8, "data.phantom.empty_fraction": 1.0}),
-    )
+    mesh = devices.make_mesh()
+    cfg = config(**{"eval.batch_size": 8, "data.phantom.empty_fraction": 1.0})
     data = build_data.open_data(cfg)
     assert (
         mean_dice(
@@ -174,10 +172,8 @@ def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
 
 
 def test_nsd_at_the_configs_tolerances_stands_in_both_files(tmp_path, monkeypatch):
-    strict, lax = (
-        {"eval.nsd_tolerance": 1.0, "eval.nsd_tolerance_mm": 0.5},
-        {"eval.nsd_tolerance": 99.0},
-    )
+    strict = {"eval.nsd_tolerance": 1.0, "eval.nsd_tolerance_mm": 0.5}
+    lax = {"eval.nsd_tolerance": 99.0}
     results, rows = scored(config(**strict), tmp_path, monkeypatch)
     known = [float(row["nsd"]) for row in rows if row["nsd"] != "nan"]
     assert (results["nsd_tolerance"], results["nsd_tolerance_mm"]) == (1.0, 0.5)
@@ -203,7 +199,8 @@ def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):
         tmp_path,
         monkeypatch,
     )
-    rows, found = csv_files.read(tmp_path / "lesions.csv"), results["lesions"]
+    rows = csv_files.read(tmp_path / "lesions.csv")
+    found = results["lesions"]
     true = [row for row in rows if row["mask"] == "truth"]
     assert found["least_overlap"] == 0.5 and found["true"] == len(true) > 0
     assert found["found"] == sum(float(row["overlap"]) >= 0.5 for row in true)
@@ -244,7 +241,8 @@ def test_pictures_are_those_of_the_masks_that_were_scored(tmp_path, monkeypatch)
         == 4
     )
     for i, number in enumerate(found.slices):
-        mask, truth = found.probability[i] > round(0.6 * 200), found.truth[i] > 0
+        mask = found.probability[i] > round(0.6 * 200)
+        truth = found.truth[i] > 0
         assert (mask & truth).sum() == int(rows[number]["tp"]) and (
             mask & ~truth
         ).sum() == int(rows[number]["fp"])
@@ -325,7 +323,8 @@ def test_what_is_kept_depends_on_neither_devices_nor_batch(tmp_path, monkeypatch
     ],
 )
 def test_what_a_method_has_not_is_left_out(tmp_path, monkeypatch, fields, absent):
-    cfg, model = config(**fields), Bright()
+    cfg = config(**fields)
+    model = Bright()
     model.draws_samples = cfg.method != "direct"
     found, _ = kept(cfg, tmp_path / "run", monkeypatch, model=model)
     for name in ("slices", "mutual_information", "x_0"):

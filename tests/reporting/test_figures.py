@@ -18,7 +18,8 @@ def pixels(count=3000):
     rng = np.random.default_rng(0)
     bins = rng.integers(0, 1000, count)
     p = (bins + 0.5) / 1000
-    truth, mask = rng.random(count) < p**1.5, p > 0.4
+    truth = rng.random(count) < p**1.5
+    mask = p > 0.4
     histogram = np.zeros((1, 1000, 2, 2), int)
     np.add.at(histogram, (0, bins, truth.astype(int), mask.astype(int)), 1)
     return p, truth, mask, histogram
@@ -51,7 +52,8 @@ def test_pixel_risk_coverage_keeps_the_surest_first():
 
 
 def test_slice_risk_coverage_worked_by_hand():
-    dice, entropy = np.array([0.5, math.nan, 0.9, 0.7]), np.array([0.8, 0.0, 0.1, 0.3])
+    dice = np.array([0.5, math.nan, 0.9, 0.7])
+    entropy = np.array([0.8, 0.0, 0.1, 0.3])
     coverage, risk = calibration.slice_risk_coverage(dice, entropy)
     assert coverage == pytest.approx([1 / 3, 2 / 3, 1])
     assert risk == pytest.approx([0.1, 0.2, 0.3])

@@ -17,7 +17,8 @@ from biedsnet_jax.reporting import record, report
 from biedsnet_jax.scoring import metrics
 
 HOSTILE = "<img src=x onerror=hacked=1></script><script>hacked=1</script>&amp;"
-browser_page, page_log = browser.browser_page, browser.page_log
+browser_page = browser.browser_page
+page_log = browser.page_log
 
 PANELS = ("image", "truth", "prediction", "uncertainty", "difference")
 

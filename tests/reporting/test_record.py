@@ -69,7 +69,9 @@ def chosen(dice, most, classes=1):
 
 def test_the_worst_the_median_and_the_best_come_first_in_turns():
     dice = [0.9, 0.1, NAN, 0.5, 0.7, 0.3, 0.8, 0.2, NAN, 0.6]
-    worst, median, best = (1, "worst"), (3, "median"), (0, "best")
+    worst = (1, "worst")
+    median = (3, "median")
+    best = (0, "best")
     assert chosen(dice, 3) in ([worst, median, best], [worst, (9, "median"), best])
     found = chosen(dice, 6)
     assert [group for _, group in found] == ["worst", "median", "best"] + ["other"] * 3

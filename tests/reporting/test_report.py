@@ -195,10 +195,8 @@ def test_rows_come_in_the_papers_order_with_its_figures_in_their_own_table(tmp_p
         write_run(tmp_path / "x", two, row="unet"),
         write_run(tmp_path / "w", two, row="direct"),
     )
-    standard, paper = (
-        tables["Table 1, standard convention"],
-        tables["Table 1, paper convention"],
-    )
+    standard = tables["Table 1, standard convention"]
+    paper = tables["Table 1, paper convention"]
     papers = [
         "UNet",
         "UNet++",
@@ -216,7 +214,8 @@ def test_rows_come_in_the_papers_order_with_its_figures_in_their_own_table(tmp_p
         assert measured == {"UNet", "BIEDSNet", "BIEDSNet, no diffusion", "my_net"}
     assert not [title for title in tables if "Table 2" in title]
 
-    dice, hd = paper.header.index("Dice, paper"), paper.header.index("HD, paper")
+    dice = paper.header.index("Dice, paper")
+    hd = paper.header.index("HD, paper")
     assert (paper.rows[6][dice], paper.rows[6][hd]) == ("0.7578", "2.7090")
     assert [row[dice] for row in paper.rows[7:]] == ["-", "-", "-"]
     published = {
@@ -396,7 +395,9 @@ class Reader(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__(convert_charrefs=True)
-        self.open, self.tables, self.loads = [], [], []
+        self.open = []
+        self.tables = []
+        self.loads = []
 
     def handle_starttag(self, tag, attributes):
         if tag not in ("meta", "input"):

@@ -47,7 +47,8 @@ class Text(html.parser.HTMLParser):
 
     def __init__(self, page):
         super().__init__(convert_charrefs=True)
-        self.tags, self.parts = set(), []
+        self.tags = set()
+        self.parts = []
         self.feed(page)
 
     def handle_starttag(self, tag, attributes):

@@ -127,7 +127,8 @@ def test_figures_are_those_of_the_evaluation(tmp_path):
     probability, truth = evaluated_workdir.write(tmp_path / "run", count=8, classes=2)
     run = results.load(tmp_path / "run")
     found, evidence = judged(tmp_path / "run")
-    standard, pred = run.fields["standard"]["dice"], probability > 0.5
+    standard = run.fields["standard"]["dice"]
+    pred = probability > 0.5
     assert evidence.slice_dice.mean == pytest.approx(standard["mean"])
     bounds = (evidence.slice_dice.low, evidence.slice_dice.high)
     assert bounds == pytest.approx(standard["ci95"])
@@ -152,7 +153,8 @@ def test_figures_are_those_of_the_evaluation(tmp_path):
     ]
     assert figures(found)["Test cases"] == "3"
     assert figures(found)["Training loss"] == "still falling"
-    page, text = (tmp_path / "run" / "r.html"), (tmp_path / "run" / "r.md")
+    page = tmp_path / "run" / "r.html"
+    text = tmp_path / "run" / "r.md"
     report.run(str(tmp_path / "run"), str(page))
     for one in found.findings:
         assert f'<dd class="figure">{one.figure}</dd>' in page.read_text()
@@ -197,9 +199,11 @@ def test_a_slice_is_missed_where_it_shares_no_pixel_with_the_truth(tmp_path):
         tmp_path / "run", threshold=0.95, seed=3
     )
     _, evidence = judged(tmp_path / "run")
-    pred, size = probability > 0.95, truth.sum((1, 2, 3))
+    pred = probability > 0.95
+    size = truth.sum((1, 2, 3))
     missed = ~(pred & truth).any((1, 2, 3))
-    small, large = (size > 0) & (size < 100), size >= 100
+    small = (size > 0) & (size < 100)
+    large = size >= 100
     counts = [
         int(some.sum()) for some in (small, small & missed, large, large & missed)
     ]

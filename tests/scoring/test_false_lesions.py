@@ -17,7 +17,8 @@ from biedsnet_jax.exporting import model_card
 from biedsnet_jax.reporting import report
 from biedsnet_jax.scoring import false_lesions, metrics, results
 
-EMPTY, FULL = np.zeros((4, 4), bool), np.ones((4, 4), bool)
+EMPTY = np.zeros((4, 4), bool)
+FULL = np.ones((4, 4), bool)
 
 
 def summary(*masks):
@@ -42,7 +43,8 @@ def summary(*masks):
 
 def slow_counts(masks):
     """Slice by slice and case by case, in plain loops."""
-    slices, cases = collections.defaultdict(list), collections.defaultdict(list)
+    slices = collections.defaultdict(list)
+    cases = collections.defaultdict(list)
     for mask in masks:
         slices[mask.case, mask.slice].append(mask)
         cases[mask.case].append(mask)

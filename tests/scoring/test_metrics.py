@@ -117,7 +117,8 @@ def test_image_edge_is_border():
 
 
 def test_shifted_discs_lie_their_shift_apart():
-    pred, truth = disc(radius=20, column=52), disc(radius=20, column=40)
+    pred = disc(radius=20, column=52)
+    truth = disc(radius=20, column=40)
     values = metrics.standard(pred=pred, truth=truth, spacing=(0.5, 0.5))
     assert (values["hd"], values["hd_mm"]) == (12.0, 6.0)
 
@@ -206,7 +207,8 @@ def slow_distances(pred, truth, spacing, tolerance) -> list[float]:
         low = values[math.floor(where)]
         return low + (values[math.ceil(where)] - low) * (where % 1)
 
-    p, t = list(border(pred)), list(border(truth))
+    p = list(border(pred))
+    t = list(border(truth))
     there = [min(math.dist(a, b) for b in t) for a in p]
     back = [min(math.dist(a, b) for a in p) for b in t]
     hd95 = max(percentile_95(there), percentile_95(back))
@@ -230,10 +232,8 @@ def test_simple_itk_agrees(seed, spacing):
     contours = [sitk.LabelContour(image, False) for image in (pred, truth)]
     for contour in contours:
         contour.SetSpacing(spacing[::-1])
-    distance, overlap = (
-        sitk.HausdorffDistanceImageFilter(),
-        sitk.LabelOverlapMeasuresImageFilter(),
-    )
+    distance = sitk.HausdorffDistanceImageFilter()
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
     distance.Execute(*contours)
     overlap.Execute(pred, truth)
     assert ours["hd_mm"] == pytest.approx(distance.GetHausdorffDistance(), rel=1e-5)
@@ -249,7 +249,8 @@ def test_simple_itk_agrees(seed, spacing):
 @pytest.mark.parametrize("seed", range(3))
 def test_paper_hausdorff_is_scipy_on_the_arrays(seed):
     pred, truth = blobs(seed, (40, 56))
-    p, t = pred.astype(float), truth.astype(float)
+    p = pred.astype(float)
+    t = truth.astype(float)
     expected = max(directed_hausdorff(p, t)[0], directed_hausdorff(t, p)[0])
     for a, b in [(pred, truth), (truth, pred)]:
         assert metrics.paper(pred=a, truth=b)["hd"] == pytest.approx(

@@ -17,7 +17,8 @@ def test_counts_are_those_of_a_loop_over_thresholds_and_pixels():
     counts.add(probability[2:], truth[2:])
     for k, curve in enumerate(counts.curves()):
         for i in range(127):
-            p, t = probability[..., k].ravel(), truth[..., k].ravel()
+            p = probability[..., k].ravel()
+            t = truth[..., k].ravel()
             said = [float(x) * 126 >= i for x in p]
             tp = sum(1 for s, y in zip(said, t) if s and y)
             fp = sum(1 for s, y in zip(said, t) if s and not y)

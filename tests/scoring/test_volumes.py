@@ -54,7 +54,7 @@ def test_areas_are_summed_slice_by_slice_and_lesions_counted():
             ("prediction", 1),
         )
     ]
-    first, second = volumes.case_rows(rows, lesion_rows=lesions, pixel_mm2=area)
+    first, second = volumes.case_rows(rows, lesions, area)
     by_slice = truth[:3].sum((1, 2)) @ [0.5, 1.5, 2.5]
     assert first["truth_mm2"] == pytest.approx(by_slice)
     assert first["predicted_mm2"] == pytest.approx(
