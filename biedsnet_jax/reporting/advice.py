@@ -31,6 +31,11 @@ class Advice(NamedTuple):
     flags: str
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """Writes a share: "95 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def advise(evidence: Evidence) -> list[Advice]:
     """Applies all RULES, in their order."""
     found = [rule(evidence) for rule in RULES]
@@ -66,12 +71,13 @@ def few_cases(evidence: Evidence) -> Advice | None:
 
 def falling_loss(evidence: Evidence) -> Advice | None:
     """A loss that was still falling: train longer."""
-    trend = min(evidence.trends, key=lambda trend: trend.share, default=None)
-    if not trend or not trend.falling or not evidence.train_steps:
+    falling = [trend for trend in evidence.trends if trend.falling]
+    if not falling or not evidence.train_steps:
         return None
+    trend = min(falling, key=lambda trend: trend.share)
     return Advice(
         "Train longer",
-        f"The training loss fell by {-trend.share:.0%} over its last {trend.lines} log lines. "
+        f"The training loss fell by {percent(-trend.share)} over its last {trend.lines} log lines. "
         f"Take twice the {evidence.train_steps} steps, in a new workdir.",
         f"--config.train.steps={2 * evidence.train_steps}",
     )
@@ -122,8 +128,8 @@ def overconfidence(evidence: Evidence) -> Advice | None:
     steps = max(STEPS, sampler["steps"])
     return Advice(
         "Average more samples",
-        f"The model is {confidence.sureness:.1%} sure and {confidence.right:.1%} right, with "
-        f"{number(sampler['ensemble'], 'sample')} an image. Where samples differ, their mean is "
+        f"The model is {percent(confidence.sureness, 1)} sure and "
+        f"{percent(confidence.right, 1)} right, with {number(sampler['ensemble'], 'sample')} an image. Where samples differ, their mean is "
         "less sure. Score again with --mode=evaluate.",
         f"--config.sampler.steps={steps} --config.sampler.ensemble={SAMPLES}",
     )

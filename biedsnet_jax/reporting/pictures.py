@@ -1,5 +1,6 @@
-"""The pictures of a report as JSON for its script, as many as fit: maps as base64 of
-deflated bytes. Imports no jax.
+"""Packs the pictures of a report as JSON for its script, as many as fit.
+
+Maps are base64 of deflated bytes. Imports no jax.
 """
 
 import base64
@@ -11,19 +12,18 @@ import numpy as np
 
 from biedsnet_jax.reporting.record import GREYS, GROUPS, LEVELS, Evaluated
 
-# of all runs together; a report is to stay below 5 MB
+# Of all runs together, so that a report stays below 5 MB.
 MOST_BYTES = 4_300_000
-# slices of each run come before the denoising steps of one, as many more before those
-# of the next
+# So many slices of each run come before the denoising steps of one slice, and as many
+# more before those of the next.
 _TURN = 3
 
 
 def payload(shown: Sequence[Evaluated]) -> dict:
-    """Runs, their slices from the worst to the best Dice, and of some the denoising
-    steps.
+    """Lists the runs, with slices from the worst to the best Dice, some with their steps.
 
-    Where not all fit, every run keeps as many, the first of its list being the most
-    telling.
+    Where not all fit, every run keeps as many slices, the first of its list, which are
+    the most telling.
     """
     room = MOST_BYTES
     parts = []
@@ -100,8 +100,9 @@ def _steps(one, i):
 
 
 def _packed(maps):
-    """Class by class, each by rows, after one another."""
-    return base64.b64encode(zlib.compress(np.moveaxis(maps, -1, 0).tobytes())).decode()
+    """Packs maps class by class, each by rows."""
+    packed = zlib.compress(np.moveaxis(maps, -1, 0).tobytes())
+    return base64.b64encode(packed).decode()
 
 
 def _texts(value):

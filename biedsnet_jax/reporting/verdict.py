@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from biedsnet_jax.reporting import evidence as gathering
-from biedsnet_jax.reporting.advice import Advice, advise
+from biedsnet_jax.reporting.advice import Advice, advise, percent
 from biedsnet_jax.reporting.evidence import SMALL, Evidence, Score
 from biedsnet_jax.reporting.record import Evaluated
 from biedsnet_jax.reporting.table import Table, html_table, markdown_tables
@@ -118,33 +118,38 @@ def _calibration(evidence: Evidence):
     confidence = evidence.confidence
     if not confidence:
         return None
-    directions = {"neither": "neither over- nor underconfident"}
-    direction = directions.get(confidence.direction, confidence.direction)
+    share = confidence.error / confidence.foreground
+    direction = confidence.direction.capitalize()
+    if direction == "Neither":
+        direction = "Neither over- nor underconfident"
     return Finding(
         "Calibration",
         confidence.grade,
-        f"A pixel's probability is off by {confidence.error:.2g} on average (ECE), and lesions "
-        f"cover {confidence.foreground:.2g} of the pixels: an error of up to {GOOD:.0%} of that "
-        f"is good, up to {FAIR:.0%} fair. The model is {direction}: {confidence.sureness:.1%} "
-        f"sure, {confidence.right:.1%} right.",
+        f"A pixel's probability is off by {confidence.error:.2g} on average (ECE). That is "
+        f"{percent(share)} of the lesions' share of pixels, {confidence.foreground:.2g}; up to "
+        f"{percent(GOOD)} is good, up to {percent(FAIR)} fair. {direction}: "
+        f"{percent(confidence.sureness, 1)} sure, {percent(confidence.right, 1)} right.",
     )
 
 
 def _training_loss(evidence: Evidence):
-    if not evidence.trends:
+    trends = evidence.trends
+    if not trends:
         return None
-    trend = min(evidence.trends, key=lambda trend: trend.share)
-    falling = sum(trend.falling for trend in evidence.trends)
+    falling = [trend for trend in trends if trend.falling]
     figure = "still falling" if falling else "not falling"
-    text = ""
-    if len(evidence.trends) > 1:
-        figure = f"{falling} of {len(evidence.trends)} falling"
-        text = "In the run where it fell most: "
+    beginning = ""
+    if len(trends) > 1:
+        figure = f"{len(falling)} of {len(trends)} falling"
+        beginning = "In the run where it fell most: "
+    trend = min(falling or trends, key=lambda trend: trend.share)
+    sign = "+" if trend.share > 0 else ""
     return Finding(
         "Training loss",
         figure,
-        f"{text}{trend.start:.3g} to {trend.end:.3g} ({trend.share:+.0%}) along a line through the "
-        f"last {trend.lines} log lines, steps {trend.first_step} to {trend.last_step}.",
+        f"{beginning}{trend.start:.3g} to {trend.end:.3g} ({sign}{percent(trend.share)}) along a "
+        f"line through the last {trend.lines} log lines, steps {trend.first_step} to "
+        f"{trend.last_step}.",
     )
 
 

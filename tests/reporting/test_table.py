@@ -67,7 +67,8 @@ def rendered(text):
     return Text(parser.render(text))
 
 
-OWN_TAGS = set("h1 h2 p table thead tbody tr th td ul ol li strong code".split())
+OWN_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td"}
+OWN_TAGS |= {"ul", "ol", "li", "strong", "code"}
 
 
 @pytest.mark.parametrize("name", NAMES)

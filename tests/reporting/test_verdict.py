@@ -49,7 +49,7 @@ def advised(**fields):
             "--config.split.folds=4",
             "1 of 4",
         ),
-        ({"trends": [FLAT, FALLING]}, "--config.train.steps=480", "25%"),
+        ({"trends": [FLAT, FALLING]}, "--config.train.steps=480", "25 %"),
         (
             {"missed": Missed("lesion", 20, 9, 30, 1)},
             "--config.data.size=128",
@@ -63,7 +63,7 @@ def advised(**fields):
         (
             {"confidence": SURE},
             "--config.sampler.ensemble=9",
-            "99.0% sure and 97.0% right",
+            "99.0 % sure and 97.0 % right",
         ),
         (
             {"missed": Missed("slice with a lesion", 9, 1, 9, 1)},
