@@ -36,7 +36,8 @@ def test_a_line_through_the_last_third_is_that_of_numpy():
 def test_a_falling_loss_is_told_through_noise(count):
     noise = np.random.default_rng(count).normal(1, 0.03, count)
     trend = loss_trend(logged(np.linspace(1, 0.25, count) * noise))
-    assert trend.falling and trend.share < -0.2
+    assert trend.falling
+    assert trend.share < -0.2
 
 
 @pytest.mark.parametrize("count", [12, 40, 400])
@@ -67,4 +68,5 @@ def test_a_resumed_training_counts_each_step_once(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 70, "lo')
     trend = loss_trend(learning.read_metrics(tmp_path))
     assert (trend.lines, trend.last_step) == (6, 60)
-    assert trend.start == pytest.approx(0.8) and trend.end == pytest.approx(0.3)
+    assert trend.start == pytest.approx(0.8)
+    assert trend.end == pytest.approx(0.3)

@@ -25,8 +25,9 @@ PANELS = ("image", "truth", "prediction", "uncertainty", "difference")
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The report of two runs: a diffusion model, and a direct one of two classes; and
-    what they predicted.
+    """Writes the report of two runs: a diffusion model, and a direct one of two classes.
+
+    Returns its path, and what the two predicted.
     """
     root = tmp_path_factory.mktemp("runs")
     truths = [
@@ -54,7 +55,7 @@ def page(browser_page, written):
 
 
 def pixels(page, *names):
-    """A number for what each canvas shows."""
+    """Hashes what each canvas shows."""
     script = """names => names.map(name => {
       const canvas = document.getElementById(name);
       const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
@@ -64,7 +65,7 @@ def pixels(page, *names):
 
 
 def changed(page, action, *names):
-    """Those of the canvases that look otherwise after `action`."""
+    """Names the canvases that look otherwise after `action`."""
     before = pixels(page, *names)
     action()
     page.wait_for_timeout(150)
@@ -85,7 +86,7 @@ def live_dice(page, level):
 
 
 def test_all_is_drawn_and_nothing_is_loaded_or_wrong(page, page_log):
-    # before pixels are read back, which Chromium remarks on
+    # Chromium warns once pixels are read back, which comes later.
     browser.assert_quiet(page_log)
     assert [
         text[:5]
@@ -118,7 +119,7 @@ def test_live_dice_is_the_packages_at_every_threshold(page, written, run, klass)
             slices[place],
         )
         i = int(re.search(r"slice (\d+)", slices[place]).group(1))
-        # which is level 67 exactly
+        # The threshold 0.3337 is level 67 exactly.
         own = 0.5 if run == 0 else 0.3337
         for level, threshold in (
             (1, 1 / 200),
@@ -178,15 +179,15 @@ def test_sliders_change_what_is_drawn_and_nothing_else(page):
 
 
 def test_the_map_is_drawn_as_told(page):
-    """Prediction at full opacity: the tint where the probability exceeds the threshold,
-    the image elsewhere.
-    """
+    """At full opacity a pixel has the tint exactly where it exceeds the threshold."""
     slide(page, "opacity", 100)
     page.wait_for_timeout(150)
     tinted = page.evaluate("""async () => {
       const one = slice(), maps = await load(one);
-      const drawn = by('prediction').getContext('2d').getImageData(0, 0, one.width, one.height).data;
-      return [...maps.level].every((level, i) => (level > 100) === (drawn[i * 4] === 230 && drawn[i * 4 + 2] === 0));
+      const context = by('prediction').getContext('2d');
+      const drawn = context.getImageData(0, 0, one.width, one.height).data;
+      const tinted = (i) => drawn[i * 4] === 230 && drawn[i * 4 + 2] === 0;
+      return [...maps.level].every((level, i) => (level > 100) === tinted(i));
     }""")
     assert tinted
 
@@ -230,12 +231,12 @@ def test_keys_move_through_slices_thresholds_and_steps(page):
     page.locator("#viewer").focus()
     press("ArrowRight", "2 of 6")
     press("ArrowLeft", "1 of 6")
-    # the end
+    # The first slice is the end.
     press("ArrowLeft", "1 of 6")
     press("ArrowUp", "0.505", "#threshold-text")
     press("ArrowDown", "0.500", "#threshold-text")
     page.locator("#slice").focus()
-    # a slider's own keys
+    # A slider has keys of its own.
     press("End", "6 of 6")
     page.locator("#steps").focus()
     press("ArrowLeft", "3 of 4", "#step-text")
@@ -277,10 +278,8 @@ def test_light_and_dark_follow_the_system_until_told_otherwise(page):
     page.emulate_media(color_scheme="light", media="print")
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     assert paper() == "rgb(255, 255, 255)"
-    assert (
-        not page.locator("#theme").is_visible()
-        and page.locator("#prediction").is_visible()
-    )
+    assert not page.locator("#theme").is_visible()
+    assert page.locator("#prediction").is_visible()
 
 
 def test_one_convention_is_shown_at_a_time(page):
@@ -300,7 +299,7 @@ def test_one_convention_is_shown_at_a_time(page):
 
 @pytest.fixture(scope="module")
 def own_report(tmp_path_factory):
-    """The report of one run that draws its samples in one step."""
+    """Writes the report of one run that draws its samples in one step."""
     folder = tmp_path_factory.mktemp("own") / "run"
     evaluated_workdir.write(folder, count=40, pictures=12, steps=1)
     report.run(str(folder), None)
@@ -336,7 +335,8 @@ def test_the_worst_the_median_and_the_best_open_below(own_page):
         label = figure.locator("figcaption").inner_text().split(". ")[1]
         assert own_page.locator("#score").inner_text().startswith(f"{label}, one of")
         places.append(int(own_page.locator("#slice").input_value()))
-    assert places[0] == 0 and places == sorted(set(places))
+    assert places[0] == 0
+    assert places == sorted(set(places))
 
 
 def test_one_step_has_no_slider(own_page):
@@ -419,6 +419,7 @@ def test_an_earlier_workdir_has_a_report_that_says_how_to_get_pictures(
     browser.assert_accessible(browser_page)
 
 
+@pytest.mark.slow
 def test_eight_full_size_runs_stay_below_five_megabytes_and_need_no_jax(tmp_path):
     for n in range(8):
         evaluated_workdir.write(
@@ -438,7 +439,7 @@ def test_eight_full_size_runs_stay_below_five_megabytes_and_need_no_jax(tmp_path
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "r.html").read_text()
     assert 200_000 < len(text.encode()) < 5_000_000
-    # of each run, the worst, the median and the best
+    # Each run has the worst, the median and the best slice.
     assert len(re.findall(r'"label":', text)) >= 8 * 3
     assert len(re.findall(r'"x_0":', text)) >= 8
     assert record.NAME in {path.name for path in (tmp_path / "x" / "seed0").iterdir()}

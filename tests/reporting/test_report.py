@@ -19,8 +19,7 @@ from places import ROOT
 from refusals import refused
 from scipy import stats
 
-from biedsnet_jax.reporting import published as paper_tables
-from biedsnet_jax.reporting import report
+from biedsnet_jax.reporting import published, report
 from biedsnet_jax.reporting.table import Table, html_table, markdown
 from biedsnet_jax.scoring import comparison, results
 
@@ -30,8 +29,9 @@ NAN = math.nan
 def write_run(
     folder, dice_by_case, *, row="unet", seed=0, hd95=10.0, columns=None, **fields
 ):
-    """A workdir as evaluation leaves it; `dice_by_case` lists the Dice of each slice,
-    NaN for empty truth.
+    """Writes a workdir as evaluation leaves it.
+
+    `dice_by_case` lists the Dice of each slice, NaN for empty truth.
 
     `columns` maps the names of further ones to values in the order of the slices.
     """
@@ -97,7 +97,7 @@ def test_an_image_scores_the_mean_over_seeds_and_a_row_the_mean_over_images(tmp_
     )
     np.testing.assert_allclose(row.scores["dice"], [0.6, 0.5, NAN, 0.3])
     assert comparison.mean(row.scores["dice"]) == pytest.approx(1.4 / 3)
-    # mean over seeds of the mean
+    # It is the mean over seeds of the mean over images.
     assert comparison.mean(row.scores["dice"]) == pytest.approx((1.9 / 3 + 0.9 / 3) / 2)
     assert comparison.case_means(row, "dice") == pytest.approx({"a": 0.55, "b": 0.3})
 
@@ -123,7 +123,7 @@ def test_interval_of_two_cases_runs_from_one_to_the_other(tmp_path):
 
 def test_interval_draws_whole_cases_with_all_their_images(tmp_path):
     scores = {"a": [0.9] * 6, "b": [0.5, 0.6], "c": [0.2] * 4, "d": [0.7]}
-    # every draw there is, all equally likely
+    # All draws, equally likely.
     draws = itertools.product(scores, repeat=4)
     means = [
         np.mean([value for case in draw for value in scores[case]]) for draw in draws
@@ -140,7 +140,7 @@ def test_difference_pairs_the_cases_that_both_rows_have(tmp_path):
     delta = comparison.difference(
         pooled(tmp_path / "x", ours), pooled(tmp_path / "y", theirs), "dice"
     )
-    # 0.1 in a, 0.5 in b; c has no truth
+    # The differences are 0.1 in a and 0.5 in b; c has no truth.
     assert (delta.n, delta.mean) == (2, pytest.approx(0.3))
     assert (delta.low, delta.high) == pytest.approx((0.1, 0.5))
     assert math.isnan(delta.p)
@@ -149,12 +149,12 @@ def test_difference_pairs_the_cases_that_both_rows_have(tmp_path):
 @pytest.mark.parametrize(
     ("deltas", "p"),
     [
-        # 2 / 2^5 would be the least
+        # The least p of five cases would be 2 / 2^5.
         ([0.01, 0.02, 0.03, 0.04, 0.05], NAN),
         ([0.01, 0.02, 0.03, 0.04, 0.05, 0.06], 2 / 2**6),
-        # five that differ
+        # Only five cases differ.
         ([0.01, 0.02, 0.03, 0.04, 0.05, 0.0], NAN),
-        # rank sums 0 and 1 are as extreme, on either side
+        # Rank sums 0 and 1 are as extreme, on either side.
         ([-0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07], 4 / 2**7),
     ],
 )
@@ -217,12 +217,12 @@ def test_rows_come_in_the_papers_order_with_its_figures_in_their_own_table(tmp_p
     hd = paper.header.index("HD, paper")
     assert (paper.rows[6][dice], paper.rows[6][hd]) == ("0.7578", "2.7090")
     assert [row[dice] for row in paper.rows[7:]] == ["-", "-", "-"]
-    published = {
-        f"{value:.4f}" for values in paper_tables.TABLE_1.values() for value in values
+    figures = {
+        f"{value:.4f}" for values in published.TABLE_1.values() for value in values
     }
-    assert not published & {cell for row in standard.rows for cell in row}
+    assert not figures & {cell for row in standard.rows for cell in row}
     assert standard.rows[0][1:3] == ["0.6333", "0.5000 to 0.7000"]
-    # paper_dice is half of dice in these files
+    # In these files paper_dice is half of dice.
     assert paper.rows[0][1:3] == ["0.3167", "0.2500 to 0.3500"]
 
 
@@ -300,15 +300,19 @@ def test_a_report_is_called_by_its_rows_and_data(tmp_path, rows, title):
 
 
 def test_costs_and_each_seed_are_shown(tmp_path):
-    fields = dict(
-        row="biedsnet", sampler={"method": "ddim", "steps": 10, "ensemble": 5}
-    )
-    tables = tables_of(
+    sampler = {"method": "ddim", "steps": 10, "ensemble": 5}
+    runs = [
         write_run(
-            tmp_path / "s2", {"a": [0.5, NAN]}, seed=2, seconds_per_image=0.5, **fields
-        ),
-        write_run(tmp_path / "s1", {"a": [0.7, NAN]}, seed=1, **fields),
-    )
+            tmp_path / f"s{seed}",
+            {"a": [dice, NAN]},
+            row="biedsnet",
+            seed=seed,
+            seconds_per_image=seed / 4,
+            sampler=sampler,
+        )
+        for seed, dice in ((2, 0.5), (1, 0.7))
+    ]
+    tables = tables_of(*runs)
     table = tables["Scores, cost and budget"]
     assert dict(zip(table.header, table.rows[0])) == {
         "": "BIEDSNet",
@@ -350,20 +354,19 @@ def test_small_lesions_and_uncertainty_are_told_apart(tmp_path):
     )
     table = tables_of(one, two)["Scores, small lesions and uncertainty"]
     row = dict(zip(range(12), next(row for row in table.rows if row[0] == "UNet")))
-    # 0.2 and 0.8; HD95 is 10 more than Dice here
+    # Small are 0.2 and 0.8; HD95 is 10 more than Dice here.
     assert [row[i] for i in (1, 2, 3)] == ["2", "0.5000", "10.50"]
-    # 0.9 and 0.5
+    # Large are 0.9 and 0.5.
     assert [row[i] for i in (5, 6, 7)] == ["2", "0.7000", "10.70"]
-    # the surest half: entropy 0.1 and 0.2
+    # The surest half has entropy 0.1 and 0.2.
     assert [row[i] for i in (9, 10, 11)] == ["0.0200", "0.80", "0.8500"]
 
-    # of a version that did not record them
+    # An earlier version did not record them.
     old = write_run(tmp_path / "old", dice, row="unext")
     table = tables_of(old)["Scores, small lesions and uncertainty"]
     row = next(row for row in table.rows if row[0] == "UNeXt")
-    assert row[1:6] == ["0", "undefined", "undefined", "undefined", "0"] and set(
-        row[9:]
-    ) == {"undefined"}
+    assert row[1:6] == ["0", "undefined", "undefined", "undefined", "0"]
+    assert set(row[9:]) == {"undefined"}
 
 
 def test_captions_say_when_rows_are_not_on_equal_terms(tmp_path):
@@ -390,7 +393,7 @@ def test_data_sets_never_share_a_table(tmp_path):
 
 
 class Reader(html.parser.HTMLParser):
-    """Cells of every table, and whatever a page loads or runs."""
+    """Collects the cells of every table, and whatever a page loads or runs."""
 
     def __init__(self):
         super().__init__(convert_charrefs=True)
@@ -433,7 +436,8 @@ AWKWARD = Table(
 def test_html_holds_the_same_cells_and_loads_nothing():
     reader = Reader()
     reader.feed(html_table(AWKWARD))
-    assert reader.open == [] and reader.loads == []
+    assert reader.open == []
+    assert reader.loads == []
     assert reader.tables == [[AWKWARD.header, *AWKWARD.rows]]
 
 
@@ -448,7 +452,8 @@ def test_markdown_holds_the_same_cells():
         ]
         for line in lines
     ]
-    assert cells[0] == AWKWARD.header and cells[2:] == AWKWARD.rows
+    assert cells[0] == AWKWARD.header
+    assert cells[2:] == AWKWARD.rows
     assert cells[1] == [":--", "--:", "--:"]
 
 
@@ -462,7 +467,8 @@ def test_a_folder_of_rows_and_seeds_is_searched_and_both_files_written(
     (out / "biedsnet" / "seed0" / "config.json").write_text("{}")
     report.run(str(out), str(out / "report.html"))
     text = (out / "report.md").read_text()
-    assert "| UNet | 0.6000 |" in text and "not measured" not in text
+    assert "| UNet | 0.6000 |" in text
+    assert "not measured" not in text
     assert f"| {out / 'biedsnet' / 'seed0'} | no results yet" in text
     assert "2 runs, 1 not finished" in capsys.readouterr().out
     reader = Reader()
@@ -477,11 +483,12 @@ def test_the_report_of_named_workdirs_goes_where_it_is_told_or_into_the_only_one
     runs = [
         write_run(tmp_path / f"seed{seed}", {"a": [0.5]}, seed=seed) for seed in (0, 1)
     ]
-    # once more is no second run
+    # A workdir that is named twice is one run.
     report.run(f"{runs[0]},{runs[1]},{runs[0]}", str(tmp_path / "new" / "r.html"))
     assert "| UNet | 0, 1 |" in (tmp_path / "new" / "r.md").read_text()
     report.run(str(runs[0]), None)
-    assert (runs[0] / "report.html").exists() and (runs[0] / "report.md").exists()
+    assert (runs[0] / "report.html").exists()
+    assert (runs[0] / "report.md").exists()
 
 
 def damage(name, old, new):
@@ -581,7 +588,10 @@ def test_wrong_arguments_are_named_with_the_fix(
 def test_the_mode_runs_without_jax_and_without_a_config(tmp_path):
     folder = write_run(tmp_path / "run", {"a": [0.5]})
     (folder / "config.json").write_text("{}")
-    code = "import sys; from biedsnet_jax import main; sys.exit(main.run(sys.argv) or 10 * ('jax' in sys.modules))"
+    code = (
+        "import sys; from biedsnet_jax import main; "
+        "sys.exit(main.run(sys.argv) or 10 * ('jax' in sys.modules))"
+    )
 
     def mode_report(*flags):
         command = [sys.executable, "-c", code, "--mode=report", *flags]
@@ -596,13 +606,11 @@ def test_the_mode_runs_without_jax_and_without_a_config(tmp_path):
     )
 
 
-# --- many and odd workdirs -------------------------------------------------------------------------------------------
+# ---- Many and odd workdirs
 
 
 def written(tmp_path, names, monkeypatch):
-    """The report of workdirs with these names, each another seed, given in one list;
-    its two files.
-    """
+    """Writes the report of a list of workdirs, each another seed; returns its two files."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(names):
         write_run(tmp_path / name, {"a": [0.5], "b": [0.25]}, seed=seed)

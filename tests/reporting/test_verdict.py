@@ -74,7 +74,8 @@ def advised(**fields):
 )
 def test_figures_that_call_for_it_bring_one_advice(fields, flags, figures):
     (found,) = advised(**fields)
-    assert flags in found.flags and figures in found.why
+    assert flags in found.flags
+    assert figures in found.why
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,8 @@ def test_what_is_not_known_is_not_told(tmp_path):
     (folder / "report_data.npz").unlink()
     (folder / "metrics.jsonl").unlink()
     found, evidence = judged(folder)
-    assert evidence.all_cases is None and evidence.confidence is None
+    assert evidence.all_cases is None
+    assert evidence.confidence is None
     assert not {"Calibration", "Training loss"} & figures(found).keys()
 
 
@@ -255,7 +257,8 @@ def test_few_of_many_cases_are_listed_from_the_worst_on(tmp_path):
     evaluated_workdir.write(tmp_path / "run", count=40)
     table = judged(tmp_path / "run")[0].cases
     dice = [float(row[2]) for row in table.rows]
-    assert len(dice) == verdict.MOST_CASES and dice == sorted(dice)
+    assert len(dice) == verdict.MOST_CASES
+    assert dice == sorted(dice)
     assert "of 14" in table.caption
 
 

@@ -110,14 +110,15 @@ def test_lesions_equal_a_flood_fill(seed):
         (row["pixels"], round(row["overlap"] * row["pixels"]), row["dice"])
         for row in rows
     ]
-    assert found == expected and len(rows) > 20
+    assert found == expected
+    assert len(rows) > 20
     assert [row["found"] for row in rows] == [
         int(shared > 0) for _, shared, _ in expected
     ]
 
 
 def flood_fill(mask: np.ndarray) -> list[set]:
-    """Sets of touching pixels, corners included, in reading order."""
+    """Finds sets of touching pixels, corners included, in reading order."""
     left = {tuple(map(int, point)) for point in np.argwhere(mask)}
     found = []
     for start in sorted(left):
@@ -133,8 +134,7 @@ def flood_fill(mask: np.ndarray) -> list[set]:
     return found
 
 
-# Summary
-# --------------------------------------------------------------------------------------------------------------
+# ---- Summary
 
 
 def test_counts_and_rates_by_hand():
@@ -165,7 +165,7 @@ def test_counts_and_rates_by_hand():
     assert [(b["true"], b["found"], b["predicted"], b["false"]) for b in by_pixels] == [
         (4, 2, 3, 1),
         (0, 0, 0, 0),
-        # a hundred pixels
+        # A component of a hundred pixels.
         (1, 1, 1, 0),
         (0, 0, 0, 0),
     ]
@@ -175,17 +175,17 @@ def test_counts_and_rates_by_hand():
 def test_millimetres_only_where_all_are_known():
     known = rows_of(TRUTH, TRUTH, spacing=(5.0, 5.0))
     unknown = rows_of(TRUTH, TRUTH, case="b")
-    # 25, 25, 50 and 100 mm2
+    # The sizes are 25, 25, 50 and 100 mm2.
     assert [b["true"] for b in lesions.summarise(known)["by_mm2"]] == [0, 3, 1, 0]
     assert "by_mm2" not in lesions.summarise(known + unknown)
 
 
 @pytest.mark.parametrize(
-    # sensitivity, precision, f1, dice_of_found
+    # In order: sensitivity, precision, f1, dice_of_found.
     ("pred", "truth", "rates"),
     [
         ("0000", "0000", [None, None, None, None]),
-        # predicting nothing is not rewarded
+        # Predicting nothing is not rewarded.
         ("0000", "0110", [0.0, None, 0.0, None]),
         ("0110", "0000", [None, 0.0, 0.0, None]),
         ("1000", "0011", [0.0, 0.0, 0.0, None]),

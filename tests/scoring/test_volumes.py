@@ -31,7 +31,8 @@ def test_a_case_scores_as_its_stacked_masks():
     assert first["truth_pixels"] == truth[:3].sum()
     assert first["predicted_pixels"] == pred[:3].sum()
     # No truth, so no Dice; what was predicted counts all the same.
-    assert math.isnan(second["dice"]) and second["predicted_pixels"] == pred[3:].sum()
+    assert math.isnan(second["dice"])
+    assert second["predicted_pixels"] == pred[3:].sum()
 
 
 def test_the_mean_over_cases_is_that_of_results_json():
@@ -72,7 +73,8 @@ def test_a_workdir_of_either_version_reads_alike(tmp_path):
     run = results.load(tmp_path / "run")
     (tmp_path / "run" / "slices.csv").rename(tmp_path / "run" / "cases.csv")
     earlier = results.load(tmp_path / "run")
-    assert earlier.images == run.images and earlier.cases == run.cases
+    assert earlier.images == run.images
+    assert earlier.cases == run.cases
     np.testing.assert_array_equal(earlier.scores["dice"], run.scores["dice"])
 
 
