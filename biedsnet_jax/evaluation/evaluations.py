@@ -41,10 +41,13 @@ def differences(saved: ConfigDict, cfg: ConfigDict) -> dict[str, list]:
     """
     there = _settings(saved)
     here = _settings(cfg)
+    found = {}
     # `here` decides the order of the fields.
-    names = here | there
-    pairs = {name: [there.get(name), here.get(name)] for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    for name in here | there:
+        before, now = there.get(name), here.get(name)
+        if before != now:
+            found[name] = [before, now]
+    return found
 
 
 def _settings(cfg) -> dict[str, Any]:

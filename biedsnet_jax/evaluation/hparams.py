@@ -35,7 +35,8 @@ def record(cfg, workdir: pathlib.Path, results: dict) -> None:
     step = results["checkpoint_step"]
     fields, present = _fields(cfg)
     file = tensorboard.Board(folder, SUFFIX)
-    file.add(step, tensorboard.hparams(fields, present, [VAL_DICE, *map(_tag, SCORES)]))
+    scores = [VAL_DICE, *map(_tag, SCORES)]
+    file.add(step, tensorboard.hparams(fields, present, scores))
     file.add(step, tensorboard.scalars(_scores(workdir, results)))
     file.close()
     # Names hold the second of their making, so the newest comes last.

@@ -42,7 +42,8 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
     record = run_split.find_record(cfg, workdir)
     source = build_data.open_source(cfg)
     root = build_data.data_root(cfg)
-    here, there = ([str(name) for name in c.split.test] for c in (cfg, saved))
+    here = [str(name) for name in cfg.split.test]
+    there = [str(name) for name in saved.split.test]
     names = here if here != there else []
     differs = {"split.test": [there, names]} if names else {}
     if _is_of_run(record, saved, workdir, source, root):
@@ -54,7 +55,8 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
         run_split.check_any(data.test, "slices of the cases to score", root)
         scope = Scope(differs, _seen_in(record, data, own=True))
     else:
-        data = Data(source, [], [], _chosen(source.cases, names or ["*"]), root=root)
+        chosen = _chosen(source.cases, names or ["*"])
+        data = Data(source, train=[], val=[], test=chosen, root=root)
         before = record.root if record else build_data.data_root(saved)
         # Without a name of its own, other data is called by its folder.
         renamed = cfg.data.name != saved.data.name
@@ -145,7 +147,9 @@ def _chosen(cases, names):
     Raises BadInput for a name that fits no case.
     """
     known = set(cases)
-    chosen = set().union(*(splits.fitting(name, known, "test") for name in names))
+    chosen = set()
+    for name in names:
+        chosen |= set(splits.fitting(name, known, "test"))
     return run_split.indices(cases, chosen)
 
 

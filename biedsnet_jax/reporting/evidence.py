@@ -80,22 +80,25 @@ def gather(shown: Sequence[Evaluated]) -> Evidence:
     fields = runs[0].fields
     pooled = comparison.pool(runs)
     of_class = _volume_dice(runs)
-    folds = {tuple(run.fields.get("fold") or ()) for run in runs} - {()}
+    folds = [run.fields["fold"] for run in runs if run.fields.get("fold")]
     counted = [run.fields["lesions"] for run in runs if "lesions" in run.fields]
     # All runs of a row were evaluated alike, or lesions are not known of all.
     counted = counted if len(counted) == len(runs) else []
+    trained_on = set()
+    slices = set()
+    for run in runs:
+        trained_on |= set(run.fields.get("trained_on") or ())
+        slices |= {(case, number) for case, number, _ in run.images}
     lines = [learning.read_metrics(run.workdir) for run in runs]
     trends = [learning.loss_trend(of_run) for of_run in lines]
     return Evidence(
         test_cases=len(pooled.cases()),
         all_cases=_count_cases(shown),
         own_test=not any(run.fields.get("differs") for run in runs),
-        folds=max((count for _, count in folds), default=0),
-        folds_here=len(folds),
-        trained_on=len(
-            set().union(*(run.fields.get("trained_on") or () for run in runs))
-        ),
-        slices=len({(case, number) for run in runs for case, number, _ in run.images}),
+        folds=folds[0][1] if folds else 0,
+        folds_here=len({fold for fold, _ in folds}),
+        trained_on=len(trained_on),
+        slices=len(slices),
         volume_dice=_volume_score(of_class),
         class_dice={
             label: comparison.mean(np.array(list(cases.values())))
@@ -128,15 +131,20 @@ def _volume_dice(runs):
         for row in run.cases:
             if not math.isnan(row["dice"]):
                 values[str(row["class"])][row["case"]].append(row["dice"])
-    return {
-        label: {case: math.fsum(dice) / len(dice) for case, dice in cases.items()}
-        for label, cases in sorted(values.items())
-    }
+    means = defaultdict(dict)
+    for label, cases in sorted(values.items()):
+        for case, dice in cases.items():
+            means[label][case] = math.fsum(dice) / len(dice)
+    return means
 
 
 def _volume_score(of_class):
-    pairs = [pair for cases in of_class.values() for pair in cases.items()]
-    return _score(np.array([dice for _, dice in pairs]), [case for case, _ in pairs])
+    names = []
+    dice = []
+    for cases in of_class.values():
+        names += cases
+        dice += cases.values()
+    return _score(np.array(dice), names)
 
 
 def _count_cases(shown):
@@ -186,4 +194,6 @@ def _healthy(runs: Sequence[results.Run]):
 def _confidence(shown):
     if any(one.data is None for one in shown):
         return None
-    return calibration.confidence(sum(one.data.histogram for one in shown))
+    # Runs may differ in their classes, which all count alike.
+    counts = [one.data.histogram.sum(0, keepdims=True) for one in shown]
+    return calibration.confidence(sum(counts))

@@ -3,6 +3,7 @@ and uncertainty. Imports no jax.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -100,11 +101,13 @@ def by_size(named: Named) -> list[Figure]:
             tips = [_tip(run, i) for i in some]
             series.append(_slices(size[some].tolist(), dice[some], tips))
         group = np.digitize(size, _SIZES)
-        points = [
-            (float(np.exp(np.log(size[chosen]).mean())), float(dice[chosen].mean()))
-            for chosen in (known & (group == g) for g in range(1, len(_SIZES) + 1))
-            if chosen.any()
-        ]
+        points = []
+        # Group 0 is of slices without truth.
+        for number in range(1, len(_SIZES) + 1):
+            chosen = known & (group == number)
+            if chosen.any():
+                middle = np.exp(np.log(size[chosen]).mean())
+                points.append((float(middle), float(dice[chosen].mean())))
         if points:
             label = "mean of a size" if len(named) == 1 else name
             series.append(Series(label, *zip(*points), colour))
@@ -182,10 +185,10 @@ def risk_coverage(named: Named) -> list[Figure]:
 
 
 def _case_means(run):
-    dice = {}
-    for (case, _, _), value in zip(run.images, run.scores["dice"].tolist()):
+    dice = defaultdict(list)
+    for (case, *_), value in zip(run.images, run.scores["dice"].tolist()):
         if not math.isnan(value):
-            dice.setdefault(case, []).append(value)
+            dice[case].append(value)
     return {case: math.fsum(values) / len(values) for case, values in dice.items()}
 
 

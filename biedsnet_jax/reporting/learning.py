@@ -70,15 +70,17 @@ def loss_trend(lines: list[dict]) -> Trend | None:
     """
     # A resumed training logs some steps twice: the later line counts.
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    known = [(s, x) for s, x in sorted(losses.items()) if math.isfinite(x) and x > 0]
+    known = [pair for pair in sorted(losses.items()) if 0 < pair[1] < math.inf]
     if len(known) < FEWEST_LINES:
         return None
     count = max(FEWEST_LINES, len(known) // 3)
     step, loss = np.array(known[-count:], float).T
     centred = step - step.mean()
-    slope = (centred * loss).sum() / (centred**2).sum()
+    spread = (centred**2).sum()
+    slope = (centred * loss).sum() / spread
     residual = loss - loss.mean() - slope * centred
-    slope_error = math.sqrt((residual**2).sum() / (count - 2) / (centred**2).sum())
+    # A line has two parameters.
+    slope_error = math.sqrt((residual**2).sum() / (count - 2) / spread)
     return Trend(
         lines=count,
         first_step=int(step[0]),

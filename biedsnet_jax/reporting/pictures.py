@@ -28,11 +28,12 @@ def payload(shown: Sequence[Evaluated]) -> dict:
     room = MOST_BYTES
     parts = []
     for number, one in enumerate(shown):
-        if one.data is not None:
-            parts += [(i, number, i, _slice) for i in range(len(one.data.slices))]
-            parts += [
-                ((i + 1) * _TURN, number, i, _steps) for i in range(len(one.data.x_0))
-            ]
+        if one.data is None:
+            continue
+        for i in range(len(one.data.slices)):
+            parts.append((i, number, i, _slice))
+        for i in range(len(one.data.x_0)):
+            parts.append(((i + 1) * _TURN, number, i, _steps))
     slices = {}
     for _, number, i, make in sorted(parts, key=lambda part: part[:2]):
         found = make(shown[number], i)
@@ -41,30 +42,29 @@ def payload(shown: Sequence[Evaluated]) -> dict:
             break
         slices.setdefault((number, i), {}).update(found)
         room -= cost
-    runs = [
-        _run(one, [found for (n, _), found in slices.items() if n == number])
-        for number, one in enumerate(shown)
-    ]
-    return {
-        "levels": LEVELS,
-        "greys": GREYS,
-        "runs": [run for run in runs if run["slices"]],
-    }
+    runs = []
+    for number, one in enumerate(shown):
+        of_run = [found for (n, _), found in slices.items() if n == number]
+        if of_run:
+            runs.append(_run(one, of_run))
+    return {"levels": LEVELS, "greys": GREYS, "runs": runs}
 
 
 def _run(one, slices):
-    fields = one.run.fields
-    data = one.data
-    threshold = float(fields.get("threshold", 0.5))
+    threshold = float(one.run.fields.get("threshold", 0.5))
     return {
         "name": one.name,
         "threshold": threshold,
         "level": round(threshold * LEVELS),
-        "times": [] if data is None else data.times.tolist(),
-        "slices": sorted(
-            slices, key=lambda one: (one["mean"] is None, one["mean"], one["label"])
-        ),
+        "times": one.data.times.tolist(),
+        "slices": sorted(slices, key=_worst_first),
     }
+
+
+def _worst_first(found):
+    # Slices without truth come last.
+    mean = math.inf if found["mean"] is None else found["mean"]
+    return mean, found["label"]
 
 
 def _slice(one, i):

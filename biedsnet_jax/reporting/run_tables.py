@@ -7,6 +7,7 @@ import datetime
 import itertools
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 
 from biedsnet_jax.reporting import learning, published, record, svg
@@ -140,10 +141,8 @@ def _difference(fields):
 
 def _counts(run):
     """Counts the slices of each tested case."""
-    counts = {}
-    for case, _ in dict.fromkeys((case, number) for case, number, _ in run.images):
-        counts[case] = counts.get(case, 0) + 1
-    return counts
+    slices = dict.fromkeys((case, number) for case, number, _ in run.images)
+    return Counter(case for case, _ in slices)
 
 
 def _utc(seconds):

@@ -138,7 +138,8 @@ def _standard_table(layout, shown, facts):
         mean, *others = (
             comparison.mean(row.scores.scores[name]) for name in results.STANDARD
         )
-        line = [_number(mean, 4), _interval(*comparison.interval(row.scores, "dice"))]
+        interval = _interval(*comparison.interval(row.scores, "dice"))
+        line = [_number(mean, 4), interval]
         for name, value in zip(results.STANDARD[1:], others):
             # Distances are in pixels, the rest are shares.
             line.append(_number(value, 2 if name.startswith("hd") else 4))
@@ -275,9 +276,11 @@ def _details_table(layout, shown, facts):
         dice = columns["dice"][known]
         entropy = columns["entropy"][known]
         found.append(_number(comparison.rank_correlation(entropy, 1.0 - dice), 2))
-        surest = dice[np.argsort(entropy, kind="stable")[: math.ceil(len(dice) / 2)]]
-        mean = comparison.mean(surest)
-        found.append(_number(math.nan if np.isnan(entropy).any() else mean, 4))
+        surest = np.argsort(entropy, kind="stable")[: math.ceil(len(dice) / 2)]
+        mean = comparison.mean(dice[surest])
+        if np.isnan(entropy).any():
+            mean = math.nan
+        found.append(_number(mean, 4))
         return found
 
     title = f"{layout.title}, small lesions and uncertainty"
@@ -338,7 +341,11 @@ _TABLES = (
 def _body(shown, header, cells):
     """The lines of a table, with `cells(row)` of each row that was measured."""
     missing = [NOT_MEASURED, *[_NONE] * (len(header) - 2)]
-    return [[_label(name), *(cells(row) if row else missing)] for name, row in shown]
+    lines = []
+    for name, row in shown:
+        line = cells(row) if row else missing
+        lines.append([_label(name), *line])
+    return lines
 
 
 def _sampling(sampler):

@@ -72,9 +72,8 @@ def svg(figure: Figure) -> str:
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">']
     parts += [_x_tick(x, value, name) for value, name in x.ticks()]
     parts += [_y_tick(y, value, name) for value, name in y.ticks()]
-    parts += [
-        _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, figure.x.label, "middle")
-    ]
+    centre = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(_text(centre, _HEIGHT - 6, figure.x.label, "middle"))
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     y_label = _text(12, middle, figure.y.label, "middle")
     parts.append(f'<g transform="rotate(-90 12 {middle:.0f})">{y_label}</g>')
@@ -135,10 +134,10 @@ def _drawable(figure, one):
     def fits(value, axis):
         return math.isfinite(value) and (value > 0 or not axis.log)
 
-    points = list(zip(one.x, one.y))
-    kept = [
-        i for i, (a, b) in enumerate(points) if fits(a, figure.x) and fits(b, figure.y)
-    ]
+    kept = []
+    for i, (a, b) in enumerate(zip(one.x, one.y)):
+        if fits(a, figure.x) and fits(b, figure.y):
+            kept.append(i)
     return dataclasses.replace(
         one,
         x=[one.x[i] for i in kept],

@@ -6,6 +6,7 @@ case. Every finding has a figure; one whose figure is not known is left out.
 """
 
 import html
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -178,7 +179,7 @@ _FINDINGS = (
 
 
 def _interval(score: Score):
-    if score.low != score.low:
+    if math.isnan(score.low):
         return "One case gives no interval"
     return f"95 % interval by case {score.low:.3f} to {score.high:.3f}"
 
@@ -187,11 +188,11 @@ def _cases_table(runs):
     rows = [(one, row) for one in runs for row in one.run.cases]
     if not rows:
         return None
-    # NaN, of a case without truth, comes last.
-    rows.sort(key=lambda pair: (pair[1]["dice"] != pair[1]["dice"], pair[1]["dice"]))
+    rows.sort(key=_worst_first)
     several_classes = len({row["class"] for _, row in rows}) > 1
     # Folds test every case once, seeds all cases each.
-    several_seeds = len({(row["case"], row["class"]) for _, row in rows}) < len(rows)
+    volumes = {(row["case"], row["class"]) for _, row in rows}
+    several_seeds = len(volumes) < len(rows)
     lesions = all("lesions" in row for _, row in rows)
     header = ["Case", "Slices", "Volume Dice", "Recall", "Precision"]
     header += ["True pixels", "Predicted pixels"]
@@ -214,8 +215,14 @@ def _cases_table(runs):
     return Table("Case by case", caption, header, cells)
 
 
+def _worst_first(pair):
+    dice = pair[1]["dice"]
+    # A case without truth comes last.
+    return math.inf if math.isnan(dice) else dice
+
+
 def _decimal(value):
-    return "undefined" if value != value else f"{value:.3f}"
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
 
 
 def html_verdict(verdict: Verdict) -> str:
@@ -235,7 +242,8 @@ def html_verdict(verdict: Verdict) -> str:
     if verdict.cases:
         rest.append(html_table(verdict.cases))
     beside = ' class="pair"' if len(rest) > 1 else ""
-    return f'<dl class="findings">\n{findings}\n</dl>\n<div{beside}>\n{"".join(rest)}\n</div>'
+    below = "\n".join(rest)
+    return f'<dl class="findings">\n{findings}\n</dl>\n<div{beside}>\n{below}\n</div>'
 
 
 def _html_advice(advice):

@@ -77,9 +77,8 @@ def difference(row: Pooled, reference: Pooled, column: str) -> Difference:
     """Compares `row` with `reference` over the cases that both were tested on."""
     ours = case_means(row, column)
     theirs = case_means(reference, column)
-    deltas = np.array(
-        [ours[case] - theirs[case] for case in sorted(ours.keys() & theirs.keys())]
-    )
+    both = sorted(ours.keys() & theirs.keys())
+    deltas = np.array([ours[case] - theirs[case] for case in both])
     low, high = statistics.interval(deltas, range(len(deltas)))
     return Difference(len(deltas), mean(deltas), low, high, _signed_rank(deltas))
 

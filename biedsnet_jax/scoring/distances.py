@@ -44,7 +44,8 @@ def surface_distances(
     `standard`).
     """
     scale = np.asarray(spacing, dtype=float)
-    if scale.shape != (truth.ndim,) or not np.all(np.isfinite(scale) & (scale > 0)):
+    positive = np.isfinite(scale) & (scale > 0)
+    if scale.shape != (truth.ndim,) or not positive.all():
         raise BadInput(
             f"The spacing of the image is {scale.tolist()}. Give {truth.ndim} positive numbers in "
             "its header, mm along each axis."
@@ -82,8 +83,11 @@ def row_hausdorff(
     """
     p = pred.astype(np.float32)
     t = truth.astype(np.float32)
+    # Rows differ where one has a pixel and not both.
     differing = p.sum(axis=1)[:, None] + t.sum(axis=1)[None, :] - 2 * p @ t.T
-    return math.sqrt(max(differing.min(axis=0).max(), differing.min(axis=1).max()))
+    there = differing.min(axis=1).max()
+    back = differing.min(axis=0).max()
+    return math.sqrt(max(there, back))
 
 
 def _border_points(mask: np.ndarray) -> np.ndarray:

@@ -96,7 +96,9 @@ def _meetings(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[int, int, int]
     met = np.bincount(
         pairs[:, 0], weights=their_sizes[pairs[:, 1]], minlength=len(sizes)
     )
-    return [(int(sizes[i]), int(shared[i]), int(met[i])) for i in range(1, len(sizes))]
+    # Component 0 is the background.
+    every = zip(sizes[1:], shared[1:], met[1:])
+    return [(int(size), int(common), int(other)) for size, common, other in every]
 
 
 def summarise(rows: Sequence[dict]) -> dict:

@@ -163,7 +163,8 @@ def check_same_row(runs: Sequence[Run]) -> None:
                 )
     seen = {}
     for run in runs:
-        twin = seen.setdefault((run.fields["seed"], str(run.fields.get("fold"))), run)
+        key = run.fields["seed"], str(run.fields.get("fold"))
+        twin = seen.setdefault(key, run)
         if twin is not run:
             raise BadInput(
                 f"{_name(twin.workdir)} and {_name(run.workdir)} are both row "
