@@ -230,12 +230,12 @@ def test_nothing_of_the_broken_saves_is_left(broken, unbroken):
     assert {path.name for path in broken["workdir"].iterdir()} == {
         ".evaluate.lock", ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl",
         "report.html", "report.md",
-        "report_data.npz", "results.json", "split.json", "tensorboard",
+        "report_data.npz", "results.json", "slices.csv", "split.json", "tensorboard",
     }  # fmt: skip
 
 
 def test_both_runs_tested_the_same(unbroken, broken):
-    for name in ("cases.csv", "report_data.npz"):
+    for name in ("cases.csv", "slices.csv", "report_data.npz"):
         assert (broken["workdir"] / name).read_bytes() == (
             unbroken[0] / name
         ).read_bytes()
@@ -261,7 +261,7 @@ def scores(workdir: Path) -> dict:
 
 
 def rows(workdir: Path) -> list[dict]:
-    return csv_files.read(workdir / "cases.csv")
+    return csv_files.read(workdir / "slices.csv")
 
 
 def test_results_have_the_agreed_fields(unbroken):
@@ -364,6 +364,7 @@ def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     for name in (
         "results.json",
         "cases.csv",
+        "slices.csv",
         "report_data.npz",
         "report.html",
         "report.md",
@@ -383,8 +384,8 @@ def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     again = finish(line)
     assert again.returncode == 0, again.stderr
     assert scores(workdir) == scores(unbroken[0])
-    assert (workdir / "cases.csv").read_text() == (
-        unbroken[0] / "cases.csv"
+    assert (workdir / "slices.csv").read_text() == (
+        unbroken[0] / "slices.csv"
     ).read_text()
 
     # No probability is above 1, so with this threshold every mask is empty.

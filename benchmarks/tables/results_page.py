@@ -4,8 +4,8 @@ RESULTS.md.
     python benchmarks/tables/results_page.py --keep=runs/table1 --name=covid19_ct_64
     python benchmarks/tables/results_page.py
 
-`--keep` copies what runs under that folder leave of numbers (results.json, cases.csv,
-command.txt, and the trials of `benchmarks/tables/search.py`) to results/NAME, in the
+`--keep` copies what runs under that folder leave of numbers (results.json, slices.csv,
+cases.csv, command.txt, and the trials of `benchmarks/tables/search.py`) to results/NAME, in the
 same order of folders; neither images nor weights. Runs that are not finished are left.
 Without it, what stands in RESULTS.md between `<!-- results/NAME -->` and `<!-- end -->`
 is written anew from results/NAME: the report's tables, the command of each row and what
@@ -31,7 +31,8 @@ from biedsnet_jax.reporting import table as tables
 from biedsnet_jax.runtime import files, markdown
 from biedsnet_jax.scoring import results
 
-KEPT = ("results.json", "cases.csv", "command.txt")
+# Runs of earlier versions have their slices in cases.csv.
+KEPT = ("results.json", "slices.csv", "cases.csv", "command.txt")
 BLOCK = re.compile(r"(<!-- results/(?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -1,5 +1,6 @@
-"""The closing word of a mode, on stdout: a table on a terminal, lines elsewhere and
-with --quiet.
+"""Prints the closing lines of an evaluation on stdout.
+
+A terminal gets a table; a pipe, a file and --quiet get plain lines.
 """
 
 import pathlib
@@ -8,8 +9,9 @@ from biedsnet_jax.errors import listed
 from biedsnet_jax.runtime.console import clock, on_terminal
 from biedsnet_jax.scoring import false_lesions
 from biedsnet_jax.scoring.false_lesions import number
+from biedsnet_jax.scoring.results import CASES, SLICES
 
-# Of `standard` in results.json, with what they are called.
+# Keys of "standard" in results.json, with the names that a reader sees.
 SCORES = {
     "dice": "Dice",
     "iou": "IoU",
@@ -22,43 +24,49 @@ SCORES = {
 
 
 def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> None:
-    """The scores of a test split, as results.json has them, after `seconds` of the
-    whole command.
+    """Prints the scores of a test split, given the content of results.json.
+
+    `seconds` is the time that the whole command took.
     """
     if not on_terminal():
-        _print_tested(results, workdir)
+        _print_lines(results, workdir)
         return
+    # Rich takes a while to import, and a pipe does without it.
     from biedsnet_jax.runtime import terminal
 
+    standard = results["standard"]
     rows = [
-        _row(name, results["standard"][key])
-        for key, name in SCORES.items()
-        if key in results["standard"]
+        _row(name, standard[key]) for key, name in SCORES.items() if key in standard
     ]
     for label, of_class in results.get("classes", {}).items():
         rows.append(_row(f"Dice, class {label}", of_class["standard"]["dice"]))
-    terminal.print_table(
-        _what(results), ["", "mean", "95 % by case", "mean of cases"], rows
-    )
-    without = false_lesions.of_results(results)
-    facts = {"without lesion": "\n".join(without)} if without else {}
-    facts |= {"lesions": _lesions(results)} if "lesions" in results else {}
-    facts |= _beside(results)
-    facts |= {
-        "time": f"{clock(seconds)}, {results['seconds_per_image']:.3f} s an image to predict"
-    }
-    facts |= {"scores": f"{workdir}/results.json, slice by slice in cases.csv"}
-    facts |= {"report": f"{workdir}/report.html"}
-    if (pathlib.Path(workdir) / "tensorboard").is_dir():
-        facts |= {"curves": f"tensorboard --logdir={workdir}"}
-    terminal.print_facts(facts)
+    header = ["", "mean", "95 % by case", "mean of cases"]
+    terminal.print_table(_what(results), header, rows)
+    terminal.print_facts(_facts(results, pathlib.Path(workdir), seconds))
 
 
-def _print_tested(results, workdir):
-    standard, speed = (
-        results["standard"],
-        f"{results['seconds_per_image']:.3f} s an image",
+def _facts(results, workdir, seconds):
+    """What stands under the table, by the word in front of it."""
+    facts = {}
+    if without := false_lesions.of_results(results):
+        facts["without lesion"] = "\n".join(without)
+    if "lesions" in results:
+        facts["lesions"] = _lesions(results)
+    facts |= _warnings(results)
+    speed = f"{results['seconds_per_image']:.3f} s an image to predict"
+    facts["time"] = f"{clock(seconds)}, {speed}"
+    facts["scores"] = (
+        f"{workdir}/results.json, by case in {CASES}, by slice in {SLICES}"
     )
+    facts["report"] = f"{workdir}/report.html"
+    if (workdir / "tensorboard").is_dir():
+        facts["curves"] = f"tensorboard --logdir={workdir}"
+    return facts
+
+
+def _print_lines(results, workdir):
+    standard = results["standard"]
+    speed = f"{results['seconds_per_image']:.3f} s an image"
     print(_what(results))
     if standard["dice"]["mean"] is None:
         print(speed)
@@ -73,13 +81,13 @@ def _print_tested(results, workdir):
         print(sentence)
     if "lesions" in results:
         print(f"lesions: {_lesions(results)}")
-    for name, text in _beside(results).items():
+    for name, text in _warnings(results).items():
         print(f"{name}: {text}")
     print(f"{workdir}/results.json has the rest")
 
 
-def _beside(results) -> dict[str, str]:
-    """What a reader must know of the cases that were scored, by a word for it."""
+def _warnings(results) -> dict[str, str]:
+    """What a reader must know of the scored cases, by the word in front of it."""
     facts = {}
     if trained_on := results.get("trained_on"):
         names = listed([f"{case} ({side})" for case, side in trained_on.items()])
@@ -93,27 +101,25 @@ def _beside(results) -> dict[str, str]:
 
 
 def _what(results):
-    # one a slice and class
-    masks = results["n_images"] * max(1, len(results.get("classes", ())))
-    slices, cases = (
-        number(results["n_images"], "slice"),
-        number(results["n_cases"], "case"),
+    slices = number(results["n_images"], "slice")
+    cases = number(results["n_cases"], "case")
+    # A slice has a mask a class.
+    masks = number(
+        results["n_images"] * max(1, len(results.get("classes", ()))), "mask"
     )
-    return f"test: {slices} of {cases}, {results['n_empty']} of {number(masks, 'mask')} empty"
+    return f"test: {slices} of {cases}, {results['n_empty']} of {masks} empty"
 
 
 def _lesions(results):
     count = results["lesions"]
-    return f"{count['found']} of {count['true']} found, {count['false']} of {count['predicted']} false"
+    found = f"{count['found']} of {count['true']} found"
+    return f"{found}, {count['false']} of {count['predicted']} false"
 
 
 def _row(name, entry):
-    return (
-        name,
-        _number(entry["mean"]),
-        _interval(entry),
-        _number(entry["per_case_mean"]),
-    )
+    mean = _number(entry["mean"])
+    of_cases = _number(entry["per_case_mean"])
+    return name, mean, _interval(entry), of_cases
 
 
 def _interval(entry):

@@ -1,8 +1,8 @@
-"""One pass over a split: probabilities, masks, scores; `results.json`, `cases.csv` and,
-if asked for, `lesions.csv`.
+"""Mode evaluate: predicts the test split once, scores it and writes the files.
 
-After it the pictures of a few slices, and the report of all that. An evaluation that is
-not the run's own goes into a folder of its own, see `evaluations`.
+These are `results.json`, `slices.csv`, `cases.csv` and, with eval.lesions,
+`lesions.csv`; then what the report shows of a few slices, and the report. An evaluation
+that is not the run's own goes into a folder of its own, see `evaluations`.
 """
 
 import contextlib
@@ -30,24 +30,23 @@ from biedsnet_jax.runtime import (
     processes,
     progress,
 )
-from biedsnet_jax.scoring import calibration, lesions, metrics
-from biedsnet_jax.scoring.results import EVALUATIONS
+from biedsnet_jax.scoring import calibration, lesions, metrics, volumes
+from biedsnet_jax.scoring.results import CASES, EVALUATIONS, SLICES
 from biedsnet_jax.segmenters import macs
 
-# Fields of a run that an evaluation may change, beside those that anyone may.
+# Fields of a run that an evaluation may change, beside those that every mode may.
 FREE = ("split.test", "data.name")
 
 
 def run(cfg, workdir: str) -> dict | None:
-    """Mode evaluate: score the best checkpoint of `workdir`; returns what results.json
-    holds.
+    """Scores the best checkpoint of `workdir`; returns the content of results.json.
 
-    On the run's own data that is the test split, or the cases that split.test names; on
-    others all cases, or those.
+    Of the run's own data the test split is scored, of other data all cases; or, of
+    either, the cases that split.test names.
     """
     workdir = pathlib.Path(workdir)
     model = trained.load(workdir, cfg, free=FREE)
-    with _alone(workdir):
+    with _lock(workdir):
         with processes.first_alone("data"):
             data, scope = scored_cases.open_data(cfg, workdir)
         passed = walk.summary(data.source.facts.passed)
@@ -62,85 +61,90 @@ def evaluate(
     data: build_data.Data,
     scope: scored_cases.Scope | None = None,
 ) -> dict | None:
-    """Score a model on the test side of `data`, by default the run's own, and write the
-    files.
+    """Scores a model on the test side of `data`, by default the run's own.
 
-    Of several processes all predict; the first scores and writes, the others wait and
-    return None.
+    Every process predicts; the first scores, writes the files and returns the content
+    of results.json, the others wait and return None.
     """
-    # A training that is done waits for a mode evaluate that looks at it meanwhile.
-    held = (
-        lock.wait(workdir, name=evaluations.LOCK, say=processes.say)
-        if processes.is_first()
-        else None
-    )
-    with held or contextlib.nullcontext():
+    held = contextlib.nullcontext()
+    if processes.is_first():
+        # A mode evaluate may be scoring the same workdir: the training waits for it.
+        held = lock.wait(workdir, name=evaluations.LOCK, say=processes.say)
+    with held:
         return _evaluate(model, workdir, data, scope or scored_cases.Scope())
 
 
-def _alone(workdir):
-    """Held while the first process evaluates, so that no two write the same files."""
-    return (
-        lock.Lock(workdir, name=evaluations.LOCK)
-        if processes.is_first()
-        else contextlib.nullcontext()
-    )
+def _lock(workdir):
+    """A lock of the first process, so that no two evaluations write the same files."""
+    if processes.is_first():
+        return lock.Lock(workdir, name=evaluations.LOCK)
+    return contextlib.nullcontext()
 
 
 @dataclasses.dataclass
 class _Scored:
-    """What the pass over the test split has found."""
+    """What the pass over the test split collects."""
 
     tally: Tally
-    rows: list[dict] = dataclasses.field(default_factory=list)  # of cases.csv
+    rows: list[dict] = dataclasses.field(default_factory=list)  # of slices.csv
+    # Area of a pixel by (case, slice), where its spacing is known.
+    pixel_mm2: dict[tuple, float] = dataclasses.field(default_factory=dict)
     lesion_rows: list[dict] = dataclasses.field(default_factory=list)
     clock: trained.Clock = dataclasses.field(default_factory=trained.Clock)
-    # for the report; None on all processes but the first
+    # What the report shows; None on all processes but the first.
     recorded: record.ReportData | None = None
 
 
 def _evaluate(model, workdir, data, scope):
     scored = _score(model, data)
     scored.recorded = recording.record(model, data, scored.tally)
-    results = (
-        _save(model, workdir, data, scope, scored) if processes.is_first() else None
-    )
+    results = None
+    if processes.is_first():
+        results = _save(model, workdir, data, scope, scored)
     processes.barrier("evaluated")
     return results
 
 
 def _score(model, data) -> _Scored:
-    """Predict the test side of `data`; the first process scores it."""
-    cfg, first = model.config, processes.is_first()
+    """Predicts the test side of `data`; the first process scores it."""
+    cfg = model.config
+    first = processes.is_first()
     scored = _Scored(Tally(cfg.data.classes, cfg.threshold))
-    with contextlib.closing(
-        progress.Progress("test", len(data.test), quiet=not first)
-    ) as bar:
+    bar = progress.Progress("test", len(data.test), quiet=not first)
+    with contextlib.closing(bar):
         for probability, batch, examples in model.predict_split(
             data, data.test, scored.clock
         ):
             if not first:
                 continue
             for p, y, example in zip(probability, batch["mask"], examples):
-                of_slice = slice_rows(p > cfg.threshold, y > 0.5, example, cfg.eval)
-                scored.rows += of_slice
-                scored.tally.add(p, y > 0.5, [row["dice"] for row in of_slice])
-                scored.lesion_rows += _lesion_rows(
-                    p > cfg.threshold, y > 0.5, example, cfg.eval
-                )
-            bar.update(
-                len(scored.rows) // cfg.data.classes, _dice_so_far(scored.tally.dice)
-            )
+                _add(scored, p, y > 0.5, example, cfg)
+            done = len(scored.rows) // cfg.data.classes
+            bar.update(done, _dice_so_far(scored.tally.dice))
     scored.rows = [
         row | {"entropy": bits} for row, bits in zip(scored.rows, scored.tally.entropy)
     ]
     return scored
 
 
+def _add(scored, probability, truth, example, cfg):
+    """Scores one slice and counts it up."""
+    mask = probability > cfg.threshold
+    rows = slice_rows(mask, truth, example, cfg.eval)
+    scored.rows += rows
+    scored.lesion_rows += _lesion_rows(mask, truth, example, cfg.eval)
+    scored.tally.add(probability, truth, [row["dice"] for row in rows])
+    if example["spacing"] is not None:
+        place = example["case"], example["slice"]
+        scored.pixel_mm2[place] = math.prod(example["spacing"])
+
+
 def _results(model, data, scope, scored):
-    """What results.json says of the scores."""
-    cfg, diffusion = model.config, model.segmenter.draws_samples
-    shape, ensemble = build_data.image_shape(cfg), cfg.sampler.ensemble
+    """The scores in results.json, and what they depend on."""
+    cfg = model.config
+    diffusion = model.segmenter.draws_samples
+    shape = build_data.image_shape(cfg)
+    ensemble = cfg.sampler.ensemble
     results = {
         "row": cfg.row or cfg.network,
         "network": cfg.network,
@@ -183,14 +187,16 @@ def _dice_so_far(dice):
 
 
 def _save(model, workdir, data, scope, scored):
-    """Write all that an evaluation leaves; returns what results.json holds.
+    """Writes every file of an evaluation; returns the content of results.json.
 
-    Raises BadInput where it cannot be written.
+    Raises BadInput where they cannot be written.
     """
-    cfg, differs = model.config, dict(scope.differs)
+    cfg = model.config
+    differs = dict(scope.differs)
     if (workdir / "config.json").exists():
         differs |= evaluations.differences(run_config.load(workdir), cfg)
-    folder, passed = evaluations.place(workdir, differs), data.source.facts.passed
+    folder = evaluations.place(workdir, differs)
+    passed = data.source.facts.passed
     results = _results(model, data, scope, scored) | {
         "data": data.root or None,
         "evaluation": folder.name if differs else None,
@@ -200,7 +206,7 @@ def _save(model, workdir, data, scope, scored):
     }
     if not differs:
         results[EVALUATIONS] = evaluations.index(workdir)
-    # Tuples are lists in the file.
+    # What is returned is what a reader of the file gets: lists for tuples.
     results = json.loads(json.dumps(results))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,52 +218,60 @@ def _save(model, workdir, data, scope, scored):
             hparams.record(cfg, workdir, results)
     except OSError as error:
         raise BadInput(
-            f"cannot write, {reason(error)}, {folder}; make room or let it be written, --mode=evaluate scores again"
+            f"{folder} cannot be written: {reason(error)}. Make room or allow writing there, "
+            "then score again with --mode=evaluate."
         ) from error
     return results
 
 
 def _write(folder, results, scored):
-    """The files of an evaluation, and the report of them."""
-    files.write_text(
-        folder / "cases.csv", csv_text.write(scored.rows, list(scored.rows[0]))
-    )
+    """Writes the tables, results.json and the report."""
+    lesion_rows = scored.lesion_rows if "lesions" in results else None
+    case_rows = volumes.case_rows(scored.rows, lesion_rows, scored.pixel_mm2)
+    _write_rows(folder / SLICES, scored.rows, list(scored.rows[0]))
+    _write_rows(folder / CASES, case_rows, list(case_rows[0]))
     if "lesions" in results:
-        files.write_text(
-            folder / "lesions.csv", csv_text.write(scored.lesion_rows, lesions.COLUMNS)
-        )
+        _write_rows(folder / "lesions.csv", lesion_rows, lesions.COLUMNS)
     else:
-        # of an earlier evaluation
+        # One of an earlier evaluation would not belong to these results.
         (folder / "lesions.csv").unlink(missing_ok=True)
     record.save(folder, scored.recorded)
     files.write_json(folder / "results.json", results)
     report.write(folder)
 
 
+def _write_rows(path, rows, columns):
+    files.write_text(path, csv_text.write(rows, columns))
+
+
 def slice_rows(mask, truth, example, fields):
-    """One row of scores a class of one slice; `fields` are those of eval, as in the
-    next.
-    """
-    tolerances = {name: fields[name] for name in ("nsd_tolerance", "nsd_tolerance_mm")}
+    """Scores each class of one slice, a row a class; `fields` are those of eval."""
     return [
-        metrics.slice_row(**one, **tolerances) for one in _classes(mask, truth, example)
+        metrics.slice_row(
+            pred=mask[..., k],
+            truth=truth[..., k],
+            case=example["case"],
+            slice=example["slice"],
+            label=k + 1,
+            spacing=example["spacing"],
+            nsd_tolerance=fields.nsd_tolerance,
+            nsd_tolerance_mm=fields.nsd_tolerance_mm,
+        )
+        for k in range(truth.shape[-1])
     ]
 
 
 def _lesion_rows(mask, truth, example, fields):
-    """One row a lesion of one slice, if asked for."""
-    each = _classes(mask, truth, example) if fields.lesions else []
-    return [
-        row
-        for one in each
-        for row in lesions.slice_rows(**one, least_overlap=fields.lesion_overlap)
-    ]
-
-
-def _classes(mask, truth, example):
-    """What scores one class of one slice, class by class."""
-    names = {name: example[name] for name in ("case", "slice", "spacing")}
-    return [
-        {"pred": mask[..., k], "truth": truth[..., k], "label": k + 1} | names
-        for k in range(truth.shape[-1])
-    ]
+    """Lists the lesions of each class of one slice; none unless asked for."""
+    rows = []
+    for k in range(truth.shape[-1] if fields.lesions else 0):
+        rows += lesions.slice_rows(
+            pred=mask[..., k],
+            truth=truth[..., k],
+            case=example["case"],
+            slice=example["slice"],
+            label=k + 1,
+            spacing=example["spacing"],
+            least_overlap=fields.lesion_overlap,
+        )
+    return rows

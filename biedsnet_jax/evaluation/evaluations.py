@@ -1,9 +1,9 @@
-"""Where an evaluation goes: the run's own into its workdir, any other into
-`evaluations/NAME/`.
+"""Finds the folder of an evaluation: the workdir for the run's own, else
+`evaluations/NAME/` in it.
 
-It is the run's own where data, cases and each setting that a score depends on are those
-of the run. NAME is made of what differs. `results.json` of the workdir has an index of
-the others.
+An evaluation is the run's own where data, cases and each setting that a score depends
+on are those of the run. NAME is made of what differs. The workdir's `results.json` has
+an index of the other evaluations.
 """
 
 import hashlib
@@ -25,24 +25,29 @@ from biedsnet_jax.scoring.results import EVALUATIONS
 
 LOCK = ".evaluate.lock"
 RESULTS = "results.json"
-# What a score depends on beside weights, data and, of diffusion, how samples are drawn
-# and fused.
+# Settings that every score depends on; how samples are drawn and fused comes on top.
 _SETTINGS = ("threshold", "eval.nsd_tolerance", "eval.nsd_tolerance_mm", "eval.lesions")
 _OF_LESIONS = "eval.lesion_overlap"
-# of the sampler's fields, in a name
+# These fields of the sampler come first in a name.
 _FIRST = ("method", "steps", "ensemble")
-# bytes of a name
+# File systems take names of 255 bytes; a number may follow.
 _LONGEST = 100
 
 
 def differences(saved: ConfigDict, cfg: ConfigDict) -> dict[str, list]:
-    """Field -> [value in `saved`, value in `cfg`] of the settings by which their scores
-    differ.
+    """Compares the settings that a score depends on.
+
+    Returns field -> [value in `saved`, value in `cfg`] where the two differ.
     """
-    there, here = _settings(saved), _settings(cfg)
-    names = [*here, *(name for name in there if name not in here)]
-    pairs = {name: [there.get(name), here.get(name)] for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    there = _settings(saved)
+    here = _settings(cfg)
+    found = {}
+    # `here` decides the order of the fields.
+    for name in here | there:
+        before, now = there.get(name), here.get(name)
+        if before != now:
+            found[name] = [before, now]
+    return found
 
 
 def _settings(cfg) -> dict[str, Any]:
@@ -57,9 +62,9 @@ def _settings(cfg) -> dict[str, Any]:
 
 
 def config_of_run(cfg: ConfigDict, workdir: Path) -> ConfigDict:
-    """The config to keep in a workdir whose run goes on with `cfg`.
+    """The config to save in a workdir whose run goes on with `cfg`.
 
-    One that has trained and tested to its end keeps the settings that its scores were
+    A run that has trained and tested to its end keeps the settings that its scores were
     made with.
     """
     done = cfg.train.steps in checkpoint_folder.steps(workdir / "checkpoints")
@@ -69,7 +74,8 @@ def config_of_run(cfg: ConfigDict, workdir: Path) -> ConfigDict:
         or not (workdir / "config.json").exists()
     ):
         return cfg
-    saved, kept = run_config.load(workdir), cfg.copy_and_resolve_references()
+    saved = run_config.load(workdir)
+    kept = cfg.copy_and_resolve_references()
     settings = {f"sampler.{name}": value for name, value in saved.sampler.items()}
     for name in ("fusion", *_SETTINGS, _OF_LESIONS):
         settings[name] = get_field(saved, name)
@@ -78,36 +84,38 @@ def config_of_run(cfg: ConfigDict, workdir: Path) -> ConfigDict:
 
 
 def place(workdir: Path, differs: Mapping[str, list]) -> Path:
-    """The folder of an evaluation that differs in this from the run's own, else the
-    workdir.
+    """The folder of an evaluation that `differs` from the run's own; without
+    differences the workdir.
 
-    The same evaluation again has the same folder, another one of the same name gets a
+    The same evaluation gets the same folder again, another one of the same name a
     number.
     """
     if not differs:
         return workdir
     name = folder_name(differs)
-    for number in itertools.count(1):
-        folder = workdir / EVALUATIONS / (name if number == 1 else f"{name}_{number}")
-        if not os.path.lexists(folder) or _is_same(folder, differs):
-            return folder
-    raise AssertionError("unreachable")
+    numbers = itertools.count(2)
+    folder = workdir / EVALUATIONS / name
+    while os.path.lexists(folder) and not _is_same(folder, differs):
+        folder = workdir / EVALUATIONS / f"{name}_{next(numbers)}"
+    return folder
 
 
 def folder_name(differs: Mapping[str, list]) -> str:
-    """What differs, in a name that any file system takes: "theirs,sampler.steps=20"."""
+    """Names what differs in a way any file system takes: "theirs,sampler.steps=20"."""
     parts = []
     for field, (_, here) in differs.items():
         if field == "data.root":
             parts.append(os.path.basename(here))
         else:
             parts.append(f"{field}={_plain(here)}")
+    # macOS decomposes accents in names; the same words must give the same name.
     text = files.composed(",".join(parts))
     name = re.sub(r"[^\w.=,+-]+", "_", text).strip("._-") or "data"
     if len(name.encode()) <= _LONGEST:
         return name
     short = name.encode()[: _LONGEST - 20].decode(errors="ignore")
-    return f"{short}_{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{short}_{digest[:8]}"
 
 
 def _plain(value):
@@ -117,7 +125,8 @@ def _plain(value):
 
 
 def _is_same(folder, differs):
-    """Whether a folder has, or was begun for, the same evaluation."""
+    """Whether a folder has the same evaluation, or none yet."""
+    # A folder without results is of an evaluation that was interrupted.
     if not (folder / RESULTS).exists():
         return folder.is_dir()
     before = _read(folder / RESULTS)
@@ -129,14 +138,15 @@ def _is_same(folder, differs):
 
 
 def folder_of(workdir: Path, results: Mapping[str, Any]) -> Path:
-    """Where the evaluation went that has these results."""
+    """The folder into which an evaluation with these results went."""
     name = results.get("evaluation")
     return workdir / EVALUATIONS / name if name else workdir
 
 
 def index(workdir: Path) -> dict[str, dict]:
-    """Name -> data, number of cases and mean Dice of the evaluations that are not the
-    run's own.
+    """Lists the evaluations that are not the run's own.
+
+    Returns name -> {"data": folder, "cases": number, "dice": mean}.
     """
     found = {}
     for path in sorted((workdir / EVALUATIONS).glob(f"*/{RESULTS}")):
@@ -155,10 +165,9 @@ def index(workdir: Path) -> dict[str, dict]:
 
 
 def update_index(workdir: Path) -> None:
-    """Bring the index in a workdir's results.json up to date, which changes nothing
-    else of it.
+    """Brings the index in a workdir's results.json up to date and nothing else of it.
 
-    Raises OSError where it cannot be written.
+    Raises OSError where the file cannot be written.
     """
     path = workdir / RESULTS
     results = _read(path)
@@ -166,12 +175,12 @@ def update_index(workdir: Path) -> None:
         return
     status = path.stat()
     files.write_json(path, results | {EVALUATIONS: index(workdir)})
-    # The report takes it for the time of the evaluation.
+    # The report takes the time of the file for that of the evaluation.
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _read(path):
-    """The fields of a results.json; None where it is not there or damaged."""
+    """The fields of a results.json; None where it is missing or damaged."""
     try:
         fields = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):

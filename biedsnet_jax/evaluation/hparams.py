@@ -1,9 +1,8 @@
-"""A run's line on TensorBoard's page HPARAMS: what it was set to and how it scored, to
-compare runs by.
+"""Writes a run's line on TensorBoard's page HPARAMS: its settings and its test scores.
 
-A file of its own that each evaluation replaces, so that scores and the sampling they
-were made with belong together. It comes after training: TensorBoard reads on in the
-file of the latest name.
+Each evaluation replaces the file, so that scores and the sampling behind them belong
+together. It is a file of its own, because TensorBoard reads on in the file of the
+latest name, which would otherwise be that of the training.
 """
 
 import pathlib
@@ -24,48 +23,48 @@ FIELDS = (
     "train.batch_size",
     "seed",
 )
-# of `standard` in results.json
+# Keys of "standard" in results.json.
 SCORES = ("dice", "iou", "nsd", "hd95", "assd", "recall", "precision")
-# of the checkpoint that was tested
+# The validation Dice of the checkpoint that was tested.
 VAL_DICE = "best_val_dice"
 
 
 def record(cfg, workdir: pathlib.Path, results: dict) -> None:
-    """Write the line of a workdir that was evaluated, with `results`."""
-    folder, step = workdir / tensorboard.FOLDER, results["checkpoint_step"]
+    """Writes the line of a workdir from its config and the content of results.json."""
+    folder = workdir / tensorboard.FOLDER
+    step = results["checkpoint_step"]
     fields, present = _fields(cfg)
     file = tensorboard.Board(folder, SUFFIX)
-    file.add(step, tensorboard.hparams(fields, present, [VAL_DICE, *map(_tag, SCORES)]))
+    scores = [VAL_DICE, *map(_tag, SCORES)]
+    file.add(step, tensorboard.hparams(fields, present, scores))
     file.add(step, tensorboard.scalars(_scores(workdir, results)))
     file.close()
-    # by the second
+    # Names hold the second of their making, so the newest comes last.
     *earlier, _ = sorted(tensorboard.files_of(folder, SUFFIX))
     for path in earlier:
         path.unlink()
 
 
 def _fields(cfg) -> tuple[dict[str, Any], list[str]]:
-    """(every field that any run has, the names of those that this one reads)."""
+    """(every field that any run has, the names of the fields that this run reads)."""
     diffusion = build_model.draws_samples(cfg)
     fields = {
         "row": cfg.row or cfg.network,
         "method": "diffusion" if diffusion else "direct",
     }
     fields |= {name: get_field(cfg, name) for name in FIELDS}
-    sampler = {f"sampler.{name}": value for name, value in cfg.sampler.items()} | {
-        "fusion": cfg.fusion
-    }
-    read = [f"sampler.{name}" for name in cfg.sampler] + ["fusion"] if diffusion else []
-    return fields | sampler, [*fields, *read]
+    sampling = {f"sampler.{name}": value for name, value in cfg.sampler.items()}
+    sampling["fusion"] = cfg.fusion
+    # One pass draws no samples.
+    read = fields | sampling if diffusion else fields
+    return fields | sampling, list(read)
 
 
 def _scores(workdir, results):
     means = {_tag(name): results["standard"][name]["mean"] for name in SCORES}
-    means |= {
-        VAL_DICE: checkpoint_folder.val_dice(
-            workdir / "checkpoints", results["checkpoint_step"]
-        )
-    }
+    means[VAL_DICE] = checkpoint_folder.val_dice(
+        workdir / "checkpoints", results["checkpoint_step"]
+    )
     return {name: value for name, value in means.items() if value is not None}
 
 

@@ -1,6 +1,7 @@
-"""The pictures that evaluation keeps for a report: chosen test slices with what the
-samples disagree about, and the denoising of the first few, step by step. Every process
-computes; see `reporting.record` for the file.
+"""Makes what the report shows of chosen test slices: image, truth, probability, the
+disagreement of samples, and the denoising of the first few.
+
+Every process computes; `reporting.record` is the file.
 """
 
 import functools
@@ -20,9 +21,9 @@ from biedsnet_jax.reporting import record as report_data
 from biedsnet_jax.runtime import devices, processes
 from biedsnet_jax.segmenters import fusion
 
-# slices whose steps are kept: the worst, the median and the best
+# The worst, the median and the best slice keep their denoising steps.
 TRAJECTORIES = 3
-# with more, the steps are left out: all of them are on the device at once
+# Longer trajectories are left out, because all steps are on the device at once.
 MOST_SAMPLING_STEPS = 100
 
 Explain = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
@@ -31,23 +32,15 @@ Explain = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
 def record(
     model: Trained, data: build_data.Data, tally: Tally
 ) -> report_data.ReportData | None:
-    """What a report needs of a test split that was scored; None on all processes but
-    the first, which has the tally.
+    """Predicts the chosen slices of a scored test split again and keeps them.
+
+    Returns None on all processes but the first, which has the tally.
     """
     cfg = model.config
     chosen = processes.gather(tally.choose(cfg.eval.pictures))[0]
     explain = make_explain(model)
-    kept = {
-        name: []
-        for name in (
-            "images",
-            "probability",
-            "truth",
-            "mutual_information",
-            "x_t",
-            "x_0",
-        )
-    }
+    names = ("images", "probability", "truth", "mutual_information", "x_t", "x_0")
+    kept = {name: [] for name in names}
     for probability, batch, examples in model.predict_split(
         data, [data.test[number] for number, _ in chosen]
     ):
@@ -56,28 +49,15 @@ def record(
         ]
         kept["probability"] += list(report_data.levels(probability, cfg.threshold))
         kept["truth"] += list((batch["mask"] > 0.5).astype(np.uint8))
-        _explain(
-            kept,
-            model,
-            explain,
-            batch["image"],
-            [example["index"] for example in examples],
-        )
-    return (
-        _report_data(cfg, data, tally, chosen, kept) if processes.is_first() else None
-    )
+        numbers = [example["index"] for example in examples]
+        _explain(kept, model, explain, batch["image"], numbers)
+    if not processes.is_first():
+        return None
+    return _report_data(cfg, data, tally, chosen, kept)
 
 
 def _report_data(cfg, data, tally, chosen, kept):
     maps = np.zeros((0, cfg.data.size, cfg.data.size, cfg.data.classes), np.uint8)
-    steps = maps[None][:0]
-    without = {
-        "probability": maps,
-        "truth": maps,
-        "mutual_information": None,
-        "x_t": steps,
-        "x_0": steps,
-    }
     numbers, groups = np.array(chosen, np.int32).reshape(-1, 2).T
     return report_data.ReportData(
         facts={
@@ -90,22 +70,28 @@ def _report_data(cfg, data, tally, chosen, kept):
         slices=numbers,
         groups=groups,
         images=kept["images"],
+        probability=_stacked(kept["probability"], maps),
+        truth=_stacked(kept["truth"], maps),
+        mutual_information=_stacked(kept["mutual_information"], None),
         times=_times(cfg) if kept["x_0"] else np.zeros(0, np.int32),
-        **{
-            name: np.stack(kept[name]) if kept[name] else value
-            for name, value in without.items()
-        },
+        x_t=_stacked(kept["x_t"], maps[None][:0]),
+        x_0=_stacked(kept["x_0"], maps[None][:0]),
     )
 
 
-def make_explain(model: Trained) -> dict[str, Explain]:
-    """What there is to tell of a diffusion method, by name, each `(image, number) ->
-    arrays`, jitted.
+def _stacked(maps, otherwise):
+    return np.stack(maps) if maps else otherwise
 
-    "disagreement": mutual_information "b h w k", with several samples. "steps": x_t and
-    x_0 "b t h w k", where they are not too many.
+
+def make_explain(model: Trained) -> dict[str, Explain]:
+    """Makes the functions that explain a diffusion's masks, by name.
+
+    Each is jitted, from (image, number) to arrays: "disagreement" to mutual_information
+    "b h w k", with several samples; "steps" to x_t and x_0 "b t h w k", where there are
+    not too many. A direct method has none.
     """
-    cfg, segmenter = model.config, model.segmenter
+    cfg = model.config
+    segmenter = model.segmenter
 
     def disagreement(variables, image, number):
         keys = noise_keys(cfg.seed, number)
@@ -120,31 +106,32 @@ def make_explain(model: Trained) -> dict[str, Explain]:
         )._asdict()
         return {name: jnp.moveaxis(value, 0, 1) for name, value in trajectory.items()}
 
-    told, diffusion = {}, segmenter.draws_samples
+    functions = {}
+    diffusion = segmenter.draws_samples
     if diffusion and cfg.sampler.ensemble > 1:
-        told["disagreement"] = disagreement
+        functions["disagreement"] = disagreement
     if diffusion and cfg.sampler.steps <= MOST_SAMPLING_STEPS:
-        told["steps"] = steps
+        functions["steps"] = steps
     return {
         name: functools.partial(devices.jit_batches(one, model.mesh), model.variables)
-        for name, one in told.items()
+        for name, one in functions.items()
     }
 
 
 def _explain(kept, model, explain, images, numbers):
-    """Add the maps of some slices to `kept`, a few at a time: the steps of many would
-    not fit.
+    """Adds the maps of some slices to `kept`, a few at a time: the steps of many would
+    not fit on the device.
     """
-    cfg, mesh = model.config, model.mesh
+    cfg = model.config
+    mesh = model.mesh
     rows = mesh.size * math.ceil(TRAJECTORIES / mesh.size)
     for first in range(0, len(images), rows):
-        count = len(images[first : first + rows])
+        some = slice(first, first + rows)
+        count = len(images[some])
+        # The last batch is filled up with zeros: another shape would compile anew.
         image = np.zeros((rows, *images.shape[1:]), np.float32)
         number = np.zeros(rows, np.int32)
-        image[:count], number[:count] = (
-            images[first : first + rows],
-            numbers[first : first + rows],
-        )
+        image[:count], number[:count] = images[some], numbers[some]
         inputs = devices.put_whole_batch({"image": image, "number": number}, mesh)
         if "disagreement" in explain:
             found = explain["disagreement"](inputs["image"], inputs["number"])
@@ -153,23 +140,21 @@ def _explain(kept, model, explain, images, numbers):
         room = TRAJECTORIES - len(kept["x_0"])
         if "steps" in explain and room > 0:
             found = explain["steps"](inputs["image"], inputs["number"])
-            some = report_data.evenly(cfg.sampler.steps)
-            x_t, x_0 = (
-                np.asarray(found[name])[: min(count, room), some]
-                for name in ("x_t", "x_0")
-            )
+            steps = report_data.evenly(cfg.sampler.steps)
+            x_t = np.asarray(found["x_t"])[: min(count, room), steps]
+            x_0 = np.asarray(found["x_0"])[: min(count, room), steps]
             kept["x_t"] += list(report_data.thinned(x_t))
             kept["x_0"] += list(report_data.levels(x_0, cfg.threshold))
 
 
 def _times(cfg):
-    """The times of the steps that are kept."""
+    """The diffusion times of the steps that are kept."""
     times = build_model.make_sampling(cfg).visited(build_model.make_schedule(cfg))
     return times[report_data.evenly(len(times))].astype(np.int32)
 
 
 def _own_channels(cfg, image):
-    """Those of the slice itself, where its neighbours are channels too."""
+    """The channels of the slice itself, without those of its neighbours."""
     first = cfg.data.context * cfg.data.channels
     return image[..., first : first + cfg.data.channels]
 

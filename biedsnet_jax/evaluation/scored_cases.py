@@ -1,8 +1,8 @@
-"""What an evaluation of a workdir scores: its run's test split, named cases, or other
-data.
+"""Opens what an evaluation of a workdir scores: the run's test split, named cases, or
+other data.
 
-What of it the run was trained or validated on is found by name on the run's own data,
-and by the content of files anywhere.
+Cases that the run was trained or validated on are recognised by name in the run's own
+data, and by the content of their files anywhere.
 """
 
 import dataclasses
@@ -21,25 +21,29 @@ from biedsnet_jax.runtime import processes
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """The run's own test split, where `differs` is empty, or other cases."""
+    """Which cases are scored: the run's own test split where `differs` is empty."""
 
-    # field -> [run's, here]
+    # Field -> [value of the run, value here].
     differs: Mapping[str, list] = dataclasses.field(default_factory=dict)
-    # Case -> side on which the run had it, of the cases scored. None: not known.
+    # Scored case -> side on which the run had it. None: not known.
     trained_on: Mapping[str, str] | None = dataclasses.field(default_factory=dict)
-    dataset: str = ""  # what results call other data
+    # How results name other data.
+    dataset: str = ""
 
 
 def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
-    """What an evaluation of a workdir scores, as the test side of its data.
+    """Opens the data of an evaluation, with the cases to score as their test side.
 
-    That is the recorded test split; the cases that split.test names, where it is not
-    the run's; and of another data set all cases, or those named. Raises BadInput where
-    there are none, and where the run's own are missing.
+    These are the cases that split.test names where it differs from the run's; else the
+    recorded test split of the run's own data, or all cases of another data set. Raises
+    BadInput where there are none, and where cases of the run are missing.
     """
-    saved, record = run_config.load(workdir), run_split.find_record(cfg, workdir)
-    source, root = build_data.open_source(cfg), build_data.data_root(cfg)
-    here, there = ([str(name) for name in c.split.test] for c in (cfg, saved))
+    saved = run_config.load(workdir)
+    record = run_split.find_record(cfg, workdir)
+    source = build_data.open_source(cfg)
+    root = build_data.data_root(cfg)
+    here = [str(name) for name in cfg.split.test]
+    there = [str(name) for name in saved.split.test]
     names = here if here != there else []
     differs = {"split.test": [there, names]} if names else {}
     if _is_of_run(record, saved, workdir, source, root):
@@ -51,29 +55,29 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
         run_split.check_any(data.test, "slices of the cases to score", root)
         scope = Scope(differs, _seen_in(record, data, own=True))
     else:
-        data = Data(source, [], [], _chosen(source.cases, names or ["*"]), root=root)
+        chosen = _chosen(source.cases, names or ["*"])
+        data = Data(source, train=[], val=[], test=chosen, root=root)
         before = record.root if record else build_data.data_root(saved)
-        dataset = (
-            cfg.data.name
-            if cfg.data.name != saved.data.name
-            else os.path.basename(root)
-        )
+        # Without a name of its own, other data is called by its folder.
+        renamed = cfg.data.name != saved.data.name
+        dataset = cfg.data.name if renamed else os.path.basename(root)
         differs = {"data.root": [before, root]} | differs
         scope = Scope(differs, _seen_in(record, data, own=False), dataset)
-        _tell_same_names(record, scope, data)
-    _tell_seen(scope, data, workdir)
+        _warn_of_same_names(record, scope, data)
+    _warn_of_seen(scope, data, workdir)
     return data, scope
 
 
 def _open_own(record, saved, workdir, place, *, named):
-    """(the run's own data on its sides, its record as far as it is known); `place` is
-    (source, root).
+    """Opens the run's own data at `place`, (source, root).
+
+    Returns the data on the sides of the run, and its record or None.
     """
     source, root = place
     if record is None:
         return _open_unrecorded(saved, workdir, source, root, named=named)
     if not named:
-        # Elsewhere the test's cases are there, and those of training need not be.
+        # Data that was moved has the cases of the test, and need not have the others.
         if _same_folder(record.root, root):
             run_split.check_missing(record, source, workdir, root)
         source = run_split.without_added(record, source, workdir, root)
@@ -81,11 +85,9 @@ def _open_own(record, saved, workdir, place, *, named):
 
 
 def _open_unrecorded(saved, workdir, source, root, *, named):
-    """The same of a workdir without a record, whose cases are dealt as they were for
-    it.
+    """Opens the data of a workdir without a record, dealt as for its training.
 
-    Where its results.json has the cases that this gives for the test, they are
-    recorded.
+    The split is recorded where it gives the test cases that results.json lists.
     """
     data = build_data.deal(saved, source, root)
     tested = run_split.tested_cases(workdir)
@@ -97,13 +99,13 @@ def _open_unrecorded(saved, workdir, source, root, *, named):
     if processes.is_first():
         run_split.save(workdir, record)
     run_split.tell_unrecorded(
-        workdir, "They are those of its results.json, and recorded now."
+        workdir, "Its results.json has the same cases, so they are recorded now."
     )
     return data, record
 
 
 def of_training(workdir: Path) -> Scope:
-    """The scope of the test that training ends with."""
+    """The scope of the test at the end of a training."""
     record = split_record.load(workdir)
     if record is None:
         return Scope()
@@ -113,47 +115,49 @@ def of_training(workdir: Path) -> Scope:
 
 
 def _is_of_run(record, saved, workdir, source, root):
-    """Whether the data are the run's own, where they were or moved."""
+    """Whether the data are the run's own, in their place or moved."""
     before = record.root if record else build_data.data_root(saved)
     if _same_folder(before, root):
         return True
     if record is None:
-        # Without fingerprints data count as moved where nothing is left behind.
+        # Without fingerprints data count as moved only where the old place is empty.
         if before and os.path.isdir(before):
             return False
         tested = run_split.tested_cases(workdir)
         return tested is None or set(tested) <= set(source.cases)
-    files, tests = source.facts.files, record.sides["test"]
+    files = source.facts.files
+    tests = record.sides["test"]
     there = set(source.cases) | set(files)
-    # A larger set that has these cases too is another one: all its cases are to be
-    # scored.
+    # A larger set that has the run's cases too is another one: all of it is scored.
     if not set(tests) <= there or not there <= record.cases | set(record.left_out):
         return False
     return not record.changed(run_split.files_of(files, tests))
 
 
 def _same_folder(one: str, other: str) -> bool:
-    return (
-        os.path.realpath(one) == os.path.realpath(other)
-        if one and other
-        else one == other
-    )
+    # Data that is made up has no folder.
+    if not one or not other:
+        return one == other
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _chosen(cases, names):
-    """Indices of the cases of these names or patterns. Raises BadInput where one fits
-    none.
+    """Indices of the slices whose case fits a name or pattern.
+
+    Raises BadInput for a name that fits no case.
     """
     known = set(cases)
-    chosen = set().union(*(splits.fitting(name, known, "test") for name in names))
+    chosen = set()
+    for name in names:
+        chosen |= set(splits.fitting(name, known, "test"))
     return run_split.indices(cases, chosen)
 
 
 def _seen_in(record, data, *, own) -> dict[str, str] | None:
-    """Case -> side, of the scored cases that the run was trained or validated on."""
+    """Maps scored cases that the run was trained or validated on to their side."""
     if record is None:
         return None
-    # The first process alone reads their files: it writes the results.
+    # The first process writes the results, so it alone need read the files.
     if not processes.is_first():
         return {}
     cases = data.cases("test")
@@ -162,12 +166,10 @@ def _seen_in(record, data, *, own) -> dict[str, str] | None:
     return seen | record.seen_by_name(cases) if own else seen
 
 
-def _tell_same_names(record, scope, data):
-    """Say which cases of other data are called as cases of the training and hold other
-    bytes.
+def _warn_of_same_names(record, scope, data):
+    """Warns of cases of other data that have the name of a training case but other files.
 
-    They may be the same patients with masks of another reader, or files that were saved
-    again.
+    They may be the same patients with masks of another reader, or files saved again.
     """
     if record is None or not processes.is_first():
         return
@@ -177,17 +179,17 @@ def _tell_same_names(record, scope, data):
     ]
     if alike:
         build_data.warn(
-            f"{len(alike)} of the {len(cases)} cases scored have the name of a case that the model was trained or "
-            f"validated on, and other files: {listed(alike)}. Where they are the same patients, "
-            "their scores are not those of unseen ones."
+            f"{len(alike)} of the {len(cases)} cases scored have the name of a case that the "
+            f"model was trained or validated on, and other files: {listed(alike)}. Where they are "
+            "the same patients, their scores are not those of unseen ones."
         )
 
 
-def _tell_seen(scope, data, workdir):
+def _warn_of_seen(scope, data, workdir):
     if scope.trained_on is None:
         build_data.warn(
-            f"{workdir} has no record of its split. Whether cases of its training are scored here "
-            "cannot be told."
+            f"{workdir} has no record of its split, so cases of its training may be scored here "
+            "unnoticed."
         )
     elif scope.trained_on:
         names = [f"{case} ({side})" for case, side in scope.trained_on.items()]

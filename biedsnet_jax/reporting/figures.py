@@ -1,14 +1,14 @@
-"""The charts of a report: learning curves, Dice by case and by size, calibration,
-uncertainty. Imports no jax.
+"""Makes the charts of a report: learning curves, Dice by case and by size, calibration
+and uncertainty. Imports no jax.
 """
 
-import json
 import math
-import pathlib
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
+from biedsnet_jax.reporting.learning import read_metrics
 from biedsnet_jax.reporting.record import Evaluated
 from biedsnet_jax.reporting.svg import GREY, Axis, Figure, Series
 from biedsnet_jax.scoring.calibration import (
@@ -18,115 +18,96 @@ from biedsnet_jax.scoring.calibration import (
     slice_risk_coverage,
 )
 
-# of a line
+# Points of a line.
 _MOST_POINTS = 300
-# dots of slices, of all runs together
+# Dots of slices.
 _MOST_SLICES = 600
-# borders between sizes, pixels
+# Borders between sizes, in pixels.
 _SIZES = (1, 10, 100, 1000, 10_000, 100_000)
 
 Named = Sequence[Evaluated]
 
 
 def learning_curves(named: Named) -> list[Figure]:
-    """Loss and validation Dice by step, of metrics.jsonl; none where there is no such
-    file.
-    """
-    lines = {name: read_metrics(run.workdir) for name, _, run, *_ in named}
-    figures = []
-    for key, title, y in (
-        ("loss", "Training loss", Axis("loss", log=True)),
-        ("val_dice", "Validation Dice", Axis("mean Dice", 0, 1)),
-    ):
-        series = []
-        for name, colour, *_ in named:
-            points = [
-                (line["step"], line[key])
-                for line in lines[name]
-                if line.get(key) is not None
-            ]
-            if points:
-                series += [
-                    Series(name, *zip(*_thin(points)), colour, dots=len(points) == 1)
-                ]
-        if series:
-            caption = (
-                "Mean since the last log step."
-                if key == "loss"
-                else "EMA weights, slices with truth."
-            )
-            figures.append(Figure(title, caption, Axis("step", low=0), y, series))
-    return figures
+    """Loss and validation Dice by step; none where metrics.jsonl has none."""
+    lines = [read_metrics(one.run.workdir) for one in named]
+    loss = Axis("loss", log=True)
+    dice = Axis("mean Dice", 0, 1)
+    titled = (
+        ("Training loss", "Mean since the last log step.", loss, "loss"),
+        ("Validation Dice", "EMA weights, slices with truth.", dice, "val_dice"),
+    )
+    figures = [
+        Figure(title, caption, Axis("step", low=0), y, _curves(named, lines, key))
+        for title, caption, y, key in titled
+    ]
+    return [figure for figure in figures if figure.series]
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict]:
-    """The whole lines of metrics.jsonl that have a step."""
-    try:
-        text = (workdir / "metrics.jsonl").read_text(errors="replace")
-    except OSError:
-        return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        # cut short by a kill
-        except ValueError:
-            continue
-        if isinstance(value, dict) and isinstance(value.get("step"), int):
-            lines.append({k: v for k, v in value.items() if isinstance(v, int | float)})
-    return lines
+def _curves(named, lines, key):
+    series = []
+    for one, of_run in zip(named, lines):
+        points = [(line["step"], line[key]) for line in of_run if key in line]
+        if points:
+            # A line of one point would not show.
+            only = len(points) == 1
+            xy = zip(*_thin(points))
+            series.append(Series(one.name, *xy, one.colour, dots=only))
+    return series
 
 
 def by_case(named: Named) -> list[Figure]:
-    """Mean Dice of each case, cases in the order of the first run's; of one run its
-    slices too.
-    """
+    """Mean Dice of each case, in the order of the first run's; of one run its slices too."""
     means = [_case_means(run) for _, _, run, *_ in named]
     cases = sorted(
         set().union(*means), key=lambda case: (means[0].get(case, math.inf), case)
     )
+    if not cases:
+        return []
     place = {case: i for i, case in enumerate(cases)}
     series = []
     if len(named) == 1:
-        run = named[0][2]
+        run = named[0].run
         chosen = _spread(len(run.images))
+        # Cases without truth have no place.
         at = [place.get(run.images[i][0], math.nan) for i in chosen]
         tips = [_tip(run, i) for i in chosen]
         series.append(_slices(at, run.scores["dice"][chosen], tips))
     for (name, colour, *_), mean in zip(named, means):
-        if not mean:
-            continue
         tips = [f"{name}, {case}: {value:.4f}" for case, value in mean.items()]
         at = [place[case] for case in mean]
         label = "mean of a case" if len(named) == 1 else name
-        series.append(
-            Series(label, at, list(mean.values()), colour, dots=True, tips=tips)
-        )
-    caption = "Standard convention, mean over the case's slices with truth; cases from the worst to the best."
-    x = Axis("case", -0.5, len(cases) - 0.5, names=cases)
-    return (
-        [Figure("Dice by case", caption, x, Axis("Dice", 0, 1), series)]
-        if cases
-        else []
+        if mean:
+            series.append(
+                Series(label, at, list(mean.values()), colour, dots=True, tips=tips)
+            )
+    caption = (
+        "Standard convention: the mean over a case's slices with truth. Cases run from the worst "
+        "to the best."
     )
+    x = Axis("case", -0.5, len(cases) - 0.5, names=cases)
+    return [Figure("Dice by case", caption, x, Axis("Dice", 0, 1), series)]
 
 
 def by_size(named: Named) -> list[Figure]:
-    """Dice of a slice by the number of its true pixels, and the mean of each size."""
+    """Dice of slices by the number of their true pixels, and the mean of each size."""
     series = []
     for name, colour, run, *_ in named:
-        size, dice = run.truth_pixels, run.scores["dice"]
+        size = run.truth_pixels
+        dice = run.scores["dice"]
         known = (size > 0) & ~np.isnan(dice)
         if len(named) == 1 and known.any():
             some = np.flatnonzero(known)[_spread(np.count_nonzero(known))]
             tips = [_tip(run, i) for i in some]
             series.append(_slices(size[some].tolist(), dice[some], tips))
         group = np.digitize(size, _SIZES)
-        points = [
-            (float(np.exp(np.log(size[chosen]).mean())), float(dice[chosen].mean()))
-            for chosen in (known & (group == g) for g in range(1, len(_SIZES) + 1))
-            if chosen.any()
-        ]
+        points = []
+        # Group 0 is of slices without truth.
+        for number in range(1, len(_SIZES) + 1):
+            chosen = known & (group == number)
+            if chosen.any():
+                middle = np.exp(np.log(size[chosen]).mean())
+                points.append((float(middle), float(dice[chosen].mean())))
         if points:
             label = "mean of a size" if len(named) == 1 else name
             series.append(Series(label, *zip(*points), colour))
@@ -134,22 +115,15 @@ def by_size(named: Named) -> list[Figure]:
     if not series:
         return []
     caption = (
-        "Size is the true pixels of a slice at the size the network sees; means over slices under 10 pixels, from 10, "
-        "from 100 and so on, at their geometric mean size."
+        "Size is the number of true pixels of a slice, as the network sees it. Means are over "
+        "slices under 10 pixels, from 10, from 100 and so on, at their geometric mean size."
     )
-    return [
-        Figure(
-            "Dice by lesion size",
-            caption,
-            Axis("true pixels", log=True),
-            Axis("Dice", 0, 1),
-            series,
-        )
-    ]
+    x = Axis("true pixels", log=True)
+    return [Figure("Dice by lesion size", caption, x, Axis("Dice", 0, 1), series)]
 
 
 def reliability(named: Named) -> list[Figure]:
-    """How often a pixel is truly foreground, by the probability it was given."""
+    """Share of pixels that are truly foreground, by the probability they were given."""
     series = [Series("ideal", [0, 1], [0, 1], GREY, dashed=True)]
     for name, colour, _, data, _ in named:
         if data is not None:
@@ -164,64 +138,57 @@ def reliability(named: Named) -> list[Figure]:
     if len(series) == 1:
         return []
     caption = (
-        "All test pixels and classes in 20 bins of probability; below the dashed line the model is too sure. ECE is "
-        "the mean distance from it, weighed by pixels, most of which are sure background."
+        "All test pixels and classes in 20 bins of probability. The model is too sure where a "
+        "point lies below the dashed line right of 0.5, or above it left of 0.5. ECE is the mean "
+        "distance from the line, weighed by pixels, most of which are sure background."
     )
-    x, y = Axis("mean probability", 0, 1), Axis("share truly foreground", 0, 1)
+    x = Axis("mean probability", 0, 1)
+    y = Axis("share truly foreground", 0, 1)
     return [Figure("Is the probability right?", caption, x, y, series)]
 
 
 def risk_coverage(named: Named) -> list[Figure]:
-    """What error is left when only the surest pixels, or slices, are kept."""
-    pixels, slices = [], []
+    """Error that is left when only the surest pixels, or slices, are kept."""
+    pixels = []
+    slices = []
     for name, colour, run, data, _ in named:
         if data is None:
             continue
-        coverage, risk = pixel_risk_coverage(data.histogram)
-        pixels.append(Series(name, *zip(*_thin(list(zip(coverage, risk)))), colour))
-        coverage, risk = slice_risk_coverage(run.scores["dice"], data.entropy)
+        points = list(zip(*pixel_risk_coverage(data.histogram)))
+        pixels.append(Series(name, *zip(*_thin(points)), colour))
+        dice = run.scores["dice"]
+        points = list(zip(*slice_risk_coverage(dice, data.entropy)))
         # Without truth a slice has no Dice, and a test may have none that has.
-        if coverage:
-            slices.append(Series(name, *zip(*_thin(list(zip(coverage, risk)))), colour))
-    figures = []
-    if pixels:
-        caption = (
-            "Pixels kept from the lowest entropy of their probability on, and the share of them that are wrong. A "
-            "curve that stays low until the end says that errors lie where the model is unsure."
-        )
-        x = Axis("share of pixels kept", 0, 1)
-        figures.append(
-            Figure(
-                "Does high uncertainty mean error? Pixels",
-                caption,
-                x,
-                Axis("error", 0),
-                pixels,
-            )
-        )
-    if slices:
-        caption = (
-            "Slices with truth kept from the lowest mean entropy on (over pixels of probability 0.05 or more), and the "
-            "mean of 1 - Dice of those kept: a rising curve says that the slices to look at by hand can be told."
-        )
-        x = Axis("share of slices kept", 0, 1)
-        figures.append(
-            Figure(
-                "Does high uncertainty mean error? Slices",
-                caption,
-                x,
-                Axis("1 - Dice", 0, 1),
-                slices,
-            )
-        )
-    return figures
+        if points:
+            slices.append(Series(name, *zip(*_thin(points)), colour))
+    figures = [
+        Figure(
+            "Does high uncertainty mean error? Pixels",
+            "Pixels are kept from the lowest entropy of their probability on; error is the share "
+            "of them that are wrong. A curve that stays low until the end says that errors lie "
+            "where the model is unsure.",
+            Axis("share of pixels kept", 0, 1),
+            Axis("error", 0),
+            pixels,
+        ),
+        Figure(
+            "Does high uncertainty mean error? Slices",
+            "Slices with truth are kept from the lowest mean entropy on, over pixels of "
+            "probability 0.05 or more. A rising mean of 1 - Dice says that entropy finds the "
+            "slices to look at by hand.",
+            Axis("share of slices kept", 0, 1),
+            Axis("1 - Dice", 0, 1),
+            slices,
+        ),
+    ]
+    return [figure for figure in figures if figure.series]
 
 
 def _case_means(run):
-    dice = {}
-    for (case, _, _), value in zip(run.images, run.scores["dice"].tolist()):
+    dice = defaultdict(list)
+    for (case, *_), value in zip(run.images, run.scores["dice"].tolist()):
         if not math.isnan(value):
-            dice.setdefault(case, []).append(value)
+            dice[case].append(value)
     return {case: math.fsum(values) / len(values) for case, values in dice.items()}
 
 
@@ -235,20 +202,16 @@ def _tip(run, i):
 
 
 def _spread(count):
-    return (
-        np.unique(
-            np.linspace(0, count - 1, min(count, _MOST_SLICES)).round().astype(int)
-        )
-        if count
-        else []
-    )
+    """Evenly spaced numbers below `count`, at most _MOST_SLICES."""
+    if not count:
+        return []
+    spread = np.linspace(0, count - 1, min(count, _MOST_SLICES))
+    return np.unique(spread.round().astype(int))
 
 
 def _thin(points: Sequence):
-    """At most _MOST_POINTS of them, the first and the last among them."""
+    """At most _MOST_POINTS of the points, the first and the last among them."""
     if len(points) <= _MOST_POINTS:
         return points
-    return [
-        points[i]
-        for i in np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int)
-    ]
+    spread = np.linspace(0, len(points) - 1, _MOST_POINTS)
+    return [points[i] for i in spread.round().astype(int)]

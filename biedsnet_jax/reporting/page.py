@@ -1,5 +1,8 @@
-"""The page of a report: one HTML file that loads nothing, from the template, style
+"""The page of a report: one HTML file that loads nothing, from the templates, style
 sheet and script in `web/`.
+
+A report of one's own runs starts with the verdict, then come the slices; one of several
+networks starts with the tables that compare them.
 """
 
 import base64
@@ -10,80 +13,94 @@ import pathlib
 import string
 from collections.abc import Sequence
 
-from biedsnet_jax.reporting import figures as report_charts
-from biedsnet_jax.reporting import pictures as report_pictures
-from biedsnet_jax.reporting import run_tables, svg
+from biedsnet_jax.reporting import figures, pictures, run_tables, svg
 from biedsnet_jax.reporting.record import Evaluated
 from biedsnet_jax.reporting.table import Table, html_table
+from biedsnet_jax.reporting.verdict import Verdict, html_verdict
 
 _WEB = pathlib.Path(__file__).parents[1] / "web"
 
 
-def page(title: str, tables: Sequence[Table], shown: Sequence[Evaluated]) -> str:
-    """The whole file; `tables` are of scores and costs."""
-    style, theme, own = (
-        (_WEB / name).read_text() for name in ("report.css", "theme.js", "report.js")
+def page(
+    title: str,
+    tables: Sequence[Table],
+    shown: Sequence[Evaluated],
+    verdict: Verdict | None = None,
+) -> str:
+    """The whole file; `tables` are of scores and costs, the verdict is of one row."""
+    style = (_WEB / "report.css").read_text()
+    script = (_WEB / "theme.js").read_text() + (_WEB / "report.js").read_text()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
+        f"script-src '{_hash(script)}'"
     )
-    script = theme + own
-    pictures = report_pictures.payload(shown)
-    template = string.Template((_WEB / "report.html").read_text())
-    return template.substitute(
+    scores = _template("report_scores.html").substitute(
+        tables="\n".join(map(html_table, tables))
+    )
+    data = pictures.payload(shown)
+    recorded = [one for run in data["runs"] for one in run["slices"] if "steps" in one]
+    several = any(len(run["times"]) > 1 for run in data["runs"])
+    dice = figures.by_case(shown) + figures.by_size(shown)
+    uncertainty = figures.reliability(shown) + figures.risk_coverage(shown)
+    return _template("report.html").substitute(
         title=html.escape(title),
-        policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
+        policy=policy,
         style=style,
         script=script,
+        verdict=html_verdict(verdict) if verdict else "",
+        no_verdict=_hidden_unless(verdict),
+        scores_first="" if verdict else scores,
+        scores_last=scores if verdict else "",
         facts=html_table(run_tables.facts_table(shown)),
         cases=html_table(run_tables.cases_table(shown)),
         config=html_table(run_tables.config_table(shown)),
-        tables="\n".join(map(html_table, tables)),
         learning=_figures(
-            report_charts.learning_curves(shown), "No metrics.jsonl in the workdir."
+            figures.learning_curves(shown), "No metrics.jsonl in the workdir."
         ),
-        dice=_figures(
-            report_charts.by_case(shown) + report_charts.by_size(shown),
-            "No slice has truth.",
-        ),
-        calibration=_figures(
-            report_charts.reliability(shown) + report_charts.risk_coverage(shown),
-            "No data.",
-        ),
+        dice=_figures(dice, "No slice has truth."),
+        calibration=_figures(uncertainty, "No data."),
         missing=_missing(shown),
-        pictures=json.dumps(pictures, separators=(",", ":")).replace("<", "\\u003c"),
-        none="" if pictures["runs"] else " hidden",
-        still=""
-        if any("steps" in one for run in pictures["runs"] for one in run["slices"])
-        else " hidden",
+        pictures=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        no_pictures=_hidden_unless(data["runs"]),
+        no_steps=_hidden_unless(recorded),
+        stepwise=", step by step" if several else "",
     )
 
 
-def _figures(figures, otherwise):
+def _template(name):
+    return string.Template((_WEB / name).read_text())
+
+
+def _hidden_unless(something):
+    """The attribute of a part of the page that is there only with something to show."""
+    return "" if something else " hidden"
+
+
+def _figures(charts, otherwise):
     parts = [
         f"<figure>\n<h3>{html.escape(one.title)}</h3>\n{svg.svg(one)}\n"
         f"<figcaption>{html.escape(one.caption)}</figcaption>\n</figure>"
-        for one in figures
+        for one in charts
     ]
     return "\n".join(parts) or f"<p>{otherwise}</p>"
 
 
 def _missing(shown):
-    """Whose pictures are not there, why, and what brings them."""
-    lines = [
-        f"<li>{html.escape(one.name)}: {html.escape(one.missing)}; "
-        f"<code>--mode=evaluate --workdir={html.escape(str(one.run.workdir))}</code> makes them</li>"
-        for one in shown
-        if one.data is None
-    ]
-    lines += [
-        f"<li>{html.escape(one.name)}: none were kept, eval.pictures was 0</li>"
-        for one in shown
-        if one.data is not None and not len(one.data.slices)
-    ]
-    return (
-        f"<p>Without pictures and calibration:</p>\n<ul>{''.join(lines)}</ul>"
-        if lines
-        else ""
-    )
+    """Names the runs whose pictures are not there, why, and what brings them."""
+    lines = []
+    for one in shown:
+        name = html.escape(one.name)
+        if one.data is None:
+            command = f"--mode=evaluate --workdir={html.escape(str(one.run.workdir))}"
+            why = html.escape(one.missing)
+            lines.append(f"<li>{name}: {why}. <code>{command}</code> makes them.</li>")
+        elif not len(one.data.slices):
+            lines.append(f"<li>{name}: none were kept, eval.pictures was 0.</li>")
+    if not lines:
+        return ""
+    return f"<p>Without pictures and calibration:</p>\n<ul>{''.join(lines)}</ul>"
 
 
 def _hash(text):
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    digest = hashlib.sha256(text.encode()).digest()
+    return "sha256-" + base64.b64encode(digest).decode()

@@ -1,5 +1,6 @@
-"""The pictures of a report as JSON for its script, as many as fit: maps as base64 of
-deflated bytes. Imports no jax.
+"""Packs the pictures of a report as JSON for its script, as many as fit.
+
+Maps are base64 of deflated bytes. Imports no jax.
 """
 
 import base64
@@ -11,27 +12,28 @@ import numpy as np
 
 from biedsnet_jax.reporting.record import GREYS, GROUPS, LEVELS, Evaluated
 
-# of all runs together; a report is to stay below 5 MB
+# Of all runs together, so that a report stays below 5 MB.
 MOST_BYTES = 4_300_000
-# slices of each run come before the denoising steps of one, as many more before those
-# of the next
+# So many slices of each run come before the denoising steps of one slice, and as many
+# more before those of the next.
 _TURN = 3
 
 
 def payload(shown: Sequence[Evaluated]) -> dict:
-    """Runs, their slices from the worst to the best Dice, and of some the denoising
-    steps.
+    """Lists the runs, with slices from the worst to the best Dice, some with their steps.
 
-    Where not all fit, every run keeps as many, the first of its list being the most
-    telling.
+    Where not all fit, every run keeps as many slices, the first of its list, which are
+    the most telling.
     """
-    room, parts = MOST_BYTES, []
+    room = MOST_BYTES
+    parts = []
     for number, one in enumerate(shown):
-        if one.data is not None:
-            parts += [(i, number, i, _slice) for i in range(len(one.data.slices))]
-            parts += [
-                ((i + 1) * _TURN, number, i, _steps) for i in range(len(one.data.x_0))
-            ]
+        if one.data is None:
+            continue
+        for i in range(len(one.data.slices)):
+            parts.append((i, number, i, _slice))
+        for i in range(len(one.data.x_0)):
+            parts.append(((i + 1) * _TURN, number, i, _steps))
     slices = {}
     for _, number, i, make in sorted(parts, key=lambda part: part[:2]):
         found = make(shown[number], i)
@@ -40,33 +42,34 @@ def payload(shown: Sequence[Evaluated]) -> dict:
             break
         slices.setdefault((number, i), {}).update(found)
         room -= cost
-    runs = [
-        _run(one, [found for (n, _), found in slices.items() if n == number])
-        for number, one in enumerate(shown)
-    ]
-    return {
-        "levels": LEVELS,
-        "greys": GREYS,
-        "runs": [run for run in runs if run["slices"]],
-    }
+    runs = []
+    for number, one in enumerate(shown):
+        of_run = [found for (n, _), found in slices.items() if n == number]
+        if of_run:
+            runs.append(_run(one, of_run))
+    return {"levels": LEVELS, "greys": GREYS, "runs": runs}
 
 
 def _run(one, slices):
-    fields, data = one.run.fields, one.data
-    threshold = float(fields.get("threshold", 0.5))
+    threshold = float(one.run.fields.get("threshold", 0.5))
     return {
         "name": one.name,
         "threshold": threshold,
         "level": round(threshold * LEVELS),
-        "times": [] if data is None else data.times.tolist(),
-        "slices": sorted(
-            slices, key=lambda one: (one["mean"] is None, one["mean"], one["label"])
-        ),
+        "times": one.data.times.tolist(),
+        "slices": sorted(slices, key=_worst_first),
     }
 
 
+def _worst_first(found):
+    # Slices without truth come last.
+    mean = math.inf if found["mean"] is None else found["mean"]
+    return mean, found["label"]
+
+
 def _slice(one, i):
-    data, run = one.data, one.run
+    data = one.data
+    run = one.run
     _, height, width, classes = data.probability.shape
     row = int(data.slices[i]) * classes
     case, number, _ = run.images[row]
@@ -97,8 +100,9 @@ def _steps(one, i):
 
 
 def _packed(maps):
-    """Class by class, each by rows, after one another."""
-    return base64.b64encode(zlib.compress(np.moveaxis(maps, -1, 0).tobytes())).decode()
+    """Packs maps class by class, each by rows."""
+    packed = zlib.compress(np.moveaxis(maps, -1, 0).tobytes())
+    return base64.b64encode(packed).decode()
 
 
 def _texts(value):

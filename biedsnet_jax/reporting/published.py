@@ -1,9 +1,9 @@
 """The figures of the BIEDSNet paper, Tables 1 and 2, as printed there.
 
-Its data are 1490 slices, selected by a rule it does not give, of 20 COVID-19 CT cases,
-and its split is not published. Its numbers fit no exact definition (see
-`metrics.paper`): HD is the root of a pixel count, empty slices seem to enter the mean
-of Dice, and recall and precision may have changed places.
+The paper selects 1490 slices of 20 COVID-19 CT cases by a rule it does not give, and
+does not publish its split. Its numbers fit no exact definition (see `metrics.paper`):
+HD is the root of a pixel count, empty slices seem to enter the mean of Dice, and recall
+and precision may have changed places.
 """
 
 COLUMNS = ("dice", "hd", "iou", "accuracy", "recall", "precision")
@@ -34,7 +34,7 @@ LABELS = {
     "swin_unet": "SwinUNet",
     "medsegdiff": "MedSegDiff",
     "biedsnet": "BIEDSNet",
-    # compared here, not in the paper, as are the next four
+    # The paper has neither this row nor the next four.
     "trans_unet": "TransUNet",
     "paper": "BIEDSNet, the paper's choices",
     "direct": "BIEDSNet, no diffusion",

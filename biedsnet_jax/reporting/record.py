@@ -1,9 +1,8 @@
-"""What evaluation keeps for the report beside its scores: `report_data.npz`, of bounded
-size. Imports no jax.
+"""Keeps what the report shows beside the scores in `report_data.npz`, of bounded size.
 
-Probabilities p are kept as whole numbers 0 to 200, ceil(200 p), so that "level > 200 t"
-is "p > t" for every multiple t of 1/200; at the run's own threshold it is so whatever
-its value.
+Probabilities p are whole numbers 0 to 200, ceil(200 p), so that "level > 200 t" is
+"p > t" for every multiple t of 1/200; at the run's own threshold it is so whatever its
+value. Imports no jax.
 """
 
 import dataclasses
@@ -26,42 +25,47 @@ from biedsnet_jax.scoring import results
 NAME = "report_data.npz"
 LEVELS = 200
 GROUPS = ("worst", "median", "best", "other")
-# of a recorded trajectory: steps, pixels a side of x_t, levels of x_t
-MOST_STEPS, MOST_SIDE, GREYS = 20, 128, 15
-# quality
+# Of a recorded trajectory: steps, pixels a side of x_t, levels of x_t.
+MOST_STEPS = 20
+MOST_SIDE = 128
+GREYS = 15
+# Of 100.
 _JPEG = 85
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportData:
-    """Rows are those of cases.csv: a row a class of a slice. m of the n slices shown
-    have their t denoising steps.
+    """What the report shows of an evaluation.
+
+    Rows are those of slices.csv, one a class of a slice. Of the n slices that are
+    shown, the first m have their t denoising steps.
     """
 
-    facts: dict  # "versions" by library; "splits": number of slices by split and case
-    # as in cases.csv, to tell another evaluation's data
+    # "versions" by library; "splits": number of slices by split and case.
+    facts: dict
+    # As in slices.csv, to recognise the data of another evaluation.
     dice: Float[np.ndarray, " rows"]
-    # bits, mean over pixels that are LIKELY; 0 where none is
+    # In bits, `calibration.mean_entropy` of the probability.
     entropy: Float[np.ndarray, " rows"]
     histogram: Int[np.ndarray, "k bins 2 2"]  # pixels by probability, truth and mask
-    # their numbers in the order of cases.csv, the most telling first
+    # Their numbers in the order of slices.csv, the most telling first.
     slices: Int[np.ndarray, " n"]
     groups: Int[np.ndarray, " n"]  # of GROUPS
     images: list[bytes]  # JPEG
     probability: UInt8[np.ndarray, "n h w k"]  # LEVELS
     truth: UInt8[np.ndarray, "n h w k"]  # 0, 1
-    # bits * 255; None without several samples
+    # Bits * 255; None without several samples.
     mutual_information: UInt8[np.ndarray, "n h w k"] | None
     times: Int[np.ndarray, " t"]
-    # as probabilities * GREYS, thinned out to MOST_SIDE
+    # Probabilities * GREYS, thinned out to MOST_SIDE.
     x_t: UInt8[np.ndarray, "m t H W k"]
     x_0: UInt8[np.ndarray, "m t h w k"]  # LEVELS
 
 
 class Evaluated(NamedTuple):
-    """One run of a report."""
+    """One run of a report, with what was recorded beside its scores."""
 
-    name: str  # told apart from the others
+    name: str  # no other run of the report has it
     colour: int
     run: results.Run
     data: ReportData | None
@@ -71,19 +75,20 @@ class Evaluated(NamedTuple):
 def levels(
     probability: Float[np.ndarray, "*space"], threshold: float
 ) -> UInt8[np.ndarray, "*space"]:
-    """Whole numbers 0 to LEVELS that exceed round(LEVELS * threshold) exactly where the
-    probability exceeds it.
+    """Rounds probabilities up to whole numbers, 0 to LEVELS.
+
+    They exceed round(LEVELS * threshold) exactly where the probability exceeds it.
     """
     border = round(LEVELS * threshold)
     level = np.ceil(np.clip(probability, 0, 1).astype(np.float64) * LEVELS)
     above = probability > threshold
-    return np.where(
-        above, np.maximum(level, border + 1), np.minimum(level, border)
-    ).astype(np.uint8)
+    # Rounding must not carry a probability across the threshold.
+    exact = np.where(above, np.maximum(level, border + 1), np.minimum(level, border))
+    return exact.astype(np.uint8)
 
 
 def jpeg(image: Float[np.ndarray, "h w c"]) -> bytes:
-    """Its channels' mean, from its least to its largest value, as a grey JPEG file."""
+    """Encodes the mean of the channels, least to largest value, as a grey JPEG file."""
     grey = image.mean(-1, dtype=np.float64)
     grey = (grey - grey.min()) / max(np.ptp(grey), 1e-6)
     file = io.BytesIO()
@@ -94,45 +99,37 @@ def jpeg(image: Float[np.ndarray, "h w c"]) -> bytes:
 
 
 def thinned(x_t: Float[np.ndarray, "*n h w k"]) -> UInt8[np.ndarray, "*n H W k"]:
-    """Every so many pixels of a noisy mask, in GREYS + 1 levels: noise does not
-    compress.
-    """
-    stride = -(-max(x_t.shape[-3:-1]) // MOST_SIDE)
-    return (
-        (np.clip(x_t[..., ::stride, ::stride, :], 0, 1) * GREYS)
-        .round()
-        .astype(np.uint8)
-    )
+    """Thins out a noisy mask to MOST_SIDE and GREYS + 1 levels: noise does not compress."""
+    stride = math.ceil(max(x_t.shape[-3:-1]) / MOST_SIDE)
+    thin = np.clip(x_t[..., ::stride, ::stride, :], 0, 1)
+    return (thin * GREYS).round().astype(np.uint8)
 
 
 def evenly(count: int) -> Sequence[int]:
-    """Which of `count` steps are kept: all, or MOST_STEPS with the first and the last."""
-    return np.unique(
-        np.linspace(0, count - 1, min(count, MOST_STEPS)).round().astype(int)
-    ).tolist()
+    """Chooses from `count` steps: all, or MOST_STEPS with the first and the last."""
+    spread = np.linspace(0, count - 1, min(count, MOST_STEPS))
+    return np.unique(spread.round().astype(int)).tolist()
 
 
 def save(workdir: pathlib.Path, data: ReportData) -> None:
-    """Write NAME, in the same bytes for the same data."""
+    """Writes NAME, in the same bytes for the same data."""
     fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
-    fields |= {
-        "facts": np.frombuffer(json.dumps(data.facts).encode(), np.uint8),
-        "truth": np.packbits(data.truth),
-    }
-    fields |= {
-        f"image_{i}": np.frombuffer(image, np.uint8)
-        for i, image in enumerate(fields.pop("images"))
-    }
+    fields["facts"] = np.frombuffer(json.dumps(data.facts).encode(), np.uint8)
+    fields["truth"] = np.packbits(data.truth)
+    for i, image in enumerate(fields.pop("images")):
+        fields[f"image_{i}"] = np.frombuffer(image, np.uint8)
+    if data.mutual_information is None:
+        del fields["mutual_information"]
     file = io.BytesIO()
-    np.savez_compressed(
-        file, **{name: value for name, value in fields.items() if value is not None}
-    )
+    # Each name becomes a file of the archive.
+    np.savez_compressed(file, **fields)
     files.write_bytes(workdir / NAME, file.getvalue())
 
 
 def load(workdir: pathlib.Path, dice: Float[np.ndarray, " rows"]) -> ReportData | str:
-    """What `save` wrote, or why it is not to be had; `dice` is the column of cases.csv
-    that it must belong to.
+    """Reads what `save` wrote, or says why it cannot be had.
+
+    `dice` is the column of slices.csv that the data must belong to.
     """
     try:
         with np.load(workdir / NAME, allow_pickle=False) as stored:
@@ -150,27 +147,27 @@ def load(workdir: pathlib.Path, dice: Float[np.ndarray, " rows"]) -> ReportData 
         zlib.error,
     ):
         return f"{NAME} is damaged"
-    return (
-        data
-        if np.array_equal(data.dice, dice, equal_nan=True)
-        else f"{NAME} is of another evaluation"
-    )
+    if not np.array_equal(data.dice, dice, equal_nan=True):
+        return f"{NAME} is of another evaluation"
+    return data
 
 
 def _from_arrays(arrays):
     shape = arrays["probability"].shape
     bits = np.unpackbits(arrays["truth"], count=math.prod(shape))
-    images = [arrays[f"image_{i}"].tobytes() for i in range(len(arrays["slices"]))]
-    known = {f.name: arrays.get(f.name) for f in dataclasses.fields(ReportData)}
-    facts = json.loads(arrays["facts"].tobytes())
-    data = ReportData(
-        **known | {"facts": facts, "truth": bits.reshape(shape), "images": images}
+    count = len(arrays["slices"])
+    return ReportData(
+        facts=json.loads(arrays["facts"].tobytes()),
+        dice=arrays["dice"],
+        entropy=arrays["entropy"],
+        histogram=arrays["histogram"],
+        slices=arrays["slices"],
+        groups=arrays["groups"],
+        images=[arrays[f"image_{i}"].tobytes() for i in range(count)],
+        probability=arrays["probability"],
+        truth=bits.reshape(shape),
+        mutual_information=arrays.get("mutual_information"),
+        times=arrays["times"],
+        x_t=arrays["x_t"],
+        x_0=arrays["x_0"],
     )
-    optional = ("mutual_information",)
-    if any(
-        getattr(data, f.name) is None
-        for f in dataclasses.fields(data)
-        if f.name not in optional
-    ):
-        raise KeyError("a field that is missing")
-    return data

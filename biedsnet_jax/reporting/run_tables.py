@@ -1,41 +1,45 @@
-"""What was run, as tables: data, split by case, versions, device, time, config. Imports
-no jax.
+"""Makes the tables of what was run: data, split by case, versions, device, time, config.
+
+Imports no jax.
 """
 
 import datetime
 import itertools
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 
-from biedsnet_jax.reporting import figures, published, record, svg
+from biedsnet_jax.reporting import learning, published, record, svg
 from biedsnet_jax.reporting.record import Evaluated
 from biedsnet_jax.reporting.table import Table
 from biedsnet_jax.scoring import results
 
 _NOT_RECORDED = "not recorded"
-# names of a split
+# Names of a split that are shown.
 _MOST_CASES = 200
 
 
 def evaluated(runs: Sequence[results.Run]) -> list[Evaluated]:
-    """The runs with what was recorded beside their scores; a colour a row, and names
-    that tell them apart.
+    """Joins the runs with what was recorded beside their scores.
+
+    Each row has a colour, and each run a name of its own.
     """
     rows = list(dict.fromkeys(run.fields["row"] for run in runs))
     found = []
     for run, name in zip(runs, _names(runs)):
         data = record.load(run.workdir, run.scores["dice"])
-        known = not isinstance(data, str)
+        missing = ""
+        if isinstance(data, str):
+            missing = data
+            data = None
         colour = rows.index(run.fields["row"]) % svg.COLOURS
-        found.append(
-            Evaluated(name, colour, run, data if known else None, "" if known else data)
-        )
+        found.append(Evaluated(name, colour, run, data, missing))
     return found
 
 
 def facts_table(shown: Sequence[Evaluated]) -> Table:
-    """One column a run."""
+    """Lists what was run, one column a run."""
     columns = [_facts(one) for one in shown]
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     caption = "Times are UTC. Splits are by case: no case is on two sides."
@@ -43,44 +47,30 @@ def facts_table(shown: Sequence[Evaluated]) -> Table:
 
 
 def cases_table(shown: Sequence[Evaluated]) -> Table:
-    """The cases of each split and their number of slices."""
+    """Lists the cases of each split and their number of slices."""
     rows = []
     for one in shown:
         splits = one.data.facts["splits"] if one.data else {"test": _counts(one.run)}
         for split, cases in splits.items():
-            names = [
-                f"{case} ({count})"
-                for case, count in itertools.islice(cases.items(), _MOST_CASES)
-            ]
-            more = (
-                [f"and {len(cases) - _MOST_CASES} more"]
-                if len(cases) > _MOST_CASES
-                else []
-            )
-            rows.append([one.name, split, ", ".join(names + more)])
-    return Table(
-        "Split by case",
-        "Slices of each case in brackets.",
-        ["", "Split", "Cases"],
-        rows,
-    )
+            names = [f"{case} ({count})" for case, count in cases.items()]
+            if len(names) > _MOST_CASES:
+                names[_MOST_CASES:] = [f"and {len(names) - _MOST_CASES} more"]
+            rows.append([one.name, split, ", ".join(names)])
+    caption = "Slices of each case in brackets."
+    return Table("Split by case", caption, ["", "Split", "Cases"], rows)
 
 
 def config_table(shown: Sequence[Evaluated]) -> Table:
-    """Every field of each run's config.json; a run without one has none."""
+    """Lists every field of each run's config.json; a run without one has none."""
     configs = [_flat(_read_config(one.run.workdir)) for one in shown]
     names = list(dict.fromkeys(itertools.chain(*configs)))
     rows = [[name, *(config.get(name, "") for config in configs)] for name in names]
-    return Table(
-        "Config",
-        "As trained with, config.json.",
-        ["Field", *(one.name for one in shown)],
-        rows,
-    )
+    header = ["Field", *(one.name for one in shown)]
+    return Table("Config", "As trained with, config.json.", header, rows)
 
 
 def _names(runs):
-    """The row's name, with as much more as it takes until no two are alike."""
+    """The names of the rows, with as much more as it takes until no two are alike."""
     more = (
         lambda run: run.fields["dataset"],
         lambda run: f"seed {run.fields['seed']}",
@@ -93,72 +83,71 @@ def _names(runs):
             break
         parts = [part(run) for run in runs]
         if len(set(parts)) > 1:
-            names = [f"{name}, {said}" for name, said in zip(names, parts)]
+            names = [f"{name}, {part}" for name, part in zip(names, parts)]
     return names
 
 
 def _facts(one):
     fields = one.run.fields
-    versions = one.data.facts["versions"] if one.data else {}
-    times = [
-        line["time"] for line in figures.read_metrics(one.run.workdir) if "time" in line
-    ]
-    sampler = fields.get("sampler") or {}
-    split = (
-        {name: len(cases) for name, cases in one.data.facts["splits"].items()}
-        if one.data
-        else {}
-    )
+    lines = learning.read_metrics(one.run.workdir)
+    times = [line["time"] for line in lines if "time" in line]
+    logged = f"{_utc(times[0])} to {_utc(times[-1])}" if times else _NOT_RECORDED
+    sides = f"{len(_counts(one.run))} in test"
+    versions = _NOT_RECORDED
+    if one.data:
+        splits = one.data.facts["splits"].values()
+        sides = ", ".join(str(len(cases)) for cases in splits)
+        versions = _joined(one.data.facts["versions"]) or _NOT_RECORDED
+
+    def field(name):
+        return fields.get(name, "?")
+
+    seconds = f"{fields['seconds_per_image']:.3g} s an image"
     return {
         "Workdir": str(one.run.workdir),
         "Network": f"{fields['network']}, {fields['parameters']:,} parameters",
-        "Data set": f"{fields['dataset']}, {fields.get('size', '?')} pixels a side",
+        "Data set": f"{fields['dataset']}, {field('size')} pixels a side",
         "Evaluation": _difference(fields),
-        "Cases in train, val, test": ", ".join(map(str, split.values()))
-        or f"{len(_counts(one.run))} in test",
+        "Cases in train, val, test": sides,
         "Test slices": f"{fields['n_images']}, masks without truth {fields['n_empty']}",
-        "Trained": f"{fields.get('train_steps', '?')} steps of {fields.get('batch_size', '?')} images",
-        "First to last log line": f"{_utc(times[0])} to {_utc(times[-1])}"
-        if times
-        else _NOT_RECORDED,
+        "Trained": f"{field('train_steps')} steps of {field('batch_size')} images",
+        "First to last log line": logged,
         "Evaluated": _utc((one.run.workdir / "results.json").stat().st_mtime),
-        "Checkpoint": f"step {fields.get('checkpoint_step', '?')}, the best by validation Dice",
-        "Sampling": ", ".join(f"{name} {value}" for name, value in sampler.items())
-        or "one pass",
-        "Fusion, threshold": f"{fields.get('fusion') or 'none'}, {fields.get('threshold', '?')}",
-        "Seed, dtype": f"{fields['seed']}, {fields.get('dtype', '?')}",
-        "Device of the evaluation": f"{fields.get('device', '?')}, {fields['seconds_per_image']:.3g} s an image",
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items())
-        or _NOT_RECORDED,
+        "Checkpoint": f"step {field('checkpoint_step')}, the best by validation Dice",
+        "Sampling": _joined(fields.get("sampler") or {}) or "one pass",
+        "Fusion, threshold": f"{fields.get('fusion') or 'none'}, {field('threshold')}",
+        "Seed, dtype": f"{fields['seed']}, {field('dtype')}",
+        "Device of the evaluation": f"{field('device')}, {seconds}",
+        "Versions": versions,
     }
 
 
+def _joined(values):
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
 def _difference(fields):
-    """What an evaluation was of, where it is not of the run's own test."""
-    said = []
+    """Says what an evaluation was of, where it is not of the run's own test."""
+    parts = []
     for name, (run, here) in (fields.get("differs") or {}).items():
-        said.append(f"{name} {json.dumps(here)}, of the run {json.dumps(run)}")
+        parts.append(f"{name} {json.dumps(here)}, of the run {json.dumps(run)}")
     if trained_on := fields.get("trained_on"):
-        names = ", ".join(
-            f"{case} ({side})"
-            for case, side in itertools.islice(trained_on.items(), _MOST_CASES)
-        )
-        said.append(f"trained or validated on {len(trained_on)} of the cases: {names}")
-    return "; ".join(said) or "the run's own"
+        cases = itertools.islice(trained_on.items(), _MOST_CASES)
+        names = ", ".join(f"{case} ({side})" for case, side in cases)
+        count = len(trained_on)
+        parts.append(f"trained or validated on {count} of the cases: {names}")
+    return "; ".join(parts) or "the run's own"
 
 
 def _counts(run):
-    """Slices of each tested case."""
-    counts = {}
-    for case, _ in dict.fromkeys((case, number) for case, number, _ in run.images):
-        counts[case] = counts.get(case, 0) + 1
-    return counts
+    """Counts the slices of each tested case."""
+    slices = dict.fromkeys((case, number) for case, number, _ in run.images)
+    return Counter(case for case, _ in slices)
 
 
 def _utc(seconds):
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime(
-        "%Y-%m-%d %H:%M:%S"
-    )
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _read_config(workdir: pathlib.Path):
@@ -170,7 +159,7 @@ def _read_config(workdir: pathlib.Path):
 
 
 def _flat(value, prefix=""):
-    """Dotted names of the fields, and their values as JSON."""
+    """Maps the dotted names of the fields to their values as JSON."""
     found = {}
     for name, item in value.items():
         if isinstance(item, dict):

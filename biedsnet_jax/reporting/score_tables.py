@@ -1,19 +1,21 @@
-"""The tables of a report: scores of both conventions, differences, details and cost,
-beside the paper's figures.
+"""Makes the score tables of a report: both conventions, differences, details and cost.
+
+Several rows, one of which the paper has too, stand beside its published figures.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
-from biedsnet_jax.reporting import published as paper_tables
+from biedsnet_jax.reporting import published
 from biedsnet_jax.reporting.table import Table
 from biedsnet_jax.scoring import comparison, false_lesions, results
 
 NOT_MEASURED = "not measured"
 _NONE = "-"
-# pixels at 256x256
+# Pixels at 256x256, below which the truth of a slice is small.
 _SMALL = 100
 
 
@@ -26,17 +28,17 @@ class Row:
     scores: comparison.Pooled
 
     def field(self, name):
-        """A field that is the same in all runs."""
+        """A field of results.json that is the same in all runs."""
         return self.runs[0].fields.get(name)
 
     def each(self, name):
-        """A field of each run."""
+        """A field of results.json, run by run."""
         return [run.fields.get(name) for run in self.runs]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One of the paper's tables: rows in its order, then those it does not have."""
+    """Which rows a table has, in its order, and the paper's figures of them, if any."""
 
     title: str
     rows: list[str]
@@ -45,122 +47,128 @@ class Layout:
 
 
 def of_data_set(dataset: str, rows: dict[str, Row]) -> list[Table]:
-    """All tables of the rows measured on one data set, by name."""
+    """Makes all tables of the rows measured on one data set, by name."""
     tables = []
     for layout in _layouts(rows):
         shown = [(name, rows.get(name)) for name in layout.rows]
         facts = _facts(dataset, [row for _, row in shown if row])
-        tables += [make(layout, shown, facts) for make in _TABLES]
+        for make in _TABLES:
+            # One row has nothing to differ from.
+            if len(shown) > 1 or make != _difference_table:
+                tables.append(make(layout, shown, facts))
     return tables
 
 
+def beside_published(rows: Iterable[str]) -> bool:
+    """Whether rows of these names stand beside the paper's: several, with one it has."""
+    names = set(rows)
+    known = published.TABLE_1.keys() | published.TABLE_2.keys()
+    return len(names) > 1 and bool(names & known)
+
+
 def _layouts(rows):
-    """The tables that have at least one row; rows that neither knows join the first."""
-    known = [*paper_tables.TABLE_1, "trans_unet"]
-    other = sorted(rows.keys() - {*known, *paper_tables.TABLE_2})
-    first = Layout("Table 1", [*known, *other], "biedsnet", paper_tables.TABLE_1)
-    second = Layout(
-        "Table 2 (ablation)", list(paper_tables.TABLE_2), "row5", paper_tables.TABLE_2
+    """The tables that have at least one row; rows that the paper lacks join the first."""
+    if not beside_published(rows):
+        names = sorted(rows)
+        return [Layout("Scores", names, names[0], {})]
+    known = [*published.TABLE_1, "trans_unet"]
+    other = sorted(rows.keys() - {*known, *published.TABLE_2})
+    layouts = (
+        Layout("Table 1", [*known, *other], "biedsnet", published.TABLE_1),
+        Layout(
+            "Table 2 (ablation)", list(published.TABLE_2), "row5", published.TABLE_2
+        ),
     )
-    return [layout for layout in (first, second) if rows.keys() & set(layout.rows)]
+    return [layout for layout in layouts if rows.keys() & set(layout.rows)]
 
 
 def _facts(dataset, rows):
-    """What every caption says: data, budget, and where the rows are not on equal terms."""
+    """The start of every caption: data, budget, and where rows are on unequal terms."""
     budget = {
-        "classes": {
-            len({label for run in row.runs for _, _, label in run.images})
-            for row in rows
-        },
+        "classes": {len(_labels(row)) for row in rows},
         "test cases": {len(row.scores.cases()) for row in rows},
         "number of seeds": {len(set(row.each("seed"))) for row in rows},
         "train steps": {row.field("train_steps") for row in rows},
         "batch": {row.field("batch_size") for row in rows},
         "pixels a side": {row.field("size") for row in rows},
     }
-    said = ", ".join(
-        f"{name} {_one_or_range(values)}" for name, values in budget.items()
-    )
+    listed = [f"{name} {_one_or_range(values)}" for name, values in budget.items()]
     unequal = [name for name, values in budget.items() if len(values) > 1]
-    if (
-        len({tuple(row.scores.cases()) for row in rows}) > 1
-        and "test cases" not in unequal
-    ):
+    tested = {tuple(row.scores.cases()) for row in rows}
+    # As many cases can be other cases.
+    if len(tested) > 1 and "test cases" not in unequal:
         unequal.append("which cases are tested")
-    warning = (
-        f" Not on equal terms: rows differ in {', '.join(unequal)}." if unequal else ""
-    )
     splits = "/".join(sorted({row.field("split") for row in rows}))
-    return f"Data set {dataset}, {splits} split; {said}.{warning}"
+    text = f"Data set {dataset}, {splits} split; {', '.join(listed)}."
+    if unequal:
+        text += f" Not on equal terms: rows differ in {', '.join(unequal)}."
+    return text
+
+
+def _labels(row):
+    return sorted({label for run in row.runs for _, _, label in run.images})
 
 
 def _standard_table(layout, shown, facts):
-    tolerances = _list(sorted({row.field("nsd_tolerance") for _, row in shown if row}))
+    rows = [row for _, row in shown if row]
+    tolerances = _list(sorted({row.field("nsd_tolerance") for row in rows}))
     caption = (
-        f"{facts} Exact measures, mean over images of an image's score averaged over seeds; 95 % interval of Dice by "
-        f"bootstrap of whole cases, undefined for one and rough for fewer than {comparison.FEWEST_CASES}. Images with "
-        "empty truth count in accuracy alone; a lesion missed altogether counts as Dice 0 and a distance of the image "
-        "diagonal. HD and HD95 in pixels; NSD is the share of both borders no farther apart than "
-        f"{tolerances} pixels. The paper's figures follow another convention and stand in its table."
+        f"{facts} Exact measures. An image's score is averaged over seeds, then over images. The "
+        "95 % interval of Dice is a bootstrap of whole cases, undefined for one case and rough "
+        f"for fewer than {comparison.FEWEST_CASES}. Images with empty truth count in accuracy "
+        "alone. A lesion missed altogether counts as Dice 0 and as a distance of the image "
+        "diagonal. HD and HD95 are in pixels. NSD is the share of both borders no farther apart "
+        f"than {tolerances} pixels."
     )
-    notes = tuple(
-        filter(None, (_without_lesion(name, row) for name, row in shown if row))
-    )
+    if layout.published:
+        caption += (
+            " The paper's figures follow another convention and stand in its table."
+        )
+    notes = [_without_lesion(row) for row in rows]
+    notes = [note for note in notes if note]
     if notes:
-        caption += " Under the table: how many slices without lesion got one, all runs of a row together."
-    header = [
-        "",
-        "Dice",
-        "95 % interval",
-        "HD",
-        "HD95",
-        "NSD",
-        "IoU",
-        "Accuracy",
-        "Recall",
-        "Precision",
-    ]
+        caption += (
+            " Under the table stands how many slices without lesion got one, in all runs of a "
+            "row together."
+        )
+    header = ["", "Dice", "95 % interval", "HD", "HD95", "NSD", "IoU", "Accuracy"]
+    header += ["Recall", "Precision"]
 
     def cells(row):
-        means = {
-            name: comparison.mean(row.scores.scores[name]) for name in results.STANDARD
-        }
-        dice = [
-            _number(means.pop("dice"), 4),
-            _interval(*comparison.interval(row.scores, "dice")),
-        ]
-        return dice + [
-            _number(value, 2 if name.startswith("hd") else 4)
-            for name, value in means.items()
-        ]
+        mean, *others = (
+            comparison.mean(row.scores.scores[name]) for name in results.STANDARD
+        )
+        interval = _interval(*comparison.interval(row.scores, "dice"))
+        line = [_number(mean, 4), interval]
+        for name, value in zip(results.STANDARD[1:], others):
+            # Distances are in pixels, the rest are shares.
+            line.append(_number(value, 2 if name.startswith("hd") else 4))
+        return line
 
-    rows = _body(shown, header, cells)
+    body = _body(shown, header, cells)
     title = f"{layout.title}, standard convention"
-    return Table(title, caption, header, rows, "standard", notes)
+    return Table(title, caption, header, body, "standard", tuple(notes))
 
 
-def _without_lesion(name, row):
-    """What no mean of Dice shows: false lesions where there is none, classes that never
-    occur.
-    """
+def _without_lesion(row):
+    """Says what no mean of Dice shows: false lesions, and classes that never occur."""
     tests = [run.masks() for run in row.runs]
     every = false_lesions.added(map(false_lesions.count, tests))
+    labels = _labels(row)
     classes = {}
-    labels = sorted({label for run in row.runs for _, _, label in run.images})
     if len(labels) > 1:
-        classes = {
-            label: false_lesions.added(_of_class(tests, label)) for label in labels
-        }
+        for label in labels:
+            classes[label] = false_lesions.added(_of_class(tests, label))
     found = false_lesions.sentences(every, classes)
     if not found:
         return ""
     first, *rest = found
     rest = [sentence[0].upper() + sentence[1:] for sentence in rest]
-    return ". ".join([f"Row {_label(name)}: {first}", *rest]) + "."
+    return ". ".join([f"Row {_label(row.name)}: {first}", *rest]) + "."
 
 
 def _of_class(tests, label):
-    """The counts of one class in each test."""
+    """The counts of one class, test by test."""
     return [
         false_lesions.count(mask for mask in masks if mask.label == label)
         for masks in tests
@@ -169,58 +177,60 @@ def _of_class(tests, label):
 
 def _paper_table(layout, shown, facts):
     caption = (
-        f"{facts} The convention that the paper's own numbers point to, mean over all images, empty truth included: "
-        "smoothed Dice and IoU; recall 0 on empty truth; HD between image rows taken as points, the root of a pixel "
-        "count and no distance. Columns 'paper' are its published figures: measured on its own selection of 1490 "
-        "COVID-19 CT slices and a split it does not give, so they are no target that ours must meet, least of all on "
-        "another data set. Whether its recall and precision have changed places cannot be told; ours have not."
+        f"{facts} The convention that the paper's own numbers point to, averaged over all images, "
+        "empty truth included. Dice and IoU are smoothed, recall is 0 on empty truth. HD takes "
+        "image rows for points: it is the root of a pixel count and no distance."
     )
-    names = ("Dice", "HD", "IoU", "Accuracy", "Recall", "Precision")
-    header = ["", *(column for name in names for column in (name, f"{name}, paper"))]
+    names = ["Dice", "HD", "IoU", "Accuracy", "Recall", "Precision"]
+    header = ["", *names]
+    if layout.published:
+        caption += (
+            " Columns 'paper' are its published figures. They were measured on its own selection "
+            "of 1490 COVID-19 CT slices and a split it does not give, so they are no target that "
+            "ours must meet, least of all on another data set. Whether its recall and precision "
+            "have changed places cannot be told; ours have not."
+        )
+        header = [""]
+        for name in names:
+            header += [name, f"{name}, paper"]
     header.insert(2, "95 % interval")
     rows = []
     for name, row in shown:
-        published = [f"{value:.4f}" for value in layout.published.get(name, ())] or [
-            _NONE
-        ] * len(names)
-        ours, interval = [NOT_MEASURED] + [_NONE] * (len(names) - 1), _NONE
+        cells = [NOT_MEASURED] + [_NONE] * (len(names) - 1)
+        interval = _NONE
         if row:
-            ours = [
-                _number(comparison.mean(row.scores.scores[column]), 4)
-                for column in results.PAPER
-            ]
+            scores = row.scores.scores
+            cells = [_number(comparison.mean(scores[key]), 4) for key in results.PAPER]
             interval = _interval(*comparison.interval(row.scores, "paper_dice"))
-        cells = [cell for pair in zip(ours, published) for cell in pair]
+        if layout.published:
+            figures = [f"{value:.4f}" for value in layout.published.get(name, ())]
+            pairs = zip(cells, figures or [_NONE] * len(names))
+            cells = [cell for pair in pairs for cell in pair]
         cells.insert(1, interval)
         rows.append([_label(name), *cells])
     return Table(f"{layout.title}, paper convention", caption, header, rows, "paper")
 
 
 def _difference_table(layout, shown, facts):
-    few, reference = comparison.FEWEST_CASES, dict(shown)[layout.reference]
+    few = comparison.FEWEST_CASES
+    reference = dict(shown)[layout.reference]
     caption = (
-        f"{facts} Row minus {_label(layout.reference)}, standard convention: mean over the cases tested in both of the "
-        "case's mean score, averaged over seeds. 95 % interval by paired bootstrap of cases; p of the two-sided "
-        f"Wilcoxon signed-rank test, not corrected for the number of rows, and not defined where fewer than {few} "
-        f"cases differ, since it could not fall below 0.05 there. Intervals from fewer than {few} cases are rough."
+        f"{facts} Row minus {_label(layout.reference)}, standard convention: the case's mean "
+        "score, averaged over seeds, then over the cases tested in both. The 95 % interval is a "
+        "paired bootstrap of cases. p is of the two-sided Wilcoxon signed-rank test, not "
+        f"corrected for the number of rows. It is not defined where fewer than {few} cases "
+        "differ, since it could not fall below 0.05 there. Intervals from fewer than "
+        f"{few} cases are rough."
     )
-    header = [
-        "",
-        "Cases",
-        "Dice",
-        "95 % interval",
-        "p",
-        "HD95, pixels",
-        "95 % interval",
-        "p",
-    ]
+    header = ["", "Cases", "Dice", "95 % interval", "p", "HD95, pixels"]
+    header += ["95 % interval", "p"]
 
     def cells(row):
-        if row is reference or reference is None:
-            return [
-                "reference" if row is reference else "no reference",
-                *[_NONE] * (len(header) - 2),
-            ]
+        nothing = [_NONE] * (len(header) - 2)
+        if reference is None:
+            return ["no reference", *nothing]
+        if row is reference:
+            return ["reference", *nothing]
         dice = comparison.difference(row.scores, reference.scores, "dice")
         hd95 = comparison.difference(row.scores, reference.scores, "hd95")
         return [str(dice.n), *_difference_cells(dice, 4), *_difference_cells(hd95, 2)]
@@ -231,91 +241,70 @@ def _difference_table(layout, shown, facts):
 
 def _difference_cells(delta, digits):
     sign = "+" if delta.mean > 0 else ""
-    p = (
-        "not defined"
-        if math.isnan(delta.p)
-        else "<0.001"
-        if delta.p < 0.001
-        else f"{delta.p:.3f}"
-    )
-    return [
-        sign + _number(delta.mean, digits),
-        _interval(delta.low, delta.high, digits),
-        p,
-    ]
+    p = f"{delta.p:.3f}"
+    if math.isnan(delta.p):
+        p = "not defined"
+    elif delta.p < 0.001:
+        p = "<0.001"
+    interval = _interval(delta.low, delta.high, digits)
+    return [sign + _number(delta.mean, digits), interval, p]
 
 
 def _details_table(layout, shown, facts):
     caption = (
-        f"{facts} Standard convention. Small: slices whose true mask has fewer than {_SMALL} pixels at 256x256, or as "
-        "large a share of a smaller image; large: all others with truth. ECE: mean distance between the probability "
-        "and the share that is true, over pixels. Entropy: mean over a slice's likely pixels, in bits; its rank "
-        "correlation with 1 - Dice says whether a slice's uncertainty tells its error (Spearman; 1 is best, 0 is "
-        "chance), as does the mean Dice of the half of the slices with the least."
+        f"{facts} Standard convention. Small are slices whose true mask has fewer than {_SMALL} "
+        "pixels at 256x256, or as small a share of a smaller image; large are all others with "
+        "truth. ECE is the mean distance between the probability and the share that is true, "
+        "over pixels. Entropy is the mean over a slice's likely pixels, in bits. Its rank "
+        "correlation with 1 - Dice (Spearman; 1 is best, 0 is chance) says whether a slice's "
+        "uncertainty tells its error, as does the mean Dice of the half of the slices with the "
+        "least entropy."
     )
-    header = [
-        "",
-        "Slices, small",
-        "Dice",
-        "HD95",
-        "NSD",
-        "Slices, large",
-        "Dice",
-        "HD95",
-        "NSD",
-        "ECE",
-    ]
-    header += ["Entropy against error", "Dice of the surest half"]
+    header = ["", "Slices, small", "Dice", "HD95", "NSD", "Slices, large", "Dice"]
+    header += ["HD95", "NSD", "ECE", "Entropy against error", "Dice of the surest half"]
 
     def cells(row):
-        columns, found = row.scores.scores, []
-        known, small = (
-            ~np.isnan(columns["dice"]),
-            columns["truth_pixels"] < _SMALL * (row.field("size") / 256) ** 2,
-        )
+        columns = row.scores.scores
+        known = ~np.isnan(columns["dice"])
+        small = columns["truth_pixels"] < _SMALL * (row.field("size") / 256) ** 2
+        # Without pixel counts, of an earlier version, no slice is small or large.
         recorded = not np.isnan(columns["truth_pixels"]).all()
-        for some in (known & small, known & ~small & recorded):
-            means = [
-                comparison.mean(columns[name][some]) for name in ("dice", "hd95", "nsd")
-            ]
-            found += [
-                str(some.sum()),
-                *(_number(mean, digits) for mean, digits in zip(means, (4, 2, 4))),
-            ]
+        found = _score_cells(columns, known & small)
+        found += _score_cells(columns, known & ~small & recorded)
         ece = [value for value in row.each("calibration_error") if value is not None]
-        dice, entropy = columns["dice"][known], columns["entropy"][known]
-        surest = dice[np.argsort(entropy, kind="stable")[: (len(dice) + 1) // 2]]
-        rest = [
-            sum(ece) / len(ece) if ece else math.nan,
-            comparison.rank_correlation(entropy, 1.0 - dice),
-        ]
-        rest.append(math.nan if np.isnan(entropy).any() else comparison.mean(surest))
-        return found + [
-            _number(value, digits) for value, digits in zip(rest, (4, 2, 4))
-        ]
+        found.append(_number(sum(ece) / len(ece) if ece else math.nan, 4))
+        dice = columns["dice"][known]
+        entropy = columns["entropy"][known]
+        found.append(_number(comparison.rank_correlation(entropy, 1.0 - dice), 2))
+        surest = np.argsort(entropy, kind="stable")[: math.ceil(len(dice) / 2)]
+        mean = comparison.mean(dice[surest])
+        if np.isnan(entropy).any():
+            mean = math.nan
+        found.append(_number(mean, 4))
+        return found
 
     title = f"{layout.title}, small lesions and uncertainty"
     return Table(title, caption, header, _body(shown, header, cells), "standard")
 
 
+def _score_cells(columns, some):
+    """The number of some slices and their mean Dice, HD95 and NSD."""
+    dice, hd95, nsd = (
+        comparison.mean(columns[name][some]) for name in ("dice", "hd95", "nsd")
+    )
+    return [str(some.sum()), _number(dice, 4), _number(hd95, 2), _number(nsd, 4)]
+
+
 def _cost_table(layout, shown, facts):
     caption = (
-        f"{facts} GMACs: multiply-adds of convolutions and matrix products for one image, all sampling steps and "
-        "samples of a diffusion model together. Seconds an image: mean over runs, in batches, on the device named, "
-        "compilation left out. Best step: the checkpoint that was tested, of highest validation Dice."
+        f"{facts} GMACs are the multiply-adds of convolutions and matrix products for one image, "
+        "over all sampling steps and samples of a diffusion model. Seconds are for one image, in "
+        "batches, on the device named, without compilation, averaged over runs. Best step is the "
+        "checkpoint that was tested, of highest validation Dice."
     )
-    header = [
-        "",
-        "Seeds",
-        "Dice of each run",
-        "Cases",
-        "Images",
-        "Empty",
-        "Train steps",
-        "Best step",
-        "Batch",
-    ]
-    header += ["Parameters", "GMACs", "Seconds", "Sampling", "Device"]
+    header = ["", "Seeds", "Dice of each run", "Cases", "Images", "Empty"]
+    header += ["Train steps", "Best step", "Batch", "Parameters", "GMACs", "Seconds"]
+    header += ["Sampling", "Device"]
 
     def cells(row):
         seconds = row.each("seconds_per_image")
@@ -336,13 +325,8 @@ def _cost_table(layout, shown, facts):
             _list(row.each("device")),
         ]
 
-    return Table(
-        f"{layout.title}, cost and budget",
-        caption,
-        header,
-        _body(shown, header, cells),
-        "cost",
-    )
+    title = f"{layout.title}, cost and budget"
+    return Table(title, caption, header, _body(shown, header, cells), "cost")
 
 
 _TABLES = (
@@ -355,21 +339,24 @@ _TABLES = (
 
 
 def _body(shown, header, cells):
-    """The lines of a table: `cells(row)` of each row that was measured."""
+    """The lines of a table, with `cells(row)` of each row that was measured."""
     missing = [NOT_MEASURED, *[_NONE] * (len(header) - 2)]
-    return [[_label(name), *(cells(row) if row else missing)] for name, row in shown]
+    lines = []
+    for name, row in shown:
+        line = cells(row) if row else missing
+        lines.append([_label(name), *line])
+    return lines
 
 
 def _sampling(sampler):
-    return (
-        f"{sampler['method']}, {sampler['steps']} steps x {sampler['ensemble']}"
-        if sampler
-        else "one pass"
-    )
+    if not sampler:
+        return "one pass"
+    steps, samples = sampler["steps"], sampler["ensemble"]
+    return f"{sampler['method']}, {steps} steps x {samples}"
 
 
 def _label(name):
-    return paper_tables.LABELS.get(name, name)
+    return published.LABELS.get(name, name)
 
 
 def _number(value, digits):
@@ -391,9 +378,8 @@ def _maybe(value, spec=""):
 
 
 def _one_or_range(values):
-    known = sorted(value for value in values if value is not None)
-    return (
-        " to ".join(str(value) for value in dict.fromkeys((known[0], known[-1])))
-        if known
-        else "not recorded"
-    )
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not recorded"
+    low, high = min(known), max(known)
+    return str(low) if low == high else f"{low} to {high}"

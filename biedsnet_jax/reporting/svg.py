@@ -1,5 +1,6 @@
-"""Line and dot charts as SVG text, coloured by the page's style sheet: classes c0 to
-c7, and grey c8.
+"""Draws line and dot charts as SVG text.
+
+The page's style sheet colours them, by the classes c0 to c7, and c8 for grey.
 """
 
 import dataclasses
@@ -8,16 +9,22 @@ import math
 from collections.abc import Sequence
 
 Number = int | float
-COLOURS, GREY = 8, 8
-_WIDTH, _HEIGHT = 480, 310
-# margins
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 12, 52
+COLOURS = 8
+GREY = 8
+_WIDTH = 480
+_HEIGHT = 310
+# Margins.
+_LEFT = 56
+_RIGHT = 26
+_TOP = 12
+_BOTTOM = 52
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Points of one name; those that are not finite, or cannot be on a logarithmic
-    axis, are left out.
+    """Points of one name.
+
+    Those that are not finite, or have no place on a logarithmic axis, are left out.
     """
 
     name: str  # "": not in the legend
@@ -32,20 +39,18 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One side of a chart; `low` and `high` where they are not to be those of the
-    points.
-    """
+    """One side of a chart; without `low` and `high` it spans the points."""
 
     label: str
     low: Number | None = None
     high: Number | None = None
     log: bool = False
-    names: Sequence[str] = ()  # of 0, 1, 2, ...: in place of numbers
+    names: Sequence[str] = ()  # shown in place of the numbers 0, 1, 2, ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A chart with what it says in words."""
+    """A chart, and in words what it says."""
 
     title: str
     caption: str
@@ -55,7 +60,7 @@ class Figure:
 
 
 def svg(figure: Figure) -> str:
-    """An `svg` element that scales with its place, and its legend."""
+    """Draws a figure as an `svg` element that scales with its place, and its legend."""
     shown = [_drawable(figure, one) for one in figure.series]
     x = _Scale(
         figure.x, [value for one in shown for value in one.x], _LEFT, _WIDTH - _RIGHT
@@ -67,48 +72,48 @@ def svg(figure: Figure) -> str:
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">']
     parts += [_x_tick(x, value, name) for value, name in x.ticks()]
     parts += [_y_tick(y, value, name) for value, name in y.ticks()]
-    parts += [
-        _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, figure.x.label, "middle")
-    ]
+    centre = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(_text(centre, _HEIGHT - 6, figure.x.label, "middle"))
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-    parts += [
-        f'<g transform="rotate(-90 12 {middle:.0f})">{_text(12, middle, figure.y.label, "middle")}</g>'
-    ]
+    y_label = _text(12, middle, figure.y.label, "middle")
+    parts.append(f'<g transform="rotate(-90 12 {middle:.0f})">{y_label}</g>')
     parts += [_dots(one, x, y) if one.dots else _line(one, x, y) for one in shown]
     return "\n".join([*parts, "</svg>", _legend(shown)])
 
 
 class _Scale:
-    """From values to places between `start` and `end`."""
+    """Turns values into places between `start` and `end`."""
 
     def __init__(self, axis, values, start, end):
-        self.axis, self.start, self.end = axis, start, end
-        low = (
-            axis.low
-            if axis.low is not None
-            else min(values, default=0.1 if axis.log else 0.0)
-        )
-        high = axis.high if axis.high is not None else max(values, default=1.0)
+        self.axis = axis
+        self.start = start
+        self.end = end
+        low = axis.low
+        high = axis.high
+        # Without points there is a scale all the same.
+        if low is None:
+            low = min(values, default=0.1 if axis.log else 0.0)
+        if high is None:
+            high = max(values, default=1.0)
         if axis.log:
-            low, high = (
-                10.0 ** math.floor(math.log10(low)),
-                10.0 ** math.ceil(math.log10(high)),
-            )
+            low = 10.0 ** math.floor(math.log10(low))
+            high = 10.0 ** math.ceil(math.log10(high))
         if high <= low:
             low, high = (low, low * 10) if axis.log else (low - 0.5, low + 0.5)
-        self.low, self.high = low, high
+        self.low = low
+        self.high = high
 
     def __call__(self, value):
-        at, low, high = (
-            math.log10(v) if self.axis.log else v for v in (value, self.low, self.high)
-        )
-        return self.start + (self.end - self.start) * (at - low) / (high - low)
+        low, high = self.low, self.high
+        if self.axis.log:
+            low, value, high = map(math.log10, (low, value, high))
+        return self.start + (self.end - self.start) * (value - low) / (high - low)
 
     def ticks(self):
-        """(value, text) of at most about six, or of every name where there is room."""
+        """(value, text) of about six ticks, or of every name where there is room."""
         axis = self.axis
         if axis.names:
-            every = -(-len(axis.names) // 12)
+            every = math.ceil(len(axis.names) / 12)
             return [(i, name) for i, name in enumerate(axis.names) if i % every == 0]
         if axis.log:
             powers = range(
@@ -118,25 +123,26 @@ class _Scale:
         rough = (self.high - self.low) / 5
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
-        first, last = (
-            math.ceil(self.low / step - 1e-9),
-            math.floor(self.high / step + 1e-9),
-        )
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
         return [(n * step, f"{n * step:.10g}") for n in range(first, last + 1)]
 
 
 def _drawable(figure, one):
+    """The series without the points that have no place."""
+
     def fits(value, axis):
         return math.isfinite(value) and (value > 0 or not axis.log)
 
-    kept = [
-        i
-        for i, (a, b) in enumerate(zip(one.x, one.y))
-        if fits(a, figure.x) and fits(b, figure.y)
-    ]
-    tips = [one.tips[i] for i in kept] if one.tips else ()
+    kept = []
+    for i, (a, b) in enumerate(zip(one.x, one.y)):
+        if fits(a, figure.x) and fits(b, figure.y):
+            kept.append(i)
     return dataclasses.replace(
-        one, x=[one.x[i] for i in kept], y=[one.y[i] for i in kept], tips=tips
+        one,
+        x=[one.x[i] for i in kept],
+        y=[one.y[i] for i in kept],
+        tips=[one.tips[i] for i in kept] if one.tips else (),
     )
 
 
@@ -146,34 +152,34 @@ def _line(one, x, y):
 
 
 def _dots(one, x, y):
-    tips = one.tips or [""] * len(one.x)
     radius = 2.5 if one.faint else 4
-    circles = [
-        f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="{radius}"><title>{html.escape(tip)}</title></circle>'
-        for a, b, tip in zip(one.x, one.y, tips)
-    ]
-    return f'<g class="dots {_classes(one)}">' + "".join(circles) + "</g>"
+    circles = []
+    for a, b, tip in zip(one.x, one.y, one.tips or [""] * len(one.x)):
+        title = f"<title>{html.escape(tip)}</title>"
+        place = f'cx="{x(a):.1f}" cy="{y(b):.1f}"'
+        circles.append(f'<circle {place} r="{radius}">{title}</circle>')
+    return f'<g class="dots {_classes(one)}">{"".join(circles)}</g>'
 
 
 def _classes(one):
-    return " ".join(
-        [f"c{one.colour}", *["dashed"] * one.dashed, *["faint"] * one.faint]
-    )
+    names = [f"c{one.colour}"]
+    if one.dashed:
+        names.append("dashed")
+    if one.faint:
+        names.append("faint")
+    return " ".join(names)
 
 
 def _x_tick(x, value, name):
-    at, bottom, short = (
-        x(value),
-        _HEIGHT - _BOTTOM,
-        name if len(name) < 12 else "…" + name[-9:],
-    )
+    at = x(value)
+    bottom = _HEIGHT - _BOTTOM
+    # The end of a long name is what tells it from others.
+    short = name if len(name) < 12 else "…" + name[-9:]
     line = f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>'
     if not x.axis.names or len(x.axis.names) < 6:
         return line + _text(at, bottom + 16, short, "middle")
-    return (
-        line
-        + f'<g transform="rotate(-30 {at:.1f} {bottom + 11})">{_text(at, bottom + 11, short, "end")}</g>'
-    )
+    text = _text(at, bottom + 11, short, "end")
+    return f'{line}<g transform="rotate(-30 {at:.1f} {bottom + 11})">{text}</g>'
 
 
 def _y_tick(y, value, name):

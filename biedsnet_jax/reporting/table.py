@@ -1,4 +1,4 @@
-"""A table of text, as Markdown and as HTML."""
+"""Writes tables of text as Markdown and as HTML."""
 
 import dataclasses
 import html
@@ -8,10 +8,10 @@ from biedsnet_jax.runtime.markdown import Marked, escaped, shown
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells of plain text; the first column names the row.
+    """Cells of plain text, whose first column names the row.
 
-    `convention` is that of its scores, if it has any; `notes` are sentences right under
-    the table.
+    `convention` is that of the scores, "" without any. `notes` are sentences right
+    under the table.
     """
 
     title: str
@@ -22,13 +22,14 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def markdown(title: str, tables: list[Table]) -> str:
-    """A Markdown page."""
-    return f"# {escaped(title)}\n\n{markdown_tables(tables)}"
+def markdown(title: str, tables: list[Table], first: str = "") -> str:
+    """A Markdown page; `first` is Markdown that stands before the tables."""
+    before = f"{first}\n" if first else ""
+    return f"# {escaped(title)}\n\n{before}{markdown_tables(tables)}"
 
 
 def markdown_tables(tables: list[Table]) -> str:
-    """Tables for a page that is there."""
+    """The Markdown of tables, each under a heading of the second level."""
     return "\n\n".join(map(_markdown_table, tables)) + "\n"
 
 
@@ -45,13 +46,17 @@ def _markdown_table(table):
 
 
 def _cell(text):
-    # Even in code a bar would end the cell.
+    # Even inside of code a bar would end the cell.
     return text.replace("|", r"\|") if isinstance(text, Marked) else escaped(text)
 
 
 def html_table(table: Table) -> str:
-    """A `section` with heading, caption, table and notes."""
-    title, caption = _html(table.title), _html(table.caption)
+    """Writes a `section` with heading, caption, table and notes.
+
+    The table is a region that the keyboard reaches, because it may scroll.
+    """
+    title = _html(table.title)
+    caption = _html(table.caption)
     head = "".join(f'<th scope="col">{_html(cell)}</th>' for cell in table.header)
     rows = "\n".join(map(_html_row, table.rows))
     items = "".join(f"<li>{_html(note)}</li>" for note in table.notes)
@@ -59,14 +64,16 @@ def html_table(table: Table) -> str:
     kind = f' class="{table.convention}"' if table.convention else ""
     return (
         f"<section{kind}>\n<h3>{title}</h3>\n<p>{caption}</p>\n"
-        f'<div class="wide" tabindex="0" role="region" aria-label="{title}">\n<table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{rows}\n</tbody>\n</table>\n</div>{notes}\n</section>"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{title}">\n<table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
+        f"{notes}\n</section>"
     )
 
 
 def _html_row(cells):
     first, *rest = map(_html, cells)
-    return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
+    cells = "".join(f"<td>{cell}</td>" for cell in rest)
+    return f'<tr><th scope="row">{first}</th>{cells}</tr>'
 
 
 def _html(text):

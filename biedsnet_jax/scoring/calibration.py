@@ -1,23 +1,60 @@
-"""How well probabilities tell error: calibration, risk by coverage, and the entropy of
-a map.
-"""
+"""How well probabilities tell error: calibration, risk by coverage, and entropy."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 _RELIABILITY_BINS = 20
-# of the histogram, over probabilities 0 to 1
+# Of the histogram, over probabilities 0 to 1.
 BINS = 1000
-# mean entropy is over pixels at least so probable: elsewhere it is 0 and there is a lot
-# of elsewhere
+# A slice's mean entropy is over pixels at least so probable: elsewhere it is 0, and
+# there is a lot of elsewhere.
 LIKELY = 0.05
+# Error as a share of the foreground, up to which calibration is good, and fair.
+GOOD = 0.1
+FAIR = 0.3
+
+
+class Confidence(NamedTuple):
+    """How far a test's probabilities are off, and to which side, over all its pixels."""
+
+    error: float  # the expected calibration error
+    foreground: float  # share of pixels that are truly foreground
+    sureness: float  # mean of max(p, 1 - p)
+    right: float  # share of pixels on the right side of 0.5
+
+    @property
+    def grade(self) -> str:
+        """Calibration in one word: "good", "fair" or "poor".
+
+        Most pixels are sure background and keep the error small whatever the model says
+        of lesions. The error is therefore measured against the foreground: up to GOOD
+        of it is good, up to FAIR fair.
+        """
+        if self.error <= GOOD * self.foreground:
+            return "good"
+        return "fair" if self.error <= FAIR * self.foreground else "poor"
+
+    @property
+    def direction(self) -> str:
+        """ "overconfident", "underconfident", or "neither".
+
+        A model is overconfident where it is surer than it is right (Guo et al. 2017).
+        It is neither where less than half of the error is left when bins of too much
+        and of too little confidence cancel.
+        """
+        surplus = self.sureness - self.right
+        if abs(surplus) <= self.error / 2:
+            return "neither"
+        return "overconfident" if surplus > 0 else "underconfident"
 
 
 def mean_entropy(p: Float[np.ndarray, "h w"]) -> float:
-    """Of the pixels that are LIKELY, in bits: how unsure a slice's mask is. 0 where
-    none is.
+    """Mean entropy of the pixels that are LIKELY, in bits; 0 where none is.
+
+    It says how unsure a slice's mask is.
     """
     p = p[p >= LIKELY].astype(np.float64)
     q = 1 - p
@@ -31,7 +68,7 @@ def calibration(
     """Mean probability, share of truth and number of pixels of each of 20 bins that has
     any.
     """
-    # bin, finer bin, truth
+    # By bin, finer bin and truth.
     count = histogram.sum((0, 3)).reshape(_RELIABILITY_BINS, -1, 2)
     centres = ((np.arange(BINS) + 0.5) / BINS).reshape(_RELIABILITY_BINS, -1)
     total = count.sum((1, 2))
@@ -43,13 +80,27 @@ def calibration(
 
 def expected_calibration_error(histogram: Int[np.ndarray, "k bins 2 2"]) -> float:
     """Mean of |probability - share of truth| over the bins of `calibration`, weighed by
-    pixels (Guo et al. 2017).
+    pixels (Guo et al. 2017); NaN without pixels.
     """
     predicted, observed, count = map(np.array, calibration(histogram))
-    return (
-        float((np.abs(predicted - observed) * count).sum() / count.sum())
-        if len(count)
-        else math.nan
+    if not len(count):
+        return math.nan
+    return float((np.abs(predicted - observed) * count).sum() / count.sum())
+
+
+def confidence(histogram: Int[np.ndarray, "k bins 2 2"]) -> Confidence | None:
+    """Sums up `calibration` over all pixels; None where none is truly foreground."""
+    predicted, observed, count = map(np.array, calibration(histogram))
+    foreground = (observed * count).sum()
+    if not foreground:
+        return None
+    sure = np.maximum(predicted, 1 - predicted)
+    right = np.where(predicted > 0.5, observed, 1 - observed)
+    return Confidence(
+        error=expected_calibration_error(histogram),
+        foreground=float(foreground / count.sum()),
+        sureness=float((sure * count).sum() / count.sum()),
+        right=float((right * count).sum() / count.sum()),
     )
 
 
@@ -61,7 +112,7 @@ def pixel_risk_coverage(
     """
     wrong = histogram[..., 0, 1] + histogram[..., 1, 0]
     order = np.argsort(-np.abs(np.arange(BINS) + 0.5 - BINS / 2), kind="stable")
-    # p and 1 - p have the same entropy
+    # Pairs, because p and 1 - p have the same entropy.
     order = order.reshape(-1, 2)
     kept = histogram.sum((0, 2, 3))[order].sum(1).cumsum()
     errors = wrong.sum(0)[order].sum(1).cumsum()
@@ -78,6 +129,6 @@ def slice_risk_coverage(
     known = np.flatnonzero(~np.isnan(dice))
     order = known[np.argsort(uncertainty[known], kind="stable")]
     number = np.arange(1, len(order) + 1)
-    return (number / max(1, len(order))).tolist(), (
-        (1 - dice[order]).cumsum() / number
-    ).tolist()
+    coverage = number / max(1, len(order))
+    risk = (1 - dice[order]).cumsum() / number
+    return coverage.tolist(), risk.tolist()

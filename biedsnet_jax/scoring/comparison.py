@@ -1,9 +1,8 @@
-"""One row of a table out of several runs, and whether two rows differ: numpy and scipy,
-no jax.
+"""Makes one row of a table out of several runs, and tests whether two rows differ.
 
 An image's score is the mean over the runs (seeds, folds) that tested it. Slices of one
 patient are no independent sample, so everything that says how sure a number is
-resamples or pairs whole cases.
+resamples or pairs whole cases. Imports no jax.
 """
 
 import math
@@ -17,27 +16,27 @@ from jaxtyping import Float
 from biedsnet_jax.scoring import statistics
 from biedsnet_jax.scoring.results import Run
 
-# below, no two-sided signed-rank test can reach p < 0.05: 2 / 2^5 = 0.0625
+# With fewer, no two-sided signed-rank test can reach p < 0.05: 2 / 2^5 = 0.0625.
 FEWEST_CASES = 6
 
 
 class Pooled(NamedTuple):
-    """The images of one row, each with its case, and their scores by column; NaN where
-    undefined.
+    """The images of one row: the case of each, and its scores by column.
 
-    Beside the scores: the columns truth_pixels and entropy.
+    The columns are those of `results.Run.scores`, truth_pixels and entropy. NaN where
+    undefined.
     """
 
     case: np.ndarray
     scores: dict[str, Float[np.ndarray, " images"]]
 
     def cases(self) -> list[str]:
-        """Names of the cases, sorted."""
+        """The names of the cases, sorted."""
         return sorted(set(self.case.tolist()))
 
 
 class Difference(NamedTuple):
-    """Row minus reference, in the mean over cases of the case's mean score."""
+    """Row minus reference: the mean over cases of the case's mean score."""
 
     n: int  # cases with a score in both
     mean: float
@@ -48,48 +47,38 @@ class Difference(NamedTuple):
 
 
 def pool(runs: Sequence[Run]) -> Pooled:
-    """Average the runs of one row, image by image."""
-    number = {
-        image: i
-        for i, image in enumerate(
-            dict.fromkeys(image for run in runs for image in run.images)
-        )
-    }
-    where = np.array([number[image] for run in runs for image in run.images])
-    case = np.array([image[0] for image in number])
+    """Averages the runs of one row, image by image."""
+    images = [image for run in runs for image in run.images]
+    number = {image: i for i, image in enumerate(dict.fromkeys(images))}
+    where = np.array([number[image] for image in images])
     every = [
         run.scores | {"truth_pixels": run.truth_pixels, "entropy": run.entropy}
         for run in runs
     ]
-    columns = {
-        name: np.concatenate([columns[name] for columns in every]) for name in every[0]
-    }
-    return Pooled(
-        case,
-        {
-            name: _group_means(values, where, len(number))
-            for name, values in columns.items()
-        },
-    )
+    scores = {}
+    for name in every[0]:
+        values = np.concatenate([columns[name] for columns in every])
+        scores[name] = _group_means(values, where, len(number))
+    return Pooled(np.array([case for case, _, _ in number]), scores)
 
 
 def mean(values: Float[np.ndarray, " images"]) -> float:
-    """Mean of what is defined, NaN if nothing is."""
+    """The mean of the values that are defined; NaN if none is."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan
 
 
 def interval(pooled: Pooled, column: str) -> tuple[float, float]:
-    """95 % interval of the mean over images, see `statistics.interval`."""
+    """The 95 % interval of the mean over images, see `statistics.interval`."""
     return statistics.interval(pooled.scores[column], pooled.case.tolist())
 
 
 def difference(row: Pooled, reference: Pooled, column: str) -> Difference:
-    """How much `row` differs from `reference` over the cases that both were tested on."""
-    ours, theirs = case_means(row, column), case_means(reference, column)
-    deltas = np.array(
-        [ours[case] - theirs[case] for case in sorted(ours.keys() & theirs.keys())]
-    )
+    """Compares `row` with `reference` over the cases that both were tested on."""
+    ours = case_means(row, column)
+    theirs = case_means(reference, column)
+    both = sorted(ours.keys() & theirs.keys())
+    deltas = np.array([ours[case] - theirs[case] for case in both])
     low, high = statistics.interval(deltas, range(len(deltas)))
     return Difference(len(deltas), mean(deltas), low, high, _signed_rank(deltas))
 
@@ -106,22 +95,19 @@ def case_means(pooled: Pooled, column: str) -> dict[str, float]:
 
 
 def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
-    """Spearman's; NaN where a value is, or where all of x or of y are equal."""
-    if (
-        len(x) < 2
-        or np.isnan(x).any()
-        or np.isnan(y).any()
-        or np.ptp(x) == 0
-        or np.ptp(y) == 0
-    ):
+    """Spearman's rank correlation; NaN where a value is NaN, or all of x or y are equal."""
+    if len(x) < 2 or np.isnan(x).any() or np.isnan(y).any():
         return math.nan
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    # Importing it takes half a second, for which not every start needs to wait.
     from scipy import stats
 
     return float(stats.spearmanr(x, y).statistic)
 
 
 def _group_means(values, group, groups):
-    """Mean of each group's defined values; NaN where it has none."""
+    """The mean of each group's defined values; NaN where it has none."""
     known = ~np.isnan(values)
     sizes = np.bincount(group[known], minlength=groups)
     sums = np.bincount(group[known], values[known], minlength=groups)
@@ -131,10 +117,10 @@ def _group_means(values, group, groups):
 def _signed_rank(deltas):
     if np.count_nonzero(deltas) < FEWEST_CASES:
         return math.nan
-    # half a second that not every start needs to wait
+    # Importing it takes half a second, for which not every start needs to wait.
     from scipy import stats
 
     with warnings.catch_warnings():
-        # ties and zeros: scipy says that it takes the normal approximation
+        # With ties and zeros scipy warns that it takes the normal approximation.
         warnings.simplefilter("ignore")
         return float(stats.wilcoxon(deltas).pvalue)

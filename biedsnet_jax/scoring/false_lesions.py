@@ -1,8 +1,7 @@
-"""Slices and cases without a lesion, how many of them got one, and the words for it. No
-jax.
+"""Counts slices and cases without a lesion that got one, and says so in words.
 
-No mean of the standard convention shows a lesion where there is none: Dice is undefined
-there.
+No mean of the standard convention shows a lesion where there is none, because Dice is
+undefined there. Imports no jax.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,37 +9,34 @@ from typing import NamedTuple
 
 
 class Mask(NamedTuple):
-    """The mask of one class in one slice, true and predicted."""
+    """Whether the mask of one class in one slice has a pixel, true and predicted."""
 
     case: str
     slice: str
     label: str  # the class, from 1
-    true: bool  # whether it has a pixel
+    true: bool
     predicted: bool
 
 
 class Counts(NamedTuple):
-    """How many slices, and cases as a whole, are without lesion, and how many of these
-    got one.
-    """
+    """Slices, and cases as a whole, without a lesion, and how many of them got one."""
 
     slices: int
     false_slices: int
     cases: int
     false_cases: int
-    with_lesion: int  # slices that have one
+    with_lesion: int  # slices that have a lesion
 
 
 def count(masks: Iterable[Mask]) -> Counts:
-    """The counts of a test; of several classes a slice has a lesion where it has one of
-    any.
-    """
+    """Counts over a test; a slice has a lesion where it has one of any class."""
     slices = _joined(((mask.case, mask.slice), mask) for mask in masks)
     cases = {}
     for (case, _), (true, predicted) in slices.items():
         before = cases.get(case, (False, False))
         cases[case] = before[0] or true, before[1] or predicted
-    without, of_cases = _without(slices), _without(cases)
+    without = _without(slices)
+    of_cases = _without(cases)
     return Counts(
         slices=len(without),
         false_slices=sum(without),
@@ -51,14 +47,14 @@ def count(masks: Iterable[Mask]) -> Counts:
 
 
 def added(counts: Iterable[Counts]) -> Counts:
-    """The counts of several tests together."""
+    """Adds up the counts of several tests."""
     return Counts(*map(sum, zip(*counts)))
 
 
 def sentences(every: Counts, classes: Mapping[str, Counts]) -> list[str]:
-    """What there is to say; nothing where every slice has a lesion of every class.
+    """Puts counts into words; no sentence where every slice has a lesion of every class.
 
-    `classes` has the counts of each class where there are several.
+    `classes` has the counts of each class, where there are several.
     """
     found = [_of_all(every)] if every.slices else []
     for label, of_class in classes.items():
@@ -68,7 +64,7 @@ def sentences(every: Counts, classes: Mapping[str, Counts]) -> list[str]:
 
 
 def of_results(results: Mapping) -> list[str]:
-    """The sentences of a results.json; none where an earlier version did not count."""
+    """Puts a results.json into words; no sentence where an earlier version counted none."""
     if "without_lesion" not in results:
         return []
     classes = {
@@ -79,7 +75,7 @@ def of_results(results: Mapping) -> list[str]:
 
 
 def _joined(pairs):
-    """(has a true pixel, has a predicted one) of each key."""
+    """Joins masks of one key: (any has a true pixel, any has a predicted one)."""
     found = {}
     for key, mask in pairs:
         true, predicted = found.get(key, (False, False))
@@ -88,7 +84,7 @@ def _joined(pairs):
 
 
 def _without(found):
-    """Of each that has no lesion: whether it got one."""
+    """Lists, for each that has no lesion, whether it got one."""
     return [predicted for true, predicted in found.values() if not true]
 
 
@@ -129,5 +125,5 @@ def _of(part, whole, name):
 
 
 def number(count: int, name: str) -> str:
-    """1 slice, 2 slices."""
+    """Writes a count with its noun: "1 slice", "2 slices"."""
     return f"{count} {name}" if count == 1 else f"{count} {name}s"

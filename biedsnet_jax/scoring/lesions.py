@@ -1,5 +1,5 @@
-"""Lesion by lesion: which true ones were found, which predicted ones are false, and how
-large they are.
+"""Scores lesion by lesion: which true ones were found, which predicted ones are false,
+and how large they are.
 
 A lesion is an 8-connected component of one class in one slice. It is not followed from
 slice to slice, because slices of a case may be missing or left out; a lesion that spans
@@ -10,7 +10,9 @@ challenge, Kuijf et al. 2019, doi:10.1109/TMI.2019.2905770), or a share of its p
 that the caller sets (a tenth in Commowick et al. 2018, doi:10.1038/s41598-018-31911-7).
 A predicted one is false where it touches no true pixel:
 
-    sensitivity = found / true      precision = (predicted - false) / predicted      F1 = their harmonic mean
+    sensitivity = found / true
+    precision = (predicted - false) / predicted
+    F1 = the harmonic mean of the two
 """
 
 import itertools
@@ -32,7 +34,7 @@ COLUMNS = (
     "dice",
     "found",
 )
-# borders between sizes, in pixels or mm2
+# Borders between sizes, in pixels or mm2.
 BINS = (10, 100, 1000)
 
 _EIGHT_CONNECTED = np.ones((3, 3), bool)
@@ -45,12 +47,10 @@ def slice_rows(
     case: str,
     slice: str,
     label: int = 1,
-    # mm
-    spacing: Sequence[float] | Float[np.ndarray, " axes"] | None = None,
+    spacing: Sequence[float] | Float[np.ndarray, " axes"] | None = None,  # mm
     least_overlap: float = 0.0,
 ) -> list[dict[str, str | int | float]]:
-    """The lines of `lesions.csv` for one class of one slice: a line a component, of
-    both masks.
+    """Makes the rows of `lesions.csv` for one class of one slice, one a component.
 
     mask: "truth" or "prediction", where the component comes from. pixels, and mm2 (NaN
     without `spacing`): its size. overlap: share of its pixels that the other mask has
@@ -59,37 +59,36 @@ def slice_rows(
     its pixels.
     """
     area = math.nan if spacing is None else float(np.prod(spacing))
-    true, predicted = (
-        ndimage.label(mask, _EIGHT_CONNECTED)[0] for mask in (truth, pred)
-    )
+    true = ndimage.label(truth, _EIGHT_CONNECTED)[0]
+    predicted = ndimage.label(pred, _EIGHT_CONNECTED)[0]
     rows = []
     for mask, ours, theirs, least in (
         ("truth", true, predicted, least_overlap),
         ("prediction", predicted, true, 0.0),
     ):
         for pixels, shared, met in _meetings(ours, theirs):
-            overlap, dice = shared / pixels, 2 * shared / (pixels + met)
-            found = int(shared > 0 and overlap >= least)
-            values = (
-                case,
-                slice,
-                label,
-                mask,
-                pixels,
-                pixels * area,
-                overlap,
-                dice,
-                found,
-            )
-            rows.append(dict(zip(COLUMNS, values)))
+            overlap = shared / pixels
+            row = {
+                "case": case,
+                "slice": slice,
+                "class": label,
+                "mask": mask,
+                "pixels": pixels,
+                "mm2": pixels * area,
+                "overlap": overlap,
+                "dice": 2 * shared / (pixels + met),
+                "found": int(shared > 0 and overlap >= least),
+            }
+            rows.append(row)
     return rows
 
 
 def _meetings(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[int, int, int]]:
-    """Of each component of `ours`: its size, pixels shared with `theirs`, size of the
-    components of those it meets.
+    """Lists the components of `ours`: (size, pixels shared with `theirs`, summed size
+    of the components of `theirs` that it meets).
     """
-    sizes, their_sizes = np.bincount(ours.ravel()), np.bincount(theirs.ravel())
+    sizes = np.bincount(ours.ravel())
+    their_sizes = np.bincount(theirs.ravel())
     shared = np.bincount(ours[theirs > 0], minlength=len(sizes))
     pairs = np.unique(
         np.stack([ours, theirs], axis=-1)[(ours > 0) & (theirs > 0)], axis=0
@@ -97,12 +96,13 @@ def _meetings(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[int, int, int]
     met = np.bincount(
         pairs[:, 0], weights=their_sizes[pairs[:, 1]], minlength=len(sizes)
     )
-    return [(int(sizes[i]), int(shared[i]), int(met[i])) for i in range(1, len(sizes))]
+    # Component 0 is the background.
+    every = zip(sizes[1:], shared[1:], met[1:])
+    return [(int(size), int(common), int(other)) for size, common, other in every]
 
 
 def summarise(rows: Sequence[dict]) -> dict:
-    """Counts and rates over the rows of `slice_rows`, ready for JSON: a rate with
-    nothing to count is None.
+    """Counts the rows of `slice_rows` for JSON; a rate with nothing to count is None.
 
     true, found, missed, predicted, false; sensitivity, precision, f1; dice_of_found,
     the mean over found true lesions. "by_pixels" has the same for sizes under 10, from
@@ -128,36 +128,31 @@ def _summary(rows):
 
 
 def _by_size(rows, unit):
-    borders = (0, *BINS, None)
-    return [
-        {"from": low, "below": high}
-        | _rates(
-            [
-                row
-                for row in rows
-                if low <= row[unit] and (high is None or row[unit] < high)
-            ]
-        )
-        for low, high in itertools.pairwise(borders)
-    ]
+    found = []
+    for low, high in itertools.pairwise((0, *BINS, math.inf)):
+        of_size = [row for row in rows if low <= row[unit] < high]
+        border = None if high == math.inf else high
+        found.append({"from": low, "below": border} | _rates(of_size))
+    return found
 
 
 def _rates(rows):
-    dice = [row["dice"] for row in rows if row["mask"] == "truth" and row["found"]]
-    true, found = sum(row["mask"] == "truth" for row in rows), len(dice)
-    predicted = len(rows) - true
+    true = [row for row in rows if row["mask"] == "truth"]
+    dice = [row["dice"] for row in true if row["found"]]
+    predicted = len(rows) - len(true)
     false = sum(row["mask"] == "prediction" and not row["found"] for row in rows)
-    sensitivity, precision = _share(found, true), _share(predicted - false, predicted)
+    sensitivity = _share(len(dice), len(true))
+    precision = _share(predicted - false, predicted)
     return {
-        "true": true,
-        "found": found,
-        "missed": true - found,
+        "true": len(true),
+        "found": len(dice),
+        "missed": len(true) - len(dice),
         "predicted": predicted,
         "false": false,
         "sensitivity": sensitivity,
         "precision": precision,
         "f1": _harmonic_mean(sensitivity, precision),
-        "dice_of_found": _share(math.fsum(dice), found),
+        "dice_of_found": _share(math.fsum(dice), len(dice)),
     }
 
 
@@ -166,9 +161,9 @@ def _share(part, whole):
 
 
 def _harmonic_mean(a, b):
-    """0 where either is, so that predicting nothing scores 0; None where one is unknown
-    and the other not 0.
-    """
+    # A model that predicts nothing has no precision, and scores 0.
     if a == 0 or b == 0:
         return 0.0
-    return None if a is None or b is None else 2 * a * b / (a + b)
+    if a is None or b is None:
+        return None
+    return 2 * a * b / (a + b)

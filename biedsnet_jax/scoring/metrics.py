@@ -1,31 +1,23 @@
-"""How well a predicted mask agrees with the true one: two conventions, and their
-averages over images and cases.
+"""Scores a predicted mask against the true one in two conventions, and averages the
+scores over images and cases.
 
-With P the predicted and T the true pixels of one class, tp = |P ∩ T|, fp = |P \\ T|, fn
-= |T \\ P|:
-
-    Dice = 2 tp / (2 tp + fp + fn)      IoU = tp / (tp + fp + fn)
-    recall = tp / (tp + fn)             precision = tp / (tp + fp)
-
-`standard` is exact and undefined (NaN) where there is nothing to find; `paper` does
-what the paper's own numbers point to, smoothing and all. The two give different values
-under the same names, so they never share a table. Everything is numpy and scipy,
-outside jit.
+`volumes` has the overlap measures in pixel counts. `standard` is exact and undefined
+(NaN) where there is nothing to find; `paper` does what the paper's own numbers point
+to, smoothing and all. The two give different values under the same names, so they never
+share a table. Everything is numpy and scipy, outside jit.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.scoring import false_lesions, statistics
+from biedsnet_jax.scoring import false_lesions, statistics, volumes
 from biedsnet_jax.scoring.distances import Spacing, row_hausdorff, surface_distances
+from biedsnet_jax.scoring.volumes import OVERLAPS, overlap
 
-COUNTS = ("tp", "fp", "fn", "tn")
-OVERLAPS = ("dice", "iou", "accuracy", "recall", "precision")
 SURFACE = ("hd", "hd95", "assd", "nsd")
 SURFACE_MM = ("hd_mm", "hd95_mm", "assd_mm", "nsd_mm")
 PAPER = ("dice", "hd", "iou", "accuracy", "recall", "precision")
@@ -36,11 +28,10 @@ def standard(
     pred: Bool[np.ndarray, "*space"],
     truth: Bool[np.ndarray, "*space"],
     spacing: Spacing | None = None,
-    # pixels
-    nsd_tolerance: float = 2.0,
+    nsd_tolerance: float = 2.0,  # pixels
     nsd_tolerance_mm: float = 2.0,
 ) -> dict[str, float]:
-    """Exact overlap and surface measures of one class, in two or three dimensions.
+    """Computes exact overlap and surface measures of a class, in 2 or 3 dimensions.
 
     Returns dice, iou, accuracy, recall, precision in [0, 1]; hd, hd95, assd in pixels;
     nsd in [0, 1], the share of both borders within `nsd_tolerance` of each other; and,
@@ -71,7 +62,7 @@ def standard(
 def paper(
     *, pred: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]
 ) -> dict[str, float]:
-    """The convention that the paper's tables point to, defined on empty masks too.
+    """Computes the measures that the paper's tables point to, defined on empty masks too.
 
     Dice is smoothed by 1, IoU by 1e-5; recall, precision and accuracy have 1e-10 in the
     denominator, so the first two are 0 on empty truth where Dice is 1 if the prediction
@@ -90,24 +81,8 @@ def paper(
     }
 
 
-def overlap(*, tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
-    """The five overlap measures from pixel counts, of a slice, a volume or a whole
-    split; see `standard` for 0 / 0.
-    """
-    accuracy = (tp + tn) / (tp + fp + fn + tn)
-    if tp + fn == 0:
-        return dict.fromkeys(OVERLAPS, math.nan) | {"accuracy": accuracy}
-    return {
-        "dice": 2 * tp / (2 * tp + fp + fn),
-        "iou": tp / (tp + fp + fn),
-        "accuracy": accuracy,
-        "recall": tp / (tp + fn),
-        "precision": tp / max(tp + fp, 1),
-    }
-
-
 def _confusion(*, pred: np.ndarray, truth: np.ndarray) -> dict[str, int]:
-    """Pixel counts, in the order of COUNTS."""
+    """Counts pixels, in the order of `volumes.COUNTS`."""
     tp = int(np.count_nonzero(pred & truth))
     fp = int(np.count_nonzero(pred)) - tp
     fn = int(np.count_nonzero(truth)) - tp
@@ -125,38 +100,40 @@ def slice_row(
     nsd_tolerance: float = 2.0,
     nsd_tolerance_mm: float = 2.0,
 ) -> dict[str, str | int | float]:
-    """One line of `cases.csv`: case, slice, class (`label`, from 1), pixel counts,
-    `standard`, and `paper` as paper_*.
+    """Makes a row of `slices.csv`: one class, `label`, of one slice.
 
-    Undefined values are NaN; the *_mm columns are there only where the spacing is
-    known.
+    Columns: case, slice, class (from 1), pixel counts, those of `standard`, and those
+    of `paper` as paper_*. Undefined values are NaN. The *_mm columns are there only
+    where the spacing is known.
     """
-    tolerances = {"nsd_tolerance": nsd_tolerance, "nsd_tolerance_mm": nsd_tolerance_mm}
-    return (
-        {"case": case, "slice": slice, "class": label}
-        | _confusion(pred=pred, truth=truth)
-        | standard(pred=pred, truth=truth, spacing=spacing, **tolerances)
-        | {
-            f"paper_{name}": value
-            for name, value in paper(pred=pred, truth=truth).items()
-        }
+    row = {"case": case, "slice": slice, "class": label}
+    row |= _confusion(pred=pred, truth=truth)
+    row |= standard(
+        pred=pred,
+        truth=truth,
+        spacing=spacing,
+        nsd_tolerance=nsd_tolerance,
+        nsd_tolerance_mm=nsd_tolerance_mm,
     )
+    smoothed = paper(pred=pred, truth=truth)
+    return row | {f"paper_{name}": value for name, value in smoothed.items()}
 
 
 def summarise(rows: Sequence[dict]) -> dict:
-    """Averages of the rows of `slice_row`, ready for JSON: a value that is undefined is
-    None, never NaN.
+    """Averages the rows of `slice_row` for JSON, with None where a value is undefined.
 
     n_images, n_cases; n_empty (rows with empty truth), n_missed (rows with truth but no
     prediction), and false_positive_slices (rows with empty truth but a prediction,
     which no mean of Dice shows); without_lesion, the `false_lesions.Counts` of slices
     and whole cases. Then "standard", each metric with
 
-    - mean: over rows, NaN left out; n is how many were left in. Only accuracy keeps rows with empty truth.
+    - mean: over rows, NaN left out; n is how many were left in. Only accuracy keeps
+      rows with empty truth.
     - ci95: 95 % percentile bootstrap of that mean, resampling whole cases, see
       `statistics.interval`. [None, None] if fewer than two cases have a value.
-    - per_case_mean: overlap of each case's volume (its slices' counts summed), averaged over cases. Surface
-      measures have no form in counts: the mean over cases of the case's own mean.
+    - per_case_mean: overlap of each case's volume (its slices' counts summed), averaged
+      over cases. Surface measures have no form in counts: the mean over cases of the
+      case's own mean.
     - pooled: overlap of all counts summed; None for surface measures.
 
     "paper" has plain means, over all rows, and "paper_ci95" their intervals.
@@ -184,15 +161,13 @@ def summarise(rows: Sequence[dict]) -> dict:
 
 
 def _summary(rows: Sequence[dict]) -> dict:
-    surface = SURFACE + tuple(
-        name for name in SURFACE_MM if any(name in row for row in rows)
-    )
-    paper_columns = [f"paper_{name}" for name in PAPER]
-    columns = {key: _column(rows, key) for key in (*OVERLAPS, *surface, *paper_columns)}
+    # Slices without a known spacing have no columns in mm.
+    in_mm = [name for name in SURFACE_MM if any(name in row for row in rows)]
+    names = (*OVERLAPS, *SURFACE, *in_mm)
+    paper_names = [f"paper_{name}" for name in PAPER]
+    columns = {name: _column(rows, name) for name in (*names, *paper_names)}
     bounds = statistics.intervals(columns, [row["case"] for row in rows])
-    intervals = {
-        key: [_json(bound) for bound in of_column] for key, of_column in bounds.items()
-    }
+    intervals = {name: [_json(bound) for bound in bounds[name]] for name in columns}
     empty = [row for row in rows if row["tp"] + row["fn"] == 0]
     return {
         "n_images": len({(row["case"], row["slice"]) for row in rows}),
@@ -211,8 +186,7 @@ def _summary(rows: Sequence[dict]) -> dict:
         ],
         "without_lesion": false_lesions.count(map(_mask, rows))._asdict(),
         "standard": {
-            key: _entry(rows, key, columns[key], intervals[key])
-            for key in (*OVERLAPS, *surface)
+            name: _entry(rows, name, columns[name], intervals[name]) for name in names
         },
         "paper": {name: _json(_mean(columns[f"paper_{name}"])) for name in PAPER},
         "paper_ci95": {name: intervals[f"paper_{name}"] for name in PAPER},
@@ -224,15 +198,18 @@ def _column(rows, key) -> Float[np.ndarray, " rows"]:
 
 
 def _entry(rows, key, values, interval) -> dict:
-    """What "standard" holds of one metric."""
-    of_counts = key in OVERLAPS
+    """What "standard" in results.json holds of one metric."""
+    pooled = None
+    of_cases = _mean_of_means(rows, key)
+    # Overlap measures have a form in counts, which add up.
+    if key in OVERLAPS:
+        pooled = _json(overlap(**volumes.summed(rows))[key])
+        of_cases = _volume_mean(rows, key)
     return {
         "mean": _json(_mean(values)),
         "ci95": interval,
-        "per_case_mean": _json(
-            _volume_mean(rows, key) if of_counts else _mean_of_means(rows, key)
-        ),
-        "pooled": _json(overlap(**_sum_counts(rows))[key]) if of_counts else None,
+        "per_case_mean": _json(of_cases),
+        "pooled": pooled,
         "n": int(np.count_nonzero(~np.isnan(values))),
     }
 
@@ -247,26 +224,14 @@ def _mask(row) -> false_lesions.Mask:
     )
 
 
-def _volumes(rows: Sequence[dict]) -> list[list[dict]]:
-    """The rows of each (case, class)."""
-    volumes = defaultdict(list)
-    for row in rows:
-        volumes[row["case"], row["class"]].append(row)
-    return list(volumes.values())
-
-
 def _volume_mean(rows: Sequence[dict], key: str) -> float:
-    return _mean([overlap(**_sum_counts(volume))[key] for volume in _volumes(rows)])
+    every = volumes.by_volume(rows).values()
+    return _mean(overlap(**volumes.summed(volume))[key] for volume in every)
 
 
 def _mean_of_means(rows: Sequence[dict], key: str) -> float:
-    return _mean(
-        [_mean([row.get(key, math.nan) for row in volume]) for volume in _volumes(rows)]
-    )
-
-
-def _sum_counts(rows: Sequence[dict]) -> dict[str, int]:
-    return {name: sum(row[name] for row in rows) for name in COUNTS}
+    every = volumes.by_volume(rows).values()
+    return _mean(_mean(row.get(key, math.nan) for row in volume) for volume in every)
 
 
 def _mean(values: Iterable[float]) -> float:

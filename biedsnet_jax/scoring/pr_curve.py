@@ -1,14 +1,14 @@
-"""Precision and recall over thresholds, counted pixel by pixel as the batches come."""
+"""Counts precision and recall over thresholds, pixel by pixel as the batches come."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-# i / 126, as TensorBoard spaces them
+# As TensorBoard spaces them: i / 126.
 THRESHOLDS = 127
 
 
 class Counts:
-    """Pixels of each class by probability and truth, of all images that were added."""
+    """Counts the pixels of each class by probability and truth, over all batches added."""
 
     def __init__(self, classes: int):
         self.pixels: Int[np.ndarray, "k thresholds 2"] = np.zeros(
@@ -20,8 +20,8 @@ class Counts:
         probability: Float[np.ndarray, "b h w k"],
         truth: Bool[np.ndarray, "b h w k"],
     ) -> None:
-        """One batch."""
-        # not a number: reaches the lowest alone
+        """Adds one batch."""
+        # A pixel that is not a number reaches the lowest threshold alone.
         sound = np.clip(np.nan_to_num(probability.astype(np.float64)), 0, 1)
         reached = (sound * (THRESHOLDS - 1)).astype(np.int64)
         for k, pixels in enumerate(self.pixels):
@@ -31,15 +31,16 @@ class Counts:
             )
 
     def curves(self) -> list[dict[str, np.ndarray]]:
-        """Of each class tp, fp, tn, fn, precision and recall where a pixel is predicted
-        from each threshold on.
+        """Lists tp, fp, tn, fn, precision and recall of each class, by threshold.
 
-        Precision is 0 where nothing is predicted, recall 0 where there is no truth.
+        A pixel is predicted whose probability reaches the threshold. Precision is 0
+        where nothing is predicted, recall 0 where there is no truth.
         """
         found = []
         for pixels in self.pixels:
             fp, tp = pixels[::-1].cumsum(0)[::-1].T
-            fn, tn = tp[0] - tp, fp[0] - fp
+            fn = tp[0] - tp
+            tn = fp[0] - fp
             ratios = {
                 "precision": tp / np.maximum(tp + fp, 1),
                 "recall": tp / np.maximum(tp + fn, 1),

@@ -1,5 +1,9 @@
-"""What evaluation leaves in a workdir, read back and checked: `results.json` and
-`cases.csv`. Imports no jax.
+"""Reads back and checks what an evaluation leaves in a workdir. Imports no jax.
+
+`results.json` has the scores of the test, `slices.csv` a row a class of a slice,
+`cases.csv` a row a class of a case. Earlier versions wrote the rows of slices into
+`cases.csv` and no `slices.csv`: a table is of slices where it has the column "slice",
+and this module alone tells one from the other.
 """
 
 import csv
@@ -15,9 +19,13 @@ from jaxtyping import Float
 
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import csv_text, files
+from biedsnet_jax.scoring import volumes
 from biedsnet_jax.scoring.false_lesions import Mask
 
-# Columns of cases.csv that a report shows, by convention.
+SLICES = "slices.csv"
+CASES = "cases.csv"
+
+# Columns of slices.csv that a report shows, by convention.
 STANDARD = ("dice", "hd", "hd95", "nsd", "iou", "accuracy", "recall", "precision")
 PAPER = (
     "paper_dice",
@@ -44,55 +52,53 @@ _FIELDS = {
     "nsd_tolerance": (int, float),
     "standard": dict,
 }
-# bytes, of most systems
+# The limit of most systems, in bytes.
 _LONGEST_PATH = 4096
 # Runs of one row are averaged, so these must be the same in all of them.
 _SAME = (
-    "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype", "sampler", "fusion", "threshold",
-    "nsd_tolerance",
+    "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype",
+    "sampler", "fusion", "threshold", "nsd_tolerance",
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One evaluated workdir: the fields of results.json, and a score of each row of
-    cases.csv.
-    """
+    """One evaluated workdir: the fields of results.json and the rows of its tables."""
 
     workdir: pathlib.Path
     fields: dict
-    images: list[tuple[str, str, str]]  # case, slice, class
+    images: list[tuple[str, str, str]]  # case, slice, class of each row of slices.csv
     scores: dict[str, Float[np.ndarray, " images"]]  # by column; NaN where undefined
-    # NaN where not recorded, as in the next two
+    # NaN where not recorded, as in the next two.
     truth_pixels: Float[np.ndarray, " images"]
     predicted_pixels: Float[np.ndarray, " images"]
-    # bits, `calibration.mean_entropy` of the probability
+    # In bits, `calibration.mean_entropy` of the probability.
     entropy: Float[np.ndarray, " images"]
+    # Rows of cases.csv, made of the slices where there are none; empty where the
+    # slices have no pixel counts.
+    cases: list[dict[str, str | float]]
 
     def masks(self) -> list[Mask]:
-        """Which masks have a pixel; none where that was not recorded."""
-        counts = zip(
-            self.truth_pixels.tolist(), self.predicted_pixels.tolist(), strict=True
-        )
+        """Lists which masks have a pixel; none where that was not recorded."""
+        counts = zip(self.truth_pixels.tolist(), self.predicted_pixels.tolist())
         return [
             Mask(case, number, label, true > 0, predicted > 0)
-            for (case, number, label), (true, predicted) in zip(
-                self.images, counts, strict=True
-            )
+            for (case, number, label), (true, predicted) in zip(self.images, counts)
             if not math.isnan(true + predicted)
         ]
 
 
 def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """Workdirs with results, and those begun without, under the folders that `text`
-    lists, separated by commas.
+    """Finds (workdirs with results, those begun without) under a list of folders.
 
-    A folder is a workdir, or holds workdirs up to three levels down (OUT/row/seed).
-    Evaluations that a workdir keeps beside its own are found where their folder, or the
-    one that holds them, is given itself. Raises BadInput for a folder that is not there
-    or has no results at all.
+    `text` separates the folders by commas. A folder is a workdir, or holds workdirs up
+    to three levels down (OUT/row/seed). Evaluations that a workdir keeps beside its own
+    are found where their folder, or the one that holds them, is given itself.
+
+    Raises BadInput for a folder that is not there or has no results at all.
     """
-    finished, begun = {}, {}
+    finished = {}
+    begun = {}
     for name in _folders(text):
         folder = pathlib.Path(name)
         if not os.path.isdir(name):
@@ -116,52 +122,59 @@ def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
 
 
 def load(workdir: pathlib.Path) -> Run:
-    """The results of one workdir. Raises BadInput where a file is missing, damaged, or
-    of another evaluation.
+    """Reads the results of one workdir.
+
+    Raises BadInput where a file is missing, damaged, or of another evaluation.
     """
     fields = _read_fields(workdir / "results.json")
-    run = _read_cases(workdir, fields)
-    here, there = run.scores["dice"], fields["standard"]["dice"]["mean"]
-    mean = (
-        float(np.mean(here[~np.isnan(here)])) if not np.isnan(here).all() else math.nan
-    )
-    if (there is None) != math.isnan(mean) or (
-        there is not None and abs(there - mean) > 1e-6
-    ):
-        raise BadInput(
-            f"files of two evaluations, Dice {mean:.6f} in cases.csv and {there} in results.json, {_fix(workdir)}"
+    path, rows = _read_slices(workdir)
+    try:
+        run = _run(workdir, fields, rows, _read_cases(workdir))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(workdir, path, _line(error)) from None
+    dice = run.scores["dice"]
+    expected = fields["standard"]["dice"]["mean"]
+    known = dice[~np.isnan(dice)]
+    mean = float(np.mean(known)) if known.size else None
+    if not _agree(mean, expected):
+        raise _damaged(
+            workdir,
+            workdir / "results.json",
+            f"it has Dice {expected}, {path.name} has {mean}, so they are of two evaluations",
         )
     return run
 
 
 def check_same_row(runs: Sequence[Run]) -> None:
-    """Raise BadInput unless `runs`, all of one row, differ in nothing but seed and
-    fold, and each in those.
+    """Raises BadInput unless the runs of one row can be averaged.
+
+    They may differ in nothing but seed and fold, and no two may have both alike.
     """
     first = runs[0]
     for run in runs[1:]:
         for name in _SAME:
-            ours, theirs = run.fields.get(name), first.fields.get(name)
+            ours = run.fields.get(name)
+            theirs = first.fields.get(name)
             if ours != theirs:
                 raise BadInput(
-                    f"runs of row {_name(first.fields['row'])} differ, "
-                    f"{name} {theirs} in {_name(first.workdir)} "
-                    f"and {ours} in {_name(run.workdir)}; give runs of one kind, or set "
-                    "--config.row to tell them apart"
+                    f"Runs of row {_name(first.fields['row'])} differ: {name} is {theirs} in "
+                    f"{_name(first.workdir)} and {ours} in {_name(run.workdir)}. Give runs of "
+                    "one kind, or set --config.row to tell them apart."
                 )
     seen = {}
     for run in runs:
-        twin = seen.setdefault((run.fields["seed"], str(run.fields.get("fold"))), run)
+        key = run.fields["seed"], str(run.fields.get("fold"))
+        twin = seen.setdefault(key, run)
         if twin is not run:
             raise BadInput(
-                f"same row and seed twice, {_name(run.fields['row'])} seed {run.fields['seed']}, "
-                f"{_name(twin.workdir)} and {_name(run.workdir)}; give one of them, or set "
-                "--config.row to tell them apart"
+                f"{_name(twin.workdir)} and {_name(run.workdir)} are both row "
+                f"{_name(run.fields['row'])} with seed {run.fields['seed']}. Give one of them, "
+                "or set --config.row to tell them apart."
             )
 
 
 def _folders(text):
-    """The folders that a list names; a name may hold commas, so the longest that is one
+    """Splits a list of folders; a name may hold commas, so the longest that is a folder
     counts.
     """
     if os.path.isdir(files.expanded(text)):
@@ -178,8 +191,9 @@ def _folders(text):
 
 
 def _longest(parts):
-    """How many parts, joined, name a folder; 1 where none do."""
-    name, longest = "", 1
+    """Counts the parts that, joined, name a folder; 1 where none do."""
+    name = ""
+    longest = 1
     for count, part in enumerate(parts, start=1):
         name += part if count == 1 else f",{part}"
         if len(name) > _LONGEST_PATH:
@@ -218,32 +232,50 @@ def _read_fields(path):
         ]
         _ = fields["standard"]["dice"]["mean"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(
-            f"damaged results, {_line(error)}, {_fix(path.parent, path)}"
-        ) from None
+        raise _damaged(path.parent, path, _line(error)) from None
     if wrong:
-        raise BadInput(
-            f"damaged results, {wrong[0]} is {fields[wrong[0]]!r}, {_fix(path.parent, path)}"
-        )
+        what = f"{wrong[0]} is {fields[wrong[0]]!r}"
+        raise _damaged(path.parent, path, what)
     return fields
 
 
-def _read_cases(workdir, fields):
-    path = workdir / "cases.csv"
+def _read_slices(workdir):
+    """The table of slices of any version: (its path, its rows)."""
+    if not (workdir / SLICES).exists() and (workdir / CASES).exists():
+        rows = _read_table(workdir, CASES)
+        if "slice" in rows[0]:
+            return workdir / CASES, rows
+    return workdir / SLICES, _read_table(workdir, SLICES)
+
+
+def _read_cases(workdir):
+    """The rows of cases.csv; none where there is no such file or it is of slices."""
+    if not (workdir / CASES).exists():
+        return []
+    rows = _read_table(workdir, CASES)
+    if "slice" in rows[0]:
+        return []
+    try:
+        return [_numeric(row) for row in rows]
+    except (ValueError, TypeError) as error:
+        raise _damaged(workdir, workdir / CASES, _line(error)) from None
+
+
+def _read_table(workdir, name):
+    path = workdir / name
     try:
         rows = csv_text.read(path.read_bytes().decode(errors="surrogateescape"))
-        run = _run(workdir, fields, rows)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise BadInput(
-            f"damaged scores, {_line(error)}, {_fix(path.parent, path)}"
-        ) from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise _damaged(workdir, path, _line(error)) from None
     if not rows:
-        raise BadInput(f"no scores, 0 rows, {_fix(path.parent, path)}")
-    return run
+        raise _damaged(workdir, path, "it has 0 rows")
+    return rows
 
 
-def _run(workdir, fields, rows):
-    pixels = {name: _column(rows, name) for name in ("tp", "fp", "fn", "entropy")}
+def _run(workdir, fields, rows, cases):
+    pixels = {name: _column(rows, name) for name in (*volumes.COUNTS, "entropy")}
+    if not cases and not np.isnan(pixels["tn"]).any():
+        cases = volumes.case_rows([_counted(row) for row in rows])
     return Run(
         workdir=workdir,
         fields=fields,
@@ -255,6 +287,7 @@ def _run(workdir, fields, rows):
         truth_pixels=pixels["tp"] + pixels["fn"],
         predicted_pixels=pixels["tp"] + pixels["fp"],
         entropy=pixels["entropy"],
+        cases=cases,
     )
 
 
@@ -263,17 +296,38 @@ def _column(rows, name):
     return np.array([float(row.get(name, math.nan)) for row in rows])
 
 
+def _counted(row):
+    return row | {name: int(row[name]) for name in volumes.COUNTS}
+
+
+def _numeric(row):
+    """A row of cases.csv with numbers for all but its names."""
+    names = ("case", "class")
+    return {
+        name: value if name in names else float(value) for name, value in row.items()
+    }
+
+
+def _agree(mean, expected):
+    if mean is None or expected is None:
+        return mean is expected
+    # Their sums are made in another order.
+    return abs(mean - expected) <= 1e-6
+
+
 def _line(error):
     if isinstance(error, KeyError):
-        return f"no field {error}"
+        return f"it has no field {error}"
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return "there is no such file"
     return reason(error)
 
 
-def _fix(workdir, path=None):
-    command = f"--mode=evaluate --workdir={_name(workdir)}"
-    return f"{_name(path or workdir)}; score it again with {command}"
+def _damaged(workdir, path, what):
+    return BadInput(
+        f"{_name(path)} cannot be read: {what}. Score the workdir again with "
+        f"--mode=evaluate --workdir={_name(workdir)}."
+    )
 
 
 def _name(path):

@@ -1,4 +1,4 @@
-"""How sure a mean is: the one bootstrap of this package, over whole cases. No jax.
+"""Says how sure a mean is, by the one bootstrap of this package, over whole cases.
 
 Slices of one patient are no independent sample. A draw therefore takes n whole cases,
 with replacement, of the n that have a value at all, each with all its values. The
@@ -6,7 +6,7 @@ interval of the mean over values runs from the 2.5th to the 97.5th percentile of
 means of 50,000 such draws.
 
 The draws depend on n alone, so the same mean always gets the same interval, to the last
-digit.
+digit. Imports no jax.
 """
 
 import functools
@@ -22,17 +22,16 @@ RESAMPLES = 50_000
 _PERCENTILES = (2.5, 97.5)
 # Draws of so few cases are kept for the next call: a byte holds each count.
 _MOST_KEPT = 255
-# Counts that are in memory at once, as 8 bytes each.
+# So many counts are in memory at once, each 8 bytes.
 _CHUNK = 2**21
 
 
 def interval(
     values: Float[np.ndarray, " rows"], case: Sequence[str | int]
 ) -> tuple[float, float]:
-    """95 % interval of the mean of `values`, NaN left out; value i belongs to
-    `case[i]`.
+    """Computes the 95 % interval of the mean of `values`; value i is of `case[i]`.
 
-    (NaN, NaN) where fewer than two cases have a value.
+    NaN is left out. (NaN, NaN) where fewer than two cases have a value.
     """
     return intervals({"": values}, case)[""]
 
@@ -40,7 +39,7 @@ def interval(
 def intervals(
     columns: Mapping[str, Float[np.ndarray, " rows"]], case: Sequence[str | int]
 ) -> dict[str, tuple[float, float]]:
-    """`interval` of each of several columns, which share their draws."""
+    """Computes `interval` of several columns, which share their draws."""
     number = _numbers(case)
     by_count = defaultdict(dict)
     for name, values in columns.items():
@@ -53,9 +52,7 @@ def intervals(
 
 
 def _numbers(case):
-    """A number for each case, in the order of their names: the order of the rows is no
-    matter.
-    """
+    """Numbers the cases in the order of their names, whatever the order of the rows."""
     place = {name: i for i, name in enumerate(sorted(set(case)))}
     return np.array([place[name] for name in case], int)
 
@@ -63,16 +60,16 @@ def _numbers(case):
 def _by_case(
     values: Float[np.ndarray, " rows"], number: Int[np.ndarray, " rows"]
 ) -> tuple[Float[np.ndarray, " cases"], Float[np.ndarray, " cases"]]:
-    """Sum and number of the values of each case that has any."""
+    """Adds up and counts the values of each case that has any."""
     known = ~np.isnan(values)
-    # Whole numbers where nothing is known, hence `astype`.
+    # Without values bincount gives whole numbers, hence `astype`.
     sums = np.bincount(number[known], values[known]).astype(float)
     sizes = np.bincount(number[known]).astype(float)
     return sums[sizes > 0], sizes[sizes > 0]
 
 
 def _resampled(count, of_cases):
-    """The interval of each column, whose `count` cases have sums and sizes."""
+    """Computes the interval of each column, whose `count` cases have sums and sizes."""
     if count < 2:
         return dict.fromkeys(of_cases, (math.nan, math.nan))
     means = {name: np.empty(RESAMPLES) for name in of_cases}
@@ -91,9 +88,7 @@ def _resampled(count, of_cases):
 
 
 def _product(draws, values):
-    """`draws @ values`, rounded alike whatever the other columns and the threads of
-    BLAS.
-    """
+    # `draws @ values` would round by the other columns and the threads of BLAS.
     return np.einsum("dc,c->d", draws, values)
 
 
@@ -103,7 +98,7 @@ def _bounds(means):
 
 
 def _draws(count: int) -> Iterator[Float[np.ndarray, "draws cases"]]:
-    """How often each draw holds each of `count` cases, a part of the draws at a time."""
+    """Yields how often each draw holds each of `count` cases, some draws at a time."""
     rows = max(1, _CHUNK // count)
     if count <= _MOST_KEPT:
         kept = _few(count)
@@ -124,9 +119,8 @@ def _few(count):
 
 
 def _many(rng, count, draws):
-    """The same, ten times as fast where there are many cases: case by case, then
-    counted.
-    """
+    """Draws case by case and counts, ten times as fast as `_few` for many cases."""
+    # Each draw has numbers of its own, so that one bincount counts all draws.
     drawn = rng.integers(count, size=(draws, count))
     drawn += count * np.arange(draws)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=draws * count)

@@ -162,14 +162,41 @@ async function fillStrip() {
     return item;
   }));
   const canvases = by("strip").querySelectorAll("canvas");
-  for (const [i, one] of of.slices.entries()) {
-    const maps = await load(one), { width, height } = one, mask = above(ofClass(maps.level, one, 0), of.level);
-    const truth = outline(ofClass(maps.truth, one, 0), width, height);
-    paint(canvases[i], width, height, maps.image, [
-      { mask: truth, tint: TRUTH, strength: 1 },
-      { mask: outline(mask, width, height), tint: PREDICTION, strength: 1 },
-    ]);
-  }
+  for (const [i, one] of of.slices.entries()) await paintOutlines(canvases[i], one, of.level);
+}
+
+// The image with the outlines of every class, at the run's own threshold.
+async function paintOutlines(canvas, one, border) {
+  const maps = await load(one), { width, height } = one;
+  const layers = one.dice.flatMap((_, k) => [
+    { mask: outline(ofClass(maps.truth, one, k), width, height), tint: TRUTH, strength: 1 },
+    { mask: outline(above(ofClass(maps.level, one, k), border), width, height), tint: PREDICTION, strength: 1 },
+  ]);
+  paint(canvas, width, height, maps.image, layers);
+}
+
+// The worst, the median and the best slice of the run, large; slices come in the order of their Dice.
+function fillExtremes() {
+  const of = run(), places = (group) => [...of.slices.keys()].filter((i) => of.slices[i].group === group);
+  const middle = places("median"), chosen = [
+    ["Worst", places("worst")[0]], ["Median", middle[middle.length >> 1]], ["Best", places("best").at(-1)],
+  ].filter(([, place]) => place !== undefined);
+  by("extremes").replaceChildren(...chosen.map(([name, place]) => {
+    const one = of.slices[place], figure = document.createElement("figure");
+    const canvas = document.createElement("canvas"), caption = document.createElement("figcaption");
+    const button = Object.assign(document.createElement("button"), { type: "button" });
+    button.setAttribute("aria-label", `Show the ${name.toLowerCase()} slice below`);
+    button.onclick = () => choose({ slice: place });
+    button.append(canvas);
+    caption.append(`${name}: Dice ${one.mean.toFixed(3)}. ${one.label}. `, ...["truth", "prediction"].map((mask) => {
+      const legend = document.createElement("span");
+      legend.append(Object.assign(document.createElement("i"), { className: `swatch ${mask}` }), mask);
+      return legend;
+    }));
+    figure.append(button, caption);
+    paintOutlines(canvas, one, of.level);
+    return figure;
+  }));
 }
 
 // ---- Denoising
@@ -199,9 +226,10 @@ async function drawSteps() {
     { mask: outline(mask, width, height), tint: PREDICTION, strength: 1 },
   ]);
   const found = count(mask, truth), place = `${state.step + 1} of ${times.length}`;
+  const name = times.length > 1 ? `Step ${place}` : "The only step";
   by("step-text").textContent = place;
   by("step").setAttribute("aria-valuetext", `${place}, t ${times[state.step]}`);
-  by("step-score").textContent = `Step ${place}, t = ${times[state.step]}: Dice of its answer ${shown(found.dice)}, ` +
+  by("step-score").textContent = `${name}, t = ${times[state.step]}: Dice of its answer ${shown(found.dice)}, ` +
     `${found.tp + found.fp} pixels.`;
   by("step-score").dataset.dice = found.dice;
 }
@@ -254,9 +282,13 @@ function openRun() {
   by("slice").max = of.slices.length - 1;
   by("threshold").max = data.levels;
   by("step").max = Math.max(0, of.times.length - 1);
+  // A slider over one place says nothing.
+  by("slice").parentElement.hidden = of.slices.length < 2;
+  by("step").parentElement.hidden = by("play").hidden = of.times.length < 2;
   options(by("class"), of.slices[0].dice.map((_, k) => `${k + 1}`));
   options(by("traced"), tracedSlices().map((one) => `${one.label} (${one.group})`));
   fillStrip();
+  fillExtremes();
 }
 
 // Arrow keys in a section, but for those that its controls take themselves.
@@ -286,6 +318,11 @@ function start() {
   keys(by("steps"), { ArrowLeft: () => ({ step: state.step - 1 }), ArrowRight: () => ({ step: state.step + 1 }) });
   choose({ run: 0 });
 }
+
+const tables = new ResizeObserver((entries) => {
+  for (const { target } of entries) target.classList.toggle("scrolls", target.scrollWidth > target.clientWidth);
+});
+document.querySelectorAll(".wide").forEach((table) => tables.observe(table));
 
 theme(by("theme"));
 if (data.runs.length) start();

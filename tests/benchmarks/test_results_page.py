@@ -31,13 +31,13 @@ def kept(tmp_path):
 def test_numbers_are_kept_and_nothing_else(kept):
     assert {path.name for path in kept.rglob("*") if path.is_file()} == {
         "results.json",
-        "cases.csv",
+        "slices.csv",
         "command.txt",
     }
     assert not (kept / "toy_set" / "unext").exists()
-    source = kept.parent / "out" / "unet" / "seed0" / "fold1" / "cases.csv"
+    source = kept.parent / "out" / "unet" / "seed0" / "fold1" / "slices.csv"
     assert (
-        kept / "toy_set" / "unet" / "seed0" / "fold1" / "cases.csv"
+        kept / "toy_set" / "unet" / "seed0" / "fold1" / "slices.csv"
     ).read_bytes() == source.read_bytes()
 
 

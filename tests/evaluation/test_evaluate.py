@@ -1,5 +1,5 @@
-"""One pass over a split with made-up models: whose noise an image gets, what padding
-does, the mean for validation.
+"""Scores a split with made-up models: whose noise an image gets, what padding does, the
+mean for validation, and what is kept for the report.
 """
 
 import json
@@ -26,7 +26,7 @@ from configs import phantom
 
 
 class Noise(Stub):
-    """Uniform noise from the key of each image and sample."""
+    """Predicts uniform noise from the key of each image and sample."""
 
     def predict(self, variables, image, keys, *, ensemble):
         def one(key, number):
@@ -39,7 +39,7 @@ class Noise(Stub):
         )
 
     def trajectory(self, variables, image, keys):
-        """Two steps: the first sample's noise, and half of it."""
+        """Takes two steps: half of the first sample's noise, then all of it."""
         (sample,) = self.predict(variables, image, keys, ensemble=1)
         return Trajectory(
             jnp.stack([image, image / 2]), jnp.stack([sample / 2, sample])
@@ -47,7 +47,7 @@ class Noise(Stub):
 
 
 class Bright(Stub):
-    """Certain wherever the normalised image is above a value."""
+    """Predicts 1 where the normalised image is above a value, 0 elsewhere."""
 
     def predict(self, variables, image, keys, *, ensemble):
         return (image > variables["above"]).astype(jnp.float32)[None]
@@ -78,7 +78,7 @@ def probabilities(cfg, model, mesh, *, seed=0, fusion="mean", variables=None):
     assert [
         e["index"] for _, _, examples in batches for e in examples
     ] == data.train + data.test
-    # no padding
+    # Slices that fill up a batch are left out.
     assert all(
         len(p) == len(b["image"]) == len(b["mask"]) == len(examples)
         for p, b, examples in batches
@@ -89,9 +89,11 @@ def probabilities(cfg, model, mesh, *, seed=0, fusion="mean", variables=None):
 
 
 def test_an_images_noise_is_its_own_whatever_shares_its_batch_or_device():
-    eight, one = devices.make_mesh(), devices.make_mesh(jax.devices()[:1])
+    eight = devices.make_mesh()
+    one = devices.make_mesh(jax.devices()[:1])
     expected, _ = probabilities(config(**{"eval.batch_size": 8}), Noise(), eight)
-    assert len(expected) == 12 and len(np.unique(expected[:, 0, 0, 0])) == 12
+    assert len(expected) == 12
+    assert len(np.unique(expected[:, 0, 0, 0])) == 12
     for mesh, batch_size in ((eight, 16), (one, 5), (one, 1)):
         found, _ = probabilities(
             config(**{"eval.batch_size": batch_size}), Noise(), mesh
@@ -102,7 +104,8 @@ def test_an_images_noise_is_its_own_whatever_shares_its_batch_or_device():
 
 
 def test_samples_are_fused():
-    mesh, cfg = devices.make_mesh(), config(**{"eval.batch_size": 8})
+    mesh = devices.make_mesh()
+    cfg = config(**{"eval.batch_size": 8})
     mean, _ = probabilities(cfg, Noise(), mesh)
     squared, _ = probabilities(cfg, Noise(), mesh, fusion="mean_squared")
     majority, _ = probabilities(cfg, Noise(), mesh, fusion="majority")
@@ -124,11 +127,9 @@ def test_staple_is_the_same_on_one_device_and_on_eight():
 
 @pytest.mark.parametrize("above", [-9.0, 0.0, 9.0])
 def test_mean_dice_is_over_the_slices_with_truth(above):
-    mesh, cfg, variables = (
-        devices.make_mesh(),
-        config(**{"eval.batch_size": 8}),
-        {"above": jnp.float32(above)},
-    )
+    mesh = devices.make_mesh()
+    cfg = config(**{"eval.batch_size": 8})
+    variables = {"above": jnp.float32(above)}
     data = build_data.open_data(cfg)
     found = mean_dice(
         Trained(cfg, Bright(), variables, 0, mesh), data, data.train + data.test
@@ -137,17 +138,15 @@ def test_mean_dice_is_over_the_slices_with_truth(above):
     for p, y in zip(*probabilities(cfg, Bright(), mesh, variables=variables)):
         if y.sum():
             dice.append(2 * (p * y).sum() / (p.sum() + y.sum()))
-    # of twelve: half of the slices are empty
+    # Half of the twelve slices are empty.
     assert len(dice) == 6
     assert found == pytest.approx(np.mean(dice), rel=1e-6)
     assert (found == 0.0) == (above == 9.0)
 
 
 def test_mean_dice_without_any_truth_is_undefined():
-    mesh, cfg = (
-        devices.make_mesh(),
-        config(**{"eval.batch_size": 8, "data.phantom.empty_fraction": 1.0}),
-    )
+    mesh = devices.make_mesh()
+    cfg = config(**{"eval.batch_size": 8, "data.phantom.empty_fraction": 1.0})
     data = build_data.open_data(cfg)
     assert (
         mean_dice(
@@ -158,8 +157,9 @@ def test_mean_dice_without_any_truth_is_undefined():
 
 
 def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
-    """What evaluation of a model, or of one that knows the bright pixels, leaves
-    behind.
+    """Evaluates a model, by default one that knows the bright pixels.
+
+    Returns the content of results.json and the rows of slices.csv.
     """
     monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
     variables = {"above": jnp.float32(0.7), "params": {}}
@@ -169,22 +169,21 @@ def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
         Trained(cfg, model or Bright(), variables, 7, mesh), workdir, data
     )
     return json.loads((workdir / "results.json").read_text()), csv_files.read(
-        workdir / "cases.csv"
+        workdir / "slices.csv"
     )
 
 
 def test_nsd_at_the_configs_tolerances_stands_in_both_files(tmp_path, monkeypatch):
-    strict, lax = (
-        {"eval.nsd_tolerance": 1.0, "eval.nsd_tolerance_mm": 0.5},
-        {"eval.nsd_tolerance": 99.0},
-    )
-    results, rows = scored(config(**strict), tmp_path, monkeypatch)
+    cfg = config(**{"eval.nsd_tolerance": 1.0, "eval.nsd_tolerance_mm": 0.5})
+    results, rows = scored(cfg, tmp_path, monkeypatch)
     known = [float(row["nsd"]) for row in rows if row["nsd"] != "nan"]
     assert (results["nsd_tolerance"], results["nsd_tolerance_mm"]) == (1.0, 0.5)
     assert results["standard"]["nsd"]["mean"] == pytest.approx(np.mean(known))
-    assert results["standard"]["nsd"]["n"] == len(known) and 0 < np.mean(known) < 1
-    results, _ = scored(config(**lax), tmp_path, monkeypatch)
-    # the image is smaller than that
+    assert results["standard"]["nsd"]["n"] == len(known)
+    assert 0 < np.mean(known) < 1
+    # The image is smaller than the tolerance.
+    cfg = config(**{"eval.nsd_tolerance": 99.0})
+    results, _ = scored(cfg, tmp_path, monkeypatch)
     assert results["standard"]["nsd"]["mean"] == 1.0
 
 
@@ -194,7 +193,9 @@ def test_a_workdir_that_refuses_to_be_written_is_one_line(tmp_path, monkeypatch,
         (tmp_path / name).write_text("")
     else:
         (tmp_path / name).mkdir()
-    refused(lambda: scored(config(), tmp_path, monkeypatch), "cannot write", tmp_path)
+    refused(
+        lambda: scored(config(), tmp_path, monkeypatch), tmp_path, "--mode=evaluate"
+    )
 
 
 def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):
@@ -203,17 +204,20 @@ def test_lesions_are_reported_where_asked_for(tmp_path, monkeypatch):
         tmp_path,
         monkeypatch,
     )
-    rows, found = csv_files.read(tmp_path / "lesions.csv"), results["lesions"]
+    rows = csv_files.read(tmp_path / "lesions.csv")
+    found = results["lesions"]
     true = [row for row in rows if row["mask"] == "truth"]
-    assert found["least_overlap"] == 0.5 and found["true"] == len(true) > 0
+    assert found["least_overlap"] == 0.5
+    assert found["true"] == len(true) > 0
     assert found["found"] == sum(float(row["overlap"]) >= 0.5 for row in true)
     for mask, columns in {"truth": ("tp", "fn"), "prediction": ("tp", "fp")}.items():
         pixels = sum(int(row["pixels"]) for row in rows if row["mask"] == mask)
         assert pixels == sum(int(case[name]) for case in cases for name in columns)
     results, _ = scored(config(), tmp_path, monkeypatch)
     assert results["device"] == f"8 x {devices.device_kind(devices.make_mesh())}"
-    # none of another evaluation
-    assert "lesions" not in results and not (tmp_path / "lesions.csv").exists()
+    # The file of the evaluation before is gone.
+    assert "lesions" not in results
+    assert not (tmp_path / "lesions.csv").exists()
 
 
 # ---- What is kept for the report
@@ -236,19 +240,16 @@ def test_pictures_are_those_of_the_masks_that_were_scored(tmp_path, monkeypatch)
         }
     )
     found, rows = kept(cfg, tmp_path / "run", monkeypatch, model=Noise())
+    assert len(rows) == 6
     assert (
-        len(rows) == 6
-        and len(found.slices)
-        == len(found.images)
-        == len(set(found.slices.tolist()))
-        == 4
+        len(found.slices) == len(found.images) == len(set(found.slices.tolist())) == 4
     )
     for i, number in enumerate(found.slices):
-        mask, truth = found.probability[i] > round(0.6 * 200), found.truth[i] > 0
-        assert (mask & truth).sum() == int(rows[number]["tp"]) and (
-            mask & ~truth
-        ).sum() == int(rows[number]["fp"])
-    # The samples again, from the keys that evaluation gives them.
+        mask = found.probability[i] > round(0.6 * 200)
+        truth = found.truth[i] > 0
+        assert (mask & truth).sum() == int(rows[number]["tp"])
+        assert (mask & ~truth).sum() == int(rows[number]["fp"])
+    # Draws the samples again, from the keys that evaluation gives them.
     data = build_data.open_data(cfg)
     indices = jnp.array([data.test[number] for number in found.slices])
     keys = noise_keys(cfg.seed, indices)
@@ -257,7 +258,8 @@ def test_pictures_are_those_of_the_masks_that_were_scored(tmp_path, monkeypatch)
     np.testing.assert_allclose(
         found.mutual_information, 255 * np.asarray(mutual), atol=0.51
     )
-    assert found.x_0.shape == (3, 2, 16, 16, 1) and found.times.tolist() == [999, 499]
+    assert found.x_0.shape == (3, 2, 16, 16, 1)
+    assert found.times.tolist() == [999, 499]
     expected = record.levels(np.asarray(samples[0, :3]), 0.6)
     np.testing.assert_array_equal(found.x_0[:, 1], expected)
 
@@ -279,7 +281,7 @@ def test_each_slice_has_its_entropy_and_the_run_its_calibration_error(
     found, rows = kept(
         config(**{"eval.pictures": 6}), tmp_path / "run", monkeypatch, model=Noise()
     )
-    # |sum of p - number of true pixels| in each twentieth of the probabilities
+    # In each twentieth of the probabilities: |sum of p - number of true pixels|.
     wrong = 0.0
     for low in range(0, calibration.BINS, calibration.BINS // 20):
         each = [
@@ -296,9 +298,9 @@ def test_each_slice_has_its_entropy_and_the_run_its_calibration_error(
             -a * math.log2(a) - (1 - a) * math.log2(1 - a) if 0 < a < 1 else 0.0
             for a in p.tolist()
         ]
-        assert float(rows[number]["entropy"]) == pytest.approx(
-            np.mean(bits), abs=0.02
-        )  # probabilities are kept to 1/200
+        # Probabilities are kept to 1/200.
+        entropy = float(rows[number]["entropy"])
+        assert entropy == pytest.approx(np.mean(bits), abs=0.02)
 
 
 def test_what_is_kept_depends_on_neither_devices_nor_batch(tmp_path, monkeypatch):
@@ -325,7 +327,8 @@ def test_what_is_kept_depends_on_neither_devices_nor_batch(tmp_path, monkeypatch
     ],
 )
 def test_what_a_method_has_not_is_left_out(tmp_path, monkeypatch, fields, absent):
-    cfg, model = config(**fields), Bright()
+    cfg = config(**fields)
+    model = Bright()
     model.draws_samples = cfg.method != "direct"
     found, _ = kept(cfg, tmp_path / "run", monkeypatch, model=model)
     for name in ("slices", "mutual_information", "x_0"):

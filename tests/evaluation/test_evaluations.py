@@ -1,4 +1,4 @@
-"""Where evaluations go: names, numbers, the index; whole evaluations of a made-up
+"""Folders of evaluations: names, numbers and the index; whole evaluations of a made-up
 model, the run's own and others.
 """
 
@@ -60,14 +60,16 @@ def test_long_names_are_cut_and_told_apart(letter):
     )
     short = evaluations.folder_name({"data.root": ["/a", f"/{letter * 20}"]})
     if letter != "a":
-        assert one != other and max(len(name.encode()) for name in (one, other)) <= 100
+        assert one != other
+        assert max(len(name.encode()) for name in (one, other)) <= 100
     assert short == letter * 20
     names = [f"p{n}" for n in range(100)]
     many = [
         evaluations.folder_name({"split.test": [[], names[:count]]})
         for count in (99, 100)
     ]
-    assert len(set(many)) == 2 and all(len(name) <= 100 for name in many)
+    assert len(set(many)) == 2
+    assert all(len(name) <= 100 for name in many)
 
 
 def finished(folder, differs, root, **fields):
@@ -94,7 +96,7 @@ def test_the_same_again_has_the_same_place_and_another_of_its_name_a_number(tmp_
         "theirs_2",
         "theirs_3",
     ]
-    # Where the run's own data lay before does not matter.
+    # The place of the run's own data does not matter.
     assert place({"data.root": ["/moved", "/b/theirs"]}).name == "theirs_2"
 
 
@@ -126,7 +128,7 @@ def test_the_index_follows_the_folders_and_changes_nothing_else(tmp_path):
         standard={"dice": {"mean": None}},
     )
     finished(tmp_path / EVALUATIONS / "damaged", {}, "/z", standard=None)
-    # no results of its own: nothing to keep an index in
+    # Without results of its own a workdir keeps no index.
     evaluations.update_index(tmp_path)
     assert not (tmp_path / "results.json").exists()
     (tmp_path / "results.json").write_text(json.dumps({"cases": ["p"], "n": 1.5}))
@@ -141,7 +143,7 @@ def test_the_index_follows_the_folders_and_changes_nothing_else(tmp_path):
         "n": 1.5,
         EVALUATIONS: expected,
     }
-    # when the scores were made
+    # The time of the file stays that of the scores.
     assert (tmp_path / "results.json").stat().st_mtime_ns == 10**18
     shutil.rmtree(tmp_path / EVALUATIONS / "x")
     evaluations.update_index(tmp_path)
@@ -164,7 +166,7 @@ def test_the_index_follows_the_folders_and_changes_nothing_else(tmp_path):
         ("eval.nsd_tolerance", 1.0, True, True),
         ("eval.nsd_tolerance_mm", 1.0, True, True),
         ("eval.lesions", True, True, True),
-        # without eval.lesions
+        # Counts only with eval.lesions.
         ("eval.lesion_overlap", 0.5, False, False),
         ("eval.batch_size", 2, False, False),
         ("eval.pictures", 3, False, False),
@@ -203,16 +205,17 @@ def test_a_finished_run_keeps_the_settings_of_its_scores(tmp_path):
     other.update_from_flattened_dict(
         {"sampler.steps": 9, "threshold": 0.3, "eval.batch_size": 2}
     )
-    # nothing there
+    # The workdir is empty.
     assert evaluations.config_of_run(other, tmp_path) is other
     run_config.save(cfg, tmp_path / "config.json")
     (tmp_path / "results.json").write_text("{}")
-    # tested on the way, not trained to its end
+    # The run was tested on the way and not trained to its end.
     assert evaluations.config_of_run(other, tmp_path) is other
     (tmp_path / "checkpoints" / str(cfg.train.steps)).mkdir(parents=True)
     kept = evaluations.config_of_run(other, tmp_path)
-    assert evaluations.differences(cfg, kept) == {} and kept.eval.batch_size == 2
-    # not the caller's
+    assert evaluations.differences(cfg, kept) == {}
+    assert kept.eval.batch_size == 2
+    # The caller's config is left alone.
     assert other.sampler.steps == 9
 
 
@@ -221,7 +224,7 @@ def test_a_finished_run_keeps_the_settings_of_its_scores(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of the made-up model on six cases, tested."""
+    """Makes a run of the made-up model on six cases and tests it."""
     root = tmp_path_factory.mktemp("runs")
     named = {
         "split.train": ("p1", "p2", "p3"),
@@ -250,7 +253,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path, monkeypatch):
-    """A copy to evaluate again."""
+    """Copies the tested run, to evaluate it again."""
     monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *_, **fields: 0.0)
     shutil.copytree(trained / "run", tmp_path / "run")
     with in_place():
@@ -266,8 +269,9 @@ def again(run, **fields):
 
 
 def kept(run):
-    """Every file of a workdir but evaluations, and what is in results.json beside the
-    index of these and the clock.
+    """Reads every file of a workdir but its other evaluations.
+
+    Returns the bytes by path, and results.json without their index and the clock.
     """
     files = {
         path: path.read_bytes()
@@ -289,13 +293,15 @@ def test_the_runs_own_evaluation_again_is_the_same(run):
     before = kept(run)
     assert again(run, eval__batch_size=4)["evaluation"] is None
     files, fields = kept(run)
-    assert fields == before[1] and not (run / EVALUATIONS).exists()
+    assert fields == before[1]
+    assert not (run / EVALUATIONS).exists()
     assert (fields["differs"], fields["trained_on"], fields["cases"]) == (
         {},
         {},
         ["p5", "p6"],
     )
-    assert files[run / "cases.csv"] == before[0][run / "cases.csv"]
+    for name in ("cases.csv", "slices.csv"):
+        assert files[run / name] == before[0][run / name]
 
 
 @pytest.mark.parametrize(
@@ -321,13 +327,12 @@ def test_any_other_goes_whole_into_a_folder_of_its_own(run, tmp_path, fields, na
     there = run / EVALUATIONS / name
     assert kept(run) == before
     assert {path.name for path in (run / EVALUATIONS).iterdir()} == {name}
-    assert (
-        found == json.loads((there / "results.json").read_text())
-        and found["evaluation"] == name
-    )
+    assert found == json.loads((there / "results.json").read_text())
+    assert found["evaluation"] == name
     expected = {
         "results.json",
         "cases.csv",
+        "slices.csv",
         "report_data.npz",
         "report.html",
         "report.md",
@@ -343,7 +348,7 @@ def test_any_other_goes_whole_into_a_folder_of_its_own(run, tmp_path, fields, na
         "dice": found["standard"]["dice"]["mean"],
     }
     assert json.loads((run / "results.json").read_text())[EVALUATIONS] == {name: entry}
-    # A later one of the run's own keeps the index.
+    # Another evaluation of the run's own keeps the index.
     again(run)
     assert json.loads((run / "results.json").read_text())[EVALUATIONS] == {name: entry}
 
@@ -380,7 +385,8 @@ def test_another_data_set_is_named_and_what_was_trained_on_is_said(
 def test_no_tensorboard_line_but_the_runs_own(run):
     lines = sorted((run / "tensorboard").iterdir())
     again(run, threshold=0.25)
-    assert sorted((run / "tensorboard").iterdir()) == lines and len(lines) == 1
+    assert sorted((run / "tensorboard").iterdir()) == lines
+    assert len(lines) == 1
 
 
 def test_what_is_passed_over_is_recorded_where_the_scores_are(
@@ -400,9 +406,8 @@ def test_what_is_passed_over_is_recorded_where_the_scores_are(
         found["passed_over"]
         == "1 file passed over: 1 not a format that is read (.nrrd)"
     )
-    assert (run / EVALUATIONS / "theirs" / walk.RECORD).exists() and not (
-        run / walk.RECORD
-    ).exists()
+    assert (run / EVALUATIONS / "theirs" / walk.RECORD).exists()
+    assert not (run / walk.RECORD).exists()
     capsys.readouterr()
     closing.tested(found, str(run), seconds=1.0)
     assert (
@@ -415,7 +420,8 @@ def test_two_at_once_are_refused_before_anything_is_scored(run):
     before = kept(run)
     with lock.Lock(run, name=evaluations.LOCK):
         refused(lambda: again(run, threshold=0.25), run, f"process {os.getpid()}")
-    assert kept(run) == before and not (run / EVALUATIONS).exists()
+    assert kept(run) == before
+    assert not (run / EVALUATIONS).exists()
     assert again(run, threshold=0.25)["evaluation"]
 
 
@@ -441,12 +447,11 @@ def test_a_report_finds_a_run_once_and_an_evaluation_where_it_is_given(run, tmp_
     names = ["threshold=0.25", "threshold=0.75"]
     each = [run / EVALUATIONS / name for name in names]
     assert results.find(str(run)) == ([run], []) == results.find(str(tmp_path))
-    assert results.find(str(run / EVALUATIONS))[0] == each and results.find(
-        str(each[0])
-    )[0] == [each[0]]
+    assert results.find(str(run / EVALUATIONS))[0] == each
+    assert results.find(str(each[0]))[0] == [each[0]]
     report.run(str(each[1]), str(tmp_path / "r.html"))
     assert "threshold 0.75, of the run 0.5" in (tmp_path / "r.html").read_text()
-    # Without results of its own it is a run that is not finished.
+    # Without results of its own a run is not finished.
     (run / "results.json").unlink()
     refused(lambda: results.find(str(run)), "no results.json")
 

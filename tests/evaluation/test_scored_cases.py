@@ -23,8 +23,9 @@ OWN = {"train": ["p1", "p2", "p3"], "val": ["p4"], "test": ["p5", "p6"]}
 
 @pytest.fixture
 def run(tmp_path):
-    """(root, workdir) of a run on six cases."""
-    root, workdir = write(tmp_path / "ours", CASES), tmp_path / "run"
+    """Begins a run on six cases; returns (root, workdir)."""
+    root = write(tmp_path / "ours", CASES)
+    workdir = tmp_path / "run"
     start(cfg_of(root, **NAMED), workdir)
     return root, workdir
 
@@ -36,15 +37,18 @@ def opened(root, workdir, *test, **fields):
 
 def test_the_run_itself_is_the_recorded_test(run, capsys):
     data, scope = opened(*run)
-    assert sides(data) == OWN and scope == scored_cases.Scope()
-    assert scored_cases.of_training(run[1]) == scope and capsys.readouterr().err == ""
+    assert sides(data) == OWN
+    assert scope == scored_cases.Scope()
+    assert scored_cases.of_training(run[1]) == scope
+    assert capsys.readouterr().err == ""
 
 
 def test_what_was_added_is_left_out_and_what_is_missing_stops(run, capsys):
     root, workdir = run
     write(root, ["p0", "p7"], first=20)
     data, scope = opened(root, workdir)
-    assert sides(data) == OWN and scope == scored_cases.Scope()
+    assert sides(data) == OWN
+    assert scope == scored_cases.Scope()
     assert "Left out: 2 cases (p0, p7)" in capsys.readouterr().err
     for case in ("p5", "p4", "p1"):
         for kind in ("images", "masks"):
@@ -62,7 +66,8 @@ def test_the_same_data_elsewhere_are_the_runs_own(run, tmp_path, there):
         for kind in ("images", "masks"):
             shutil.copytree(root / kind / case, tmp_path / "moved" / kind / case)
     data, scope = opened(tmp_path / "moved", workdir)
-    assert data.cases("test") == ["p5", "p6"] and scope == scored_cases.Scope()
+    assert data.cases("test") == ["p5", "p6"]
+    assert scope == scored_cases.Scope()
 
 
 def test_a_link_to_the_data_is_the_data(run, tmp_path):
@@ -92,8 +97,9 @@ def test_the_same_names_with_other_bytes_are_another_data_set(run, tmp_path, byt
             tmp_path / "theirs" / "masks" / "p6" / "0.png",
         )
     data, scope = opened(tmp_path / "theirs", run[1])
-    assert data.cases("test") == CASES and "data.root" in scope.differs
-    # By content: a name alone says nothing on another data set.
+    assert data.cases("test") == CASES
+    assert "data.root" in scope.differs
+    # Recognised by content: a name alone says nothing on another data set.
     assert scope.trained_on == (
         {}
         if bytes_of == "all"
@@ -148,15 +154,17 @@ def test_cases_can_be_named_those_that_were_added_too(run, names, scored, traine
     root, workdir = run
     write(root, ["p7"], first=20)
     data, scope = opened(root, workdir, *names)
-    assert data.cases("test") == scored and scope.trained_on == trained_on
+    assert data.cases("test") == scored
+    assert scope.trained_on == trained_on
     assert scope.differs == {"split.test": [["p5", "p6"], list(names)]}
 
 
 def test_cases_of_another_data_set_can_be_named(run, tmp_path):
     theirs = write(tmp_path / "theirs", [*(f"q{n}" for n in range(3)), "7"], first=30)
-    # flags read a case called 7 as a number
+    # Flags read a case called 7 as a number.
     data, scope = opened(theirs, run[1], "q1", 7)
-    assert data.cases("test") == ["7", "q1"] and set(scope.differs) == {
+    assert data.cases("test") == ["7", "q1"]
+    assert set(scope.differs) == {
         "data.root",
         "split.test",
     }
@@ -185,10 +193,8 @@ def test_other_data_with_names_of_the_training_are_told(
         "have the name of a case that the model was trained or validated on" in said
     ) == bool(alike)
     if alike:
-        assert (
-            f"{len(alike)} of the {len(names)} cases" in said
-            and ": " + ", ".join(alike) + "." in said
-        )
+        assert f"{len(alike)} of the {len(names)} cases" in said
+        assert ": " + ", ".join(alike) + "." in said
 
 
 def test_one_case_is_enough(run, tmp_path):
@@ -201,7 +207,7 @@ def test_one_case_is_enough(run, tmp_path):
 
 @pytest.fixture
 def old(run):
-    """A run without a record, dealt by fractions; its config and what was tested."""
+    """Begins a run without a record; returns its config, workdir and tested cases."""
     root, workdir = run
     shutil.rmtree(workdir)
     cfg = cfg_of(root, split__fractions=(0.5, 0.2, 0.3))
@@ -217,12 +223,13 @@ def test_an_old_workdir_is_recorded_only_where_its_results_agree(old, capsys, ag
     if agree:
         (workdir / "results.json").write_text(json.dumps({"cases": tested}))
     data, scope = scored_cases.open_data(cfg, workdir)
-    assert data.cases("test") == tested and scope.differs == {}
+    assert data.cases("test") == tested
+    assert scope.differs == {}
     assert scope.trained_on == ({} if agree else None)
     assert (workdir / split_record.NAME).exists() == bool(agree)
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{workdir} has no record of its split" in line
-    assert ("recorded now" if agree else "cannot be told") in line
+    assert ("recorded now" in line) == bool(agree)
     if agree:
         scored_cases.open_data(cfg, workdir)
         assert capsys.readouterr().err == ""
@@ -235,7 +242,8 @@ def test_scores_of_a_split_that_could_not_be_told_prove_nothing_later(old, again
         _, scope = scored_cases.open_data(cfg, workdir)
         found = {"cases": tested, "trained_on": scope.trained_on}
         (workdir / "results.json").write_text(json.dumps(found))
-    assert scope.trained_on is None and not (workdir / split_record.NAME).exists()
+    assert scope.trained_on is None
+    assert not (workdir / split_record.NAME).exists()
 
 
 def test_an_old_workdir_that_was_tested_on_others_stops_but_for_named_cases(old):
@@ -246,7 +254,8 @@ def test_an_old_workdir_that_was_tested_on_others_stops_but_for_named_cases(old)
     )
     cfg.split.test = ("p1",)
     data, scope = scored_cases.open_data(cfg, workdir)
-    assert data.cases("test") == ["p1"] and scope.trained_on is None
+    assert data.cases("test") == ["p1"]
+    assert scope.trained_on is None
     assert not (workdir / split_record.NAME).exists()
 
 
@@ -260,5 +269,6 @@ def test_other_data_of_an_old_workdir_are_its_own_only_where_it_was_moved(
     cfg.data.root = str(tmp_path / "there")
     data, scope = scored_cases.open_data(cfg, workdir)
     assert data.cases("test") == (tested if moved else CASES)
-    assert bool(scope.differs) != moved and scope.trained_on == ({} if moved else None)
-    assert ("cannot be told" in capsys.readouterr().err) != moved
+    assert bool(scope.differs) != moved
+    assert scope.trained_on == ({} if moved else None)
+    assert ("unnoticed" in capsys.readouterr().err) != moved

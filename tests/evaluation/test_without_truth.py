@@ -1,6 +1,4 @@
-"""A test split without any lesion, or without one of the classes: evaluated to the end
-and reported.
-"""
+"""Evaluates and reports test splits without any lesion, or without one of the classes."""
 
 import html
 import json
@@ -26,9 +24,7 @@ SIZE = 16
 
 
 class Made(Stub):
-    """Marks the pixels above a value in every class, as a model of one pass or of two
-    samples would.
-    """
+    """Marks the pixels above a value in every class, in one pass or two samples."""
 
     def __init__(self, cfg):
         self.classes = cfg.data.classes
@@ -44,7 +40,7 @@ class Made(Stub):
 
 
 def evaluated(cfg, workdir, monkeypatch, *, above):
-    """What evaluation returns; `above` 9: nothing is predicted."""
+    """Evaluates the made-up model; above 9 it predicts nothing."""
     monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
     workdir.mkdir()
     mesh = devices.make_mesh(jax.devices()[:1])
@@ -54,7 +50,7 @@ def evaluated(cfg, workdir, monkeypatch, *, above):
 
 
 def shown(workdir):
-    """Both reports, and results.json read strictly."""
+    """Reads results.json strictly and both reports."""
     fields = json.loads(
         (workdir / "results.json").read_text(), parse_constant=pytest.fail
     )
@@ -94,20 +90,22 @@ def test_a_test_without_lesion(tmp_path, monkeypatch, capsys, method, classes, a
     fields, pages = shown(tmp_path / "run")
     slices = found["n_images"]
     got = 0 if above == 9 else slices
-    says = f"no slice of the test has a lesion: Dice is undefined; {got} of {slices} slices got a false one"
-    assert (
-        found["standard"]["dice"]["mean"] is None
-        and found["n_empty"] == slices * classes
+    says = (
+        "no slice of the test has a lesion: Dice is undefined; "
+        f"{got} of {slices} slices got a false one"
     )
+    assert found["standard"]["dice"]["mean"] is None
+    assert found["n_empty"] == slices * classes
     assert len(found["false_positive_slices"]) == got * classes
-    assert found == fields and all(says in page for page in pages)
+    assert found == fields
+    assert all(says in page for page in pages)
     closing.tested(found, str(tmp_path / "run"), seconds=1.0)
     assert says in capsys.readouterr().out
     assert list((tmp_path / "run" / "tensorboard").glob("*.test"))
 
 
 def write_cases(root, truths):
-    """A folder of cases: each a list of slices, each slice the classes that it has."""
+    """Writes a folder of cases: each a list of slices, each slice its classes."""
     for case, slices in truths.items():
         for number, labels in enumerate(slices):
             mask = np.zeros((SIZE, SIZE), np.uint8)
@@ -175,15 +173,16 @@ def test_cases_and_classes_that_have_none(
     cfg.update_from_flattened_dict(
         fields | {"method": "direct", "log.tensorboard": False, "eval.lesions": True}
     )
-    # everything is predicted
+    # Every pixel is predicted.
     found = evaluated(cfg, tmp_path / "run", monkeypatch, above=-99)
     closing.tested(found, str(tmp_path / "run"), seconds=1.0)
     assert says in capsys.readouterr().out
     _, (page, text) = shown(tmp_path / "run")
-    assert says.lower() in html.unescape(page).lower() and says.lower() in text.lower()
+    assert says.lower() in html.unescape(page).lower()
+    assert says.lower() in text.lower()
     # Names that a spreadsheet would take for formulas come back as they were.
     assert {case for case, _, _ in results.load(tmp_path / "run").images} == set(truths)
-    for name in ("cases.csv", "lesions.csv"):
+    for name in ("cases.csv", "slices.csv", "lesions.csv"):
         assert not any(
             row["case"].startswith(("=", "+"))
             for row in csv_files.read(tmp_path / "run" / name)

@@ -143,6 +143,6 @@ def test_damaged_results_are_named(tmp_path):
     (tmp_path / "results.json").write_text("[]")
     refused(
         lambda: model_card.read_results(tmp_path),
-        "damaged results",
+        "mode=evaluate",
         tmp_path / "results.json",
     )

@@ -56,7 +56,7 @@ def write(
     absent=(),
     **fields,
 ):
-    """A workdir with results.json, cases.csv, metrics.jsonl and report_data.npz;
+    """A workdir with results.json, slices.csv, metrics.jsonl and report_data.npz;
     returns its (probability, truth).
 
     Classes that are `absent`, from 1, occur in no slice.
@@ -74,7 +74,7 @@ def write(
         ]  # fmt: skip
         rows += of_slice
         tally.add(probability[i], truth[i], [row["dice"] for row in of_slice])
-    with (folder / "cases.csv").open("w", newline="") as file:
+    with (folder / "slices.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""Numbers of the report's charts against slow loops, and the charts read back as XML."""
+"""Compares the report's charts with slow loops, and reads them back as XML."""
 
 import math
 import xml.etree.ElementTree as ET
@@ -7,18 +7,18 @@ import evaluated_workdir
 import numpy as np
 import pytest
 
-from biedsnet_jax.reporting import figures as report_charts
-from biedsnet_jax.reporting import run_tables, svg
+from biedsnet_jax.reporting import figures, learning, run_tables, svg
 from biedsnet_jax.reporting.svg import Axis, Figure, Series
 from biedsnet_jax.scoring import calibration, results
 
 
 def pixels(count=3000):
-    """(probability at the middle of a bin, truth, mask, histogram) of made-up pixels."""
+    """Makes pixels: (probability at the middle of a bin, truth, mask, histogram)."""
     rng = np.random.default_rng(0)
     bins = rng.integers(0, 1000, count)
     p = (bins + 0.5) / 1000
-    truth, mask = rng.random(count) < p**1.5, p > 0.4
+    truth = rng.random(count) < p**1.5
+    mask = p > 0.4
     histogram = np.zeros((1, 1000, 2, 2), int)
     np.add.at(histogram, (0, bins, truth.astype(int), mask.astype(int)), 1)
     return p, truth, mask, histogram
@@ -31,9 +31,8 @@ def test_calibration_is_that_of_pixels_binned_one_by_one():
     for b in range(20):
         inside = (p >= b / 20) & (p < (b + 1) / 20)
         assert count[b] == inside.sum()
-        assert predicted[b] == pytest.approx(p[inside].mean()) and observed[
-            b
-        ] == pytest.approx(truth[inside].mean())
+        assert predicted[b] == pytest.approx(p[inside].mean())
+        assert observed[b] == pytest.approx(truth[inside].mean())
         error += inside.mean() * abs(p[inside].mean() - truth[inside].mean())
     assert calibration.expected_calibration_error(histogram) == pytest.approx(error)
 
@@ -41,7 +40,7 @@ def test_calibration_is_that_of_pixels_binned_one_by_one():
 def test_pixel_risk_coverage_keeps_the_surest_first():
     p, truth, mask, histogram = pixels()
     coverage, risk = calibration.pixel_risk_coverage(histogram)
-    # pairs of bins of the same entropy
+    # Bins of the same entropy go together, two by two.
     assert len(coverage) == 500
     for at in (0, 10, 250, 499):
         kept = np.abs(p - 0.5) >= 0.4995 - at / 1000 - 1e-9
@@ -51,7 +50,8 @@ def test_pixel_risk_coverage_keeps_the_surest_first():
 
 
 def test_slice_risk_coverage_worked_by_hand():
-    dice, entropy = np.array([0.5, math.nan, 0.9, 0.7]), np.array([0.8, 0.0, 0.1, 0.3])
+    dice = np.array([0.5, math.nan, 0.9, 0.7])
+    entropy = np.array([0.8, 0.0, 0.1, 0.3])
     coverage, risk = calibration.slice_risk_coverage(dice, entropy)
     assert coverage == pytest.approx([1 / 3, 2 / 3, 1])
     assert risk == pytest.approx([0.1, 0.2, 0.3])
@@ -80,16 +80,14 @@ def test_a_chart_puts_points_where_its_axes_say_and_leaves_out_what_cannot_be():
     dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("circle")]
     assert len(dots) == 3
     (x0, y0), (x1, y1), (x2, y2) = dots
-    assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1) and y1 == pytest.approx(
-        (y0 + y2) / 2, abs=0.1
-    )
-    # upwards
-    assert x2 > x0 and y2 < y0
+    assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
+    assert y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
+    # A larger y lies higher.
+    assert x2 > x0
+    assert y2 < y0
     (line,) = root.iter("polyline")
-    assert (
-        line.get("points") == f"{x0:.1f},{y2:.1f} {x2:.1f},{y0:.1f}"
-        and line.get("class") == "c3 dashed"
-    )
+    assert line.get("points") == f"{x0:.1f},{y2:.1f} {x2:.1f},{y0:.1f}"
+    assert line.get("class") == "c3 dashed"
     assert [title.text for title in root.iter("title")] == ["1", "2", "<4>"]
     assert ["".join(li.itertext()) for li in root.iter("li")] == ["a <b>", "line"]
 
@@ -98,7 +96,8 @@ def test_a_logarithmic_axis_spaces_powers_evenly_and_drops_zeros():
     series = Series("", [0, 1, 10, 100], [1, 1, 2, 3], dots=True)
     root = parse(Figure("t", "c", Axis("x", log=True), Axis("y"), [series]))
     at = [float(c.get("cx")) for c in root.iter("circle")]
-    assert len(at) == 3 and at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.11)
+    assert len(at) == 3
+    assert at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.11)
     assert {"1", "10", "100"} <= {text.text for text in root.iter("text")}
 
 
@@ -120,14 +119,14 @@ def test_damaged_lines_of_metrics_are_left_out(tmp_path):
         '{"st',
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    assert report_charts.read_metrics(tmp_path) == [
+    assert learning.read_metrics(tmp_path) == [
         {"step": 1, "loss": 2.0},
         {"step": 2},
     ]
-    assert report_charts.read_metrics(tmp_path / "gone") == []
+    assert learning.read_metrics(tmp_path / "gone") == []
 
 
-# --- nothing to draw -------------------------------------------------------------------------------------------------
+# ---- Nothing to draw
 
 
 @pytest.mark.parametrize(
@@ -153,28 +152,25 @@ def test_damaged_lines_of_metrics_are_left_out(tmp_path):
 )
 def test_columns_without_a_value_make_charts_of_what_there_is(tmp_path, runs):
     for seed, fields in enumerate(runs):
-        evaluated_workdir.write(
-            tmp_path / f"{seed}", seed=seed, pictures=2, steps=0, **fields
-        )
+        folder = tmp_path / f"{seed}"
+        evaluated_workdir.write(folder, seed=seed, pictures=2, steps=0, **fields)
     loaded = [results.load(tmp_path / f"{seed}") for seed in range(len(runs))]
     shown = run_tables.evaluated(loaded)
     scored = [one.name for one in shown if not np.isnan(one.run.scores["dice"]).all()]
     for make in (
-        report_charts.by_case,
-        report_charts.by_size,
-        report_charts.risk_coverage,
-        report_charts.reliability,
+        figures.by_case,
+        figures.by_size,
+        figures.risk_coverage,
+        figures.reliability,
     ):
-        figures = make(shown)
-        of_dice = [figure for figure in figures if "Dice" in figure.y.label]
-        assert bool(of_dice) == (
-            bool(scored) and make is not report_charts.reliability
-        ), make
-        for figure in figures:
+        made = make(shown)
+        of_dice = [figure for figure in made if "Dice" in figure.y.label]
+        assert bool(of_dice) == (bool(scored) and make is not figures.reliability), make
+        for figure in made:
             text = svg.svg(figure)
             ET.fromstring(f"<div>{text}</div>")
             assert "nan" not in text.lower() and "inf" not in text.lower(), make
-        if len(shown) > 1 and make is not report_charts.reliability:
+        if len(shown) > 1 and make is not figures.reliability:
             assert all(
                 {one.name for one in figure.series if one.name} == set(scored)
                 for figure in of_dice

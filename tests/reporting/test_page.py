@@ -17,15 +17,17 @@ from biedsnet_jax.reporting import record, report
 from biedsnet_jax.scoring import metrics
 
 HOSTILE = "<img src=x onerror=hacked=1></script><script>hacked=1</script>&amp;"
-browser_page, page_log = browser.browser_page, browser.page_log
+browser_page = browser.browser_page
+page_log = browser.page_log
 
 PANELS = ("image", "truth", "prediction", "uncertainty", "difference")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The report of two runs: a diffusion model, and a direct one of two classes; and
-    what they predicted.
+    """Writes the report of two runs: a diffusion model, and a direct one of two classes.
+
+    Returns its path, and what the two predicted.
     """
     root = tmp_path_factory.mktemp("runs")
     truths = [
@@ -53,7 +55,7 @@ def page(browser_page, written):
 
 
 def pixels(page, *names):
-    """A number for what each canvas shows."""
+    """Hashes what each canvas shows."""
     script = """names => names.map(name => {
       const canvas = document.getElementById(name);
       const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
@@ -63,7 +65,7 @@ def pixels(page, *names):
 
 
 def changed(page, action, *names):
-    """Those of the canvases that look otherwise after `action`."""
+    """Names the canvases that look otherwise after `action`."""
     before = pixels(page, *names)
     action()
     page.wait_for_timeout(150)
@@ -84,7 +86,7 @@ def live_dice(page, level):
 
 
 def test_all_is_drawn_and_nothing_is_loaded_or_wrong(page, page_log):
-    # before pixels are read back, which Chromium remarks on
+    # Chromium warns once pixels are read back, which comes later.
     browser.assert_quiet(page_log)
     assert [
         text[:5]
@@ -117,7 +119,7 @@ def test_live_dice_is_the_packages_at_every_threshold(page, written, run, klass)
             slices[place],
         )
         i = int(re.search(r"slice (\d+)", slices[place]).group(1))
-        # which is level 67 exactly
+        # The threshold 0.3337 is level 67 exactly.
         own = 0.5 if run == 0 else 0.3337
         for level, threshold in (
             (1, 1 / 200),
@@ -177,15 +179,15 @@ def test_sliders_change_what_is_drawn_and_nothing_else(page):
 
 
 def test_the_map_is_drawn_as_told(page):
-    """Prediction at full opacity: the tint where the probability exceeds the threshold,
-    the image elsewhere.
-    """
+    """At full opacity a pixel has the tint exactly where it exceeds the threshold."""
     slide(page, "opacity", 100)
     page.wait_for_timeout(150)
     tinted = page.evaluate("""async () => {
       const one = slice(), maps = await load(one);
-      const drawn = by('prediction').getContext('2d').getImageData(0, 0, one.width, one.height).data;
-      return [...maps.level].every((level, i) => (level > 100) === (drawn[i * 4] === 230 && drawn[i * 4 + 2] === 0));
+      const context = by('prediction').getContext('2d');
+      const drawn = context.getImageData(0, 0, one.width, one.height).data;
+      const tinted = (i) => drawn[i * 4] === 230 && drawn[i * 4 + 2] === 0;
+      return [...maps.level].every((level, i) => (level > 100) === tinted(i));
     }""")
     assert tinted
 
@@ -229,12 +231,12 @@ def test_keys_move_through_slices_thresholds_and_steps(page):
     page.locator("#viewer").focus()
     press("ArrowRight", "2 of 6")
     press("ArrowLeft", "1 of 6")
-    # the end
+    # The first slice is the end.
     press("ArrowLeft", "1 of 6")
     press("ArrowUp", "0.505", "#threshold-text")
     press("ArrowDown", "0.500", "#threshold-text")
     page.locator("#slice").focus()
-    # a slider's own keys
+    # A slider has keys of its own.
     press("End", "6 of 6")
     page.locator("#steps").focus()
     press("ArrowLeft", "3 of 4", "#step-text")
@@ -276,10 +278,8 @@ def test_light_and_dark_follow_the_system_until_told_otherwise(page):
     page.emulate_media(color_scheme="light", media="print")
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     assert paper() == "rgb(255, 255, 255)"
-    assert (
-        not page.locator("#theme").is_visible()
-        and page.locator("#prediction").is_visible()
-    )
+    assert not page.locator("#theme").is_visible()
+    assert page.locator("#prediction").is_visible()
 
 
 def test_one_convention_is_shown_at_a_time(page):
@@ -295,6 +295,88 @@ def test_one_convention_is_shown_at_a_time(page):
             "cost": "cost",
         }[name]
         assert titles and all(re.search(words, title) for title in titles), titles
+
+
+@pytest.fixture(scope="module")
+def own_report(tmp_path_factory):
+    """Writes the report of one run that draws its samples in one step."""
+    folder = tmp_path_factory.mktemp("own") / "run"
+    evaluated_workdir.write(folder, count=40, pictures=12, steps=1)
+    report.run(str(folder), None)
+    return folder / "report.html"
+
+
+@pytest.fixture
+def own_page(browser_page, own_report):
+    browser_page.goto(own_report.as_uri())
+    browser.until(browser_page, "document.getElementById('score').textContent")
+    return browser_page
+
+
+def test_a_report_of_ones_own_starts_with_the_verdict(own_page, page_log):
+    browser.assert_quiet(page_log)
+    headings = own_page.locator("main h2:visible").all_inner_texts()
+    assert headings[:2] == ["Verdict", "Worst, median and best slices"]
+    assert own_page.locator(".findings .figure").count() >= 6
+    assert own_page.locator("#extremes figure").count() == 3
+    assert own_page.locator("h1").inner_text() == "BIEDSNet on blobs"
+
+
+def test_a_report_of_several_networks_starts_with_their_scores(page):
+    assert page.locator("main h2:visible").first.inner_text() == "Scores"
+    assert not page.locator("#verdict").is_visible()
+
+
+def test_the_worst_the_median_and_the_best_open_below(own_page):
+    places = []
+    for figure in own_page.locator("#extremes figure").all():
+        figure.locator("button").click()
+        own_page.wait_for_timeout(100)
+        label = figure.locator("figcaption").inner_text().split(". ")[1]
+        assert own_page.locator("#score").inner_text().startswith(f"{label}, one of")
+        places.append(int(own_page.locator("#slice").input_value()))
+    assert places[0] == 0
+    assert places == sorted(set(places))
+
+
+def test_one_step_has_no_slider(own_page):
+    assert not own_page.locator("#step").is_visible()
+    assert not own_page.locator("#play").is_visible()
+    assert own_page.locator("#x_0").is_visible()
+    assert (
+        own_page.locator("#step-score")
+        .inner_text()
+        .startswith("The only step, t = 999")
+    )
+
+
+def test_a_table_says_that_it_scrolls_where_it_does(own_page):
+    def hints():
+        script = "e => [e.scrollWidth > e.clientWidth, getComputedStyle(e, '::before').content]"
+        tables = own_page.locator(".wide:visible").all()
+        return [table.evaluate(script) for table in tables]
+
+    for width in (1280, 360):
+        own_page.set_viewport_size({"width": width, "height": 740})
+        own_page.wait_for_timeout(200)
+        found = hints()
+        assert all(scrolls == ("Scrolls" in hint) for scrolls, hint in found)
+    assert any(scrolls for scrolls, _ in found)
+
+
+@pytest.mark.parametrize("width", [360, 390, 1920])
+def test_the_verdict_fits_any_width(own_page, width):
+    own_page.set_viewport_size({"width": width, "height": 740})
+    own_page.wait_for_timeout(100)
+    assert own_page.evaluate("document.documentElement.scrollWidth") <= width
+    # The page is used from edge to edge.
+    assert own_page.locator("main").bounding_box()["width"] > 0.9 * width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_a_verdict(own_page, scheme):
+    own_page.emulate_media(color_scheme=scheme)
+    browser.assert_accessible(own_page)
 
 
 def test_a_phone_has_room_for_it(page):
@@ -337,6 +419,7 @@ def test_an_earlier_workdir_has_a_report_that_says_how_to_get_pictures(
     browser.assert_accessible(browser_page)
 
 
+@pytest.mark.slow
 def test_eight_full_size_runs_stay_below_five_megabytes_and_need_no_jax(tmp_path):
     for n in range(8):
         evaluated_workdir.write(
@@ -356,7 +439,7 @@ def test_eight_full_size_runs_stay_below_five_megabytes_and_need_no_jax(tmp_path
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "r.html").read_text()
     assert 200_000 < len(text.encode()) < 5_000_000
-    # of each run, the worst, the median and the best
+    # Each run has the worst, the median and the best slice.
     assert len(re.findall(r'"label":', text)) >= 8 * 3
     assert len(re.findall(r'"x_0":', text)) >= 8
     assert record.NAME in {path.name for path in (tmp_path / "x" / "seed0").iterdir()}

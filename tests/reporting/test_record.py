@@ -1,6 +1,4 @@
-"""What evaluation keeps for the report: levels, counts, the choice of slices, and the
-file.
-"""
+"""The file that evaluation keeps for the report: levels, counts, the choice of slices."""
 
 import dataclasses
 import io
@@ -32,7 +30,7 @@ def test_a_level_exceeds_a_threshold_exactly_where_the_probability_does(threshol
     np.testing.assert_array_equal(level > round(LEVELS * threshold), p > threshold)
     assert np.abs(level / LEVELS - p).max() <= 1.5 / LEVELS
     others = [j for j in range(0, LEVELS, 7) if abs(j / LEVELS - threshold) > 0.01]
-    # the slider's other thresholds, of which no random value is one
+    # No random value is one of the slider's other thresholds.
     for j in others:
         np.testing.assert_array_equal((level > j)[:2000], (p > j / LEVELS)[:2000])
 
@@ -69,13 +67,17 @@ def chosen(dice, most, classes=1):
 
 def test_the_worst_the_median_and_the_best_come_first_in_turns():
     dice = [0.9, 0.1, NAN, 0.5, 0.7, 0.3, 0.8, 0.2, NAN, 0.6]
-    worst, median, best = (1, "worst"), (3, "median"), (0, "best")
+    worst = (1, "worst")
+    median = (3, "median")
+    best = (0, "best")
     assert chosen(dice, 3) in ([worst, median, best], [worst, (9, "median"), best])
     found = chosen(dice, 6)
     assert [group for _, group in found] == ["worst", "median", "best"] + ["other"] * 3
-    assert found[0] == worst and found[2] == best
+    assert found[0] == worst
+    assert found[2] == best
     assert sorted(number for number, _ in chosen(dice, 99)) == list(range(10))
-    assert len(chosen(dice, 7)) == 7 and chosen(dice, 0) == []
+    assert len(chosen(dice, 7)) == 7
+    assert chosen(dice, 0) == []
 
 
 def test_a_slice_without_truth_has_no_rank_and_one_class_is_enough():
@@ -129,10 +131,12 @@ def test_a_damaged_file_is_said_to_be(tmp_path, damage):
 def test_noise_is_thinned_and_a_trajectory_too():
     x = np.linspace(-1, 2, 300 * 300).reshape(1, 300, 300, 1)
     small = record.thinned(x)
-    assert small.shape == (1, 100, 100, 1) and (small.min(), small.max()) == (
+    assert small.shape == (1, 100, 100, 1)
+    assert (small.min(), small.max()) == (
         0,
         record.GREYS,
     )
     assert record.evenly(3) == [0, 1, 2]
     many = record.evenly(100)
-    assert len(many) == record.MOST_STEPS and (many[0], many[-1]) == (0, 99)
+    assert len(many) == record.MOST_STEPS
+    assert (many[0], many[-1]) == (0, 99)

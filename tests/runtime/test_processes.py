@@ -207,7 +207,7 @@ def test_seven_images_score_the_same_over_any_processes(root, layout):
     assert scores(root / "1x1")["n_images"] == 7
     assert_close(scores(root / f"1x1 scored by {layout}"), scores(root / "1x1"))
     one, several = (
-        csv_files.read(root / name / "cases.csv")
+        csv_files.read(root / name / "slices.csv")
         for name in ("1x1", f"1x1 scored by {layout}")
     )
     assert len(one) == 7
@@ -260,7 +260,7 @@ def test_only_the_first_process_writes(root):
     assert {path.name for path in (root / "2x2").iterdir()} == {
         ".evaluate.lock", ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl",
         "report.html", "report.md",
-        "report_data.npz", "results.json", "rows_0.json", "rows_1.json", "split.json",
+        "report_data.npz", "results.json", "rows_0.json", "rows_1.json", "slices.csv", "split.json",
     }  # fmt: skip
     outputs = json.loads((root / "outputs.json").read_text())
     assert "train 14 slices" in outputs[0] and "slices" not in outputs[1]

@@ -1,4 +1,4 @@
-"""False lesions where there is none, and classes that never occur: counted, and said
+"""False lesions where there is none, and classes that never occur: counted, and told
 wherever scores are.
 """
 
@@ -17,12 +17,15 @@ from biedsnet_jax.exporting import model_card
 from biedsnet_jax.reporting import report
 from biedsnet_jax.scoring import false_lesions, metrics, results
 
-EMPTY, FULL = np.zeros((4, 4), bool), np.ones((4, 4), bool)
+EMPTY = np.zeros((4, 4), bool)
+FULL = np.ones((4, 4), bool)
+NONE = "no slice of the test has a lesion: Dice is undefined"
 
 
 def summary(*masks):
-    """What results.json holds of slices: ("case", true, predicted), or {class: (true,
-    predicted)} after the case.
+    """Makes the results.json of slices.
+
+    A slice is ("case", true, predicted), or ("case", {class: (true, predicted)}).
     """
     rows = []
     for number, (case, *values) in enumerate(masks):
@@ -41,8 +44,9 @@ def summary(*masks):
 
 
 def slow_counts(masks):
-    """Slice by slice and case by case, in plain loops."""
-    slices, cases = collections.defaultdict(list), collections.defaultdict(list)
+    """Counts slice by slice and case by case, in plain loops."""
+    slices = collections.defaultdict(list)
+    cases = collections.defaultdict(list)
     for mask in masks:
         slices[mask.case, mask.slice].append(mask)
         cases[mask.case].append(mask)
@@ -90,32 +94,25 @@ def test_counts_are_those_of_plain_loops(seed):
         ),
         (
             [("a", 0, 1), ("a", 0, 0), ("b", 0, 0)],
-            [
-                "no slice of the test has a lesion: Dice is undefined; 1 of 3 slices got a false one, "
-                "in 1 of 2 cases"
-            ],
+            [f"{NONE}; 1 of 3 slices got a false one, in 1 of 2 cases"],
         ),
         (
             [("a", 0, 0)],
-            [
-                "no slice of the test has a lesion: Dice is undefined; 0 of 1 slice got a false one, "
-                "in 0 of 1 case"
-            ],
+            [f"{NONE}; 0 of 1 slice got a false one, in 0 of 1 case"],
         ),
         (
             [("a", {1: (1, 1), 2: (0, 1)}), ("b", {1: (0, 0), 2: (0, 0)})],
             [
                 "0 of 1 slice without lesion got one, 0 of 1 case without lesion got one",
                 "class 1: 0 of 1 slice without lesion got one, 0 of 1 case without lesion got one",
-                "class 2: no slice of the test has one: its Dice is undefined; 1 of 2 slices got a false one, "
-                "in 1 of 2 cases",
+                "class 2: no slice of the test has one: its Dice is undefined; "
+                "1 of 2 slices got a false one, in 1 of 2 cases",
             ],
         ),
         (
             [("a", {1: (0, 1), 2: (0, 0)}), ("a", {1: (0, 1), 2: (0, 1)})],
             [
-                "no slice of the test has a lesion: Dice is undefined; 2 of 2 slices got a false one, "
-                "in 1 of 1 case",
+                f"{NONE}; 2 of 2 slices got a false one, in 1 of 1 case",
                 "class 1: 2 of 2 slices got a false one, in 1 of 1 case",
                 "class 2: 1 of 2 slices got a false one, in 1 of 1 case",
             ],
@@ -138,13 +135,13 @@ def test_what_is_said_worked_by_hand(masks, says, capsys, monkeypatch):
     assert (
         false_lesions.of_results(json.loads(json.dumps(found, allow_nan=False))) == says
     )
-    # The closing lines of a pipe.
+    # A pipe gets plain closing lines.
     closing.tested(found, "runs/x", seconds=1.0)
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line in says] == says
     assert ("Dice" in lines[1]) == (found["standard"]["dice"]["mean"] is not None)
     assert not any("none" in line for line in lines[2:])
-    # The table of a terminal.
+    # A terminal gets a table.
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setenv("COLUMNS", str(terminals.COLUMNS))
     closing.tested(found, "runs/x", seconds=1.0)
@@ -180,15 +177,18 @@ def test_both_reports_say_it_right_under_the_score_table(tmp_path):
         f"{sum(mask.predicted for mask in empty)} of {len(empty)} slice"
     )
     page, text = texts(tmp_path / "run")
-    score_table = text.split("## ")[1]
-    assert score_table.startswith("Table 1, standard convention")
+    (score_table,) = [
+        part
+        for part in text.split("## ")
+        if part.startswith("Scores, standard convention")
+    ]
     assert score_table.rstrip().endswith(f"- Row BIEDSNet: {said}.")
     section = page.split('<section class="standard">')[1].split("</section>")[0]
     assert f"<li>Row BIEDSNet: {said}.</li>" in section.split("</table>")[1]
 
 
 def test_runs_of_one_row_are_counted_together_also_of_an_earlier_version(tmp_path):
-    """The counts come from cases.csv, which earlier versions wrote too."""
+    """The counts come from slices.csv, which earlier versions wrote too."""
     for seed in range(3):
         evaluated_workdir.write(tmp_path / f"{seed}", seed=seed, count=4 + seed)
         path = tmp_path / f"{seed}" / "results.json"

@@ -50,7 +50,8 @@ def test_each_lesion_by_hand():
 
 
 def test_two_lesions_under_one_prediction():
-    truth, pred = mask("110011", "000000"), mask("011110", "000000")
+    truth = mask("110011", "000000")
+    pred = mask("011110", "000000")
     found = [
         (row["overlap"], row["dice"], row["found"]) for row in rows_of(pred, truth)
     ]
@@ -72,7 +73,8 @@ def test_least_overlap_is_of_the_true_lesion(least, found):
 
 
 def test_empty_masks_have_no_lesions():
-    empty, full = np.zeros((3, 4), bool), np.ones((3, 4), bool)
+    empty = np.zeros((3, 4), bool)
+    full = np.ones((3, 4), bool)
     assert rows_of(empty, empty) == []
     (missed,), (false,) = rows_of(empty, full), rows_of(full, empty)
     assert (missed["mask"], missed["found"], false["mask"], false["found"]) == (
@@ -88,7 +90,8 @@ def test_empty_masks_have_no_lesions():
 def test_lesions_equal_a_flood_fill(seed):
     rng = np.random.default_rng(seed)
     field = gaussian_filter(rng.normal(size=(30, 37)), 1)
-    pred, truth = field + 0.1 * rng.normal(size=field.shape) > 0.3, field > 0.35
+    pred = field + 0.1 * rng.normal(size=field.shape) > 0.3
+    truth = field > 0.35
     expected = []
     for ours, theirs in ((truth, pred), (pred, truth)):
         for lesion in flood_fill(ours):
@@ -107,17 +110,20 @@ def test_lesions_equal_a_flood_fill(seed):
         (row["pixels"], round(row["overlap"] * row["pixels"]), row["dice"])
         for row in rows
     ]
-    assert found == expected and len(rows) > 20
+    assert found == expected
+    assert len(rows) > 20
     assert [row["found"] for row in rows] == [
         int(shared > 0) for _, shared, _ in expected
     ]
 
 
 def flood_fill(mask: np.ndarray) -> list[set]:
-    """Sets of touching pixels, corners included, in reading order."""
-    left, found = {tuple(map(int, point)) for point in np.argwhere(mask)}, []
+    """Finds sets of touching pixels, corners included, in reading order."""
+    left = {tuple(map(int, point)) for point in np.argwhere(mask)}
+    found = []
     for start in sorted(left):
-        lesion, edge = set(), {start} & left
+        lesion = set()
+        edge = {start} & left
         while edge:
             lesion |= edge
             left -= edge
@@ -128,8 +134,7 @@ def flood_fill(mask: np.ndarray) -> list[set]:
     return found
 
 
-# Summary
-# --------------------------------------------------------------------------------------------------------------
+# ---- Summary
 
 
 def test_counts_and_rates_by_hand():
@@ -138,7 +143,8 @@ def test_counts_and_rates_by_hand():
     rows = rows_of(PRED, TRUTH) + rows_of(large, large, case="b")
     summary = lesions.summarise(rows)
     by_pixels = summary.pop("by_pixels")
-    precision, sensitivity = 3 / 4, 3 / 5
+    precision = 3 / 4
+    sensitivity = 3 / 5
     assert summary == {
         "true": 5,
         "found": 3,
@@ -159,7 +165,7 @@ def test_counts_and_rates_by_hand():
     assert [(b["true"], b["found"], b["predicted"], b["false"]) for b in by_pixels] == [
         (4, 2, 3, 1),
         (0, 0, 0, 0),
-        # a hundred pixels
+        # A component of a hundred pixels.
         (1, 1, 1, 0),
         (0, 0, 0, 0),
     ]
@@ -167,21 +173,19 @@ def test_counts_and_rates_by_hand():
 
 
 def test_millimetres_only_where_all_are_known():
-    known, unknown = (
-        rows_of(TRUTH, TRUTH, spacing=(5.0, 5.0)),
-        rows_of(TRUTH, TRUTH, case="b"),
-    )
-    # 25, 25, 50 and 100 mm2
+    known = rows_of(TRUTH, TRUTH, spacing=(5.0, 5.0))
+    unknown = rows_of(TRUTH, TRUTH, case="b")
+    # The sizes are 25, 25, 50 and 100 mm2.
     assert [b["true"] for b in lesions.summarise(known)["by_mm2"]] == [0, 3, 1, 0]
     assert "by_mm2" not in lesions.summarise(known + unknown)
 
 
 @pytest.mark.parametrize(
-    # sensitivity, precision, f1, dice_of_found
+    # In order: sensitivity, precision, f1, dice_of_found.
     ("pred", "truth", "rates"),
     [
         ("0000", "0000", [None, None, None, None]),
-        # predicting nothing is not rewarded
+        # Predicting nothing is not rewarded.
         ("0000", "0110", [0.0, None, 0.0, None]),
         ("0110", "0000", [None, 0.0, 0.0, None]),
         ("1000", "0011", [0.0, 0.0, 0.0, None]),
@@ -198,7 +202,8 @@ def test_a_rate_of_nothing_is_none_in_json(pred, truth, rates):
 
 
 def test_classes_stand_alone_too():
-    first, second = rows_of(PRED, TRUTH), rows_of(TRUTH, TRUTH, label=2)
+    first = rows_of(PRED, TRUTH)
+    second = rows_of(TRUTH, TRUTH, label=2)
     summary = lesions.summarise(first + second)
     assert (summary["true"], summary["found"]) == (8, 6)
     assert summary["classes"] == {

@@ -48,8 +48,7 @@ def blobs(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return field > 0.5 * field.std(), other > 0.4 * other.std()
 
 
-# One class, one image
-# ------------------------------------------------------------------------------------------------
+# ---- One class, one image
 
 PRED = mask("111", "000", "000")
 # tp 1, fp 2, fn 1, tn 5
@@ -68,12 +67,12 @@ def test_three_by_three_by_hand():
         "hd": 2.0,
         "hd95": 1.9,
         "assd": (1 + 1 / 2) / 2,
-        # within 1 pixel: all but the prediction's far end
+        # All but the prediction's far end lie within 1 pixel.
         "nsd": 4 / 5,
         "hd_mm": 3.0,
         "hd95_mm": 2.85,
         "assd_mm": (0.5 + 1.5) / 2,
-        # within 0.5 mm
+        # The tolerance is 0.5 mm.
         "nsd_mm": 3 / 5,
     }
     values = metrics.standard(
@@ -117,7 +116,8 @@ def test_image_edge_is_border():
 
 
 def test_shifted_discs_lie_their_shift_apart():
-    pred, truth = disc(radius=20, column=52), disc(radius=20, column=40)
+    pred = disc(radius=20, column=52)
+    truth = disc(radius=20, column=40)
     values = metrics.standard(pred=pred, truth=truth, spacing=(0.5, 0.5))
     assert (values["hd"], values["hd_mm"]) == (12.0, 6.0)
 
@@ -132,26 +132,26 @@ def test_concentric_discs_lie_their_radii_apart():
 
 
 def square(column: int) -> np.ndarray:
-    """Four by four pixels, twelve of them border, the left ones in `column`."""
+    """Makes a square of four by four pixels, twelve of them border, from `column` on."""
     mask = np.zeros((8, 14), bool)
     mask[2:6, column : column + 4] = True
     return mask
 
 
 @pytest.mark.parametrize(
-    # border pixels, of twelve, that lie near enough; alike in both directions
+    # Border pixels, of twelve, that lie near enough; alike in both directions.
     ("shift", "tolerance", "within"),
     [
         (0, 0.0, 12),
-        # top and bottom rows coincide in three pixels each
+        # Top and bottom rows coincide in three pixels each.
         (1, 0.0, 6),
         (1, 1.0, 12),
-        # pixels inside the other square are on no border of it
+        # Pixels inside of the other square are on no border of it.
         (2, 0.0, 4),
-        # not the outer column
+        # All but the outer column lie near.
         (2, 1.0, 8),
         (2, 2.0, 12),
-        # all four of the column that both have
+        # All four pixels of the column that both have lie near.
         (3, 0.0, 4),
         (3, 1.0, 6),
         (3, 2.0, 8),
@@ -159,10 +159,13 @@ def square(column: int) -> np.ndarray:
     ],
 )
 def test_nsd_of_shifted_squares(shift, tolerance, within):
-    """The same in mm, where columns are 0.1 mm apart and rows too far to count."""
-    fields = {"nsd_tolerance": tolerance, "nsd_tolerance_mm": tolerance / 10}
+    """Columns are 0.1 mm apart, and rows too far to count."""
     values = metrics.standard(
-        pred=square(3 + shift), truth=square(3), spacing=(5.0, 0.1), **fields
+        pred=square(3 + shift),
+        truth=square(3),
+        spacing=(5.0, 0.1),
+        nsd_tolerance=tolerance,
+        nsd_tolerance_mm=tolerance / 10,
     )
     assert values["nsd_mm"] == pytest.approx(within / 12)
     assert values["nsd"] == pytest.approx(within / 12)
@@ -206,7 +209,8 @@ def slow_distances(pred, truth, spacing, tolerance) -> list[float]:
         low = values[math.floor(where)]
         return low + (values[math.ceil(where)] - low) * (where % 1)
 
-    p, t = list(border(pred)), list(border(truth))
+    p = list(border(pred))
+    t = list(border(truth))
     there = [min(math.dist(a, b) for b in t) for a in p]
     back = [min(math.dist(a, b) for a in p) for b in t]
     hd95 = max(percentile_95(there), percentile_95(back))
@@ -230,10 +234,8 @@ def test_simple_itk_agrees(seed, spacing):
     contours = [sitk.LabelContour(image, False) for image in (pred, truth)]
     for contour in contours:
         contour.SetSpacing(spacing[::-1])
-    distance, overlap = (
-        sitk.HausdorffDistanceImageFilter(),
-        sitk.LabelOverlapMeasuresImageFilter(),
-    )
+    distance = sitk.HausdorffDistanceImageFilter()
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
     distance.Execute(*contours)
     overlap.Execute(pred, truth)
     assert ours["hd_mm"] == pytest.approx(distance.GetHausdorffDistance(), rel=1e-5)
@@ -249,7 +251,8 @@ def test_simple_itk_agrees(seed, spacing):
 @pytest.mark.parametrize("seed", range(3))
 def test_paper_hausdorff_is_scipy_on_the_arrays(seed):
     pred, truth = blobs(seed, (40, 56))
-    p, t = pred.astype(float), truth.astype(float)
+    p = pred.astype(float)
+    t = truth.astype(float)
     expected = max(directed_hausdorff(p, t)[0], directed_hausdorff(t, p)[0])
     for a, b in [(pred, truth), (truth, pred)]:
         assert metrics.paper(pred=a, truth=b)["hd"] == pytest.approx(
@@ -257,8 +260,7 @@ def test_paper_hausdorff_is_scipy_on_the_arrays(seed):
         )
 
 
-# Empty masks, all four kinds
-# ------------------------------------------------------------------------------------------
+# ---- Empty masks, all four kinds
 
 FULL = np.ones((3, 5), bool)
 NONE = np.zeros((3, 5), bool)
@@ -267,7 +269,7 @@ NAN = math.nan
 
 
 @pytest.mark.parametrize(
-    # overlaps: dice, iou, accuracy, recall, precision
+    # In order: dice, iou, accuracy, recall, precision.
     "pred, truth, overlaps, distance, distance_mm",
     [
         (FULL, FULL, [1, 1, 1, 1, 1], 0, 0),
@@ -281,7 +283,7 @@ def test_standard_on_empty_masks(pred, truth, overlaps, distance, distance_mm):
     assert [values[name] for name in metrics.OVERLAPS] == pytest.approx(
         overlaps, nan_ok=True
     )
-    # like Dice: 1, 0, and nothing where there is no truth
+    # NSD is as Dice: 1, 0, and undefined without truth.
     nsd = overlaps[0]
     assert [values[name] for name in metrics.SURFACE] == pytest.approx(
         [distance] * 3 + [nsd], nan_ok=True
@@ -292,7 +294,7 @@ def test_standard_on_empty_masks(pred, truth, overlaps, distance, distance_mm):
 
 
 @pytest.mark.parametrize(
-    # dice, hd, iou, accuracy, recall, precision
+    # In order: dice, hd, iou, accuracy, recall, precision.
     "pred, truth, expected",
     [
         (FULL, FULL, [1, 0, 1, 1, 1, 1]),
@@ -314,26 +316,25 @@ def test_bad_spacing_is_refused(spacing):
         metrics.standard(pred=TWO, truth=TWO, spacing=spacing)
 
 
-# Averages
-# -------------------------------------------------------------------------------------------------------------
+# ---- Averages
 
 
 @pytest.fixture
 def rows() -> list[dict]:
     return [
-        # dice 2/3, hd 1
+        # Dice 2/3, HD 1.
         row("a", 0, pred="1000", truth="1100"),
-        # dice 6/7, hd 1
+        # Dice 6/7, HD 1.
         row("a", 1, pred="1111", truth="1110"),
-        # dice 1, hd 0
+        # Dice 1, HD 0.
         row("a", 2, pred="0110", truth="0110"),
-        # dice 2/3, hd 1
+        # Dice 2/3, HD 1.
         row("b", 0, pred="1100", truth="1000"),
-        # nothing to find, two false pixels
+        # Nothing to find, two false pixels.
         row("b", 1, pred="0011", truth="0000"),
-        # missed: dice 0, hd the diagonal 3
+        # Missed: Dice 0, HD the diagonal 3.
         row("b", 2, pred="0000", truth="0001"),
-        # nothing to find, nothing found
+        # Nothing to find, nothing found.
         row("b", 3, pred="0000", truth="0000"),
     ]
 
@@ -411,7 +412,7 @@ def test_bootstrap_equals_all_draws_of_four_cases():
     """Against the exact distribution over 4^4 draws of whole cases, each slice weighing
     the same.
     """
-    # true positives of 10 pixels: recall in tenths
+    # True positives of 10 pixels, so recall in tenths.
     hits = {"a": [1, 9], "b": [3], "c": [8, 7, 9], "d": [5, 2]}
     rows = [
         row(case, i, pred="1" * n + "0" * (10 - n), truth="1" * 10)
@@ -458,7 +459,8 @@ def test_intervals_do_not_depend_on_the_order_of_the_rows():
         metrics.summarise(some)["standard"]["dice"]["ci95"]
         for some in (rows, rows[::-1])
     )
-    assert ours == reversed_rows and ours[0] < ours[1]
+    assert ours == reversed_rows
+    assert ours[0] < ours[1]
 
 
 def test_nothing_to_find_is_none_in_json():
@@ -514,7 +516,7 @@ def test_classes_count_alike_and_stand_alone():
     assert summary["false_positive_slices"] == [
         {"case": "b", "slice": "0", "class": 2, "pixels": 1}
     ]
-    # volumes (a, 1), (b, 1), (a, 2); (b, 2) has nothing to find
+    # The volumes are (a, 1), (b, 1), (a, 2); (b, 2) has nothing to find.
     dice = summary["standard"]["dice"]
     assert (
         dice["mean"] == dice["per_case_mean"] == pytest.approx((1 + 1 / 2 + 2 / 3) / 3)

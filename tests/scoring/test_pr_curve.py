@@ -1,4 +1,4 @@
-"""Precision and recall against a plain loop over thresholds."""
+"""Compares precision and recall with a plain loop over thresholds."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from biedsnet_jax.scoring import pr_curve
 def test_counts_are_those_of_a_loop_over_thresholds_and_pixels():
     rng = np.random.default_rng(0)
     probability = rng.uniform(size=(5, 6, 7, 2)).astype(np.float32)
-    # on thresholds
+    # Some probabilities lie exactly on thresholds.
     probability[0, :3] = rng.integers(0, 127, (3, 7, 2)) / 126
     probability[1, 0, :2], probability[2, 0, 0] = 0.0, 1.0
     truth = rng.uniform(size=probability.shape) < probability
@@ -17,7 +17,8 @@ def test_counts_are_those_of_a_loop_over_thresholds_and_pixels():
     counts.add(probability[2:], truth[2:])
     for k, curve in enumerate(counts.curves()):
         for i in range(127):
-            p, t = probability[..., k].ravel(), truth[..., k].ravel()
+            p = probability[..., k].ravel()
+            t = truth[..., k].ravel()
             said = [float(x) * 126 >= i for x in p]
             tp = sum(1 for s, y in zip(said, t) if s and y)
             fp = sum(1 for s, y in zip(said, t) if s and not y)
@@ -40,8 +41,6 @@ def test_no_truth_and_what_is_no_number():
     )
     (curve,) = counts.curves()
     assert (curve["fp"][0], curve["fp"][1], curve["fp"][-1]) == (4, 2, 2)
-    assert (
-        not curve["tp"].any()
-        and not curve["precision"].any()
-        and not curve["recall"].any()
-    )
+    assert not curve["tp"].any()
+    assert not curve["precision"].any()
+    assert not curve["recall"].any()

@@ -1,5 +1,5 @@
-"""The bootstrap against slow plain loops, scipy and exact enumeration; one interval for
-one mean everywhere.
+"""Compares the bootstrap with plain loops, scipy and exact enumeration; one mean has one
+interval everywhere.
 """
 
 import itertools
@@ -17,9 +17,7 @@ NAN = math.nan
 
 
 def table(count, *, seed=0, slices=4, without=0.3):
-    """Values of slices and their cases, some without value; the case "healthy" has none
-    at all.
-    """
+    """Makes values of slices and their cases, some NaN; case "healthy" has NaN alone."""
     rng = np.random.default_rng(seed)
     case = [f"p{i}" for i in range(count) for _ in range(1 + int(rng.integers(slices)))]
     values = rng.random(len(case))
@@ -28,7 +26,7 @@ def table(count, *, seed=0, slices=4, without=0.3):
 
 
 def slow_interval(values, case):
-    """Draw by draw, case by case, with the same counts."""
+    """Resamples draw by draw and case by case, with the same counts."""
     held = {}
     for name, value in zip(case, values):
         if not math.isnan(value):
@@ -54,7 +52,7 @@ def test_it_is_what_a_plain_loop_over_the_draws_finds(count):
     )
 
 
-# 300: more than are kept between calls
+# Draws of 300 cases are more than are kept between calls.
 @pytest.mark.parametrize("count", [8, 20, 300])
 def test_scipy_finds_the_same_up_to_chance(count):
     values = np.random.default_rng(count).beta(4, 2, size=count)
@@ -71,9 +69,7 @@ def test_scipy_finds_the_same_up_to_chance(count):
 
 
 def test_every_draw_of_three_cases_by_hand():
-    """27 draws, alike in probability; the mean of each is over its slices, not over its
-    cases.
-    """
+    """All 27 draws are equally likely; a draw's mean is over its slices, not its cases."""
     held = {"a": [0.0, 0.0], "b": [0.5], "c": [1.0, 1.0, 1.0]}
     means = [
         np.mean([v for name in draw for v in held[name]])

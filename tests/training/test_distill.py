@@ -286,8 +286,8 @@ def test_a_student_resumes_bit_for_bit_and_its_state_is_that_of_any_run(runs, te
     unbroken, broken = (saved(root / name, 4) for name in ("unbroken", "broken"))
     jax.tree.map(np.testing.assert_array_equal, broken, unbroken)
     assert set(unbroken) == set(saved(teacher, 0))
-    assert (root / "broken" / "cases.csv").read_text() == (
-        root / "unbroken" / "cases.csv"
+    assert (root / "broken" / "slices.csv").read_text() == (
+        root / "unbroken" / "slices.csv"
     ).read_text()
 
 
