@@ -272,7 +272,7 @@ def test_an_image_that_is_not_finite(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "classes", "said"),
+    ("values", "classes", "says"),
     [
         ([0, 1, 2], 1, "values 0, 1, 2."),
         ([0, 128, 255], 1, "0 and one other value"),
@@ -283,13 +283,13 @@ def test_an_image_that_is_not_finite(tmp_path):
         (list(range(20)), 1, "0, 1, 2, 3, 4, 5, 6, 7, ..."),
     ],
 )
-def test_a_mask_with_more_values_than_classes(tmp_path, values, classes, said):
+def test_a_mask_with_more_values_than_classes(tmp_path, values, classes, says):
     folder(tmp_path, ["b/1"])
     bad = write(
         tmp_path / "masks" / "b" / "1.png",
         np.resize(np.array(values, np.uint8), (4, 5)),
     )
-    refused(ImageFolder(tmp_path, classes=classes).verify, said, bad, "data.classes")
+    refused(ImageFolder(tmp_path, classes=classes).verify, says, bad, "data.classes")
 
 
 def test_masks_that_cannot_be_labels(tmp_path):
