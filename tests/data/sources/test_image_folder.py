@@ -151,18 +151,6 @@ def test_one_class_takes_any_second_value(tmp_path, value):
     np.testing.assert_array_equal(ImageFolder(tmp_path)[0]["mask"][..., 0], RAMP > 15)
 
 
-def test_a_one_bit_mask_and_a_colour_coded_mask_with_equal_channels(tmp_path):
-    truth = RAMP > 15
-    for name, mask in (
-        ("bit", truth),
-        ("rgb", np.stack([truth * np.uint8(255)] * 3, axis=-1)),
-    ):
-        write(tmp_path / "images" / f"{name}.png", RAMP)
-        write(tmp_path / "masks" / f"{name}.png", mask)
-    for example in map(ImageFolder(tmp_path).__getitem__, (0, 1)):
-        np.testing.assert_array_equal(example["mask"][..., 0], truth)
-
-
 def test_several_classes_from_labels_and_from_a_palette(tmp_path):
     labels = (RAMP % 3).astype(np.uint8)
     write(tmp_path / "images" / "a.png", RAMP)
@@ -252,14 +240,6 @@ def test_verify_reports_the_first_in_file_order(tmp_path):
         (tmp_path / "images" / "a" / f"{i}.png").write_bytes(b"pickle me")
     for _ in range(5):
         refused(ImageFolder(tmp_path).verify, str(Path("a", "4.png")))
-
-
-def test_more_than_one_page(tmp_path):
-    folder(tmp_path, ["b"])
-    pages = [Image.fromarray(RAMP)] * 3
-    (tmp_path / "images" / "b.png").unlink()
-    pages[0].save(tmp_path / "images" / "b.tif", save_all=True, append_images=pages[1:])
-    refused(ImageFolder(tmp_path).verify, "b.tif", "3 pages")
 
 
 def test_an_image_that_is_not_finite(tmp_path):
