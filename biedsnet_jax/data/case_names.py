@@ -113,7 +113,7 @@ def _each(names: Sequence[str], *, volumes: bool) -> Cases:
 
 
 def _by_folders(names: Sequence[str], *, volumes: bool) -> dict[str, str]:
-    """Takes the first folder of each file for its case, or the whole name of a volume."""
+    """Takes a file's first folder for its case, or the whole name of a volume."""
     if volumes:
         return {name: name for name in names}
     return {name: name.partition("/")[0] for name in names}

@@ -25,7 +25,7 @@ READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Prepared examples `indices` of a source, each with its index and original size."""
+    """Prepared examples of a source, each with its index and original size."""
 
     source: Source
     indices: Sequence[int]

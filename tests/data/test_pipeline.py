@@ -25,7 +25,7 @@ AUGMENT = {
 
 
 class Numbered:
-    """Slice i is an 8x6 image of the value i; its mask is set in the first i % 6 columns."""
+    """Slice i is an 8x6 image of the value i; its mask is the first i % 6 columns."""
 
     facts = Facts()
 

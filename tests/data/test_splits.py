@@ -1,4 +1,4 @@
-"""Splits: no case on two sides, each fold's cases tested once, sizes near their share."""
+"""Splits: no case on two sides, each case tested in one fold, balanced sizes."""
 
 from collections import Counter
 
@@ -88,7 +88,7 @@ def test_k_fold_tests_each_case_exactly_once(folds, seed):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "says"),
     [
         ((1, 0), ["split.fold is 0", "split.folds=1"]),
         ((5, 5), ["split.fold is 5"]),
@@ -96,8 +96,8 @@ def test_k_fold_tests_each_case_exactly_once(folds, seed):
         ((4, 0), ["3 cases", "split.folds"]),
     ],
 )
-def test_k_fold_refuses(arguments, said):
-    refused(lambda: k_fold("abc", *arguments), *said)
+def test_k_fold_refuses(arguments, says):
+    refused(lambda: k_fold("abc", *arguments), *says)
 
 
 def test_a_pattern_names_every_case_that_fits_it_but_a_case_of_that_name_is_itself():
@@ -129,7 +129,7 @@ def test_named_takes_the_cases_it_is_given():
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "test", "said"),
+    ("train", "val", "test", "says"),
     [
         (["case_1"], ["case_2"], ["cas_3"], ["split.test", "cas_3,", "case_3"]),
         (["case_1"], [], ["case_2"], ["split.val", "at least one case"]),
@@ -141,9 +141,9 @@ def test_named_takes_the_cases_it_is_given():
         ),
     ],
 )
-def test_named_refuses(train, val, test, said):
+def test_named_refuses(train, val, test, says):
     cases = ["case_1", "case_2", "case_3"]
-    refused(lambda: named(cases, train=train, val=val, test=test), *said)
+    refused(lambda: named(cases, train=train, val=val, test=test), *says)
 
 
 def test_check_disjoint_names_the_case_and_its_sides():

@@ -1,4 +1,4 @@
-"""Files below a folder: links, loops, hidden files, other kinds, what is passed over."""
+"""Files below a folder: links, loops, hidden and other files, what is passed over."""
 
 import os
 from pathlib import Path

@@ -104,7 +104,7 @@ def are_one_exam(parts: Sequence[Sequence[Path]]) -> bool:
 
 
 def join(parts: Sequence[Sequence[Path]]) -> list[Path] | None:
-    """Sorts the files of several folders by position; None if they make no even stack."""
+    """Sorts files of several folders by position; None if they make no even stack."""
     try:
         slices = _read_headers([path for files in parts for path in files])
         _grid(slices)
@@ -224,7 +224,7 @@ def _steps(slices: Sequence[Slice]) -> Int[np.ndarray, " n"]:
 
 
 def _place(one: Slice) -> str:
-    """Place of a slice's first pixel along the stack, in DICOM's axes and millimetres."""
+    """Place of a slice's first pixel along the stack, in DICOM's axes and mm."""
     axis = int(np.abs(one.normal).argmax())
     return f"{'xyz'[axis]}={one.position[axis]:.1f}"
 

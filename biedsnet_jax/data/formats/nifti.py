@@ -95,7 +95,7 @@ def open_header(
 
 
 def affine(header: nib.Nifti1Header, *, unit: float = 1.0) -> Float[np.ndarray, "4 4"]:
-    """Affine from voxels to millimetres; `unit` mm is that of a header that names none."""
+    """Affine from voxels to mm; a header that names no unit counts in `unit` mm."""
     return _scaled(header.get_best_affine(), unit_mm(header) or unit)
 
 
@@ -265,7 +265,7 @@ def _without_shear(affine: Shaped[np.ndarray, "4 4"]) -> Shaped[np.ndarray, "4 4
 
 
 def _header(header):
-    """Copies a header without the fields of grey values; affine, codes and unit stay."""
+    """Copies a header without the fields of grey values; affine and codes stay."""
     if header is None:
         return None
     header = header.copy()

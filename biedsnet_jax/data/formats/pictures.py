@@ -123,7 +123,7 @@ def read_size(path: Path) -> tuple[int, int, int]:
 
 
 def read_stored(path: Path) -> Stored:
-    """Reads the pixels of a file. Raises BadInput, naming it, for whatever goes wrong."""
+    """Reads the pixels of a file. Raises BadInput for whatever goes wrong."""
 
     def read() -> Stored:
         return _read_tiff(path) if _mark(path) in tiff.MARKS else _read_other(path)

@@ -56,7 +56,7 @@ class Tags:
         return tuple(value) if isinstance(value, tuple | list) else (value,)
 
     def one(self, tag: int, default: Any = None) -> Any:
-        """Returns the first value of a tag. Raises ValueError for none without default."""
+        """Returns the first value of a tag, or raises ValueError for none."""
         found = self.many(tag, default)
         if not found or found[0] is None:
             raise ValueError(f"tag {tag} is missing")
@@ -103,7 +103,7 @@ class Tags:
 
 
 def read_tags(path: Path) -> Tags:
-    """Reads the first page's tags. Raises ValueError or struct.error for a damaged file."""
+    """Reads the first page's tags. Raises ValueError or struct.error for damage."""
     with path.open("rb") as file:
         head = file.read(8)
         big = head[:4] in MARKS[2:]

@@ -249,7 +249,7 @@ def _download(path: Path) -> str:
 
 
 def _find(root: Path) -> dict[str, Path]:
-    """Finds the zip of each feature, else its folder. Raises BadInput for missing ones."""
+    """Finds the zip of each feature, else its folder. Raises BadInput for none."""
     found, missing = {}, []
     for name, folder in FOLDERS.items():
         zipped, unpacked = root / f"{folder}.zip", root / folder

@@ -1,4 +1,4 @@
-"""Reads the cases, channels and labels of a Medical Decathlon or nnU-Net dataset.json."""
+"""Reads the cases, channels and labels of Medical Decathlon's and nnU-Net's lists."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def _channel_names(names: Any, path: Path) -> tuple[str, ...]:
 
 
 def _check_labels(labels: Any, path: Path) -> None:
-    """Raises BadInput for a label called "ignore", which would be trained as a class."""
+    """Raises BadInput for a label called "ignore", which would become a class."""
     if isinstance(labels, list):
         labels = dict(enumerate(labels))
     if not isinstance(labels, dict):

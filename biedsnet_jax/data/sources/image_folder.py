@@ -114,7 +114,7 @@ class ImageFolder:
 
 
 def _pair(root: Path) -> tuple[list[tuple[str, Path, Path]], list[PassedOver]]:
-    """Pairs images with masks by their name without extension, and lists other files."""
+    """Pairs images with masks by name without extension, and lists other files."""
     images, passed = _files(root / "images")
     masks, passed_masks = _files(root / "masks")
     if not images:

@@ -1,4 +1,4 @@
-"""Finds the cases of a folder of NIfTI volumes with label maps, in one of three layouts.
+"""Finds the cases of a folder of NIfTI volumes and label maps, in three layouts.
 
 images/<case>.nii.gz             labels/<case>.nii.gz    folders below are mirrored
 imagesTr/<case>.nii.gz           labelsTr/<case>.nii.gz  Medical Decathlon's dataset.json
@@ -97,10 +97,10 @@ def _about(root: Path, *, public: bool) -> DatasetJson | None:
 
 
 def group_channels(names: Sequence[str], known: set[str]) -> dict[str, list[str]]:
-    """Maps cases to the names of their images: `a`, or the channels `a_0000`, `a_0001`, ...
+    """Maps cases to the names of their images, one or a channel each.
 
-    Such names are channels of `a` where `known`, the names of label maps, has it and not
-    them. Where `known` is empty, all such names are channels.
+    `a_0000`, `a_0001`, ... are channels of `a` where `known`, the names of label maps,
+    has `a` and not them. Where `known` is empty, all such names are channels.
     """
     groups = defaultdict(list)
     for name in sorted(names, key=natural):
@@ -113,7 +113,7 @@ def group_channels(names: Sequence[str], known: set[str]) -> dict[str, list[str]
 
 
 def check_channels(case: str, names: Sequence[str], where: object) -> None:
-    """Raises BadInput unless a case is one image, or channels from _0000 without a gap."""
+    """Raises BadInput unless a case is one image, or all channels from _0000 on."""
     matches = map(_CHANNEL.fullmatch, names)
     numbered = [match for match in matches if match and match.group(1) == case]
     if not numbered:
@@ -207,7 +207,7 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[PassedOver]]:
 
 
 def _listed(about: DatasetJson, root: Path) -> tuple[list[Case], list[str]]:
-    """Lists the cases of dataset.json in natural order, and its images that are gone."""
+    """Lists the cases of dataset.json in natural order, and its missing images."""
     cases: dict[str, Case] = {}
     gone = []
     for pair in about.training:

@@ -80,7 +80,7 @@ class Cached:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        # Two threads may both read an example: they store the same, so no lock is needed.
+        # Two threads may both read an example. They store the same: no lock is needed.
         if index not in self._kept:
             example = self.source[index]
             for name in ("image", "mask"):

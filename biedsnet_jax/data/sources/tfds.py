@@ -121,7 +121,7 @@ class Tfds:
         """
 
         def label_sets() -> list[tuple[list[int], int, int]]:
-            """Lists each set of label values, the first example with it, their count."""
+            """Lists each set of label values, its first example and how many have it."""
             all_values = self._each(lambda i: tuple(_values(self._read(i)[2])))
             return [
                 (list(values), all_values.index(values), count)
@@ -215,7 +215,7 @@ class Tfds:
             return list(pool.map(read, range(len(self))))
 
     def _kept(self, what: str, make: Callable[[], Any]) -> Any:
-        """Returns what `make` makes, as JSON; from the cache folder if the set is as then."""
+        """Returns what `make` makes, kept as JSON as long as the set stays as it is."""
         facts = (*stamp(Path(self.folder) / _INFO), self.split, what)
         key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
         path = Path(self.cache_folder) / f"tfds_{key}.json"
@@ -273,7 +273,7 @@ def _usual_folder():
 
 
 def _prepared(folder: Path) -> list[Path]:
-    """Lists folders of prepared sets, newest version last; not one that is being made."""
+    """Lists folders of prepared sets that are complete, newest version last."""
     found = []
     for depth in ("", "*/", "*/*/", "*/*/*/"):
         found += [path.parent for path in folder.glob(depth + _INFO)]

@@ -252,6 +252,11 @@ def test_compressed_pixels_that_need_a_plugin_are_named(tmp_path, monkeypatch):
     )
 
 
+def write_odd(path, pixels=STORED[0], position=(10, -20, 42.5), **fields):
+    """Writes a slice that would follow those of `write_series`, but for the fields."""
+    return write_slice(path, pixels, position=position, **fields)
+
+
 @pytest.mark.parametrize(
     ("odd", "says"),
     [
@@ -277,8 +282,7 @@ def test_compressed_pixels_that_need_a_plugin_are_named(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_a_slice_that_does_not_fit_is_refused_by_name(tmp_path, odd, says):
     files = write_series(tmp_path, STORED)
-    odd = {"pixels": STORED[0], "position": (10, -20, 42.5)} | odd
-    files.append(write_slice(tmp_path / "odd.dcm", odd.pop("pixels"), **odd))
+    files.append(write_odd(tmp_path / "odd.dcm", **odd))
     refused(lambda: dicom.read_series(files), *says)
 
 

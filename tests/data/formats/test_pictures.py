@@ -227,7 +227,7 @@ def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path, pixels):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "changes", "said"),
+    ("dtype", "changes", "says"),
     [
         (np.uint16, {"photometric": 5, "extra": ()}, "photometric interpretation 5"),
         (np.uint16, {"photometric": 3}, "16-16-16-16 bits"),
@@ -235,9 +235,9 @@ def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path, pixels):
         (np.float32, {"more": {339: (3, (6, 6, 6, 6))}}, "sample format 6"),
     ],
 )
-def test_what_is_not_read_is_said_by_its_kind(tmp_path, dtype, changes, said):
+def test_what_is_not_read_is_named_by_its_kind(tmp_path, dtype, changes, says):
     path = tiff(tmp_path / "a.tif", values(dtype, 4), **changes)
-    refused(lambda: read_picture(path, 3), path, said, "Save it as PNG")
+    refused(lambda: read_picture(path, 3), path, says, "Save it as PNG")
 
 
 @pytest.mark.parametrize("pages", [(1,), (1, 1), (4,), (5,)])
@@ -506,5 +506,5 @@ def test_what_a_damaged_tiff_holds_thousands_of_is_cut_in_the_message(tmp_path, 
     path.write_bytes(data + bytes(4))
     with pytest.raises(BadInput) as refusal:
         read_picture(path, 1)
-    said = str(refusal.value).replace(str(path), "")
-    assert len(said) < 500 and "\n" not in said
+    says = str(refusal.value).replace(str(path), "")
+    assert len(says) < 500 and "\n" not in says

@@ -298,7 +298,7 @@ def truncated(root):
 
 
 def flipped_bit(root):
-    """Flips a bit of a stored member: its checksum is wrong, the archive's list right."""
+    """Flips a bit of a stored member, whose checksum is wrong then."""
     path = root / f"{INFECTION}.zip"
     data = bytearray(path.read_bytes())
     data[100] ^= 1

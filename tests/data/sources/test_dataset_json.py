@@ -1,4 +1,4 @@
-"""dataset.json of Medical Decathlon and nnU-Net: encodings, channels, ignored labels."""
+"""dataset.json of Medical Decathlon and nnU-Net: encodings, channels, labels."""
 
 import codecs
 import json

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import unicodedata
 
 import nibabel as nib
@@ -719,13 +718,6 @@ def test_a_label_map_that_is_listed_but_gone(tmp_path):
     decathlon(tmp_path, ["a_1", "a_2"])
     (tmp_path / "labelsTr" / "a_2.nii.gz").unlink()
     refused(lambda: folder(tmp_path), tmp_path / "labelsTr" / "a_2.nii.gz")
-
-
-def test_an_unwritable_cache(tmp_path):
-    mirrored(tmp_path)
-    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-    (tmp_path / "cache").write_text("a file")
-    refused(folder(tmp_path).verify, tmp_path / "cache", "data.cache_dir")
 
 
 # --- cases, sides and foreground

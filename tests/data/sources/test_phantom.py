@@ -1,4 +1,4 @@
-"""Phantom: the same bits in any order, the content of slices, no threshold solves it."""
+"""Phantom: the same bits in any order, content of slices, no threshold solves it."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Masks in picture files: every way to write one is read as such, or refused by name."""
+"""Masks in picture files: every way to write one is read, or refused by name."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""Prepared TFDS sets as a source: features by name, classes, what is kept or refused."""
+"""Prepared TFDS sets as a source: features by name, classes, cache, refusals."""
 
 import os
 import stat
