@@ -96,7 +96,7 @@ def _open_unrecorded(saved, workdir, source, root, *, named):
     record = run_split.make(data)
     if processes.is_first():
         run_split.save(workdir, record)
-    run_split.tell_unrecorded(
+    run_split.warn_unrecorded(
         workdir, "They are those of its results.json, and recorded now."
     )
     return data, record
