@@ -165,8 +165,8 @@ def check_config(config: ConfigDict) -> None:
         _check_biedsnet(config)
     elif config.diffusion.self_condition:
         raise BadInput(
-            "diffusion.self_condition is True, which network "
-            f"{config.network} has not. Use False."
+            f"diffusion.self_condition is True, but network {config.network} does not have "
+            "it. Use False."
         )
     if "distill" in config:
         _check_distill(config)
@@ -198,8 +198,8 @@ def _check_method(config):
     if config.method == "diffusion" and not build_model.is_denoiser(config):
         names = " or ".join(map(repr, DENOISERS))
         raise BadInput(
-            f"method is 'diffusion', which network {config.network} has not. Use 'auto', "
-            f"or {names}."
+            f"method is 'diffusion', but network {config.network} predicts in one pass. Use "
+            f"'auto', or network {names}."
         )
     if config.method == "direct" and config.network == "medsegdiff":
         raise BadInput(
