@@ -285,6 +285,7 @@ def _failed(text, code):
     from biedsnet_jax.runtime import processes
 
     processes.say(text)
+    # Leaves together with the other processes, if any.
     return processes.leave(code)
 
 
@@ -306,6 +307,7 @@ def parse_flags(argv: list[str]) -> None:
         stray = flags.FLAGS(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(command_line.reworded(error, defaults)) from error
+    # absl leaves words that belong to no flag.
     if stray:
         raise BadInput(
             f"{shown(stray[0])} is not a flag. Flags look like --name=value."

@@ -46,7 +46,7 @@ def renew(config: ConfigDict) -> list[str]:
     and on fields that do not exist any more.
     """
     complete(config)
-    return [*_drop(config), *_fill(config)]
+    return list(filter(None, (_drop(config), _fill(config))))
 
 
 def complete(config: ConfigDict) -> ConfigDict:
@@ -66,7 +66,7 @@ def _parent(config, name):
 
 
 def _fill(config):
-    """Adds the defaults of missing fields."""
+    """Adds the defaults of missing fields, and says which of them the run reads."""
     there = flat(config)
     read = []
     for name, value in known_fields.defaults().items():
@@ -77,14 +77,13 @@ def _fill(config):
         )
         if known_fields.is_used(name, there):
             read.append(_shown(name, value))
-    if read:
-        yield (
-            f"lacks {listed(read)}, which configs/default.py has. The default is taken."
-        )
+    if not read:
+        return ""
+    return f"lacks {listed(read)}, which configs/default.py has. The default is taken."
 
 
 def _drop(config):
-    """Removes fields that no run of today reads."""
+    """Removes fields that do not exist, and says which of them the run read."""
     before = flat(config)
     for name in known_fields.unknown(config):
         section, field = _parent(config, name)
@@ -97,10 +96,11 @@ def _drop(config):
         and REMOVED.get(name, ...) != value
         and known_fields.is_used(name, there)
     ]
-    if read:
-        yield (
-            f"has {listed(read)}, which configs/default.py does not have. It is left out."
-        )
+    if not read:
+        return ""
+    return (
+        f"has {listed(read)}, which configs/default.py does not have. It is left out."
+    )
 
 
 def _shown(name, value):

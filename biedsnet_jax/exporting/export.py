@@ -66,6 +66,7 @@ def run(cfg, workdir: str, output: str | None, *, keep_samples: bool = False) ->
     # Read first, so that damaged results stop the export before anything compiles.
     results = model_card.read_results(pathlib.Path(workdir))
     model = trained.load(pathlib.Path(workdir), cfg)
+    # Lowering needs their shapes alone; the values go into a file of their own.
     weights = program.flatten(jax.device_get(model.variables))
     exported = program.lower(model, weights, keep_samples=keep_samples)
     binaries = {PROGRAM: bytes(exported.serialize()), WEIGHTS: _npz(weights)}
@@ -89,6 +90,7 @@ def describe(
 ) -> dict:
     """Contents of export.json: what a caller has to know, and what the model is."""
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    # The first input is the weights, which weights.npz holds.
     (_, image, number, seed), _ = jax.tree.unflatten(
         exported.in_tree, exported.in_avals
     )

@@ -220,6 +220,7 @@ def _list(fields):
 
 
 def _number(value):
+    # Results hold None where no slice has a defined score.
     return "undefined" if value is None else f"{value:.3f}"
 
 

@@ -34,6 +34,7 @@ def lower(model: Trained, weights: Weights, *, keep_samples: bool) -> export.Exp
     Of the weights only shapes and types matter.
     """
     height, width, channels = build_data.image_shape(model.config)
+    # A symbol, so that the program takes batches of any size.
     (b,) = export.symbolic_shape("b")
     inputs = (
         {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()},
