@@ -139,9 +139,9 @@ def _split(c):
     # Cases to train on, by name or by pattern such as "a*". Naming any side replaces
     # fractions and folds.
     c.split.train = ()
-    # Cases to validate on, as split.train.
+    # Cases to validate on, by name or by pattern.
     c.split.val = ()
-    # Cases to test on, as split.train.
+    # Cases to test on, by name or by pattern.
     c.split.test = ()
 
 
@@ -177,8 +177,8 @@ def _diffusion(c):
 
 def _loss(c):
     c.loss = ConfigDict()
-    # Loss of each head. "joint": SmoothL1, Dice and BCE, weighted as below; "mse": the
-    # squared error; "dice_bce": Dice and BCE.
+    # Loss of each head. "joint": SmoothL1, Dice and BCE; "mse": the squared error;
+    # "dice_bce": Dice and BCE.
     c.loss.name = "joint"
     # Error at which SmoothL1 turns from a square to a line.
     c.loss.smooth_l1_beta = 1.0
@@ -246,15 +246,15 @@ def _eval(c):
     c.eval.every = 1000
     # Slices that are predicted at once, over all devices.
     c.eval.batch_size = 8
-    # Most validation slices, evenly spaced; 0 takes all.
+    # Largest number of validation slices, evenly spaced; 0 takes all.
     c.eval.val_images = 200
     # Samples of each image in validation; the test takes sampler.ensemble.
     c.eval.val_ensemble = 1
     # Distance up to which borders agree for NSD, in pixels.
     c.eval.nsd_tolerance = 2.0
-    # The same in mm, where the pixel spacing is known.
+    # Distance up to which borders agree for NSD in mm, where the pixel spacing is known.
     c.eval.nsd_tolerance_mm = 2.0
-    # Most test slices kept for the report's pictures; 0 for none.
+    # Largest number of test slices kept for the report's pictures; 0 for none.
     c.eval.pictures = 32
     # Also scores lesion by lesion: found, missed and false ones, by size, in lesions.csv.
     c.eval.lesions = False
@@ -281,7 +281,7 @@ def _run(c):
     c.log.every = 50
     # Also writes the metrics for TensorBoard.
     c.log.tensorboard = True
-    # Slices of the picture of each validation.
+    # Slices in the picture that each validation writes.
     c.log.images = 4
 
 
