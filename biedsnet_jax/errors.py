@@ -1,49 +1,46 @@
-"""What `main` turns into one line and an exit code; by itself, so that modes without
-jax can raise it too.
-"""
+"""Exceptions that `main` turns into one line and an exit code; imports no jax."""
 
 import sys
 from collections.abc import Callable, Sequence
 
 
 class BadInput(ValueError):
-    """A mistake in the user's input: one line that names the file or field, the value
-    and the fix.
+    """A mistake in the user's input.
 
-    `main` prints it as `biedsnet: <message>` and exits with code 2.
+    The message is one line: a sentence that names the file or field and its value, and
+    one with the fix. `main` prints it as `biedsnet: <message>` and exits with code 2.
     """
 
 
 def reason(error: Exception, *, most: int = 200) -> str:
-    """What another library says went wrong, fit for one line: the first line, or the
-    type where nothing is said.
-    """
-    text = (getattr(error, "strerror", None) or str(error)).strip() or type(
-        error
-    ).__name__
+    """First line of another library's error; the error's type where it has no text."""
+    text = getattr(error, "strerror", None) or str(error)
+    text = text.strip() or type(error).__name__
     return shown(text.splitlines()[0], most=most)
 
 
 def shown(value: object, *, most: int = 60) -> str:
-    """A value of a broken file fit for one line."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    """Any value as text that fits one line: printable, and shortened to `most`."""
+    # A line break or an escape sequence would garble the line.
+    printable = "".join(c if c.isprintable() else " " for c in str(value))
+    text = " ".join(printable.split())
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few names in a line, such as "a, b, c and 5 more"."""
+    """The first few names on one line, such as "a, b, c and 5 more"."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
 class Diverged(RuntimeError):
-    """Too many non-finite steps in a row."""
+    """Training had too many non-finite steps in a row."""
 
 
 class Preempted(BaseException):
     """A signal ended the run; the message says how to go on, `code` is the exit code.
 
-    As KeyboardInterrupt, no `except Exception` takes it for a fault.
+    Like KeyboardInterrupt it is no Exception, so that no handler takes it for a fault.
     """
 
     def __init__(self, text: str, code: int = 0):
@@ -52,8 +49,9 @@ class Preempted(BaseException):
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
-    """What `main` of a script returns, 0 for nothing; after one line 2 for a mistake, 1
-    for a diverged training.
+    """Exit code of a script's `main`: what it returns, or 0.
+
+    After one line on stderr it is 2 for a mistake and 1 for a diverged training.
     """
     try:
         return main() or 0

@@ -1,5 +1,6 @@
-"""`python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom`:
-flags and modes, nothing else.
+"""The command line: flags and modes.
+
+python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom
 """
 
 import os
@@ -15,8 +16,7 @@ from biedsnet_jax.config import command_line
 from biedsnet_jax.errors import BadInput, Diverged, Preempted, shown
 from biedsnet_jax.runtime import console
 
-# What is said of the next start where Ctrl-C came. Training says it itself once it has
-# begun.
+# What follows "Stopped by Ctrl-C." Training says it itself once it has begun.
 _NEXT = {
     "train": "Nothing was trained yet. The same command begins where this one did.",
     "distill": "Nothing was trained yet. The same command begins where this one did.",
@@ -30,76 +30,85 @@ _NEXT = {
 }
 
 _MODE_HELP = (
-    "train ends with the test split; evaluate scores a workdir; predict segments files with one; "
-    "import makes one of PyTorch weights; distill makes one that needs fewer steps of one that is trained; "
-    "export makes a program of one that runs without this package; "
-    "benchmark times a config on this machine, without data; "
-    "report makes tables of workdirs with results; "
-    "serve opens a page that segments what is dropped on it"
+    "train: train a config in a workdir, then score its test split; "
+    "evaluate: score a trained workdir; "
+    "predict: segment files with it; "
+    "serve: open a page that segments what is dropped on it; "
+    "export: make a program of it that runs without this package; "
+    "distill: train a student of it that needs fewer steps; "
+    "import: make a workdir from PyTorch weights; "
+    "report: make tables of evaluated workdirs; "
+    "benchmark: time a config on this machine, without data"
 )
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "FILE.py[:VARIANT,VARIANT]; fields: --config.train.steps=100"
+    "config",
+    None,
+    "FILE.py[:VARIANT,VARIANT]; a field is set as --config.train.steps=100",
 )
 _MODE = flags.DEFINE_enum("mode", "train", sorted(_NEXT), _MODE_HELP)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "folder of the run: config, checkpoints, results; report: several"
+    "workdir",
+    None,
+    "folder of the run: config, checkpoints, results; report: one or several, with commas",
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "predict: the folder of the masks; report: the HTML file, the same as Markdown is put beside it; "
-    "benchmark: the JSON file; distill: the student's workdir; export: the folder of the program",
+    "predict: folder of the masks; report: HTML file, beside which the same is written as "
+    "Markdown; benchmark: JSON file; distill: the student's workdir; export: folder of the "
+    "program",
 )
 _NETWORK = flags.DEFINE_string(
     "network",
     None,
-    "import: whose weights they are; needed where --config is not given",
+    "import: network of the weights, where --config is not given",
 )
 _INPUT = flags.DEFINE_string(
     "input",
     None,
-    "predict: image, volume, or a folder of them; import: .npz, .safetensors or .pth file of the weights",
+    "predict: an image, a volume, or a folder of them; import: .npz, .safetensors or .pth "
+    "file of the weights",
 )
 _SAMPLES = flags.DEFINE_bool(
-    "samples", False, "predict, export: keep each sample of a diffusion method"
+    "samples", False, "predict, export: keep every sample of a diffusion method"
 )
 _COMPARE = flags.DEFINE_string(
-    "compare", None, "benchmark: an earlier --output; says what got slower since"
+    "compare", None, "benchmark: an earlier --output, to see what got slower since"
 )
 _REPEATS = flags.DEFINE_integer(
-    "repeats", 7, "benchmark: how often each program is timed after warm-up"
+    "repeats", 7, "benchmark: number of times each program is timed after warm-up"
 )
 _HOST = flags.DEFINE_string(
     "host",
     "127.0.0.1",
-    "serve: the address to listen at; any but this machine's own needs a token",
+    "serve: address to listen at; any but this machine's own needs a token",
 )
-_PORT = flags.DEFINE_integer("port", 8000, "serve: 0 for any that is free")
+_PORT = flags.DEFINE_integer("port", 8000, "serve: port; 0 takes a free one")
 _UPLOAD_MB = flags.DEFINE_integer(
     "upload_mb", 256, "serve: the largest upload, in MiB", lower_bound=1
 )
 _WAITING = flags.DEFINE_integer(
     "waiting",
     16,
-    "serve: uploads that may wait, and results that are kept",
+    "serve: most uploads that wait, and most results that are kept",
     lower_bound=1,
 )
 _SCAN_SECONDS = flags.DEFINE_integer(
-    "scan_seconds", 600, "serve: how long a scan may take", lower_bound=1
+    "scan_seconds", 600, "serve: longest time for one scan, in seconds", lower_bound=1
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
-    "of many processes: HOST:PORT of the first, the same for all; left out on SLURM and TPU pods",
+    "several processes: HOST:PORT of the first one; not needed on SLURM and TPU pods",
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "of many processes: how many"
+    "num_processes", None, "several processes: how many"
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "of many processes: which one this is, from 0"
+    "process_id", None, "several processes: number of this one, from 0"
 )
 _QUIET = flags.DEFINE_bool(
-    "quiet", False, "show nothing but errors, warnings and the closing word"
+    "quiet", False, "show only errors, warnings and the final summary"
 )
 _HELP_FIELDS = flags.DEFINE_bool(
     "helpfields", False, "show every field of a config, its default and its range"
@@ -108,12 +117,12 @@ _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 
 def run(argv: list[str]) -> int:
-    """Do what a command line asks and return its exit code.
+    """Runs a command line and returns its exit code.
 
-    0: done, or SIGTERM and a checkpoint written. 2: a mistake of the user's. 3: some
-    scans of many could not be segmented. 1: training diverged, or another process of
-    the run is gone. 130: Ctrl-C, 129: SIGHUP, training with a checkpoint written. All
-    but the first say so on stderr, in one line or, for 3, one a scan.
+    0: done, or SIGTERM with a checkpoint written. 1: training diverged, or another
+    process of the run is gone. 2: a mistake of the user's. 3: some scans of many could
+    not be segmented. 129: SIGHUP, 130: Ctrl-C, where training writes a checkpoint. All
+    but 0 print a line on stderr; 3 prints one for each scan.
     """
     # XLA's C++ log, read once when jax is imported. Its errors also come as exceptions;
     # what else it shows is alarms of slow compilation. Level 3 leaves fatal errors.
@@ -136,6 +145,7 @@ def run(argv: list[str]) -> int:
         return _failed(f"Stopped by Ctrl-C. {_NEXT[_MODE.value]}".rstrip(), 130)
     except Preempted as stop:
         return _failed(str(stop), stop.code)
+    # One process of several ends the others, so that none waits for it.
     except Exception as error:
         if _shows_tracebacks(argv):
             raise
@@ -153,31 +163,30 @@ def _help_fields():
     return 0
 
 
-# One function a mode, with its imports inside: a report needs no jax, predicting no
-# training.
+# Each mode is a function with its imports inside, since a report needs no jax and
+# predicting no training.
 
 
 def _train(argv):
     began = time.monotonic()
     from biedsnet_jax.training import train
 
-    _tell_scores(train.train(_start(), _WORKDIR.value), _WORKDIR.value, began)
+    _print_scores(train.train(_start(), _WORKDIR.value), _WORKDIR.value, began)
 
 
 def _distill(argv):
     began = time.monotonic()
     from biedsnet_jax.training import distill
 
-    _tell_scores(
-        distill.run(_start(), _WORKDIR.value, _OUTPUT.value), _OUTPUT.value, began
-    )
+    student = _OUTPUT.value
+    _print_scores(distill.run(_start(), _WORKDIR.value, student), student, began)
 
 
 def _evaluate(argv):
     began = time.monotonic()
     from biedsnet_jax.evaluation import evaluate
 
-    _tell_scores(evaluate.run(_start(), _WORKDIR.value), _WORKDIR.value, began)
+    _print_scores(evaluate.run(_start(), _WORKDIR.value), _WORKDIR.value, began)
 
 
 def _predict(argv):
@@ -208,7 +217,7 @@ def _benchmark(argv):
     from biedsnet_jax.benchmarking import benchmark
 
     benchmark.run(
-        # compiling is timed
+        # Without the cache, since compiling is timed.
         _start(compile_cache=False),
         command=shlex.join(["python", "-m", "biedsnet_jax.main", *argv[1:]]),
         output=_OUTPUT.value,
@@ -250,9 +259,7 @@ _MODES = {
 
 
 def _start(*, compile_cache: bool = True):
-    """Join the other processes, if there are any, and turn on the cache of compiled
-    programs; returns the config.
-    """
+    """Starts processes and the compile cache, and returns the config."""
     from biedsnet_jax.runtime import devices, processes
 
     if _CONFIG.value is None:
@@ -263,34 +270,34 @@ def _start(*, compile_cache: bool = True):
     return _CONFIG.value
 
 
-def _tell_scores(results, workdir, began):
-    """The closing word of a test, on the first of several processes, which has the
-    results.
-    """
+def _print_scores(results, workdir, began):
+    """Prints the summary of a test."""
     from biedsnet_jax.evaluation import closing, evaluations
 
+    # Of several processes only the first has results.
     if results:
         folder = evaluations.folder_of(pathlib.Path(workdir), results)
         closing.tested(results, folder, seconds=time.monotonic() - began)
 
 
 def _failed(text, code):
-    """Say it on stderr; returns the exit code."""
-    # before jax was needed
+    """Prints an error on stderr and returns the exit code."""
+    # The mistake was found before jax was needed.
     if "biedsnet_jax.runtime.processes" not in sys.modules:
         print(f"biedsnet: {text}", file=sys.stderr)
         return code
     from biedsnet_jax.runtime import processes
 
     processes.say(text)
+    # Leaves together with the other processes, if any.
     return processes.leave(code)
 
 
 def parse_flags(argv: list[str]) -> None:
-    """Parse into FLAGS. A mode that reads a trained workdir takes its config from
-    there, so it may be left out.
+    """Parses a command line into FLAGS.
 
-    Raises BadInput for whatever absl, ml_collections or the config file refuse.
+    --config may be left out where a trained workdir has the config. Raises BadInput for
+    whatever absl, ml_collections or the config file refuse.
     """
     argv = command_line.with_config(_with_flag_files(argv), flags.FLAGS)
     defaults = command_line.load_config(argv, flags.FLAGS)
@@ -298,12 +305,13 @@ def parse_flags(argv: list[str]) -> None:
         name: command_line.value(argv, name, flags.FLAGS)
         for name in ("config", "mode", "workdir", "network")
     }
-    # config_flags looks for overrides there
+    # config_flags looks for overrides in sys.argv.
     sys.argv[:] = argv
     try:
         stray = flags.FLAGS(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(command_line.reworded(error, defaults)) from error
+    # absl leaves words that belong to no flag.
     if stray:
         raise BadInput(
             f"{shown(stray[0])} is not a flag. Flags look like --name=value."
@@ -312,7 +320,7 @@ def parse_flags(argv: list[str]) -> None:
 
 
 def _with_flag_files(argv):
-    """What --flagfile names in its place."""
+    """Replaces --flagfile by the flags in that file."""
     try:
         return [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
     except flags.Error as error:
@@ -320,7 +328,7 @@ def _with_flag_files(argv):
 
 
 def _shows_tracebacks(argv):
-    """Whether --debug is given, also on a command line that could not be parsed."""
+    """Whether --debug is given; a command line that cannot be parsed may have it too."""
     return command_line.is_true(command_line.value(argv, "debug", flags.FLAGS))
 
 

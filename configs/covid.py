@@ -1,13 +1,15 @@
-"""The paper's data, COVID-19-CT-Seg, as a folder of slices; Tables 1 and 2 by variant.
+"""BIEDSNet on the paper's data, COVID-19-CT-Seg; variants give its Tables 1 and 2.
 
-    python -m biedsnet_jax.main --config=configs/covid.py --config.data.root=DIR --workdir=runs/covid
-    python -m biedsnet_jax.main --config=configs/covid.py:unet,cpu --config.data.root=DIR --workdir=runs/unet
+    python -m biedsnet_jax.main --config=configs/covid.py --config.data.root=DIR --workdir=runs/full
 
-`:tfds` takes all 20 volumes from the archives of zenodo.org/records/3757476 in DIR,
-zipped or unpacked. `:paper` is BIEDSNet as the paper has it where measurement preferred
-something else. Full size wants a GPU or TPU. `:cpu` is a small network at 64x64 that
-trains in minutes on two cores; `:quarter` has a quarter of the published channels in
-every network, for tables without a GPU.
+DIR holds a folder of slices; with `:tfds`, the archives of zenodo.org/records/3757476,
+zipped or unpacked, of which all 20 volumes are read. `:unet` and the like are the other
+networks of Table 1. `:paper` is BIEDSNet as the paper has it, where measurement
+preferred something else.
+
+Full size wants a GPU or TPU. `:cpu` is a small network at 64x64 that trains in minutes
+on two cores. `:quarter` has a quarter of the published channels in every network, for
+tables without a GPU.
 """
 
 from configs import default, folder, variants
@@ -17,38 +19,38 @@ def get_config(chosen: str | None = None):
     c = default.get_config()
     c.data.name = "covid19_ct_seg"
     c.data.hint = (
-        "download COVID-19-CT-Seg (zenodo.org/records/3757476), put its axial slices into "
-        "DIR/images/<case>/<slice>.png and DIR/masks/<case>/<slice>.png, and give --config.data.root=DIR; without "
-        "data, python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom runs"
+        "Download COVID-19-CT-Seg (zenodo.org/records/3757476), put its axial slices into "
+        "DIR/images/<case>/<slice>.png and DIR/masks/<case>/<slice>.png, and give "
+        "--config.data.root=DIR. To run without data, use --config=configs/phantom.py."
     )
-    # where the paper leaves it open, validation cases preferred it (RESULTS.md)
+    # The paper leaves it open, and validation cases preferred this value (RESULTS.md).
     c.diffusion.mask_scale = 0.1
     return variants.apply(c, chosen, cpu=cpu, quarter=quarter, tfds=tfds, paper=paper)
 
 
 def cpu(c) -> None:
-    """Small network, short run; a quarter of the slices is tested, so that more than
-    one of few cases is.
-    """
+    """A small network and a short run."""
     folder.cpu(c)
+    # A quarter of the slices is tested: of few cases, more than one.
     c.split.fractions = (0.6, 0.15, 0.25)
 
 
 def quarter(c) -> None:
-    """Every network alike, a quarter as wide, at 64x64; a short run."""
+    """Every network a quarter as wide, at 64x64, and a short run."""
     variants.quarter(c)
     folder.short(c)
 
 
 def paper(c) -> None:
-    """What measurement changed, as the paper has it or nearest to it."""
+    """BIEDSNet as the paper has it, without what measurement preferred."""
     c.row = "paper"
     c.diffusion.mask_scale = default.get_config().diffusion.mask_scale
 
 
 def tfds(c) -> None:
-    """All 20 volumes from their archives, in Hounsfield units, so that a model also
-    segments other CT volumes.
+    """All 20 volumes from their archives.
+
+    They are in Hounsfield units, so that a model also segments other CT volumes.
     """
     c.data.source = "tfds"
     c.data.tfds.update(
@@ -60,11 +62,11 @@ def tfds(c) -> None:
     )
     c.data.tfds.units = (-1250.0, 250.0)
     c.data.window = (-1250.0, 250.0)
-    # the window has mapped to [0, 1], the same in every slice
+    # The window has mapped every slice alike to [0, 1].
     c.data.normalise = "none"
-    # 20 volumes are more than most memories hold
+    # Most memories do not hold 20 volumes.
     c.data.cache = False
     c.data.hint = (
-        "download the four archives of COVID-19-CT-Seg (zenodo.org/records/3757476) into a folder and give it, "
-        "--config.data.root=DIR"
+        "Download the four archives of COVID-19-CT-Seg (zenodo.org/records/3757476) into a "
+        "folder DIR and give --config.data.root=DIR."
     )

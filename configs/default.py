@@ -1,246 +1,292 @@
-"""Every field there is, with the value that stands where a config says nothing. Other
-configs import this one.
+"""Every field of a config, with its default. The other configs import this one.
 
-`--helpfields` prints them with what each may hold; comments here are read for it. A
-field on the command line: `--config.train.steps=2000`. An unknown field is an error
-that names the nearest one. From Python too: the config is locked, and `check_config`
-refuses what is not a field here.
+`--helpfields` prints the fields with what each may hold; the comments here are its text.
+On the command line a field is set as `--config.train.steps=2000`. The config is locked:
+a field that does not exist is an error, from Python too.
 """
 
 from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-    """The full-size BIEDSNet of the paper at 256x256; no data source is set."""
+    """The full-size BIEDSNet of the paper at 256x256, without a data source."""
     c = ConfigDict()
-    # same config, seed and kind of device: same bits
+    # Seed of all random numbers. The same config, seed and kind of device give the same
+    # bits.
     c.seed = 0
-    # what a table calls this run; "" is the network's name
+    # Name of this run in tables; "" takes the network's name.
     c.row = ""
-    # its own fields are networks.NAME.*
+    # Network to train. Its own fields are networks.NAME.*
     c.network = "biedsnet"
-    # your own Python file, of which `network` names a class (docs/extend.md); "": none
+    # Python file of yours that holds the class `network` (docs/extend.md); "" for none.
     c.network_file = ""
-    # "auto": diffusion where the network can; "direct": one pass, no noise
+    # How masks are made. "auto": by diffusion where the network can; "direct": in one
+    # pass without noise.
     c.method = "auto"
-    # "bfloat16" computes in it; parameters, statistics of norms, losses and sampler
-    # stay float32
+    # Type that the network computes in. "bfloat16" saves time and memory on GPU and TPU;
+    # parameters, norms' statistics, losses and sampler stay float32.
     c.dtype = "float32"
-    # folder for compiled programs; "auto": the user's cache folder; "": off
+    # Folder for compiled programs. "auto": the user's cache folder; "": off.
     c.compile_cache = "auto"
 
-    # constructor fields of each
     c.networks = _networks()
-
-    c.data = ConfigDict()
-    # "folder": PNG, JPEG, TIFF; "nifti": volumes; "tfds": a TFDS set; "phantom": drawn
-    c.data.source = "folder"
-    # folder with images/ and masks/ (nifti: labels/; tfds: the archives)
-    c.data.root = config_dict.placeholder(str)
-    # what results call the data set
-    c.data.name = "folder"
-    # where to get the data, said when root is missing
-    c.data.hint = ""
-    # height and width in pixels that the network sees
-    c.data.size = 256
-    # channels of the image: 1 (grey) or 3 (colour); nifti: any
-    c.data.channels = 1
-    # neighbouring slices of a volume on each side, as further channels (2.5D)
-    c.data.context = 0
-    # foreground classes, k
-    c.data.classes = 1
-    # The case of a file, of folder and nifti. "auto": its folder, else by numbers in
-    # its name (patient_1_slice_7 is of patient_1); "": its folder, also one called
-    # train, else itself, as in earlier versions; or a regular expression whose first
-    # group is the case, such as r"(patient_\d+)"
-    c.data.case = "auto"
-    # label values of each class, of nifti and tfds; (): 1 to k, or all but 0 where k is
-    # 1
-    c.data.labels = ()
-    # only slices of volumes with so many pixels of any class
-    c.data.min_foreground = 0
-    # (low, high) that becomes [0, 1], in the units of the file; (): none
-    c.data.window = ()
-    # scales each slice by itself
-    c.data.normalise = "percentile"
-    # read every file once before training
-    c.data.verify = True
-    # keep decoded slices in memory
-    c.data.cache = True
-    # folder for slices of volumes and TFDS sets; "auto": the user's cache folder
-    c.data.cache_dir = "auto"
-    c.data.phantom = ConfigDict()
-    # cases that are drawn
-    c.data.phantom.n_cases = 40
-    # slices of each case
-    c.data.phantom.slices_per_case = 12
-    # takes contrast from lesions and widens their borders
-    c.data.phantom.difficulty = 0.2
-    # share of the slices of a case without a lesion
-    c.data.phantom.empty_fraction = 0.15
-    # another one draws other cases
-    c.data.phantom.seed = 0
-
-    c.data.tfds = ConfigDict()
-    # a prepared set, "name", "name/config"; "covid19_ct_seg" is prepared from data.root
-    c.data.tfds.name = ""
-    # the folder of prepared sets; "": TFDS's own
-    c.data.tfds.data_dir = ""
-    # of the set's own splits, such as "train+test"; split.* says who is tested
-    c.data.tfds.split = "all"
-    # name of the feature that is the image
-    c.data.tfds.image = "image"
-    # name of the label map
-    c.data.tfds.mask = "mask"
-    # name of the case, whose slices stay on one side; "": each example is a case
-    c.data.tfds.case = ""
-    # name of the slice's name; "": its number
-    c.data.tfds.slice = ""
-    # name of (row, column) in mm; "": not known
-    c.data.tfds.spacing = ""
-    # what 0 and 255 of a uint8 image stand for; (): themselves
-    c.data.tfds.units = ()
-
-    c.split = ConfigDict()
-    # shares of the cases: train, validation, test
-    c.split.fractions = (0.8, 0.1, 0.1)
-    # deals the cases to the sides
-    c.split.seed = 0
-    # k-fold by case instead of fractions, from 2; 0: none
-    c.split.folds = 0
-    # the fold that is tested, 0 to k - 1
-    c.split.fold = 0
-    # names of cases, or patterns such as "a*"; any side that is named replaces
-    # fractions and folds
-    c.split.train = ()
-    # as split.train
-    c.split.val = ()
-    # as split.train
-    c.split.test = ()
-
-    # all zero: none
-    c.augment = ConfigDict()
-    # probability that left and right change sides
-    c.augment.hflip = 0.5
-    # probability that top and bottom do; 0 in the lineage
-    c.augment.vflip = 0.5
-    # largest angle
-    c.augment.rotate_degrees = 10.0
-    # largest change of size, as a share
-    c.augment.scale = 0.1
-    # largest change of gamma, contrast and brightness
-    c.augment.intensity = 0.1
-
-    c.diffusion = ConfigDict()
-    # times of the noise schedule, T
-    c.diffusion.timesteps = 1000
-    # how noise grows with time
-    c.diffusion.schedule = "linear"
-    # masks y as x_0 = s (2 y - 1); "zero_one": x_0 = y, as in the lineage
-    c.diffusion.mask_range = "plus_minus"
-    # scale of the mask, s
-    c.diffusion.mask_scale = 1.0
-    # the denoiser also sees its last prediction of x_0
-    c.diffusion.self_condition = False
-
-    c.loss = ConfigDict()
-    # "joint": SmoothL1 + Dice + 0.5 BCE; "mse"; "dice_bce"
-    c.loss.name = "joint"
-    # where SmoothL1 turns from a square to a line
-    c.loss.smooth_l1_beta = 1.0
-    # added to numerator and denominator of Dice
-    c.loss.dice_smooth = 1.0
-    # weight of Dice
-    c.loss.dice_weight = 1.0
-    # weight of BCE
-    c.loss.bce_weight = 0.5
-    # weight of the final head, then of the side heads, finest first
-    c.loss.supervision_weights = (0.7, 0.1, 0.1, 0.1)
-
-    c.sampler = ConfigDict()
-    # "dpm_solver" is DPM-Solver++(2M)
-    c.sampler.method = "ddim"
-    # calls of the network; one was as good as more (RESULTS.md), but samples differ
-    # less
-    c.sampler.steps = 1
-    # noise of DDIM: 0 is deterministic, 1 is DDPM
-    c.sampler.eta = 0.0
-    # which times are visited: from the last, evenly to both ends, or to the first
-    c.sampler.spacing = "trailing"
-    # samples an image, K
-    c.sampler.ensemble = 5
-
-    # of the samples; "mean_squared" is what MedSegDiff calls staple
-    c.fusion = "mean"
-    # a pixel is of the mask where its probability is above
-    c.threshold = 0.5
-
-    c.train = ConfigDict()
-    # updates of the parameters
-    c.train.steps = 20_000
-    # slices a step, over all devices
-    c.train.batch_size = 8
-    # parts a batch is cut into, one after another
-    c.train.accumulate = 1
-    # peak of AdamW
-    c.train.learning_rate = 1e-4
-    # steps until the peak
-    c.train.warmup_steps = 500
-    # share of the peak rate at the end of the cosine
-    c.train.final_fraction = 0.01
-    # of AdamW
-    c.train.weight_decay = 1e-8
-    # largest global norm of a gradient
-    c.train.clip_norm = 1.0
-    # decay of the moving average of the parameters
-    c.train.ema = 0.9999
-    # non-finite steps in a row before training stops
-    c.train.max_bad_steps = 20
-
-    c.eval = ConfigDict()
-    # steps between validations; 0: never
-    c.eval.every = 1000
-    # slices at once, over all devices
-    c.eval.batch_size = 8
-    # at most this many validation slices, evenly spaced; 0: all
-    c.eval.val_images = 200
-    # samples an image in validation; the test uses sampler.ensemble
-    c.eval.val_ensemble = 1
-    # in pixels: NSD is the share of both borders no farther apart
-    c.eval.nsd_tolerance = 2.0
-    # in mm, where the spacing is known
-    c.eval.nsd_tolerance_mm = 2.0
-    # at most this many test slices are kept for the report's pictures; 0: none
-    c.eval.pictures = 32
-    # report lesion by lesion too: found, missed, false, by size, and lesions.csv
-    c.eval.lesions = False
-    # share of a lesion's pixels to predict for it to be found; 0: any pixel
-    c.eval.lesion_overlap = 0.0
-
-    c.checkpoint = ConfigDict()
-    # steps between checkpoints
-    c.checkpoint.every = 1000
-    # newest ones that stay: 2 leaves one to fall back on
-    c.checkpoint.keep_latest = 2
-    # best ones by validation that stay
-    c.checkpoint.keep_best = 1
-
-    c.parallel = ConfigDict()
-    # devices that share one copy of parameters, optimizer and EMA (FSDP)
-    c.parallel.fsdp = 1
-
-    c.log = ConfigDict()
-    # steps between lines of metrics
-    c.log.every = 50
-    # also writes for TensorBoard
-    c.log.tensorboard = True
-    # slices of the validation panel
-    c.log.images = 4
+    _data(c)
+    _sources(c)
+    _split(c)
+    _augment(c)
+    _diffusion(c)
+    _loss(c)
+    _sampler(c)
+    _train(c)
+    _eval(c)
+    _run(c)
     return c.lock()
 
 
+def _data(c):
+    c.data = ConfigDict()
+    # Kind of data. "folder": PNG, JPEG or TIFF slices; "nifti": volumes; "tfds": a
+    # TensorFlow Datasets set; "phantom": drawn, without files.
+    c.data.source = "folder"
+    # Folder with images/ and masks/; with images/ and labels/ for nifti; with the
+    # archives for tfds.
+    c.data.root = config_dict.placeholder(str)
+    # Name of the data set in results.
+    c.data.name = "folder"
+    # Where to get the data; the error about a missing root ends with it.
+    c.data.hint = ""
+    # Height and width of the network's input, in pixels.
+    c.data.size = 256
+    # Channels of the image: 1 (grey) or 3 (colour); any number for nifti.
+    c.data.channels = 1
+    # Neighbouring slices on each side that a network sees as further channels (2.5D);
+    # nifti only.
+    c.data.context = 0
+    # Number of foreground classes, k.
+    c.data.classes = 1
+    # How a file of folder and nifti tells its case. "auto": by its folder, else by the
+    # numbers in its name (patient_1_slice_7 is of patient_1). "": by its folder, also one
+    # called train, else each file is a case, as in earlier versions. Otherwise a regular
+    # expression whose first group is the case, such as r"(patient_\d+)".
+    c.data.case = "auto"
+    # Label values of each class, for nifti and tfds. (): 1 to k, or all but 0 where k is
+    # 1.
+    c.data.labels = ()
+    # Fewest foreground pixels, of any class, that a slice of a volume must have; nifti
+    # only.
+    c.data.min_foreground = 0
+    # (low, high) that is clipped to and mapped to [0, 1], in the units of the file; () for
+    # none. Set it for CT, for example (-1250.0, 250.0).
+    c.data.window = ()
+    # Scaling of each slice by its own intensities, after the window.
+    c.data.normalise = "percentile"
+    # Reads every file once before training, so that a broken one stops the run at its
+    # start.
+    c.data.verify = True
+    # Keeps decoded slices in memory. Turn it off where they do not fit.
+    c.data.cache = True
+    # Folder for slices of volumes and TFDS sets. "auto": the user's cache folder.
+    c.data.cache_dir = "auto"
+
+
+def _sources(c):
+    c.data.phantom = ConfigDict()
+    # Number of cases to draw.
+    c.data.phantom.n_cases = 40
+    # Slices of each case.
+    c.data.phantom.slices_per_case = 12
+    # How faint and blurred lesions are: 0 is easiest, 1 hardest.
+    c.data.phantom.difficulty = 0.2
+    # Share of each case's slices that have no lesion.
+    c.data.phantom.empty_fraction = 0.15
+    # Seed of the drawing; another one gives other cases.
+    c.data.phantom.seed = 0
+
+    c.data.tfds = ConfigDict()
+    # A prepared set, as "name" or "name/config". "covid19_ct_seg" is prepared from
+    # data.root.
+    c.data.tfds.name = ""
+    # Folder of prepared sets; "" takes that of TFDS itself.
+    c.data.tfds.data_dir = ""
+    # The set's own splits to read, such as "train+test". Who is tested is set by split.*
+    c.data.tfds.split = "all"
+    # Feature that holds the image.
+    c.data.tfds.image = "image"
+    # Feature that holds the label map.
+    c.data.tfds.mask = "mask"
+    # Feature that names the case, whose slices stay on one side; "": each example is a
+    # case.
+    c.data.tfds.case = ""
+    # Feature that names the slice; "" numbers the slices.
+    c.data.tfds.slice = ""
+    # Feature that holds the pixel spacing (row, column) in mm; "" for unknown.
+    c.data.tfds.spacing = ""
+    # What 0 and 255 of a uint8 image stand for, such as Hounsfield units; () leaves them.
+    c.data.tfds.units = ()
+
+
+def _split(c):
+    c.split = ConfigDict()
+    # Shares of the cases for training, validation and test.
+    c.split.fractions = (0.8, 0.1, 0.1)
+    # Seed that deals the cases to the sides.
+    c.split.seed = 0
+    # Folds of a k-fold split by case, 2 or more; 0 splits by fractions. Use folds where
+    # cases are few: each is then tested once.
+    c.split.folds = 0
+    # The fold to test, from 0 to folds - 1.
+    c.split.fold = 0
+    # Cases to train on, by name or by pattern such as "a*". Naming any side replaces
+    # fractions and folds.
+    c.split.train = ()
+    # Cases to validate on, by name or by pattern.
+    c.split.val = ()
+    # Cases to test on, by name or by pattern.
+    c.split.test = ()
+
+
+def _augment(c):
+    c.augment = ConfigDict()
+    # Probability that a slice is mirrored left to right. Set 0 where labels tell left from
+    # right.
+    c.augment.hflip = 0.5
+    # Probability that a slice is mirrored top to bottom; 0 in the reference implementation.
+    c.augment.vflip = 0.5
+    # Largest rotation, in degrees.
+    c.augment.rotate_degrees = 10.0
+    # Largest magnification or reduction, as a share of the size.
+    c.augment.scale = 0.1
+    # Largest change of gamma, contrast and brightness, as a share.
+    c.augment.intensity = 0.1
+
+
+def _diffusion(c):
+    c.diffusion = ConfigDict()
+    # Number of times of the noise schedule, T.
+    c.diffusion.timesteps = 1000
+    # How noise grows with time.
+    c.diffusion.schedule = "linear"
+    # How a mask y in {0, 1} becomes x_0. "plus_minus": x_0 = s (2 y - 1); "zero_one":
+    # x_0 = y, as in the reference implementation.
+    c.diffusion.mask_range = "plus_minus"
+    # Scale of the mask, s. A smaller one means more noise at every time.
+    c.diffusion.mask_scale = 1.0
+    # Shows the denoiser its last prediction of x_0 as well.
+    c.diffusion.self_condition = False
+
+
+def _loss(c):
+    c.loss = ConfigDict()
+    # Loss of each head. "joint": SmoothL1, Dice and BCE; "mse": the squared error;
+    # "dice_bce": Dice and BCE.
+    c.loss.name = "joint"
+    # Error at which SmoothL1 turns from a square to a line.
+    c.loss.smooth_l1_beta = 1.0
+    # Constant added to numerator and denominator of Dice.
+    c.loss.dice_smooth = 1.0
+    # Weight of Dice.
+    c.loss.dice_weight = 1.0
+    # Weight of BCE.
+    c.loss.bce_weight = 0.5
+    # Weight of the final head, then those of the side heads, finest first.
+    c.loss.supervision_weights = (0.7, 0.1, 0.1, 0.1)
+
+
+def _sampler(c):
+    c.sampler = ConfigDict()
+    # Sampler of a diffusion method; "dpm_solver" is DPM-Solver++(2M).
+    c.sampler.method = "ddim"
+    # Calls of the network for each sample. One scored as well as more (RESULTS.md), but
+    # more steps make samples differ more.
+    c.sampler.steps = 1
+    # Noise that DDIM adds: 0 is deterministic, 1 is as much as DDPM.
+    c.sampler.eta = 0.0
+    # Times that are visited: "trailing" from the last one, "linspace" evenly to both ends,
+    # "leading" to the first.
+    c.sampler.spacing = "trailing"
+    # Samples of each image, K.
+    c.sampler.ensemble = 5
+
+    # How the samples of an image become one probability; "mean_squared" is what MedSegDiff
+    # calls staple.
+    c.fusion = "mean"
+    # Probability above which a pixel belongs to the mask.
+    c.threshold = 0.5
+
+
+def _train(c):
+    c.train = ConfigDict()
+    # Updates of the parameters.
+    c.train.steps = 20_000
+    # Slices of each step, over all devices.
+    c.train.batch_size = 8
+    # Parts that a batch is cut into, computed one after another. Raise it where a batch
+    # does not fit in memory.
+    c.train.accumulate = 1
+    # Peak learning rate of AdamW.
+    c.train.learning_rate = 1e-4
+    # Steps until the learning rate reaches its peak.
+    c.train.warmup_steps = 500
+    # Share of the peak that the cosine ends at.
+    c.train.final_fraction = 0.01
+    # Weight decay of AdamW.
+    c.train.weight_decay = 1e-8
+    # Largest global norm of a gradient.
+    c.train.clip_norm = 1.0
+    # Decay per step of the moving average of the parameters, which is evaluated. Lower it
+    # for short runs.
+    c.train.ema = 0.9999
+    # Non-finite steps in a row after which training stops.
+    c.train.max_bad_steps = 20
+
+
+def _eval(c):
+    c.eval = ConfigDict()
+    # Steps between validations; 0 for none.
+    c.eval.every = 1000
+    # Slices that are predicted at once, over all devices.
+    c.eval.batch_size = 8
+    # Largest number of validation slices, evenly spaced; 0 takes all.
+    c.eval.val_images = 200
+    # Samples of each image in validation; the test takes sampler.ensemble.
+    c.eval.val_ensemble = 1
+    # Distance up to which borders agree for NSD, in pixels.
+    c.eval.nsd_tolerance = 2.0
+    # Distance up to which borders agree for NSD in mm, where the pixel spacing is known.
+    c.eval.nsd_tolerance_mm = 2.0
+    # Largest number of test slices kept for the report's pictures; 0 for none.
+    c.eval.pictures = 32
+    # Also scores lesion by lesion: found, missed and false ones, by size, in lesions.csv.
+    c.eval.lesions = False
+    # Share of a lesion's pixels that must be predicted for it to be found; 0 for any pixel.
+    c.eval.lesion_overlap = 0.0
+
+
+def _run(c):
+    c.checkpoint = ConfigDict()
+    # Steps between checkpoints.
+    c.checkpoint.every = 1000
+    # Newest checkpoints to keep; 2 leaves one to fall back on.
+    c.checkpoint.keep_latest = 2
+    # Best checkpoints, by validation Dice, to keep.
+    c.checkpoint.keep_best = 1
+
+    c.parallel = ConfigDict()
+    # Devices that share one copy of parameters, optimizer and EMA (FSDP). Raise it for a
+    # model that does not fit one device.
+    c.parallel.fsdp = 1
+
+    c.log = ConfigDict()
+    # Steps between lines of metrics.
+    c.log.every = 50
+    # Also writes the metrics for TensorBoard.
+    c.log.tensorboard = True
+    # Slices in the picture that each validation writes.
+    c.log.images = 4
+
+
 def _networks() -> ConfigDict:
-    """Each network at the size its authors publish."""
+    """Each network at the size that its authors publish."""
     unet = (32, 64, 128, 256, 512)
     return ConfigDict(
         {

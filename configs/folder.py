@@ -1,6 +1,6 @@
 """BIEDSNet on your own images: `images/<case>/<slice>.png` with `masks/` mirrored.
 
-    python -m biedsnet_jax.main --config=configs/folder.py --config.data.root=DIR --workdir=runs/mine
+    python -m biedsnet_jax.main --config=configs/folder.py --config.data.root=DIR --workdir=runs/own
 
 `:cpu` is a small network at 64x64 that trains in minutes on two cores.
 """
@@ -10,18 +10,21 @@ from configs import default, variants
 
 def get_config(chosen: str | None = None):
     c = default.get_config()
-    c.data.hint = "give --config.data.root=DIR, a folder with images/ and masks/ of the same file names"
+    c.data.hint = (
+        "Give --config.data.root=DIR, a folder with images/ and masks/ of the same file "
+        "names."
+    )
     return variants.apply(c, chosen, cpu=cpu)
 
 
 def cpu(c) -> None:
-    """Small network, short run."""
+    """A small network and a short run."""
     variants.small(c)
     short(c)
 
 
 def short(c) -> None:
-    """Minutes on a CPU at 64x64."""
+    """A run of minutes on a CPU at 64x64."""
     c.train.update(
         steps=1200, batch_size=8, learning_rate=2e-3, warmup_steps=50, ema=0.995
     )

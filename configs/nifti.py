@@ -1,6 +1,6 @@
 """BIEDSNet on volumes: NIfTI images with label maps, as axial slices.
 
-    python -m biedsnet_jax.main --config=configs/nifti.py --config.data.root=DIR --workdir=runs/mine
+    python -m biedsnet_jax.main --config=configs/nifti.py --config.data.root=DIR --workdir=runs/own
 
 `DIR` holds `images/` and `labels/`, or Medical Decathlon's or nnU-Net's `imagesTr/` and
 `labelsTr/`. CT wants a window, `--config.data.window="(-1250.,250.)"
@@ -14,9 +14,12 @@ def get_config(chosen: str | None = None):
     c = default.get_config()
     c.data.source = "nifti"
     c.data.name = "nifti"
-    # labels may tell left from right and front from back
+    # Labels may tell left from right and front from back.
     c.augment.update(hflip=0.0, vflip=0.0)
-    # slices are memory-mapped from data.cache_dir already
+    # Slices are memory-mapped from data.cache_dir already.
     c.data.cache = False
-    c.data.hint = "give --config.data.root=DIR, a folder with images/ and labels/, or imagesTr/ and labelsTr/"
+    c.data.hint = (
+        "Give --config.data.root=DIR, a folder with images/ and labels/, or imagesTr/ and "
+        "labelsTr/."
+    )
     return variants.apply(c, chosen, cpu=folder.cpu)

@@ -1,5 +1,4 @@
-"""A small BIEDSNet, or any other network, on made-up chest CT slices: runs anywhere,
-without data.
+"""A small BIEDSNet on made-up chest CT slices, which runs anywhere without data.
 
 python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom
 """

@@ -1,26 +1,31 @@
-"""What may follow the colon of `--config=FILE:VARIANTS`, applied in order: networks,
-ablation rows, readings, sizes.
+"""Variants of a config, `--config=FILE:VARIANT,VARIANT`: networks, ablations, sizes.
+
+They are applied in the order that the command line gives them.
 """
 
 from ml_collections import ConfigDict
 
 
 def apply(config: ConfigDict, variants: str | None, **own) -> ConfigDict:
-    """Apply comma-separated `variants`; `own` are a config file's further ones. Raises
-    ValueError for another name.
+    """Applies comma-separated variants to a config, in place.
+
+    `own` are further variants of one config file. Raises ValueError for an unknown one.
     """
     table = VARIANTS | own
     for name in filter(None, (variants or "").split(",")):
         if name not in table:
             raise ValueError(
-                f"unknown config variant, {name}, in --config; use one of {', '.join(sorted(table))}"
+                f"--config has no variant {name}. Use one of {', '.join(sorted(table))}."
             )
         table[name](config)
     return config
 
 
 def lineage(c: ConfigDict) -> None:
-    """The choices of the PyTorch lineage: 33,848,273 parameters on one-channel images."""
+    """The choices of the PyTorch reference implementation.
+
+    BIEDSNet then has 33,848,273 parameters on one-channel images.
+    """
     c.networks.biedsnet.update(
         dconv="lineage", count_include_pad=True, residual="conv", attention_per="level"
     )
@@ -29,14 +34,15 @@ def lineage(c: ConfigDict) -> None:
 
 
 def direct(c: ConfigDict) -> None:
-    """BIEDSNet without diffusion: x_t and t are zero, one pass."""
+    """BIEDSNet without diffusion: one pass, in which x_t and t are zero."""
     c.row = "direct"
     c.method = "direct"
 
 
 def no_bffm(c: ConfigDict) -> None:
-    """BIEDSNet without its boundary modules, all else kept; the paper's rows add one
-    part after another instead.
+    """BIEDSNet without its boundary modules, all else kept.
+
+    The paper's rows add one part after another instead.
     """
     c.row = "no_bffm"
     c.networks.biedsnet.bffm = False
@@ -52,9 +58,8 @@ def _row(number: int):
     def row(c: ConfigDict) -> None:
         c.row = f"row{number}"
         c.networks.biedsnet.bffm = number >= 2
-        c.networks.biedsnet.attention = (
-            c.networks.biedsnet.attention if number >= 3 else "none"
-        )
+        if number < 3:
+            c.networks.biedsnet.attention = "none"
         c.loss.name = "joint" if number >= 4 else "mse"
         c.networks.biedsnet.supervision = number >= 5
 
@@ -68,7 +73,10 @@ def _network(
     bce_weight: float = 0.5,
     weights: tuple[float, ...] = (1.0,),
 ):
-    """A comparison network with its authors' loss; Dice + BCE where they give none."""
+    """The variant of a comparison network, with the loss of its authors.
+
+    Dice and BCE stand for a loss that they do not give.
+    """
 
     def network(c: ConfigDict) -> None:
         c.network = name
@@ -84,27 +92,25 @@ def _network(
 
 
 def _medsegdiff(c: ConfigDict) -> None:
-    """Its loss is its own; DPM-Solver++ since it predicts noise, of which a few DDIM
-    steps make poor masks.
-    """
+    """MedSegDiff, which brings a loss of its own."""
     c.network = "medsegdiff"
     c.diffusion.mask_range = "zero_one"
+    # It predicts noise, of which a few steps of DDIM make poor masks.
     c.sampler.method = "dpm_solver"
     c.sampler.steps = 20
 
 
 def _medsegdiff_v1(c: ConfigDict) -> None:
-    """Its first version: the denoiser gates the highway network instead of being
-    anchored by it.
-    """
+    """MedSegDiff's first version, whose denoiser gates the highway network."""
     _medsegdiff(c)
     c.row = "medsegdiff_v1"
     c.networks.medsegdiff.version = "v1"
 
 
 def small(c: ConfigDict) -> None:
-    """Every network at 64x64, narrowed until a CPU trains it: 0.25 to 2.2 million
-    parameters.
+    """Every network at 64x64, narrow enough for a CPU.
+
+    They have 0.25 to 2.2 million parameters.
     """
     c.data.size = 64
     n = c.networks
@@ -123,14 +129,19 @@ def small(c: ConfigDict) -> None:
         decoder=(64, 32, 32, 16),
     )
     n.medsegdiff.update(
-        channels=32, channel_mult=(1, 1, 2, 2), num_res_blocks=1, attention_downsample=(8,), groups=8,
-        highway_channels=8, highway_cap=64,
-    )  # fmt: skip
+        channels=32,
+        channel_mult=(1, 1, 2, 2),
+        num_res_blocks=1,
+        attention_downsample=(8,),
+        groups=8,
+        highway_channels=8,
+        highway_cap=64,
+    )
     if len(c.loss.supervision_weights) == 4 and c.network == "biedsnet":
         c.loss.supervision_weights = (0.7, 0.15, 0.15)
 
 
-# what of each network counts channels
+# The fields of each network that count channels.
 WIDTHS = {
     "biedsnet": ("channels", "groups"),
     "unet": ("channels",),
@@ -144,30 +155,29 @@ WIDTHS = {
 
 
 def quarter(c: ConfigDict) -> None:
-    """Every network at 64x64 with a quarter of its published channels, all else as
-    published.
-    """
+    """Every network at 64x64 with a quarter of its published channels."""
     c.data.size = 64
     for network, fields in WIDTHS.items():
         for field in fields:
             full = c.networks[network][field]
-            c.networks[network][field] = (
-                tuple(n // 4 for n in full) if isinstance(full, tuple) else full // 4
-            )
+            if isinstance(full, tuple):
+                c.networks[network][field] = tuple(n // 4 for n in full)
+            else:
+                c.networks[network][field] = full // 4
 
 
 def toy(c: ConfigDict) -> None:
-    """The least of everything, to see in seconds that a command runs; its scores mean
-    nothing.
+    """The least of everything, to see in seconds that a command runs.
+
+    Its scores mean nothing.
     """
     c.data.size = 32
     c.data.phantom.update(n_cases=4, slices_per_case=3)
     c.split.fractions = (0.5, 0.25, 0.25)
     n = c.networks
     n.biedsnet.update(channels=(8, 16), blocks_per_level=1, dconv="lineage")
-    n.unet.channels = n.unetpp.channels = n.attention_unet.channels = (
-        n.unext.channels
-    ) = (4, 4, 8, 8, 8)
+    for name in ("unet", "unetpp", "attention_unet", "unext"):
+        n[name].channels = (4, 4, 8, 8, 8)
     n.swin_unet.update(window=2, embed_dim=12, depths=(2, 2), heads=(2, 4))
     n.trans_unet.update(
         hidden=24,
@@ -179,9 +189,14 @@ def toy(c: ConfigDict) -> None:
         decoder=(8, 8, 8, 8),
     )
     n.medsegdiff.update(
-        channels=32, channel_mult=(1, 1), num_res_blocks=1, attention_downsample=(2,), groups=8,
-        highway_channels=8, highway_cap=32,
-    )  # fmt: skip
+        channels=32,
+        channel_mult=(1, 1),
+        num_res_blocks=1,
+        attention_downsample=(2,),
+        groups=8,
+        highway_channels=8,
+        highway_cap=32,
+    )
     if c.network == "biedsnet":
         c.loss.supervision_weights = (1.0,)
     c.train.update(steps=4, batch_size=4, warmup_steps=1)

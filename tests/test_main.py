@@ -140,8 +140,8 @@ def slices(root: Path, names=("a/1", "b/1", "c/1", "d/1"), size=32) -> Path:
             [PHANTOM, "--config.networks.biedsnet.channels=(8, 'x')"],
             ["networks.biedsnet.channels is (8, 'x'). Use"],
         ),
-        ([PHANTOM + ":unett"], ["biedsnet: unknown config variant, unett", "unet"]),
-        ([PHANTOM + ":unet,row9"], ["biedsnet: unknown config variant, row9", "row1"]),
+        ([PHANTOM + ":unett"], ["--config", "unett", "unet"]),
+        ([PHANTOM + ":unet,row9"], ["--config", "row9", "row1"]),
         (
             ["--config=configs/phantm.py"],
             [
@@ -237,11 +237,11 @@ def test_the_papers_data_without_data(refused, tmp_path):
         "--config.data.root=DIR",
         "configs/phantom.py",
     ]
-    refused(COVID, says=["no data folder", "data.root", *says])
+    refused(COVID, says=["data.root", *says])
     refused(
         COVID,
         f"--config.data.root={tmp_path}/gone",
-        says=["no such folder", f"{tmp_path}/gone", *says],
+        says=[f"data.root is {tmp_path}/gone", *says],
     )
 
 
@@ -385,31 +385,22 @@ def test_a_workdir_of_another_config(refused, tmp_path):
     run_config.save(phantom_config(), workdir / "config.json")
     said = f"train.learning_rate is {phantom_config().train.learning_rate} there and 0.123 here"
     for mode in ("train", "evaluate"):
-        says = ["workdir of another config", said, str(workdir)]
+        says = [said, str(workdir), "--workdir"]
         refused(
             PHANTOM, "--config.train.learning_rate=0.123", f"--mode={mode}", says=says
         )
 
 
 def test_a_workdir_without_a_run(refused, tmp_path):
-    refused(
-        "--mode=evaluate", says=["no trained run", f"{tmp_path}/run", "train first"]
-    )
-    refused(
-        "--mode=evaluate",
-        PHANTOM,
-        says=["no trained run", f"{tmp_path}/run", "train first"],
-    )
+    says = [f"{tmp_path}/run", "Train first"]
+    refused("--mode=evaluate", says=says)
+    refused("--mode=evaluate", PHANTOM, says=says)
     (tmp_path / "run").mkdir()
-    refused(
-        "--mode=evaluate",
-        "--config.sampler.steps=2",
-        says=["no trained run", "train first"],
-    )
+    refused("--mode=evaluate", "--config.sampler.steps=2", says=says)
     run_config.save(phantom_config(), tmp_path / "run" / "config.json")
     refused(
         "--mode=evaluate",
-        says=["no complete checkpoint", f"{tmp_path}/run/checkpoints", "--mode=train"],
+        says=[f"{tmp_path}/run/checkpoints", "--mode=train"],
     )
 
 
@@ -420,7 +411,7 @@ def test_a_damaged_config_json(refused, tmp_path, cut):
     run_config.save(phantom_config(), workdir / "config.json")
     (workdir / "config.json").write_text((workdir / "config.json").read_text()[cut])
     for arguments in ([], ["--mode=evaluate"], [PHANTOM]):
-        refused(*arguments, says=["damaged config", f"{workdir}/config.json"])
+        refused(*arguments, says=[f"{workdir}/config.json", "--workdir"])
 
 
 def test_a_config_json_without_a_section(refused, tmp_path):
@@ -431,7 +422,7 @@ def test_a_config_json_without_a_section(refused, tmp_path):
     (workdir / "config.json").write_text(json.dumps(fields))
     refused(
         "--mode=evaluate",
-        says=["config.json has no section sampler. Restore it from a copy"],
+        says=[f"{workdir}/config.json", "section sampler", "Restore it from a copy"],
     )
 
 

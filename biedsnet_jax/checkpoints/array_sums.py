@@ -1,8 +1,7 @@
-"""CRC-32 of every array of a state: whether a checkpoint that lost its checksums is
-what was saved.
+"""CRC-32 of every array of a state, for a checkpoint that lost its checksums.
 
-They are taken in memory before a save and lie in what the checkpoint says of itself,
-not beside the files' own sums, so that the two are not lost together.
+They are taken in memory before a save. They lie in the checkpoint's metadata, not
+beside the sums of its files, so that the two are not lost together.
 """
 
 import zlib
@@ -14,15 +13,16 @@ import numpy as np
 
 
 def of(tree: Any) -> dict[str, int]:
-    """The sum of each array by its place in `tree`, but for those in parts on several
-    machines.
+    """Sum of each array by its place in `tree`.
+
+    Arrays that lie in parts on several machines have none.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {_place(path): _sum(leaf) for path, leaf in leaves if _is_here(leaf)}
 
 
 def difference(tree: Any, expected: Mapping[str, int]) -> str | None:
-    """What of `tree` is not as expected, or cannot be told; None where nothing is."""
+    """First array of `tree` that is not as expected, in words; None where all are."""
     found = of(tree)
     for path, _ in jax.tree_util.tree_leaves_with_path(tree):
         place = _place(path)
@@ -34,7 +34,7 @@ def difference(tree: Any, expected: Mapping[str, int]) -> str | None:
 
 
 def _place(path) -> str:
-    """The same for a field of a class and a key of a dict."""
+    # The same for a field of a class and a key of a dict.
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -48,8 +48,7 @@ def _is_here(leaf) -> bool:
 
 def _sum(leaf) -> int:
     if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
-        # Of one device, and not of the array itself, which would keep a view that
-        # hinders its donation.
+        # From one device, since a view of the array itself would hinder its donation.
         leaf = leaf.addressable_data(0)
     values = np.ascontiguousarray(leaf).reshape(-1)
     return zlib.crc32(values.view(np.uint8))

@@ -1,6 +1,4 @@
-"""The folder of a run's checkpoints as its files tell, without Orbax: steps, scores,
-what is damaged, which is best.
-"""
+"""A run's folder of checkpoints, read without Orbax: steps, scores, damage."""
 
 import json
 import math
@@ -10,19 +8,21 @@ from biedsnet_jax.checkpoints import checksums
 from biedsnet_jax.errors import reason
 from biedsnet_jax.runtime import files
 
-# in the workdir
+# Folder of the workdir that damaged checkpoints are moved to.
 DAMAGED = "damaged_checkpoints"
 SCORE = "val_dice"
+_BAD_METRICS = "its metrics are unreadable"
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    """The complete steps, in order; what is being written has a longer name."""
+    """Complete steps, in order."""
+    # A step that is still being written has a longer name.
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def best_step(folder: pathlib.Path, among: list[int]) -> int | None:
-    """The step of the highest validation Dice, the later one of equals; None of none."""
+    """The step of the highest validation Dice, the later of equals; None without any."""
     return max(
         among,
         key=lambda step: (score(_metrics(folder / str(step))), step),
@@ -31,45 +31,41 @@ def best_step(folder: pathlib.Path, among: list[int]) -> int | None:
 
 
 def val_dice(folder: pathlib.Path, step: int) -> float | None:
-    """Of a step; None where it was not validated, or is not there."""
+    """Validation Dice of a step; None where it was not validated or is not there."""
     return _metrics(folder / str(step)).get(SCORE) if step in steps(folder) else None
 
 
 def score(metrics: dict | None) -> float:
-    """Validation Dice; below any where there was no validation."""
+    """Validation Dice among a step's metrics; -1 where it was not validated."""
     return float((metrics or {}).get(SCORE, -1.0))
 
 
 def best_undamaged(
     folder: pathlib.Path, known: dict[int, str] | None = None
 ) -> tuple[int | None, dict[int, str]]:
-    """(step, what is wrong with better ones); no more of them are looked through than
-    must be.
+    """The best undamaged step or None, and what is wrong with each damaged one.
 
-    What is `known` to be wrong with some is not looked for again.
+    Files are compared with their checksums from the best step down, until one is sound.
+    `known` says what is wrong with steps that were looked at before.
     """
     there = steps(folder)
     damaged = {
-        step: "metrics unreadable"
-        for step in there
-        if not _has_metrics(folder / str(step))
+        step: _BAD_METRICS for step in there if not _has_metrics(folder / str(step))
     }
     damaged |= known or {}
     while left := [step for step in there if step not in damaged]:
         step = best_step(folder, left)
-        if what := damage(folder / str(step)):
-            damaged[step] = what
-        else:
+        what = damage(folder / str(step))
+        if what is None:
             return step, damaged
+        damaged[step] = what
     return None, damaged
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a step's files, as far as their sums and the score tell; None
-    where nothing is.
-    """
+    """What is wrong with a step's files, by their sums and the score; None if nothing."""
     if not _has_metrics(folder):
-        return "metrics unreadable"
+        return _BAD_METRICS
     try:
         return checksums.damage(folder)
     except OSError as error:
@@ -77,25 +73,21 @@ def damage(folder: pathlib.Path) -> str | None:
 
 
 def set_aside(folder: pathlib.Path, step: int, what: str) -> str:
-    """Move a damaged step out of the way. Gives a warning that names it and the one
-    that stands now.
-    """
-    place = folder.parent / DAMAGED / str(step)
-    left = [other for other in steps(folder) if other != step]
-    now = (
-        f"the latest is now step {max(left)}"
-        if left
-        else "there is no other, training starts anew"
+    """Moves a damaged step out of the way, and returns a warning about it."""
+    place = folder.parent / DAMAGED
+    with files.writing(place / str(step)):
+        place.mkdir(exist_ok=True)
+        earlier = [path for path in place.iterdir() if path.stem == str(step)]
+        name = f"{step}.{len(earlier)}" if earlier else str(step)
+        (folder / str(step)).rename(place / name)
+    left = steps(folder)
+    now = "There is no other, so training starts anew."
+    if left:
+        now = f"The latest is now step {max(left)}."
+    return (
+        f"warning: The checkpoint of step {step} is damaged: {what}. It was moved to "
+        f"{place}. {now}"
     )
-    with files.writing(place):
-        place.parent.mkdir(exist_ok=True)
-        number = sum(
-            path.name.split(".")[0] == str(step) for path in place.parent.iterdir()
-        )
-        (folder / str(step)).rename(
-            place.with_name(f"{step}.{number}" if number else str(step))
-        )
-    return f"warning: damaged checkpoint of step {step}, {what}, moved to {place.parent}; {now}"
 
 
 def _has_metrics(folder):

@@ -1,7 +1,7 @@
-"""Whether a checkpoint's files are as they were written: sizes and CRC-32 in
-`checksums.json` beside them.
+"""Sizes and CRC-32 of a checkpoint's files, in `checksums.json` beside them.
 
-Orbax finds a damaged index by itself, but not a bit that changed in the arrays.
+They tell whether the files are as they were written: Orbax itself finds a damaged
+index, but not a bit that changed in the arrays.
 """
 
 import json
@@ -11,15 +11,15 @@ import zlib
 from biedsnet_jax.runtime import files
 
 NAME = "checksums.json"
-# bytes
+# Bytes that are read at once.
 _BLOCK = 2**22
 
 
 def write(folder: pathlib.Path, *, leave_out: tuple[str, ...] = ()) -> None:
-    """Bring every file below `folder` to the disk, then write the sums of all but
-    `leave_out`.
+    """Brings every file below `folder` to the disk, then writes their sums.
 
     So sums that can be read after a power cut are of files that were whole before it.
+    Files named in `leave_out` get no sum.
     """
     names = _names(folder)
     for name in names:
@@ -36,22 +36,20 @@ def are_there(folder: pathlib.Path) -> bool:
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with the files below `folder`; None where nothing is, or where no
-    sums were written.
-    """
+    """What is wrong with the files below `folder`; None if nothing, or without sums."""
     try:
         sums = json.loads((folder / NAME).read_text())
         expected = {name: (size, crc) for name, (size, crc) in sums.items()}
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, AttributeError):
-        return f"{NAME} unreadable"
+        return f"{NAME} is unreadable"
     missing = sorted(expected.keys() - set(_names(folder)))
     if missing:
-        return f"{missing[0]} missing"
+        return f"{missing[0]} is missing"
     for name, value in expected.items():
         if (folder / name).stat().st_size != value[0]:
-            return f"{name} of another size"
+            return f"{name} has another size"
         if _sum(folder / name) != value:
             return f"{name} changed"
     return None
@@ -59,13 +57,13 @@ def damage(folder: pathlib.Path) -> str | None:
 
 def _names(folder):
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    # A write that was killed may have left its own file.
+    # A killed write may have left the partial file.
     own = (NAME, f".partial_{NAME}")
     return sorted(path.as_posix() for path in paths if not path.name.startswith(own))
 
 
 def _sum(path) -> tuple[int, int]:
-    """(bytes, CRC-32)"""
+    """Size in bytes and CRC-32 of a file."""
     size = crc = 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

@@ -1,5 +1,6 @@
-"""What training carries from step to step: arrays and nothing else, so that it jits,
-donates and saves as one tree.
+"""The training state: what training carries from step to step.
+
+It holds arrays and nothing else, so that it jits, donates and saves as one tree.
 """
 
 import dataclasses
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 Tree = Any
-# int32 scalar; not checked, since jax also makes states of shapes and of shardings
+# An int32 scalar. Its type is not checked, since jax also makes states of shapes and of
+# shardings.
 Counter = Any
 
 
@@ -37,13 +39,13 @@ def create(
     variables: dict[str, Tree],
     optimizer: optax.GradientTransformation = optax.identity(),  # noqa: B008
 ) -> TrainState:
-    """The state before the first step; without an optimizer what it takes to predict."""
+    """The state before the first step; without an optimizer, enough to predict."""
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
-        # A copy: two names for one buffer cannot both be donated.
+        # A copy, since two names for one buffer cannot both be donated.
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
         bad_steps=jnp.zeros((), jnp.int32),

@@ -1,4 +1,4 @@
-"""From a checked config to its data, split by case, and what is done to every slice."""
+"""What a checked config says of data: the source, its split by case, the preparation."""
 
 import dataclasses
 import os
@@ -24,27 +24,27 @@ class Data:
     train: list[int]
     val: list[int]
     test: list[int]
-    root: str = ""  # the folder that is read, absolute; empty where none is
+    # The folder that is read, absolute; empty where none is.
+    root: str = ""
 
     def cases(self, split: str) -> list[str]:
-        """The cases of a split, sorted."""
-        of_slices = self.source.cases
-        return sorted({of_slices[i] for i in getattr(self, split)})
+        """Cases of a split, sorted."""
+        cases = self.source.cases
+        return sorted({cases[i] for i in getattr(self, split)})
 
 
 def open_data(config) -> Data:
-    """The source a config names, its cases dealt to the sides of a new split.
+    """Opens the source that a config names, and splits its cases anew.
 
-    Data of a workdir are opened by `run_split`, on the split that its run was started
-    with.
+    `run_split` opens the data of a workdir, on the split that its run started with.
     """
     return deal(config, open_source(config), data_root(config))
 
 
 def open_source(config) -> Source:
-    """The source a config names; with `data.verify`, every file has been read once.
+    """Opens the source that a config names, and prints its warnings.
 
-    What the source warns of is printed by the first process.
+    With `data.verify` every file is read once.
     """
     source = SOURCES[config.data.source](config)
     if config.data.verify:
@@ -55,61 +55,56 @@ def open_source(config) -> Source:
 
 
 def deal(config, source: Source, root: str) -> Data:
-    """The cases of a source, read from `root`, on the sides that the config asks for."""
+    """Splits the cases of a source, read from `root`, as the config asks."""
+    sides = _split(source.cases, config.split, source.facts.sides)
     return Data(
-        source, **_split(source.cases, config.split, source.facts.sides), root=root
+        source, train=sides["train"], val=sides["val"], test=sides["test"], root=root
     )
 
 
 def data_root(config) -> str:
-    """The folder that a config's data are read from, absolute; empty where none is."""
-    folder = config.data.root
+    """Folder that a config's data are read from, absolute; empty where none is."""
     if config.data.source == "phantom":
-        folder = None
-    elif config.data.source == "tfds":
+        return ""
+    folder = config.data.root
+    if config.data.source == "tfds":
         folder = folder or config.data.tfds.data_dir
     return os.path.abspath(files.expanded(folder)) if folder else ""
 
 
 def warn(text: str) -> None:
-    """A line about the data on stderr, of the first process alone."""
+    """Prints a warning on stderr, from the first process alone."""
     if processes.is_first():
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def class_labels(config) -> tuple[tuple[int, ...], ...]:
     """Label values of each class."""
-    return tuple(map(tuple, config.data.labels)) or tuple(
-        (k,) for k in range(1, config.data.classes + 1)
-    )
+    if config.data.labels:
+        return tuple(map(tuple, config.data.labels))
+    return tuple((k,) for k in range(1, config.data.classes + 1))
 
 
 def image_shape(config) -> tuple[int, int, int]:
-    """(height, width, channels) of what the network sees."""
-    return (
-        config.data.size,
-        config.data.size,
-        config.data.channels * (2 * config.data.context + 1),
-    )
+    """Height, width and channels of the network's input."""
+    data = config.data
+    return data.size, data.size, data.channels * (2 * data.context + 1)
 
 
 def make_prepare(config) -> transforms.Prepare:
-    """What a config does to every slice."""
-    return transforms.Prepare(
-        config.data.size,
-        config.data.normalise,
-        tuple(map(float, config.data.window)) or None,
-    )
+    """Preparation of every slice that a config asks for."""
+    window = tuple(map(float, config.data.window))
+    return transforms.Prepare(config.data.size, config.data.normalise, window or None)
 
 
 def cache_folder(config) -> pathlib.Path:
-    """Where slices of volumes are kept."""
+    """Folder that keeps slices of volumes."""
     return _cache(config, "slices")
 
 
 def _phantom(config):
-    fields = dict(config.data.phantom)
-    return Phantom(size=config.data.size, classes=config.data.classes, **fields)
+    data = config.data
+    return Phantom(size=data.size, classes=data.classes, **data.phantom)
 
 
 def _folder(config):
@@ -134,7 +129,7 @@ def _nifti(config):
 
 
 def _tfds(config):
-    # TFDS takes as long to import as jax.
+    # Imported here, since TFDS takes as long to import as jax.
     from biedsnet_jax.data.sources import covid19_ct_seg, tfds
 
     data, fields = config.data, config.data.tfds
@@ -161,35 +156,37 @@ SOURCES = {"folder": _folder, "nifti": _nifti, "tfds": _tfds, "phantom": _phanto
 
 
 def _cache(config, name):
-    """The folder data.cache_dir, or one of the user's cache."""
     if config.data.cache_dir == "auto":
         return files.user_cache() / name
     return pathlib.Path(files.expanded(config.data.cache_dir))
 
 
 def _root(config):
-    root = config.data.root and files.expanded(config.data.root)
-    if not root or not pathlib.Path(root).is_dir():
-        what = f"no such folder, {root}" if root else "no data folder, nothing"
-        hint = config.data.hint or "give the folder that holds images/ and masks/"
-        raise BadInput(f"{what}, in data.root; {hint}")
+    hint = config.data.hint or "Give the folder that holds images/ and masks/."
+    if not config.data.root:
+        raise BadInput(f"data.root is empty. {hint}")
+    root = files.expanded(config.data.root)
+    if not os.path.isdir(root):
+        raise BadInput(f"data.root is {root}, which is no folder. {hint}")
     return root
 
 
 def _split(cases, fields, sides):
     if fields.train or fields.val or fields.test:
-        # Flags read a case called 7 as a number.
-        train, val, test = (
-            [str(name) for name in names]
-            for names in (fields.train, fields.val, fields.test)
-        )
-        return splits.named(cases, train=train, val=val, test=test)
-    if sides and fields.folds:
-        raise BadInput(
-            f"split.folds is {fields.folds}, but the folders train, val and test already say who is tested. "
-            "Set split.folds=0, or put the cases into one folder."
+        # As text, since flags read a case called 7 as a number.
+        return splits.named(
+            cases,
+            train=list(map(str, fields.train)),
+            val=list(map(str, fields.val)),
+            test=list(map(str, fields.test)),
         )
     if sides:
+        if fields.folds:
+            raise BadInput(
+                f"split.folds is {fields.folds}, but the folders train, val and test "
+                "already say who is tested. Set split.folds=0, or put the cases into one "
+                "folder."
+            )
         return splits.by_folder(
             cases, sides, fractions=fields.fractions, seed=fields.seed
         )

@@ -22,15 +22,14 @@ from biedsnet_jax.segmenters.segmenter import Segmenter
 
 
 def network_class(config) -> type[nn.Module]:
-    """The class of the network that a config names, of NETWORKS or of the user's
-    `network_file`.
+    """Class of the network that a config names, of NETWORKS or the user's file.
 
     `config` may also be its fields by dotted name. Raises BadInput where there is no
     such network.
     """
-    name, file = config["network"], config.get("network_file")
-    if file:
-        return network_file.load(file, name)
+    name = config["network"]
+    if config.get("network_file"):
+        return network_file.load(config["network_file"], name)
     if not isinstance(name, str) or name not in NETWORKS:
         raise BadInput(
             f"network is {shown(repr(name))}. Use one of {', '.join(map(repr, NETWORKS))}."
@@ -39,25 +38,27 @@ def network_class(config) -> type[nn.Module]:
 
 
 def make_network(config) -> nn.Module:
-    """The network that a config asks for. `make_network(config).check_size((h, w))`
-    refuses what it cannot take.
-    """
-    network = network_class(config)
-    fields = dict(config.networks.get(config.network, {}))
+    """The network that a config asks for, untrained."""
+    network = network_class(config)(
+        classes=config.data.classes,
+        dtype=jnp.dtype(config.dtype),
+        **config.networks.get(config.network, {}),
+    )
+    # Networks with a table of positions are made for one size.
     if hasattr(network, "image_size"):
-        fields["image_size"] = config.data.size
-    return network(classes=config.data.classes, dtype=jnp.dtype(config.dtype), **fields)
+        return network.clone(image_size=config.data.size)
+    return network
 
 
 def build(config) -> Segmenter:
-    """The segmenter that a checked config asks for, with its teacher's loss where it
-    has a section `distill`.
+    """The segmenter that a checked config asks for.
+
+    With a section `distill` its loss is that of a student.
     """
+    segmenter = _build_untaught(config)
     if "distill" not in config:
-        return _build_untaught(config)
-    return Consistency(
-        _build_untaught(config), config.distill.grid, config.distill.truth_weight
-    )
+        return segmenter
+    return Consistency(segmenter, config.distill.grid, config.distill.truth_weight)
 
 
 def _build_untaught(config):
@@ -83,27 +84,29 @@ def _build_untaught(config):
 
 
 def init_variables(model: Segmenter, config) -> dict:
-    """Fresh variables, the same for the same seed. Raises BadInput where the fields of
-    the network do not fit.
+    """Initial variables of a segmenter, drawn from the config's seed.
+
+    Raises BadInput where the fields of the network do not fit.
     """
     try:
         return model.init(jax.random.key(config.seed), image_shape(config))
     except BadInput:
         raise
-    # layers refuse widths, heads and depths with anything
+    # Layers refuse widths, heads and depths with exceptions of many kinds.
     except Exception as error:
         raise BadInput(
-            f"network that cannot be, {reason(error)}, in networks.{config.network}; see configs/default.py"
+            f"The fields of networks.{config.network} do not fit together: "
+            f"{reason(error)}. configs/default.py has ones that do."
         ) from error
 
 
 def make_schedule(config) -> Schedule:
-    """The noise schedule of a diffusion method."""
+    """Noise schedule of a diffusion method."""
     return SCHEDULES[config.diffusion.schedule](config.diffusion.timesteps)
 
 
 def make_sampling(config) -> Sampling:
-    """How a diffusion method samples."""
+    """Sampling of a diffusion method."""
     fields = config.sampler
     return Sampling(fields.method, fields.steps, fields.eta, fields.spacing)
 
@@ -119,16 +122,15 @@ def is_denoiser(config) -> bool:
 
 
 def draws_samples(config) -> bool:
-    """What `draws_samples` of the config's segmenter is; `method` "auto" means
-    diffusion wherever it can be.
+    """Whether the config's segmenter draws samples.
+
+    `method` "auto" means diffusion wherever the network can.
     """
     return is_denoiser(config) and config.method != "direct"
 
 
 def _loss_function(fields) -> losses.LossFn:
-    """The loss of a config's section `loss`, whose fields are its keyword arguments by
-    their names.
-    """
+    """The loss of a config's section `loss`, with those of its fields that it takes."""
     loss = losses.LOSSES[fields.name]
     taken = inspect.signature(loss).parameters
     return functools.partial(

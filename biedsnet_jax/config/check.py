@@ -1,5 +1,6 @@
-"""What a config may hold. Every mistake raises BadInput with the field, its value and
-the fix.
+"""What a config may hold.
+
+Every mistake raises BadInput with the field, its value and the fix.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +13,8 @@ from biedsnet_jax.config.rules import (
     ABOVE_0,
     ABOVE_0_OR_INF,
     CASES,
+    COUNT,
+    COUNT_OR_0,
     FOLDER,
     FROM_0,
     LABELS,
@@ -34,9 +37,10 @@ from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.segmenters.fusion import FUSIONS
 from biedsnet_jax.segmenters.losses import LOSSES
 
-# What each field may hold. A network's other fields are like the defaults of its class.
+# What each field may hold. The other fields of a network are like its class's defaults.
 FIELDS: dict[str, Rule] = {
-    # build_model.network_class refuses other names.
+    # Any text here, since a user's file brings names of its own. Other names are refused
+    # by build_model.network_class.
     "network": Rule(one_of(NETWORKS).says, lambda value: isinstance(value, str)),
     "method": one_of(("auto", "diffusion", "direct")),
     "dtype": one_of(("float32", "bfloat16")),
@@ -55,44 +59,44 @@ FIELDS: dict[str, Rule] = {
     "networks.biedsnet.norm": one_of(("group", "batch")),
     "networks.biedsnet.condition_joins": one_of(("after", "before")),
     "networks.medsegdiff.version": one_of(("new", "v1")),
-    "data.phantom.n_cases": at_least(1),
-    "data.phantom.slices_per_case": at_least(1),
-    "data.phantom.seed": at_least(0),
-    "split.fold": at_least(0),
-    "data.size": at_least(1),
-    "data.channels": at_least(1),
-    "data.classes": at_least(1),
-    "data.context": at_least(0),
-    "data.min_foreground": at_least(0),
-    "diffusion.timesteps": at_least(1),
-    "sampler.steps": at_least(1),
-    "sampler.ensemble": at_least(1),
-    "train.steps": at_least(1),
-    "train.batch_size": at_least(1),
-    "train.accumulate": at_least(1),
-    "train.warmup_steps": at_least(0),
-    "train.max_bad_steps": at_least(1),
-    "eval.every": at_least(0),
-    "eval.batch_size": at_least(1),
-    "eval.val_images": at_least(0),
-    "eval.val_ensemble": at_least(1),
-    "eval.pictures": at_least(0),
-    "checkpoint.every": at_least(1),
-    "checkpoint.keep_latest": at_least(1),
-    "checkpoint.keep_best": at_least(0),
-    "log.every": at_least(1),
-    "log.images": at_least(0),
-    "networks.biedsnet.blocks_per_level": at_least(1),
-    "networks.biedsnet.reduction": at_least(1),
-    "networks.biedsnet.groups": at_least(1),
-    "parallel.fsdp": at_least(1),
-    "seed": at_least(0),
-    "split.seed": at_least(0),
-    "split.folds": at_least(0),
+    "data.phantom.n_cases": COUNT,
+    "data.phantom.slices_per_case": COUNT,
+    "data.phantom.seed": COUNT_OR_0,
+    "split.fold": COUNT_OR_0,
+    "data.size": COUNT,
+    "data.channels": COUNT,
+    "data.classes": COUNT,
+    "data.context": COUNT_OR_0,
+    "data.min_foreground": COUNT_OR_0,
+    "diffusion.timesteps": COUNT,
+    "sampler.steps": COUNT,
+    "sampler.ensemble": COUNT,
+    "train.steps": COUNT,
+    "train.batch_size": COUNT,
+    "train.accumulate": COUNT,
+    "train.warmup_steps": COUNT_OR_0,
+    "train.max_bad_steps": COUNT,
+    "eval.every": COUNT_OR_0,
+    "eval.batch_size": COUNT,
+    "eval.val_images": COUNT_OR_0,
+    "eval.val_ensemble": COUNT,
+    "eval.pictures": COUNT_OR_0,
+    "checkpoint.every": COUNT,
+    "checkpoint.keep_latest": COUNT,
+    "checkpoint.keep_best": COUNT_OR_0,
+    "log.every": COUNT,
+    "log.images": COUNT_OR_0,
+    "networks.biedsnet.blocks_per_level": COUNT,
+    "networks.biedsnet.reduction": COUNT,
+    "networks.biedsnet.groups": COUNT,
+    "parallel.fsdp": COUNT,
+    "seed": COUNT_OR_0,
+    "split.seed": COUNT_OR_0,
+    "split.folds": COUNT_OR_0,
     "diffusion.mask_scale": ABOVE_0,
     "loss.smooth_l1_beta": ABOVE_0,
     "train.learning_rate": ABOVE_0,
-    # Gradients that are never clipped are meant so.
+    # inf never clips.
     "train.clip_norm": ABOVE_0_OR_INF,
     "sampler.eta": SHARE,
     "threshold": SHARE,
@@ -142,27 +146,27 @@ FIELDS: dict[str, Rule] = {
     "data.tfds.spacing": TEXT,
     "data.tfds.units": RANGE,
 }
-# Of the tuples of networks.
+# Fields of networks whose tuple may be ().
 _MAY_BE_EMPTY = ("attention_downsample",)
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raise BadInput at the first field that cannot be, or that does not exist."""
+    """Raises BadInput at the first field that does not exist or may not have its value."""
     check_known(config)
     network = build_model.network_class(config)
     for name, rule in FIELDS.items():
         rule.check(name, get_field(config, name))
-    _check_sampler(config)
+    _check_counts(config)
     _check_method(config)
     _check_data(config.data)
-    _check_batch(config)
     for field, value in config.networks.get(config.network, {}).items():
         network_rule(network, field).check(f"networks.{config.network}.{field}", value)
     if config.network == "biedsnet":
         _check_biedsnet(config)
     elif config.diffusion.self_condition:
         raise BadInput(
-            f"diffusion.self_condition is True, which network {config.network} has not. Use False."
+            f"diffusion.self_condition is True, but network {config.network} does not have "
+            "it. Use False."
         )
     if "distill" in config:
         _check_distill(config)
@@ -170,15 +174,23 @@ def check_config(config: ConfigDict) -> None:
 
 
 def network_rule(network: type, field: str) -> Rule:
-    """The rule of one of a network's own fields."""
+    """Rule of one of a network's own fields."""
     return like(getattr(network, field, None), empty=field in _MAY_BE_EMPTY)
 
 
-def _check_sampler(config):
+def _check_counts(config):
+    """Checks whole numbers that must fit each other."""
     steps, timesteps = config.sampler.steps, config.diffusion.timesteps
     if steps > timesteps:
         raise BadInput(
-            f"sampler.steps is {steps}, more than diffusion.timesteps. Use at most {timesteps}."
+            f"sampler.steps is {steps}, more than diffusion.timesteps. Use at most "
+            f"{timesteps}."
+        )
+    size, parts = config.train.batch_size, config.train.accumulate
+    if size % parts:
+        raise BadInput(
+            f"train.accumulate is {parts}, which does not divide train.batch_size. Use a "
+            f"divisor of {size}."
         )
 
 
@@ -186,28 +198,32 @@ def _check_method(config):
     if config.method == "diffusion" and not build_model.is_denoiser(config):
         names = " or ".join(map(repr, DENOISERS))
         raise BadInput(
-            f"method is 'diffusion', which network {config.network} has not. Use 'auto', or {names}."
+            f"method is 'diffusion', but network {config.network} predicts in one pass. Use "
+            f"'auto', or network {names}."
         )
     if config.method == "direct" and config.network == "medsegdiff":
         raise BadInput(
-            "method is 'direct', but network medsegdiff predicts noise, not masks. Use 'auto'."
+            "method is 'direct', but network medsegdiff predicts noise, not masks. Use "
+            "'auto'."
         )
 
 
 def _check_distill(config):
-    """Fields that a student's config has, and what its teacher may be."""
+    """Checks the section `distill`, and that its teacher can have a student."""
     if not build_model.draws_samples(config):
         raise BadInput(
-            f"Cannot distill network {config.network} with method {config.method!r}: it already predicts in one pass. "
-            "Use a BIEDSNet trained by diffusion."
+            f"Cannot distill network {config.network} with method {config.method!r}: it "
+            "already predicts in one pass. Use a BIEDSNet trained by diffusion."
         )
     if config.network != "biedsnet":
         raise BadInput(
-            f"Cannot distill network {config.network}: it predicts noise, not masks. Use a BIEDSNet."
+            f"Cannot distill network {config.network}: it predicts noise, not masks. Use a "
+            "BIEDSNet."
         )
     if config.diffusion.self_condition:
         raise BadInput(
-            "Cannot distill with diffusion.self_condition. Use a BIEDSNet trained without it."
+            "Cannot distill with diffusion.self_condition. Use a BIEDSNet trained without "
+            "it."
         )
     at_least(2, config.diffusion.timesteps).check(
         "distill.grid", get_field(config, "distill.grid")
@@ -216,16 +232,14 @@ def _check_distill(config):
 
 
 def _check_data(data):
-    """Fields that only some sources have, and those that must fit each other."""
+    """Checks fields that only some sources have, and those that must fit each other."""
     case_names.compiled(data.case)
     for name, usual in (("context", 0), ("min_foreground", 0), ("labels", ())):
-        if (
-            data[name] != usual
-            and data.source != "nifti"
-            and (name, data.source) != ("labels", "tfds")
-        ):
+        sources = ("nifti", "tfds") if name == "labels" else ("nifti",)
+        if data[name] != usual and data.source not in sources:
             raise BadInput(
-                f"data.{name} is {data[name]}, but data.source is {data.source!r}. Use {usual}, or data.source='nifti'."
+                f"data.{name} is {data[name]}, but data.source is {data.source!r}. Use "
+                f"{usual}, or data.source='nifti'."
             )
     for name in ("name", "split", "image", "mask"):
         if data.source == "tfds" and not data.tfds[name]:
@@ -236,15 +250,8 @@ def _check_data(data):
         )
     if data.labels and len(data.labels) != data.classes:
         raise BadInput(
-            f"data.labels has {len(data.labels)} sets of labels for {data.classes} classes. Give one for each class."
-        )
-
-
-def _check_batch(config):
-    size, parts = config.train.batch_size, config.train.accumulate
-    if size % parts:
-        raise BadInput(
-            f"train.accumulate is {parts}, which does not divide train.batch_size. Use a divisor of {size}."
+            f"data.labels has {len(data.labels)} sets of labels for {data.classes} classes. "
+            "Give one for each class."
         )
 
 
@@ -252,15 +259,17 @@ def _check_biedsnet(config):
     fields = config.networks.biedsnet
     if len(fields.channels) < 2 or min(fields.channels) < 2:
         raise BadInput(
-            f"networks.biedsnet.channels is {fields.channels}. Give two whole numbers from 2, or more."
+            f"networks.biedsnet.channels is {fields.channels}. Give two whole numbers from "
+            "2, or more."
         )
     if fields.fold and fields.norm == "batch":
         raise BadInput(
-            "networks.biedsnet.fold does not go with batch norm. Use norm='group' or fold=False."
+            "networks.biedsnet.fold is True, which batch norm does not allow. Use "
+            "norm='group' or fold=False."
         )
     heads, weights = len(fields.channels) - 1, len(config.loss.supervision_weights)
     if fields.supervision and heads > 1 and weights != heads:
         raise BadInput(
-            f"loss.supervision_weights has {weights} weights for {heads} heads. "
-            "Give one for the final head and one for each side head."
+            f"loss.supervision_weights has {weights} weights for {heads} heads. Give one "
+            "for the final head and one for each side head."
         )

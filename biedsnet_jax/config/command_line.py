@@ -1,7 +1,6 @@
-"""A command line read as absl reads it, before absl does.
+"""A command line, read as absl reads it and before absl does.
 
-What --workdir and --mode say chooses the config file that absl then loads, so it is
-read twice.
+It is read twice, since --workdir and --mode choose the config file that absl loads.
 """
 
 import dataclasses
@@ -21,33 +20,32 @@ NO_CONFIG = (
 PATHS = ("config", "workdir", "input", "output", "compare")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 _HERE = pathlib.Path(__file__).absolute().parent
-# of absl's flags, in any case
+# What absl takes for true, in any case.
 _TRUE = ("true", "t", "1")
 
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """A flag with its value and the words that gave them; words that are no flag have
-    no name.
-    """
+    """A flag with its value, and the words that gave them."""
 
+    # Empty for words that are no flag.
     name: str
     value: str | None
     words: tuple[str, ...]
 
 
 def read(argv: list[str], known: Any) -> list[Argument]:
-    """The arguments after the program's name; `known` is absl's FlagValues.
+    """Splits a command line, after the program's name, into its arguments.
 
-    A flag that absl comes to know with the config, --config.train.steps, takes the next
-    word for its value unless that begins with a dash.
+    `known` is absl's FlagValues. A flag that absl only learns from the config, such as
+    --config.train.steps, takes the next word unless that begins with a dash.
     """
     words, found = argv[1:], []
     while words:
         name, equals, value = words[0].lstrip("-").partition("=")
         dashes = len(words[0]) - len(words[0].lstrip("-"))
         if dashes not in (1, 2) or not name:
-            # Absl stops here, and takes none of the rest for flags.
+            # absl stops here, and takes none of the rest for flags.
             return [*found, Argument("", None, tuple(words))]
         taken = 1
         if _is_negated(name, known):
@@ -60,22 +58,21 @@ def read(argv: list[str], known: Any) -> list[Argument]:
 
 
 def value(argv: list[str], name: str, known: Any) -> str | None:
-    """What a flag says, the last one of several as in absl; None where it is not given."""
+    """Value of a flag, the last of several as in absl; None where it is not given."""
     given = [one.value for one in read(argv, known) if one.name == name]
     return given[-1] if given else None
 
 
 def is_true(text: str | None) -> bool:
-    """Whether the value of a flag is yes."""
+    """Whether a flag's value means true."""
     return text is not None and text.lower() in _TRUE
 
 
 def with_config(argv: list[str], known: Any) -> list[str]:
-    """The same with --config first where none is named and the mode or a trained
-    workdir says which.
+    """Adds --config where none is given but the mode or a trained workdir implies one.
 
-    That is `student.py:WORKDIR` in mode distill, `saved.py:WORKDIR` in the others, and
-    `configs/folder.py:NETWORK` where weights are imported.
+    It is `student.py:WORKDIR` in mode distill, `configs/folder.py:NETWORK` in mode
+    import, and `saved.py:WORKDIR` in the others. Paths are expanded as in `with_paths`.
     """
     argv = with_paths(argv, known)
     mode, workdir = value(argv, "mode", known), value(argv, "workdir", known)
@@ -85,27 +82,27 @@ def with_config(argv: list[str], known: Any) -> list[str]:
         network = value(argv, "network", known)
         if not network:
             raise BadInput(
-                "--network is missing. Name the one whose weights these are, such as --network=unext."
+                "--network is missing. Name the network of these weights, such as "
+                "--network=unext."
             )
-        return [
-            argv[0],
-            f"--config={_HERE.parents[1] / 'configs' / 'folder.py'}:{network}",
-            *argv[1:],
-        ]
-    trains = mode in (None, "train")
-    if not workdir or (
-        trains and not os.path.exists(os.path.join(workdir, "config.json"))
-    ):
+        chosen = f"{_HERE.parents[1] / 'configs' / 'folder.py'}:{network}"
+    elif not workdir:
         return argv
-    file = "student.py" if mode == "distill" else "saved.py"
-    return [argv[0], f"--config={_HERE / file}:{workdir}", *argv[1:]]
+    elif mode == "distill":
+        chosen = f"{_HERE / 'student.py'}:{workdir}"
+    elif mode in (None, "train") and not os.path.exists(f"{workdir}/config.json"):
+        # A run that starts needs a config of its own.
+        return argv
+    else:
+        chosen = f"{_HERE / 'saved.py'}:{workdir}"
+    return [argv[0], f"--config={chosen}", *argv[1:]]
 
 
 def load_config(argv: list[str], known: Any) -> Any:
-    """What the config file gives before overrides, None where none is named.
+    """Loads the config that a command line names, without overrides; None without one.
 
-    Config_flags loads it again, but buries what went wrong. Raises BadInput for a file
-    that fails, and for an override of a field that it has not.
+    config_flags loads it again, but hides what went wrong. Raises BadInput for a file
+    that fails, and for an override of a field that does not exist.
     """
     named = value(argv, "config", known)
     overrides = [match.group(1) for word in argv if (match := _OVERRIDE.match(word))]
@@ -121,21 +118,23 @@ def _load(named):
     file, *variants = named.split(":", 1)
     if not os.path.isfile(file):
         raise BadInput(
-            f"--config names {shown(file)}, which is no file. Give one such as configs/phantom.py"
+            f"--config names {shown(file)}, which is no file. Give one such as "
+            "configs/phantom.py"
         )
     try:
         return runpy.run_path(file)["get_config"](*variants)
-    # what get_config says about its variants; BadInput is one
+    # BadInput, and what get_config says about its variants.
     except ValueError as error:
         raise BadInput(" ".join(str(error).split())) from error
     except Exception as error:
         raise BadInput(
-            f"{file} fails with {type(error).__name__}: {reason(error)}. --debug shows where."
+            f"{file} fails with {type(error).__name__}: {reason(error)}. --debug shows "
+            "where."
         ) from error
 
 
 def check_read_alike(read: dict[str, str | None], known: Any) -> None:
-    """Raise BadInput where absl took a flag for the value of the one before it."""
+    """Raises BadInput where absl took a flag for the value of the one before it."""
     parsed = {name: known[name].value if known[name].present else None for name in read}
     if known["config"].value is not None:
         parsed["config"] = known["config"].config_filename
@@ -143,43 +142,47 @@ def check_read_alike(read: dict[str, str | None], known: Any) -> None:
         if text != parsed[name]:
             one, other = shown(repr(text)), shown(repr(parsed[name]))
             raise BadInput(
-                f"--{name} can be read as {one} and as {other} on this command line. Write every flag as --name=value."
+                f"--{name} can be read as {one} and as {other} on this command line. Write "
+                "every flag as --name=value."
             )
 
 
 def reworded(error: Exception, config: Any) -> str:
-    """What absl refuses, as a sentence; `config` is that of `load_config`."""
+    """Words an error of absl's as a sentence; `config` is that of `load_config`."""
     text = " ".join(str(error).split()).rstrip(".").removeprefix("flag ")
     if match := re.match(r"--config\.([\w.]+)=(.*?): ", text):
         name, given = match.groups()
         usual = get_field(config, name)
         if hasattr(usual, "keys"):
-            one = f"--config.{name}.{next(iter(usual))}"
-            return f"--config.{name} is {shown(given)}, but it is a section. Set its fields one by one, such as {one}"
-        like = f"{usual!r}, of {type(usual).__name__}"
-        return f"--config.{name} is {shown(given)}, of the wrong type. Give a value like {like}."
-    return f"bad flag, {shown(text, most=200)}; --help lists them"
+            return (
+                f"--config.{name} is {shown(given)}, but it is a section. Set its fields one "
+                f"by one, such as --config.{name}.{next(iter(usual))}"
+            )
+        return (
+            f"--config.{name} is {shown(given)}, of the wrong type. Give a value like "
+            f"{usual!r}, of {type(usual).__name__}."
+        )
+    return f"Bad flag: {shown(text, most=200)}. --help lists all flags."
 
 
 def with_paths(argv: list[str], known: Any) -> list[str]:
-    """The same with each path as the user means it: ~ is the home folder.
+    """Expands ~ to the home folder in each path of a command line.
 
     Raises BadInput for a path that can only be a mistake.
     """
-    lists = value(argv, "mode", known) == "report"
     words = [argv[0]]
     for one in read(argv, known):
-        if one.name in PATHS and one.value:
-            folders = lists and one.name == "workdir"
-            path = _list_of_paths(one.value) if folders else _path(one.name, one.value)
-            words.append(f"--{one.name}={path}")
-        else:
+        if one.name not in PATHS or not one.value:
             words += one.words
+        elif one.name == "workdir" and value(argv, "mode", known) == "report":
+            words.append(f"--workdir={_list_of_paths(one.value)}")
+        else:
+            words.append(f"--{one.name}={_path(one.name, one.value)}")
     return words
 
 
 def _is_negated(name, known):
-    """Whether it is --noquiet and not a flag whose name begins with "no"."""
+    """Whether it is a flag such as --noquiet, not one whose name begins with "no"."""
     return (
         name not in known
         and name.startswith("no")
@@ -189,20 +192,21 @@ def _is_negated(name, known):
 
 
 def _next_value(name, words, known):
-    """(value, how many words) of a flag without an equals sign."""
-    following = words[1] if len(words) > 1 else None
+    """Value of a flag without an equals sign, and how many words it takes."""
     if name in known and known[name].boolean:
         return "true", 1
-    if following is None:
+    if len(words) == 1:
         return None, 1
-    if name in known or name == "undefok" or not following.startswith("-"):
-        return following, 2
+    if name in known or name == "undefok" or not words[1].startswith("-"):
+        return words[1], 2
     return None, 1
 
 
 def _list_of_paths(text):
-    """Workdirs of a report, separated by commas; a name may hold one."""
-    if os.path.isdir(whole := _path("workdir", text)):
+    """Expands the workdirs of a report, separated by commas."""
+    # The name of one folder may hold a comma.
+    whole = _path("workdir", text)
+    if os.path.isdir(whole):
         return whole
     return ",".join(_path("workdir", name) for name in text.split(","))
 
@@ -211,7 +215,8 @@ def _path(name, text):
     path = files.expanded(text)
     if any(c < " " or c == "\x7f" for c in text) and not _is_there(path):
         raise BadInput(
-            f"--{name} holds a line break or another control character, {text!r}. Give the path without it."
+            f"--{name} is {text!r}, with a line break or another control character. Give "
+            "the path without it."
         )
     return path
 

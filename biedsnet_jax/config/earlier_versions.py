@@ -1,12 +1,12 @@
-"""Config fields that came and went after the first version, so that workdirs of earlier
-ones stay usable.
+"""Config fields added and removed since the first version.
 
-Whoever adds a field to configs/default.py adds it here too, with the value that stands
-for what was done before it; tests/config/test_earlier_versions.py notices where that is
-forgotten. A fork that adds none here gets the default, and one line where the run reads
-the field.
+With them the workdirs of earlier versions stay usable. Whoever adds a field to
+configs/default.py adds it here too, with the value that means what was done before;
+tests/config/test_earlier_versions.py fails where that is forgotten. Workdirs of a fork
+that does not get the default, and a warning where their run reads the field.
 """
 
+import copy
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -15,6 +15,7 @@ from biedsnet_jax.config import known_fields
 from biedsnet_jax.config.fields import find, flat, set_field
 from biedsnet_jax.errors import listed, shown
 
+# Fields that configs/default.py has now, with the value that means what was done before.
 ADDED = {
     "network_file": "",
     "diffusion.self_condition": False,
@@ -23,14 +24,14 @@ ADDED = {
     "networks.biedsnet.condition_joins": "after",
     "networks.biedsnet.groups": 16,
     "networks.trans_unet.groups": 32,
-    # which changes no score
+    # Changes no score, so that the default serves.
     "eval.pictures": 32,
-    # every file of a flat folder was a case of its own
+    # Every file of a flat folder was a case of its own.
     "data.case": "",
     "parallel": ConfigDict({"fsdp": 1}),
 }
 
-# Fields that configs/default.py had once, with the value that means what is done today.
+# Fields that configs/default.py had once, with the value that means what is done now.
 REMOVED: dict[str, Any] = {
     "sampler.start": "noise",
     "sampler.start_fraction": 0.5,
@@ -39,79 +40,68 @@ REMOVED: dict[str, Any] = {
 
 
 def renew(config: ConfigDict) -> list[str]:
-    """Give the config of a workdir the fields that it would have today, in place.
+    """Updates the config of a workdir to the fields of today, in place.
 
-    Returns a sentence or two on those that its run reads and that have no value in
-    ADDED, and on those that are gone.
+    Returns sentences on missing fields that its run reads and that ADDED does not have,
+    and on fields that do not exist any more.
     """
     complete(config)
-    return [*_drop(config), *_fill(config)]
+    return list(filter(None, (_drop(config), _fill(config))))
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """The config with those of ADDED that it lacks, in place; a section that is not
-    there is not made up.
-    """
+    """Adds the fields of ADDED that a config lacks, in place; makes no new section."""
     for name, value in ADDED.items():
-        above, _, field = name.rpartition(".")
-        section = find(config, above) if above else config
+        section, field = _parent(config, name)
         if isinstance(section, ConfigDict) and field not in section:
-            # A copy: what one config makes of its section is no other's.
-            section[field] = (
-                value.copy_and_resolve_references()
-                if isinstance(value, ConfigDict)
-                else value
-            )
+            # A copy, so that configs do not share a section.
+            section[field] = copy.deepcopy(value)
     return config
 
 
+def _parent(config, name):
+    """The section that a field lies in, and the field's name there."""
+    above, _, field = name.rpartition(".")
+    return (find(config, above) if above else config), field
+
+
 def _fill(config):
-    """Defaults for what is not there."""
+    """Adds the defaults of missing fields, and says which of them the run reads."""
     there = flat(config)
-    missing = {
-        name: value
-        for name, value in known_fields.defaults().items()
-        if name not in there
-    }
-    for name, value in missing.items():
+    read = []
+    for name, value in known_fields.defaults().items():
+        if name in there:
+            continue
         set_field(
             config, name, config_dict.placeholder(str) if value is None else value
         )
-    read = {
-        name: value
-        for name, value in missing.items()
-        if known_fields.is_used(name, there)
-    }
-    if read:
-        yield f"lacks {_listed(read)}, which configs/default.py has. The default is taken."
+        if known_fields.is_used(name, there):
+            read.append(_shown(name, value))
+    if not read:
+        return ""
+    return f"lacks {listed(read)}, which configs/default.py has. The default is taken."
 
 
 def _drop(config):
-    """Fields that no version of today reads are taken out."""
-    gone = {}
+    """Removes fields that do not exist, and says which of them the run read."""
+    before = flat(config)
     for name in known_fields.unknown(config):
-        above, _, field = name.rpartition(".")
-        section = find(config, above) if above else config
-        value = section[field]
+        section, field = _parent(config, name)
         del section[field]
-        values = (
-            flat(value, f"{name}.") if isinstance(value, ConfigDict) else {name: value}
-        )
-        gone |= {
-            each: value
-            for each, value in values.items()
-            if REMOVED.get(each, ...) != value
-        }
-    read = {
-        name: value
-        for name, value in gone.items()
-        if known_fields.is_used(name, flat(config))
-    }
-    if read:
-        yield f"has {_listed(read)}, which configs/default.py does not have. It is left out."
-
-
-def _listed(fields):
-    return listed(
-        [f"{shown(name)}={shown(repr(value))}" for name, value in fields.items()]
+    there = flat(config)
+    read = [
+        _shown(name, value)
+        for name, value in before.items()
+        if name not in there
+        and REMOVED.get(name, ...) != value
+        and known_fields.is_used(name, there)
+    ]
+    if not read:
+        return ""
+    return (
+        f"has {listed(read)}, which configs/default.py does not have. It is left out."
     )
+
+
+def _shown(name, value):
+    return f"{shown(name)}={shown(repr(value))}"

@@ -10,21 +10,20 @@ from biedsnet_jax.errors import BadInput, shown
 
 
 def get_field(config: ConfigDict, name: str) -> Any:
-    """The value at a dotted name. Raises BadInput, with the nearest name, where there
-    is none.
-    """
+    """Value at a dotted name. Raises BadInput with the nearest name where none is."""
     value = find(config, name)
     # An unset string is None too.
     if value is None and name not in flat(config):
         near = nearest(name, list(flat(config)))
         raise BadInput(
-            f"{shown(name)} is not a field of the config. The nearest is --config.{shown(near)}"
+            f"{shown(name)} is not a field of the config. The nearest is "
+            f"--config.{shown(near)}"
         )
     return value
 
 
 def find(config: Any, name: str) -> Any:
-    """The value or section at a dotted name, None where there is none."""
+    """Value or section at a dotted name; None where there is none."""
     for part in name.split("."):
         if not isinstance(config, ConfigDict) or part not in config:
             return None
@@ -33,10 +32,10 @@ def find(config: Any, name: str) -> Any:
 
 
 def set_field(config: ConfigDict, name: str, value: Any) -> None:
-    """Give the field at a dotted name a value; sections that are not there are made.
+    """Sets the field at a dotted name, and makes the sections that it lies in.
 
-    Nothing is set where a value stands in the place of a section, which
-    `known_fields.check_known` refuses.
+    Nothing is set where a value stands in the place of a section:
+    `known_fields.check_known` refuses that.
     """
     *sections, field = name.split(".")
     section = config
@@ -50,9 +49,7 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """The one of `names` most like `name`, of those with the same last part if there
-    are any.
-    """
+    """The most similar of `names`, first among those with the same last part."""
     last = name.rsplit(".", 1)[-1]
     same_last = [other for other in names if other.rsplit(".", 1)[-1] == last]
     near = difflib.get_close_matches(name, same_last or names, n=1, cutoff=0.0)
@@ -60,7 +57,7 @@ def nearest(name: str, names: Collection[str]) -> str:
 
 
 def flat(config, prefix: str = "") -> dict[str, Any]:
-    """{"data.size": 256, ...}"""
+    """Fields by dotted name, such as {"data.size": 256}."""
     found = {}
     for name in config:
         value = config[name]

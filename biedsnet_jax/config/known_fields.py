@@ -1,9 +1,9 @@
 """The fields that a config may have, and which of them a run reads.
 
-A field is one of `configs/default.py`, which stands beside the package, of a student's
-section `distill`, or of a network that has no section there, such as one of a user's
-own file. Installed without `configs/`, the package knows no defaults: then no field is
-unknown, and nothing is filled in.
+They are those of `configs/default.py` beside the package, of a student's section
+`distill`, and of networks without a section there, such as one of a user's own file.
+Installed without `configs/`, the package knows no defaults: then it takes any field for
+known and fills in nothing.
 """
 
 import dataclasses
@@ -28,9 +28,7 @@ _OF_LINEN = ("parent", "name")
 
 
 def defaults() -> Mapping[str, Any]:
-    """{"data.size": 256, ...} of configs/default.py; nothing where there is no such
-    file.
-    """
+    """Fields of configs/default.py by dotted name; empty without such a file."""
     return _read(DEFAULT) if os.path.isfile(DEFAULT) else {}
 
 
@@ -43,37 +41,36 @@ def _read(path: str) -> dict[str, Any]:
         return flat(module.get_config())
     except Exception as error:
         raise BadInput(
-            f"{path} fails with {type(error).__name__}: {reason(error)}. Mend that file."
+            f"{path} fails with {type(error).__name__}: {reason(error)}. Mend that "
+            "file."
         ) from error
 
 
 def unknown(config: ConfigDict) -> list[str]:
-    """Fields and whole sections of a config that no run reads, by dotted name."""
+    """Dotted names of a config's fields and sections that do not exist."""
     fields = _names(config)
     return list(_unknown(config, fields, _sections(fields), "")) if fields else []
 
 
 def check_known(config: ConfigDict) -> None:
-    """Raise BadInput at a field that does not exist, and at a value in the place of a
-    section.
-    """
-    fields = _names(config)
+    """Raises BadInput at a field that does not exist, or a value in place of a section."""
+    fields = sorted(_names(config))
+    sections = sorted(_sections(fields))
     for name in unknown(config):
         value = find(config, name)
         if isinstance(value, ConfigDict):
-            what, names = f"{shown(name)} is not a section", _sections(fields)
+            what, near = f"{shown(name)} is not a section", nearest(name, sections)
         else:
-            what, names = f"{shown(name)} ({shown(repr(value))}) is not a field", fields
-        near = nearest(name, sorted(names))
+            what = f"{shown(name)} ({shown(repr(value))}) is not a field"
+            near = nearest(name, fields)
         raise BadInput(
-            f"{what} of a config. Use {near}, the nearest in configs/default.py, or leave it out."
+            f"{what} of a config. Use {near}, the nearest in configs/default.py, or leave "
+            "it out."
         )
-    for section in sorted(_sections(fields)):
+    for section in sections:
         value = find(config, section)
         if value is not None and not isinstance(value, ConfigDict):
-            first = next(
-                name for name in sorted(fields) if name.startswith(f"{section}.")
-            )
+            first = next(name for name in fields if name.startswith(f"{section}."))
             raise BadInput(
                 f"{section} is {shown(repr(value))} where a section of fields belongs. "
                 f"Set its fields one by one, such as {first}."
@@ -83,24 +80,24 @@ def check_known(config: ConfigDict) -> None:
 def is_used(name: str, fields: Mapping[str, Any]) -> bool:
     """Whether a run reads the field `name`; `fields` are the run's own, by dotted name.
 
-    It does not read those of other networks and other sources, in one pass those of
-    diffusion and sampler, and with MedSegDiff, which has its own, those of the loss.
+    It does not read fields of other networks and sources, nor those of diffusion and
+    sampler in one pass, nor those of the loss with MedSegDiff, which has its own.
     """
-    network, section, *rest = fields.get("network"), *name.split(".")
+    network = fields.get("network")
+    section, *rest = name.split(".")
     if section == "networks" and rest:
         return rest[0] == network
     if section == "data" and len(rest) > 1:
         return rest[0] == fields.get("data.source")
     if name == "data.case":
         return fields.get("data.source") in ("folder", "nifti")
-    one_pass = fields.get("method") == "direct" or not build_model.is_denoiser(fields)
     if section in ("diffusion", "sampler", "fusion"):
-        return not one_pass
+        return fields.get("method") != "direct" and build_model.is_denoiser(fields)
     return section != "loss" or network != "medsegdiff"
 
 
 def _names(config) -> frozenset[str]:
-    """All fields there are; none where the defaults are not known."""
+    """Names of all fields that exist; none where the defaults are not known."""
     known = set(defaults())
     if not known:
         return frozenset()

@@ -1,6 +1,4 @@
-"""A network that comes from a user's own Python file, which a config names in
-`network_file`.
-"""
+"""A network from a user's own Python file, which a config names in `network_file`."""
 
 import dataclasses
 import functools
@@ -13,28 +11,28 @@ import flax.linen as nn
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files
 
-# A workdir's copy of the file, so that a run outlives the file that it was started
-# with.
+# Name of a workdir's copy of the file, so that a run outlives the user's.
 COPY = "network.py"
 _NEEDED = ("classes", "dtype", "check_size", "__call__")
 _OF_DENOISERS = ("encode", "denoise")
 
 
 def read(path: Any) -> bytes:
-    """The text of a network's file. Raises BadInput for what is no path of a file."""
+    """Reads a network's file. Raises BadInput for anything but the path of a file."""
     try:
         return pathlib.Path(files.expanded(path)).read_bytes()
     except (OSError, TypeError, ValueError) as error:
         raise BadInput(
-            f"network_file is {shown(path, most=200)}, which cannot be read: {reason(error)}. "
-            "Give the Python file that has the network's class."
+            f"network_file is {shown(path, most=200)}, which cannot be read: "
+            f"{reason(error)}. Give the Python file that has the network's class."
         ) from error
 
 
 def load(path: Any, name: Any) -> type[nn.Module]:
-    """The class `name` of the file at `path`, whatever a config holds there.
+    """Loads the network's class `name` from the file at `path`.
 
-    Raises BadInput where the file has no such network.
+    Both may be anything that a config holds. Raises BadInput where the file has no such
+    network.
     """
     found = _run(path, read(path))
     if not isinstance(name, str) or name not in found:
@@ -52,16 +50,16 @@ def load(path: Any, name: Any) -> type[nn.Module]:
     lacking = [part for part in needed if part not in has]
     if lacking:
         raise BadInput(
-            f"{name} in {path} lacks {', '.join(lacking)}. docs/extend.md shows what a network has."
+            f"{name} in {path} lacks {', '.join(lacking)}. docs/extend.md shows what a "
+            "network has."
         )
     return network
 
 
 @functools.cache
 def _run(path, source):
-    """What the file defines; `source` is its text, so that a file that changed is run
-    again.
-    """
+    """Names that the file defines."""
+    # `source` is for the cache alone: a file that changed is run again.
     try:
         return runpy.run_path(files.expanded(path))
     except Exception as error:

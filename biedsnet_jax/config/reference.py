@@ -1,12 +1,12 @@
-"""Every field with its comment from configs/default.py, its default and its range, for
-the help and docs/config.md.
+"""The reference of all fields: comment, default and range, for help and docs/config.md.
 
-`python -m biedsnet_jax.config.reference` prints docs/config.md. A network's fields have
-the comments of its class.
+The comments are those of configs/default.py and, for a network's fields, of its class.
+`python -m biedsnet_jax.config.reference` prints docs/config.md.
 """
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import pathlib
@@ -21,14 +21,15 @@ from biedsnet_jax.networks import NETWORKS
 
 _COLUMNS = 100
 _PAGE = pathlib.Path(known_fields.DEFAULT).parents[1] / "docs" / "config.md"
-# What follows it on the page is made here.
+# Heading of the page, after which everything is made here.
 _HEADING = "## All fields\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field as a reader needs it; `section` is empty for one of no section."""
+    """A field with what a reader needs to set it."""
 
+    # Empty for a field of no section.
     section: str
     name: str
     default: Any
@@ -40,23 +41,32 @@ def fields() -> Iterator[Field]:
     """Every field of configs/default.py, section by section."""
     if not known_fields.defaults():
         raise BadInput(
-            f"{known_fields.DEFAULT} is missing. Use the package where configs/ stands beside it."
+            f"{known_fields.DEFAULT} is missing. Use the package where configs/ stands "
+            "beside it."
         )
     of_default = comments(pathlib.Path(known_fields.DEFAULT).read_text())
-    for name in sorted(known_fields.defaults(), key=lambda name: name.rpartition(".")):
+    defaults = known_fields.defaults()
+    for name in sorted(defaults, key=lambda name: name.rpartition(".")):
         section, _, last = name.rpartition(".")
         if name.startswith("networks."):
             network = NETWORKS[section.removeprefix("networks.")]
             rule = FIELDS.get(name) or network_rule(network, last)
-            comment = comments(inspect.getsource(network)).get(last, "")
+            comment = _network_comments(network).get(last, "")
         else:
             rule, comment = FIELDS[name], of_default.get(name, "")
-        yield Field(section, name, known_fields.defaults()[name], rule.says, comment)
+        yield Field(section, name, defaults[name], rule.says, comment)
+
+
+@functools.cache
+def _network_comments(network):
+    # Cached, since finding the source of a class takes long.
+    return comments(inspect.getsource(network))
 
 
 def comments(source: str) -> dict[str, str]:
-    """{"data.size": "pixels ..."}: the comment at the end of each assignment, else the
-    lines of comment above it.
+    """Comment of each assignment, such as {"data.size": "Height and width ..."}.
+
+    It stands at the end of the assignment, or on the lines above.
     """
     lines = source.splitlines()
     found = {}
@@ -82,16 +92,15 @@ def _text(lines):
 
 
 def text() -> str:
-    """All fields for a terminal of 100 columns."""
+    """Reference of all fields for a terminal of 100 columns."""
     lines = []
     for section, group in itertools.groupby(fields(), lambda field: field.section):
         lines += ["", f"{section}:" if section else "Fields of no section:"]
         for field in group:
             lines += ["", f"  {field.name} = {field.default!r}"]
-            for said in (field.comment, f"Range: {field.range}"):
-                lines += textwrap.wrap(
-                    said, _COLUMNS, initial_indent="      ", subsequent_indent="      "
-                )
+            for paragraph in (field.comment, f"Range: {field.range}"):
+                wrapped = textwrap.wrap(paragraph, _COLUMNS - 6)
+                lines += [f"      {line}" for line in wrapped]
     return "\n".join(lines[1:]) + "\n"
 
 

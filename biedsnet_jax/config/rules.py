@@ -1,5 +1,6 @@
-"""What one field may hold. A rule checks a value and says in words what it allows, for
-messages and the help.
+"""Rules of what one field may hold.
+
+A rule checks a value, and says in words what it allows, for messages and the help.
 """
 
 import dataclasses
@@ -9,31 +10,31 @@ from typing import Any
 
 from biedsnet_jax.errors import BadInput, shown
 
-# Counters and seeds are int32.
+# Counters and seeds are int32 on the device.
 _MOST = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """`says` goes on after "Use"."""
+    """What a field may hold; `says` goes on after "Use"."""
 
     says: str
     allows: Callable[[Any], bool]
 
     def check(self, name: str, value: Any) -> None:
-        """Raise BadInput where the field `name` may not hold `value`."""
+        """Raises BadInput where the field `name` may not hold `value`."""
         if not self.allows(value):
             raise BadInput(f"{shown(name)} is {_named(value)}. Use {self.says}.")
 
 
 def one_of(names: Iterable[str]) -> Rule:
-    """One name of several."""
+    """Allows one of some names."""
     names = tuple(names)
     return Rule(f"one of {', '.join(map(repr, names))}", lambda value: value in names)
 
 
 def at_least(least: int, most: int = _MOST) -> Rule:
-    """A whole number."""
+    """Allows whole numbers from `least`, up to `most`."""
     to = "" if most == _MOST else f" to {most}"
     return Rule(
         f"a whole number from {least}{to}",
@@ -42,7 +43,7 @@ def at_least(least: int, most: int = _MOST) -> Rule:
 
 
 def numbers(example: tuple[float, ...], count: str = "") -> Rule:
-    """Finite numbers, as many as `example` has where `count` says how many these are."""
+    """Allows finite numbers; as many as `example` has, where `count` says how many."""
     return Rule(
         f"{count} finite numbers, such as {example}".strip(),
         lambda value: are_finite(value) and (not count or len(value) == len(example)),
@@ -50,9 +51,7 @@ def numbers(example: tuple[float, ...], count: str = "") -> Rule:
 
 
 def like(usual: Any, *, empty: bool = False) -> Rule:
-    """A value of the kind of `usual`; a tuple holds whole numbers, and some only where
-    it may be `empty`.
-    """
+    """Allows values of the type of `usual`; tuples of whole numbers, () if `empty`."""
     if isinstance(usual, tuple):
         return Rule(
             "whole numbers, such as (2, 4)",
@@ -66,24 +65,25 @@ def like(usual: Any, *, empty: bool = False) -> Rule:
 
 
 def is_a(kind: Any, value: Any) -> bool:
-    """Whether it is of a kind; to Python True is the number 1."""
+    """Whether a value is of a type, where True is no number."""
+    # To Python True is the number 1.
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number, finite or not."""
+    """Whether a value is a number, finite or not."""
     return is_a(int | float, value)
 
 
 def are(kind: Any, values: Any) -> bool:
-    """Whether it is a tuple or list of one kind."""
+    """Whether a value is a tuple or list of one type."""
     return isinstance(values, tuple | list) and all(
         is_a(kind, value) for value in values
     )
 
 
 def are_finite(values: Any) -> bool:
-    """Whether it is a tuple or list of finite numbers."""
+    """Whether a value is a tuple or list of finite numbers."""
     return are(int | float, values) and all(abs(value) < math.inf for value in values)
 
 
@@ -101,10 +101,13 @@ def _are_labels(value):
 
 def _named(value):
     if isinstance(value, int) and value > _MOST:
+        # Larger ones overflow a float.
         return f"{min(value, 10**99):.3g}, beyond 32 bits"
     return shown(repr(value))
 
 
+COUNT = at_least(1)
+COUNT_OR_0 = at_least(0)
 YES_OR_NO = Rule("True or False", lambda value: isinstance(value, bool))
 TEXT = Rule("a text", lambda value: isinstance(value, str))
 FOLDER = Rule("a folder", lambda value: value is None or isinstance(value, str))

@@ -1,7 +1,6 @@
-"""The config of a run, stored with its workdir, and what may differ from it when the
-run goes on.
-"""
+"""The config of a run in its workdir, and what may differ when the run goes on."""
 
+import functools
 import json
 import pathlib
 
@@ -13,8 +12,8 @@ from biedsnet_jax.data import case_names
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files, processes
 
-# Fields that may differ between a workdir and the command that goes on with it: they
-# change no update.
+# Fields that may differ between a workdir and the command that goes on with it, since
+# they change no update of the parameters.
 FREE = (
     "data.root",
     "data.hint",
@@ -31,7 +30,7 @@ FREE = (
     "fusion",
     "threshold",
 )
-# Fields that a student has from its teacher. "network" stands for "networks." too. With
+# Fields that a student shares with its teacher; "network" covers "networks." too. With
 # another split it would be tested on what its teacher was trained on.
 SHARED = (
     "network",
@@ -45,9 +44,7 @@ SHARED = (
 
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:
-    """Write the config as JSON, atomically, and before it the network's own file, if it
-    has one.
-    """
+    """Writes the config as JSON, atomically, and a copy of the network's own file."""
     if config.get("network_file"):
         files.write_bytes(
             path.with_name(network_file.COPY), network_file.read(config.network_file)
@@ -58,85 +55,73 @@ def save(config: ConfigDict, path: pathlib.Path) -> None:
 
 
 def load(workdir: str | pathlib.Path) -> ConfigDict:
-    """The config a workdir was trained with, an earlier version's completed, and
-    locked.
+    """Loads the config that a workdir was trained with, locked.
 
-    What it lacks and its run reads is said on stderr, once. Raises BadInput where there
-    is none.
+    A config of an earlier version is completed; a warning names missing fields that its
+    run reads. Raises BadInput where there is no config or it is damaged.
     """
     path = pathlib.Path(workdir) / "config.json"
     try:
         text = path.read_text(errors="replace")
     except OSError:
         raise BadInput(
-            f"no trained run, {workdir}, in --workdir; it has no config.json, train first"
+            f"{workdir} has no config.json, so it is no trained run. Train first, or give "
+            "another --workdir."
         ) from None
     try:
         config = _thaw(json.loads(text))
-    # of JSON; a dot in the name of a field
+    except json.JSONDecodeError as error:
+        raise _damaged(path, f"line {error.lineno} is no JSON") from None
+    # JSON that nests too deeply, or a dot in the name of a field.
     except (ValueError, RecursionError) as error:
-        where = (
-            f"line {error.lineno}"
-            if isinstance(error, json.JSONDecodeError)
-            else reason(error)
-        )
-        raise BadInput(
-            f"damaged config, {where}, {path}; restore it or use another --workdir"
-        ) from None
-    if not isinstance(config, ConfigDict):
-        raise BadInput(
-            f"damaged config, no fields, {path}; restore it or use another --workdir"
-        )
+        raise _damaged(path, reason(error)) from None
     _check_whole(config, path)
     if config.get("network_file"):
-        # The copy in the workdir, wherever that was moved to.
+        # The workdir's copy, since the workdir may have been moved.
         config.network_file = str(path.with_name(network_file.COPY))
     for sentences in earlier_versions.renew(config):
-        _say_once(f"{path} {sentences}")
+        _warn_once(f"{path} {sentences}")
     return config.lock()
 
 
 def _check_whole(config, path):
-    """Raise BadInput where so much is gone that defaults would make another run of it."""
+    """Raises BadInput where so much is gone that defaults would make another run of it."""
+    if not isinstance(config, ConfigDict):
+        raise _damaged(path, "it has no fields")
     network = config.get("network")
     if not isinstance(network, str):
-        raise BadInput(
-            f"{path} names no network. Restore it from a copy, or use another --workdir."
-        )
+        raise _damaged(path, "it names no network")
     there = {name.rpartition(".")[0] for name in flat(config)}
     own = () if config.get("network_file") else (f"networks.{network}",)
     for section in (*own, "data", "split", "loss", "sampler", "train"):
         if section not in there:
-            raise BadInput(
-                f"{path} has no section {shown(section)}. Restore it from a copy, or use another --workdir."
-            )
+            raise _damaged(path, f"it has no section {shown(section)}")
 
 
-_SAID: set[str] = set()
+def _damaged(path, what):
+    return BadInput(
+        f"{path} is damaged: {what}. Restore it from a copy, or use another --workdir."
+    )
 
 
-def _say_once(text):
-    """A warning; a command loads a config several times."""
-    if text not in _SAID:
-        _SAID.add(text)
-        processes.say(text)
+@functools.cache
+def _warn_once(text):
+    """Prints a warning; the cache keeps a command that loads twice from repeating it."""
+    processes.say(text)
 
 
 def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Raise BadInput when `workdir` belongs to a run that this config would not
-    continue bit for bit.
+    """Raises BadInput where the run in `workdir` would not go on bit for bit.
 
-    A run that was started before data.case was a field goes on with the cases it had,
-    each time: `config` is told so.
+    A run from before data.case was a field goes on with the cases that it had: the
+    field is set in `config`.
     """
     if not (workdir / "config.json").exists():
         return
-    # The field's default then and now: nobody asks for either. Once the run went on,
-    # its config.json has the field.
-    if (
-        load(workdir).data.case == case_names.EACH
-        and config.data.case == case_names.AUTO
-    ):
+    # These are the defaults of then and now, which nobody asks for. Once the run has gone
+    # on, its config.json has the field.
+    stored = load(workdir).data.case
+    if stored == case_names.EACH and config.data.case == case_names.AUTO:
         config.data.case = case_names.EACH
     check_trained(config, workdir)
 
@@ -144,41 +129,39 @@ def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
 def check_trained(
     config: ConfigDict, workdir: pathlib.Path, *, free: tuple[str, ...] = ()
 ) -> None:
-    """Raise BadInput when `workdir` holds no run, or not this config's; fields of FREE
-    and of `free` may differ.
+    """Raises BadInput unless `workdir` holds a run of this config.
+
+    Fields of FREE and of `free` may differ.
     """
     for name, there, here in _differences(workdir, config):
         if not name.startswith((*FREE, *free)):
             raise BadInput(
-                f"workdir of another config, {shown(name)} is {there!r} there and {here!r} here, {workdir}; "
-                "use another --workdir, or the config it was started with"
+                f"{workdir} belongs to another config: {shown(name)} is {there!r} there and "
+                f"{here!r} here. Use another --workdir, or the config it was started with."
             )
 
 
 def check_teacher(config: ConfigDict) -> None:
-    """Raise BadInput when a student's teacher is gone, or has another network or
-    diffusion than its student.
-    """
+    """Raises BadInput unless a student's teacher is there and shares fields of SHARED."""
     workdir = pathlib.Path(files.expanded(config.distill.teacher))
     if not (workdir / "config.json").exists():
         raise BadInput(
-            f"teacher gone, {workdir}, in distill.teacher; put its workdir back there to go on"
+            f"distill.teacher is {workdir}, which has no config.json. Put the teacher's "
+            "workdir back there."
         )
     for name, there, here in _differences(workdir, config):
         if name.startswith(SHARED):
             raise BadInput(
-                f"student unlike its teacher, {here!r} for {there!r}, in {name}; leave it as in {workdir}"
+                f"{name} is {here!r}, but {there!r} in the teacher, {workdir}. Leave it as "
+                "it is there."
             )
 
 
 def _differences(workdir, config):
-    """(field, value in `workdir`, value in `config`) where they differ in what either
-    run reads.
-    """
-    old, new = (
-        flat(load(workdir)),
-        flat(_thaw(json.loads(config.to_json_best_effort()))),
-    )
+    """Yields (field, value in `workdir`, value in `config`) where a run reads the field."""
+    old = flat(load(workdir))
+    # By way of JSON, so that both have the same types.
+    new = flat(_thaw(json.loads(config.to_json_best_effort())))
     here, there = new.get("network_file"), old.get("network_file")
     if here and there and network_file.read(here) == network_file.read(there):
         new["network_file"] = there
@@ -189,9 +172,7 @@ def _differences(workdir, config):
 
 
 def _thaw(value):
-    """JSON back to what a config holds: dicts to ConfigDict, lists to tuples, null to
-    an unset string.
-    """
+    """Turns JSON into what a config holds: ConfigDict, tuples, unset strings for null."""
     if isinstance(value, dict):
         return ConfigDict({name: _thaw(item) for name, item in value.items()})
     if isinstance(value, list):

@@ -1,7 +1,6 @@
-"""The split of a run: recorded when it starts, kept from then on, whatever is added to
-its data.
+"""The split of a run, recorded when it starts and kept from then on.
 
-A case that was added since lies on no side. One that is missing stops whoever needs it.
+A case that is added later lies on no side. A missing one stops the modes that need it.
 """
 
 import dataclasses
@@ -24,41 +23,40 @@ from biedsnet_jax.runtime import files, processes
 
 
 def open_training(cfg: ConfigDict, workdir: Path) -> Data:
-    """The data of a run that starts or goes on, each case on the side that it had at
-    the start.
+    """Opens the data of a run that starts or goes on, on the split of its start.
 
-    A student has its teacher's sides. Raises BadInput where recorded cases are missing.
+    A student has its teacher's split. Raises BadInput where recorded cases are missing.
     """
     record = find_record(cfg, workdir)
     source, root = build_data.open_source(cfg), build_data.data_root(cfg)
     if record is not None:
         check_missing(record, source, workdir, root)
-        data = follow(
-            record, without_added(record, source, workdir, root), workdir, root
-        )
+        source = without_added(record, source, workdir, root)
+        data = follow(record, source, workdir, root)
         for side in SIDES:
             check_any(getattr(data, side), f"slices of the side {side}", root)
         return data
     data = build_data.deal(cfg, source, root)
-    for folder in (workdir, *_teacher(cfg)):
+    folders = [workdir]
+    if "distill" in cfg:
+        folders.append(Path(cfg.distill.teacher))
+    for folder in folders:
         check_tested(folder, data)
         if _is_trained(folder):
             where = "" if folder == workdir else f" in {workdir}"
-            tell_unrecorded(folder, f"They are recorded now{where}.")
+            warn_unrecorded(folder, f"They are recorded now{where}.")
     return data
 
 
 def write(cfg: ConfigDict, workdir: Path, data: Data) -> None:
-    """Record the split of a run that starts, and what was passed over in its data."""
-    if not _is_begun(workdir) or split_record.load(workdir) is None:
-        record = next(
-            filter(None, map(split_record.load, _teacher(cfg))), None
-        ) or make(data)
+    """Records the split of a run that starts, and what was passed over in its data."""
+    if _own_record(workdir) is None:
+        record = _teachers_record(cfg) or make(data)
         twins = record.seen_by_content(record.sides["test"], record.fingerprints)
         if twins:
             build_data.warn(
-                f"The test has {counted(twins)} with the same content as a case of training or "
-                "validation. Keep one of each, or the scores promise too much."
+                f"The test has {counted(twins)} with the same content as a case of training "
+                "or validation. Keep one of each, or the scores promise too much."
             )
         save(workdir, record)
     with files.writing(workdir):
@@ -66,101 +64,103 @@ def write(cfg: ConfigDict, workdir: Path, data: Data) -> None:
 
 
 def make(data: Data) -> SplitRecord:
-    """The record of a split."""
+    """Makes the record of a split."""
     sides = {side: data.cases(side) for side in SIDES}
     dealt = {case for names in sides.values() for case in names}
-    files = {
-        case: paths for case, paths in data.source.facts.files.items() if case in dealt
-    }
+    prints = split_record.fingerprints(files_of(data.source.facts.files, dealt))
     left_out = sorted(set(data.source.cases) - dealt)
-    return SplitRecord(data.root, sides, split_record.fingerprints(files), left_out)
+    return SplitRecord(data.root, sides, prints, left_out)
 
 
 def find_record(cfg: ConfigDict, workdir: Path) -> SplitRecord | None:
-    """The record of a run that was started, else of its teacher."""
-    record = split_record.load(workdir) if _is_begun(workdir) else None
-    if record is None:
-        record = next(filter(None, map(split_record.load, _teacher(cfg))), None)
-    return record
+    """The record of a run that was started, else that of its teacher."""
+    return _own_record(workdir) or _teachers_record(cfg)
 
 
-def _teacher(cfg) -> list[Path]:
-    """The workdir of a student's teacher; none of another run."""
-    return [Path(cfg.distill.teacher)] if "distill" in cfg else []
+def _own_record(workdir):
+    # A record without a config or a step is of a run that never began.
+    if (workdir / "config.json").exists() or _is_trained(workdir):
+        return split_record.load(workdir)
+    return None
 
 
-def _is_begun(workdir):
-    return (workdir / "config.json").exists() or _is_trained(workdir)
+def _teachers_record(cfg):
+    if "distill" not in cfg:
+        return None
+    return split_record.load(Path(cfg.distill.teacher))
 
 
 def _is_trained(workdir):
-    """Whether steps were taken: an imported workdir has a checkpoint of step 0."""
+    """Whether a step was taken; an imported workdir has a checkpoint of step 0."""
     return any(checkpoint_folder.steps(workdir / "checkpoints"))
 
 
 def check_missing(
     record: SplitRecord, source: Source, workdir: Path, root: str
 ) -> None:
-    """Raise BadInput where a case of any side is not there."""
-    # A case may be there without slices, as by data.min_foreground.
+    """Raises BadInput where a recorded case of any side is missing."""
+    # A case may be there without slices, because of data.min_foreground.
     there = set(source.cases) | set(source.facts.files)
     missing = [
         case for side in SIDES for case in record.sides[side] if case not in there
     ]
     if missing:
         raise BadInput(
-            f"Missing from {root or 'the data'}: {counted(missing)} of the {len(record.cases)} that "
-            f"the run in {workdir} was split into. Restore the data, or train anew in another "
-            "--workdir."
+            f"Missing from {root or 'the data'}: {counted(missing)} of the "
+            f"{len(record.cases)} that the run in {workdir} was split into. Restore the "
+            "data, or train anew in another --workdir."
         )
 
 
 def without_added(
     record: SplitRecord, source: Source, workdir: Path, root: str
 ) -> Source:
-    """The source without cases that came since: a slice keeps its number, and with it
-    its noise.
+    """The source without cases that were added since, of which a warning tells.
+
+    So a slice keeps its number, and with it its noise.
     """
     known = record.cases | set(record.left_out)
     added = sorted(set(source.cases) - known)
     if not added:
         return source
     build_data.warn(
-        f"Left out: {counted(added)}, which {root or 'the data'} did not have when the run in "
-        f"{workdir} started."
+        f"Left out: {counted(added)}, which {root or 'the data'} did not have when the run "
+        f"in {workdir} started."
     )
     return Part(source, [i for i, case in enumerate(source.cases) if case in known])
 
 
 def follow(record: SplitRecord, source: Source, workdir: Path, root: str) -> Data:
-    """The source on the recorded sides; cases that hold other bytes now are named."""
-    # Reading the files in one process is enough.
+    """Splits a source as recorded; a warning names cases that hold other bytes now."""
+    # One process reads the files for all.
     if processes.is_first():
         changed = record.changed(files_of(source.facts.files, record.cases))
         if changed:
             build_data.warn(
-                f"Changed since the run in {workdir} started: the files of {counted(changed)} in "
-                f"{root}. Restore them, unless they were repaired on purpose."
+                f"Changed since the run in {workdir} started: the files of "
+                f"{counted(changed)} in {root}. Restore them, unless they were repaired on "
+                "purpose."
             )
-    sides = {side: indices(source.cases, record.sides[side]) for side in SIDES}
-    return Data(source, **sides, root=root)
+    train, val, test = (indices(source.cases, record.sides[side]) for side in SIDES)
+    return Data(source, train=train, val=val, test=test, root=root)
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The examples `indices` of a source, as a source."""
+    """A part of a source as a source of its own: the examples `indices`."""
 
     source: Source
     indices: Sequence[int]
 
     @functools.cached_property
     def cases(self) -> list[str]:
-        """The case of every index."""
-        of_all = self.source.cases
-        return [of_all[i] for i in self.indices]
+        """Case of each example."""
+        cases = self.source.cases
+        return [cases[i] for i in self.indices]
 
     @property
     def facts(self) -> Facts:
+        """Facts of the whole source."""
         return self.source.facts
 
     def __len__(self) -> int:
@@ -170,17 +170,15 @@ class Part:
         return self.source[self.indices[index]]
 
     def verify(self) -> None:
+        """Verifies the whole source."""
         self.source.verify()
 
 
 def tested_cases(workdir: Path) -> list[str] | None:
-    """The cases of results.json, sorted; None where it is not there or does not say.
-
-    Nor does it where it was scored without knowing what the model was trained on: it
-    proves nothing.
-    """
+    """Cases of results.json, sorted; None where it is missing or proves nothing."""
     try:
         results = json.loads((workdir / "results.json").read_text())
+        # It was scored without knowing what the model was trained on.
         if "trained_on" in results and results["trained_on"] is None:
             return None
         return sorted(map(str, results["cases"]))
@@ -189,46 +187,46 @@ def tested_cases(workdir: Path) -> list[str] | None:
 
 
 def check_tested(workdir: Path, data: Data) -> None:
-    """Raise BadInput where a workdir without a record was tested on other cases than
-    are dealt.
-    """
+    """Raises BadInput where a workdir without a record was tested on other cases."""
     tested = tested_cases(workdir)
     if tested is not None and tested != data.cases("test"):
         other = sorted(set(tested) ^ set(data.cases("test")))
         raise BadInput(
-            f"The data changed since {workdir} was tested, which has no record of its split: "
-            f"{counted(other)} would change sides. Restore the data as they were, or score named "
-            "cases with --mode=evaluate --config.split.test=\"('NAME',)\"."
+            f"The data changed since {workdir} was tested, which has no record of its "
+            f"split: {counted(other)} would change sides. Restore the data as they were, or "
+            "score named cases with --mode=evaluate --config.split.test=\"('NAME',)\"."
         )
 
 
-def tell_unrecorded(workdir: Path, what: str) -> None:
-    """Say that a workdir is of an earlier version, and what follows from it."""
+def warn_unrecorded(workdir: Path, consequence: str) -> None:
+    """Warns that a workdir is of an earlier version, and of what follows from it."""
     build_data.warn(
-        f"{workdir} has no record of its split, so its cases are dealt as its config says. {what}"
+        f"{workdir} has no record of its split, so its cases are dealt as its config says. "
+        f"{consequence}"
     )
 
 
 def counted(names: Iterable[str]) -> str:
-    """Such as "2 cases (a, b)"."""
+    """Number and names of cases, such as "2 cases (a, b)"."""
     names = list(names)
-    return f"{len(names)} case{'s' * (len(names) != 1)} ({listed(names)})"
+    noun = "case" if len(names) == 1 else "cases"
+    return f"{len(names)} {noun} ({listed(names)})"
 
 
 def files_of(files: Mapping[str, Any], cases: Iterable[str]) -> dict[str, Any]:
-    """The files of these cases, of those that have any."""
+    """Files of the given cases, for those that have any."""
     chosen = set(cases)
     return {case: paths for case, paths in files.items() if case in chosen}
 
 
 def indices(cases: Sequence[str], chosen: Iterable[str]) -> list[int]:
-    """The numbers of the slices of these cases."""
+    """Indices of the slices of the chosen cases."""
     chosen = set(chosen)
     return [i for i, case in enumerate(cases) if case in chosen]
 
 
 def check_any(chosen, what, root):
-    """Raise BadInput where no slice is chosen."""
+    """Raises BadInput where no slice is chosen; `what` names the slices."""
     if not chosen:
         raise BadInput(
             f"{root or 'The source'} has no {what}. Restore the files of its cases."
@@ -236,6 +234,6 @@ def check_any(chosen, what, root):
 
 
 def save(workdir: Path, record: SplitRecord) -> None:
-    """Write a record. Raises BadInput where it cannot be written."""
+    """Writes a record. Raises BadInput where it cannot be written."""
     with files.writing(workdir):
         split_record.save(workdir, record)

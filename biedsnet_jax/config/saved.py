@@ -1,10 +1,8 @@
-"""The config file that stands for a workdir: `--config=saved.py:WORKDIR` loads
-WORKDIR/config.json.
-"""
+"""A config file that stands for a workdir: `saved.py:WORKDIR` loads its config.json."""
 
 from biedsnet_jax.config import run_config
 
 
 def get_config(workdir: str):
-    """The config that `workdir` was trained with."""
+    """Loads the config that `workdir` was trained with."""
     return run_config.load(workdir)

@@ -1,8 +1,6 @@
-"""Which case lies on which side of a run's split, and what its files held: `split.json`
-of a workdir.
+"""The split of a run, `split.json` of its workdir: each case's side and fingerprint.
 
-It is written when a run starts. From then on the split is this one, whatever is added
-to the data.
+It is written when a run starts, and kept from then on, whatever is added to the data.
 """
 
 import dataclasses
@@ -17,48 +15,50 @@ from biedsnet_jax.runtime import files
 
 NAME = "split.json"
 SIDES = ("train", "val", "test")
-# Sides that a model was made with, the one that tells most last.
+# Sides that a model has seen. Training comes last, so that it wins in a dict.
 SEEN = ("val", "train")
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitRecord:
-    """The cases of each side of SIDES, where their data lay, and a fingerprint of each
-    case.
-    """
+    """The cases of each side, where their data lay, and a fingerprint of each case."""
 
-    root: str  # an absolute path; empty for a source that reads no folder
+    # An absolute path; empty for a source that reads no folder.
+    root: str
+    # By the names in SIDES.
     sides: Mapping[str, Sequence[str]]
-    fingerprints: Mapping[str, str]  # empty for a source that reads no files
-    left_out: Sequence[str] = ()  # cases that were there and lie on no side
+    # Empty for a source that reads no files.
+    fingerprints: Mapping[str, str]
+    # Cases that were there and lie on no side.
+    left_out: Sequence[str] = ()
 
     @property
     def cases(self) -> set[str]:
-        """The cases of all sides."""
+        """Cases of all sides."""
         return {case for side in SIDES for case in self.sides[side]}
 
     def changed(self, of_cases: Mapping[str, Sequence[Path]]) -> list[str]:
-        """Those of the cases that hold other bytes than were recorded, sorted.
+        """Cases that hold other bytes than were recorded, sorted.
 
-        A case is passed over where either side has no files to compare.
+        `of_cases` are the files of each case. A case is passed over where there are no
+        files to compare, now or in the record.
         """
-        known = {
-            case: paths for case, paths in of_cases.items() if case in self.fingerprints
-        }
-        now = fingerprints(known)
-        return sorted(
-            case for case, found in now.items() if found != self.fingerprints[case]
-        )
+        known = sorted(of_cases.keys() & self.fingerprints.keys())
+        now = fingerprints({case: of_cases[case] for case in known})
+        return [case for case in known if now[case] != self.fingerprints[case]]
 
     def seen_by_name(self, cases: Iterable[str]) -> dict[str, str]:
-        """Case -> side, of the cases that were trained or validated on."""
+        """Side of each of the cases that was trained or validated on, by its name."""
         side_of = {case: side for side in SEEN for case in self.sides[side]}
         return {case: side_of[case] for case in sorted(cases) if case in side_of}
 
     def seen_by_content(
         self, cases: Iterable[str], prints: Mapping[str, str]
     ) -> dict[str, str]:
-        """The same by their fingerprints, whatever they are called."""
+        """Side of each of the cases whose content was trained or validated on.
+
+        `prints` are the fingerprints of the cases, whatever they are called.
+        """
         side_of = {
             self.fingerprints[case]: side
             for side in SEEN
@@ -70,64 +70,61 @@ class SplitRecord:
 
 
 def fingerprints(of_cases: Mapping[str, Sequence[Path]]) -> dict[str, str]:
-    """A hash of what each case's files hold, whatever the case and its files are
-    called.
+    """Hash of what each case's files hold, whatever they are called.
 
     Raises BadInput for a file that cannot be read.
     """
-
-    def of_file(path: Path) -> str:
-        try:
-            return files.fingerprint(path)
-        except OSError as error:
-            raise BadInput(
-                f"Cannot read {path}: {reason(error)}. Replace or remove it."
-            ) from error
-
     paths = [path for of_case in of_cases.values() for path in of_case]
     with ThreadPoolExecutor() as pool:
-        known = dict(zip(paths, pool.map(of_file, paths)))
-    return {
-        case: hashlib.sha256(
-            "".join(sorted(known[path] for path in of_case)).encode()
-        ).hexdigest()[:32]
-        for case, of_case in of_cases.items()
-    }
+        known = dict(zip(paths, pool.map(_fingerprint, paths)))
+    found = {}
+    for case, of_case in of_cases.items():
+        together = "".join(sorted(known[path] for path in of_case))
+        found[case] = hashlib.sha256(together.encode()).hexdigest()[:32]
+    return found
+
+
+def _fingerprint(path):
+    try:
+        return files.fingerprint(path)
+    except OSError as error:
+        raise BadInput(
+            f"Cannot read {path}: {reason(error)}. Replace or remove it."
+        ) from error
 
 
 def save(workdir: Path, record: SplitRecord) -> None:
-    """Write the record of a run that starts."""
+    """Writes the record of a run that starts."""
     files.write_json(workdir / NAME, dataclasses.asdict(record))
 
 
 def load(workdir: Path) -> SplitRecord | None:
-    """The record of a run; None where an earlier version started it. Raises BadInput
-    for a damaged one.
+    """Loads the record of a run; None where an earlier version started it.
+
+    Raises BadInput for a damaged record.
     """
     path = workdir / NAME
     try:
-        fields = {"left_out": (), **json.loads(path.read_text())}
-        record = SplitRecord(**fields | {"left_out": tuple(fields["left_out"])})
-        names = [name for side in SIDES for name in record.sides[side]]
-        sound = all(isinstance(name, str) for name in names) and len(names) == len(
-            set(names)
-        )
-        sound = sound and all(isinstance(name, str) for name in record.left_out)
-        sound = (
-            sound
-            and isinstance(record.root, str)
-            and isinstance(record.fingerprints, dict)
-        )
+        record = SplitRecord(**json.loads(path.read_text()))
+        record = dataclasses.replace(record, left_out=tuple(record.left_out))
+        _check_types(record)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _damaged(path, reason(error)) from error
-    if not sound:
-        raise _damaged(path, "no lists of cases")
+        raise BadInput(
+            f"{path} is damaged: {reason(error)}. Restore it from a copy: it says which "
+            "cases the run was trained on."
+        ) from error
     return record
 
 
-def _damaged(path: Path, what: str) -> BadInput:
-    return BadInput(
-        f"{path} is damaged: {what}. Restore it from a copy: it says which cases the run was trained on."
-    )
+def _check_types(record):
+    """Raises ValueError where a record read from a file has no lists of cases."""
+    names = [name for side in SIDES for name in record.sides[side]]
+    if len(names) > len(set(names)):
+        raise ValueError("a case lies on two sides")
+    texts = [record.root, *names, *record.left_out]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("no lists of cases")
+    if not isinstance(record.fingerprints, dict):
+        raise ValueError("no fingerprints")

@@ -1,8 +1,7 @@
-"""The config file that stands for a student of a workdir:
-`--config=student.py:WORKDIR`, for mode distill.
+"""A config file for mode distill: `student.py:WORKDIR` is a student of a trained run.
 
-It is the teacher's with these fields changed, and a section `distill`, which no other
-config has.
+It has the teacher's config with these fields changed, and a section `distill`, which no
+other config has.
 """
 
 import os
@@ -13,15 +12,15 @@ from biedsnet_jax.config import run_config
 
 
 def get_config(workdir: str) -> ConfigDict:
-    """What a student of the run in `workdir` trains with, before overrides."""
+    """The config of a student of the run in `workdir`, before overrides."""
     c = run_config.load(workdir)
     distill = ConfigDict()
     distill.teacher = os.path.abspath(workdir)
-    # of the teacher's checkpoint; set by mode distill
+    # Step of the teacher's checkpoint, which mode distill sets.
     distill.step = 0
-    # N, times that the student is made consistent over
+    # N, the number of times that the student is made consistent over.
     distill.grid = min(10, c.diffusion.timesteps)
-    # of the loss against the true mask, beside 1 for that against the teacher's
+    # Weight of the loss against the true mask; the one against the teacher's has 1.
     distill.truth_weight = 1.0
     with c.unlocked():
         c.distill = distill
@@ -31,5 +30,5 @@ def get_config(workdir: str) -> ConfigDict:
     # It starts as the teacher, so a part of the teacher's training is enough.
     c.train.steps = max(1, c.train.steps // 4)
     c.train.warmup_steps = min(c.train.warmup_steps, c.train.steps // 10)
-    c.train.learning_rate = c.train.learning_rate / 4
+    c.train.learning_rate /= 4
     return c

@@ -98,7 +98,7 @@ def _open_unrecorded(saved, workdir, source, root, *, named):
     record = run_split.make(data)
     if processes.is_first():
         run_split.save(workdir, record)
-    run_split.tell_unrecorded(
+    run_split.warn_unrecorded(
         workdir, "Its results.json has the same cases, so they are recorded now."
     )
     return data, record

@@ -1,17 +1,16 @@
-"""Mode export: a trained model as a folder that runs without this package and without
-Flax.
+"""Mode export: a trained model as a folder that runs without this package and Flax.
 
-`predict.stablehlo` is the program (jax.export), `weights.npz` what it was trained to,
-`export.json` how it is called, `load.py` an example of that, `MODEL_CARD.md` what the
+`predict.stablehlo` is the program (jax.export), `weights.npz` its weights, `export.json`
+its inputs and outputs, `load.py` an example of a call, and `MODEL_CARD.md` says what the
 model is and how good.
 """
 
 import hashlib
-import importlib.metadata
 import io
 import pathlib
 
 import jax
+import jaxlib
 import numpy as np
 from jax import export
 
@@ -22,47 +21,52 @@ from biedsnet_jax.exporting import loader, model_card, program
 from biedsnet_jax.prediction import trained
 from biedsnet_jax.runtime import files, processes
 
-PROGRAM, WEIGHTS, ABOUT, LOADER, CARD = (
-    "predict.stablehlo",
-    "weights.npz",
-    "export.json",
-    "load.py",
-    "MODEL_CARD.md",
-)
+PROGRAM = "predict.stablehlo"
+WEIGHTS = "weights.npz"
+ABOUT = "export.json"
+LOADER = "load.py"
+CARD = "MODEL_CARD.md"
 _MEANS = {
-    "image": "slices in the units of the training files, at this size; window and normalisation are in the program",
-    "number": "of each slice in its scan, from 0; with the seed it chooses the noise, so that batches decide nothing",
-    "seed": "of the noise",
-    "probability": "of each class; the mask is where it exceeds the threshold",
-    "entropy": "of the samples' mean, in bits",
-    "mutual_information": "what of the entropy the samples' disagreement explains, in bits",
-    "variance": "of the samples",
-    "samples": "probability of each sample",
+    "image": (
+        "slices of this size, in the units of the training files; the program applies "
+        "window and normalisation"
+    ),
+    "number": (
+        "number of each slice in its scan, from 0; it chooses the noise together with the "
+        "seed, so that batches do not"
+    ),
+    "seed": "seed of the noise",
+    "probability": "probability of each class; the mask is where it exceeds the threshold",
+    "entropy": "entropy of the samples' mean, in bits",
+    "mutual_information": "part of the entropy that the samples' disagreement explains, in bits",
+    "variance": "variance of the samples",
+    "samples": "probability of each class in each sample",
 }
 
 
 def run(cfg, workdir: str, output: str | None, *, keep_samples: bool = False) -> None:
-    """Write the best checkpoint of `workdir`, and how `cfg` samples with it, to the
-    folder `output`.
+    """Exports the best checkpoint of `workdir`, sampled as `cfg` says, to `output`.
 
-    Raises BadInput where the workdir holds no run, or not this config's, and where the
-    folder holds anything else.
+    Raises BadInput where the workdir holds no run of this config, and where the folder
+    holds anything but an export.
     """
     if not output:
         raise BadInput(
-            "no folder, nothing, in --output; give the folder that the program goes to"
+            "--output is missing. Give the folder that the program is written to."
         )
     check_config(cfg)
     if processes.several():
         raise BadInput(
-            f"several processes, {jax.process_count()}, in --num_processes; export with one"
+            f"--num_processes is {jax.process_count()}. Export with one process."
         )
     folder = pathlib.Path(output)
     _check_folder(folder)
     with files.writing(folder, another="--output"):
         files.check_writable(folder)
+    # Read first, so that damaged results stop the export before anything compiles.
     results = model_card.read_results(pathlib.Path(workdir))
     model = trained.load(pathlib.Path(workdir), cfg)
+    # Lowering needs their shapes alone; the values go into a file of their own.
     weights = program.flatten(jax.device_get(model.variables))
     exported = program.lower(model, weights, keep_samples=keep_samples)
     binaries = {PROGRAM: bytes(exported.serialize()), WEIGHTS: _npz(weights)}
@@ -76,16 +80,20 @@ def run(cfg, workdir: str, output: str | None, *, keep_samples: bool = False) ->
         f"{name} {len(data) / 1e6:.1f} MB" for name, data in binaries.items()
     )
     print(
-        f"{sizes}, for {', '.join(exported.platforms)}; {folder / LOADER} shows how to call it"
+        f"{sizes}, for {', '.join(exported.platforms)}. {folder / LOADER} shows how to "
+        "call it."
     )
 
 
 def describe(
     model: trained.Trained, exported: export.Exported, weights: dict[str, np.ndarray]
 ) -> dict:
-    """What export.json holds: all that a caller has to know, and what the model is."""
+    """Contents of export.json: what a caller has to know, and what the model is."""
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-    (_, *inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    # The first input is the weights, which weights.npz holds.
+    (_, image, number, seed), _ = jax.tree.unflatten(
+        exported.in_tree, exported.in_avals
+    )
     cfg = model.config
     data, diffusion = cfg.data, model.segmenter.draws_samples
     return {
@@ -97,63 +105,63 @@ def describe(
         "dtype": cfg.dtype,
         "checkpoint_step": model.step,
         "train_steps": cfg.train.steps,
-        "inputs": dict(
-            zip(
-                ("image", "number", "seed"),
-                map(_field, inputs, ("image", "number", "seed")),
-            )
-        ),
+        "inputs": {
+            "image": _field(image, "image"),
+            "number": _field(number, "number"),
+            "seed": _field(seed, "seed"),
+        },
         "outputs": {name: _field(aval, name) for name, aval in outputs.items()},
         "threshold": cfg.threshold,
         "classes": data.classes,
-        # values in the training masks
+        # Values in the training masks.
         "labels": [list(labels) for labels in build_data.class_labels(cfg)],
         "seed": cfg.seed,
         "sampler": dict(cfg.sampler) if diffusion else None,
         "fusion": cfg.fusion if diffusion else None,
         "data": {
-            name: data[name]
-            for name in ("name", "size", "channels", "context", "normalise")
-        }
-        | {"window": list(data.window)},
+            "name": data.name,
+            "size": data.size,
+            "channels": data.channels,
+            "context": data.context,
+            "normalise": data.normalise,
+            "window": list(data.window),
+        },
         "split": cfg.split.to_dict(),
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("jax", "jaxlib")
-        },
+        "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
     }
 
 
-def _field(aval, name) -> dict:
+def _field(aval, name):
     shape = [size if isinstance(size, int) else str(size) for size in aval.shape]
     return {"shape": shape, "dtype": str(aval.dtype), "means": _MEANS[name]}
 
 
-def _npz(weights) -> bytes:
+def _npz(weights):
     file = io.BytesIO()
     np.savez(file, **weights)
     return file.getvalue()
 
 
 def _check_folder(folder):
-    """None yet, one of an earlier export, or what a killed one left."""
+    """Raises BadInput unless a folder is new or of an export, also of a killed one."""
     if not folder.exists():
         return
-    names = (
-        {path.name.removeprefix(".partial_") for path in folder.iterdir()}
-        if folder.is_dir()
-        else {"a file"}
+    if folder.is_dir():
+        names = {path.name.removeprefix(".partial_") for path in folder.iterdir()}
+        if ABOUT in names or names <= {PROGRAM, WEIGHTS, LOADER, CARD}:
+            return
+    raise BadInput(
+        f"--output is {folder}, which is no export. Give a new folder, or that of an "
+        "earlier export."
     )
-    if ABOUT not in names and not names <= {PROGRAM, WEIGHTS, LOADER, CARD}:
-        raise BadInput(
-            f"folder of something else, {folder}, in --output; give a new one, or that of an earlier export"
-        )
 
 
 def _write(folder, about, binaries, card):
-    """What a killed export leaves has no export.json, and is not loaded."""
+    """Writes the files of an export."""
     folder.mkdir(parents=True, exist_ok=True)
+    # export.json comes last, so that what a killed export leaves is not loaded.
     (folder / ABOUT).unlink(missing_ok=True)
     for name, data in binaries.items():
         files.write_bytes(folder / name, data)

@@ -1,8 +1,9 @@
-"""Segment slices with the program in this file's folder: python load.py SLICES.npy
-MASKS.npz
+"""Segments slices with the program in this file's folder.
 
-Needs `pip install jax numpy flatbuffers`, no more. SLICES.npy holds "b h w c" in the
-units of the training files and of the size that export.json names, since nothing is
+    python load.py SLICES.npy MASKS.npz
+
+It needs `pip install jax numpy flatbuffers`, no more. SLICES.npy holds "b h w c", in the
+units of the training files and at the size that export.json names, since nothing is
 resized here. For research, not for diagnosis.
 """
 
@@ -16,14 +17,14 @@ from jax import export
 
 
 def load(folder):
-    """(what export.json says, a function of slices that gives "b h w k" maps by name)."""
+    """Returns what export.json says, and a function from slices to "b h w k" maps."""
     about = json.loads((folder / "export.json").read_text())
     program = jax.jit(
         export.deserialize(bytearray((folder / "predict.stablehlo").read_bytes())).call
     )
     weights = jax.device_put(dict(np.load(folder / "weights.npz")))
 
-    # first: the number of slices[0] in its scan, for the noise
+    # `first` is the number of slices[0] in its scan, which chooses the noise.
     def predict(slices, seed=about["seed"], first=0):
         number = np.arange(first, first + len(slices), dtype=np.int32)
         return jax.device_get(
@@ -38,7 +39,8 @@ if __name__ == "__main__":
     slices, shape = np.load(sys.argv[1]), about["inputs"]["image"]["shape"]
     if slices.ndim != 4 or list(slices.shape[1:]) != shape[1:]:
         sys.exit(
-            f"slices of another shape, {slices.shape}, {sys.argv[1]}; bring them to {shape}, b as many as you like"
+            f"{sys.argv[1]} has slices of shape {slices.shape}. Bring them to {shape}, with "
+            "any b."
         )
     maps = predict(slices)
     np.savez(sys.argv[2], mask=maps["probability"] > about["threshold"], **maps)

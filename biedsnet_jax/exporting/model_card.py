@@ -1,5 +1,4 @@
-"""The model card of an export: what the model is, what it was trained on, how good it
-is, what it is not for.
+"""The model card of an export: what the model is, its data, its scores, its limits.
 
 Every figure comes from the workdir; what is not there is called not measured. Sections
 follow Mitchell et al. 2019, "Model cards for model reporting" (arXiv:1810.03993).
@@ -14,11 +13,19 @@ from biedsnet_jax.scoring.false_lesions import number
 
 _NONE = "not measured"
 _METRICS = {
-    "dice": "Dice", "iou": "IoU", "recall": "recall", "precision": "precision", "hd95": "HD95, pixels",
-    "assd": "ASSD, pixels", "nsd": "NSD", "hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm", "nsd_mm": "NSD, mm",
-}  # fmt: skip
-# What results.json must share with export.json for its scores to be this program's.
-_SAME = (
+    "dice": "Dice",
+    "iou": "IoU",
+    "recall": "recall",
+    "precision": "precision",
+    "hd95": "HD95, pixels",
+    "assd": "ASSD, pixels",
+    "nsd": "NSD",
+    "hd95_mm": "HD95, mm",
+    "assd_mm": "ASSD, mm",
+    "nsd_mm": "NSD, mm",
+}
+# Fields that results.json must share with export.json for its scores to be this program's.
+SHARED = (
     "row",
     "network",
     "parameters",
@@ -29,26 +36,34 @@ _SAME = (
     "sampler",
 )
 _USE = """\
-For research: to study and compare methods, to measure on data with known truth, to draft outlines that an expert
-corrects. **Not for diagnosis, triage or treatment.** It is no medical device, and was not tested as one."""
+For research: to study and compare methods, to measure on data with known truth, to draft
+outlines that an expert corrects. **Not for diagnosis, triage or treatment.** It is no medical
+device, and was not tested as one."""
 _CALL = """\
-`pip install jax numpy flatbuffers`, then `python load.py SLICES.npy MASKS.npz`. `export.json` says what goes in and
-what comes out; slices must have the size above. A jax older than the one of the export may refuse it, and so may one
-that is half a year newer."""
+`pip install jax numpy flatbuffers`, then `python load.py SLICES.npy MASKS.npz`. `export.json`
+describes inputs and outputs; slices must have the size above. A jax older than the one of the
+export may refuse it, and so may one that is half a year newer."""
 
 
 def read_results(workdir: pathlib.Path) -> dict | None:
-    """The fields of results.json, None where the workdir was never evaluated. Raises
-    BadInput where it is damaged.
+    """Fields of results.json; None where the workdir was never evaluated.
+
+    Raises BadInput where it is damaged.
     """
-    return results.load(workdir).fields if (workdir / "results.json").exists() else None
+    if not (workdir / "results.json").exists():
+        return None
+    return results.load(workdir).fields
 
 
 def card(about: dict, scores: dict | None) -> str:
-    """Markdown; `about` is what export.json holds, `scores` what results.json does,
-    None where there is none.
+    """Model card as Markdown, from the fields of export.json and results.json.
+
+    `scores` is None where there is no results.json.
     """
-    own = None if scores is None or differences(about, scores) else scores
+    # Scores of other settings are shown, but say nothing of this program's limits.
+    own = scores
+    if scores and differences(about, scores):
+        own = None
     sections = {
         "Intended use": _USE,
         "Model": _list(_model(about)),
@@ -63,68 +78,82 @@ def card(about: dict, scores: dict | None) -> str:
 
 
 def differences(about: dict, scores: dict) -> list[str]:
-    """In which settings the scores are not this program's."""
-    pairs = {name: (scores.get(name), about[name]) for name in _SAME}
+    """Settings of the scores that are not this program's, in words."""
     return [
-        f"{name} {_plain(there)} there, {_plain(here)} here"
-        for name, (there, here) in pairs.items()
-        if there != here
+        f"{name} {_plain(scores.get(name))} there, {_plain(about[name])} here"
+        for name in SHARED
+        if scores.get(name) != about[name]
     ]
 
 
-def _model(about) -> dict[str, str]:
-    sampler, how = about["sampler"], "one pass, without samples and uncertainty"
+def _model(about):
+    sampler, method = about["sampler"], "one pass, without samples and uncertainty"
     if sampler:
-        how = f"diffusion ({sampler['method']}), steps {sampler['steps']}, samples {sampler['ensemble']}"
-        how += f", fused by {about['fusion']}"
+        method = (
+            f"diffusion ({sampler['method']}), steps {sampler['steps']}, samples "
+            f"{sampler['ensemble']}, fused by {about['fusion']}"
+        )
     return {
-        "Network": f"{about['network']}, {about['parameters']:,} parameters, computes in {about['dtype']}",
-        "Method": how,
+        "Network": (
+            f"{about['network']}, {about['parameters']:,} parameters, computes in "
+            f"{about['dtype']}"
+        ),
+        "Method": method,
         "Mask": f"where the probability exceeds {about['threshold']:g}",
         "Classes": f"{about['classes']}, of the label values {_plain(about['labels'])}",
-        "Checkpoint": f"step {about['checkpoint_step']} of {about['train_steps']}, seed {about['seed']}",
+        "Checkpoint": (
+            f"step {about['checkpoint_step']} of {about['train_steps']}, seed "
+            f"{about['seed']}"
+        ),
     }
 
 
-def _data(about, scores) -> dict[str, str]:
-    data, channels = about["data"], f"{about['data']['channels']} channel"
-    channels += (
-        f"s, {data['context']} slices on each side among them"
-        if data["context"]
-        else ""
-    )
+def _data(about, scores):
+    data = about["data"]
+    channels = f"{data['channels']} channel"
+    if data["context"]:
+        channels += f"s, {data['context']} slices on each side among them"
     tested = _NONE
     if scores:
-        cases, slices = (
-            number(scores["n_cases"], "case"),
-            number(scores["n_images"], "slice"),
-        )
+        cases = number(scores["n_cases"], "case")
+        slices = number(scores["n_images"], "slice")
         tested = f"{cases}, {slices}: {', '.join(scores.get('cases', []))}"
     return {
         "Set": data["name"],
         "Slices": f"{data['size']}x{data['size']} pixels, {channels}",
-        "Intensities": f"window {_plain(data['window']) or 'none'}, then {data['normalise']} in each slice",
+        "Intensities": (
+            f"window {_plain(data['window']) or 'none'}, then {data['normalise']} in each "
+            "slice"
+        ),
         "Split": _split(about["split"]),
         "Tested on": tested,
         "Patients, scanners, sites": "not recorded in the workdir",
     }
 
 
-def _split(split) -> str:
+def _split(split):
     if split["train"] or split["val"] or split["test"]:
         return "by case, as named in the config"
     if split["folds"]:
-        return f"by case, fold {split['fold']} of {split['folds']} is tested, seed {split['seed']}"
-    return f"by case, {_plain(split['fractions'])} train, validation, test, seed {split['seed']}"
+        return (
+            f"by case, fold {split['fold']} of {split['folds']} is tested, seed "
+            f"{split['seed']}"
+        )
+    return (
+        f"by case, {_plain(split['fractions'])} train, validation, test, seed "
+        f"{split['seed']}"
+    )
 
 
-def _scores(about, scores) -> str:
+def _scores(about, scores):
     if scores is None:
         return "Not measured: the workdir was never evaluated."
+    size = about["data"]["size"]
     caption = (
-        f"Test split, at {about['data']['size']}x{about['data']['size']}; slices without truth count in no mean of "
-        "these. The interval resamples the tested cases; it says nothing of other scanners or sites. NSD within "
-        f"{scores['nsd_tolerance']:g} pixels, or {scores.get('nsd_tolerance_mm', 2.0):g} mm."
+        f"Test split, at {size}x{size}; slices without truth count in no mean of these. The "
+        "interval resamples the tested cases; it says nothing of other scanners or sites. "
+        f"NSD within {scores['nsd_tolerance']:g} pixels, or "
+        f"{scores.get('nsd_tolerance_mm', 2.0):g} mm."
     )
     if other := differences(about, scores):
         caption = (
@@ -143,30 +172,34 @@ def _scores(about, scores) -> str:
     return f"{caption}\n\n" + "\n".join(header + rows) + f"\n\n{speed}"
 
 
-def _rows(standard, prefix) -> list[str]:
+def _rows(standard, prefix):
     lines = []
     for name, title in _METRICS.items():
         if entry := standard.get(name):
             low, high = entry["ci95"]
             interval = "too few cases" if low is None else f"{low:.3f} to {high:.3f}"
-            lines.append(
-                f"| {prefix}{title} | {_number(entry['mean'])} | {interval} | {_number(entry['per_case_mean'])} |"
-            )
+            per_image, per_case = map(_number, (entry["mean"], entry["per_case_mean"]))
+            lines.append(f"| {prefix}{title} | {per_image} | {interval} | {per_case} |")
     return lines
 
 
-def _limits(about, scores) -> dict[str, str]:
+def _limits(about, scores):
     missed, without, lesions = _NONE, _NONE, _NONE
     if scores:
-        masks = scores["n_images"] * about["classes"]
-        false = len(scores["false_positive_slices"])
-        missed = f"{scores['n_missed']} of {masks - scores['n_empty']} masks with truth were empty, and {false} of "
-        missed += f"{scores['n_empty']} without truth were not"
+        empty = scores["n_empty"]
+        with_truth = scores["n_images"] * about["classes"] - empty
+        missed = (
+            f"{scores['n_missed']} of {with_truth} masks with truth were empty, and "
+            f"{len(scores['false_positive_slices'])} of {empty} without truth were not"
+        )
         if "without_lesion" in scores:
             without = ". ".join(false_lesions.of_results(scores))
             without = without or "every slice of the test has a lesion"
         if count := scores.get("lesions"):
-            lesions = f"{count['found']} of {count['true']} found, {count['false']} of {count['predicted']} made up"
+            lesions = (
+                f"{count['found']} of {count['true']} found, {count['false']} of "
+                f"{count['predicted']} made up"
+            )
     neighbours = "with its neighbours" if about["data"]["context"] else "alone"
     return {
         "Missed and made up": missed,
@@ -175,20 +208,24 @@ def _limits(about, scores) -> dict[str, str]:
         "Other data than the tested cases": _NONE,
         "Differences between patients, scanners and sites": _NONE,
         "Whether the probability and the uncertainty are calibrated": _NONE,
-        "What it sees": f"one slice {neighbours}, at the size above; details that the resizing loses are lost",
+        "What it sees": (
+            f"one slice {neighbours}, at the size above; details that the resizing loses "
+            "are lost"
+        ),
     }
 
 
-def _list(fields: dict[str, str]) -> str:
+def _list(fields):
     return "\n".join(f"- **{name}**: {escaped(text)}" for name, text in fields.items())
 
 
-def _number(value) -> str:
+def _number(value):
+    # Results hold None where no slice has a defined score.
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def _plain(value) -> str:
-    """A value of JSON in words."""
+def _plain(value):
+    """Words for a value of JSON."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):

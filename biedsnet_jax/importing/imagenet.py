@@ -1,23 +1,21 @@
-"""ImageNet weights as a start for the two transformers, from the files their authors
-publish.
+"""ImageNet weights, as their authors publish them, as a start for the two transformers.
 
-`load_pretrained_vit_r50`: TransUNet's encoder from google-research/vision_transformer's
-`R50+ViT-B_16.npz`. `load_pretrained_swin_t`: SwinUNet from microsoft/Swin-Transformer's
-Swin-T, whose stage i starts both the encoder's stage i and the decoder's stage at the
-same resolution, as the authors of Swin-Unet do.
+TransUNet's encoder starts from `R50+ViT-B_16.npz` of google-research/vision_transformer,
+SwinUNet from Swin-T of microsoft/Swin-Transformer. Stage i of Swin-T starts both the
+encoder's stage i and the decoder's stage at the same resolution, as in Swin-Unet.
 
-Each parameter asks for its tensor by name, through the tables below; those that match
-none (decoder, head) stay as they are, and tensors nobody asks for (classifier, class
-token, blocks beyond a stage's depth) are left.
+The tables below name the tensor of each parameter. Parameters without one (decoder,
+head) stay as they are, and tensors without a parameter (classifier, class token, blocks
+beyond a stage's depth) are left out.
 
-A table of positions made for another size is resized linearly with its corners kept, so
-that an entry keeps its position relative to the whole; the authors of TransUNet do this
-to theirs, those of Swin-Unet leave it out.
+A table of positions of another size is resized linearly with its corners kept, so that
+an entry keeps its position relative to the whole. The authors of TransUNet do the same;
+those of Swin-Unet leave such a table out.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +24,9 @@ from flax import traverse_util
 from jaxtyping import Float
 
 from biedsnet_jax.errors import BadInput
+from biedsnet_jax.importing.torch_weights import list_misfits
 
-# (regex of a parameter's path, its tensor's name): the first full match counts.
+# (regex of a parameter's path, its tensor's name). The first full match counts.
 _VIT_R50 = (
     (r"resnet/root_(conv|gn)/(\w+)", r"\1_root/\2"),
     (r"resnet/(block\d)_(unit\d)/(\w+/\w+)", r"\1/\2/\3"),
@@ -61,12 +60,20 @@ _SWIN_T = (
 )
 
 
-def load_pretrained_vit_r50(tensors: Mapping[str, np.ndarray], variables: dict) -> dict:
-    """Variables of a TransUNet with the encoder (ResNet, positions, transformer) of an
-    R50-ViT `.npz`.
+def find_loader(network: str, names: Collection[str]) -> Callable | None:
+    """Loader of the tensors of an ImageNet classifier; None for the network's own."""
+    if network == "trans_unet" and any(n.startswith("Transformer/") for n in names):
+        return load_pretrained_vit_r50
+    if network == "swin_unet" and "head.weight" in names:
+        return load_pretrained_swin_t
+    return None
 
-    tensors: name -> array, as `numpy.load` gives it; convolutions HWIO.
-    Raises BadInput that names every missing and misshapen tensor.
+
+def load_pretrained_vit_r50(tensors: Mapping[str, np.ndarray], variables: dict) -> dict:
+    """Starts a TransUNet's encoder (ResNet, positions, transformer) from an R50-ViT.
+
+    `tensors` are arrays by name, as in its `.npz`; convolutions are HWIO. Returns all
+    variables. Raises BadInput that names every missing and misshapen tensor.
     """
     return _start(
         variables,
@@ -78,50 +85,33 @@ def load_pretrained_vit_r50(tensors: Mapping[str, np.ndarray], variables: dict) 
 
 
 def load_pretrained_swin_t(tensors: Mapping[str, np.ndarray], variables: dict) -> dict:
-    """Variables of a SwinUNet with encoder and decoder blocks of a Swin-T state_dict
-    (official names).
+    """Starts a SwinUNet's encoder and decoder blocks from a Swin-T.
 
-    tensors: name -> array, as `weight_files.read_state` gives it; convolutions OIHW,
-    linear layers OI. Raises BadInput that names every missing and misshapen tensor.
+    `tensors` are arrays by their official names; convolutions are OIHW, linear layers
+    OI. Returns all variables. Raises BadInput that names every missing and misshapen
+    tensor.
     """
-    deepest = (
-        sum(
-            re.fullmatch(r"encoder_\d_block_0", name) is not None
-            for name in variables["params"]
-        )
-        - 1
-    )
+    names = variables["params"]
+    stages = len([n for n in names if re.fullmatch(r"encoder_\d_block_0", n)])
 
     def source(path: str) -> str | None:
-        # Decoder stage i and encoder stage `deepest` - i work at the same resolution
-        # and width.
-        mirrored = re.sub(
-            r"^decoder_(\d)_block",
-            lambda m: f"encoder_{deepest - int(m[1])}_block",
-            path,
-        )
-        name = _rename(mirrored, _SWIN_T)
+        decoder = re.fullmatch(r"decoder_(\d)(_block.*)", path)
+        if decoder:
+            # The encoder's stage of the same resolution and width.
+            path = f"encoder_{stages - 1 - int(decoder[1])}{decoder[2]}"
+        name = _rename(path, _SWIN_T)
         return name and re.sub(r"\.(kernel|scale)$", ".weight", name)
 
     return _start(variables, tensors, source=source, layout=_swin_layout, what="Swin-T")
 
 
-def _rename(path: str, table: tuple[tuple[str, str], ...]) -> str | None:
+def _rename(path, table):
     matches = ((re.fullmatch(pattern, path), name) for pattern, name in table)
     return next((match.expand(name) for match, name in matches if match), None)
 
 
-def _start(
-    variables: dict,
-    tensors: Mapping[str, np.ndarray],
-    *,
-    source: Callable[[str], str | None],
-    layout: Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray],
-    what: str,
-) -> dict:
-    """`variables` with each parameter that has a source replaced by its tensor, laid
-    out as the parameter is.
-    """
+def _start(variables, tensors, *, source, layout, what):
+    """Replaces each parameter that has a source by that tensor, in its own layout."""
     params = traverse_util.flatten_dict(variables["params"], sep="/")
     missing, misshapen = set(), set()
     for path, parameter in params.items():
@@ -135,38 +125,35 @@ def _start(
         if value.shape != parameter.shape:
             misshapen.add(f"{name} (becomes {value.shape}, needs {parameter.shape})")
         params[path] = jnp.asarray(value)
-    problems = {"missing": missing, "misshapen": misshapen}
-    if any(problems.values()):
-        listed = ", ".join(
-            f"{kind}: {', '.join(sorted(names))}"
-            for kind, names in problems.items()
-            if names
+    problems = list_misfits(
+        {"missing": sorted(missing), "misshapen": sorted(misshapen)}
+    )
+    if problems:
+        raise BadInput(
+            f"The {what} weights do not fit the network: {problems}. Give it their widths, "
+            "depths and image channels."
         )
-        fix = "give the network the widths, depths and image channels of these weights"
-        raise BadInput(f"pretrained {what} weights, {listed}, weights file; {fix}")
     return {**variables, "params": traverse_util.unflatten_dict(params, sep="/")}
 
 
-def _vit_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    # 1, class token and grid, c
+def _vit_layout(path, value, shape):
+    # "1 n c", the first of n the class token.
     if path == "position_embeddings" and value.ndim == 3:
         return _resize_square(value[0, 1:], shape[1])[None]
-    # c, heads, d; the bias without c
+    # "c heads d"; a bias has no c.
     if re.search(r"/(query|key|value)/", path):
         return value.reshape(*value.shape[:-2], -1)
-    # heads, d, c
+    # "heads d c".
     if path.endswith("/out/kernel"):
         return value.reshape(-1, value.shape[-1])
-    # group norms are 1 1 1 c, the embedding is a 1x1 convolution
+    # Group norms are "1 1 1 c", and the embedding is a 1x1 convolution.
     leading = max(0, value.ndim - len(shape))
-    return (
-        value.reshape(value.shape[leading:])
-        if set(value.shape[:leading]) == {1}
-        else value
-    )
+    if set(value.shape[:leading]) == {1}:
+        return value.reshape(value.shape[leading:])
+    return value
 
 
-def _swin_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _swin_layout(path, value, shape):
     if path.endswith("relative_position_bias_table"):
         return _resize_square(value, shape[0])
     return value if value.ndim < 2 else np.moveaxis(value, (1, 0), (-2, -1))
@@ -175,9 +162,7 @@ def _swin_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.nda
 def _resize_square(
     table: Float[np.ndarray, "n c"], rows: int
 ) -> Float[np.ndarray, "m c"]:
-    """Linear interpolation of a side x side grid, kept as rows of a table, to another
-    with `rows` rows.
-    """
+    """Resizes a square grid, kept as the rows of a table, linearly to `rows` rows."""
     side, wanted = math.isqrt(len(table)), math.isqrt(rows)
     if side == wanted or side * side != len(table):
         return table

@@ -1,14 +1,15 @@
-"""Mode import: PyTorch weights of a network, or an ImageNet start, as a workdir like
-any other.
+"""Mode import: a workdir from PyTorch weights of a network, or an ImageNet start.
 
-Evaluate and predict read it as they read a trained one; training with the same config
-goes on from it.
+Evaluate and predict read it like a trained one; training with the same config goes on
+from it.
 """
 
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
@@ -20,43 +21,42 @@ from biedsnet_jax.training.optimizer import make_optimizer
 
 
 def run(cfg, workdir: str, source: str | None) -> None:
-    """Write a workdir with the weights in the file `source`.
+    """Writes a workdir with the weights in the file `source`.
 
-    Raises BadInput for a file that cannot be read or does not fit, each tensor by name,
-    and for a workdir in use.
+    Raises BadInput for a workdir in use and for a file that cannot be read or does not
+    fit, naming each tensor.
     """
     check_config(cfg)
     folder = pathlib.Path(workdir)
     if not source:
         raise BadInput(
-            "no weights, nothing, in --input; give a .npz, .safetensors or .pth file"
+            "--input is missing. Give the .npz, .safetensors or .pth file of the weights."
         )
     if (folder / "config.json").exists():
-        raise BadInput(f"workdir in use, {workdir}, in --workdir; give a new folder")
+        raise BadInput(f"--workdir is {workdir}, which holds a run. Give a new folder.")
     with files.writing(folder):
         files.check_writable(folder)
-    tensors, mesh = weight_files.read_state(source), devices.make_mesh()
-    variables, start = _variables(cfg, tensors)
-    state = jax.device_put(
-        train_state.create(variables, make_optimizer(cfg.train)[0]),
-        devices.replicated(mesh),
-    )
-    _write(cfg, folder, state)
+    tensors = weight_files.read_state(source)
+    variables, kind = make_variables(cfg, tensors)
+    optimizer, _ = make_optimizer(cfg.train)
+    state = train_state.create(variables, optimizer)
+    _write(cfg, folder, jax.device_put(state, devices.replicated(devices.make_mesh())))
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     print(
-        f"{cfg.network}: {len(tensors)} tensors, {parameters:,} parameters, {start}, in {workdir}"
+        f"{cfg.network}: {len(tensors)} tensors, {parameters:,} parameters, {kind}, in "
+        f"{workdir}"
     )
 
 
 def _write(cfg, folder, state):
-    """The workdir; the config comes last, since it makes one of a folder."""
+    """Writes the workdir; the config comes last, since it makes one of a folder."""
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    # Of a full disk `wait` says all there is to say.
+    # `wait` raises all there is to say about a full disk.
     with checkpoint.Checkpoints(folder, warn=lambda text: None) as checkpoints:
         if checkpoints.latest_step() is not None:
             raise BadInput(
-                f"{folder} holds the checkpoint of an import that was ended before it was done. "
+                f"{folder} holds the checkpoint of an import that ended before it was done. "
                 "Remove that folder, or give another --workdir."
             )
         checkpoints.save(state, config=cfg.to_dict())
@@ -65,30 +65,23 @@ def _write(cfg, folder, state):
             run_config.save(cfg, folder / "config.json")
 
 
-def _variables(cfg, tensors):
-    """(variables, what they are)."""
+def make_variables(
+    cfg: ConfigDict, tensors: Mapping[str, np.ndarray]
+) -> tuple[dict, str]:
+    """Variables of the config's segmenter from the tensors of a file, and their kind.
+
+    An ImageNet start leaves the decoder as it is drawn. Raises BadInput for tensors that
+    do not fit.
+    """
     model = build_model.build(cfg)
 
-    def fresh():
+    def draw():
         return build_model.init_variables(model, cfg)
 
-    load = _imagenet_start(cfg.network, tensors)
+    load = imagenet.find_loader(cfg.network, tensors)
     if load is None:
-        return torch_weights.to_variables(
-            cfg.network, tensors, jax.eval_shape(fresh)
-        ), "the network's own"
-    drawn = jax.jit(fresh).lower().compile(compiler_options=devices.RUN_ONCE)()
+        target = jax.eval_shape(draw)
+        variables = torch_weights.to_variables(cfg.network, tensors, target)
+        return variables, "the network's own"
+    drawn = jax.jit(draw).lower().compile(compiler_options=devices.RUN_ONCE)()
     return load(tensors, jax.tree.map(np.asarray, drawn)), "an ImageNet start"
-
-
-def _imagenet_start(network, tensors):
-    """The loader of an ImageNet classifier's layout, None where the tensors are the
-    network's own.
-    """
-    if network == "trans_unet" and any(
-        name.startswith("Transformer/") for name in tensors
-    ):
-        return imagenet.load_pretrained_vit_r50
-    if network == "swin_unet" and "head.weight" in tensors:
-        return imagenet.load_pretrained_swin_t
-    return None

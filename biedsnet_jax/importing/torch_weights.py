@@ -1,7 +1,7 @@
 """PyTorch weights of the published networks, as Flax variables.
 
-A PyTorch state_dict is a flat mapping `module.path.leaf -> tensor`. Its module path is
-renamed by `RENAMES`, then its leaf decides the rest:
+A PyTorch state_dict maps `module.path.leaf` to a tensor. `RENAMES` renames the module's
+path; the leaf decides the rest:
 
     weight, 4-D (2-D, 1-D conv)   kernel, OIHW -> HWIO   (a depthwise kernel "c 1 h w" too)
     weight, 3-D                   kernel, OIK -> KIO
@@ -11,13 +11,13 @@ renamed by `RENAMES`, then its leaf decides the rest:
     running_mean, running_var     mean, var of `batch_stats`
     anything else                 a parameter of that name, as it is (position and bias tables)
 
-A 1x1 convolution may be a `Dense` here: leading axes of length one are dropped where
+A 1x1 convolution may be a `Dense` here, so leading axes of length one are dropped where
 the target has fewer.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +25,9 @@ from flax import traverse_util
 
 from biedsnet_jax.errors import BadInput
 
-# For each network, (regex, replacement) applied in order by `re.sub` to the PyTorch
-# module path without its leaf, say "block1.0.mlp.fc1"; the dots left become the slashes
-# of the Flax path. No entry: the names are the same.
+# (regex, replacement) of each network, which `re.sub` applies in order to the module's
+# path, such as "block1.0.mlp.fc1". Its dots then become the slashes of the Flax path. A
+# network without an entry has the same names.
 RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "attention_unet": (
         (r"\.conv\.0$", ".conv1"),
@@ -39,9 +39,8 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"\.(W_g|W_x|psi)\.0$", r".\1"),
         (r"\.(W_g|W_x|psi)\.1$", r".\1_bn"),
     ),
-    # The lineage's blocks, below this project's own names of the levels:
-    # "condition.level_1.conv.0", "denoiser.encoder_1_block_1.inconv.0",
-    # "denoiser.encoder_1_attention.cSE.Conv_Squeeze.0".
+    # Blocks of the reference implementation, below this project's names of the levels,
+    # such as "condition.level_1.conv.0" or "denoiser.encoder_1_block_1.inconv.0".
     "biedsnet": (
         (r"\.conv\.0$", ".conv_1"),
         (r"\.conv\.1$", ".norm_1"),
@@ -92,7 +91,7 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
             r"^hwm\.conv_blocks_localization\.(\d)\.([01])\.blocks\.0\.",
             r"highway.up_\1_\2.",
         ),
-        # the published block keeps nnU-Net's name for what is a batch norm
+        # The published block keeps nnU-Net's name for what is a batch norm.
         (r"\.instnorm$", ".norm"),
     ),
     "unext": (
@@ -134,23 +133,20 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 
-# Counters and constants that PyTorch stores as buffers and Flax computes.
+# Counters and constants, which PyTorch stores and Flax computes.
 IGNORED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
 
 def to_variables(
     network_name: str, state: Mapping[str, np.ndarray], target: Mapping
 ) -> dict:
-    """The tensors of `state` laid out as `target`, a tree of Flax variables or their
-    shapes.
+    """Lays out the tensors of `state` as `target`, Flax variables or their shapes.
 
     Raises one BadInput that names every tensor that is missing (by its Flax path),
     surplus or misshapen.
     """
-    shapes = {
-        path: leaf.shape
-        for path, leaf in traverse_util.flatten_dict(dict(target), sep="/").items()
-    }
+    leaves = traverse_util.flatten_dict(dict(target), sep="/")
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
     found, surplus, misshapen = {}, [], []
     for name, tensor in state.items():
         if name.rpartition(".")[2] in IGNORED:
@@ -166,59 +162,62 @@ def to_variables(
             misshapen.append(
                 f"{name} (becomes {found[path].shape}, needs {shapes[path]})"
             )
-    problems = {
-        "missing": sorted(shapes.keys() - found.keys()),
-        "surplus": surplus,
-        "misshapen": misshapen,
-    }
-    if any(problems.values()):
-        listed = ", ".join(
-            f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names
-        )
+    missing = sorted(shapes.keys() - found.keys())
+    problems = list_misfits(
+        {"missing": missing, "surplus": surplus, "misshapen": misshapen}
+    )
+    if problems:
         raise BadInput(
-            f"weights for {network_name}, {listed}, state_dict; {_fix(network_name, state)}"
+            f"The weights do not fit network {network_name}: {problems}. "
+            f"{_fix(network_name, state)}"
         )
     return traverse_util.unflatten_dict(found, sep="/")
 
 
-def _fix(network_name: str, state: Mapping[str, np.ndarray]) -> str:
-    """What to set where weights do not fit; for which size or window they were made,
-    where that shows in them.
-    """
+def list_misfits(misfits: Mapping[str, Iterable[str]]) -> str:
+    """Names of tensors by what is wrong with them, on one line; empty if nothing is."""
+    return ", ".join(
+        f"{kind}: {', '.join(names)}" for kind, names in misfits.items() if names
+    )
+
+
+def _fix(network_name, state):
+    """What to set where weights do not fit, with the size that they were made for."""
+    section = f"networks.{network_name}"
     fix = (
-        "give what they were trained with: data.channels of the image, data.classes, and the widths and parts in "
-        f"networks.{network_name}"
+        "Set data.channels, data.classes, and the widths and parts in "
+        f"{section} to what they were trained with."
     )
     positions = np.shape(state.get("transformer.embeddings.position_embeddings"))
     if len(positions) == 3:
-        fix += (
-            f"; their positions are those of data.size={16 * math.isqrt(positions[1])}"
-        )
+        size = 16 * math.isqrt(positions[1])
+        fix += f" Their positions are those of data.size={size}."
     biases = np.shape(state.get("layers.0.blocks.0.attn.relative_position_bias_table"))
     if len(biases) == 2:
+        # A window of w has (2 w - 1)^2 relative positions.
         window = (math.isqrt(biases[0]) + 1) // 2
-        fix += f"; their windows are networks.{network_name}.window={window}, which fits data.size={32 * window}"
+        fix += (
+            f" Their windows are {section}.window={window}, which fits "
+            f"data.size={32 * window}."
+        )
     return fix
 
 
-def _convert(
-    network_name: str, name: str, tensor: np.ndarray
-) -> tuple[str, np.ndarray]:
-    """The Flax path, collection first, and layout of one PyTorch tensor."""
+def _convert(network_name, name, tensor):
+    """Flax path, collection first, and Flax layout of one PyTorch tensor."""
     module, _, leaf = name.rpartition(".")
     for pattern, replacement in RENAMES.get(network_name, ()):
         module = re.sub(pattern, replacement, module)
     collection = "batch_stats" if leaf.startswith("running_") else "params"
     if leaf == "weight":
         leaf = "scale" if tensor.ndim == 1 else "kernel"
-        # The two channel axes swap and go last; the space axes keep their order in
-        # front of them.
+        # The two channel axes swap and go last, behind the space axes.
         tensor = tensor if tensor.ndim < 2 else np.moveaxis(tensor, (1, 0), (-2, -1))
     leaf = leaf.removeprefix("running_")
     return "/".join([collection, *filter(None, module.split(".")), leaf]), tensor
 
 
-def _drop_leading_ones(value: np.ndarray, ndim: int) -> np.ndarray:
+def _drop_leading_ones(value, ndim):
     while value.ndim > max(ndim, 1) and value.shape[0] == 1:
         value = value[0]
     return value

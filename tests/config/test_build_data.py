@@ -1,4 +1,4 @@
-"""Data opened by a config: whose folders are the sides of its split."""
+"""Data opened by a config, whose folders may be the sides of its split."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,7 @@ from configs import folder
 
 
 def data(root, counts, *, nested=False, **fields):
-    """A data set opened by configs/folder.py: `counts` cases of two slices in each
-    folder.
-    """
+    """Opens a data set of `counts` cases, of two slices each, in each folder."""
     for side, count in counts.items():
         for n in range(count):
             for slice_ in range(2):
@@ -23,7 +21,9 @@ def data(root, counts, *, nested=False, **fields):
                     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(path)
     config = folder.get_config("unet,toy")
     config.data.root = str(root)
-    config.update_from_flattened_dict(fields)
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in fields.items()}
+    )
     return build_data.open_data(config)
 
 
@@ -36,44 +36,43 @@ def test_folders_train_val_and_test_are_the_split(tmp_path, nested):
 
 
 def test_validation_is_dealt_out_of_training_where_it_has_no_folder(tmp_path):
-    opened = data(
-        tmp_path, {"training": 9, "Test": 2}, **{"split.fractions": (0.8, 0.1, 0.1)}
-    )
+    fractions = (0.8, 0.1, 0.1)
+    opened = data(tmp_path, {"training": 9, "Test": 2}, split__fractions=fractions)
     assert opened.cases("test") == ["Test_0", "Test_1"]
     assert len(opened.cases("val")) == 1 and len(opened.cases("train")) == 8
 
 
 def test_lists_of_cases_win_over_folders(tmp_path):
-    lists = {
-        "split.train": ("test_*",),
-        "split.val": ("val_0",),
-        "split.test": ("train_1", "val_1"),
-    }
-    opened = data(tmp_path, {"train": 3, "val": 2, "test": 3}, **lists)
-    assert opened.cases("test") == ["train_1", "val_1"] and opened.cases("train") == [
-        f"test_{n}" for n in range(3)
-    ]
+    opened = data(
+        tmp_path,
+        {"train": 3, "val": 2, "test": 3},
+        split__train=("test_*",),
+        split__val=("val_0",),
+        split__test=("train_1", "val_1"),
+    )
+    assert opened.cases("test") == ["train_1", "val_1"]
+    assert opened.cases("train") == [f"test_{n}" for n in range(3)]
 
 
 @pytest.mark.parametrize(
-    ("counts", "fields", "said"),
+    ("counts", "folds", "says"),
     [
-        ({"train": 3, "test": 3}, {"split.folds": 3}, "split.folds is 3"),
-        ({"train": 3, "val": 3}, {}, "none for test"),
-        ({"val": 3, "test": 3}, {}, "none for train"),
+        ({"train": 3, "test": 3}, 3, "split.folds is 3"),
+        ({"train": 3, "val": 3}, 0, "none for test"),
+        ({"val": 3, "test": 3}, 0, "none for train"),
     ],
 )
-def test_folders_that_are_no_whole_split_are_refused(tmp_path, counts, fields, said):
-    refused(lambda: data(tmp_path, counts, **fields), said)
+def test_folders_that_are_no_whole_split_are_refused(tmp_path, counts, folds, says):
+    refused(lambda: data(tmp_path, counts, split__folds=folds), says)
 
 
-def test_empty_masks_stop_a_run_unless_it_is_told_to_go_on(tmp_path):
+def test_empty_masks_stop_a_run_unless_they_are_meant(tmp_path):
     data(tmp_path, {"a": 3, "b": 2, "c": 2})
     for path in (tmp_path / "masks").rglob("*.png"):
         Image.new("L", (8, 8)).save(path)
-    refused(lambda: data_again(tmp_path), "0 of 14 masks", "data.verify=False")
-    assert len(data_again(tmp_path, **{"data.verify": False}).source) == 14
+    refused(lambda: data(tmp_path, {}), "14 masks", "data.verify=False")
+    assert len(data(tmp_path, {}, data__verify=False).source) == 14
 
 
-def data_again(root, **fields):
-    return data(root, {}, **fields)
+def test_a_root_that_is_no_folder_is_answered_with_the_hint(tmp_path):
+    refused(lambda: data(tmp_path / "gone", {}), tmp_path / "gone", "data.root=DIR")

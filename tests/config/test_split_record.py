@@ -1,6 +1,6 @@
-"""The record of a split: there and back, by content and not by name, and what is said
-of a damaged one.
-"""
+"""The record of a split: saved and loaded, compared by content, refused if damaged."""
+
+import json
 
 import pytest
 from refusals import refused
@@ -13,41 +13,52 @@ RECORD = SplitRecord(
 )
 
 
-def test_there_and_back(tmp_path):
+def test_a_saved_record_is_loaded_as_it_was(tmp_path):
     assert split_record.load(tmp_path) is None
     split_record.save(tmp_path, RECORD)
     assert split_record.load(tmp_path) == RECORD
 
 
+def text_of(**fields):
+    """The text of a record of no cases, with these fields."""
+    sides = {side: [] for side in split_record.SIDES}
+    return json.dumps({"root": "", "sides": sides, "fingerprints": {}} | fields)
+
+
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", "1", '{"root": "", "sides": {"train": []}, "fingerprints": {}}',
-     '{"root": "", "sides": {"train": ["a"], "val": ["a"], "test": []}, "fingerprints": {}}',
-     '{"root": 1, "sides": {"train": [], "val": [], "test": []}, "fingerprints": {}}', "\0" * 100, "{", "\ufeff{}",
-     '{"root": "", "sides": {"train": [], "val": [], "test": []}, "fingerprints": {}, "left_out": [1]}',
-     '{"root": "", "sides": {"train": [], "val": [], "test": []}, "fingerprints": {}, "more": 1}'],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{}",
+        "1",
+        "{",
+        "\0" * 100,
+        "\ufeff" + text_of(),
+        text_of(root=1),
+        text_of(sides={"train": []}),
+        text_of(sides={"train": ["a"], "val": ["a"], "test": []}),
+        text_of(fingerprints=[]),
+        text_of(left_out=[1]),
+        text_of(more=1),
+    ],
+)
 def test_a_damaged_record_is_refused(tmp_path, text):
     (tmp_path / split_record.NAME).write_text(text)
-    refused(
-        lambda: split_record.load(tmp_path), tmp_path / split_record.NAME, "damaged"
-    )
+    refused(lambda: split_record.load(tmp_path), tmp_path / split_record.NAME)
 
 
 def test_fingerprints_follow_the_content_alone(tmp_path):
     for name, content in (("a", "1"), ("b", "2"), ("c", "1"), ("d", "2"), ("e", "3")):
         (tmp_path / name).write_text(content)
-    one, renamed, other = (
-        [tmp_path / name for name in names] for names in ("ab", "dc", "ae")
-    )
-    found = split_record.fingerprints({"one": one, "renamed": renamed, "other": other})
-    assert found["one"] == found["renamed"] != found["other"]
-    refused(
-        lambda: split_record.fingerprints({"x": [tmp_path / "gone"]}), tmp_path / "gone"
-    )
+    of_cases = {case: [tmp_path / name for name in case] for case in ("ab", "dc", "ae")}
+    found = split_record.fingerprints(of_cases)
+    assert found["ab"] == found["dc"] != found["ae"]
+    gone = tmp_path / "gone"
+    refused(lambda: split_record.fingerprints({"x": [gone]}), gone)
 
 
-def test_cases_that_were_seen_are_found_by_name_and_by_content_the_training_first():
+def test_seen_cases_are_found_by_name_and_by_content_with_training_first():
     sides = {"train": ["a"], "val": ["b", "c"], "test": ["d"]}
     record = SplitRecord("/data", sides, {"a": "1", "b": "2", "c": "1", "d": "4"})
     assert record.seen_by_name(["d", "c", "a", "x"]) == {"a": "train", "c": "val"}
@@ -59,7 +70,7 @@ def test_cases_that_were_seen_are_found_by_name_and_by_content_the_training_firs
     }
 
 
-def test_cases_that_hold_other_bytes(tmp_path):
+def test_cases_that_hold_other_bytes_are_found(tmp_path):
     of_cases = {}
     for case in "abc":
         of_cases[case] = [tmp_path / f"{case}{n}" for n in range(2)]

@@ -1,11 +1,10 @@
-"""Mode import: weights of another program become a workdir that the other modes read."""
+"""Mode import: weights of another program become a workdir that other modes read."""
 
 import resource
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from PIL import Image
 from places import GOLDEN
@@ -13,9 +12,8 @@ from refusals import refused
 
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
-from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate
-from biedsnet_jax.importing import imagenet, import_weights
+from biedsnet_jax.importing import import_weights
 from biedsnet_jax.prediction import predict
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.runtime.lock import Lock
@@ -30,18 +28,21 @@ def golden():
         return dict(file)
 
 
-@pytest.fixture
-def weights(golden, tmp_path):
-    path = tmp_path / "weights.npz"
-    np.savez(
-        path,
-        **{name[2:]: value for name, value in golden.items() if name.startswith("w:")},
-    )
+def save_weights(vectors, path):
+    """Writes the weights among golden vectors to a file of their own."""
+    names = [name for name in vectors if name.startswith("w:")]
+    np.savez(path, **{name[2:]: vectors[name] for name in names})
     return path
 
 
 @pytest.fixture
+def weights(golden, tmp_path):
+    return save_weights(golden, tmp_path / "weights.npz")
+
+
+@pytest.fixture
 def cfg():
+    """The config of the golden U-Net."""
     c = folder.get_config("unet")
     c.networks.unet.channels = (8, 16, 32, 64, 128)
     c.data.size = 64
@@ -50,165 +51,117 @@ def cfg():
 
 def test_an_imported_workdir_predicts_what_pytorch_did(golden, weights, cfg, tmp_path):
     import_weights.run(cfg, str(tmp_path / "run"), str(weights))
-    saved, mesh = (
-        run_config.load(tmp_path / "run"),
-        devices.make_mesh(jax.devices()[:1]),
-    )
-    model = build_model.build(saved)
-    like = jax.eval_shape(
-        lambda: train_state.create(
-            build_model.init_variables(model, saved), optax.identity()
-        )
-    )
+    saved = run_config.load(tmp_path / "run")
+    model, mesh = build_model.build(saved), devices.make_mesh(jax.devices()[:1])
+
+    def draw():
+        return train_state.create(build_model.init_variables(model, saved))
+
+    like = jax.eval_shape(draw)
     variables, step = checkpoint.restore_variables(tmp_path / "run", like, mesh)
     image = jnp.asarray(golden["in:x"].transpose(0, 2, 3, 1))
     keys = jax.random.split(jax.random.key(0), len(image))
+    predict_masks = jax.jit(model.predict, static_argnames="ensemble")
     with jax.default_matmul_precision("highest"):
-        got = model.predict(variables, image, keys, ensemble=1)[0]
+        (got,) = predict_masks(variables, image, keys, ensemble=1)
     expected = 1.0 / (1.0 + np.exp(-golden["out:y"].transpose(0, 2, 3, 1)))
     assert step == 0
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_accept_an_imported_workdir(tmp_path):
+    run, scan, masks = (str(tmp_path / name) for name in ("run", "scan.png", "masks"))
     with np.load(VECTORS.with_name("unext_s_full_in1.npz")) as file:
-        np.savez(
-            tmp_path / "w.npz",
-            **{name[2:]: file[name] for name in file.files if name.startswith("w:")},
-        )
+        weights = save_weights(file, tmp_path / "w.npz")
     c = phantom.get_config("unext")
     c.networks.unext.channels, c.data.size = (8, 16, 32, 64, 128), 32
     c.data.phantom.update(n_cases=3, slices_per_case=2)
-    import_weights.run(c, str(tmp_path / "run"), str(tmp_path / "w.npz"))
-    saved = run_config.load(tmp_path / "run")
-    assert evaluate.run(saved, str(tmp_path / "run"))["parameters"] == 253_417
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)).save(
-        tmp_path / "slice.png"
-    )
-    predicted = tmp_path / "out"
-    assert (
-        predict.run(
-            saved, str(tmp_path / "run"), str(tmp_path / "slice.png"), str(predicted)
-        )
-        == 0
-    )
-    assert [Image.open(path).size for path in predicted.rglob("*mask*.png")] == [
-        (50, 40)
-    ]
+    import_weights.run(c, run, str(weights))
+    saved = run_config.load(run)
+    assert evaluate.run(saved, run)["parameters"] == 253_417
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)
+    Image.fromarray(pixels).save(scan)
+    assert predict.run(saved, run, scan, masks) == 0
+    (mask,) = (tmp_path / "masks").rglob("*mask*.png")
+    assert Image.open(mask).size == (50, 40)
 
 
 @pytest.mark.parametrize(
-    ("network", "fields", "said"),
+    ("network", "fields", "fix"),
     [
-        (
-            "swin_unet",
-            {"window": 7},
-            "data.size 256. Use 224 or 448, or ",
-        ),
-        ("trans_unet", {}, "positions are those of data.size=224"),
+        ("swin_unet", {"window": 7}, "224 or 448"),
+        ("trans_unet", {}, "data.size=224"),
     ],
 )
-def test_a_size_that_weights_cannot_have_is_answered_with_that_they_can(
-    tmp_path, network, fields, said
+def test_a_size_that_weights_cannot_have_is_answered_with_theirs(
+    tmp_path, network, fields, fix
 ):
-    np.savez(
-        tmp_path / "w.npz",
-        **{
-            "transformer.embeddings.position_embeddings": np.zeros(
-                (1, 196, 768), np.float32
-            )
-        },
-    )
+    positions = np.zeros((1, 196, 768), np.float32)
+    name = "transformer.embeddings.position_embeddings"
+    np.savez(tmp_path / "w.npz", **{name: positions})
     c = folder.get_config(network)
     c.networks[network].update(fields)
-    with pytest.raises(BadInput) as error:
-        import_weights.run(c, str(tmp_path / "run"), str(tmp_path / "w.npz"))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    run, source = str(tmp_path / "run"), str(tmp_path / "w.npz")
+    refused(lambda: import_weights.run(c, run, source), "data.size", fix)
     assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_do_not_fit_leave_nothing_behind(weights, cfg, tmp_path):
     cfg.networks.unet.channels = (4, 16, 32, 64, 128)
-    with pytest.raises(BadInput, match=r"misshapen: conv0_0\.conv1\.weight"):
-        import_weights.run(cfg, str(tmp_path / "run"), str(weights))
+    run, misfit = str(tmp_path / "run"), "misshapen: conv0_0.conv1.weight"
+    refused(lambda: import_weights.run(cfg, run, str(weights)), misfit)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("place", ["weights.npz", "weights.npz/run", "/sys/kernel/run"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "weights.npz",
+        "weights.npz/run",
+        "/sys/kernel",
+        "/sys/kernel/run",
+        "/dev/null/run",
+    ],
+)
 def test_a_workdir_that_cannot_be_written_is_named_before_anything_is_read(
     cfg, weights, tmp_path, place
 ):
-    with pytest.raises(BadInput, match=r"Cannot write to .*give another --workdir"):
-        import_weights.run(cfg, str(tmp_path / place), str(tmp_path / "gone.npz"))
+    run, gone = str(tmp_path / place), str(tmp_path / "gone.npz")
+    refused(lambda: import_weights.run(cfg, run, gone), run, "--workdir")
 
 
 def test_a_workdir_in_use_is_kept(weights, cfg, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(BadInput, match="workdir in use"):
-        import_weights.run(cfg, str(tmp_path), str(weights))
+    run = str(tmp_path)
+    refused(lambda: import_weights.run(cfg, run, str(weights)), "--workdir", run)
 
 
-def other_weights(weights, path):
-    with np.load(weights) as file:
-        np.savez(path, **{name: 2 * file[name] for name in file.files})
-    return path
-
-
-def test_what_a_killed_import_left_is_not_taken_for_the_weights_of_another(
-    weights, cfg, tmp_path
-):
-    import_weights.run(cfg, str(tmp_path / "run"), str(weights))
-    # it comes last
-    (tmp_path / "run" / "config.json").unlink()
-    other = other_weights(weights, tmp_path / "other.npz")
-    refused(
-        lambda: import_weights.run(cfg, str(tmp_path / "run"), str(other)),
-        tmp_path / "run",
-        "ended before it was done",
-        "--workdir",
-    )
+def test_a_killed_import_is_not_taken_for_one_of_other_weights(weights, cfg, tmp_path):
+    run = tmp_path / "run"
+    import_weights.run(cfg, str(run), str(weights))
+    # The config comes last, so a killed import has none.
+    (run / "config.json").unlink()
+    refused(lambda: import_weights.run(cfg, str(run), str(weights)), run, "--workdir")
     assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_workdir_that_somebody_else_writes_is_refused(weights, cfg, tmp_path):
+    run = str(tmp_path)
     with Lock(tmp_path):
-        refused(
-            lambda: import_weights.run(cfg, str(tmp_path), str(weights)),
-            tmp_path,
-            "is in use by",
-        )
+        refused(lambda: import_weights.run(cfg, run, str(weights)), run, "--workdir")
     assert not (tmp_path / "config.json").exists()
 
 
-@pytest.mark.parametrize("place", ["/sys/kernel", "/sys/kernel/run", "/dev/null/run"])
-def test_a_place_that_cannot_be_written_is_refused(weights, cfg, place):
-    refused(lambda: import_weights.run(cfg, place, str(weights)), place, "--workdir")
-
-
-def test_a_disk_that_is_full_leaves_no_workdir(weights, cfg, tmp_path):
+def test_a_full_disk_leaves_no_workdir(weights, cfg, tmp_path):
+    run = tmp_path / "run"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
     try:
-        refused(
-            lambda: import_weights.run(cfg, str(tmp_path / "run"), str(weights)),
-            "checkpoint of step 0 not saved",
-            tmp_path / "run",
-        )
+        says = ("step 0", run, "Make room")
+        refused(lambda: import_weights.run(cfg, str(run), str(weights)), *says)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not (tmp_path / "run" / "config.json").exists()
-    import_weights.run(cfg, str(tmp_path / "run"), str(weights))
-    assert (tmp_path / "run" / "config.json").exists()
-
-
-def test_imagenet_layouts_are_told_from_a_networks_own():
-    names = {"Transformer/encoder_norm/scale": 0}
-    assert (
-        import_weights._imagenet_start("trans_unet", names)
-        is imagenet.load_pretrained_vit_r50
-    )
-    assert (
-        import_weights._imagenet_start("swin_unet", {"head.weight": 0})
-        is imagenet.load_pretrained_swin_t
-    )
-    assert import_weights._imagenet_start("swin_unet", {"output.weight": 0}) is None
+    assert not (run / "config.json").exists()
+    import_weights.run(cfg, str(run), str(weights))
+    assert (run / "config.json").exists()

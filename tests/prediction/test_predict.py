@@ -584,7 +584,7 @@ def test_a_flag_that_is_missing(predict, tmp_path, missing):
 def test_an_untrained_workdir(predict, tmp_path):
     save_picture(tmp_path / "in" / "a.png")
     code, _, err = predict(f"--workdir={tmp_path}")
-    assert code == 2 and "no trained run" in err
+    assert code == 2 and str(tmp_path) in err and "Train first" in err
     one_line(err)
 
 
