@@ -1,4 +1,4 @@
-"""What a run of mode predict is to do: which scans, into which files, with which model."""
+"""What a run of mode predict has to do: which scans, into which files, with which model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,25 +11,29 @@ from biedsnet_jax.prediction.scans import Item
 
 @dataclass(frozen=True)
 class Job:
-    """What all processes of a run know of it."""
+    """The scans, files and settings of a run, the same on all of its processes."""
 
     folder: Path
     items: Sequence[Item]
     classes: int
-    samples: int  # an image; 0 of a method that draws none
+    # Samples of an image; 0 for a method that draws none.
+    samples: int
     keep_samples: bool
-    settings: Mapping[str, Any]  # of predict.json
-    weights: str  # digest of the model's arrays
-    # the files of each scan
+    # The settings in predict.json.
+    settings: Mapping[str, Any]
+    # Digest of the model's arrays.
+    weights: str
+    # The files of each scan, by what they hold.
     where: Mapping[Item, Mapping[str, Path]] = field(init=False)
-    # Samples that an earlier run kept, which would not be those of new masks.
+    # Files of samples that an earlier run kept, which do not belong to new masks.
     not_written: Mapping[Item, Sequence[Path]] = field(init=False)
 
     def __post_init__(self):
         where, not_written = {}, {}
+        kept = self.samples if self.keep_samples else 0
         for item in self.items:
+            where[item] = self._paths(item, kept)
             every = self._paths(item, self.samples)
-            where[item] = self._paths(item, self.samples if self.keep_samples else 0)
             not_written[item] = [
                 path for name, path in every.items() if name not in where[item]
             ]
@@ -37,7 +41,10 @@ class Job:
         object.__setattr__(self, "not_written", not_written)
 
     def _paths(self, item, samples):
-        drawn = self.samples > 0
         return outputs.paths(
-            self.folder, item, classes=self.classes, diffusion=drawn, samples=samples
+            self.folder,
+            item,
+            classes=self.classes,
+            diffusion=self.samples > 0,
+            samples=samples,
         )
