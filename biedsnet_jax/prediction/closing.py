@@ -83,6 +83,4 @@ def _reasons(again):
 
 
 def _left(gone):
-    if gone == 1:
-        return "Masks of 1 scan that is no longer there were left"
-    return f"Masks of {gone} scans that are no longer there were left"
+    return f"Masks of scans that are no longer there were left: {gone}"

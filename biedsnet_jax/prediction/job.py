@@ -1,12 +1,15 @@
 """What a run of mode predict has to do: which scans, into which files, with which model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from biedsnet_jax.prediction import outputs
 from biedsnet_jax.prediction.scans import Item
+from biedsnet_jax.runtime import files
 
 
 @dataclass(frozen=True)
@@ -23,22 +26,25 @@ class Job:
     settings: Mapping[str, Any]
     # Digest of the model's arrays.
     weights: str
-    # The files of each scan, by what they hold.
-    where: Mapping[Item, Mapping[str, Path]] = field(init=False)
-    # Files of samples that an earlier run kept, which do not belong to new masks.
-    not_written: Mapping[Item, Sequence[Path]] = field(init=False)
 
-    def __post_init__(self):
-        where, not_written = {}, {}
+    @cached_property
+    def where(self) -> dict[Item, dict[str, Path]]:
+        """Files of each scan, by what they hold."""
         kept = self.samples if self.keep_samples else 0
-        for item in self.items:
-            where[item] = self._paths(item, kept)
-            every = self._paths(item, self.samples)
-            not_written[item] = [
-                path for name, path in every.items() if name not in where[item]
-            ]
-        object.__setattr__(self, "where", where)
-        object.__setattr__(self, "not_written", not_written)
+        return {item: self._paths(item, kept) for item in self.items}
+
+    @cached_property
+    def not_written(self) -> dict[Item, list[Path]]:
+        """Files of samples that an earlier run kept, which do not belong to new masks."""
+        found = {}
+        for item, written in self.where.items():
+            every = self._paths(item, self.samples).values()
+            found[item] = [path for path in every if path not in written.values()]
+        return found
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Turns an OSError in its block into BadInput that names the output folder."""
+        return files.writing(self.folder, another="--output")
 
     def _paths(self, item, samples):
         return outputs.paths(

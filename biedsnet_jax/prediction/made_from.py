@@ -20,19 +20,6 @@ NAME = "made_from.jsonl"
 # Version of how this program reads scans. A change of it makes all masks again.
 READING = 1
 
-# Reasons to segment a scan again. Each has fixed words, so that scans can be counted by
-# reason.
-CHANGED = "the scan changed"
-ADDED = "slices were added"
-REMOVED = "slices were removed"
-ELSEWHERE = "the scan is another one of that name"
-RETRAINED = "the model was trained further"
-READ_OTHERWISE = "an earlier version read it"
-LOST = "an output file was missing"
-EDITED = "an output file was changed"
-NO_FIGURES = "summary.csv had no figures for it"
-UNKNOWN = "nothing said what it was made from"
-
 
 @dataclasses.dataclass(frozen=True)
 class File:
@@ -84,22 +71,22 @@ class Made:
         """Returns the reason to segment a scan again for its input or model.
 
         The reason is empty where the files `paths` and the model's `weights` are those
-        that the masks were made from.
+        that the masks were made from. Each reason has fixed words, to be counted by.
         """
         before = {file.path: file for file in self.inputs}
         now = {absolute(path) for path in paths}
         if now > before.keys() and dicom:
-            return ADDED
+            return "slices were added"
         if now < before.keys() and dicom:
-            return REMOVED
+            return "slices were removed"
         if now != before.keys():
-            return ELSEWHERE
+            return "the scan is another one of that name"
         if not all(file.is_same(Path(path)) for path, file in before.items()):
-            return CHANGED
+            return "the scan changed"
         if self.reading != READING:
-            return READ_OTHERWISE
+            return "an earlier version read it"
         if self.weights != weights:
-            return RETRAINED
+            return "the model was trained further"
         return ""
 
     def damage(self, folder: Path, paths: Iterable[Path]) -> str:
@@ -110,9 +97,9 @@ class Made:
         known = {file.path for file in self.outputs}
         for path in paths:
             if path.relative_to(folder).as_posix() not in known or not path.exists():
-                return LOST
+                return "an output file was missing"
         if self.edited(folder):
-            return EDITED
+            return "an output file was changed"
         return ""
 
     def edited(self, folder: Path) -> list[Path]:

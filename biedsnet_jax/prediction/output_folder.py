@@ -54,7 +54,7 @@ def plan(job: Job, model: Model) -> Plan:
     recorded = _read(folder)
     if recorded is not None:
         _check(folder, recorded, job.settings, model)
-    with files.writing(folder, another="--output"):
+    with job.writing():
         check_names(folder, job.items, job.where)
         summary = outputs.Summary(folder, classes=job.classes)
         record = made_from.Record(folder)
@@ -63,7 +63,10 @@ def plan(job: Job, model: Model) -> Plan:
         record.merge_parts()
         notes = _notes(summary)
         if recorded is None:
-            _forget_other_settings(record, digest(job.settings))
+            # Without predict.json, the line of each scan must name the settings.
+            settings = digest(job.settings)
+            made = record.made.items()
+            record.forget([name for name, one in made if one.settings != settings])
         elif "weights" not in recorded:
             same_step = recorded.get("checkpoint_step") == model.step
             notes += _adopt(job, summary, record, model, same_step)
@@ -179,13 +182,6 @@ def _notes(summary: outputs.Summary) -> list[str]:
     ]
 
 
-def _forget_other_settings(record: made_from.Record, settings: str):
-    """Forgets the scans whose line names other settings, where predict.json is lost."""
-    record.forget(
-        [name for name, made in record.made.items() if made.settings != settings]
-    )
-
-
 def _adopt(job, summary, record, model, same_step) -> list[str]:
     """Takes over masks of an earlier version that are newer than their scan and model.
 
@@ -259,13 +255,15 @@ def _todo(job, summary, record) -> dict[str, str]:
         made = record.made.get(item.name)
         has_figures = item.name in summary.done
         if made is None:
-            todo[item.name] = made_from.UNKNOWN if has_figures else ""
+            todo[item.name] = (
+                "nothing said what it was made from" if has_figures else ""
+            )
             continue
         why = made.again(item.files, dicom=item.kind == "dicom", weights=job.weights)
         if not why:
             why = made.damage(job.folder, job.where[item].values())
         if not why and not has_figures:
-            why = made_from.NO_FIGURES
+            why = "summary.csv had no figures for it"
         if why:
             todo[item.name] = why
     return todo
@@ -284,10 +282,10 @@ def _set_edited_aside(folder, where, record, todo) -> list[str]:
         ]
     if not aside:
         return []
-    count = "1 output file" if len(aside) == 1 else f"{len(aside)} output files"
     return [
-        f"{count} in {folder} changed after being written. The changed content is kept "
-        f"under other names, such as {aside[0].name}, and the scans are segmented again."
+        f"{folder} has output files that changed after they were written. The changed "
+        f"files are kept under other names, such as {aside[0].name}, and made again: "
+        f"{len(aside)} in all."
     ]
 
 

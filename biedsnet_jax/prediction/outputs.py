@@ -118,7 +118,8 @@ def set_aside(path: Path) -> Path:
     extension = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     stem = path.name.removesuffix(extension)
     for number in itertools.count(1):
-        other = path.with_name(_fitting(stem, f"_replaced_{number}{extension}"))
+        end = f"_replaced_{number}{extension}"
+        other = path.with_name(_short(stem, len(end)) + end)
         if not other.exists():
             path.rename(other)
             return other
@@ -175,10 +176,6 @@ def paths(
 def is_shortened(item: Item, where: dict[str, Path]) -> bool:
     """Checks whether the outputs of a scan have a shorter name than the scan."""
     return not where["mask"].name.startswith(f"{item.name.rpartition('/')[2]}_mask")
-
-
-def _fitting(stem: str, end: str) -> str:
-    return _short(stem, len(os.fsencode(end))) + end
 
 
 def _short(name: str, room: int) -> str:

@@ -33,7 +33,7 @@ from biedsnet_jax.prediction import (
     scans,
 )
 from biedsnet_jax.prediction.job import Job
-from biedsnet_jax.runtime import console, files, lock, processes, progress
+from biedsnet_jax.runtime import console, lock, processes, progress
 
 # Exit code of a run in which some scans failed.
 FAILED = 3
@@ -137,7 +137,7 @@ def _on_first(prepare: Callable[[], output_folder.Plan]) -> output_folder.Plan:
 
 def _prepare(job, locks, workdir, step, passed) -> output_folder.Plan:
     """Locks the output folder until `locks` closes, and plans the run."""
-    with files.writing(job.folder, another="--output"):
+    with job.writing():
         job.folder.mkdir(parents=True, exist_ok=True)
     locks.enter_context(lock.Lock(job.folder, another="--output"))
     model = output_folder.Model(
@@ -147,7 +147,7 @@ def _prepare(job, locks, workdir, step, passed) -> output_folder.Plan:
         config=hashlib.sha256((workdir / "config.json").read_bytes()).hexdigest()[:16],
     )
     plan = output_folder.plan(job, model)
-    with files.writing(job.folder, another="--output"):
+    with job.writing():
         walk.write_record(job.folder, passed)
     return plan
 
@@ -166,9 +166,7 @@ def _announce(job, plan):
     short = [item for item in job.items if outputs.is_shortened(item, job.where[item])]
     if short:
         example = job.where[short[0]]["mask"].name
-        cut = f"{len(short)} names are too long for their masks and are cut there"
-        if len(short) == 1:
-            cut = "1 name is too long for its masks and is cut there"
+        cut = f"names too long for their masks are cut there: {len(short)}"
         console.tell(f"{cut}, such as {example}", sys.stderr)
 
 
@@ -202,17 +200,17 @@ def _share(job, todo: dict[str, str], segment) -> dict[str, str]:
     """
     items = [item for item in job.items if item.name in todo]
     if not processes.several():
-        with files.writing(job.folder, another="--output"):
+        with job.writing():
             results = scan_results.Results(job, todo)
         return segment(items, results)
-    with files.writing(job.folder, another="--output"):
+    with job.writing():
         if processes.is_first():
             scan_results.Results(job, todo).forget(todo)
         part = scan_results.Results(job, todo, part=jax.process_index())
     share = items[jax.process_index() :: jax.process_count()]
     failed = processes.gather(segment(share, part))
     if processes.is_first():
-        with files.writing(job.folder, another="--output"):
+        with job.writing():
             scan_results.Results(job, todo).merge_parts()
     processes.barrier("merged")
     return {name: why for process in failed for name, why in process.items()}

@@ -44,7 +44,7 @@ class Results:
         full disk and whatever else stops every scan.
         """
         where = self.job.where[scan.item]
-        with files.writing(self.job.folder, another="--output"):
+        with self.job.writing():
             self.forget([scan.item.name])
         try:
             for path in self.job.not_written[scan.item]:
@@ -66,7 +66,7 @@ class Results:
             inputs=tuple(inputs),
             outputs=tuple(written),
         )
-        with files.writing(self.job.folder, another="--output"):
+        with self.job.writing():
             self._summary.add(rows)
             self._record.add(made)
 
@@ -99,7 +99,7 @@ class Results:
 
         Returns a sentence that says so; empty where there were none.
         """
-        with files.writing(self.job.folder, another="--output"):
+        with self.job.writing():
             self.forget([item.name])
             every = [*self.job.where[item].values(), *self.job.not_written[item]]
             aside = [outputs.set_aside(path) for path in every if _exists(path)]

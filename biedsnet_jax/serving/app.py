@@ -18,8 +18,12 @@ from biedsnet_jax.serving.limits import Limits
 from biedsnet_jax.serving.upload import KINDS, UPLOAD
 
 _WEB = pathlib.Path(__file__).parents[1] / "web"
-_FILES = {name: "text/css" for name in ("report.css", "serve.css")}
-_FILES |= {name: "text/javascript" for name in ("theme.js", "serve.js")}
+_FILES = {
+    "report.css": "text/css",
+    "serve.css": "text/css",
+    "theme.js": "text/javascript",
+    "serve.js": "text/javascript",
+}
 
 
 def make(
@@ -69,7 +73,7 @@ def _ended(text, code, **headers):
     return _refused(text, code, Connection="close", **headers)
 
 
-def _upload(jobs: Jobs, limits: Limits):
+def _upload(jobs, limits):
     """Makes the endpoint that takes uploads; the body of a request is the file.
 
     `?like=.png` says what to take the file for where its bytes do not tell.
@@ -114,7 +118,7 @@ def _upload(jobs: Jobs, limits: Limits):
     return endpoint
 
 
-def _address(request: Request) -> str:
+def _address(request) -> str:
     """Returns the address of a visitor; empty on this machine.
 
     All visitors through `ssh -L` have the address of this machine.
@@ -123,22 +127,20 @@ def _address(request: Request) -> str:
     return "" if is_local(host) else host
 
 
-def _busy(*, own: bool) -> Response:
+def _busy(*, own):
     whose = "uploads of your address" if own else "uploads"
     text = f"Too many {whose} are waiting. Try again in a minute."
     return _ended(text, 503, **{"Retry-After": "60"})
 
 
-def _slow(job: Job, limits: Limits) -> str:
+def _slow(job, limits) -> str:
     return (
         f"Only {job.received} bytes of the upload arrived in time. It may take "
         f"{limits.upload_seconds} s and needs {limits.upload_rate / 2**10:g} KiB/s."
     )
 
 
-async def _receive(
-    request: Request, job: Job, limits: Limits, clock: asyncio.Timeout
-) -> bool:
+async def _receive(request, job: Job, limits: Limits, clock: asyncio.Timeout) -> bool:
     """Writes the body to the job's file; returns False where it exceeds the limit.
 
     Bytes that arrive extend the time limit, at the lowest rate that is allowed.
@@ -156,7 +158,7 @@ async def _receive(
     return True
 
 
-def _of_job(jobs: Jobs, answer):
+def _of_job(jobs, answer):
     # Not async, so that it runs in a thread: it may wait for a disk.
     def endpoint(request: Request) -> Response:
         job = jobs.get(request.path_params["id"])
@@ -168,7 +170,7 @@ def _of_job(jobs: Jobs, answer):
     return endpoint
 
 
-def _state(jobs: Jobs, job: Job, request) -> Response:
+def _state(jobs, job, request):
     done, slices = job.progress
     state = {
         "state": job.state,
@@ -182,27 +184,27 @@ def _state(jobs: Jobs, job: Job, request) -> Response:
     return JSONResponse(state)
 
 
-def _remove(jobs: Jobs, job: Job, request) -> Response:
+def _remove(jobs, job, request):
     jobs.remove(job)
     return Response(status_code=204)
 
 
-def _slice(jobs: Jobs, job: Job, request) -> Response:
+def _slice(jobs, job, request):
     path = worker.slice_path(job.folder, request.path_params["z"])
     return _file(job, path, "application/octet-stream")
 
 
-def _mask(jobs: Jobs, job: Job, request) -> Response:
+def _mask(jobs, job, request):
     name = job.facts.get("mask", "mask")
     kind = "image/png" if name.endswith(".png") else "application/gzip"
     return _file(job, job.folder / name, kind, attached=True)
 
 
-def _summary(jobs: Jobs, job: Job, request) -> Response:
+def _summary(jobs, job, request):
     return _file(job, job.folder / worker.SUMMARY, "text/csv", attached=True)
 
 
-def _file(job, path, kind, *, attached=False) -> Response:
+def _file(job, path, kind, *, attached=False):
     """Sends a result, read whole since the job may be removed meanwhile.
 
     The page gives an `attached` file the name under which it is saved.

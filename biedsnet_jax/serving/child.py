@@ -155,7 +155,7 @@ def _start() -> subprocess.Popen:
     return process
 
 
-def _listen(process: subprocess.Popen, codes: queue.SimpleQueue):
+def _listen(process, codes):
     """Collects the exit codes that a process prints, until it ends."""
     with process.stdout as lines, contextlib.suppress(OSError, ValueError):
         for line in lines:
@@ -163,7 +163,7 @@ def _listen(process: subprocess.Popen, codes: queue.SimpleQueue):
     codes.put(None)
 
 
-def _kill(process: subprocess.Popen):
+def _kill(process):
     """Kills a process and its copies."""
     # After its end another process may have its number.
     if process.poll() is not None:

@@ -8,7 +8,6 @@ import base64
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -76,11 +75,11 @@ def load(folder: Path) -> Scan | None:
     return _scan(folder / FOLDER, outcome["scan"])
 
 
-def _write(folder: Path, outcome: dict[str, Any]):
+def _write(folder, outcome):
     files.write_json(folder / FOLDER / OUTCOME, outcome)
 
 
-def _volume_fields(volume: Volume) -> dict[str, Any]:
+def _volume_fields(volume):
     header = volume.header
     return {
         "affine": np.asarray(volume.affine, float).tolist(),
@@ -91,7 +90,7 @@ def _volume_fields(volume: Volume) -> dict[str, Any]:
     }
 
 
-def _header_fields(header) -> dict[str, str]:
+def _header_fields(header):
     return {
         "kind": type(header).__name__,
         "order": header.endianness,
@@ -99,7 +98,7 @@ def _header_fields(header) -> dict[str, str]:
     }
 
 
-def _scan(place: Path, fields: dict[str, Any]) -> Scan:
+def _scan(place, fields) -> Scan:
     # Mapped, not read: a large scan need not fit in memory twice.
     slices = np.load(place / "slices.npy", mmap_mode="r", allow_pickle=False)
     scanned = place / "scanned.npy"
@@ -120,7 +119,7 @@ def _scan(place: Path, fields: dict[str, Any]) -> Scan:
     )
 
 
-def _volume(fields: dict[str, Any] | None, slices: np.ndarray) -> Volume | None:
+def _volume(fields, slices) -> Volume | None:
     """Restores a volume, whose voxels are the slices in the file's own order."""
     if fields is None:
         return None
@@ -130,7 +129,7 @@ def _volume(fields: dict[str, Any] | None, slices: np.ndarray) -> Volume | None:
     return Volume(voxels, affine, path, _header(fields["header"]))
 
 
-def _header(fields: dict[str, str] | None) -> nib.Nifti1Header | None:
+def _header(fields) -> nib.Nifti1Header | None:
     if fields is None:
         return None
     content = base64.b64decode(fields["bytes"])

@@ -49,6 +49,10 @@ _NICE = 5
 _POLL = 0.01
 # Number of Linux's prctl option that sends a signal when the parent ends.
 _PR_SET_PDEATHSIG = 1
+_TOO_LARGE = (
+    "The upload needs more memory than one may take, or more than its header "
+    "declares. Cut it into parts, or save it again."
+)
 
 
 class Order(TypedDict):
@@ -130,9 +134,9 @@ def _read(order: Order) -> int:
         )
         handoff.write(folder, scan)
     except BadInput as error:
-        handoff.refuse(folder, _too_large() if _is_memory(error) else str(error))
+        handoff.refuse(folder, _TOO_LARGE if _is_memory(error) else str(error))
     except MemoryError:
-        handoff.refuse(folder, _too_large())
+        handoff.refuse(folder, _TOO_LARGE)
     except Exception as error:
         if files.is_full(error):
             handoff.refuse(folder, "The server's disk is full. Try again later.")
@@ -146,13 +150,6 @@ def _where(error: Exception) -> str:
     """Returns the type and line of an error, whose message may quote the upload."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}, {Path(last.filename).name}:{last.lineno}"
-
-
-def _too_large() -> str:
-    return (
-        "The upload needs more memory than one may take, or more than its header "
-        "declares. Cut it into parts, or save it again."
-    )
 
 
 def _is_memory(error: BaseException | None) -> bool:
@@ -181,7 +178,9 @@ def _limited(limits: Limits, size: int):
     if resource is None:
         return lambda values: None
     os.nice(_NICE)
-    _first_for_the_out_of_memory_killer()
+    # Where memory runs out, the system kills this process first.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     _limit("RLIMIT_CORE", 0)
     _limit("RLIMIT_FSIZE", max(limits.unpacked, limits.voxels * _BYTES) + SMALL)
     _limit("RLIMIT_CPU", limits.read_seconds + round(time.process_time()))
@@ -211,11 +210,6 @@ def _address_space() -> int:
     except (OSError, ValueError):
         return 2**30
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _first_for_the_out_of_memory_killer():
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 if __name__ == "__main__":

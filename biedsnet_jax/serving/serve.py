@@ -78,8 +78,7 @@ def _describe(limits: Limits) -> str:
 def _clear_stale():
     count = folder.clear_stale()
     if count:
-        whose = "1 server" if count == 1 else f"{count} servers"
-        print(f"removed the files that {whose} left after a kill", flush=True)
+        print(f"removed the files of killed servers: {count}", flush=True)
 
 
 def _leave_if_busy():

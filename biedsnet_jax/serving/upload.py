@@ -47,7 +47,6 @@ _BROKEN_ZIP = (
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    NotImplementedError,
     RuntimeError,
     ValueError,
     OSError,

@@ -327,7 +327,7 @@ def test_a_mask_that_somebody_edited_is_kept_beside_the_new_one(place):
     plan = place.plan()
     assert plan.todo == {"a": "an output file was changed"}
     (note,) = plan.notes
-    assert "1 output file" in note
+    assert "1 in all" in note
     assert "a_mask_replaced_1.png" in note
     place.save(plan)
     assert np.asarray(Image.open(place.out / "a_mask_replaced_1.png")).max() == 7

@@ -383,7 +383,7 @@ def test_a_second_signal_leaves_nothing_and_the_next_start_removes_what_a_kill_l
     first.communicate(timeout=60)
     assert list((tmp_path / "tmp").rglob("*.dcm"))
     second, said = started()
-    assert "1 server " in said
+    assert "killed servers: 1" in said
     assert len(list((tmp_path / "tmp").iterdir())) == 1
     assert not list((tmp_path / "tmp").rglob("*.dcm"))
     url = re.search(r"is served at (\S+)", said).group(1)
