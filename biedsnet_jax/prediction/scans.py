@@ -156,7 +156,7 @@ def read(item: Item, *, channels: int) -> Scan:
         volume.slices if volume.voxels.ndim == 4 else volume.slices[..., None]
         for volume in volumes
     ]
-    # A single volume stays where it is on the disk; joining would copy it.
+    # A single volume is taken as it is, since joining would copy it.
     slices = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     if slices.shape[-1] != channels:
         raise BadInput(
