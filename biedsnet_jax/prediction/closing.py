@@ -1,5 +1,5 @@
-"""The closing word of mode predict: how many scans were segmented, and where their
-masks are.
+"""The closing lines of mode predict: how many scans were segmented, and where the masks
+are.
 """
 
 import dataclasses
@@ -11,49 +11,65 @@ from biedsnet_jax.runtime.console import clock, on_terminal
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """How many scans were done by this command, had been done before, and could not be."""
+    """Numbers of scans that this run segmented, skipped and failed to segment."""
 
     done: int
+    # Scans whose masks an earlier run made.
     skipped: int
     failed: int
-    # done before and made again, by the reason
+    # Scans that an earlier run had segmented, by the reason to segment them again.
     again: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    gone: int = 0  # scans that have masks and are not there any more
-    passed: str = ""  # what was passed over
+    # Scans that have masks but whose files no longer exist.
+    gone: int = 0
+    # A sentence about the files that were passed over; empty where there were none.
+    passed: str = ""
 
 
 def segmented(folder: pathlib.Path, counts: Counts, *, seconds: float) -> None:
-    """How many scans were segmented, and where the masks are."""
-    # A name need not be text.
+    """Prints how many scans were segmented and where their masks are.
+
+    A terminal gets tables, anything else one line.
+    """
+    # The bytes of a folder's name need not be text.
     place = str(folder).encode(errors="backslashreplace").decode()
-    if not on_terminal():
-        total = counts.done + counts.skipped + counts.failed
-        said = [
-            f"{counts.done + counts.skipped} of {total} scans segmented, in {place}; summary.csv has the figures"
-        ]
-        if counts.skipped and counts.again:
-            said.append(f"{counts.skipped} done before")
-        if counts.again:
-            said.append(made_again(counts.again))
-        if counts.gone:
-            said.append(_left(counts.gone))
-        if counts.passed:
-            said.append(f"{counts.passed}; passed_over.csv names them")
-        print(". ".join(said))
+    if on_terminal():
+        _print_tables(place, counts, seconds)
         return
+    finished = counts.done + counts.skipped
+    total = finished + counts.failed
+    sentences = [
+        f"{finished} of {total} scans segmented, in {place}; "
+        "summary.csv has the figures"
+    ]
+    if counts.again:
+        if counts.skipped:
+            sentences.append(f"{counts.skipped} done before")
+        sentences.append(made_again(counts.again))
+    if counts.gone:
+        sentences.append(_left(counts.gone))
+    if counts.passed:
+        sentences.append(f"{counts.passed}; passed_over.csv names them")
+    print(". ".join(sentences))
+
+
+def made_again(again: Mapping[str, int]) -> str:
+    """Says how many scans were made again, and why."""
+    return f"{sum(again.values())} made again: {_reasons(again)}"
+
+
+def _print_tables(place, counts, seconds):
+    # Here, since only a terminal needs rich.
     from biedsnet_jax.runtime import terminal
 
     rows = [
-        ("done", counts.done),
-        ("skipped, done before", counts.skipped),
-        ("failed", counts.failed),
+        ("done", str(counts.done)),
+        ("skipped, done before", str(counts.skipped)),
+        ("failed", str(counts.failed)),
     ]
-    terminal.print_table(
-        "predict", ["scans", ""], [(name, str(count)) for name, count in rows]
-    )
+    terminal.print_table("predict", ["scans", ""], rows)
     facts = {"time": clock(seconds), "masks": place, "figures": f"{place}/summary.csv"}
     if counts.again:
-        facts["made again"] = _each(counts.again)
+        facts["made again"] = _reasons(counts.again)
     if counts.gone:
         facts["left"] = _left(counts.gone)
     if counts.passed:
@@ -61,19 +77,10 @@ def segmented(folder: pathlib.Path, counts: Counts, *, seconds: float) -> None:
     terminal.print_facts(facts)
 
 
-def made_again(again: Mapping[str, int]) -> str:
-    """How many scans were made again, and why."""
-    return f"{sum(again.values())} made again: {_each(again)}"
-
-
-def _each(again):
-    return ", ".join(
-        f"{count} because {why}"
-        for why, count in sorted(again.items(), key=lambda one: -one[1])
-    )
+def _reasons(again):
+    most_first = sorted(again.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count} because {why}" for why, count in most_first)
 
 
 def _left(gone):
-    if gone == 1:
-        return "Masks of 1 scan that is no longer there were left"
-    return f"Masks of {gone} scans that are no longer there were left"
+    return f"Masks of scans that are no longer there were left: {gone}"

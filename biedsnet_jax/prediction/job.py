@@ -1,43 +1,56 @@
-"""What a run of mode predict is to do: which scans, into which files, with which model."""
+"""What a run of mode predict has to do: which scans, into which files, with which model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from biedsnet_jax.prediction import outputs
 from biedsnet_jax.prediction.scans import Item
+from biedsnet_jax.runtime import files
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all processes of a run know of it."""
+    """The scans, files and settings of a run, the same on all of its processes."""
 
     folder: Path
     items: Sequence[Item]
     classes: int
-    samples: int  # an image; 0 of a method that draws none
+    # Samples of an image; 0 for a method that draws none.
+    samples: int
     keep_samples: bool
-    settings: Mapping[str, Any]  # of predict.json
-    weights: str  # digest of the model's arrays
-    # the files of each scan
-    where: Mapping[Item, Mapping[str, Path]] = field(init=False)
-    # Samples that an earlier run kept, which would not be those of new masks.
-    not_written: Mapping[Item, Sequence[Path]] = field(init=False)
+    # The settings in predict.json.
+    settings: Mapping[str, Any]
+    # Digest of the model's arrays.
+    weights: str
 
-    def __post_init__(self):
-        where, not_written = {}, {}
-        for item in self.items:
-            every = self._paths(item, self.samples)
-            where[item] = self._paths(item, self.samples if self.keep_samples else 0)
-            not_written[item] = [
-                path for name, path in every.items() if name not in where[item]
-            ]
-        object.__setattr__(self, "where", where)
-        object.__setattr__(self, "not_written", not_written)
+    @cached_property
+    def where(self) -> dict[Item, dict[str, Path]]:
+        """Files of each scan, by what they hold."""
+        kept = self.samples if self.keep_samples else 0
+        return {item: self._paths(item, kept) for item in self.items}
+
+    @cached_property
+    def not_written(self) -> dict[Item, list[Path]]:
+        """Files of samples that an earlier run kept, which do not belong to new masks."""
+        found = {}
+        for item, written in self.where.items():
+            every = self._paths(item, self.samples).values()
+            found[item] = [path for path in every if path not in written.values()]
+        return found
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Turns an OSError in its block into BadInput that names the output folder."""
+        return files.writing(self.folder, another="--output")
 
     def _paths(self, item, samples):
-        drawn = self.samples > 0
         return outputs.paths(
-            self.folder, item, classes=self.classes, diffusion=drawn, samples=samples
+            self.folder,
+            item,
+            classes=self.classes,
+            diffusion=self.samples > 0,
+            samples=samples,
         )

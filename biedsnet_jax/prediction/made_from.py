@@ -1,10 +1,9 @@
-"""What each scan's masks were made from: `made_from.jsonl` of an output folder, a line
-a scan.
+"""Records what each scan's masks were made from, in `made_from.jsonl` of an output folder.
 
-A line names every input file and every output file with size, times and a hash of the
-content, the model's weights and the settings. It is written when all that it speaks of
-is on the disk, so that a scan whose writing was cut short has none. Of several lines of
-one scan the last holds.
+A line describes one scan: every input and output file with its size, times and a hash of
+its content, the model's weights, and the settings. It is written after those files are on
+the disk, so a scan whose writing was cut short has no line. The last line of a scan
+holds.
 """
 
 import dataclasses
@@ -18,46 +17,33 @@ from biedsnet_jax.data.walk import check_regular
 from biedsnet_jax.runtime import files
 
 NAME = "made_from.jsonl"
-# Raised when this program reads scans otherwise than before, so that old masks are made
-# again.
+# Version of how this program reads scans. A change of it makes all masks again.
 READING = 1
-
-# Why a scan is done again. The same words for the same reason, so that they can be
-# counted.
-CHANGED = "the scan changed"
-ADDED = "slices were added"
-REMOVED = "slices were removed"
-ELSEWHERE = "the scan is another one of that name"
-RETRAINED = "the model was trained further"
-READ_OTHERWISE = "an earlier version read it"
-LOST = "an output file was missing"
-EDITED = "an output file was changed"
-NO_FIGURES = "summary.csv had no figures for it"
-UNKNOWN = "nothing said what it was made from"
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file as it was."""
+    """Size, times and content hash of a file at one moment."""
 
     path: str
     size: int  # bytes
     mtime_ns: int
-    ctime_ns: int  # changes too where a file is replaced by one of the same mtime
-    sha256: str  # empty where the content was not read
+    # Changes even where another file of the same mtime replaces this one.
+    ctime_ns: int
+    # Empty where the content was not read.
+    sha256: str
 
     def is_same(self, path: Path) -> bool:
-        """Whether `path` still holds the same bytes; it is read only where its times
-        changed.
+        """Checks whether `path` still holds the same bytes.
+
+        The content is read only where a time differs.
         """
         try:
             status = path.stat()
             if status.st_size != self.size:
                 return False
-            if (status.st_mtime_ns, status.st_ctime_ns) == (
-                self.mtime_ns,
-                self.ctime_ns,
-            ):
+            same_mtime = status.st_mtime_ns == self.mtime_ns
+            if same_mtime and status.st_ctime_ns == self.ctime_ns:
                 return True
             return bool(self.sha256) and _sha256(path) == self.sha256
         except OSError:
@@ -66,71 +52,92 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A line of the record."""
+    """One line of the record: what the masks of a scan were made from."""
 
     name: str
-    why: str  # it was done again; empty where it was done for the first time
-    weights: str  # digest of the model's arrays
-    settings: str  # digest of the settings in predict.json
+    # Reason for which the scan was segmented again; empty for the first time.
+    why: str
+    # Digest of the model's arrays.
+    weights: str
+    # Digest of the settings in predict.json.
+    settings: str
     reading: int
-    inputs: tuple[File, ...]  # absolute paths
-    outputs: tuple[File, ...]  # paths in the output folder
+    # Input files by absolute path.
+    inputs: tuple[File, ...]
+    # Output files by path in the output folder.
+    outputs: tuple[File, ...]
 
     def again(self, paths: Sequence[Path], *, dicom: bool, weights: str) -> str:
-        """Why the scan in `paths` is not what this was made from; empty where it is."""
-        before, now = {one.path: one for one in self.inputs}, set(map(absolute, paths))
+        """Returns the reason to segment a scan again for its input or model.
+
+        The reason is empty where the files `paths` and the model's `weights` are those
+        that the masks were made from. Each reason has fixed words, to be counted by.
+        """
+        before = {file.path: file for file in self.inputs}
+        now = {absolute(path) for path in paths}
         if now > before.keys() and dicom:
-            return ADDED
+            return "slices were added"
         if now < before.keys() and dicom:
-            return REMOVED
+            return "slices were removed"
         if now != before.keys():
-            return ELSEWHERE
-        if not all(one.is_same(Path(path)) for path, one in before.items()):
-            return CHANGED
+            return "the scan is another one of that name"
+        if not all(file.is_same(Path(path)) for path, file in before.items()):
+            return "the scan changed"
         if self.reading != READING:
-            return READ_OTHERWISE
-        return RETRAINED if self.weights != weights else ""
+            return "an earlier version read it"
+        if self.weights != weights:
+            return "the model was trained further"
+        return ""
 
     def damage(self, folder: Path, paths: Iterable[Path]) -> str:
-        """What is wrong with the output files `paths`; empty where they are as written."""
-        known = {one.path for one in self.outputs}
+        """Returns the reason to segment a scan again for its output files `paths`.
+
+        The reason is empty where they are as written.
+        """
+        known = {file.path for file in self.outputs}
         for path in paths:
             if path.relative_to(folder).as_posix() not in known or not path.exists():
-                return LOST
-        return EDITED if self.edited(folder) else ""
+                return "an output file was missing"
+        if self.edited(folder):
+            return "an output file was changed"
+        return ""
 
     def edited(self, folder: Path) -> list[Path]:
-        """The output files that are there but not as they were written."""
-        there = [(one, folder / one.path) for one in self.outputs]
-        return [path for one, path in there if path.exists() and not one.is_same(path)]
+        """Lists the output files that exist but changed after they were written."""
+        found = [(file, folder / file.path) for file in self.outputs]
+        return [
+            path for file, path in found if path.exists() and not file.is_same(path)
+        ]
 
 
 def absolute(path: Path) -> str:
-    """The name of an input file in the record."""
+    """Returns the path by which the record knows an input file."""
     return os.path.abspath(path)
 
 
 def describe(
     paths: Iterable[Path], *, folder: Path | None = None, content: bool = True
 ) -> list[File]:
-    """Each file as it is now, by its absolute path or by the one in `folder`.
+    """Describes each file as it is now, by its absolute path or its path in `folder`.
 
-    Raises BadInput for what is no file, OSError for what cannot be read.
+    Without `content` no file is read and the hashes stay empty. Raises BadInput for what
+    is not a regular file, OSError for what cannot be read.
     """
-    return [_describe(path, folder, content) for path in paths]
-
-
-def _describe(path: Path, folder: Path | None, content: bool) -> File:
-    check_regular(path)
-    # Before the content, so that a change in between is noticed.
-    status = path.stat()
-    return File(
-        path=path.relative_to(folder).as_posix() if folder else absolute(path),
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-        ctime_ns=status.st_ctime_ns,
-        sha256=_sha256(path) if content else "",
-    )
+    found = []
+    for path in paths:
+        check_regular(path)
+        # Taken before the content is read, so that a change in between is noticed.
+        status = path.stat()
+        found.append(
+            File(
+                path=path.relative_to(folder).as_posix() if folder else absolute(path),
+                size=status.st_size,
+                mtime_ns=status.st_mtime_ns,
+                ctime_ns=status.st_ctime_ns,
+                sha256=_sha256(path) if content else "",
+            )
+        )
+    return found
 
 
 def _sha256(path: Path) -> str:
@@ -139,10 +146,9 @@ def _sha256(path: Path) -> str:
 
 
 class Record:
-    """The lines of a folder, by the scan's name.
+    """The lines of an output folder, by the name of the scan.
 
-    Of several processes each writes a part of its own; `merge_parts` puts them
-    together.
+    Each of several processes writes a part of its own; `merge_parts` joins them.
     """
 
     def __init__(self, folder: Path, *, part: int | None = None):
@@ -151,27 +157,26 @@ class Record:
         content = self.path.read_bytes() if self.path.exists() else b""
         for line in content.decode(errors="replace").splitlines():
             self._take(line)
-        # The next line must not go on in the middle of one that was cut short.
-        whole = "".join(_line(made) for made in self.made.values())
+        # A line that was cut short is removed, or the next one would continue it.
+        whole = "".join(map(_line, self.made.values()))
         if content != whole.encode():
             files.write_text(self.path, whole)
 
     def add(self, made: Made) -> None:
-        """Append a line and bring it to the disk."""
+        """Appends a line and flushes it to the disk."""
         files.append_text(self.path, _line(made))
         self.made[made.name] = made
 
     def forget(self, names: Iterable[str]) -> None:
-        """Say of scans that are about to be done again that nothing is known of their
-        files.
-        """
+        """Withdraws the lines of scans, before their files change."""
         known = [name for name in names if self.made.pop(name, None)]
         if known:
+            # A line with only a name withdraws the earlier lines of that scan.
             text = "".join(json.dumps({"name": name}) + "\n" for name in known)
             files.append_text(self.path, text)
 
     def merge_parts(self) -> None:
-        """Take over the lines of the parts, and remove these."""
+        """Takes over the lines of all parts, and removes the parts."""
         for path in sorted(self.path.parent.glob("made_from.part_*.jsonl")):
             part = Record(self.path.parent, part=int(path.stem.rpartition("_")[2]))
             if part.made:
@@ -179,8 +184,8 @@ class Record:
                 self.made |= part.made
             path.unlink()
 
-    def _take(self, line: str) -> None:
-        """Take over a line; one that is damaged says nothing."""
+    def _take(self, line: str):
+        """Takes over a line; a damaged one is ignored."""
         try:
             fields = json.loads(line)
             if fields.keys() == {"name"}:
@@ -197,12 +202,14 @@ def _line(made: Made) -> str:
 
 
 def _made(fields: Mapping) -> Made:
-    lists = {
-        name: tuple(File(**one) for one in fields[name])
-        for name in ("inputs", "outputs")
-    }
-    made = Made(**{**fields, **lists})
-    texts = [made.name, *(one.path for one in made.inputs + made.outputs)]
+    inputs = tuple(map(_file, fields["inputs"]))
+    outputs = tuple(map(_file, fields["outputs"]))
+    made = Made(**(fields | {"inputs": inputs, "outputs": outputs}))
+    texts = [made.name, *(file.path for file in made.inputs + made.outputs)]
     if not made.inputs or not all(isinstance(text, str) for text in texts):
-        raise TypeError("a line of another kind")
+        raise TypeError("not a line of this record")
     return made
+
+
+def _file(fields: Mapping) -> File:
+    return File(**fields)

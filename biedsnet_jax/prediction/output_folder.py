@@ -1,8 +1,7 @@
-"""The output folder of mode predict: whose masks it may hold, and which scans are to be
-done.
+"""The output folder of mode predict: whose masks it may hold, and which scans to segment.
 
-The first process of a run holds its lock and is alone in reading and changing what is
-there.
+The first process of a run holds the folder's lock. It alone reads and changes what the
+folder holds.
 """
 
 import hashlib
@@ -23,139 +22,150 @@ Where = Mapping[Item, Mapping[str, Path]]
 
 
 class Model(NamedTuple):
-    """A trained model."""
+    """Identity of a trained model."""
 
     workdir: Path
-    weights: str  # digest of its arrays
-    step: int  # of the checkpoint
-    # digest of the workdir's config.json, by which earlier versions told models apart
+    # Digest of its arrays.
+    weights: str
+    # Training step of the checkpoint.
+    step: int
+    # Digest of the workdir's config.json, by which earlier versions identified a model.
     config: str
 
 
 class Plan(NamedTuple):
     """What a run has to do, in JSON's types."""
 
-    # scan -> why it is done again; empty where it is done for the first time
+    # Scan -> reason to segment it again, empty where it is new.
     todo: dict[str, str]
-    gone: int  # scans with masks in the folder whose files are no longer there
-    notes: list[str]  # warnings
+    # Scans that have masks in the folder but whose files no longer exist.
+    gone: int
+    # Warnings.
+    notes: list[str]
 
 
 def plan(job: Job, model: Model) -> Plan:
-    """Find out what is to be done in a folder that exists, and bring its records in
-    order.
+    """Decides what to do in an output folder that exists, and repairs its records.
 
     Raises BadInput where the folder holds masks of other settings or another model, and
     where two scans would share a file.
     """
     folder = job.folder
-    there = _read(folder)
-    if there is not None:
-        _check(folder, there, job.settings, model)
-    with files.writing(folder, another="--output"):
+    recorded = _read(folder)
+    if recorded is not None:
+        _check(folder, recorded, job.settings, model)
+    with job.writing():
         check_names(folder, job.items, job.where)
-        summary, record = (
-            outputs.Summary(folder, classes=job.classes),
-            made_from.Record(folder),
-        )
-        # Parts that a killed run of several processes left.
+        summary = outputs.Summary(folder, classes=job.classes)
+        record = made_from.Record(folder)
+        # A killed run of several processes leaves parts.
         summary.merge_parts(job.classes)
         record.merge_parts()
         notes = _notes(summary)
-        if there is None:
-            _forget_other_settings(record, digest(job.settings))
-        elif "weights" not in there:
-            same_step = there.get("checkpoint_step") == model.step
+        if recorded is None:
+            # Without predict.json, the line of each scan must name the settings.
+            settings = digest(job.settings)
+            made = record.made.items()
+            record.forget([name for name, one in made if one.settings != settings])
+        elif "weights" not in recorded:
+            same_step = recorded.get("checkpoint_step") == model.step
             notes += _adopt(job, summary, record, model, same_step)
-        of_model = {"workdir": str(model.workdir), "weights": model.weights}
-        fields = {**job.settings, **of_model, "checkpoint_step": model.step}
-        files.write_json(folder / RECORD, fields)
+        of_model = {
+            "workdir": str(model.workdir),
+            "weights": model.weights,
+            "checkpoint_step": model.step,
+        }
+        files.write_json(folder / RECORD, {**job.settings, **of_model})
         todo = _todo(job, summary, record)
         notes += _set_edited_aside(folder, job.where, record, todo)
     return Plan(todo, _count_gone(job.items, summary, record), notes)
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Tells settings apart."""
+    """Returns a hash that differs between settings."""
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def check_names(folder: Path, items: Sequence[Item], where: Where) -> None:
-    """Raise BadInput where the masks of two scans would be one file on this file
-    system.
+    """Checks that no two scans share an output file on this file system.
+
+    Raises BadInput for the first two that do.
     """
     seen: dict[str, tuple[Item, str]] = {}
     for item in items:
         for path in where[item].values():
             name = path.relative_to(folder).as_posix()
-            other, its = seen.setdefault(_alike(name), (item, name))
-            if other is not item and _is_one_file(folder, name, its):
+            other, others_name = seen.setdefault(_folded(name), (item, name))
+            if other is not item and _is_one_file(folder, name, others_name):
                 raise BadInput(
-                    f"{other.files[0]} and {item.files[0]} would have one file for their masks, "
-                    f"{path}. Rename one of them, or give an --output on another file system."
+                    f"{other.files[0]} and {item.files[0]} would share one file for "
+                    f"their masks, {path}. Rename one of them, or give an --output on "
+                    "another file system."
                 )
 
 
-def _alike(name: str) -> str:
-    """The same for names that some file system takes for one."""
+def _folded(name: str) -> str:
+    """Returns the same text for names that some file system takes for one."""
     return files.composed(files.composed(name).casefold())
 
 
 def _is_one_file(folder: Path, name: str, other: str) -> bool:
-    with tempfile.TemporaryDirectory(prefix=".names_", dir=folder) as place:
-        for one, two in zip(name.split("/"), other.split("/")):
-            (Path(place) / one).touch()
-            if not (Path(place) / two).exists():
+    # Only the file system itself knows, so it is tried out.
+    with tempfile.TemporaryDirectory(prefix=".names_", dir=folder) as scratch:
+        for part, others_part in zip(name.split("/"), other.split("/")):
+            (Path(scratch) / part).touch()
+            if not (Path(scratch) / others_part).exists():
                 return False
     return True
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """The settings of what is in a folder; None where nothing can be read of them."""
+    """Reads the settings of an output folder; None where they are missing or damaged."""
     try:
-        there = json.loads((folder / RECORD).read_text(errors="replace"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError):
+        recorded = json.loads((folder / RECORD).read_text(errors="replace"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     except OSError as error:
         raise BadInput(
             f"Cannot read {folder / RECORD}: {reason(error)}. "
             "Make it readable or give another --output."
         ) from error
-    return there if isinstance(there, dict) else None
+    return recorded if isinstance(recorded, dict) else None
 
 
-def _check(
-    folder: Path, there: dict, settings: Mapping[str, Any], model: Model
-) -> None:
-    """Raise BadInput for masks of other settings, or of a model that is no earlier
-    state of it.
+def _check(folder: Path, recorded: dict, settings: Mapping[str, Any], model: Model):
+    """Checks that the masks in a folder have these settings and are of this model.
+
+    They may be of an earlier state of the model. Raises BadInput for others.
     """
-    earlier = "weights" not in there
-    if earlier and there.get("config") != model.config:
-        raise _of_other_settings(folder, "config", there.get("config"), model.config)
+    # An earlier version identified the model by the digest of its config alone.
+    earlier = "weights" not in recorded
+    if earlier and recorded.get("config") != model.config:
+        raise _other_settings(folder, "config", recorded.get("config"), model.config)
     gone = {
-        name: value for name, value in earlier_versions.REMOVED.items() if name in there
+        name: value
+        for name, value in earlier_versions.REMOVED.items()
+        if name in recorded
     }
     for name, value in {**gone, **settings}.items():
-        # An earlier version told these by the digest of the config alone.
-        if earlier and name not in there:
+        if earlier and name not in recorded:
             continue
-        old = there.get(name, earlier_versions.ADDED.get(name))
+        old = recorded.get(name, earlier_versions.ADDED.get(name))
         if old != value:
-            raise _of_other_settings(folder, name, old, value)
-    if earlier or there["weights"] == model.weights:
+            raise _other_settings(folder, name, old, value)
+    if earlier or recorded["weights"] == model.weights:
         return
-    if there.get("workdir") != str(model.workdir):
+    # Other weights of the same workdir are those of a longer training.
+    if recorded.get("workdir") != str(model.workdir):
+        workdir = shown(recorded.get("workdir"), most=200)
         raise BadInput(
-            f"{folder} holds masks of the model in {shown(there.get('workdir'), most=200)}, "
-            f"and the one in {model.workdir} has other weights. Give another --output."
+            f"{folder} holds masks of the model in {workdir}, and the one in "
+            f"{model.workdir} has other weights. Give another --output."
         )
 
 
-def _of_other_settings(folder, name, old, new) -> BadInput:
+def _other_settings(folder, name, old, new) -> BadInput:
     old, new = shown(repr(old)), shown(repr(new))
     return BadInput(
         f"{folder} holds masks of another run: {name} was {old} and is {new}. "
@@ -167,26 +177,16 @@ def _notes(summary: outputs.Summary) -> list[str]:
     if summary.replaced is None:
         return []
     return [
-        f"{summary.path} held rows that are damaged or of another kind. "
-        f"It is kept as {summary.replaced.name}, and scans without figures are done again."
+        f"{summary.path} held rows that are damaged or of another kind. It is kept as "
+        f"{summary.replaced.name}, and scans without figures are done again."
     ]
 
 
-def _forget_other_settings(record: made_from.Record, settings: str) -> None:
-    """Where the settings of a folder are lost, a scan is done if its own line has
-    these.
-    """
-    record.forget(
-        [name for name, made in record.made.items() if made.settings != settings]
-    )
-
-
 def _adopt(job, summary, record, model, same_step) -> list[str]:
-    """Take over masks of an earlier version that are newer than their scan and the
-    model.
+    """Takes over masks of an earlier version that are newer than their scan and model.
 
-    It wrote down neither, so that nothing else can be found out. Gives a line that says
-    how many.
+    That version recorded neither, so times are all there is to judge by. Returns a note
+    with the numbers of masks kept and made again, if there were any.
     """
     trained = _newest(model.workdir / "checkpoints" / str(model.step))
     done = [
@@ -196,13 +196,14 @@ def _adopt(job, summary, record, model, same_step) -> list[str]:
     ]
     kept = 0
     for item in done:
-        its = made_from.absolute(Path(summary.done[item.name]))
-        if not same_step or its != made_from.absolute(item.files[0]):
+        source = made_from.absolute(Path(summary.done[item.name]))
+        if not same_step or source != made_from.absolute(item.files[0]):
             continue
         paths = list(job.where[item].values())
         if not all(path.exists() for path in paths):
             continue
-        if job.where[item]["mask"].stat().st_mtime <= max(trained, _newest_input(item)):
+        written = job.where[item]["mask"].stat().st_mtime
+        if written <= max(trained, _newest_input(item)):
             continue
         made = made_from.Made(
             name=item.name,
@@ -218,29 +219,29 @@ def _adopt(job, summary, record, model, same_step) -> list[str]:
     if not done:
         return []
     return [
-        f"An earlier version wrote {job.folder} and did not record what each mask was made from. "
-        f"{kept} masks newer than their scan and the model are kept, "
+        f"An earlier version wrote {job.folder} and did not record what each mask was "
+        f"made from. {kept} masks newer than their scan and the model are kept, "
         f"{len(done) - kept} are made again."
     ]
 
 
 def _newest(folder: Path) -> float:
-    """When something in a folder last changed; endless where it cannot be told."""
+    """Returns the time of the last change in a folder; infinity for an unknown one."""
     times = [_changed(path) for path in folder.rglob("*") if path.is_file()]
     return max(times, default=float("inf"))
 
 
 def _newest_input(item: Item) -> float:
-    # A slice that was taken away shows in the time of its folder.
-    folders = {path.parent for path in item.files} if item.kind == "dicom" else set()
     times = [_changed(path) for path in item.files]
-    return max([*times, *(folder.stat().st_mtime for folder in folders)])
+    if item.kind == "dicom":
+        # Removing a slice changes only the time of its folder.
+        folders = {path.parent for path in item.files}
+        times += [folder.stat().st_mtime for folder in folders]
+    return max(times)
 
 
 def _changed(path: Path) -> float:
-    """The time of the content or, where a file was moved or copied to its place, of
-    that.
-    """
+    """Returns the time at which a file was written, moved or copied to its place."""
     try:
         status = path.stat()
     except OSError:
@@ -251,42 +252,50 @@ def _changed(path: Path) -> float:
 def _todo(job, summary, record) -> dict[str, str]:
     todo = {}
     for item in job.items:
-        made, has_figures = record.made.get(item.name), item.name in summary.done
+        made = record.made.get(item.name)
+        has_figures = item.name in summary.done
         if made is None:
-            todo[item.name] = made_from.UNKNOWN if has_figures else ""
+            todo[item.name] = (
+                "nothing said what it was made from" if has_figures else ""
+            )
             continue
         why = made.again(item.files, dicom=item.kind == "dicom", weights=job.weights)
-        why = why or made.damage(job.folder, job.where[item].values())
+        if not why:
+            why = made.damage(job.folder, job.where[item].values())
         if not why and not has_figures:
-            why = made_from.NO_FIGURES
+            why = "summary.csv had no figures for it"
         if why:
             todo[item.name] = why
     return todo
 
 
 def _set_edited_aside(folder, where, record, todo) -> list[str]:
-    """Keep what somebody changed, perhaps by hand, from being overwritten."""
+    """Renames files that somebody changed, perhaps by hand, before they are replaced."""
     aside = []
     for item, paths in where.items():
         made = record.made.get(item.name)
         if made is None or item.name not in todo:
             continue
-        ours = set(paths.values())
+        replaced = set(paths.values())
         aside += [
-            outputs.set_aside(path) for path in made.edited(folder) if path in ours
+            outputs.set_aside(path) for path in made.edited(folder) if path in replaced
         ]
     if not aside:
         return []
-    count = f"{len(aside)} output file{'s' * (len(aside) > 1)}"
     return [
-        f"{count} in {folder} changed after being written. "
-        f"What is there is kept under other names, such as {aside[0].name}, and made again."
+        f"{folder} has output files that changed after they were written. The changed "
+        f"files are kept under other names, such as {aside[0].name}, and made again: "
+        f"{len(aside)} in all."
     ]
 
 
 def _count_gone(items, summary, record) -> int:
-    """Scans of earlier runs that are not there any more; those of another --input are."""
+    """Counts the scans of earlier runs whose files no longer exist.
+
+    Scans of another --input still exist and do not count.
+    """
     found = {item.name for item in items}
-    there = {name: Path(file) for name, file in summary.done.items()}
-    there |= {name: Path(made.inputs[0].path) for name, made in record.made.items()}
-    return sum(not path.exists() for name, path in there.items() if name not in found)
+    known = {name: Path(file) for name, file in summary.done.items()}
+    known |= {name: Path(made.inputs[0].path) for name, made in record.made.items()}
+    others = [path for name, path in known.items() if name not in found]
+    return sum(not path.exists() for path in others)

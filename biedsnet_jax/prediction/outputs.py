@@ -1,5 +1,5 @@
-"""What a prediction leaves on disk: masks and maps on the scan's own grid, an overlay,
-a row a class in summary.csv.
+"""Writes a prediction: masks and maps on the scan's own grid, an overlay, and rows of
+summary.csv, one a class.
 """
 
 import csv
@@ -24,54 +24,52 @@ from biedsnet_jax.runtime import csv_text, files
 from biedsnet_jax.scoring.calibration import LIKELY
 
 COLUMNS = (
-    "name", "class", "labels", "slices", "height", "width", "pixels", "volume_ml", "largest_area_mm2",
-    "largest_area_pixels", "mean_uncertainty", "seconds", "file",
+    "name", "class", "labels", "slices", "height", "width", "pixels", "volume_ml",
+    "largest_area_mm2", "largest_area_pixels", "mean_uncertainty", "seconds", "file",
 )  # fmt: skip
-# bytes, of most file systems
+# Limit of most file systems, in bytes.
 LONGEST_NAME = 255
 
 
 class Summary:
-    """`summary.csv`, a row a scan and class; a run that goes on keeps what is there.
+    """`summary.csv`: a row for each scan and class. A later run keeps the rows.
 
-    Of several processes each writes a `part` of its own, `summary.part_0.csv`;
-    `merge_parts` puts them together. `replaced` is where a file went that had rows of
-    another kind, or damaged ones.
+    Each of several processes writes a `part` of its own, `summary.part_0.csv`;
+    `merge_parts` joins them. A file with damaged rows, or with rows of another kind, is
+    renamed to `replaced`.
     """
 
     def __init__(self, folder: Path, *, classes: int, part: int | None = None):
-        self.path = folder / (
-            "summary.csv" if part is None else f"summary.part_{part}.csv"
-        )
+        name = "summary.csv" if part is None else f"summary.part_{part}.csv"
+        self.path = folder / name
         self.replaced: Path | None = None
-        rows, strange = self._read()
-        names = Counter(row["name"] for row in rows)
-        # scan -> its file, where no write was cut short
+        rows, has_others = self._read()
+        count = Counter(row["name"] for row in rows)
+        # Scan -> its file. A scan with fewer rows than classes was cut short.
         self.done = {
-            row["name"]: row["file"] for row in rows if names[row["name"]] == classes
+            row["name"]: row["file"] for row in rows if count[row["name"]] == classes
         }
         text = text_of(row for row in rows if row["name"] in self.done)
         if not self.path.exists() or self.path.read_bytes() != text.encode():
-            if strange and part is None:
+            if has_others and part is None:
                 self.replaced = set_aside(self.path)
             files.write_text(self.path, text)
 
     def forget(self, names: Iterable[str]) -> None:
-        """Take out the rows of scans that are done again, before their files change."""
+        """Removes the rows of scans, before their files change."""
         known = {name for name in names if self.done.pop(name, None) is not None}
         if known:
             rows, _ = self._read()
-            files.write_text(
-                self.path, text_of(row for row in rows if row["name"] not in known)
-            )
+            kept = [row for row in rows if row["name"] not in known]
+            files.write_text(self.path, text_of(kept))
 
     def add(self, rows: list[dict]) -> None:
-        """Append the rows of one scan in one write."""
+        """Appends the rows of one scan in one write."""
         files.append_text(self.path, text_of(rows, header=False))
         self.done[rows[0]["name"]] = rows[0]["file"]
 
     def merge_parts(self, classes: int) -> None:
-        """Take over the finished scans of the parts, and remove these."""
+        """Takes over the finished scans of all parts, and removes the parts."""
         for path in sorted(self.path.parent.glob("summary.part_*.csv")):
             number = int(path.stem.rpartition("_")[2])
             part = Summary(self.path.parent, classes=classes, part=number)
@@ -82,15 +80,16 @@ class Summary:
             path.unlink()
 
     def _read(self) -> tuple[list[dict[str, str]], bool]:
-        """(whole rows, whether there are others beside); a last line that was cut short
-        is neither.
+        """Returns the sound rows, and whether there are other rows.
+
+        A last line that was cut short is ignored.
         """
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return [], False
-        # A spreadsheet puts a mark before the first name. What is no text makes its row
-        # a strange one.
+        # Spreadsheets put a byte order mark first. Bytes that are no text become
+        # surrogates, which make their row unsound.
         text = content.decode("utf-8-sig", errors="surrogateescape")
         whole, end, _ = text.rpartition("\n")
         try:
@@ -102,40 +101,43 @@ class Summary:
 
 
 def _is_sound(row) -> bool:
-    """Whether a row has the columns of this program, and text in all of them."""
+    """Checks that a row has the columns of this program, and text in all of them."""
     if set(row) != set(COLUMNS) or None in row.values():
         return False
     text = "".join(row.values())
-    # A power cut leaves zeros; surrogates stand for bytes that are no text.
-    return "\0" not in text and not any(
-        "\ud800" <= character <= "\udfff" for character in text
-    )
+    has_surrogates = any("\ud800" <= character <= "\udfff" for character in text)
+    # A power cut leaves zero bytes.
+    return "\0" not in text and not has_surrogates
 
 
 def set_aside(path: Path) -> Path:
-    """Give a file that somebody changed another name in its folder; returns it."""
+    """Renames a file that somebody changed to a free name in its folder.
+
+    Returns the new path, such as "a_mask_replaced_1.png".
+    """
     extension = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     stem = path.name.removesuffix(extension)
     for number in itertools.count(1):
-        other = path.with_name(_fitting(stem, f"_replaced_{number}{extension}"))
+        end = f"_replaced_{number}{extension}"
+        other = path.with_name(_short(stem, len(end)) + end)
         if not other.exists():
             path.rename(other)
             return other
 
 
 def write_overlay(path: Path, scan: Scan, mask: Bool[np.ndarray, "d h w k"]) -> None:
-    """A picture of the scan with its mask tinted."""
-    picture = overlay(
-        scan.slices, mask, scan.volume.spacing[1:] if scan.volume else None
-    )
+    """Writes a picture of the scan with its mask tinted."""
+    spacing = scan.volume.spacing[1:] if scan.volume else None
+    picture = overlay(scan.slices, mask, spacing)
     with files.whole_file(path) as partial:
         picture.save(partial)
 
 
 class Output(NamedTuple):
-    """A file beside a mask, which is made of the scan and the mask of each class."""
+    """A file written beside a mask, from the scan and the mask of each class."""
 
-    ending: str  # of its name, after the scan's
+    # End of the file's name, after that of the scan.
+    ending: str
     write: Callable[[Path, Scan, np.ndarray], None]
 
 
@@ -147,41 +149,39 @@ OUTPUTS = {
 def paths(
     folder: Path, item: Item, *, classes: int, diffusion: bool, samples: int
 ) -> dict[str, Path]:
-    """Every file of one scan: OUTPUTS, "mask", and maps by name, of several classes
-    numbered.
+    """Returns every file of one scan by what it holds.
 
-    A name that is too long for them is cut, and ends in a hash of the whole.
+    The keys are those of OUTPUTS, "mask", and the maps by name, which several classes
+    number. Where the scan's name is too long for them, the files have it cut, with a
+    hash of the whole name at its end.
     """
     extension = ".png" if item.kind == "picture" else ".nii.gz"
     maps = ["probability", *(UNCERTAINTIES if diffusion else ())]
-    longest = max(map(len, maps)) + (len(f"_{classes}") if classes > 1 else 0)
-    room = max(
-        len("_" + extension) + longest, *(len(one.ending) for one in OUTPUTS.values())
-    )
-    # Whatever is kept of the samples, since the name of a mask must not depend on it.
+    number = f"_{classes}" if classes > 1 else ""
+    longest_map = max(map(len, maps))
+    endings = [len(output.ending) for output in OUTPUTS.values()]
+    room = max(len(f"_{number}{extension}") + longest_map, *endings)
+    # Samples take no part in `room`: whether they are kept must not rename a mask.
     below, slash, name = item.name.rpartition("/")
     stem = f"{below}{slash}{_short(name, room)}"
     maps += [f"sample_{n + 1}" for n in range(samples)]
     if classes > 1:
         maps = [f"{name}_{k + 1}" for name in maps for k in range(classes)]
-    named = {name: folder / f"{stem}_{name}{extension}" for name in [*maps, "mask"]}
-    return {
-        name: folder / f"{stem}{one.ending}" for name, one in OUTPUTS.items()
-    } | named
+    found = {name: folder / f"{stem}{out.ending}" for name, out in OUTPUTS.items()}
+    for name in [*maps, "mask"]:
+        found[name] = folder / f"{stem}_{name}{extension}"
+    return found
 
 
 def is_shortened(item: Item, where: dict[str, Path]) -> bool:
-    """Whether the outputs of a scan have a shorter name than it."""
+    """Checks whether the outputs of a scan have a shorter name than the scan."""
     return not where["mask"].name.startswith(f"{item.name.rpartition('/')[2]}_mask")
 
 
-def _fitting(stem: str, end: str) -> str:
-    return _short(stem, len(os.fsencode(end))) + end
-
-
 def _short(name: str, room: int) -> str:
-    """A name that leaves `room` bytes of what a file system takes, always the same for
-    the same one.
+    """Cuts a name so that `room` bytes of LONGEST_NAME are left.
+
+    The same name is always cut to the same one.
     """
     content = os.fsencode(name)
     if len(content) + room <= LONGEST_NAME:
@@ -191,73 +191,67 @@ def _short(name: str, room: int) -> str:
 
 
 def write(scan: Scan, prediction: Prediction, where: dict[str, Path]) -> list[dict]:
-    """Write the files of `paths`, each complete under its name, the mask last; returns
-    the rows of the summary.
+    """Writes the files of `paths`, the mask last, each complete under its name.
 
-    Areas and volumes are those of the written mask: what its labels give each class.
+    Returns the rows of the summary. Their areas and volumes are those of the mask as
+    written: what its labels give each class.
     """
     where["mask"].parent.mkdir(parents=True, exist_ok=True)
     labels, mask = _masks(scan, prediction)
     for name, output in OUTPUTS.items():
         output.write(where[name], scan, mask)
-    # one map after another: all of them at full size may not fit in memory
+    # One map after another, since all of them at full size may not fit in memory.
     for name in prediction.maps:
-        _write_maps(where, name, scan.only_scanned(prediction.map(name)), scan)
-    for number in range(
-        0 if prediction.samples_kept is None else len(prediction.samples_kept)
-    ):
-        _write_maps(
-            where,
-            f"sample_{number + 1}",
-            scan.only_scanned(prediction.sample(number)),
-            scan,
-        )
+        _write_maps(where, name, prediction.map(name), scan)
+    for number in range(prediction.sample_count):
+        _write_maps(where, f"sample_{number + 1}", prediction.sample(number), scan)
     _write_mask(where["mask"], labels, scan, prediction)
     return _rows(scan, prediction, mask)
 
 
 def write_mask(scan: Scan, prediction: Prediction, path: Path) -> list[dict]:
-    """The mask of `write` alone, and the same rows."""
+    """Writes the mask that `write` would, and returns the same rows."""
     labels, mask = _masks(scan, prediction)
     _write_mask(path, labels, scan, prediction)
     return _rows(scan, prediction, mask)
 
 
 def text_of(rows: Iterable[dict], *, header: bool = True) -> str:
-    """A whole summary, or rows to append to one."""
+    """Returns the text of a summary or, without `header`, of rows to append to one."""
     return csv_text.write(rows, COLUMNS, header=header)
 
 
 def _masks(scan, prediction):
-    """(label map "d h w", mask of each class "d h w k"), empty where nothing was
-    scanned.
+    """Returns the label map "d h w" and the mask of each class "d h w k".
+
+    Both are empty where nothing was scanned.
     """
-    labels = scan.only_scanned(prediction.label_map)
-    masks = [
-        class_masks(one, len(prediction.labels), prediction.labels) for one in labels
-    ]
-    return labels, np.stack(masks).view(bool)
+    label_map = scan.only_scanned(prediction.label_map)
+    classes = len(prediction.labels)
+    masks = [class_masks(labels, classes, prediction.labels) for labels in label_map]
+    return label_map, np.stack(masks).view(bool)
 
 
 def _write_mask(path, labels, scan, prediction):
     if scan.volume is None and len(prediction.labels) == 1:
-        # to be seen
+        # White, so that a picture viewer shows the mask.
         labels = (labels > 0) * np.uint8(255)
     _write_grid(path, labels, scan)
 
 
 def _write_maps(where, name, values, scan):
-    for k in range(values.shape[-1]):
-        path = where[name if values.shape[-1] == 1 else f"{name}_{k + 1}"]
-        _write_grid(path, values[..., k], scan)
+    values = scan.only_scanned(values)
+    classes = values.shape[-1]
+    for k in range(classes):
+        numbered = name if classes == 1 else f"{name}_{k + 1}"
+        _write_grid(where[numbered], values[..., k], scan)
 
 
 def _write_grid(path, values, scan: Scan):
-    """Canonical slices "d h w" in the grid of the scan; a map of [0, 1] in steps of
-    1/65535.
+    """Writes canonical slices "d h w" in the grid of the scan.
 
-    On a picture that EXIF turns, the map lies on the pixels as stored, and says the
-    same turn.
+    A picture holds a map of [0, 1] in steps of 1/65535. Where EXIF turns the scan, the
+    pixels are written as the scan stores them, with the same EXIF turn.
     """
     if scan.volume is not None:
         nifti.write(path, scan.volume.restore(values), scan.volume)
@@ -270,18 +264,17 @@ def _write_grid(path, values, scan: Scan):
 
 
 def _rows(scan, prediction, mask) -> list[dict]:
-    entropy = (
-        prediction.mean_entropy(LIKELY, scan.scanned)
-        if "entropy" in prediction.maps
-        else None
-    )
+    uncertainty = [""] * len(prediction.labels)
+    if "entropy" in prediction.maps:
+        entropy = prediction.mean_entropy(LIKELY, scan.scanned)
+        uncertainty = [f"{value:.4f}" for value in entropy]
     return [
         {
             "name": scan.item.name,
             "class": k + 1,
             "labels": "+".join(map(str, labels)),
             **_sizes(mask[..., k], scan.volume),
-            "mean_uncertainty": "" if entropy is None else f"{entropy[k]:.4f}",
+            "mean_uncertainty": uncertainty[k],
             "seconds": f"{prediction.seconds:.3f}",
             "file": str(scan.item.files[0]),
         }
@@ -290,12 +283,21 @@ def _rows(scan, prediction, mask) -> list[dict]:
 
 
 def _sizes(mask, volume: Volume | None) -> dict:
-    pixels, largest = int(mask.sum()), int(mask.sum(axis=(1, 2)).max())
-    area = volume and volume.spacing[1] * volume.spacing[2]
+    slices, height, width = mask.shape
+    pixels = int(mask.sum())
+    largest = int(mask.sum(axis=(1, 2)).max())
+    volume_ml = largest_area = ""
+    # A picture has no spacing, so neither of these.
+    if volume is not None:
+        volume_ml = f"{pixels * volume.voxel_ml:.6g}"
+        area = volume.spacing[1] * volume.spacing[2]
+        largest_area = f"{largest * area:.6g}"
     return {
-        **dict(zip(("slices", "height", "width"), mask.shape)),
+        "slices": slices,
+        "height": height,
+        "width": width,
         "pixels": pixels,
-        "volume_ml": f"{pixels * volume.voxel_ml:.6g}" if volume else "",
-        "largest_area_mm2": f"{largest * area:.6g}" if volume else "",
+        "volume_ml": volume_ml,
+        "largest_area_mm2": largest_area,
         "largest_area_pixels": largest,
     }

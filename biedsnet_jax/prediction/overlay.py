@@ -1,4 +1,4 @@
-"""A picture of a prediction: the image in grey with each class tinted and outlined."""
+"""Draws a prediction: the image in grey with each class tinted and outlined."""
 
 import math
 
@@ -9,7 +9,7 @@ from scipy.ndimage import binary_dilation
 
 from biedsnet_jax.data.transforms import PERCENTILES
 
-# Told apart by colour-blind readers too, and on grey (Okabe and Ito 2008).
+# Colours that colour-blind readers tell apart, also on grey (Okabe and Ito 2008).
 COLOURS = (
     (230, 159, 0),
     (86, 180, 233),
@@ -19,10 +19,11 @@ COLOURS = (
     (204, 121, 167),
     (0, 114, 178),
 )
+# Share of a class's colour inside its mask; the image keeps the rest.
 TINT = 0.35
-# slices of a volume
+# Slices of a volume that a picture shows at most.
 MOST_TILES = 9
-# least and most pixels of a tile's longer side
+# Least and most pixels of a tile's longer side.
 SIDES = (256, 512)
 
 
@@ -31,25 +32,22 @@ def overlay(
     mask: Bool[np.ndarray, "d h w k"],
     spacing: tuple[float, float] | None,
 ) -> Image.Image:
-    """One slice as it is; of a volume the slices with most mask (evenly spaced ones
-    where there is none), from the feet up, in the proportions of `spacing` (row,
-    column).
+    """Draws the slices with the largest masks in one picture.
+
+    A single slice is drawn at its own size. Slices of a volume run from the feet up, in
+    the proportions of `spacing` (row, column, in mm); where no mask is, they are evenly
+    spaced.
     """
-    chosen = _choose(mask)
-    tiles = [_paint(slices[z], mask[z]) for z in chosen]
+    tiles = [_paint(slices[z], mask[z]) for z in _choose(mask)]
     if len(slices) > 1:
         tiles = [_scaled(tile, spacing) for tile in tiles]
     columns = math.ceil(math.sqrt(len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    sheet = np.zeros((rows * columns, *tiles[0].shape), np.uint8)
+    sheet[: len(tiles)] = tiles
+    lines = sheet.reshape(rows, columns, *tiles[0].shape).swapaxes(1, 2)
     height, width = tiles[0].shape[:2]
-    sheet = np.zeros(
-        (math.ceil(len(tiles) / columns) * height, columns * width, 3), np.uint8
-    )
-    for number, tile in enumerate(tiles):
-        row, column = divmod(number, columns)
-        sheet[
-            row * height : (row + 1) * height, column * width : (column + 1) * width
-        ] = tile
-    return Image.fromarray(sheet)
+    return Image.fromarray(lines.reshape(rows * height, columns * width, 3))
 
 
 def _choose(mask):
@@ -61,29 +59,32 @@ def _choose(mask):
 
 
 def _paint(image, mask) -> UInt8[np.ndarray, "h w 3"]:
-    """The first channel in grey (a colour picture in colour), between its 0.5 and 99.5
-    percentiles.
+    """Paints a colour picture in colour, or the first channel in grey, and the masks.
+
+    Black and white are the 0.5 and 99.5 percentiles.
     """
     coloured = image.shape[-1] == 3 and image.dtype == np.uint8
-    shown = (image if coloured else image[..., :1]).astype(np.float32)
+    if not coloured:
+        image = image[..., :1]
+    shown = image.astype(np.float32)
     low, high = np.percentile(shown, PERCENTILES)
     if low == high:
         low, high = shown.min(), shown.max()
     grey = np.clip((shown - low) / max(high - low, 1e-9), 0, 1) * 255 * np.ones(3)
     for k in range(mask.shape[-1]):
-        colour, inside = np.array(COLOURS[k % len(COLOURS)]), mask[..., k]
+        colour = np.array(COLOURS[k % len(COLOURS)])
+        inside = mask[..., k]
         grey[inside] = (1 - TINT) * grey[inside] + TINT * colour
-        # outside the mask, so that it hides none of it
+        # The outline lies outside the mask, so that it hides none of it.
         grey[binary_dilation(inside) & ~inside] = colour
     return grey.astype(np.uint8)
 
 
 def _scaled(tile, spacing):
-    """The pixels made square in mm; as many on the longer side as before, but 256 to
-    512.
-    """
+    """Scales a tile to square pixels (in mm), with its longer side within SIDES."""
     rows, columns = spacing or (1.0, 1.0)
     height, width = tile.shape[0] * rows, tile.shape[1] * columns
     factor = np.clip(max(tile.shape[:2]), *SIDES) / max(height, width)
+    # Pillow's order.
     size = max(1, round(width * factor)), max(1, round(height * factor))
     return np.asarray(Image.fromarray(tile).resize(size, Image.Resampling.BICUBIC))

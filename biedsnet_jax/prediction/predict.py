@@ -1,22 +1,20 @@
 """Mode predict: masks, maps and a summary for every image, volume and DICOM series of a
 folder.
 
-The next scan is read while one is segmented. What is finished is skipped when the
-command is given again, unless the scan or the model changed. A scan that cannot be read
-or written does not stop the others. Of several processes each takes a share of the
-scans, on its own devices; they wait for each other at the start and at the end alone.
+The next scan is read while one is segmented. A later run skips finished scans, unless
+the scan or the model changed. A scan that cannot be read or written does not stop the
+others. Each of several processes segments a share of the scans on its own devices; they
+wait for each other only at the start and at the end.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import pathlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -24,23 +22,23 @@ from biedsnet_jax.config import build_model
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import walk
-from biedsnet_jax.errors import BadInput, reason
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import (
     closing,
-    made_from,
     output_folder,
     outputs,
+    predictor,
+    read_ahead,
     scan_results,
     scans,
 )
-from biedsnet_jax.prediction import predictor as predict
 from biedsnet_jax.prediction.job import Job
-from biedsnet_jax.runtime import console, files, lock, processes, progress
+from biedsnet_jax.runtime import console, lock, processes, progress
 
-# exit code where some scans could not be segmented
+# Exit code of a run in which some scans failed.
 FAILED = 3
-# Fields that change no mask of given weights. A field that a later version adds counts
-# until it is named here.
+# Fields that do not change the masks of given weights. Any other field does, also one
+# that a later version adds, until it is named here.
 _NOT_READ = (
     "row",
     "compile_cache",
@@ -76,89 +74,72 @@ def run(
     *,
     keep_samples: bool = False,
 ) -> int:
-    """Segment `source`, a file or a folder, into the folder `output`.
+    """Segments `source`, a file or a folder, into the folder `output`.
 
     Returns 0, or 3 where some scans failed. Raises BadInput for a single file that
-    cannot be read, and for whatever stops all: no model, nothing to segment, a folder
-    with masks of another model, or one that another run writes to.
+    cannot be read, and for whatever stops every scan: no model, nothing to segment, or
+    an output folder that holds masks of another model or that another run writes to.
     """
     began = time.monotonic()
     if not source:
-        raise BadInput(
-            "no scans, nothing, in --input; give an image, a volume or a folder of them"
-        )
+        raise BadInput("--input is missing. Give an image, a volume or a folder.")
     if not output:
-        raise BadInput(
-            "no folder, nothing, in --output; give the folder that the masks go to"
-        )
+        raise BadInput("--output is missing. Give the folder that the masks go to.")
     check_config(cfg)
     source, folder = pathlib.Path(source), pathlib.Path(output)
     items, passed = scans.search(source, channels=cfg.data.channels, leave_out=folder)
-    predictor = predict.load(workdir, cfg)
-    draws = predictor.model.segmenter.draws_samples
-    keep_samples = keep_samples and draws
+    loaded = predictor.load(workdir, cfg)
+    draws = loaded.model.segmenter.draws_samples
     job = Job(
         folder,
         items,
         classes=cfg.data.classes,
         samples=cfg.sampler.ensemble if draws else 0,
-        keep_samples=keep_samples,
+        keep_samples=keep_samples and draws,
         settings=_settings(cfg),
-        weights=predictor.model.weights_digest(),
+        weights=loaded.model.weights_digest(),
     )
-    segment = functools.partial(
-        _segment, predictor, keep_samples=keep_samples, alone=source.is_file()
-    )
-    with contextlib.ExitStack() as held:
-        plan = _of_first(
-            lambda: _prepare(
-                job, held, pathlib.Path(workdir), predictor.model.step, passed
-            )
-        )
+
+    def prepare():
+        return _prepare(job, locks, pathlib.Path(workdir), loaded.model.step, passed)
+
+    def segment(items, results):
+        return _segment(loaded, items, results, alone=source.is_file())
+
+    with contextlib.ExitStack() as locks:
+        plan = _on_first(prepare)
         if processes.is_first():
             _announce(job, plan)
         failed = _share(job, plan.todo, segment)
-    if not processes.is_first():
-        return FAILED if failed else 0
-    counts = closing.Counts(
-        done=len(plan.todo) - len(failed),
-        skipped=len(items) - len(plan.todo),
-        failed=len(failed),
-        again=_reasons(plan, leave_out=failed),
-        gone=plan.gone,
-        passed=walk.summary(passed),
-    )
-    closing.segmented(folder, counts, seconds=time.monotonic() - began)
-    if failed:
-        print(f"biedsnet: {len(failed)} of {len(items)} scans failed:", file=sys.stderr)
-        for line in failed.values():
-            print(f"  {line}", file=sys.stderr)
+    if processes.is_first():
+        _report(job, plan, failed, walk.summary(passed), time.monotonic() - began)
     return FAILED if failed else 0
 
 
-def _of_first(prepare):
-    """The plan that `prepare` makes on the first process; all raise what it raises as
-    BadInput.
+def _on_first(prepare: Callable[[], output_folder.Plan]) -> output_folder.Plan:
+    """Calls `prepare` on the first process; every process returns its plan.
+
+    Every process raises its BadInput too.
     """
     if not processes.several():
         return prepare()
-    said = {}
+    outcome = {}
     if processes.is_first():
         try:
-            said = {"plan": prepare()._asdict()}
+            outcome = {"plan": prepare()._asdict()}
         except BadInput as error:
-            said = {"refused": str(error)}
-    said = processes.gather(said)[0]
-    if "refused" in said:
-        raise BadInput(said["refused"])
-    return output_folder.Plan(**said["plan"])
+            outcome = {"refused": str(error)}
+    outcome = processes.gather(outcome)[0]
+    if "refused" in outcome:
+        raise BadInput(outcome["refused"])
+    return output_folder.Plan(**outcome["plan"])
 
 
-def _prepare(job, held, workdir, step, passed) -> output_folder.Plan:
-    """Lock the folder until `held` closes, and see what is to be done."""
-    with files.writing(job.folder, another="--output"):
+def _prepare(job, locks, workdir, step, passed) -> output_folder.Plan:
+    """Locks the output folder until `locks` closes, and plans the run."""
+    with job.writing():
         job.folder.mkdir(parents=True, exist_ok=True)
-    held.enter_context(lock.Lock(job.folder, another="--output"))
+    locks.enter_context(lock.Lock(job.folder, another="--output"))
     model = output_folder.Model(
         workdir=workdir.resolve(),
         weights=job.weights,
@@ -166,168 +147,126 @@ def _prepare(job, held, workdir, step, passed) -> output_folder.Plan:
         config=hashlib.sha256((workdir / "config.json").read_bytes()).hexdigest()[:16],
     )
     plan = output_folder.plan(job, model)
-    with files.writing(job.folder, another="--output"):
+    with job.writing():
         walk.write_record(job.folder, passed)
     return plan
 
 
-def _announce(job, plan) -> None:
-    """Say what is skipped and why others are done again, and warn."""
+def _announce(job, plan):
+    """Prints warnings, and what is skipped and why other scans are done again."""
     for note in plan.notes:
         processes.say(f"warning: {note}")
     skipped = len(job.items) - len(plan.todo)
     if skipped:
         before = f"{skipped} of {len(job.items)} scans done before, in {job.folder}"
         console.tell(before, sys.stderr)
-    if again := _reasons(plan, leave_out=()):
+    again = _reasons(plan)
+    if again:
         console.tell(closing.made_again(again), sys.stderr)
     short = [item for item in job.items if outputs.is_shortened(item, job.where[item])]
     if short:
-        first = job.where[short[0]]["mask"].name
-        cut = f"{len(short)} names are too long for their masks and are cut there"
-        if len(short) == 1:
-            cut = "1 name is too long for its masks and is cut there"
-        console.tell(f"{cut}, such as {first}", sys.stderr)
+        example = job.where[short[0]]["mask"].name
+        cut = f"names too long for their masks are cut there: {len(short)}"
+        console.tell(f"{cut}, such as {example}", sys.stderr)
 
 
-def _reasons(plan, *, leave_out) -> Counter[str]:
-    """How many scans are done again, by the reason."""
+def _report(job, plan, failed, passed, seconds):
+    """Prints how many scans were segmented, and the reason of every failure."""
+    counts = closing.Counts(
+        done=len(plan.todo) - len(failed),
+        skipped=len(job.items) - len(plan.todo),
+        failed=len(failed),
+        again=_reasons(plan, leave_out=failed),
+        gone=plan.gone,
+        passed=passed,
+    )
+    closing.segmented(job.folder, counts, seconds=seconds)
+    if failed:
+        header = f"biedsnet: {len(failed)} of {len(job.items)} scans failed:"
+        print(header, *failed.values(), sep="\n  ", file=sys.stderr)
+
+
+def _reasons(plan, *, leave_out=()) -> Counter[str]:
+    """Counts the scans that are done again, by the reason."""
     return Counter(
         why for name, why in plan.todo.items() if why and name not in leave_out
     )
 
 
 def _share(job, todo: dict[str, str], segment) -> dict[str, str]:
-    """Segment `todo`, each process its scans; returns those that failed anywhere, and
-    why.
+    """Segments the scans `todo`, each process its share.
+
+    Returns the scans that failed on any process, and why.
     """
     items = [item for item in job.items if item.name in todo]
     if not processes.several():
-        with files.writing(job.folder, another="--output"):
+        with job.writing():
             results = scan_results.Results(job, todo)
         return segment(items, results)
-    with files.writing(job.folder, another="--output"):
+    with job.writing():
         if processes.is_first():
             scan_results.Results(job, todo).forget(todo)
         part = scan_results.Results(job, todo, part=jax.process_index())
-    mine = items[jax.process_index() :: jax.process_count()]
-    failed = processes.gather(segment(mine, part))
+    share = items[jax.process_index() :: jax.process_count()]
+    failed = processes.gather(segment(share, part))
     if processes.is_first():
-        with files.writing(job.folder, another="--output"):
+        with job.writing():
             scan_results.Results(job, todo).merge_parts()
     processes.barrier("merged")
-    return {name: what for each in failed for name, what in each.items()}
+    return {name: why for process in failed for name, why in process.items()}
 
 
-def _segment(predictor, items, results, *, keep_samples, alone) -> dict[str, str]:
-    """Do every scan; returns those that failed, and why."""
+def _segment(
+    loaded: predictor.Predictor,
+    items: Sequence[scans.Item],
+    results: scan_results.Results,
+    *,
+    alone: bool,
+) -> dict[str, str]:
+    """Segments every scan; returns those that failed, and why.
+
+    Raises BadInput for a failing scan that is `alone`.
+    """
     failed = {}
-    cfg = predictor.model.config
+    cfg = loaded.model.config
     depth = sum(item.depth for item in items)
     bar = progress.Progress("predict", depth, quiet=not processes.is_first())
 
     def fail(item, error):
-        what = f"{error}{results.fail(item)}"
+        message = f"{error}{results.fail(item)}"
         if alone:
-            raise BadInput(what) from error
-        failed[item.name] = what
-        bar.warn(f"skipped: {what}")
+            raise BadInput(message) from error
+        failed[item.name] = message
+        bar.warn(f"skipped: {message}")
 
+    groups = read_ahead.groups(items, cfg.eval.batch_size)
     with contextlib.closing(bar):
-        for group in _read_ahead(_jobs(items, cfg.eval.batch_size), cfg.data.channels):
-            good = []
-            for item, scan, inputs in group:
-                if isinstance(scan, BadInput):
-                    fail(item, scan)
-                    bar.advance(item.depth)
+        for group in read_ahead.read_groups(groups, cfg.data.channels):
+            readable = []
+            for one in group:
+                if isinstance(one.scan, BadInput):
+                    fail(one.item, one.scan)
+                    bar.advance(one.item.depth)
                     continue
-                good.append((scan, inputs))
-                for note in scan.notes:
+                readable.append(one)
+                for note in one.scan.notes:
                     bar.warn(f"warning: {note}")
-            if not good:
+            if not readable:
                 continue
-            slices = [scan.slices for scan, _ in good]
-            predictions = predictor.predict(
-                slices, keep_samples=keep_samples, done=bar.advance
+            predictions = loaded.predict(
+                [one.scan.slices for one in readable],
+                keep_samples=results.job.keep_samples,
+                done=bar.advance,
             )
-            for (scan, inputs), prediction in zip(good, predictions):
-                if error := results.try_to_save(scan, prediction, inputs):
-                    fail(scan.item, error)
+            for one, prediction in zip(readable, predictions):
+                error = results.try_to_save(one.scan, prediction, one.inputs)
+                if error:
+                    fail(one.item, error)
     return failed
 
 
-def _jobs(items, batch_size) -> list[list[scans.Item]]:
-    """Pictures in groups that fill a batch; each volume by itself."""
-    jobs, group = [], []
-    for item in items:
-        if item.kind != "picture":
-            jobs.append([item])
-            continue
-        group.append(item)
-        if len(group) == batch_size:
-            jobs.append(group)
-            group = []
-    return jobs + ([group] if group else [])
-
-
-def read(items: Sequence[scans.Item], channels: int) -> list[scans.Scan | BadInput]:
-    """Each scan, or what is wrong with it."""
-    found = []
-    for item in items:
-        try:
-            found.append(scans.read(item, channels=channels))
-        except BadInput as error:
-            found.append(error)
-        except MemoryError:
-            found.append(
-                BadInput(
-                    f"too large for the memory, {item.depth} slices, {item.files[0]}; cut it into parts"
-                )
-            )
-    return found
-
-
-def _read_described(
-    item, channels
-) -> tuple[scans.Scan | BadInput, list[made_from.File]]:
-    """The scan, or what is wrong with it, and its files as they were read."""
-    try:
-        inputs = made_from.describe(item.files)
-    except BadInput as error:
-        return error, []
-    except OSError as error:
-        return BadInput(
-            f"Cannot read {item.files[0]}: {reason(error)}. Replace or remove it."
-        ), []
-    (scan,) = read([item], channels)
-    if not isinstance(scan, BadInput) and not all(
-        map(made_from.File.is_same, inputs, item.files)
-    ):
-        scan = BadInput(
-            f"{item.files[0]} changed while it was read. Give the command again."
-        )
-    return scan, inputs
-
-
-def _read_ahead(jobs, channels) -> Iterator[list[tuple]]:
-    """The items of each job with what `_read_described` gives; the next is read
-    meanwhile.
-    """
-
-    def read_job(job):
-        return [(item, *_read_described(item, channels)) for item in job]
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = [pool.submit(read_job, job) for job in jobs[:1]]
-        for number in range(len(jobs)):
-            found = coming.pop().result()
-            if number + 1 < len(jobs):
-                coming.append(pool.submit(read_job, jobs[number + 1]))
-            yield found
-
-
 def _settings(cfg) -> dict:
-    """What must be the same for masks to share a folder, in JSON's types."""
+    """Returns what masks in one folder have in common, in JSON's types."""
     own = f"networks.{cfg.network}."
     fields = {}
     for name, value in flat(cfg).items():
@@ -337,4 +276,5 @@ def _settings(cfg) -> dict:
     fields["model"] = cfg.row or cfg.network
     if build_model.draws_samples(cfg):
         fields |= {f"sampler.{name}": value for name, value in cfg.sampler.items()}
+    # A round trip makes lists of tuples, so that it equals what predict.json holds.
     return json.loads(json.dumps(fields))

@@ -1,6 +1,6 @@
-"""Masks of images in memory: `load(workdir)(array) -> Prediction`.
+"""Segments images in memory: `load(workdir)(array) -> Prediction`.
 
-The network sees every slice as training did (window, resize, normalise).
+Every slice is prepared as in training (window, resize, normalise).
 """
 
 import dataclasses
@@ -23,40 +23,38 @@ from biedsnet_jax.runtime import devices, processes
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A trained model, ready for arrays. Made by `load`."""
+    """A trained model that segments arrays. Made by `load`."""
 
     model: Trained
-    run_batch: Callable  # jitted (variables, image, number) -> maps and samples
-    # of batches that are compiled
+    # Jitted (variables, image, number) -> maps and samples.
+    run_batch: Callable
+    # Batch sizes for which `run_batch` is compiled.
     sizes: set[int] = dataclasses.field(default_factory=set)
 
     def __call__(
         self, array: Shaped[np.ndarray, "..."], *, keep_samples: bool = False
     ) -> Prediction:
-        """Segment "h w" or "h w c", which is one slice, or "d h w c"; c is the number
-        the model was trained on.
+        """Segments one slice, "h w" or "h w c", or the slices "d h w c".
 
-        Values are in the units of the training files. Raises BadInput for another
-        number of axes or channels, an empty array, and values that are not finite
-        numbers.
+        Values are in the units of the training files, and c is the number of channels
+        of the training. Raises BadInput for another number of axes or channels, an
+        empty array, and values that are not finite numbers.
         """
         channels = self.model.config.data.channels
         array = np.asarray(array)
-        slices = (
-            array[None, ..., None]
-            if array.ndim == 2
-            else array[None]
-            if array.ndim == 3
-            else array
-        )
+        slices = array[..., None] if array.ndim == 2 else array
+        if slices.ndim == 3:
+            slices = slices[None]
         if slices.ndim != 4 or slices.shape[-1] != channels or not slices.size:
             raise BadInput(
-                f"shape of an array, {array.shape}, the argument; give (h, w), (h, w, {channels}) or (d, h, w, "
-                f"{channels}): this model was trained on {channels} channel{'s' * (channels > 1)}"
+                f"The array has shape {array.shape}, and the number of channels of this "
+                f"model is {channels}. Give (h, w), (h, w, {channels}) or "
+                f"(d, h, w, {channels})."
             )
         if slices.dtype.kind not in "buif" or not np.isfinite(slices).all():
             raise BadInput(
-                f"values that are not finite numbers, {array.dtype}, the argument; give finite numbers"
+                f"The array, of type {array.dtype}, has values that are not finite "
+                "numbers. Replace them."
             )
         (prediction,) = self.predict([slices], keep_samples=keep_samples)
         return prediction
@@ -68,44 +66,42 @@ class Predictor:
         keep_samples: bool = False,
         done: Callable[[int], None] = lambda slices: None,
     ) -> list[Prediction]:
-        """Several scans in shared batches; `done` hears of the slices as they are
-        finished.
+        """Segments several scans in shared batches.
 
-        A slice's noise follows from the seed and its number in the scan, so its mask
-        does not depend on what shares its batch.
+        `done` is called with the number of slices that each batch finished. A slice's
+        noise follows from the seed and its number in the scan, so its mask does not
+        depend on what shares its batch.
         """
-        prepared = build_data.make_prepare(self.model.config)
-        chosen = [(n, z) for n, scan in enumerate(scans) for z in range(len(scan))]
-        batch_size = self._batch_size(len(chosen))
+        config = self.model.config
+        prepare = build_data.make_prepare(config)
+        places = [(n, z) for n, scan in enumerate(scans) for z in range(len(scan))]
+        batch_size = self._batch_size(len(places))
         maps: list[dict] = [{} for _ in scans]
-        start, waiting = time.perf_counter(), None
-        for first in range(0, len(chosen), batch_size):
-            batch = chosen[first : first + batch_size]
+        start, running = time.perf_counter(), None
+        for first in range(0, len(places), batch_size):
+            batch = places[first : first + batch_size]
             images = [
-                prepared.image(
-                    volumes.neighbours(scans[n], z, self.model.config.data.context)
-                )
+                prepare.image(volumes.neighbours(scans[n], z, config.data.context))
                 for n, z in batch
             ]
-            running = self.run_batch(
-                self.model.variables,
-                *self._inputs(images, [z for _, z in batch], batch_size),
-            )
-            # fetched only now, so that the next batch was prepared while this one ran
-            if waiting:
-                self._collect(maps, *waiting, keep_samples, done)
-            waiting = running, batch
-        self._collect(maps, *waiting, keep_samples, done)
-        seconds = (time.perf_counter() - start) / len(chosen)
+            inputs = self._inputs(images, [z for _, z in batch], batch_size)
+            values = self.run_batch(self.model.variables, *inputs)
+            # Fetched a batch later, so that this one was prepared while that one ran.
+            if running:
+                self._collect(maps, *running, keep_samples, done)
+            running = values, batch
+        self._collect(maps, *running, keep_samples, done)
+        seconds = (time.perf_counter() - start) / len(places)
         return [
             self._prediction(scan, parts, seconds * len(scan))
             for scan, parts in zip(scans, maps)
         ]
 
     def first_batch(self, slices: int) -> int:
-        """The batch size of a scan of so many slices where nothing is compiled yet.
+        """Returns the batch size of a scan where nothing is compiled yet.
 
-        It is the least power of two that holds `slices`, but at most eval.batch_size.
+        It is the mesh's size, doubled until it holds `slices`, but at most
+        eval.batch_size.
         """
         most, size = self.model.config.eval.batch_size, self.model.mesh.size
         while size < min(slices, most):
@@ -113,8 +109,9 @@ class Predictor:
         return min(size, most)
 
     def _batch_size(self, slices):
-        """The smallest compiled that holds all `slices`, else a new one, compiled here
-        so that no clock counts it.
+        """Returns the smallest compiled size that holds `slices`, or compiles one.
+
+        It is compiled here so that no clock counts the compilation.
         """
         known = [size for size in self.sizes if size >= slices]
         if known:
@@ -122,9 +119,8 @@ class Predictor:
         size = self.first_batch(slices)
         if size not in self.sizes:
             image = np.zeros(build_data.image_shape(self.model.config), np.float32)
-            self.run_batch.lower(
-                self.model.variables, *self._inputs([image], [0], size)
-            ).compile()
+            inputs = self._inputs([image], [0], size)
+            self.run_batch.lower(self.model.variables, *inputs).compile()
             self.sizes.add(size)
         return size
 
@@ -136,23 +132,20 @@ class Predictor:
         inputs = devices.put_batch({"image": image, "number": number}, self.model.mesh)
         return inputs["image"], inputs["number"]
 
-    def _collect(self, maps, running, chosen, keep_samples, done):
-        values = {
-            name: np.asarray(value)
-            for name, value in running.items()
-            if name != "samples" or keep_samples
-        }
-        for row, (n, z) in enumerate(chosen):
-            for name, value in values.items():
-                maps[n].setdefault(name, {})[z] = (
-                    value[:, row] if name == "samples" else value[row]
-                )
-        done(len(chosen))
+    def _collect(self, maps, values, batch, keep_samples, done):
+        """Fetches the values of a batch into `maps`, by scan and name, in slice order."""
+        for name, value in values.items():
+            if name == "samples" and not keep_samples:
+                continue
+            value = np.asarray(value)
+            if name == "samples":
+                # n b h w k -> b n h w k
+                value = value.swapaxes(0, 1)
+            for (n, _), row in zip(batch, value):
+                maps[n].setdefault(name, []).append(row)
+        done(len(batch))
 
     def _prediction(self, scan, parts, seconds):
-        parts = {
-            name: [rows[z] for z in range(len(scan))] for name, rows in parts.items()
-        }
         samples = parts.pop("samples", None)
         return Prediction(
             size=scan.shape[1:3],
@@ -165,15 +158,15 @@ class Predictor:
 
 
 def load(workdir: str | pathlib.Path, cfg=None) -> Predictor:
-    """The best checkpoint of `workdir`, ready to segment arrays; `cfg` may sample
-    otherwise than it was trained with.
+    """Loads the best checkpoint of `workdir`.
 
-    Each of several processes has it on its own devices, and calls it without the
-    others. Raises BadInput where the workdir holds no run, or not this config's.
+    `cfg` may sample otherwise than the training did; without it the run's own config
+    holds. Raises BadInput where the workdir holds no run, or not one of this config.
     """
     workdir = pathlib.Path(workdir)
     model = trained.load(workdir, cfg or run_config.load(workdir))
     if processes.several():
+        # Each process segments its own scans, on its own devices.
         variables, mesh = devices.on_this_process(model.variables)
         model = dataclasses.replace(
             model, variables=variables, mesh=mesh, predict_batch=None
@@ -182,15 +175,12 @@ def load(workdir: str | pathlib.Path, cfg=None) -> Predictor:
 
 
 def _make_run_batch(model):
-    """Jitted `(variables, image, number) -> maps "b h w k", and samples "n b h w k"`."""
+    """Jits `(variables, image, number) -> maps "b h w k", and samples "n b h w k"`."""
 
     def run_batch(variables, image, number):
-        return model.maps(
-            variables, image, trained.noise_keys(model.config.seed, number)
-        )
+        keys = trained.noise_keys(model.config.seed, number)
+        return model.maps(variables, image, keys)
 
-    split, everywhere = (
-        devices.batch_sharding(model.mesh),
-        devices.replicated(model.mesh),
-    )
+    split = devices.batch_sharding(model.mesh)
+    everywhere = devices.replicated(model.mesh)
     return jax.jit(run_batch, in_shardings=(everywhere, split, split))

@@ -1,9 +1,8 @@
-"""What a run of mode predict writes scan by scan, so that a kill or a power cut may
-come anywhere.
+"""Writes the results of mode predict scan by scan, safe against a kill or a power cut.
 
-First the old figures and the old record of a scan go, then its files are written, then
+First the old record and figures of a scan are removed. Then its files are written, then
 its figures, then the record of what they were made from. Only a scan that has all of
-them is finished.
+these is finished.
 """
 
 import contextlib
@@ -20,10 +19,10 @@ from biedsnet_jax.runtime import files
 
 
 class Results:
-    """The files, figures and records of the scans in `todo`, which says why each is
-    done again.
+    """The files, figures and records of the scans in `todo`.
 
-    Of several processes each writes a part of the figures and the records.
+    `todo` maps each to the reason to segment it again. Each of several processes writes
+    a `part` of the figures and of the records.
     """
 
     def __init__(self, job: Job, todo: Mapping[str, str], *, part: int | None = None):
@@ -32,20 +31,20 @@ class Results:
         self._record = made_from.Record(job.folder, part=part)
 
     def forget(self, names: Iterable[str]) -> None:
-        """Say of these scans, before their files change, that they are not finished."""
+        """Marks scans as unfinished, before their files change."""
         self._record.forget(names)
         self._summary.forget(names)
 
     def save(
         self, scan: Scan, prediction: Prediction, inputs: Sequence[made_from.File]
     ) -> None:
-        """Write all of a scan.
+        """Writes everything of one scan.
 
-        Raises OSError where its own files cannot be written; a full disk and whatever
-        keeps every scan from being written is BadInput.
+        Raises OSError where only its own files cannot be written, and BadInput for a
+        full disk and whatever else stops every scan.
         """
         where = self.job.where[scan.item]
-        with files.writing(self.job.folder, another="--output"):
+        with self.job.writing():
             self.forget([scan.item.name])
         try:
             for path in self.job.not_written[scan.item]:
@@ -55,6 +54,7 @@ class Results:
         except OSError as error:
             if not files.is_full(error) and error.errno != errno.EROFS:
                 raise
+            # Raised again as BadInput.
             with files.writing(where["mask"], another="--output"):
                 raise
         made = made_from.Made(
@@ -66,56 +66,57 @@ class Results:
             inputs=tuple(inputs),
             outputs=tuple(written),
         )
-        with files.writing(self.job.folder, another="--output"):
+        with self.job.writing():
             self._summary.add(rows)
             self._record.add(made)
 
     def try_to_save(
         self, scan: Scan, prediction: Prediction, inputs: Sequence[made_from.File]
     ) -> BadInput | None:
-        """Write all of a scan; returns what is wrong where this one alone cannot be
-        written.
+        """Writes everything of one scan.
+
+        Returns what is wrong where this scan alone cannot be written.
         """
         mask, source = self.job.where[scan.item]["mask"], scan.item.files[0]
         try:
             self.save(scan, prediction, inputs)
             return None
         except MemoryError:
-            what = BadInput(f"{source} is too large for the memory. Cut it into parts.")
+            what = f"{source} is too large for the memory. Cut it into parts."
         except OSError as error:
-            what = BadInput(
+            what = (
                 f"Cannot write the masks of {source} as {mask}: {reason(error)}. "
                 "Rename the scan or give another --output."
             )
-        # Some files may be of this prediction and some of an earlier one.
+        # Some files may be of this prediction and others of an earlier one.
         for path in self.job.where[scan.item].values():
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-        return what
+        return BadInput(what)
 
     def fail(self, item: Item) -> str:
-        """Rename masks of what a scan was before it failed; returns a sentence that
-        says so.
+        """Renames the masks that a scan had before it failed.
+
+        Returns a sentence that says so; empty where there were none.
         """
-        with files.writing(self.job.folder, another="--output"):
+        with self.job.writing():
             self.forget([item.name])
             every = [*self.job.where[item].values(), *self.job.not_written[item]]
-            aside = [outputs.set_aside(path) for path in every if _is_there(path)]
+            aside = [outputs.set_aside(path) for path in every if _exists(path)]
         if not aside:
             return ""
-        return (
-            f" Its earlier masks are kept under other names, such as {aside[0].name}."
-        )
+        example = aside[0].name
+        return f" Its earlier masks are kept under other names, such as {example}."
 
     def merge_parts(self) -> None:
-        """Take over what the processes of a run wrote, each for itself."""
+        """Joins the parts that the processes of a run wrote."""
         self._summary.merge_parts(self.job.classes)
         self._record.merge_parts()
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:
-        # Such as a name that this file system does not take.
+        # Such as for a name that this file system does not take.
         return False

@@ -1,11 +1,10 @@
-"""What a user hands over to be segmented: pictures, NIfTI volumes and DICOM series,
-found in a folder and read.
+"""Finds and reads the scans to segment: pictures, NIfTI volumes and DICOM series.
 
-A scan is canonical slices and, for a volume, the grid that its mask goes back to.
+A scan is canonical slices and, for a volume, the grid to which its mask goes back.
 """
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,79 +22,78 @@ from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime.files import composed, natural
 
-# marks a folder of masks
+# File of settings, which also marks a folder of masks.
 RECORD = "predict.json"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One scan, not read yet. Outputs are called `name`, which has the folders below
-    the input.
-    """
+    """A scan that was found but not read yet."""
 
+    # Name of its outputs, with the folders below the input.
     name: str
-    kind: str  # "picture", "nifti", "dicom"
+    kind: str  # "picture", "nifti" or "dicom"
     files: tuple[Path, ...]
-    depth: int = 1  # slices, as far as a header tells
-    notes: tuple[str, ...] = ()  # warnings, known before it is read
+    # Number of slices, as far as the header tells.
+    depth: int = 1
+    # Warnings that are known before it is read.
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan in memory."""
+    """A scan in memory."""
 
     item: Item
     slices: Shaped[np.ndarray, "d h w c"]
-    volume: Volume | None = None  # None: a picture
-    notes: list[str] = field(default_factory=list)  # warnings
-    # not where slices of a DICOM series are missing; None: everywhere
+    # None for a picture.
+    volume: Volume | None = None
+    # Warnings.
+    notes: list[str] = field(default_factory=list)
+    # False where slices of a DICOM series are missing; None for a scan without a gap.
     scanned: Bool[np.ndarray, "d h w"] | None = None
-
-    # EXIF orientation that a picture is stored in, while its slice is upright
+    # EXIF orientation in which a picture is stored; its slice is upright.
     turn: int = 1
 
     def only_scanned(
         self, maps: Shaped[np.ndarray, "d h w *k"]
     ) -> Shaped[np.ndarray, "d h w *k"]:
-        """`maps` with 0 where nothing was scanned."""
+        """Sets `maps` to 0 where nothing was scanned."""
         if self.scanned is None:
             return maps
         return maps * self.scanned.reshape(self.scanned.shape + (1,) * (maps.ndim - 3))
 
 
 class Found(NamedTuple):
-    """What there is to segment, and what there is beside it."""
+    """Scans to segment, and files that are not read."""
 
     items: list[Item]
-    passed: list[PassedOver]  # files that are not read
+    passed: list[PassedOver]
 
 
 def search(source: Path, *, channels: int, leave_out: Path | None = None) -> Found:
-    """Every scan in a file or below a folder, in natural order, but for hidden ones and
-    those below `leave_out`.
+    """Finds every scan in a file or below a folder, in natural order.
 
-    Folders below that hold RECORD have masks, not scans, and are left out too. Linked
-    folders are followed, each once. With several `channels`, NIfTI files `_0000`,
-    `_0001`, ... are the channels of one. A DICOM series is the files of one
-    SeriesInstanceUID in a folder, called by the folder; of several in a folder each has
-    a number, in the order of SeriesNumber. One that is spread over folders is one scan,
-    called by the folder above them, where its slices make one even stack; else each
-    folder is a scan, and their notes say so.
+    Hidden files are passed over, and so is `leave_out`. Folders that hold RECORD have
+    masks, not scans, and are left out too. Linked folders are followed, each once.
 
-    Raises BadInput where there is nothing, for two scans whose outputs would have one
+    For several `channels`, the NIfTI files `a_0000`, `a_0001`, ... are one scan. A DICOM
+    series is the files of one SeriesInstanceUID in a folder, and has the folder's name;
+    several in one folder are numbered by SeriesNumber. A series that is spread over
+    folders is one scan with the name of the folder above them, where its slices make
+    one even stack. Otherwise each folder is a scan, with a note.
+
+    Raises BadInput where nothing is found, for two scans whose outputs would share a
     name, and for DICOM without pydicom.
     """
     if not source.exists():
         raise BadInput(
-            f"no such file or folder, {source}, in --input; give an image, a volume or a folder of them"
+            f"{source} in --input does not exist. Give an image, a volume or a folder."
         )
-    if (
-        source.is_dir()
-        and leave_out is not None
-        and source.resolve().is_relative_to(leave_out.resolve())
-    ):
+    if source.is_dir() and leave_out and _is_inside(source, leave_out):
         raise BadInput(
-            f"scans inside the folder for masks, {source}, in --output; give another --output"
+            f"{source} in --input lies inside {leave_out}, the folder for masks. "
+            "Give another --output."
         )
     root = source if source.is_dir() else source.parent
     paths, passed = _files(source, leave_out)
@@ -107,46 +105,38 @@ def search(source: Path, *, channels: int, leave_out: Path | None = None) -> Fou
     items += _nifti_items(volumes, root, channels)
     rest = set(paths) - set(volumes) - set(pictures)
     dicoms = [path for path in paths if path in rest and dicom.is_dicom(path)]
-    passed += [walk.unread(path) for path in paths if path in rest - set(dicoms)]
+    passed += [walk.unread(path) for path in rest - set(dicoms)]
     found = _dicom_items(dicoms, root, source)
-    items, passed = items + found.items, sorted(passed + found.passed)
+    items += found.items
+    passed = sorted(passed + found.passed)
     if not items:
-        beside = walk.summary(passed)
+        beside = f" ({walk.summary(passed)})" if passed else ""
+        extensions = ", ".join((*EXTENSIONS, *nifti.EXTENSIONS))
         raise BadInput(
-            f"nothing to segment, {source}, in --input; give {', '.join((*EXTENSIONS, *nifti.EXTENSIONS))} or DICOM"
-            + (f" ({beside})" if beside else "")
+            f"{source} in --input holds nothing to segment{beside}. "
+            f"Give {extensions} or DICOM files."
         )
-    twice = [
-        name
-        for name, count in Counter(item.name for item in items).items()
-        if count > 1
-    ]
-    if twice:
-        raise _two_of_one_name(
-            twice[0], *(item.files[0] for item in items if item.name == twice[0])
-        )
+    first: dict[str, Item] = {}
+    for item in items:
+        other = first.setdefault(item.name, item)
+        if other is not item:
+            raise _two_of_one_name(item.name, other.files[0], item.files[0])
     return Found(sorted(items, key=lambda item: natural(item.name)), passed)
 
 
 def read(item: Item, *, channels: int) -> Scan:
-    """The scan's slices with `channels` channels. Raises BadInput for whatever does not
-    fit.
-    """
+    """Reads a scan as slices of `channels` channels. Raises BadInput where it cannot."""
+    source = item.files[0]
     try:
-        str(item.files[0]).encode()
+        str(source).encode()
     except UnicodeEncodeError:
         raise BadInput(
-            f"name that is not UTF-8, {str(item.files[0])!a}, in --input; rename it"
+            f"The name {str(source)!a} in --input is not UTF-8. Rename the file."
         ) from None
     for path in item.files:
         walk.check_regular(path)
     if item.kind == "picture":
-        if channels not in (1, 3):
-            raise BadInput(
-                f"a picture for {channels} channels, 1 or 3, {item.files[0]}; give volumes to this model"
-            )
-        pixels, turn = read_picture_turned(item.files[0], channels)
-        return Scan(item, pixels[None], turn=turn)
+        return _read_picture(item, channels)
     missing, notes = [], []
     if item.kind == "dicom":
         volume, missing, notes = dicom.read_series(item.files)
@@ -154,41 +144,46 @@ def read(item: Item, *, channels: int) -> Scan:
     else:
         if channels > 1:
             names = [composed(nifti.stem(path)) for path in item.files]
-            check_channels(Path(item.name).name, names, item.files[0].parent)
+            check_channels(Path(item.name).name, names, source.parent)
         volumes = nifti.read_channels(item.files)
+    grid = volumes[0]
     for volume in volumes:
         nifti.check_content(volume)
         check_same_grid(
-            volume.shape,
-            volume.affine,
-            volumes[0].shape,
-            volumes[0].affine,
-            volume.path,
+            volume.shape, volume.affine, grid.shape, grid.affine, volume.path
         )
     parts = [
         volume.slices if volume.voxels.ndim == 4 else volume.slices[..., None]
         for volume in volumes
     ]
+    # A single volume is taken as it is, since joining would copy it.
     slices = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     if slices.shape[-1] != channels:
         raise BadInput(
-            f"image channels, {slices.shape[-1]}, {item.files[0]}; this model was trained on {channels}, give as many"
+            f"The number of channels of {source} is {slices.shape[-1]}, and this model "
+            f"takes {channels}. Give as many."
         )
-    of_volume = [nifti.unit_note(volumes[0]), plane_note(volumes[0])]
-    notes = [note for note in (*item.notes, *notes, *of_volume) if note]
-    return Scan(
-        item,
-        slices,
-        volumes[0],
-        notes,
-        _scanned(volumes[0], missing) if missing else None,
-    )
+    notes = [*item.notes, *notes, nifti.unit_note(grid), plane_note(grid)]
+    scanned = _scanned(grid, missing) if missing else None
+    return Scan(item, slices, grid, [note for note in notes if note], scanned)
+
+
+def _read_picture(item, channels) -> Scan:
+    if channels not in (1, 3):
+        raise BadInput(
+            f"{item.files[0]} is a picture, and this model takes {channels} channels. "
+            "Give it volumes."
+        )
+    pixels, turn = read_picture_turned(item.files[0], channels)
+    return Scan(item, pixels[None], turn=turn)
+
+
+def _is_inside(folder: Path, other: Path) -> bool:
+    return folder.resolve().is_relative_to(other.resolve())
 
 
 def _files(source: Path, leave_out: Path | None) -> tuple[list[Path], list[PassedOver]]:
-    """Every visible file in natural order, and what is passed over without a look at
-    what it is.
-    """
+    """Lists the visible files in natural order, and those passed over by name alone."""
     if not source.is_dir():
         walk.check_regular(source)
         return [source], []
@@ -206,10 +201,10 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _two_of_one_name(name: str, *files: Path) -> BadInput:
-    where = " and ".join(map(str, files))
+def _two_of_one_name(name: str, first: Path, second: Path) -> BadInput:
     return BadInput(
-        f"two scans of one name, {name}, {where}; rename one, since their masks would be one file"
+        f"{first} and {second} would share the name {name}, and one file for their masks. "
+        "Rename one of them."
     )
 
 
@@ -218,19 +213,18 @@ def _nifti_items(paths: Sequence[Path], root: Path, channels: int) -> list[Item]
     items = []
     for path in paths:
         name = _name(path.parent / nifti.stem(path), root)
-        name = composed(name) if channels > 1 else name
-        # a.nii beside a.nii.gz
+        if channels > 1:
+            name = composed(name)
+        # Such as a.nii beside a.nii.gz.
         if name in by_name:
             raise _two_of_one_name(name, by_name[name], path)
         by_name[name] = path
-    groups = (
-        group_channels(list(by_name), set())
-        if channels > 1
-        else {name: [name] for name in by_name}
-    )
+    groups = {name: [name] for name in by_name}
+    if channels > 1:
+        groups = group_channels(list(by_name), set())
     for name, images in groups.items():
         files = tuple(by_name[image] for image in images)
-        # a number at its end is no channel's
+        # A file with all channels is no channel, whatever number its name ends in.
         if len(files) == 1 and _holds(files[0], channels):
             name = name if images[0].endswith("_0000") else images[0]
         items.append(Item(name, "nifti", files, _depth(files[0])))
@@ -238,7 +232,7 @@ def _nifti_items(paths: Sequence[Path], root: Path, channels: int) -> list[Item]
 
 
 def _holds(path: Path, channels: int) -> bool:
-    """Whether one file has all channels, by its header."""
+    """Checks by its header whether one file has all channels."""
     try:
         shape = nifti.volume_shape(nifti.open_header(path))
     except BadInput:
@@ -247,54 +241,50 @@ def _holds(path: Path, channels: int) -> bool:
 
 
 def _depth(path: Path) -> int:
-    """Slices by the header; 1 for a file that will be refused when it is read."""
+    """Returns the number of slices by the header; 1 where it cannot be read."""
     try:
         image = nifti.open_header(path)
     except BadInput:
         return 1
-    shape = nifti.volume_shape(image)[:3]
-    return len(
-        Volume(np.broadcast_to(np.uint8(0), shape), image.affine, str(path)).slices
-    )
+    voxels = np.broadcast_to(np.uint8(0), nifti.volume_shape(image)[:3])
+    return len(Volume(voxels, image.affine, str(path)).slices)
 
 
 def _dicom_items(paths: Sequence[Path], root: Path, source: Path) -> Found:
     passed, series = [], {}
     for folder in dict.fromkeys(path.parent for path in paths):
-        series[folder], others = dicom.search(
-            [path for path in paths if path.parent == folder]
-        )
+        inside = [path for path in paths if path.parent == folder]
+        series[folder], others = dicom.search(inside)
         passed += others
-    # Each by itself, so that it is named and the others are segmented.
-    broken = [path for its in series.values() for path in its.pop(dicom.BROKEN, [])]
-    items = [Item(_name(path, root), "dicom", (path,)) for path in broken]
+    items = []
+    for found in series.values():
+        # Each broken file is a scan that fails by itself, and stops no other.
+        for path in found.pop(dicom.BROKEN, []):
+            items.append(Item(_name(path, root), "dicom", (path,)))
     notes = _join_folders(series)
-    for folder, its in series.items():
-        name = (
-            source.stem
-            if source.is_file()
-            else _name(folder, root)
-            if folder != root
-            else folder.resolve().name
-        )
-        for number, (uid, files) in enumerate(its.items(), start=1):
-            one = name if len(its) == 1 else f"{name}_series_{number}"
-            said = tuple(notes.get(uid, ()))
-            items.append(
-                Item(one, "dicom", tuple(files), dicom.count_slices(files), said)
-            )
+    for folder, found in series.items():
+        if source.is_file():
+            name = source.stem
+        elif folder == root:
+            name = folder.resolve().name
+        else:
+            name = _name(folder, root)
+        for number, (uid, files) in enumerate(found.items(), start=1):
+            own = name if len(found) == 1 else f"{name}_series_{number}"
+            depth = dicom.count_slices(files)
+            items.append(Item(own, "dicom", tuple(files), depth, notes.get(uid, ())))
     return Found(items, passed)
 
 
-def _join_folders(series: dict[Path, dict[str, list[Path]]]) -> dict[str, list[str]]:
-    """Make a series of several folders one of the folder above them.
+def _join_folders(series: dict[Path, dict[str, list[Path]]]) -> dict[str, tuple[str]]:
+    """Joins a series that is spread over folders into one of the folder above them.
 
-    Returns a note on each that cannot be one.
-    `series` is folder -> SeriesInstanceUID -> files, and is changed.
+    `series` is folder -> SeriesInstanceUID -> files, and is changed. Returns a note on
+    each series that cannot be joined.
     """
     places, notes = defaultdict(list), {}
-    for folder, its in series.items():
-        for uid in its:
+    for folder, found in series.items():
+        for uid in found:
             places[uid].append(folder)
     for uid, folders in places.items():
         parts = [series[folder][uid] for folder in folders]
@@ -303,10 +293,10 @@ def _join_folders(series: dict[Path, dict[str, list[Path]]]) -> dict[str, list[s
         files = dicom.join(parts)
         if files is None:
             listed = " and ".join(map(str, folders[:4]))
-            notes[uid] = [
+            notes[uid] = (
                 f"{listed} hold files of one series, which make no even stack together. "
-                "Each folder is segmented by itself."
-            ]
+                "Each folder is segmented by itself.",
+            )
             continue
         for folder in folders:
             del series[folder][uid]
@@ -315,8 +305,7 @@ def _join_folders(series: dict[Path, dict[str, list[Path]]]) -> dict[str, list[s
 
 
 def _scanned(volume: Volume, missing: Sequence[int]) -> Bool[np.ndarray, "d h w"]:
-    """False where the file's slices k are missing."""
-    there = ~np.isin(np.arange(volume.shape[2]), missing)
-    return Volume(
-        np.broadcast_to(there, volume.shape), volume.affine, volume.path
-    ).slices
+    """Marks the slices of a volume that are not `missing`, in canonical order."""
+    found = ~np.isin(np.arange(volume.shape[2]), missing)
+    marks = np.broadcast_to(found, volume.shape)
+    return Volume(marks, volume.affine, volume.path).slices

@@ -1,4 +1,4 @@
-"""A trained model, and how it predicts: what every mode that uses one is handed."""
+"""A trained model and how it predicts, as every mode that uses one gets it."""
 
 import dataclasses
 import hashlib
@@ -19,43 +19,39 @@ from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import fusion, segmenter
 from biedsnet_jax.types import Image
 
-# Probability and truth of a batch without its padding, and the examples they come from.
+# Probability of a batch without its padding, its image and mask, and its examples.
 Predicted = tuple[np.ndarray, dict[str, np.ndarray], list[dict]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A segmenter with its weights, on the mesh they lie on, and the config that says
-    how it predicts.
+    """A segmenter, its weights, their mesh, and the config by which it predicts.
 
-    `dataclasses.replace(trained, variables=...)` keeps the compiled programs. Another
-    config or mesh needs `predict_batch=None` beside it, which makes the program anew.
+    `dataclasses.replace(trained, variables=...)` keeps the compiled programs. A change
+    of the config or the mesh also needs `predict_batch=None`, which makes a new program.
     """
 
     config: ConfigDict
     segmenter: segmenter.Segmenter
     variables: dict
-    step: int  # of the checkpoint
+    # Training step of the checkpoint.
+    step: int
     mesh: Mesh
     # Jitted (variables, image, index) -> probability "b h w k", the samples fused.
     predict_batch: Callable[[dict, jax.Array, jax.Array], jax.Array] | None = None
 
     def __post_init__(self):
         if self.predict_batch is None:
-            object.__setattr__(
-                self,
-                "predict_batch",
-                make_predict(self.config, self.segmenter, self.mesh),
-            )
+            program = make_predict(self.config, self.segmenter, self.mesh)
+            object.__setattr__(self, "predict_batch", program)
 
     def predict_split(
         self, data: build_data.Data, indices: list[int], clock: "Clock | None" = None
     ) -> Iterator[Predicted]:
-        """The probability of each batch of the slices `indices`, with its image, mask
-        and examples.
+        """Yields the probability of each batch of the slices `indices`, and its data.
 
-        On every process the same: each reads the whole batch, and its devices predict
-        their rows.
+        `clock` counts the time of the predictions, without compilation. Every process
+        yields the same: each reads whole batches, and its devices predict their rows.
         """
         size = self.config.eval.batch_size
         prepare = build_data.make_prepare(self.config)
@@ -67,15 +63,12 @@ class Trained:
             inputs = devices.put_whole_batch(
                 {"image": batch["image"], "index": number}, self.mesh
             )
+            arguments = self.variables, inputs["image"], inputs["index"]
             if clock and not clock.images:
                 # Compiled outside the clock; the call below finds the program.
-                self.predict_batch.lower(
-                    self.variables, inputs["image"], inputs["index"]
-                ).compile()
+                self.predict_batch.lower(*arguments).compile()
             start = time.perf_counter()
-            probability = np.asarray(
-                self.predict_batch(self.variables, inputs["image"], inputs["index"])
-            )
+            probability = np.asarray(self.predict_batch(*arguments))
             if clock:
                 clock.add(time.perf_counter() - start, len(examples))
             parts = {name: batch[name][: len(examples)] for name in ("image", "mask")}
@@ -84,30 +77,29 @@ class Trained:
     def maps(
         self, variables: dict, image: Image, keys: segmenter.Keys
     ) -> dict[str, jax.Array]:
-        """Maps "b h w k" of prepared images: probability, UNCERTAINTIES where samples
-        are drawn, and the samples.
+        """Predicts the maps "b h w k" of prepared images.
+
+        These are "probability", "samples" ("n b h w k") and, where the method draws
+        samples, UNCERTAINTIES.
         """
         samples = self.segmenter.predict(
             variables, image, keys, ensemble=self.config.sampler.ensemble
         )
-        found = {
-            "probability": fusion.FUSIONS[self.config.fusion](samples),
-            "samples": samples,
-        }
-        return found | (
-            fusion.uncertainty(samples) if self.segmenter.draws_samples else {}
-        )
+        fuse = fusion.FUSIONS[self.config.fusion]
+        maps = {"probability": fuse(samples), "samples": samples}
+        if self.segmenter.draws_samples:
+            maps |= fusion.uncertainty(samples)
+        return maps
 
     def weights_digest(self) -> str:
-        """A hash of every array by its name: the same for the same weights, whatever
-        checkpoint held them.
+        """Hashes every array with its name.
+
+        The same weights give the same digest, whatever checkpoint held them.
         """
         digest = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
-            array = np.asarray(leaf)
-            digest.update(
-                f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode()
-            )
+            name, array = jax.tree_util.keystr(path), np.asarray(leaf)
+            digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
             digest.update(array.tobytes())
         return digest.hexdigest()[:32]
 
@@ -115,13 +107,11 @@ class Trained:
 def load(
     workdir: pathlib.Path, config: ConfigDict, *, free: tuple[str, ...] = ()
 ) -> Trained:
-    """What `workdir` has learnt: the EMA variables of its best checkpoint, to predict
-    as `config` says.
+    """Loads the EMA variables of the best checkpoint of `workdir`.
 
-    `free` are fields that may differ from the run's, beside those that always may.
-
-    Raises BadInput where the config cannot be, or the workdir holds no run, or not this
-    config's.
+    The model predicts as `config` says. `free` are fields that may differ from the
+    run's, beside those that always may. Raises BadInput for an invalid config, and where
+    the workdir holds no run, or not one of this config.
     """
     check_config(config)
     run_config.check_trained(config, workdir, free=free)
@@ -138,8 +128,9 @@ def load(
 
 
 def noise_keys(seed: int | jax.Array, number: jax.Array) -> jax.Array:
-    """A key for each image, by its number alone: neither batch size nor devices change
-    its mask.
+    """Returns a key for each image, from the seed and its number alone.
+
+    So neither the batch size nor the devices change a mask.
     """
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(number)
 
@@ -147,27 +138,29 @@ def noise_keys(seed: int | jax.Array, number: jax.Array) -> jax.Array:
 def make_predict(
     config: ConfigDict, model: segmenter.Segmenter, mesh: Mesh
 ) -> Callable:
-    """Jitted `(variables, image, index) -> probability "b h w k"`, the samples fused.
+    """Jits `(variables, image, index) -> probability "b h w k"`, the samples fused.
 
-    An image's noise follows from the seed and its index in the source, see
+    The noise of an image follows from the seed and its index in the source; see
     `noise_keys`.
     """
     fuse = fusion.FUSIONS[config.fusion]
+    ensemble = config.sampler.ensemble
 
     def predict(variables, image, index):
         keys = noise_keys(config.seed, index)
-        return fuse(
-            model.predict(variables, image, keys, ensemble=config.sampler.ensemble)
-        )
+        return fuse(model.predict(variables, image, keys, ensemble=ensemble))
 
     return devices.jit_batches(predict, mesh)
 
 
 class Clock:
-    """Seconds spent predicting, and images predicted."""
+    """Seconds spent on predictions, and number of images predicted."""
 
     def __init__(self):
-        self.seconds, self.images = 0.0, 0
+        self.seconds = 0.0
+        self.images = 0
 
     def add(self, seconds: float, images: int) -> None:
-        self.seconds, self.images = self.seconds + seconds, self.images + images
+        """Adds the time of a batch and its number of images."""
+        self.seconds += seconds
+        self.images += images

@@ -1,6 +1,4 @@
-"""The addresses of a server: the page, and for its script uploads, their state and
-their results.
-"""
+"""Routes of a server: the page, and for its script uploads, their state and results."""
 
 import asyncio
 import html
@@ -20,20 +18,23 @@ from biedsnet_jax.serving.limits import Limits
 from biedsnet_jax.serving.upload import KINDS, UPLOAD
 
 _WEB = pathlib.Path(__file__).parents[1] / "web"
-_FILES = {name: "text/css" for name in ("report.css", "serve.css")}
-_FILES |= {name: "text/javascript" for name in ("theme.js", "serve.js")}
+_FILES = {
+    "report.css": "text/css",
+    "serve.css": "text/css",
+    "theme.js": "text/javascript",
+    "serve.js": "text/javascript",
+}
 
 
 def make(
     jobs: Jobs, limits: Limits, *, model: str, token: str | None, port: int
 ) -> ASGIApp:
-    """The server of one model."""
+    """Makes the app that serves the model called `model`.
+
+    Without a `token` only visitors of this machine are answered; see `Guard`.
+    """
     routes = [
         Route("/", _constant(_page(model, limits), "text/html")),
-        *(
-            Route(f"/{name}", _constant((_WEB / name).read_text(), kind))
-            for name, kind in _FILES.items()
-        ),
         Route("/jobs", _upload(jobs, limits), methods=["POST"]),
         Route("/jobs/{id}", _of_job(jobs, _state), methods=["GET"]),
         Route("/jobs/{id}", _of_job(jobs, _remove), methods=["DELETE"]),
@@ -41,6 +42,8 @@ def make(
         Route("/jobs/{id}/mask", _of_job(jobs, _mask)),
         Route("/jobs/{id}/summary", _of_job(jobs, _summary)),
     ]
+    for name, kind in _FILES.items():
+        routes.append(Route(f"/{name}", _constant((_WEB / name).read_text(), kind)))
     return Guard(Starlette(routes=routes), token=token, port=port)
 
 
@@ -65,43 +68,47 @@ def _refused(text, code, **headers):
     return JSONResponse({"text": text}, code, headers=headers)
 
 
-def _upload(jobs: Jobs, limits: Limits):
-    """The body is the file. `?like=.png` says what it may be taken for where its bytes
-    do not tell.
-    """
-    too_large = f"too large, more than {limits.upload / 2**20:g} MiB, the upload; cut it into parts"
+def _ended(text, code, **headers):
+    """Refuses an upload; the rest of its body is not read, so the connection closes."""
+    return _refused(text, code, Connection="close", **headers)
 
-    full = "the server cannot write, its disk may be full; try again later"
+
+def _upload(jobs, limits):
+    """Makes the endpoint that takes uploads; the body of a request is the file.
+
+    `?like=.png` says what to take the file for where its bytes do not tell.
+    """
+    most = f"{limits.upload / 2**20:g} MiB"
+    too_large = f"The upload is larger than {most}. Cut it into parts."
+    full = "The server cannot write; its disk may be full. Try again later."
 
     async def endpoint(request: Request) -> Response:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limits.upload:
-            return _refused(too_large, 413, Connection="close")
+            return _ended(too_large, 413)
         like = request.query_params.get("like", "")
         try:
             job = jobs.new(like if like in KINDS else "", _address(request))
         except Full as error:
             return _busy(own=error.own)
         except OSError:
-            return _refused(full, 507, Connection="close")
+            return _ended(full, 507)
         try:
             async with asyncio.timeout(limits.upload_grace) as clock:
                 job.give_up = lambda: clock.reschedule(0)
                 complete = await _receive(request, job, limits, clock)
             if not complete:
-                return _refused(too_large, 413, Connection="close")
+                return _ended(too_large, 413)
             if job.removed:
                 return _busy(own=False)
             jobs.submit(job)
             return JSONResponse({"id": job.id}, 202)
         except TimeoutError:
-            return (
-                _busy(own=False)
-                if job.removed
-                else _refused(_slow(job, limits), 408, Connection="close")
-            )
+            if job.removed:
+                return _busy(own=False)
+            return _ended(_slow(job, limits), 408)
         except OSError:
-            return _refused(full, 507, Connection="close")
+            return _ended(full, 507)
         except ClientDisconnect:
             return Response(status_code=400)
         finally:
@@ -111,36 +118,34 @@ def _upload(jobs: Jobs, limits: Limits):
     return endpoint
 
 
-def _address(request: Request) -> str:
-    """Who asks; empty on this machine, where visitors through ssh -L have one address
-    together.
+def _address(request) -> str:
+    """Returns the address of a visitor; empty on this machine.
+
+    All visitors through `ssh -L` have the address of this machine.
     """
     host = request.client.host if request.client else ""
     return "" if is_local(host) else host
 
 
-def _busy(*, own: bool) -> Response:
+def _busy(*, own):
     whose = "uploads of your address" if own else "uploads"
-    text = f"too many {whose} are waiting; try again in a minute"
-    return _refused(text, 503, **{"Connection": "close", "Retry-After": "60"})
+    text = f"Too many {whose} are waiting. Try again in a minute."
+    return _ended(text, 503, **{"Retry-After": "60"})
 
 
-def _slow(job: Job, limits: Limits) -> str:
+def _slow(job, limits) -> str:
     return (
         f"Only {job.received} bytes of the upload arrived in time. It may take "
         f"{limits.upload_seconds} s and needs {limits.upload_rate / 2**10:g} KiB/s."
     )
 
 
-async def _receive(
-    request: Request, job: Job, limits: Limits, clock: asyncio.Timeout
-) -> bool:
-    """Whether the whole body is in the file, which is not where it exceeds the limit.
+async def _receive(request, job: Job, limits: Limits, clock: asyncio.Timeout) -> bool:
+    """Writes the body to the job's file; returns False where it exceeds the limit.
 
-    What has arrived buys time, at the least rate that is allowed.
+    Bytes that arrive extend the time limit, at the lowest rate that is allowed.
     """
-    now = asyncio.get_running_loop().time
-    began = now()
+    began = asyncio.get_running_loop().time()
     with (job.folder / UPLOAD).open("wb") as file:
         async for chunk in request.stream():
             job.received += len(chunk)
@@ -153,20 +158,19 @@ async def _receive(
     return True
 
 
-def _of_job(jobs: Jobs, answer):
-    # in a thread, since it may wait for a disk
+def _of_job(jobs, answer):
+    # Not async, so that it runs in a thread: it may wait for a disk.
     def endpoint(request: Request) -> Response:
         job = jobs.get(request.path_params["id"])
-        return (
-            answer(jobs, job, request)
-            if job
-            else _refused("gone: removed, or nobody asked for it any more", 404)
-        )
+        if job is None:
+            text = "The server has removed this scan and its results. Send it again."
+            return _refused(text, 404)
+        return answer(jobs, job, request)
 
     return endpoint
 
 
-def _state(jobs: Jobs, job: Job, request) -> Response:
+def _state(jobs, job, request):
     done, slices = job.progress
     state = {
         "state": job.state,
@@ -175,48 +179,40 @@ def _state(jobs: Jobs, job: Job, request) -> Response:
         "slices": slices,
         "text": job.text,
     }
-    return JSONResponse(state | ({"facts": job.facts} if job.state == "done" else {}))
+    if job.state == "done":
+        state["facts"] = job.facts
+    return JSONResponse(state)
 
 
-def _remove(jobs: Jobs, job: Job, request) -> Response:
+def _remove(jobs, job, request):
     jobs.remove(job)
     return Response(status_code=204)
 
 
-def _slice(jobs: Jobs, job: Job, request) -> Response:
-    return _file(
-        job,
-        worker.slice_path(job.folder, request.path_params["z"]),
-        "application/octet-stream",
-    )
+def _slice(jobs, job, request):
+    path = worker.slice_path(job.folder, request.path_params["z"])
+    return _file(job, path, "application/octet-stream")
 
 
-def _mask(jobs: Jobs, job: Job, request) -> Response:
+def _mask(jobs, job, request):
     name = job.facts.get("mask", "mask")
-    return _file(
-        job,
-        job.folder / name,
-        "image/png" if name.endswith(".png") else "application/gzip",
-        attached=True,
-    )
+    kind = "image/png" if name.endswith(".png") else "application/gzip"
+    return _file(job, job.folder / name, kind, attached=True)
 
 
-def _summary(jobs: Jobs, job: Job, request) -> Response:
+def _summary(jobs, job, request):
     return _file(job, job.folder / worker.SUMMARY, "text/csv", attached=True)
 
 
-def _file(job, path, kind, *, attached=False) -> Response:
-    """Whole in memory, since it may be removed meanwhile. What it is saved as, the page
-    says.
+def _file(job, path, kind, *, attached=False):
+    """Sends a result, read whole since the job may be removed meanwhile.
+
+    The page gives an `attached` file the name under which it is saved.
     """
+    headers = {"Content-Disposition": "attachment"} if attached else {}
     try:
-        content = path.read_bytes() if job.state == "done" else None
+        if job.state == "done":
+            return Response(path.read_bytes(), media_type=kind, headers=headers)
     except OSError:
-        content = None
-    if content is None:
-        return _refused("not there", 404)
-    return Response(
-        content,
-        media_type=kind,
-        headers={"Content-Disposition": "attachment"} if attached else {},
-    )
+        pass
+    return _refused("The scan has no such result.", 404)

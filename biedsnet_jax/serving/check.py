@@ -1,9 +1,9 @@
-"""What an upload declares, looked at before anything of it is unpacked: sizes, counts
-and compression.
+"""Checks what an upload declares, before anything of it is unpacked: sizes, counts and
+compression.
 
 A few bytes can stand for gigabytes or hours. What is refused here is refused at once
-and in words that say why; what slips through ends at the limits of the process that
-reads (see reader).
+and with a reason. What slips through ends at the limits of the process that reads (see
+reader).
 """
 
 import gzip
@@ -24,40 +24,40 @@ from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
 from biedsnet_jax.serving.limits import Limits
 
-# Of Pillow's forty formats those that mode predict takes, and what pydicom has Pillow
-# decode: the others are much code for no use, and one of them starts another program.
+# Of Pillow's forty formats, those that mode predict takes and those that pydicom has
+# Pillow decode. The others are code that nobody needs, and one starts another program.
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "JPEG2000")
-# Transfer syntaxes whose whole data set is compressed, which pydicom inflates at once.
+# Transfer syntaxes of a compressed data set, which pydicom inflates as a whole.
 DEFLATED = (
     "1.2.840.10008.1.2.1.99",
     "1.2.840.10008.1.2.4.95",
     "1.2.840.10008.1.2.4.205",
 )
 _CHUNK = 2**20
-# of a TIFF file that are counted, for mode predict's words; more are refused uncounted
+# Pages of a TIFF file. Mode predict refuses fewer and says how many there are.
 _PAGES = 64
-# of a progressive JPEG; encoders make about ten
+# Passes of a progressive JPEG; encoders make about ten.
 _PASSES = 100
-# bytes of a NIfTI file before its voxels
+# Bytes of a NIfTI file before its voxels.
 _EXTENSIONS = 2**22
 _MOST_EXTENSIONS = 256
-# bytes of a .nii.gz beside the voxels that its header declares
+# Bytes of a .nii.gz beyond the voxels that its header declares.
 _SLACK = 2**24
 _START_OF_SCAN = b"\xff\xda"
 
 
 def only_formats() -> None:
-    """Take the other formats out of this process, where `check_size` refuses what is
-    too large.
-    """
+    """Removes the formats that are not in FORMATS from this process."""
+    # `check_size` refuses what is too large.
     Image.MAX_IMAGE_PIXELS = None
     Image.init()
     Image.ID[:] = [name for name in Image.ID if name in FORMATS]
 
 
 def check_file(path: Path, kind: str, limits: Limits) -> None:
-    """Refuse one file by its first bytes and its structure; `kind` is one of
-    upload.KINDS.
+    """Checks the first bytes and the structure of a file.
+
+    `kind` is one of upload.KINDS. Raises BadInput for what declares too much.
     """
     if kind in (".nii", ".nii.gz"):
         _check_extensions(path)
@@ -71,15 +71,17 @@ def check_file(path: Path, kind: str, limits: Limits) -> None:
 
 
 def check_unpacked(path: Path, limits: Limits) -> None:
-    """Count the bytes of a gzip file and keep none. What is damaged is said when it is
-    read.
+    """Counts the unpacked bytes of a .nii.gz file, without keeping any.
+
+    Raises BadInput for more than the limit or the header allows. A damaged file passes:
+    reading it says what is wrong.
     """
     try:
         image = nifti.open_header(path)
     except BadInput:
         return
-    declared = math.prod(image.shape) * image.get_data_dtype().itemsize + _SLACK
-    most, size = min(limits.unpacked, declared), 0
+    declared = math.prod(image.shape) * image.get_data_dtype().itemsize
+    most, size = min(limits.unpacked, declared + _SLACK), 0
     try:
         with gzip.open(path) as file:
             while size <= most and (chunk := file.read(_CHUNK)):
@@ -90,13 +92,13 @@ def check_unpacked(path: Path, limits: Limits) -> None:
         raise too_large(size, str(path), limits)
     if size > most:
         raise BadInput(
-            f"{path} unpacks to more than its header declares, {declared - _SLACK} bytes of voxels. "
-            "Save it again."
+            f"{path} unpacks to more than its header declares, {declared} bytes of "
+            "voxels. Save it again."
         )
 
 
 def too_large(size: int, what: str, limits: Limits) -> BadInput:
-    """What is said of a file that is too large once it is unpacked."""
+    """Makes the error of a file that is too large once it is unpacked."""
     return BadInput(
         f"{what} is too large when unpacked: {size // 2**20} MiB or more, where "
         f"{limits.unpacked // 2**20} are allowed. Cut it into parts."
@@ -104,21 +106,23 @@ def too_large(size: int, what: str, limits: Limits) -> BadInput:
 
 
 def check_syntax(path: Path) -> None:
-    """Refuse a DICOM file whose data set is deflated, wherever its meta group says so."""
+    """Checks that the data set of a DICOM file is not compressed as a whole.
+
+    Raises BadInput where it is.
+    """
     syntax = deflated_syntax(path)
     if syntax:
         raise BadInput(
-            f"The data set of {path} is compressed as a whole (transfer syntax {syntax}). "
-            "Export it uncompressed."
+            f"The data set of {path} is compressed as a whole (transfer syntax "
+            f"{syntax}). Export it uncompressed."
         )
 
 
 def deflated_syntax(path: Path) -> str:
-    """The transfer syntax of a DICOM file where it is one of DEFLATED, else nothing.
+    """Returns the transfer syntax of a DICOM file if it is one of DEFLATED, else "".
 
-    The meta group is walked element by element with pydicom's own reader, which reads
-    it as explicit VR and, where that fails, as implicit: whichever says deflated
-    counts.
+    pydicom's own reader goes through the meta group, as it does when it reads the file:
+    as explicit VR and, where that fails, as implicit. Either of them may say deflated.
     """
     from pydicom.filereader import read_dataset
 
@@ -134,7 +138,7 @@ def deflated_syntax(path: Path) -> str:
                     stop_when=lambda tag, vr, length: tag >> 16 not in (0, 2),
                 )
                 syntax = str(meta.get("TransferSyntaxUID", "")).strip("\0 ")
-            # a broken file meets pydicom with anything, and is refused by it
+            # pydicom may raise anything for a broken file, and refuses it later.
             except Exception:
                 continue
         if syntax in DEFLATED:
@@ -143,9 +147,10 @@ def deflated_syntax(path: Path) -> str:
 
 
 def check_size(item: scans.Item, limits: Limits) -> int:
-    """Refuse a scan by its headers; returns the number of values that it declares.
+    """Checks the headers of a scan; returns the number of values that they declare.
 
-    Of what is damaged nothing is said here, reading does that.
+    Raises BadInput for too large a scan. A damaged one passes: reading it says what is
+    wrong.
     """
     values = 0
     for height, width, slices, channels in _shapes(item):
@@ -157,17 +162,15 @@ def check_size(item: scans.Item, limits: Limits) -> int:
         values = max(values, height * width * slices * channels)
         if slices > limits.slices or values > limits.voxels:
             raise BadInput(
-                f"{item.files[0]} has {slices} slices of {height}x{width} pixels and {channels} "
-                f"values a pixel, where {limits.slices} slices and {limits.voxels} values in all "
-                "are allowed. Cut it into parts."
+                f"{item.files[0]} has {slices} slices of {height}x{width} pixels and "
+                f"{channels} values a pixel, where {limits.slices} slices and "
+                f"{limits.voxels} values in all are allowed. Cut it into parts."
             )
     return values
 
 
 def _shapes(item: scans.Item) -> list[tuple[int, int, int, int]]:
-    """(height, width, slices, values of a pixel) of a scan; several where slices of a
-    series differ.
-    """
+    """Returns (height, width, slices, values of a pixel), several for unequal slices."""
     if item.kind == "picture":
         try:
             height, width, values = pictures.read_size(item.files[0])
@@ -177,64 +180,68 @@ def _shapes(item: scans.Item) -> list[tuple[int, int, int, int]]:
     if item.kind == "nifti":
         image = nifti.open_header(item.files[0])
         shape = nifti.volume_shape(image)
+        # Nothing is read: all voxels are one byte, in the grid of the header.
         voxels = np.broadcast_to(np.uint8(0), shape[:3])
-        depth, height, width = Volume(
-            voxels, image.affine, str(item.files[0])
-        ).slices.shape
+        volume = Volume(voxels, image.affine, str(item.files[0]))
+        depth, height, width = volume.slices.shape
         return [(height, width, depth, math.prod(shape[3:]))]
-    sizes = [one.size for path in item.files for one in dicom_slice.read(path)]
+    sizes = [found.size for path in item.files for found in dicom_slice.read(path)]
     return [(*size, len(sizes), 1) for size in dict.fromkeys(sizes)]
 
 
-def _check_extensions(path: Path) -> None:
-    """Refuse a NIfTI file whose header is followed by much else, which nibabel would
-    keep in memory.
+def _check_extensions(path: Path):
+    """Refuses a NIfTI file with large extensions, which nibabel would keep in memory.
 
-    An extension is its size in bytes, with these 8, its code and its content.
+    They stand between the header and the voxels. An extension is its size in bytes,
+    including 8 for the size and its code, then the code and the content.
     """
+    opened = gzip.open if path.name.endswith(".gz") else open
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+        with opened(path, "rb") as file:
             head = file.read(_EXTENSIONS)
     except (OSError, EOFError, zlib.error):
         return
     if len(head) < 544:
         return
+    # A NIfTI header begins with its own size: 348, or 540 for NIfTI-2.
     order = "<" if struct.unpack("<i", head[:4])[0] in (348, 540) else ">"
     size = struct.unpack(f"{order}i", head[:4])[0]
     place, kind = (168, "q") if size == 540 else (108, "f")
     (offset,) = struct.unpack_from(f"{order}{kind}", head, place)
+    # Not `offset > ...`: the offset may be NaN.
     if not offset <= _EXTENSIONS:
         raise BadInput(
-            f"{path} says that its voxels begin at byte {offset:.0f}, where at most {_EXTENSIONS} "
-            "are allowed. Save it without extensions."
+            f"{path} says that its voxels begin at byte {offset:.0f}, where at most "
+            f"{_EXTENSIONS} are allowed. Save it without extensions."
         )
     if size in (348, 540) and head[size]:
         _check_chain(head, size + 4, int(offset), order, path)
 
 
-def _check_chain(head: bytes, place: int, end: int, order: str, path: Path) -> None:
-    """Follow the extensions from `place` to where the voxels begin."""
+def _check_chain(head: bytes, place: int, end: int, order: str, path: Path):
+    """Follows the extensions from `place` to where the voxels begin."""
     for _ in range(_MOST_EXTENSIONS):
         if place + 16 > min(end, len(head)):
             return
         (length,) = struct.unpack_from(f"{order}i", head, place)
         if not 8 <= length <= end - place:
             raise BadInput(
-                f"{path} has an extension of {length} bytes in its header, with {end - place} left "
-                "before its voxels. Save it without extensions."
+                f"{path} has an extension of {length} bytes in its header, with "
+                f"{end - place} left before its voxels. Save it without extensions."
             )
         place += length
     raise BadInput(
-        f"{path} has more than {_MOST_EXTENSIONS} extensions in its header. Save it without."
+        f"{path} has more than {_MOST_EXTENSIONS} extensions in its header. "
+        "Save it without them."
     )
 
 
-def _check_pages(path: Path) -> None:
-    """Refuse a TIFF file of many pages, each of which Pillow would visit to count them."""
+def _check_pages(path: Path):
+    """Refuses a TIFF file of many pages, since Pillow visits each to count them."""
     try:
         with Image.open(path, formats=("TIFF",)) as picture:
             picture.seek(_PAGES)
-    # fewer pages, or a broken file, which is said when it is read
+    # Fewer pages, or a broken file: reading it says so.
     except Exception:
         return
     raise BadInput(
@@ -242,11 +249,11 @@ def _check_pages(path: Path) -> None:
     )
 
 
-def _check_passes(path: Path) -> None:
-    """Refuse a JPEG file that is painted over and over, each time for all its pixels.
+def _check_passes(path: Path):
+    """Refuses a JPEG file of many passes, each of which goes over all its pixels.
 
-    The two bytes stand for nothing else among compressed pixels, where 0xff is followed
-    by 0.
+    A pass begins with _START_OF_SCAN. Among compressed pixels these bytes do not occur,
+    since 0xff is followed by 0 there.
     """
     with path.open("rb") as file:
         if file.read(2) != b"\xff\xd8":

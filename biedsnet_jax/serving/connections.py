@@ -1,12 +1,10 @@
-"""Connections of a server: those that say nothing are closed, and never keep a visitor
-out.
+"""Limits the connections of a server, so that silent ones keep no visitor out.
 
-A connection has some seconds to bring a whole request, but for its body, and as many
-between two. Where there are as many as may be, the newcomer takes the place of the one
-that has been silent the longest: one that never asked before one that is between two
-requests, and that before one that does not take its answer. One that has only come has
-a second to ask; where many such come at once, twice as many may be open. Only where all
-are at work is the newcomer turned away.
+A connection has some seconds to send the head of a request, and as many between two
+requests. Where the limit of open connections is reached, a new one replaces the oldest
+silent one: first one that never asked, then one between two requests, then one that does
+not take its answer. A fresh connection has one second to ask; if many come at once,
+twice the limit may be open. The new one is turned away only if all others are at work.
 """
 
 import asyncio
@@ -18,31 +16,34 @@ from biedsnet_jax.serving.guard import is_local
 from biedsnet_jax.serving.limits import Limits
 
 _FRESH_SECONDS = 1
-# times the limit, for those that have only come
+# Times the limit, for fresh connections.
 _BURST = 2
+# In the order in which they lose their place.
 NEVER_ASKED, BETWEEN, STUCK, FRESH, AT_WORK = range(5)
 
 
 @runtime_checkable
 class Member(Protocol):
-    """What a table knows of a connection."""
+    """A connection as a table knows it."""
 
-    address: str  # empty on this machine, where all visitors have one together
-    standing: int  # from NEVER_ASKED to AT_WORK
+    # Empty on this machine, whose visitors share one address.
+    address: str
+    # From NEVER_ASKED to AT_WORK.
+    standing: int
 
     def drop(self) -> None:
-        """Close without another word."""
+        """Closes the connection at once."""
 
 
 class Table:
-    """The open connections, oldest first."""
+    """Open connections, oldest first."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
         self._open: dict[Member, None] = {}
 
     def admit(self, connection: Member) -> bool:
-        """Whether a new connection may stay; an older one may lose its place to it."""
+        """Decides whether a new connection may stay; an older one may be dropped for it."""
         each, most = self.limits.connections_each, self.limits.connections
         address = connection.address
         alike = [one for one in self._open if address and one.address == address]
@@ -54,11 +55,11 @@ class Table:
         return True
 
     def forget(self, connection: Member) -> None:
-        """It is closed."""
+        """Removes a connection that is closed."""
         self._open.pop(connection, None)
 
     def _make_room(self, connections: list[Member], most: int) -> bool:
-        """Whether there is a place for one more beside these."""
+        """Makes room for one more beside these; returns False where it cannot."""
         first = min(connections, key=lambda one: one.standing)
         if first.standing == AT_WORK:
             return False
@@ -69,7 +70,7 @@ class Table:
 
 
 class Connection(H11Protocol):
-    """One connection, as uvicorn makes it, with its place in a table."""
+    """A connection of uvicorn with a place in a table."""
 
     def __init__(self, *arguments, table: Table, **options):
         super().__init__(*arguments, **options)
@@ -81,7 +82,7 @@ class Connection(H11Protocol):
 
     @property
     def standing(self) -> int:
-        """How far it is, from NEVER_ASKED to AT_WORK."""
+        """State of the connection, from NEVER_ASKED to AT_WORK."""
         if self.cycle is None:
             fresh = self.loop.time() - self._since < _FRESH_SECONDS
             return FRESH if fresh else NEVER_ASKED
@@ -90,7 +91,7 @@ class Connection(H11Protocol):
         return STUCK if self._drains else AT_WORK
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Take a place, or leave at once."""
+        """Takes a place, or closes at once."""
         super().connection_made(transport)
         host = self.client[0] if self.client else ""
         self.address = "" if is_local(host) else host
@@ -100,35 +101,35 @@ class Connection(H11Protocol):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes alone buy no time: the whole head of the request must be there."""
+        """Receives bytes; only the whole head of a request ends its time limit."""
         super().data_received(data)
         self._expect_request()
 
     def on_response_complete(self) -> None:
-        """The next request has a time limit of its own."""
+        """Starts the time limit of the next request."""
         self._stop_waiting()
         super().on_response_complete()
         self._expect_request()
 
     def pause_writing(self) -> None:
-        """The visitor takes the answer slower than it comes."""
+        """Watches a visitor who takes the answer slower than it comes."""
         super().pause_writing()
         self._watch_drain(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """The visitor has taken the answer."""
+        """Ends the watch over a visitor who has taken the answer."""
         self._stop_draining()
         super().resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Give the place back."""
+        """Frees the place."""
         self._stop_waiting()
         self._stop_draining()
         self._table.forget(self)
         super().connection_lost(error)
 
     def drop(self) -> None:
-        """Close without another word."""
+        """Closes the connection at once."""
         self.transport.abort()
 
     def _expect_request(self):

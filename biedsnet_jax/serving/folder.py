@@ -1,7 +1,7 @@
-"""The temporary folder of a server: its own as long as it lives, and gone after it.
+"""The temporary folder of a server, which is removed when the server ends.
 
-A server that is killed (kill -9, a power cut) leaves its folder. Its lock is free then,
-and the next server of the same user removes it.
+A server that is killed (kill -9, a power cut) leaves its folder behind, but no longer
+holds its lock. The next server of the same user removes the folder.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime.lock import Lock
 
 PREFIX = "biedsnet_serve_"
-# not locked yet
+# Prefix of a folder that is not locked yet.
 _NEW = f".{PREFIX}new_"
 _LOCK = ".lock"
 _DAY = 24 * 3600
@@ -26,11 +26,10 @@ _open: set[Path] = set()
 
 @contextlib.contextmanager
 def temporary() -> Iterator[Path]:
-    """A new folder below the system's temporary one, which is removed at the end."""
+    """Gives a new folder below the system's temporary one, and removes it at the end."""
     new = Path(tempfile.mkdtemp(prefix=_NEW))
     folder = new.with_name(f"{PREFIX}{secrets.token_hex(8)}")
-    # It has its lock before it has its name: another server never takes it for a stale
-    # one.
+    # Locked before it gets its name, so that no other server takes it for a stale one.
     with Lock(new, name=_LOCK, another="TMPDIR"):
         new.rename(folder)
         _open.add(folder)
@@ -42,13 +41,14 @@ def temporary() -> Iterator[Path]:
 
 
 def remove_open() -> None:
-    """Remove the folders of this process, for one that leaves at once."""
+    """Removes the folders of this process, for a server that leaves at once."""
     for folder in list(_open):
         remove(folder)
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder, also while others would write into it: first it loses its name."""
+    """Removes a folder, even while others write into it."""
+    # It loses its name first, so that nothing more is written into it.
     gone = folder.with_name(f"{folder.name}_gone")
     with contextlib.suppress(OSError):
         folder.rename(gone)
@@ -57,9 +57,7 @@ def remove(folder: Path) -> None:
 
 
 def clear_stale() -> int:
-    """Remove what servers of this user left that were killed; returns how many there
-    were.
-    """
+    """Removes the folders of killed servers of this user; returns their number."""
     root = Path(tempfile.gettempdir())
     found = [*root.glob(f"{PREFIX}*"), *root.glob(f"{_NEW}*")]
     return sum(_clear(folder) for folder in found if _is_own(folder))
@@ -76,13 +74,13 @@ def _is_own(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> bool:
-    """Whether it was stale, and is gone."""
+    """Removes a folder if it is stale; returns whether it did."""
     if not (folder / _LOCK).exists():
         return _is_abandoned(folder) and _removed(folder)
     try:
         with Lock(folder, name=_LOCK) as lock:
             return lock.held and _removed(folder)
-    # its server lives, or another one clears it
+    # Its server lives, or another one is removing it.
     except BadInput:
         return False
 
@@ -93,11 +91,10 @@ def _removed(folder: Path) -> bool:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether a folder without a lock, of an earlier version, holds what nobody touched
-    for a day.
+    """Checks whether nobody touched the content of a folder without a lock for a day.
 
-    An empty one holds nothing of a visitor's, and may belong to a server that lives and
-    is idle.
+    An earlier version made folders without a lock. An empty one holds nothing of a
+    visitor's, and may belong to a server that is idle.
     """
     try:
         newest = [path.lstat().st_mtime for path in folder.rglob("*")]

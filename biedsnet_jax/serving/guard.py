@@ -1,10 +1,9 @@
-"""Who may ask a server: checks of each request before the page's own code, and headers
-on each answer.
+"""Checks each request before the page's own code, and adds headers to each answer.
 
-On this machine alone no token is needed, but the page must have been opened under one
-of the machine's own names: a foreign site's name that its owner points here (DNS
-rebinding) is refused. Elsewhere a token is needed: once in the address, then in a
-cookie that scripts cannot read; a program sends it as `Authorization: Bearer TOKEN`.
+A server of this machine alone needs no token, but its page must be opened under one of
+the machine's own names: a foreign site's name that points here (DNS rebinding) is
+refused. Any other server needs a token: once in the address, then in a cookie that
+scripts cannot read. A program sends it as `Authorization: Bearer TOKEN`.
 """
 
 import hmac
@@ -18,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -29,7 +28,7 @@ HEADERS = {
 
 
 def is_local(host: str) -> bool:
-    """Whether a name or address means this machine alone."""
+    """Checks whether a name or address means this machine alone."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -37,15 +36,18 @@ def is_local(host: str) -> bool:
 
 
 class Guard:
-    """The app behind it, for those who may; `token` None on this machine alone."""
+    """Passes the requests of those who may ask on to `app`.
+
+    `token` is None for a server of this machine alone.
+    """
 
     def __init__(self, app: ASGIApp, *, token: str | None, port: int):
         self._app, self._token = app, token
-        # a cookie is for all ports of a host
+        # With the port, since all ports of a host share their cookies.
         self._cookie = f"biedsnet_{port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; of other kinds of connection there are none."""
+        """Answers a request; other kinds of connection get no answer."""
         if scope["type"] != "http":
             return
         request = Request(scope)
@@ -59,38 +61,40 @@ class Guard:
         await answer(scope, receive, with_headers)
 
     def _answer(self, request) -> Response | None:
-        """What is said to those who may not, and to one who brings a token in the
-        address; None for the others.
+        """Returns the answer to those who may not ask; None for those who may.
+
+        One who brings the token in the address is redirected, and gets the cookie.
         """
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         if self._token is None and not is_local(_name(host)):
-            return PlainTextResponse("open this page as localhost or 127.0.0.1\n", 403)
+            return PlainTextResponse("Open this page as localhost or 127.0.0.1.\n", 403)
         if origin is not None and _place(origin) != host:
-            return PlainTextResponse("requests of other sites are not answered\n", 403)
+            return PlainTextResponse("Requests of other sites are not answered.\n", 403)
         if self._token is None:
             return None
         if self._fits(request.query_params.get("token")) and request.url.path == "/":
             answer = RedirectResponse("/", 303)
             answer.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
             return answer
+        if self._fits(request.cookies.get(self._cookie)):
+            return None
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if self._fits(request.cookies.get(self._cookie)) or (
-            scheme.lower() == "bearer" and self._fits(given)
-        ):
+        if scheme.lower() == "bearer" and self._fits(given):
             return None
         return PlainTextResponse(
-            "a token is missing or wrong: open the address that the server printed\n",
+            "The token is missing or wrong. Open the address that the server printed.\n",
             401,
         )
 
     def _fits(self, given: str | None) -> bool:
-        return given is not None and hmac.compare_digest(
-            given.encode(), self._token.encode()
-        )
+        if given is None:
+            return False
+        # In constant time, so that its duration tells nothing of the token.
+        return hmac.compare_digest(given.encode(), self._token.encode())
 
 
 def _name(host: str) -> str:
-    """The Host header without its port."""
+    """Returns the Host header without its port."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -98,7 +102,7 @@ def _name(host: str) -> str:
 
 
 def _place(origin: str) -> str | None:
-    """The Origin header as a Host header has it; None of one that is no address."""
+    """Returns the Origin header in the form of a Host header; None for no address."""
     try:
         return urlsplit(origin).netloc
     except ValueError:

@@ -1,14 +1,13 @@
-"""A scan on its way from the process that read it to the one that segments it: arrays
-and JSON.
+"""Hands a scan from the process that read it to the one that segments it.
 
-Nothing in these files is code when it is loaded: no pickles, and of a NIfTI header its
-bytes.
+The files are arrays and JSON. Loading them runs no code: there are no pickles, and a
+NIfTI header is handed over as its bytes.
 """
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,47 +18,38 @@ from biedsnet_jax.prediction.scans import Item, Scan
 from biedsnet_jax.runtime import files
 
 OUTCOME = "outcome.json"
-# below that of the job
+# Folder below that of the job.
 FOLDER = "read"
-# bytes of OUTCOME
+# Bytes of OUTCOME.
 _MOST = 2**22
 _MOST_NOTES = 20
 _HEADERS = {"Nifti1Header": nib.Nifti1Header, "Nifti2Header": nib.Nifti2Header}
 
 
 class Failed(Exception):
-    """A fault of the program; the text names the error and the line, not what it said."""
+    """A fault of the program, as the error's type and line, without its message."""
 
 
 def refuse(folder: Path, text: str) -> None:
-    """Say why there is no scan."""
+    """Writes the reason for which there is no scan."""
     _write(folder, {"refused": text})
 
 
 def fail(folder: Path, text: str) -> None:
-    """Say where the program is wrong."""
+    """Writes where the program is wrong."""
     _write(folder, {"failed": text})
 
 
 def write(folder: Path, scan: Scan) -> None:
-    """Hand over a scan, in FOLDER of the folder of its job."""
+    """Writes a scan to FOLDER in the folder of its job."""
     place = folder / FOLDER
     np.save(place / "slices.npy", scan.slices, allow_pickle=False)
     if scan.scanned is not None:
-        np.save(
-            place / "scanned.npy",
-            np.ascontiguousarray(scan.scanned),
-            allow_pickle=False,
-        )
-    item = scan.item
-    named = {
-        "name": item.name,
-        "kind": item.kind,
-        "depth": item.depth,
-        "notes": list(item.notes),
-    }
+        scanned = np.ascontiguousarray(scan.scanned)
+        np.save(place / "scanned.npy", scanned, allow_pickle=False)
+    item = dataclasses.asdict(scan.item)
     fields = {
-        "item": named | {"files": [str(path) for path in item.files]},
+        "item": item | {"files": [str(path) for path in scan.item.files]},
         "volume": None if scan.volume is None else _volume_fields(scan.volume),
         "notes": scan.notes[:_MOST_NOTES],
         "turn": scan.turn,
@@ -68,9 +58,9 @@ def write(folder: Path, scan: Scan) -> None:
 
 
 def load(folder: Path) -> Scan | None:
-    """The scan of a job, its slices on the disk; None where nothing was handed over.
+    """Loads the scan of a job, its slices on the disk; None where nothing was written.
 
-    Raises BadInput where it was refused, and Failed where the program is wrong.
+    Raises BadInput where the scan was refused, and Failed where the program is wrong.
     """
     path = folder / FOLDER / OUTCOME
     try:
@@ -85,11 +75,11 @@ def load(folder: Path) -> Scan | None:
     return _scan(folder / FOLDER, outcome["scan"])
 
 
-def _write(folder: Path, outcome: dict[str, Any]) -> None:
+def _write(folder, outcome):
     files.write_json(folder / FOLDER / OUTCOME, outcome)
 
 
-def _volume_fields(volume: Volume) -> dict[str, Any]:
+def _volume_fields(volume):
     header = volume.header
     return {
         "affine": np.asarray(volume.affine, float).tolist(),
@@ -100,7 +90,7 @@ def _volume_fields(volume: Volume) -> dict[str, Any]:
     }
 
 
-def _header_fields(header) -> dict[str, str]:
+def _header_fields(header):
     return {
         "kind": type(header).__name__,
         "order": header.endianness,
@@ -108,14 +98,18 @@ def _header_fields(header) -> dict[str, str]:
     }
 
 
-def _scan(place: Path, fields: dict[str, Any]) -> Scan:
+def _scan(place, fields) -> Scan:
+    # Mapped, not read: a large scan need not fit in memory twice.
     slices = np.load(place / "slices.npy", mmap_mode="r", allow_pickle=False)
     scanned = place / "scanned.npy"
     item = fields["item"]
-    paths = tuple(Path(path) for path in item["files"])
     return Scan(
         item=Item(
-            item["name"], item["kind"], paths, item["depth"], tuple(item["notes"])
+            name=item["name"],
+            kind=item["kind"],
+            files=tuple(map(Path, item["files"])),
+            depth=item["depth"],
+            notes=tuple(item["notes"]),
         ),
         slices=slices,
         volume=_volume(fields["volume"], slices),
@@ -125,8 +119,8 @@ def _scan(place: Path, fields: dict[str, Any]) -> Scan:
     )
 
 
-def _volume(fields: dict[str, Any] | None, slices: np.ndarray) -> Volume | None:
-    """The voxels are those of the slices, in the file's own order."""
+def _volume(fields, slices) -> Volume | None:
+    """Restores a volume, whose voxels are the slices in the file's own order."""
     if fields is None:
         return None
     affine, path = np.array(fields["affine"]), fields["path"]
@@ -135,7 +129,7 @@ def _volume(fields: dict[str, Any] | None, slices: np.ndarray) -> Volume | None:
     return Volume(voxels, affine, path, _header(fields["header"]))
 
 
-def _header(fields: dict[str, str] | None) -> nib.Nifti1Header | None:
+def _header(fields) -> nib.Nifti1Header | None:
     if fields is None:
         return None
     content = base64.b64decode(fields["bytes"])

@@ -1,8 +1,8 @@
-"""The queue of a server: uploads wait, one at a time is segmented, results are kept for
-a while.
+"""The queue of a server: uploads wait, one at a time is segmented, and results are kept
+for a while.
 
-A job is known by its id alone, which cannot be guessed; nothing lists jobs. Each has a
-folder of its own, which goes with it.
+Only the id of a job gives access to it. The id cannot be guessed, and nothing lists
+jobs. Each job has a folder of its own, which is removed with it.
 """
 
 import collections
@@ -22,41 +22,42 @@ from biedsnet_jax.serving.handoff import Failed
 from biedsnet_jax.serving.limits import Limits
 
 ENDED = ("done", "refused", "failed")
-# seconds between looks at what is too old
-_LOOK = 5
-# seconds that an upload has before another may take its place
+# Seconds between searches for expired jobs.
+_POLL = 5
+# Seconds that an upload has before another may take its place.
 _GRACE = 5
-# seconds for the running job to end with the server
+# Seconds for the running job to end with the server.
 _LAST_WAIT = 3
 
 
 @dataclasses.dataclass
 class Job:
-    """One upload; `state` goes from "uploading" over "waiting" and "running" to one of
-    ENDED.
-    """
+    """One upload and what becomes of it."""
 
     id: str
     folder: Path
-    like: str  # see upload.read
-    touched: float  # when it was last asked for
-    # who sends it; empty on this machine alone, where all have one address
+    # See upload.read.
+    like: str
+    # Time of the last request for it.
+    touched: float
+    # Of the sender; empty on this machine, whose visitors share one address.
     address: str = ""
     began: float = 0.0
     received: int = 0  # bytes
-    # ends an upload, where another needs its place
+    # Ends the upload where another needs its place.
     give_up: Callable[[], None] | None = None
+    # "uploading", "waiting", "running", then one of ENDED.
     state: str = "uploading"
-    text: str = ""  # why it ended, where it is not done
-    progress: tuple[int, int] = (0, 0)  # slices: done, all
+    # Reason of the end of a job that is not "done".
+    text: str = ""
+    # Slices that are done, and all.
+    progress: tuple[int, int] = (0, 0)
     facts: dict = dataclasses.field(default_factory=dict)
     removed: bool = False
 
 
 class Full(Exception):
-    """As many uploads wait as may; `own` where all of these are of the address that
-    sends another.
-    """
+    """As many uploads wait as may; `own` where one address sent all that it may."""
 
     def __init__(self, *, own: bool):
         super().__init__()
@@ -64,14 +65,14 @@ class Full(Exception):
 
 
 class _Removed(Exception):
-    """Nobody wants the running job any more."""
+    """The running job was removed."""
 
 
 class Jobs:
-    """All jobs, and the thread that does them with `work(folder, like, tell) -> facts`;
-    its folder is `root`.
+    """All jobs, in folders below `root`, and the thread that does them.
 
-    Every method may be called from any thread.
+    The thread calls `work(folder, like, report) -> facts` for one job after another;
+    `report(done, all)` counts slices. Every method may be called from any thread.
     """
 
     def __init__(
@@ -81,12 +82,8 @@ class Jobs:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._root, self._work, self._limits, self._clock = (
-            root.resolve(),
-            work,
-            limits,
-            clock,
-        )
+        self._root, self._work = root.resolve(), work
+        self._limits, self._clock = limits, clock
         self._jobs: dict[str, Job] = {}
         self._waiting: collections.deque[Job] = collections.deque()
         self._changed = threading.Condition(threading.RLock())
@@ -95,44 +92,44 @@ class Jobs:
         self._thread.start()
 
     def new(self, like: str, address: str = "") -> Job:
-        """A job to upload into. Raises Full, and OSError where the disk is.
+        """Adds a job for an upload.
 
-        One address has half of the places at most. Where all are taken, the slowest
-        upload that is not complete after a while gives up its own: many slow ones keep
-        nobody out.
+        An address has at most half of the places. Where all are taken, the slowest
+        upload that is not complete after a while loses its place, so that slow uploads
+        keep nobody out. Raises Full where none is free, and OSError where the disk is
+        full.
         """
         with self._changed:
             self._expire()
             self._make_room(address)
-            name = secrets.token_urlsafe(24)
-            job = Job(
-                name, self._root / name, like, self._clock(), address, self._clock()
-            )
+            name, now = secrets.token_urlsafe(24), self._clock()
+            job = Job(name, self._root / name, like, now, address, now)
             job.folder.mkdir(mode=0o700)
             self._jobs[name] = job
             return job
 
     def _make_room(self, address):
-        """Raises Full where there is none."""
-        most, taken = self._limits.waiting, self._taken()
-        own = [job for job in taken if address and job.address == address]
+        most = self._limits.waiting
+        own = [job for job in self._taken() if address and job.address == address]
         if len(own) >= max(1, most // 2) and not self._end_slowest(own):
             raise Full(own=True)
-        if len(self._taken()) >= most and not self._end_slowest(taken):
+        # Listed anew, since an upload may just have lost its place.
+        taken = self._taken()
+        if len(taken) >= most and not self._end_slowest(taken):
             raise Full(own=False)
 
     def _taken(self) -> list[Job]:
-        return [
-            job for job in self._jobs.values() if job.state in ("uploading", "waiting")
-        ]
+        jobs = self._jobs.values()
+        return [job for job in jobs if job.state in ("uploading", "waiting")]
 
     def _end_slowest(self, jobs) -> bool:
-        """Whether one gave up its place."""
+        """Ends the slowest upload; returns False where none is slow."""
         now = self._clock()
         slow = [
-            job for job in jobs if job.state == "uploading" and job.id in self._jobs
+            job
+            for job in jobs
+            if job.state == "uploading" and job.give_up and now - job.began > _GRACE
         ]
-        slow = [job for job in slow if job.give_up and now - job.began > _GRACE]
         if not slow:
             return False
         slowest = min(slow, key=lambda job: job.received / (now - job.began))
@@ -141,14 +138,14 @@ class Jobs:
         return True
 
     def submit(self, job: Job) -> None:
-        """Its upload is complete."""
+        """Queues a job whose upload is complete."""
         with self._changed:
             job.state, job.touched = "waiting", self._clock()
             self._waiting.append(job)
             self._changed.notify_all()
 
     def get(self, name: str) -> Job | None:
-        """None for one that never was or is gone."""
+        """Returns a job by its id; None for one that never was or is removed."""
         with self._changed:
             self._expire()
             job = self._jobs.get(name)
@@ -157,15 +154,15 @@ class Jobs:
             return job
 
     def place(self, job: Job) -> int:
-        """How many come before it: those that wait longer, and the one that is being
-        done.
-        """
+        """Counts the jobs before a waiting one, with the one that is running."""
         with self._changed:
-            running = sum(one.state == "running" for one in self._jobs.values())
-            return running + self._waiting.index(job) if job in self._waiting else 0
+            if job not in self._waiting:
+                return 0
+            running = sum(other.state == "running" for other in self._jobs.values())
+            return running + self._waiting.index(job)
 
     def remove(self, job: Job) -> None:
-        """Forget it and its files; one that is being done, at its next batch."""
+        """Removes a job and its files; a running one ends at its next batch."""
         with self._changed:
             job.removed = True
             self._jobs.pop(job.id, None)
@@ -175,8 +172,9 @@ class Jobs:
                 shutil.rmtree(job.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Forget all, and wait a little for the thread; a program that compiles is not
-        waited for.
+        """Removes all jobs, and waits a little for the thread.
+
+        A program that is being compiled is not waited for.
         """
         with self._changed:
             self._closed = True
@@ -197,37 +195,33 @@ class Jobs:
                     job = self._waiting.popleft()
                     job.state = "running"
                     return job
-                self._changed.wait(_LOOK)
+                self._changed.wait(_POLL)
 
     def _do(self, job):
         state, text = "done", ""
         try:
             job.facts = self._work(
-                job.folder, job.like, lambda *progress: self._tell(job, progress)
+                job.folder, job.like, lambda *progress: self._report(job, progress)
             )
+            notes = job.facts["notes"]
             job.facts["notes"] = [
-                upload.without_paths(note, job.folder) for note in job.facts["notes"]
+                upload.without_paths(note, job.folder) for note in notes
             ]
         except BadInput as error:
             state, text = "refused", upload.without_paths(str(error), job.folder)
         except _Removed:
             pass
         except Failed as error:
-            state, text = "failed", "an error of the program; try another file"
+            state, text = "failed", "The program failed. Try another file."
             print(f"biedsnet: an upload failed, {error}", file=sys.stderr, flush=True)
         except Exception as error:
-            state, text = (
-                "failed",
-                f"an error of the program, {type(error).__name__}; try another file",
-            )
-            # its folder is gone
+            # A server that closes removes the folder, which ends in any error.
             if self._closed:
                 return
-            print(
-                f"biedsnet: an upload failed, {type(error).__name__}, {_where(error)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            kind = type(error).__name__
+            state, text = "failed", f"The program failed ({kind}). Try another file."
+            where = f"{kind}, {_where(error)}"
+            print(f"biedsnet: an upload failed, {where}", file=sys.stderr, flush=True)
         with self._changed:
             job.state, job.text, job.touched = state, text, self._clock()
             if state != "done":
@@ -236,7 +230,7 @@ class Jobs:
                 self.remove(job)
             self._expire()
 
-    def _tell(self, job, progress):
+    def _report(self, job, progress):
         job.progress = progress
         with self._changed:
             self._expire()
@@ -244,35 +238,28 @@ class Jobs:
             raise _Removed
 
     def _expire(self):
-        """Remove what nobody has asked for, and of more results than are kept the ones
-        that were so the longest.
-        """
-        now = self._clock()
-        ended = sorted(
-            (job for job in self._jobs.values() if job.state in ENDED),
-            key=lambda job: job.touched,
-        )
+        """Removes jobs that nobody asked for, and the oldest of too many results."""
+        now, jobs = self._clock(), self._jobs.values()
+        # An upload has a time limit of its own.
         old = [
             job
-            for job in self._jobs.values()
-            if now - job.touched > self._limits.keep_seconds
+            for job in jobs
+            if job.state != "uploading"
+            and now - job.touched > self._limits.keep_seconds
         ]
-        # which has a limit of its own
-        old = [job for job in old if job.state != "uploading"]
-        for job in dict.fromkeys(
-            [job.id for job in [*old, *ended[: max(0, len(ended) - self._limits.kept)]]]
-        ):
-            self.remove(self._jobs[job])
+        ended = [job for job in jobs if job.state in ENDED and job not in old]
+        ended.sort(key=lambda job: job.touched)
+        surplus = max(0, len(ended) - self._limits.kept)
+        for job in old + ended[:surplus]:
+            self.remove(job)
 
 
 def _where(error) -> str:
-    """The line of this package where it happened; what the error says may quote the
-    upload.
+    """Returns the line of this package at which an error happened.
+
+    The error's own message may quote the upload.
     """
-    inner = [
-        one
-        for one in traceback.extract_tb(error.__traceback__)
-        if Path(__file__).parents[1].as_posix() in one.filename
-    ]
-    last = inner[-1]
+    package = Path(__file__).parents[1].as_posix()
+    frames = traceback.extract_tb(error.__traceback__)
+    last = [frame for frame in frames if package in frame.filename][-1]
     return f"{Path(last.filename).name}:{last.lineno}"

@@ -1,17 +1,17 @@
-"""The process that reads uploads, each in a copy of itself, so that a hostile file ends
-that and not the server.
+"""The process that reads uploads, each in a copy of itself: a hostile file ends the copy,
+not the server.
 
     python -m biedsnet_jax.serving.reader
 
-Each line on stdin is an order (see `Order`), each line on stdout the exit code of its
-copy; an empty line meanwhile ends the copy. A scan or a refusal is handed over in the
-job's folder (see handoff.py). All ends with the server, which holds the other end of
-stdin. Neither jax nor the model is loaded here, so that there is one thread and a copy
-(fork) is safe and takes milliseconds.
+Each line on stdin is an order (see `Order`), and each line on stdout is the exit code of
+its copy. An empty line ends a copy that still runs. A scan or a refusal is written to
+the job's folder (see handoff). The process ends with the server, which holds the other
+end of stdin. It loads neither jax nor the model, so it has one thread, and a copy (fork)
+is safe and takes milliseconds.
 
-A copy ends beyond its limits of memory, time and file size. Memory may grow by SMALL
-and the size of the upload while headers are read, then by what the values that these
-declare need, up to the limit: few bytes that unpack to many meet a low limit.
+A copy ends beyond its limits of memory, time and file size. While it reads headers, its
+memory may grow by SMALL and the size of the upload; then by what the declared values
+need, up to the limit. So few bytes that unpack to many meet a low limit.
 """
 
 import contextlib
@@ -33,51 +33,61 @@ from biedsnet_jax.serving.limits import Limits
 
 try:
     import resource
-# Windows
+# Windows has none.
 except ImportError:
     resource = None
 
-# bytes
+# Bytes.
 SMALL = 2**28
-# exit code of a copy that could not even say what went wrong
+# Exit code of a copy that could not even write what went wrong.
 FAULT = 70
-# a value while it is read: as float64 in the file, scaled, and handed over
+# Bytes of a value while it is read: as float64 in the file, scaled, and handed over.
 _BYTES = 24
-# the server's answers come first
+# Lower priority than the server, whose answers come first.
 _NICE = 5
-# seconds between looks at a copy
-_LOOK = 0.01
+# Seconds between checks of a copy.
+_POLL = 0.01
+# Number of Linux's prctl option that sends a signal when the parent ends.
 _PR_SET_PDEATHSIG = 1
+_TOO_LARGE = (
+    "The upload needs more memory than one may take, or more than its header "
+    "declares. Cut it into parts, or save it again."
+)
 
 
 class Order(TypedDict):
-    """What to read."""
+    """Which upload to read."""
 
-    folder: str  # of the job
+    # Folder of the job.
+    folder: str
     like: str
     channels: int
     limits: dict[str, int]
 
 
 def main(argv: list[str]) -> int:
-    """Do orders until the server ends; `argv` names its process."""
+    """Carries out orders until the server ends; `argv` has the id of its process."""
     _end_with(int(argv[1]))
     check.only_formats()
     with open(0, "rb", buffering=0, closefd=False) as orders:
         while line := orders.readline():
-            # the end of a copy that had ended by itself
+            # An empty line, for a copy that had already ended.
             if not line.strip():
                 continue
             print(_copy(json.loads(line)), flush=True)
+            # Without copies this process has the limits of one reading itself.
             if not hasattr(os, "fork"):
                 break
     return 0
 
 
 def _copy(order: Order) -> int:
-    """The exit code of a copy that does the order; without fork it is done here."""
+    """Has a copy carry out an order; returns its exit code.
+
+    Where the system has no fork, this process carries it out.
+    """
     if not hasattr(os, "fork"):
-        return _do(order)
+        return _read(order)
     server, pid = os.getpid(), os.fork()
     if pid:
         return _wait(pid)
@@ -85,33 +95,33 @@ def _copy(order: Order) -> int:
     try:
         _end_with(server)
         _silence()
-        code = _do(order)
+        code = _read(order)
     finally:
         os._exit(code)
 
 
 def _wait(pid: int) -> int:
-    """Until a copy ends; a word of the server's, or its end, ends the copy."""
+    """Waits for a copy to end; a line of the server, or the server's end, ends it."""
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if select.select([0], [], [], _LOOK)[0]:
+        if select.select([0], [], [], _POLL)[0]:
             ended = not os.read(0, 1)
             os.kill(pid, signal.SIGKILL)
             if ended:
                 os._exit(0)
 
 
-def _silence() -> None:
-    """A copy has nothing to say to the server but what it hands over."""
+def _silence():
+    """Closes the streams of a copy, which answers only through its files."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
 
 
-def _do(order: Order) -> int:
-    """Read one upload; 0 where something was handed over."""
+def _read(order: Order) -> int:
+    """Reads one upload; returns 0 where a scan or a refusal was written."""
     folder, limits = Path(order["folder"]), Limits(**order["limits"])
     allow = _limited(limits, (folder / upload.UPLOAD).stat().st_size)
     try:
@@ -124,9 +134,9 @@ def _do(order: Order) -> int:
         )
         handoff.write(folder, scan)
     except BadInput as error:
-        handoff.refuse(folder, _too_large() if _is_memory(error) else str(error))
+        handoff.refuse(folder, _TOO_LARGE if _is_memory(error) else str(error))
     except MemoryError:
-        handoff.refuse(folder, _too_large())
+        handoff.refuse(folder, _TOO_LARGE)
     except Exception as error:
         if files.is_full(error):
             handoff.refuse(folder, "The server's disk is full. Try again later.")
@@ -137,20 +147,13 @@ def _do(order: Order) -> int:
 
 
 def _where(error: Exception) -> str:
-    """The kind of an error and its line; what it says may quote the upload."""
+    """Returns the type and line of an error, whose message may quote the upload."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}, {Path(last.filename).name}:{last.lineno}"
 
 
-def _too_large() -> str:
-    return (
-        "The upload needs more memory than one may take, or more than its header declares. "
-        "Cut it into parts, or save it again."
-    )
-
-
 def _is_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is that memory came to its limit."""
+    """Checks whether an error, or one behind it, is a MemoryError."""
     while error is not None:
         if isinstance(error, MemoryError):
             return True
@@ -158,21 +161,26 @@ def _is_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _end_with(parent: int) -> None:
-    """However it ends; where the system is not Linux, the closed pipe says so."""
+def _end_with(parent: int):
+    """Ends this process with its parent.
+
+    On other systems than Linux it ends only when the parent's pipe closes.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # it ended before this was set
+        # The parent may have ended before that.
         if os.getppid() != parent:
             os._exit(FAULT)
 
 
 def _limited(limits: Limits, size: int):
-    """Set the limits; returns what raises that of memory for so many declared values."""
+    """Sets the limits; returns `allow(values)`, which raises the one of memory."""
     if resource is None:
         return lambda values: None
     os.nice(_NICE)
-    _first_for_the_out_of_memory_killer()
+    # Where memory runs out, the system kills this process first.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     _limit("RLIMIT_CORE", 0)
     _limit("RLIMIT_FSIZE", max(limits.unpacked, limits.voxels * _BYTES) + SMALL)
     _limit("RLIMIT_CPU", limits.read_seconds + round(time.process_time()))
@@ -187,26 +195,21 @@ def _limited(limits: Limits, size: int):
     return allow
 
 
-def _limit(name: str, soft: int, hard: int | None = None) -> None:
-    """Where a system does not know a limit, the server's own clock remains."""
+def _limit(name: str, soft: int, hard: int | None = None):
+    # Where the system does not know a limit, the server's own clock remains.
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(
-            getattr(resource, name), (soft, soft if hard is None else hard)
-        )
+        if hard is None:
+            hard = soft
+        resource.setrlimit(getattr(resource, name), (soft, hard))
 
 
 def _address_space() -> int:
-    """Bytes that the process has before it reads, mostly libraries."""
+    """Returns the bytes that the process has before it reads, mostly libraries."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except (OSError, ValueError):
         return 2**30
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _first_for_the_out_of_memory_killer() -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Mode serve: a page in the browser that segments what is dropped on it, until Ctrl-C,
+"""Mode serve: a page in the browser that segments the scans dropped on it, until Ctrl-C,
 SIGTERM or SIGHUP.
 
-Nothing is logged of an upload: the server's own lines about requests are off, and so
-are the warnings of the libraries that read files, which may quote them.
+Nothing about an upload is logged: the request log is off, and so are the warnings of the
+libraries that read files, which may quote them.
 """
 
 import contextlib
@@ -19,33 +19,32 @@ from collections.abc import Iterator
 
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, reason
-from biedsnet_jax.prediction import predictor as predict
+from biedsnet_jax.prediction.predictor import Predictor, load
 from biedsnet_jax.runtime import processes
 from biedsnet_jax.serving import child, folder
 from biedsnet_jax.serving.jobs import Jobs
 from biedsnet_jax.serving.limits import Limits
 from biedsnet_jax.serving.worker import Worker
 
-# seconds that an answer may take once the server is told to stop
-_LAST_WORDS = 2
+# Seconds for the last answers once the server is told to stop.
+_LAST_WAIT = 2
 
 
 def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
-    """Serve the best checkpoint of `workdir` at `host` and `port` (0: any), until a
-    signal.
+    """Serves the best checkpoint of `workdir` at `host` and `port` (0: any free one).
 
-    Raises BadInput where it cannot: no model, no libraries for it, an address that
-    cannot be had.
+    Returns after a signal. Raises BadInput where the model or a library is missing, or
+    the address cannot be had.
     """
     _check_libraries()
     check_config(cfg)
     if processes.several():
         raise BadInput(
-            "a server of many processes, of --num_processes; start it as one"
+            "--num_processes is more than 1, and a server is one process. Leave it out."
         )
     _clear_stale()
-    with _listening(host, port) as listener:
-        predictor = predict.load(workdir, cfg)
+    with listening(host, port) as listener:
+        predictor = load(workdir, cfg)
         logging.disable(logging.CRITICAL)
         warnings.simplefilter("ignore")
         token = None if _is_local(host) else secrets.token_urlsafe(32)
@@ -53,45 +52,41 @@ def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
             _signals() as stop,
             serving(predictor, listener, limits, token=token, ended=stop) as url,
         ):
-            print(
-                f"{workdir}, {cfg.row or cfg.network} at step {predictor.model.step}, is served at {url}"
-            )
+            name, step = cfg.row or cfg.network, predictor.model.step
+            print(f"{workdir}, {name} at step {step}, is served at {url}")
             if token:
                 print(
-                    "the token in this address lets in whoever has it; nothing is encrypted on the way"
+                    "Whoever has the token in this address may use the server. "
+                    "Nothing is encrypted on the way."
                 )
-            print(_told(limits), flush=True)
+            print(_describe(limits), flush=True)
             stop.wait()
     print("stopped; no upload or result is left", flush=True)
     _leave_if_busy()
 
 
-def _told(limits: Limits) -> str:
+def _describe(limits: Limits) -> str:
     reading = min(limits.read_seconds, limits.job_seconds)
     return (
-        f"at most {limits.upload / 2**20:g} MiB an upload, {limits.waiting} waiting, {limits.job_seconds} s a "
-        f"scan, of which {reading} s and {limits.memory / 2**30:g} GiB to read it; results are removed "
-        f"{limits.keep_seconds / 60:g} min after they were last seen; Ctrl-C stops"
+        f"At most {limits.upload / 2**20:g} MiB an upload, {limits.waiting} waiting, "
+        f"{limits.job_seconds} s a scan, of which {reading} s and "
+        f"{limits.memory / 2**30:g} GiB to read it. Results are removed "
+        f"{limits.keep_seconds / 60:g} min after they were last seen. Ctrl-C stops."
     )
 
 
 def _clear_stale():
     count = folder.clear_stale()
     if count:
-        whose = "1 server had left that did not end by itself"
-        if count > 1:
-            whose = f"{count} servers had left that did not end by themselves"
-        print(f"removed what {whose}", flush=True)
+        print(f"removed the files of killed servers: {count}", flush=True)
 
 
 def _leave_if_busy():
-    """A program that is being compiled or run cannot be ended: the process leaves
-    without it.
+    """Ends the process where a program is still being compiled or run.
+
+    Such a program cannot be ended by itself.
     """
-    if any(
-        thread.name == "segment" and thread.is_alive()
-        for thread in threading.enumerate()
-    ):
+    if any(thread.name == "segment" for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -99,27 +94,28 @@ def _leave_if_busy():
 
 @contextlib.contextmanager
 def serving(
-    predictor,
+    predictor: Predictor,
     listener: socket.socket,
     limits: Limits,
     *,
     token: str | None,
     ended: threading.Event | None = None,
 ) -> Iterator[str]:
-    """The server, in threads, while the body runs; gives the address to open. `ended`
-    is set where it ends early.
-    """
-    from biedsnet_jax.serving import app as addresses
+    """Runs the server, in threads, while the body runs; gives the address to open.
 
-    cfg, (host, port) = predictor.model.config, listener.getsockname()[:2]
+    `ended` is set where the server ends before the body.
+    """
+    from biedsnet_jax.serving import app
+
+    cfg = predictor.model.config
+    host, port = listener.getsockname()[:2]
+    name = cfg.row or cfg.network
     with folder.temporary() as root:
         worker = Worker(predictor, limits)
         worker.reader.start()
         jobs = Jobs(root, worker, limits)
-        app = addresses.make(
-            jobs, limits, model=cfg.row or cfg.network, token=token, port=port
-        )
-        server = _server(app, limits)
+        made = app.make(jobs, limits, model=name, token=token, port=port)
+        server = _server(made, limits)
 
         def listen():
             try:
@@ -140,22 +136,27 @@ def serving(
 
 
 def _server(app, limits: Limits):
-    """Not uvicorn's limit_concurrency, which counts silent connections and turns
-    visitors away for them.
-    """
     import uvicorn
 
     from biedsnet_jax.serving import connections
 
+    # Not uvicorn's limit_concurrency, which also counts silent connections.
     table = connections.Table(limits)
-    connection = functools.partial(connections.Connection, table=table)
-    return uvicorn.Server(
-        uvicorn.Config(
-            app, log_config=None, log_level=logging.CRITICAL, access_log=False, server_header=False, ws="none",
-            lifespan="off", loop="asyncio", http=connection, proxy_headers=False,
-            timeout_graceful_shutdown=_LAST_WORDS,
-        )
-    )  # fmt: skip
+    config = uvicorn.Config(
+        app,
+        http=functools.partial(connections.Connection, table=table),
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level=logging.CRITICAL,
+        access_log=False,
+        server_header=False,
+        # A visitor could forge his address by the headers of a proxy.
+        proxy_headers=False,
+        timeout_graceful_shutdown=_LAST_WAIT,
+    )
+    return uvicorn.Server(config)
 
 
 def _check_libraries():
@@ -164,7 +165,8 @@ def _check_libraries():
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise BadInput(
-            f"a library is missing, {error.name}, of --mode=serve; pip install 'starlette>=1' 'uvicorn>=0.40'"
+            f"The library {error.name} that --mode=serve needs is missing. "
+            "Install it: pip install 'starlette>=1' 'uvicorn>=0.40'"
         ) from None
 
 
@@ -174,33 +176,33 @@ def _is_local(host):
     return guard.is_local(host)
 
 
-def _listening(host, port) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """Opens a socket that listens. Raises BadInput where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server(
-            (host, port),
-            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
-            backlog=64,
-        )
+        return socket.create_server((host, port), family=family, backlog=64)
     except (OSError, OverflowError, UnicodeError) as error:
         raise BadInput(
-            f"cannot listen, {reason(error)}, {host}:{port}; give another --host or --port"
+            f"Cannot listen at {host}:{port}: {reason(error)}. "
+            "Give another --host or --port."
         ) from error
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C, SIGTERM or SIGHUP; a second one ends the process at
-    once, and leaves nothing.
+    """Gives an event that the first Ctrl-C, SIGTERM or SIGHUP sets.
+
+    A second signal ends the process at once, and leaves no files.
     """
     stop, before = threading.Event(), {}
 
-    def hear(number, frame):
+    def handle(number, frame):
         if stop.is_set():
             _leave(number)
         stop.set()
 
     for number in _ending():
-        before[number] = signal.signal(number, hear)
+        before[number] = signal.signal(number, handle)
     try:
         yield stop
     finally:
@@ -209,8 +211,9 @@ def _signals() -> Iterator[threading.Event]:
 
 
 def _ending() -> list[int]:
-    """The signals that end a server; not one that whoever started it has turned off, as
-    nohup does SIGHUP.
+    """Lists the signals that end a server, without those that are ignored.
+
+    nohup, for example, has SIGHUP ignored.
     """
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -225,11 +228,9 @@ def _leave(number):
 
 
 def _url(host, port, token) -> str:
-    name = (
-        socket.gethostname()
-        if host in ("0.0.0.0", "::")
-        else f"[{host}]"
-        if ":" in host
-        else host
-    )
-    return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    elif ":" in host:
+        host = f"[{host}]"
+    query = f"?token={token}" if token else ""
+    return f"http://{host}:{port}/{query}"

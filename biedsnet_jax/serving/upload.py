@@ -1,8 +1,8 @@
-"""What a visitor sent: told by its bytes, not by a name, unpacked within limits and
+"""Reads an upload: identified by its bytes, not by a name, unpacked within limits, and
 read as mode predict reads a file.
 
-An upload is one file `upload` in the folder of its job. It is given a fixed name there,
-and so is each file of an archive: names that a visitor chose make no path.
+An upload is the file `upload` in the folder of its job. It gets a fixed name there, and
+so does each file of an archive: no name that a visitor chose becomes a path.
 """
 
 import lzma
@@ -24,10 +24,10 @@ from biedsnet_jax.serving.limits import Limits
 
 UPLOAD = "upload"
 _SERIES = "series"
-# What a file may be taken for where its bytes say nothing, so that it is refused as
-# mode predict refuses it.
+# What a file is taken for where its bytes do not tell, so that the refusal is that of
+# mode predict.
 KINDS = (*EXTENSIONS, ".nii", ".nii.gz", ".dcm", ".zip")
-# bytes that tell what a file is
+# Bytes that tell what a file is.
 _HEAD = 1024
 _STARTS = {
     ".png": b"\x89PNG\r\n\x1a\n",
@@ -37,13 +37,20 @@ _STARTS = {
     ".nii.gz": b"\x1f\x8b",
 }
 _UNKNOWN = (
-    "The upload is in no format that is read. Give a PNG, JPEG, TIFF, NIfTI or DICOM file, or a ZIP "
-    "of one DICOM series."
+    "The upload is in no format that is read. "
+    "Give a PNG, JPEG, TIFF, NIfTI or DICOM file, or a ZIP of one DICOM series."
 )
 _CHUNK = 2**20
+# What zipfile raises for a broken archive.
 _BROKEN_ZIP = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError, OSError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    OSError,
+)
 
 
 def read(
@@ -54,10 +61,10 @@ def read(
     limits: Limits,
     declared: Callable[[int], None] = lambda values: None,
 ) -> scans.Scan:
-    """The one scan of an upload; `like` is one of KINDS or empty.
+    """Reads the one scan of an upload; `like` is one of KINDS or empty.
 
-    `declared` hears how many values the headers promise, before these are read. Raises
-    BadInput in the words of mode predict, and for what exceeds the limits.
+    `declared` is called with the number of values that the headers declare, before any
+    is read. Raises BadInput as mode predict does, and for what exceeds the limits.
     """
     source = _named(folder / UPLOAD, like, limits)
     items = scans.search(source, channels=channels).items
@@ -68,77 +75,79 @@ def read(
 
 
 def forget(folder: Path) -> None:
-    """Remove what was sent, once it is read."""
+    """Removes the files of an upload that was read."""
     shutil.rmtree(folder / _SERIES, ignore_errors=True)
     for path in folder.glob("scan*"):
         path.unlink()
 
 
 def without_paths(text: str, folder: Path) -> str:
-    """A message with the names of files below `folder`, and no path of this machine."""
+    """Removes the paths of this machine from a message.
+
+    Files below `folder` keep their names.
+    """
     inner = text.replace(f"{folder}/", "").replace(str(folder), "the upload")
-    # a path that was cut short
+    # What remains are paths that the message cut short.
     return re.sub(r"(?<![\w./])/[^\s,;'\"]+", "the upload", inner)
 
 
 def kind(head: bytes) -> str:
-    """One of KINDS by the first bytes of a file; empty for none."""
-    for its, start in _STARTS.items():
+    """Identifies a file by its first bytes, as one of KINDS; empty for another."""
+    for extension, start in _STARTS.items():
         if head.startswith(start):
-            return its
+            return extension
     if head[128:132] == b"DICM":
         return ".dcm"
-    return (
-        ".nii"
-        if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
-        else ""
-    )
+    if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0"):
+        return ".nii"
+    return ""
 
 
 def _named(upload: Path, like: str, limits: Limits) -> Path:
-    """The upload under a name that says what it is; of an archive the folder that it
-    was unpacked to.
-    """
+    """Renames an upload by what it is; an archive is unpacked to a folder instead."""
     with upload.open("rb") as file:
-        head = file.read(_HEAD)
-    its = kind(head) or (like if like in KINDS else "")
-    if its == ".zip":
+        extension = kind(file.read(_HEAD))
+    if not extension and like in KINDS:
+        extension = like
+    if extension == ".zip":
         return _unzipped(upload, upload.with_name(_SERIES), limits)
-    path = upload.rename(upload.with_name(f"scan{its}"))
-    if not its and not dicom.is_dicom(path):
+    path = upload.rename(upload.with_name(f"scan{extension}"))
+    if not extension and not dicom.is_dicom(path):
         raise BadInput(_UNKNOWN)
-    check.check_file(path, its, limits)
+    check.check_file(path, extension, limits)
     return path
 
 
 def _unzipped(archive: Path, folder: Path, limits: Limits) -> Path:
-    """Files `1/1.dcm`, `1/2.dcm`, ... of an archive; a number for each of its folders,
-    the next for each file.
+    """Unpacks an archive to `1/1.dcm`, `1/2.dcm`, ... in `folder`.
+
+    The first number is that of the archive's folder, the second that of the file.
     """
     try:
         with zipfile.ZipFile(archive) as file:
             entries = [
-                one
-                for one in file.infolist()
-                if not one.is_dir() and not _is_hidden(one)
+                entry
+                for entry in file.infolist()
+                if not entry.is_dir() and not _is_hidden(entry)
             ]
             _check_entries(entries, limits)
             folders, left = {}, limits.unpacked
             folder.mkdir()
             for number, entry in enumerate(entries, start=1):
-                inner = PurePosixPath(entry.filename)
-                place = folder / str(folders.setdefault(inner.parent, len(folders) + 1))
+                path = PurePosixPath(entry.filename)
+                place = folder / str(folders.setdefault(path.parent, len(folders) + 1))
                 place.mkdir(exist_ok=True)
                 with file.open(entry) as packed:
-                    left -= _copy(packed, place / f"{number}{_extension(inner)}", left)
+                    left -= _copy(packed, place / f"{number}{_extension(path)}", left)
     except BadInput:
         raise
     except _BROKEN_ZIP as error:
         if files.is_full(error):
             raise
-        # What the library says may quote a name of the archive.
+        # Without the library's message, which may quote a name of the archive.
+        kind = type(error).__name__
         raise BadInput(
-            f"The archive is unreadable or truncated ({type(error).__name__}). Zip it again."
+            f"The archive is unreadable or truncated ({kind}). Zip it again."
         ) from error
     archive.unlink()
     found = [
@@ -159,7 +168,7 @@ def _check_entries(entries, limits):
             f"The archive holds {len(entries)} files, where {limits.files} are allowed. "
             "Zip the files of one series."
         )
-    # as declared: what is written is counted too
+    # As declared; `_copy` counts what is written.
     size = sum(entry.file_size for entry in entries)
     if size > limits.unpacked:
         raise check.too_large(size, "The archive", limits)
@@ -171,19 +180,21 @@ def _check_entries(entries, limits):
 
 
 def _is_hidden(entry) -> bool:
-    """As mode predict passes over hidden files; what climbs out of the archive is one
-    too.
+    """Checks for a hidden file, which mode predict passes over too.
+
+    A path that climbs out of the archive, with "..", counts as hidden.
     """
     return any(part.startswith(".") for part in PurePosixPath(entry.filename).parts)
 
 
 def _extension(path: PurePosixPath) -> str:
-    """Of DICOM, for files without its mark; others have none."""
-    return path.suffix.lower() if path.suffix.lower() in dicom.EXTENSIONS else ""
+    """Returns an extension of DICOM, by which files without its mark are known."""
+    extension = path.suffix.lower()
+    return extension if extension in dicom.EXTENSIONS else ""
 
 
 def _copy(packed, path: Path, most: int) -> int:
-    """Write a file of at most `most` bytes; returns how many it has."""
+    """Writes a file of at most `most` bytes; returns its size."""
     size = 0
     with path.open("wb") as file:
         while chunk := packed.read(_CHUNK):

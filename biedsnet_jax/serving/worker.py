@@ -1,10 +1,10 @@
-"""From an upload to its results: the mask and the summary as mode predict writes them,
-and what the page draws.
+"""Segments an upload: writes the mask and summary of mode predict, and what the page
+draws.
 
-Of each slice the page gets one deflated file of planes of height x width bytes: the
-image (grey, or red, green and blue), then for each class the probability in LEVELS,
-then for each class each uncertainty, then of each sample each class's probability in
-LEVELS.
+The page gets one deflated file for each slice. It holds planes of height x width bytes:
+the image (grey, or red, green and blue); the probability of each class, in LEVELS; the
+uncertainties, each for all classes; the samples, each with the probability of all
+classes in LEVELS.
 """
 
 import dataclasses
@@ -29,10 +29,9 @@ from biedsnet_jax.serving import child, handoff
 from biedsnet_jax.serving.limits import Limits
 
 SUMMARY = "summary.csv"
-# The largest value of each, which is 255 in a plane; half a bit of entropy or less is
-# all that samples disagree by.
+# Values that are 255 in a plane.
 MOST = {"entropy": 1.0, "mutual_information": 1.0, "variance": 0.25}
-# the server's own names say nothing
+# Replaces the server's own names in the summary.
 _NEUTRAL = {"name": "scan", "file": ""}
 
 
@@ -42,18 +41,18 @@ class Worker:
 
     predictor: Predictor
     limits: Limits
-    # Compiled sizes by the one that mode predict would choose for the scan alone:
-    # another one rounds otherwise.
+    # Compiled batch sizes, by the size that mode predict would choose for the scan
+    # alone: another size rounds otherwise.
     sizes: dict[int, set[int]] = dataclasses.field(default_factory=dict)
     reader: child.Reader = dataclasses.field(default_factory=child.Reader)
 
     def __call__(
-        self, folder: Path, like: str, tell: Callable[[int, int], None]
+        self, folder: Path, like: str, report: Callable[[int, int], None]
     ) -> dict:
-        """Do the upload in `folder`; returns what the page must know. `tell(done, all)`
-        hears of the slices.
+        """Segments the upload in `folder`; returns the facts for the page.
 
-        Raises BadInput for what mode predict refuses, and beyond the limits.
+        `report(done, all)` is called with numbers of slices. Raises BadInput for what
+        mode predict refuses, and beyond the limits.
         """
         ends = time.monotonic() + self.limits.job_seconds
         scan = self.reader.read(
@@ -61,31 +60,29 @@ class Worker:
             like=like,
             channels=self.predictor.model.config.data.channels,
             limits=self.limits,
-            look=lambda: tell(0, 0),
+            look=lambda: report(0, 0),
         )
         count, done = len(scan.slices), 0
-        tell(0, count)
+        report(0, count)
 
         def advance(slices):
             nonlocal done
             done += slices
-            tell(done, count)
+            report(done, count)
             if time.monotonic() > ends:
                 raise BadInput(
-                    f"Only {done} of {count} slices were segmented within {self.limits.job_seconds} s. "
-                    "Cut the scan into parts."
+                    f"Only {done} of {count} slices were segmented within "
+                    f"{self.limits.job_seconds} s. Cut the scan into parts."
                 )
 
         prediction = self._predict(scan.slices, advance)
         with files.writing(folder, another="--output"):
             mask = folder / f"mask{'.png' if scan.volume is None else '.nii.gz'}"
-            rows = [
-                row | _NEUTRAL for row in outputs.write_mask(scan, prediction, mask)
-            ]
+            rows = outputs.write_mask(scan, prediction, mask)
+            rows = [row | _NEUTRAL for row in rows]
             files.write_text(folder / SUMMARY, outputs.text_of(rows))
-            _write_slices(
-                folder, scan, prediction, self.predictor.model.config.data.window
-            )
+            window = self.predictor.model.config.data.window
+            _write_slices(folder, scan, prediction, window)
         shutil.rmtree(folder / handoff.FOLDER, ignore_errors=True)
         return _facts(scan, prediction, mask, rows)
 
@@ -97,7 +94,7 @@ class Worker:
 
 
 def slice_path(folder: Path, z: int) -> Path:
-    """Where the planes of a slice are."""
+    """Returns the file of a slice's planes."""
     return folder / "slices" / f"{z}.bin"
 
 
@@ -107,54 +104,53 @@ def planes(
     prediction: Prediction,
     z: int,
 ) -> list[UInt8[np.ndarray, "h w"]]:
-    """Of one slice, in the order above; all but the image is 0 where nothing was
-    scanned.
+    """Returns the planes of one slice, in the order of this module's docstring.
+
+    All but the image are 0 where nothing was scanned.
     """
     maps, samples = prediction.at(z)
     found = [levels(maps["probability"], prediction.threshold)]
     found += [_bytes(maps[name] / MOST[name]) for name in UNCERTAINTIES if name in maps]
-    found += [levels(one, prediction.threshold) for one in samples]
-    stacked = np.concatenate([one * scanned[..., None] for one in found], axis=-1)
-    return [*np.moveaxis(image, -1, 0), *np.moveaxis(stacked, -1, 0)]
+    found += [levels(sample, prediction.threshold) for sample in samples]
+    drawn = np.concatenate(found, axis=-1) * scanned[..., None]
+    return [*np.moveaxis(image, -1, 0), *np.moveaxis(drawn, -1, 0)]
 
 
 def _write_slices(folder, scan: Scan, prediction: Prediction, window):
     slice_path(folder, 0).parent.mkdir()
     low, high = window or _range(scan.slices)
     coloured = _is_coloured(scan)
-    for z, one in enumerate(scan.slices):
-        image = (
-            one
-            if coloured
-            else _bytes((one[..., :1].astype(np.float32) - low) / max(high - low, 1e-9))
-        )
-        scanned = (
-            np.ones(one.shape[:2], bool) if scan.scanned is None else scan.scanned[z]
-        )
+    for z, image in enumerate(scan.slices):
+        if not coloured:
+            grey = image[..., :1].astype(np.float32)
+            image = _bytes((grey - low) / max(high - low, 1e-9))
+        scanned = np.ones(image.shape[:2], bool)
+        if scan.scanned is not None:
+            scanned = scan.scanned[z]
         parts = planes(image, scanned, prediction, z)
-        slice_path(folder, z).write_bytes(
-            zlib.compress(b"".join(part.tobytes() for part in parts), 1)
-        )
+        content = b"".join(part.tobytes() for part in parts)
+        # The fastest level, since the visitor waits.
+        slice_path(folder, z).write_bytes(zlib.compress(content, 1))
 
 
 def _is_coloured(scan) -> bool:
-    return (
-        scan.volume is None
-        and scan.slices.shape[-1] == 3
-        and scan.slices.dtype == np.uint8
-    )
+    has_bytes = scan.slices.dtype == np.uint8
+    return scan.volume is None and scan.slices.shape[-1] == 3 and has_bytes
 
 
 def _range(slices) -> tuple[float, float]:
-    """What is black and white in all slices: percentiles of some of the first channel."""
+    """Returns the values that are black and white in all slices.
+
+    They are percentiles of about a million pixels of the first channel.
+    """
     step = max(1, round((slices[..., 0].size / 1e6) ** (1 / 3)))
-    some = slices[:: step if len(slices) > step else 1, ::step, ::step, 0]
-    low, high = np.percentile(some, PERCENTILES)
-    return (
-        (float(low), float(high))
-        if low < high
-        else (float(some.min()), float(some.max()))
-    )
+    # All slices of a volume with few of them.
+    slice_step = step if len(slices) > step else 1
+    sample = slices[::slice_step, ::step, ::step, 0]
+    low, high = np.percentile(sample, PERCENTILES)
+    if low == high:
+        low, high = sample.min(), sample.max()
+    return float(low), float(high)
 
 
 def _bytes(values) -> UInt8[np.ndarray, "..."]:
@@ -162,19 +158,18 @@ def _bytes(values) -> UInt8[np.ndarray, "..."]:
 
 
 def _facts(scan: Scan, prediction: Prediction, mask: Path, rows) -> dict:
-    """For the page."""
-    _, height, width = scan.slices.shape[:3]
+    """Collects what the page must know."""
+    slices, height, width = scan.slices.shape[:3]
     spacing = scan.volume.spacing[1:] if scan.volume else (1.0, 1.0)
-    samples = prediction.samples_kept
     return {
-        "slices": len(scan.slices),
+        "slices": slices,
         "height": height,
         "width": width,
         "aspect": width * spacing[1] / (height * spacing[0]),
         "colours": 3 if _is_coloured(scan) else 1,
         "classes": len(prediction.labels),
         "maps": [name for name in UNCERTAINTIES if name in prediction.maps],
-        "samples": 0 if samples is None else len(samples),
+        "samples": prediction.sample_count,
         "levels": LEVELS,
         "level": round(LEVELS * prediction.threshold),
         "threshold": prediction.threshold,

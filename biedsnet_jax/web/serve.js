@@ -1,51 +1,64 @@
 "use strict";
-// Sends one file, waits for its turn, and draws what comes back. Of each slice the server sends deflated planes of bytes
-// (see serving/worker.py); probabilities p come as levels, so that "level > levels * t" is "p > t". The name of the file
-// is used here alone.
+// Sends one file, waits for its turn, and draws the result. The server sends each slice as deflated
+// planes of bytes (see serving/worker.py). Probabilities p come as levels, so that
+// "level > levels * t" means "p > t". The name of the file stays on this page.
 
 const by = (id) => document.getElementById(id);
 const MASK = [230, 159, 0], OF_FILE = [86, 180, 233];
 const RAMP = [[0, 0, 0], [106, 27, 154], [230, 81, 0], [255, 241, 118]];
-const SAMPLES = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [213, 94, 0], [204, 121, 167], [0, 114, 178]];
+const SAMPLES = [
+  [230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [213, 94, 0], [204, 121, 167],
+  [0, 114, 178],
+];
 const MAPS = {
-  entropy: ["entropy", "1 bit"], mutual_information: ["disagreement of samples", "1 bit"],
+  entropy: ["entropy", "1 bit"],
+  mutual_information: ["disagreement of samples", "1 bit"],
   variance: ["variance of samples", "0.25"],
 };
 const KINDS = [".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".zip"];
 const CACHED = 48, AHEAD = 2; // slices
-const state = { job: null, facts: null, stem: "", slice: 0, klass: 0, level: 0, opacity: 0.4, sample: -1, map: 0 };
+const state = {
+  job: null, facts: null, stem: "", slice: 0, klass: 0, level: 0, opacity: 0.4, sample: -1, map: 0,
+};
 
 // ---- The upload and its turn
 
-let turn = 0; // a later upload ends the wait for an earlier one
+// A later upload ends the wait for an earlier one.
+let turn = 0;
 
 const kindOf = (name) => KINDS.find((kind) => name.toLowerCase().endsWith(kind)) ?? "";
 
-function say(text, share = null) {
+// Shows a status and, where `share` is given, how much is done.
+function report(text, share = null) {
   by("status").textContent = text;
   by("bar").hidden = share === null;
   by("bar").value = share ?? 0;
 }
 
 function refuse(text) {
-  say("");
+  report("");
   by("refusal").textContent = text;
 }
 
 async function begin(files) {
-  const mine = ++turn;
+  const own = ++turn;
   await remove();
   by("refusal").textContent = "";
-  if (files.length !== 1) return refuse("One file at a time; zip the files of a DICOM series.");
+  if (files.length !== 1) {
+    return refuse("Give one file at a time. Zip the files of a DICOM series.");
+  }
   const [file] = files, kind = kindOf(file.name), most = Number(by("drop").dataset.bytes);
-  if (file.size > most) return refuse(`${file.name}: too large, more than ${most / 2 ** 20} MiB; cut it into parts`);
+  if (file.size > most) {
+    return refuse(`${file.name} is larger than ${most / 2 ** 20} MiB. Cut it into parts.`);
+  }
   state.stem = file.name.slice(0, file.name.length - kind.length);
   by("name").textContent = file.name;
-  const sent = await send(file, kind, (share) => mine === turn && say(`Sending ${file.name}`, share));
-  if (!sent.id) return mine === turn && refuse(`${file.name}: ${sent.text}`);
-  if (mine !== turn) return forget(sent.id);
+  const progress = (share) => own === turn && report(`Sending ${file.name}`, share);
+  const sent = await send(file, kind, progress);
+  if (!sent.id) return own === turn && refuse(`${file.name}: ${sent.text}`);
+  if (own !== turn) return forget(sent.id);
   state.job = sent.id;
-  await wait(mine, file.name);
+  await wait(own, file.name);
 }
 
 function send(file, kind, progress) {
@@ -56,31 +69,34 @@ function send(file, kind, progress) {
     request.responseType = "text";
     request.upload.onprogress = (event) => progress(event.loaded / Math.max(1, event.total));
     request.onload = () => resolve(answer(request.responseText));
-    request.onerror = () => resolve({ text: "the server did not answer, or the file cannot be read; try again" });
+    request.onerror = () =>
+      resolve({ text: "The server does not answer, or the file cannot be read. Try again." });
     progress(0);
     request.send(file);
   });
 }
 
-function answer(text) { // JSON of the app, or a line of whoever stands before it
+// Reads the JSON of the app, or a line of text from the guard or a proxy before it.
+function answer(text) {
   try { return JSON.parse(text); } catch { return { text }; }
 }
 
-async function wait(mine, name) {
-  for (let pause = 100; mine === turn; pause = Math.min(1000, pause * 1.3)) {
+async function wait(own, name) {
+  for (let pause = 100; own === turn; pause = Math.min(1000, pause * 1.3)) {
     let now;
     try {
       now = answer(await (await fetch(`jobs/${state.job}`)).text());
     } catch {
-      now = { state: "failed", text: "the server does not answer any more" };
+      now = { state: "failed", text: "The server no longer answers. Try again later." };
     }
-    if (mine !== turn) return;
+    if (own !== turn) return;
     if (now.state === "waiting") {
-      say(`${name} waits: ${now.before} before it`, 0);
+      report(`${name} waits: ${now.before} before it`, 0);
     } else if (now.state === "running") {
-      say(`Segmenting ${name}: ${now.done} of ${now.slices || "?"} slices`, now.done / Math.max(1, now.slices));
+      const share = now.done / Math.max(1, now.slices);
+      report(`Segmenting ${name}: ${now.done} of ${now.slices || "?"} slices`, share);
     } else if (now.state === "done") {
-      say("");
+      report("");
       return show(now.facts);
     } else {
       return refuse(`${name}: ${now.text}`);
@@ -96,8 +112,10 @@ async function remove() {
   Object.assign(state, { job: null, facts: null });
   planes.clear();
   by("results").hidden = true;
-  for (const id of ["image", "mask", "samples", "uncertainty"]) Object.assign(by(id), { width: 1, height: 1 });
-  say("");
+  for (const id of ["image", "mask", "samples", "uncertainty"]) {
+    Object.assign(by(id), { width: 1, height: 1 });
+  }
+  report("");
   if (job) await forget(job);
 }
 
@@ -120,15 +138,21 @@ async function fetchPlanes(z) {
   const stream = (await packed.blob()).stream().pipeThrough(new DecompressionStream("deflate"));
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
   let next = 0;
-  const take = (count) => Array.from({ length: count }, () => bytes.subarray(next * size, ++next * size));
+  const plane = () => bytes.subarray(next * size, ++next * size);
+  const take = (count) => Array.from({ length: count }, plane);
   const groups = (count) => Array.from({ length: count }, () => take(facts.classes));
-  return { image: take(facts.colours), level: take(facts.classes), maps: groups(facts.maps.length),
-    samples: groups(facts.samples) };
+  return {
+    image: take(facts.colours),
+    level: take(facts.classes),
+    maps: groups(facts.maps.length),
+    samples: groups(facts.samples),
+  };
 }
 
 const above = (levels, border) => levels.map((level) => (level > border ? 1 : 0));
 
-function outline(mask, width, height) { // pixels of the mask beside one that is not
+// Marks the pixels of a mask beside one that is not in it.
+function outline(mask, width, height) {
   return mask.map((inside, i) => {
     if (!inside) return 0;
     const x = i % width;
@@ -143,9 +167,11 @@ function heat(byte) {
 }
 const HEAT = Array.from({ length: 256 }, (_, byte) => heat(byte));
 
-// Paint the image, with each layer's colour where its mask is set (or by `tints`, everywhere), blended by its strength.
+// Paints the image, then each layer over it: `tint` where its mask is set, or the heat of `tints`
+// everywhere, blended by its strength.
 function paint(canvas, image, layers) {
-  const { width, height, aspect } = state.facts, pixels = new ImageData(width, height), { data } = pixels;
+  const { width, height, aspect } = state.facts;
+  const pixels = new ImageData(width, height), { data } = pixels;
   for (let i = 0, j = 0; j < data.length; i++, j += 4) {
     for (let c = 0; c < 3; c++) data[j + c] = image[c % image.length][i];
     data[j + 3] = 255;
@@ -153,8 +179,8 @@ function paint(canvas, image, layers) {
   for (const { mask, tint, tints, strength } of layers) {
     for (let i = 0, j = 0; j < data.length; i++, j += 4) {
       if (mask && !mask[i]) continue;
-      const own = tint ?? HEAT[tints[i]];
-      for (let c = 0; c < 3; c++) data[j + c] += (own[c] - data[j + c]) * strength;
+      const colour = tint ?? HEAT[tints[i]];
+      for (let c = 0; c < 3; c++) data[j + c] += (colour[c] - data[j + c]) * strength;
     }
   }
   Object.assign(canvas, { width, height });
@@ -165,49 +191,60 @@ function paint(canvas, image, layers) {
 let drawing = 0;
 
 async function draw() {
-  const mine = ++drawing, { facts, slice: z, klass: k, level: border, opacity: strength } = state;
+  const own = ++drawing;
+  const { facts, slice: z, klass: k, level: border, opacity: strength } = state;
   if (!facts) return;
-  let of;
+  let content;
   try {
-    of = await load(z);
+    content = await load(z);
   } catch (error) {
     return facts === state.facts && refuse(`Slice ${z + 1}: ${error.message}`);
   }
-  if (mine !== drawing || facts !== state.facts) return; // another was asked for meanwhile
-  const { width, height } = facts, line = (mask) => outline(mask, width, height);
-  const mask = above(of.level[k], border), written = above(of.level[k], facts.level);
+  // Another drawing was asked for meanwhile.
+  if (own !== drawing || facts !== state.facts) return;
+  const line = (mask, tint) =>
+    ({ mask: outline(mask, facts.width, facts.height), tint, strength: 1 });
+  const filled = (mask, tint) => [{ mask, tint, strength }, line(mask, tint)];
+  const count = (mask) => mask.reduce((sum, value) => sum + value, 0);
   const panel = (id, layers, text) => {
-    paint(by(id), of.image, layers);
+    paint(by(id), content.image, layers);
     by(id).setAttribute("aria-label", `${text}, slice ${z + 1}`);
   };
-  const filled = (inside, tint) => [{ mask: inside, tint, strength }, { mask: line(inside), tint, strength: 1 }];
-  const count = (inside) => inside.reduce((sum, value) => sum + value, 0);
+  const mask = above(content.level[k], border), written = above(content.level[k], facts.level);
+  const ofFile = border === facts.level ? [] : [line(written, OF_FILE)];
   panel("image", [], "image");
-  panel("mask", [...(border === facts.level ? [] : [{ mask: line(written), tint: OF_FILE, strength: 1 }]),
-    ...filled(mask, MASK)], `mask of ${count(mask)} pixels`);
+  panel("mask", [...ofFile, ...filled(mask, MASK)], `mask of ${count(mask)} pixels`);
   if (facts.samples) {
-    const chosen = of.samples.map((one) => above(one[k], border));
-    const lines = (one, n) => ({ mask: line(one), tint: SAMPLES[n % SAMPLES.length], strength: 1 });
-    if (state.sample < 0) panel("samples", chosen.map(lines), `outlines of ${facts.samples} samples`);
-    else panel("samples", filled(chosen[state.sample], SAMPLES[state.sample % SAMPLES.length]), `sample ${state.sample + 1}`);
+    const chosen = content.samples.map((sample) => above(sample[k], border));
+    const colour = (n) => SAMPLES[n % SAMPLES.length], n = state.sample;
+    if (n < 0) {
+      const lines = chosen.map((sample, i) => line(sample, colour(i)));
+      panel("samples", lines, `outlines of ${facts.samples} samples`);
+    } else {
+      panel("samples", filled(chosen[n], colour(n)), `sample ${n + 1}`);
+    }
   }
   if (facts.maps.length) {
-    panel("uncertainty", [{ tints: of.maps[state.map][k], strength: Math.min(1, 2 * strength) }], "uncertainty");
+    const heat = { tints: content.maps[state.map][k], strength: Math.min(1, 2 * strength) };
+    panel("uncertainty", [heat], "uncertainty");
   }
-  tell(count(mask), count(written));
+  describe(count(mask), count(written));
   for (let n = 1; n <= AHEAD; n++) {
-    for (const near of [z + n, z - n]) if (near >= 0 && near < facts.slices) load(near).catch(() => null);
+    for (const near of [z + n, z - n]) {
+      if (near >= 0 && near < facts.slices) load(near).catch(() => null);
+    }
   }
 }
 
-const said = (level) => (level / state.facts.levels).toFixed(3);
+const asThreshold = (level) => (level / state.facts.levels).toFixed(3);
 
-function tell(pixels, written) {
+// Writes the sentence below the controls, and their values.
+function describe(pixels, written) {
   const { facts, slice, level } = state, place = `${slice + 1} of ${facts.slices}`;
   const own = level === facts.level;
   by("slice-text").textContent = place;
   by("slice").setAttribute("aria-valuetext", place);
-  const shown = own ? `${facts.threshold}` : said(level);
+  const shown = own ? `${facts.threshold}` : asThreshold(level);
   by("threshold-text").textContent = shown;
   by("threshold").setAttribute("aria-valuetext", shown);
   by("opacity-text").textContent = `${Math.round(100 * state.opacity)} %`;
@@ -215,8 +252,8 @@ function tell(pixels, written) {
   const score = by("score");
   score.textContent = `Slice ${place}: ${pixels} pixels above ${shown}` +
     (own ? "." : `, ${written} above the model's threshold ${facts.threshold}.`);
-  Object.assign(score.dataset, { slice, level, pixels, klass: state.klass, sample: state.sample, map: state.map,
-    opacity: state.opacity });
+  const { klass, sample, map, opacity } = state;
+  Object.assign(score.dataset, { slice, level, pixels, klass, sample, map, opacity });
 }
 
 // ---- Controls
@@ -233,16 +270,19 @@ function choose(change) {
   draw();
 }
 
-function options(id, names) { // [value, text]; a choice of one is none
+// Fills a list with [value, text]; one with a single choice is hidden.
+function options(id, names) {
   by(id).replaceChildren(...names.map(([value, text]) => new Option(text, value)));
   by(id).parentElement.hidden = names.length < 2;
 }
 
 function show(facts) {
   const numbered = (count) => Array.from({ length: count }, (_, n) => [n, `${n + 1}`]);
-  Object.assign(state, { facts, slice: Math.floor((facts.slices - 1) / 2), klass: 0, level: facts.level, sample: -1, map: 0 });
+  const middle = Math.floor((facts.slices - 1) / 2);
+  Object.assign(state, { facts, slice: middle, klass: 0, level: facts.level, sample: -1, map: 0 });
+  const samples = [[-1, "all, outlines"], ...numbered(facts.samples)];
   options("class", numbered(facts.classes));
-  options("sample", facts.samples > 1 ? [[-1, "all, outlines"], ...numbered(facts.samples)] : []);
+  options("sample", facts.samples > 1 ? samples : []);
   options("map", facts.maps.map((name, n) => [n, MAPS[name][0]]));
   by("slice").max = facts.slices - 1;
   by("slice").parentElement.hidden = facts.slices < 2;
@@ -251,7 +291,8 @@ function show(facts) {
   by("uncertainty-panel").hidden = !facts.maps.length;
   unit();
   const extension = facts.mask.slice(facts.mask.indexOf("."));
-  link("save-mask", "mask", `${state.stem}_mask${extension}`, `Mask, ${extension === ".png" ? "PNG" : "NIfTI"}`);
+  const format = extension === ".png" ? "PNG" : "NIfTI";
+  link("save-mask", "mask", `${state.stem}_mask${extension}`, `Mask, ${format}`);
   link("save-summary", "summary", `${state.stem}_summary.csv`, "Summary, CSV");
   by("notes").replaceChildren(...facts.notes.map((text) => cell("li", text)));
   table(facts.rows);
@@ -260,7 +301,9 @@ function show(facts) {
   by("viewer").focus({ preventScroll: true });
 }
 
-const unit = () => { by("most").textContent = MAPS[state.facts.maps[state.map]]?.[1] ?? ""; };
+const unit = () => {
+  by("most").textContent = MAPS[state.facts.maps[state.map]]?.[1] ?? "";
+};
 
 function link(id, what, name, text) {
   Object.assign(by(id), { href: `jobs/${state.job}/${what}`, download: name, textContent: text });
@@ -269,8 +312,11 @@ function link(id, what, name, text) {
 const cell = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
 
 function table(rows) {
-  const shown = Object.keys(rows[0]).filter((name) => name !== "name" && name !== "file" && rows[0][name] !== "");
-  by("columns").replaceChildren(...shown.map((name) => Object.assign(cell("th", name.replaceAll("_", " ")), { scope: "col" })));
+  const shown = Object.keys(rows[0]).filter(
+    (name) => name !== "name" && name !== "file" && rows[0][name] !== "",
+  );
+  const header = (name) => Object.assign(cell("th", name.replaceAll("_", " ")), { scope: "col" });
+  by("columns").replaceChildren(...shown.map(header));
   by("rows").replaceChildren(...rows.map((row) => {
     const line = document.createElement("tr");
     line.append(...shown.map((name) => cell("td", row[name])));
@@ -281,9 +327,16 @@ function table(rows) {
 function start() {
   const drop = by("drop"), input = by("file");
   drop.addEventListener("submit", (event) => event.preventDefault());
-  input.addEventListener("change", () => { if (input.files.length) begin([...input.files]); });
-  document.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
-  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
+  input.addEventListener("change", () => {
+    if (input.files.length) begin([...input.files]);
+  });
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    drop.classList.add("over");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) drop.classList.remove("over");
+  });
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
@@ -294,13 +347,18 @@ function start() {
     turn++;
     input.value = "";
     await remove();
-    say("Removed from the server.");
+    report("Removed from the server.");
     input.focus();
   };
   const number = (id, name, scale = 1) =>
-    by(id).addEventListener("input", (event) => choose({ [name]: Number(event.target.value) * scale }));
-  for (const [id, name] of [["class", "klass"], ["slice", "slice"], ["threshold", "level"], ["sample", "sample"],
-    ["map", "map"]]) number(id, name);
+    by(id).addEventListener("input", (event) => {
+      choose({ [name]: Number(event.target.value) * scale });
+    });
+  number("class", "klass");
+  number("slice", "slice");
+  number("threshold", "level");
+  number("sample", "sample");
+  number("map", "map");
   number("opacity", "opacity", 0.01);
   by("map").addEventListener("input", unit);
   by("reset").onclick = () => choose({ level: state.facts.level });
@@ -312,11 +370,11 @@ function start() {
   });
 }
 
-// Keys in a section, but for those that its controls take themselves.
+// Listens for keys in a section, except those that a control of it takes itself.
 function keys(section, moves) {
   section.addEventListener("keydown", (event) => {
-    const move = moves[event.key];
-    if (!move || event.target.matches("input, select") || event.ctrlKey || event.altKey || event.metaKey) return;
+    const move = moves[event.key], modified = event.ctrlKey || event.altKey || event.metaKey;
+    if (!move || modified || event.target.matches("input, select")) return;
     event.preventDefault();
     choose(move());
   });

@@ -88,7 +88,7 @@ def served(workdir, folder, limits, token=None):
 
     with (
         pytest.MonkeyPatch.context() as patch,
-        serve._listening("127.0.0.1", 0) as listener,
+        serve.listening("127.0.0.1", 0) as listener,
     ):
         patch.setattr(tempfile, "tempdir", str(folder))
         with serve.serving(

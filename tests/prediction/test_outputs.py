@@ -1,5 +1,5 @@
-"""What a prediction leaves on disk, from made-up maps: files, figures by hand, and what
-half a write leaves.
+"""Tests the files and figures of a prediction, from made-up maps, against figures by
+hand, and what remains of half a write.
 """
 
 import csv
@@ -18,15 +18,14 @@ from biedsnet_jax.prediction import outputs, scans
 from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
 
-# d h w
+# Axes d h w.
 SHAPE = (3, 4, 5)
-AFFINE = np.array(
-    [[0, 0, -2.0, 9], [0.5, 0, 0, 8], [0, 0.8, 0, 7], [0, 0, 0, 1]]
-)  # i to the front, j up, k to the left
+# The voxel axes run to the front, up, and to the left.
+AFFINE = np.array([[0, 0, -2.0, 9], [0.5, 0, 0, 8], [0, 0.8, 0, 7], [0, 0, 0, 1]])
 
 
 def volume():
-    """Whose canonical slices are 3 of 4 by 5."""
+    """Makes a volume whose canonical slices are 3 of 4 by 5."""
     return Volume(
         np.arange(60, dtype=np.int16).reshape(4, 3, 5),
         AFFINE,
@@ -61,39 +60,34 @@ def random_maps(k=1, slices=3, seed=0):
 
 
 def written(tmp_path, scan, prediction):
-    """(rows, paths)"""
-    samples = 0 if prediction.samples_kept is None else len(prediction.samples_kept)
+    """Writes a prediction; returns the rows and the paths."""
     where = outputs.paths(
         tmp_path,
         scan.item,
         classes=len(prediction.labels),
         diffusion="entropy" in prediction.maps,
-        samples=samples,
+        samples=prediction.sample_count,
     )
     rows = outputs.write(scan, prediction, where)
-    # all, and no other
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(
-        where.values()
-    )
+    found = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == set(where.values())
     return rows, where
 
 
 def canonical(path):
-    """A written NIfTI as slices, by the affine above: j is slices, i reversed rows, k
-    columns.
+    """Reads a NIfTI file of AFFINE as slices, by hand.
+
+    Its second axis is slices, the first reversed rows, the third columns.
     """
     return np.asarray(nib.load(path).dataobj).transpose(1, 0, 2)[:, ::-1]
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ---
 
 
 def test_maps_and_labels_of_a_volume(tmp_path):
-    p, entropy, samples = (
-        random_maps(),
-        random_maps(seed=1),
-        np.stack([random_maps(seed=s) for s in (2, 3)]),
-    )
+    p, entropy = random_maps(), random_maps(seed=1)
+    samples = np.stack([random_maps(seed=2), random_maps(seed=3)])
     _, where = written(
         tmp_path, scan(name="s/a.b"), prediction(p, entropy=entropy, samples=samples)
     )
@@ -139,7 +133,8 @@ def test_a_picture_gets_a_mask_to_be_seen_and_16_bit_maps(tmp_path):
         tmp_path, scan("picture"), prediction(p, labels=((300,),), entropy=p)
     )
     mask = Image.open(where["mask"])
-    assert mask.mode == "L" and mask.size == (5, 4)
+    assert mask.mode == "L"
+    assert mask.size == (5, 4)
     np.testing.assert_array_equal(np.asarray(mask), (p[0, ..., 0] > 0.5) * 255)
     np.testing.assert_allclose(
         np.asarray(Image.open(where["entropy"])) / 65535, p[0, ..., 0], atol=1e-5
@@ -156,7 +151,7 @@ def test_a_picture_of_several_classes_keeps_its_labels(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(where["mask"])), expected)
 
 
-def test_nothing_is_said_of_slices_that_nobody_scanned(tmp_path):
+def test_maps_and_figures_are_empty_where_slices_are_missing(tmp_path):
     scanned = np.ones(SHAPE, bool)
     scanned[1] = False
     rows, where = written(
@@ -168,22 +163,23 @@ def test_nothing_is_said_of_slices_that_nobody_scanned(tmp_path):
     )
     for name in ("mask", "probability", "variance"):
         found = canonical(where[name])
-        assert (found[1] == 0).all() and (found[[0, 2]] > 0.2).all()
+        assert (found[1] == 0).all()
+        assert (found[[0, 2]] > 0.2).all()
     assert rows[0]["pixels"] == 40
     assert float(rows[0]["mean_uncertainty"]) == pytest.approx(
         np.mean([*range(20), *range(40, 60)]) / 60, abs=1e-4
     )
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- figures ---
 
 
 def test_the_row_of_a_scan_by_hand(tmp_path):
     p = np.zeros((*SHAPE, 1))
-    # 4, 3 and, not above the threshold, 0 pixels
+    # Slices of 4, 3 and, since 0.5 is not above the threshold, 0 pixels.
     p[0, :2, :2], p[1, 0, :3], p[2, 0, 0] = 0.9, 0.8, 0.5
     entropy = np.full((*SHAPE, 1), 0.0)
-    # the last where p is 0
+    # The last value does not count, since p is 0 there.
     entropy[0, 0, 0], entropy[2, 0, 0], entropy[2, 3, 3] = 0.8, 0.4, 1.0
     (row,), _ = written(tmp_path, scan(), prediction(p, entropy=entropy))
     assert set(row) == set(outputs.COLUMNS)
@@ -195,12 +191,12 @@ def test_the_row_of_a_scan_by_hand(tmp_path):
         "height": 4,
         "width": 5,
         "pixels": 7,
-        # 7 of 0.5 x 0.8 x 2 mm
+        # 7 voxels of 0.5 x 0.8 x 2 mm.
         "volume_ml": "0.0056",
-        # 4 of 0.5 x 2 mm
+        # 4 pixels of 0.5 x 2 mm.
         "largest_area_mm2": "4",
         "largest_area_pixels": 4,
-        # 0.8 and 0.4 over 8 likely pixels
+        # 0.8 and 0.4 over 8 likely pixels.
         "mean_uncertainty": "0.1500",
         "seconds": "1.250",
         "file": "a.nii.gz",
@@ -209,16 +205,16 @@ def test_the_row_of_a_scan_by_hand(tmp_path):
 
 def test_figures_of_regions_are_those_of_the_written_mask(tmp_path):
     p = np.zeros((*SHAPE, 2))
-    # the whole: three pixels
+    # The whole: three pixels.
     p[0, 0, :3, 0] = 0.9
-    # the core: one of them, and one outside, which makes the whole larger
+    # The core: one of them, and one outside, which makes the whole larger.
     p[0, 0, 2:4, 1] = 0.9
     rows, where = written(tmp_path, scan(), prediction(p, labels=((1, 2), (2,))))
     assert canonical(where["mask"])[0, 0].tolist() == [1, 1, 2, 2, 0]
     assert [(row["labels"], row["pixels"]) for row in rows] == [("1+2", 4), ("2", 2)]
 
 
-# --- the summary -----------------------------------------------------------------------------------------------------
+# --- the summary ---
 
 
 def row(name, number=1, file="f"):
@@ -235,19 +231,22 @@ def rows_of(folder):
 
 def test_a_summary_goes_on_and_a_scan_done_again_has_its_rows_once(tmp_path):
     first = outputs.Summary(tmp_path, classes=2)
-    assert rows_of(tmp_path) == [] and first.done == {}
+    assert rows_of(tmp_path) == []
+    assert first.done == {}
     first.add([row("a, b", 1), row("a, b", 2)])
     first.add([row("c", 1), row("c", 2)])
     again = outputs.Summary(tmp_path, classes=2)
     assert again.done == {"a, b": "f", "c": "f"}
     again.forget(["a, b", "not there"])
-    assert [r["name"] for r in rows_of(tmp_path)] == ["c", "c"] and again.done == {
-        "c": "f"
-    }
+    assert [r["name"] for r in rows_of(tmp_path)] == ["c", "c"]
+    assert again.done == {"c": "f"}
     again.add([row("a, b", 1, 'new "file"'), row("a, b", 2)])
     assert [(r["name"], r["class"], r["file"]) for r in rows_of(tmp_path)] == [
-        ("c", "1", "f"), ("c", "2", "f"), ("a, b", "1", 'new "file"'), ("a, b", "2", "f"),
-    ]  # fmt: skip
+        ("c", "1", "f"),
+        ("c", "2", "f"),
+        ("a, b", "1", 'new "file"'),
+        ("a, b", "2", "f"),
+    ]
 
 
 @pytest.mark.parametrize("kept", range(1, 45))
@@ -272,7 +271,7 @@ def test_a_summary_of_another_kind_starts_afresh(tmp_path, text):
 
 
 def damage_row(content):
-    """Zeros over the middle of b's first row, as of a page that never reached the disk."""
+    """Zeroes the middle of b's first row, as if a page had not reached the disk."""
     start = content.index(b"\nb,") + 4
     return content[:start] + b"\0" * 9 + content[start + 9 :]
 
@@ -343,7 +342,7 @@ def test_a_summary_of_an_earlier_version_has_its_names(tmp_path):
     assert outputs.Summary(tmp_path, classes=1).done == {"=1+1": "f"}
 
 
-# --- names -----------------------------------------------------------------------------------------------------------
+# --- names ---
 
 
 @pytest.mark.parametrize("classes", [1, 12])
@@ -358,24 +357,17 @@ def test_names_of_any_length_fit_and_stay_apart(tmp_path, classes, character, ki
             tmp_path, item, classes=classes, diffusion=True, samples=3
         )
         names = {path.name for path in where.values()}
-        assert (
-            len(names) == len(where)
-            and max(len(name.encode()) for name in names) <= 255
-        )
+        assert len(names) == len(where)
+        assert max(len(name.encode()) for name in names) <= 255
         assert all(path.parent == tmp_path / "below" for path in where.values())
         assert item.name.startswith("below/" + where["mask"].name[:50])
         few = outputs.paths(tmp_path, item, classes=classes, diffusion=True, samples=0)
-        # whatever is kept
+        # Whether samples are kept does not change the name of a mask.
         assert few["mask"] == where["mask"]
-        longest = (
-            item.name.rpartition("/")[2]
-            + "_mutual_information"
-            + f"_{classes}" * (classes > 1)
-        )
-        fits = (
-            len((longest + where["mask"].name.rpartition("_mask")[2]).encode()) <= 255
-        )
-        assert outputs.is_shortened(item, where) is not fits
+        extension = where["mask"].name.rpartition("_mask")[2]
+        number = f"_{classes}" if classes > 1 else ""
+        longest = f"{item.name[6:]}_mutual_information{number}{extension}"
+        assert outputs.is_shortened(item, where) is (len(longest.encode()) > 255)
         where["mask"].parent.mkdir(exist_ok=True)
         for path in where.values():
             path.touch()
@@ -388,20 +380,19 @@ def test_names_of_any_length_fit_and_stay_apart(tmp_path, classes, character, ki
 @pytest.mark.parametrize(
     "name", ["a_mask.nii.gz", "a.nii_mask.png", "b" * 248 + ".nii.gz", "summary.csv"]
 )
-def test_what_is_set_aside_keeps_its_kind(tmp_path, name):
+def test_a_file_that_is_set_aside_keeps_its_extension(tmp_path, name):
     for number in (1, 2):
         (tmp_path / name).write_text(str(number))
         aside = outputs.set_aside(tmp_path / name)
-        assert aside.read_text() == str(number) and aside.parent == tmp_path
+        assert aside.read_text() == str(number)
+        assert aside.parent == tmp_path
         extension = ".nii.gz" if name.endswith(".gz") else Path(name).suffix
-        assert (
-            aside.name.endswith(f"_replaced_{number}{extension}")
-            and aside.name[:1] == name[:1]
-        )
+        assert aside.name.endswith(f"_replaced_{number}{extension}")
+        assert aside.name[:1] == name[:1]
     assert len(list(tmp_path.iterdir())) == 2
 
 
-# --- the folder ------------------------------------------------------------------------------------------------------
+# --- the folder ---
 
 
 @pytest.mark.parametrize("fails", range(6))

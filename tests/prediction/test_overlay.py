@@ -1,5 +1,5 @@
-"""The picture of a prediction: which slices, which way up, in what proportions, and
-where its colours are.
+"""Tests which slices an overlay shows, which way up, in what proportions, and where its
+colours are.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ def block(shape, rows, columns):
 
 
 def coloured(pixels, k=0):
-    """Where a picture has exactly the colour of a class."""
+    """Marks the pixels of a picture that have exactly the colour of a class."""
     return (np.asarray(pixels).astype(int) == COLOURS[k]).all(axis=-1)
 
 
@@ -25,7 +25,7 @@ def test_a_picture_keeps_its_pixels_and_is_outlined_outside_the_mask():
     mask = block((1, 300, 300), slice(10, 20), slice(30, 50))
     sheet = np.asarray(overlay(GREY, mask, None))
     assert sheet.shape == (300, 300, 3)
-    # by hand: one pixel above, below and beside the block, not at its corners
+    # One pixel above, below and beside the block, but none at its corners.
     line = np.zeros((300, 300), bool)
     line[9, 30:50] = line[20, 30:50] = line[10:20, 29] = line[10:20, 50] = True
     np.testing.assert_array_equal(coloured(sheet), line)
@@ -42,10 +42,8 @@ def test_what_is_up_and_left_stays_there():
     scan = np.zeros((1, 400, 400, 1), np.int16)
     scan[0, :50, :20] = 1000
     sheet = np.asarray(overlay(scan, np.zeros(scan.shape, bool), None))
-    assert (
-        sheet[10, 10, 0] == 255
-        and sheet[-10, 10, 0] == sheet[10, -10, 0] == sheet[10, 30, 0] == 0
-    )
+    assert sheet[10, 10, 0] == 255
+    assert sheet[-10, 10, 0] == sheet[10, -10, 0] == sheet[10, 30, 0] == 0
 
 
 @pytest.mark.parametrize(
@@ -76,7 +74,7 @@ def test_tiles_of_a_volume_have_the_bodys_proportions(shape, spacing, tile):
     ],
 )
 def test_the_slices_with_most_mask_from_the_feet_up(pixels, shown):
-    """The grey of each slice's lower half says its number."""
+    """Reads the numbers of the slices from the grey of their lower halves."""
     scan = np.zeros((len(pixels), 256, 256, 1), np.uint8)
     scan[:, :8] = 255
     mask = np.zeros(scan.shape, bool)
@@ -97,7 +95,7 @@ def test_the_slices_with_most_mask_from_the_feet_up(pixels, shown):
     "scan",
     [
         np.full((1, 20, 20, 1), 7, np.int16),
-        # equal percentiles
+        # A single bright pixel, so both percentiles are equal.
         np.where(np.arange(400).reshape(1, 20, 20, 1) == 3, 32767, -32768).astype(
             np.int16
         ),
@@ -106,20 +104,20 @@ def test_the_slices_with_most_mask_from_the_feet_up(pixels, shown):
 )
 def test_scans_without_contrast(scan):
     sheet = np.asarray(overlay(scan, np.zeros(scan.shape, bool), None))
-    assert sheet.min() == 0 and sheet.max() == (255 if scan.min() != scan.max() else 0)
+    assert sheet.min() == 0
+    assert sheet.max() == (255 if scan.min() != scan.max() else 0)
 
 
 def test_colour_stays_colour_and_further_channels_are_left_out():
     colour = np.random.default_rng(0).integers(0, 256, (1, 50, 50, 3)).astype(np.uint8)
     none = np.zeros((1, 50, 50, 1), bool)
     sheet = np.asarray(overlay(colour, none, None)).astype(int)
-    # between percentiles
+    # Values are stretched between percentiles, which changes them a little.
     assert np.abs(sheet - colour[0]).max() <= 4
     four = np.concatenate([colour[..., :1], colour], axis=-1).astype(np.float32)
     grey = np.asarray(overlay(four, none, None))
-    assert (grey == grey[..., :1]).all() and np.abs(
-        grey[..., 0].astype(int) - colour[0, ..., 0]
-    ).max() <= 4
+    assert (grey == grey[..., :1]).all()
+    assert np.abs(grey[..., 0].astype(int) - colour[0, ..., 0]).max() <= 4
 
 
 def test_classes_have_their_own_colours_and_more_than_there_are_start_again():

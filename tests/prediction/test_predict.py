@@ -1,8 +1,7 @@
-"""Mode predict on folders: a made-up model that finds what is bright, so that every
-mask is known.
+"""Tests mode predict on folders, with a made-up model that finds what is bright.
 
-Runs go through the command line in this process; what is left is read back with
-SimpleITK.
+So every mask is known. Runs go through the command line in this process, and their
+volumes are read back with SimpleITK.
 """
 
 import csv
@@ -33,8 +32,7 @@ from biedsnet_jax import main
 from biedsnet_jax.config import build_model
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.formats import nifti
-from biedsnet_jax.prediction import predict as predict_files
-from biedsnet_jax.prediction import scans
+from biedsnet_jax.prediction import predictor, read_ahead, scans
 from biedsnet_jax.runtime import devices, lock
 
 # voxels along x, y, z
@@ -49,10 +47,8 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture
 def predict(workdir, tmp_path, monkeypatch, capsys):
-    """`predict(*flags)` -> (exit code, stdout, stderr), from `in` to `out`, in this
-    process.
-    """
-    # quicker than eight
+    """`predict(*flags)` -> (exit code, stdout, stderr) of a run from `in` to `out`."""
+    # One device compiles quicker than eight.
     one = devices.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(devices, "make_mesh", lambda **fields: one)
     monkeypatch.setattr(build_model, "build", lambda cfg: Bright())
@@ -88,8 +84,9 @@ def forget_flags():
 
 
 def anatomy(dtype=np.int16):
-    """(image, where it is bright), in RAS order; every slice has both dark and bright,
-    and none is symmetric.
+    """Makes an image and where it is bright, in RAS order.
+
+    Every slice has dark and bright pixels, and none is symmetric.
     """
     bright = np.zeros(SHAPE, bool)
     bright[2:6, 3:10] = True
@@ -120,7 +117,7 @@ SCANS = {
 def save_scan(
     path, order="RAS", spacing=(1, 1, 2), degrees=0, dtype=np.int16, further=()
 ):
-    """Writes the anatomy; returns where it is bright, in the file's own order."""
+    """Writes the anatomy; returns where it is bright, in the order of the file."""
     image, bright = anatomy(dtype)
     change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(order))
     affine = nib.affines.from_matvec(
@@ -133,7 +130,7 @@ def save_scan(
 
 
 def save_picture(path, height=SIZE, width=SIZE, channels=0):
-    """A bright block on dark; returns where."""
+    """Writes a bright block on dark; returns where it is."""
     bright = np.zeros((height, width), bool)
     bright[2 : height // 2, 3 : width // 2] = True
     pixels = np.where(bright, 200, 20).astype(np.uint8)
@@ -149,13 +146,18 @@ def rows(output):
 
 
 def outputs(output):
-    """Time of each file by its name; a lock's is 0."""
-    return {
+    """Returns the time of each file by its name; 0 for a lock, which a run rewrites."""
+    times = {
         path.relative_to(output).as_posix(): path.stat().st_mtime_ns
-        * (path.name != ".lock")
         for path in output.rglob("*")
         if path.is_file()
     }
+    return {name: 0 if name == ".lock" else time for name, time in times.items()}
+
+
+def changed(before, after):
+    """Returns the files of `after` that are new or written again."""
+    return {name for name, time in after.items() if before.get(name) != time}
 
 
 MAPS = ("probability", "entropy", "mutual_information", "variance")
@@ -168,11 +170,17 @@ def expected(name, extension, maps=MAPS):
     }
 
 
-def one_line(error):
-    assert error.startswith("biedsnet: ") and error.count("\n") == 1, error
+def refused(result, *says):
+    """Checks that a run ended with exit code 2 and one line that holds `says`."""
+    code, _, err = result
+    assert code == 2
+    assert err.startswith("biedsnet: ")
+    assert err.count("\n") == 1
+    for part in says:
+        assert str(part) in err
 
 
-# --- a folder of everything ------------------------------------------------------------------------------------------
+# --- a folder of everything ---
 
 
 def test_a_folder_of_pictures_volumes_and_one_bad_file(predict, tmp_path, sitk):
@@ -187,25 +195,22 @@ def test_a_folder_of_pictures_volumes_and_one_bad_file(predict, tmp_path, sitk):
 
     assert code == 3
     assert "6 of 7 scans segmented" in out
-    listed = err[err.index("biedsnet: 1 of 7 scans failed:") :].splitlines()
-    assert (
-        len(listed) == 2
-        and "not a NIfTI file" in listed[1]
-        and "bad.nii.gz" in listed[1]
-    )
+    listed = err[err.index("1 of 7 scans failed") :].splitlines()
+    assert len(listed) == 2
+    assert "bad.nii.gz" in listed[1]
     volumes = set().union(*(expected(name, ".nii.gz") for name in SCANS))
     files = RECORDS | {"passed_over.csv"} | expected("photo", ".png") | volumes
     assert set(outputs(output)) == files
 
     found = rows(output)
-    assert list(found) and set(found) == {*SCANS, "photo"}
+    assert list(found)
+    assert set(found) == {*SCANS, "photo"}
     for name, (_, spacing, *_) in SCANS.items():
-        scan, mask = (
-            sitk.ReadImage(source / f"{name}.nii.gz"),
-            sitk.ReadImage(output / f"{name}_mask.nii.gz"),
-        )
+        scan = sitk.ReadImage(source / f"{name}.nii.gz")
+        mask = sitk.ReadImage(output / f"{name}_mask.nii.gz")
         scan = scan[..., 0] if scan.GetDimension() == 4 else scan
-        assert mask.GetSize() == scan.GetSize() and mask.GetPixelID() == sitk.sitkUInt8
+        assert mask.GetSize() == scan.GetSize()
+        assert mask.GetPixelID() == sitk.sitkUInt8
         for get in ("GetOrigin", "GetSpacing", "GetDirection"):
             np.testing.assert_allclose(
                 getattr(mask, get)(), getattr(scan, get)(), atol=1e-6
@@ -220,12 +225,10 @@ def test_a_folder_of_pictures_volumes_and_one_bad_file(predict, tmp_path, sitk):
         np.testing.assert_array_equal(probability > 0.5, bright[name])
     mask = np.asarray(Image.open(output / "photo_mask.png"))
     assert mask.shape == (24, 40)
-    # its border is where the resized probability crosses a half
+    # Its border is where the resized probability crosses a half.
     assert (mask == 255 * picture).mean() > 0.97
-    assert (
-        int(found["photo"]["pixels"]) == (mask == 255).sum()
-        and found["photo"]["volume_ml"] == ""
-    )
+    assert int(found["photo"]["pixels"]) == (mask == 255).sum()
+    assert found["photo"]["volume_ml"] == ""
 
 
 def test_what_is_finished_is_skipped_and_what_lost_a_file_is_done_again(
@@ -237,49 +240,42 @@ def test_what_is_finished_is_skipped_and_what_lost_a_file_is_done_again(
     assert predict()[0] == 0
     before, figures = outputs(output), rows(output)
     code, _, err = predict()
-    assert code == 0 and "3 of 3 scans done before" in err
-    assert {
-        name: time for name, time in outputs(output).items() if name not in RECORDS
-    } == {name: time for name, time in before.items() if name not in RECORDS}
+    assert code == 0
+    assert "3 of 3 scans done before" in err
+    after = outputs(output)
+    assert set(after) == set(before)
+    assert changed(before, after) <= RECORDS
     assert rows(output) == figures
 
     (output / "b_entropy.nii.gz").unlink()
     (output / "c_mask.nii.gz").unlink()
     save_scan(source / "d.nii.gz")
     code, out, err = predict()
-    assert (
-        code == 0
-        and "1 of 4 scans done before" in err
-        and "4 of 4 scans segmented" in out
-    )
-    changed = {
-        name for name, time in outputs(output).items() if before.get(name) != time
-    } - RECORDS
-    assert changed == expected("b", ".nii.gz") | expected("c", ".nii.gz") | expected(
-        "d", ".nii.gz"
-    )
+    assert code == 0
+    assert "1 of 4 scans done before" in err
+    assert "4 of 4 scans segmented" in out
+    made = set().union(*(expected(name, ".nii.gz") for name in "bcd"))
+    assert changed(before, outputs(output)) - RECORDS == made
     assert sorted(rows(output)) == ["a", "b", "c", "d"]
     with (output / "summary.csv").open() as file:
         assert len(file.readlines()) == 5
 
-    # what has no figures is not finished
+    # A scan without figures is not finished.
     (output / "summary.csv").unlink()
     _, _, err = predict()
-    assert "done before" not in err and sorted(rows(output)) == ["a", "b", "c", "d"]
+    assert "done before" not in err
+    assert sorted(rows(output)) == ["a", "b", "c", "d"]
 
 
 def test_a_folder_of_the_same_names_gets_masks_of_its_own(predict, tmp_path):
-    bright, other = (
-        save_picture(tmp_path / "in" / "a.png"),
-        tmp_path / "other" / "a.png",
-    )
+    bright = save_picture(tmp_path / "in" / "a.png")
+    other = tmp_path / "other" / "a.png"
     other.parent.mkdir()
     Image.open(tmp_path / "in" / "a.png").rotate(180).save(other)
     assert predict()[0] == 0
     _, _, err = predict(source=other.parent)
-    assert "done before" not in err and rows(tmp_path / "out")["a"]["file"] == str(
-        other
-    )
+    assert "done before" not in err
+    assert rows(tmp_path / "out")["a"]["file"] == str(other)
     mask = np.asarray(Image.open(tmp_path / "out" / "a_mask.png"))
     np.testing.assert_array_equal(mask == 255, bright[::-1, ::-1])
 
@@ -288,13 +284,14 @@ def test_outputs_inside_the_input_are_no_input(predict, tmp_path):
     save_picture(tmp_path / "in" / "a.png")
     for _ in range(2):
         code, out, _ = predict(output=tmp_path / "in" / "masks")
-        assert code == 0 and "1 of 1 scans" in out
+        assert code == 0
+        assert "1 of 1 scans" in out
 
 
 def test_samples_are_kept_where_asked_for(predict, tmp_path):
     bright = save_scan(tmp_path / "in" / "a.nii.gz")
     assert predict()[0] == 0
-    # done again, for their sake
+    # The scan is segmented again for its samples.
     assert predict("--samples")[0] == 0
     assert set(outputs(tmp_path / "out")) == RECORDS | expected(
         "a", ".nii.gz", (*MAPS, "sample_1", "sample_2")
@@ -322,34 +319,38 @@ def test_a_method_without_samples_has_no_uncertainty_either(
     assert rows(tmp_path / "out")["a"]["mean_uncertainty"] == ""
 
 
-def test_many_pictures_of_several_sizes_share_batches(predict, tmp_path, monkeypatch):
+def test_many_pictures_of_several_sizes_are_segmented(predict, tmp_path):
     bright = {}
-    for number in range(19):
+    for number in range(10):
         name = f"p{number}"
-        bright[name] = save_picture(
-            tmp_path / "in" / f"{name}.png", SIZE + number % 3, SIZE
-        )
+        path = tmp_path / "in" / f"{name}.png"
+        bright[name] = save_picture(path, SIZE + number % 3, SIZE)
     (tmp_path / "in" / "p4.png").write_bytes(b"broken")
-    jobs = []
-    split = predict_files._jobs
-    monkeypatch.setattr(
-        predict_files, "_jobs", lambda *a: jobs.extend(split(*a)) or jobs
-    )
     code, out, _ = predict()
-    assert code == 3 and "18 of 19" in out
-    assert [len(job) for job in jobs] == [8, 8, 3]
-    for name in ("p0", "p3", "p18"):
-        np.testing.assert_array_equal(
-            np.asarray(Image.open(tmp_path / "out" / f"{name}_mask.png")) == 255,
-            bright[name],
-        )
-    assert len(rows(tmp_path / "out")) == 18
+    assert code == 3
+    assert "9 of 10" in out
+    for name in ("p0", "p3", "p9"):
+        mask = np.asarray(Image.open(tmp_path / "out" / f"{name}_mask.png"))
+        np.testing.assert_array_equal(mask == 255, bright[name])
+    assert len(rows(tmp_path / "out")) == 9
 
 
-# --- what changed since ----------------------------------------------------------------------------------------------
+def test_pictures_share_a_batch_and_volumes_do_not():
+    kinds = ["picture", "nifti", "picture", "picture", "dicom", "picture"]
+    items = [scans.Item(str(n), kind, ()) for n, kind in enumerate(kinds)]
+    groups = read_ahead.groups(items, 3)
+    assert [[item.name for item in group] for group in groups] == [
+        ["1"],
+        ["0", "2", "3"],
+        ["4"],
+        ["5"],
+    ]
 
 
-def test_what_changed_is_made_again_and_told(predict, tmp_path):
+# --- what changed since ---
+
+
+def test_what_changed_is_made_again_and_reported(predict, tmp_path):
     source, output = tmp_path / "in", tmp_path / "out"
     for name in ("a", "b", "c", "d"):
         save_picture(source / f"{name}.png")
@@ -362,25 +363,26 @@ def test_what_changed_is_made_again_and_told(predict, tmp_path):
     (source / "c.png").unlink()
     code, out, err = predict("--quiet")
     assert code == 0
-    assert out == (
-        f"3 of 3 scans segmented, in {output}; summary.csv has the figures. 1 done before. "
-        "2 made again: 1 because the scan changed, 1 because an output file was changed. "
-        "Masks of 1 scan that is no longer there were left\n"
-    )
-    assert (
-        err.startswith("biedsnet: warning: 1 output file in ")
-        and "b_mask_replaced_1.png" in err
-    )
+    assert f"3 of 3 scans segmented, in {output}" in out
+    assert "1 done before" in out
+    assert "2 made again" in out
+    assert "1 because the scan changed" in out
+    assert "1 because an output file was changed" in out
+    assert "no longer there were left: 1" in out
+    assert out.count("\n") == 1
+    assert str(output) in err
+    assert "1 in all" in err
+    assert "b_mask_replaced_1.png" in err
     assert err.count("\n") == 1
     np.testing.assert_array_equal(
         np.asarray(Image.open(output / "a_mask.png")) == 255, bright
     )
     assert (output / "b_mask_replaced_1.png").read_bytes() == b"edited"
-    assert {
-        name for name, time in outputs(output).items() if before.get(name) == time
-    } >= (expected("c", ".png") | expected("d", ".png"))
+    kept = expected("c", ".png") | expected("d", ".png")
+    assert not changed(before, outputs(output)) & kept
     _, out, err = predict()
-    assert "made again" not in out + err and "3 of 3 scans done before" in err
+    assert "made again" not in out + err
+    assert "3 of 3 scans done before" in err
 
 
 def test_a_model_that_was_trained_further_gives_new_masks(predict, tmp_path):
@@ -392,7 +394,7 @@ def test_a_model_that_was_trained_further_gives_new_masks(predict, tmp_path):
     first = (tmp_path / "out" / "a_mask.nii.gz").read_bytes()
     assert np.asarray(nib.load(tmp_path / "out" / "a_mask.nii.gz").dataobj).any()
     shutil.rmtree(workdir)
-    # nothing is so bright, and the step is the same
+    # Nothing is so bright. The step is the same.
     write_workdir(workdir, above=2.0)
     code, out, err = predict(f"--workdir={workdir}")
     assert code == 0
@@ -401,9 +403,7 @@ def test_a_model_that_was_trained_further_gives_new_masks(predict, tmp_path):
     assert (tmp_path / "out" / "a_mask.nii.gz").read_bytes() != first
     assert not np.asarray(nib.load(tmp_path / "out" / "a_mask.nii.gz").dataobj).any()
     other = write_workdir(tmp_path / "other")
-    code, _, err = predict(f"--workdir={other}")
-    assert code == 2 and f"holds masks of the model in {workdir}" in err
-    one_line(err)
+    refused(predict(f"--workdir={other}"), workdir, other, "--output")
 
 
 @pytest.mark.parametrize("name", ["a.png", "v.nii.gz", "broken link.png"])
@@ -421,11 +421,11 @@ def test_masks_of_a_scan_that_broke_do_not_keep_its_name(predict, tmp_path, name
     else:
         (source / name).write_bytes(b"no scan")
     code, out, err = predict()
-    assert code == 3 and "1 of 2 scans segmented" in out and "made again" not in out
-    assert (
-        f"Its earlier masks are kept under other names, such as {stem}_"
-        in err.splitlines()[-1]
-    )
+    assert code == 3
+    assert "1 of 2 scans segmented" in out
+    assert "made again" not in out
+    assert f" {stem}_" in err.splitlines()[-1]
+    assert "_replaced_1" in err.splitlines()[-1]
     assert not (output / f"{stem}_mask{extension}").exists()
     assert (output / f"{stem}_mask_replaced_1{extension}").read_bytes() == whole
     assert set(rows(output)) == {"other"}
@@ -447,11 +447,9 @@ def test_a_scan_that_changes_while_it_is_read_is_not_taken(
     with monkeypatch.context() as patch:
         patch.setattr(scans, "read", replace)
         code, _, err = predict()
-    assert (
-        code == 3
-        and "a.png changed while it was read" in err
-        and set(rows(tmp_path / "out")) == {"b"}
-    )
+    assert code == 3
+    assert "a.png changed while it was read" in err
+    assert set(rows(tmp_path / "out")) == {"b"}
     assert predict()[0] == 0
     assert Image.open(tmp_path / "out" / "a_mask.png").size == (SIZE, SIZE + 8)
 
@@ -461,10 +459,11 @@ def test_a_named_pipe_among_scans_fails_alone(predict, tmp_path):
     os.mkfifo(tmp_path / "in" / "b.png")
     Path(tmp_path / "in" / "c.png").symlink_to("b.png")
     code, _, _ = predict()
-    assert code in (0, 3) and set(rows(tmp_path / "out")) == {"a"}
+    assert code in (0, 3)
+    assert set(rows(tmp_path / "out")) == {"a"}
 
 
-def test_what_was_passed_over_is_told_and_listed(predict, tmp_path, monkeypatch):
+def test_what_was_passed_over_is_reported_and_listed(predict, tmp_path, monkeypatch):
     save_picture(tmp_path / "in" / "a.png")
     search = scans.search
     why = [
@@ -484,9 +483,8 @@ def test_what_was_passed_over_is_told_and_listed(predict, tmp_path, monkeypatch)
         )
         code, out, _ = predict("--quiet")
     assert code == 0
-    assert out.endswith(
-        "3 files passed over: 2 not a format that is read (.bmp), 1 hidden; passed_over.csv names them\n"
-    )
+    assert "3 files passed over" in out
+    assert "2 not a format that is read (.bmp), 1 hidden" in out
     found = csv_files.read(tmp_path / "out" / "passed_over.csv")
     assert [row["why"] for row in found] == why
     predict()
@@ -496,7 +494,7 @@ def test_what_was_passed_over_is_told_and_listed(predict, tmp_path, monkeypatch)
     )
 
 
-# --- names -----------------------------------------------------------------------------------------------------------
+# --- names ---
 
 
 @pytest.mark.parametrize(
@@ -516,43 +514,37 @@ def test_a_name_that_is_too_long_for_its_masks_is_cut(predict, tmp_path, length)
     save_picture(tmp_path / "in" / "short.png")
     bright = save_picture(tmp_path / "in" / f"{name}.png")
     code, out, err = predict()
-    assert (
-        code == 0 and "2 of 2" in out and set(rows(tmp_path / "out")) == {"short", name}
-    )
+    assert code == 0
+    assert "2 of 2" in out
+    assert set(rows(tmp_path / "out")) == {"short", name}
     (mask,) = (tmp_path / "out").glob("n*_mask.png")
     np.testing.assert_array_equal(np.asarray(Image.open(mask)) == 255, bright)
-    assert (
-        f"1 name is too long for its masks and is cut there, such as {mask.name}" in err
-    ) == (length > 200)
+    assert (f"1, such as {mask.name}" in err) == (length > 200)
     assert "2 of 2 scans done before" in predict()[2]
 
 
-# --- two runs --------------------------------------------------------------------------------------------------------
+# --- two runs ---
 
 
-def test_a_second_run_into_one_folder_is_told_of_the_first(predict, tmp_path):
+def test_a_second_run_into_one_folder_is_refused(predict, tmp_path):
     save_picture(tmp_path / "in" / "a.png")
     assert predict()[0] == 0
     before = outputs(tmp_path / "out")
     with lock.Lock(tmp_path / "out", another="--output"):
         code, _, err = predict()
-    assert (
-        code == 2
-        and f"{tmp_path / 'out'} is in use by process {os.getpid()} on host" in err
-    )
-    assert "another --output" in err
-    one_line(err)
+    refused((code, "", err), tmp_path / "out", os.getpid(), "another --output")
     assert outputs(tmp_path / "out") == before
     assert predict()[0] == 0
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused ---
 
 
 def test_one_file_alone(predict, tmp_path):
     bright = save_picture(tmp_path / "in" / "a.png")
     code, out, _ = predict(source=tmp_path / "in" / "a.png")
-    assert code == 0 and "1 of 1" in out
+    assert code == 0
+    assert "1 of 1" in out
     np.testing.assert_array_equal(
         np.asarray(Image.open(tmp_path / "out" / "a_mask.png")) == 255, bright
     )
@@ -560,32 +552,24 @@ def test_one_file_alone(predict, tmp_path):
 
 @pytest.mark.parametrize("name", ["gone", "gone.nii.gz"])
 def test_an_input_that_is_not_there(predict, tmp_path, name):
-    code, _, err = predict(source=tmp_path / name)
-    assert code == 2 and f"no such file or folder, {tmp_path / name}, in --input" in err
-    one_line(err)
+    refused(predict(source=tmp_path / name), tmp_path / name, "--input")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_input_without_scans(predict, tmp_path):
     (tmp_path / "in").mkdir()
-    code, _, err = predict()
-    assert code == 2 and "nothing to segment" in err
-    one_line(err)
+    refused(predict(), tmp_path / "in", "--input")
 
 
 @pytest.mark.parametrize("missing", ["input", "output"])
 def test_a_flag_that_is_missing(predict, tmp_path, missing):
     save_picture(tmp_path / "in" / "a.png")
-    code, _, err = predict(f"--{missing}=")
-    assert code == 2 and f"nothing, in --{missing}; give" in err
-    one_line(err)
+    refused(predict(f"--{missing}="), f"--{missing}", "Give")
 
 
 def test_an_untrained_workdir(predict, tmp_path):
     save_picture(tmp_path / "in" / "a.png")
-    code, _, err = predict(f"--workdir={tmp_path}")
-    assert code == 2 and str(tmp_path) in err and "Train first" in err
-    one_line(err)
+    refused(predict(f"--workdir={tmp_path}"), tmp_path)
 
 
 def test_a_colour_picture_for_a_grey_model(predict, tmp_path):
@@ -593,14 +577,12 @@ def test_a_colour_picture_for_a_grey_model(predict, tmp_path):
     save_picture(colour, channels=3)
     save_picture(tmp_path / "in" / "grey.png")
     code, _, err = predict()
-    assert (
-        code == 3
-        and "a colour image for 1 channel" in err.splitlines()[-1]
-        and str(colour) in err.splitlines()[-1]
-    )
+    assert code == 3
+    assert str(colour) in err.splitlines()[-1]
     assert set(rows(tmp_path / "out")) == {"grey"}
     code, _, err = predict(source=colour)
-    assert code == 2 and "a colour image for 1 channel" in err.splitlines()[-1]
+    assert code == 2
+    assert str(colour) in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("biedsnet: ")
 
 
@@ -609,34 +591,28 @@ def test_a_volume_of_two_channels_for_a_grey_model(predict, tmp_path):
     two = np.stack([anatomy()[0]] * 2, axis=-1)
     nib.Nifti1Image(two, np.eye(4)).to_filename(tmp_path / "in" / "b.nii.gz")
     code, _, err = predict()
-    assert code == 3 and "image channels, 2, " in err.splitlines()[-1]
+    assert code == 3
+    assert "b.nii.gz is 2" in err.splitlines()[-1]
 
 
 def test_a_folder_that_holds_masks_of_another_model(predict, tmp_path):
     save_picture(tmp_path / "in" / "a.png")
     assert predict()[0] == 0
     before = outputs(tmp_path / "out")
-    for change, name in (
-        ("--config.threshold=0.4", "threshold"),
-        ("--config.sampler.ensemble=3", "sampler.ensemble"),
-    ):
-        code, _, err = predict(change)
-        assert code == 2 and f"holds masks of another run: {name} was " in err
-        one_line(err)
+    refused(predict("--config.threshold=0.4"), "threshold was ", "--output")
+    refused(predict("--config.sampler.ensemble=3"), "sampler.ensemble was ")
     assert outputs(tmp_path / "out") == before
-    # which changes no mask
+    # The batch size changes no mask.
     assert predict("--config.eval.batch_size=16")[0] == 0
 
 
 def test_an_output_that_is_a_file(predict, tmp_path):
     save_picture(tmp_path / "in" / "a.png")
     (tmp_path / "out").write_text("a file")
-    code, _, err = predict()
-    assert code == 2 and f"Cannot write to {tmp_path / 'out'}: File exists." in err
-    one_line(err)
+    refused(predict(), tmp_path / "out", "File exists", "--output")
 
 
-# --- stopped ---------------------------------------------------------------------------------------------------------
+# --- stopped ---
 
 
 def test_a_full_disk_stops_in_one_line_and_the_next_run_goes_on(
@@ -657,12 +633,10 @@ def test_a_full_disk_stops_in_one_line_and_the_next_run_goes_on(
         patch.setattr(nib.Nifti1Image, "to_filename", full)
         code, _, err = predict()
     assert code == 2
-    said = err.splitlines()[-1]
-    full = f"{output / 'b_mask.nii.gz'}: No space left on device. Make room there"
-    assert said.startswith(f"biedsnet: Cannot write to {full}")
-    assert "b_variance.nii.gz" not in outputs(output) and not list(
-        output.rglob(".partial*")
-    )
+    last = err.splitlines()[-1]
+    assert f"{output / 'b_mask.nii.gz'}: No space left on device. Make room" in last
+    assert "b_variance.nii.gz" not in outputs(output)
+    assert not list(output.rglob(".partial*"))
     assert set(rows(output)) == {"a"}
     before = outputs(output)
     assert predict()[0] == 0
@@ -673,9 +647,7 @@ def test_a_full_disk_stops_in_one_line_and_the_next_run_goes_on(
     assert set(rows(output)) == {"a", "b", "c"}
 
 
-@pytest.mark.parametrize(
-    "number", [errno.ENAMETOOLONG, errno.EILSEQ, errno.EACCES, errno.EIO, errno.EISDIR]
-)
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EIO])
 def test_a_scan_that_cannot_be_written_fails_alone(
     predict, tmp_path, monkeypatch, number
 ):
@@ -694,18 +666,16 @@ def test_a_scan_that_cannot_be_written_fails_alone(
     with monkeypatch.context() as patch:
         patch.setattr(nib.Nifti1Image, "to_filename", refuse)
         code, out, err = predict()
-    assert (
-        code == 3
-        and "2 of 3 scans segmented" in out
-        and set(rows(tmp_path / "out")) == {"a", "c"}
-    )
-    assert (
-        f"b.nii.gz as {tmp_path / 'out' / 'b_mask.nii.gz'}: {os.strerror(number)}"
-        in err.splitlines()[-1]
-    )
-    # nothing of half a scan
+    assert code == 3
+    assert "2 of 3 scans segmented" in out
+    assert set(rows(tmp_path / "out")) == {"a", "c"}
+    last = err.splitlines()[-1]
+    for part in ("b.nii.gz", tmp_path / "out" / "b_mask.nii.gz", os.strerror(number)):
+        assert str(part) in last
+    # Nothing is left of half a scan.
     assert not list((tmp_path / "out").glob("b_*"))
-    assert predict()[0] == 0 and set(rows(tmp_path / "out")) == {"a", "b", "c"}
+    assert predict()[0] == 0
+    assert set(rows(tmp_path / "out")) == {"a", "b", "c"}
 
 
 def test_a_folder_where_a_mask_should_be_fails_that_scan_alone(predict, tmp_path):
@@ -713,7 +683,8 @@ def test_a_folder_where_a_mask_should_be_fails_that_scan_alone(predict, tmp_path
     save_picture(tmp_path / "in" / "a_mask.png" / "b.png")
     save_picture(tmp_path / "in" / "c.png")
     code, _, err = predict()
-    assert code == 3 and set(rows(tmp_path / "out")) in (
+    assert code == 3
+    assert set(rows(tmp_path / "out")) in (
         {"c", "a"},
         {"c", "a_mask.png/b"},
     )
@@ -731,7 +702,8 @@ def test_what_stops_every_scan_stops_the_run(predict, tmp_path, monkeypatch, num
     with monkeypatch.context() as patch:
         patch.setattr(nib.Nifti1Image, "to_filename", refuse)
         code, _, err = predict()
-    assert code == 2 and f": {os.strerror(number)}. Make " in err.splitlines()[-1]
+    assert code == 2
+    assert f": {os.strerror(number)}. Make " in err.splitlines()[-1]
     assert predict()[0] == 0
 
 
@@ -745,16 +717,22 @@ def test_ctrl_c_is_one_line_and_whole_files(predict, tmp_path, monkeypatch, wher
     def interrupt(original):
         def stop(*arguments, **named):
             seen.append(0)
-            # of b
-            if len(seen) == (2 if where != "writing" else 8):
-                signal.raise_signal(signal.SIGINT) if where != "reading" else None
+            # Scan b is the second, and each scan has five volumes.
+            if len(seen) == (8 if where == "writing" else 2):
+                # Reading has a thread of its own, where no signal arrives.
+                if where != "reading":
+                    signal.raise_signal(signal.SIGINT)
                 raise KeyboardInterrupt
             return original(*arguments, **named)
 
         return stop
 
-    module, name = {"reading": (scans, "read"), "predicting": (predict_files.predict.Predictor, "predict"),
-                    "writing": (nifti, "write")}[where]  # fmt: skip
+    places = {
+        "reading": (scans, "read"),
+        "predicting": (predictor.Predictor, "predict"),
+        "writing": (nifti, "write"),
+    }
+    module, name = places[where]
     with monkeypatch.context() as patch:
         patch.setattr(module, name, interrupt(getattr(module, name)))
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -763,8 +741,8 @@ def test_ctrl_c_is_one_line_and_whole_files(predict, tmp_path, monkeypatch, wher
         finally:
             signal.signal(signal.SIGINT, before)
     assert code == 130
-    said = "biedsnet: Stopped by Ctrl-C. The same command goes on with the scans that are not done."
-    assert err.splitlines()[-1] == said
+    assert "Ctrl-C" in err.splitlines()[-1]
+    assert "Traceback" not in err
     assert not list(output.rglob(".partial*"))
     for path in output.glob("*.nii.gz"):
         nifti.read(path)
@@ -775,12 +753,13 @@ def test_ctrl_c_is_one_line_and_whole_files(predict, tmp_path, monkeypatch, wher
     )
 
 
-def test_progress_counts_slices_and_tells_the_time_to_go(predict, tmp_path):
+def test_progress_counts_slices_and_shows_the_time_to_go(predict, tmp_path):
     for name in ("a", "b"):
         save_scan(tmp_path / "in" / f"{name}.nii.gz")
     _, _, err = predict()
     lines = [line for line in err.splitlines() if line.startswith("predict ")]
-    assert lines[-1].startswith("predict 10/10 ") and "ETA 0:00" in lines[-1]
+    assert lines[-1].startswith("predict 10/10 ")
+    assert "ETA 0:00" in lines[-1]
 
 
 def test_the_next_scan_is_read_while_one_is_segmented(tmp_path, monkeypatch):
@@ -794,10 +773,10 @@ def test_the_next_scan_is_read_while_one_is_segmented(tmp_path, monkeypatch):
     items = [scans.Item(name, "nifti", (tmp_path / name,)) for name in "abc"]
     for item in items:
         item.files[0].touch()
-    ahead = predict_files._read_ahead([[item] for item in items], 1)
+    ahead = read_ahead.read_groups([[item] for item in items], 1)
     for item, following in zip(items, "bc-"):
-        # and whoever asked for it now segments it
-        ((found, scan, _),) = next(ahead)
-        assert found is scan.item is item
+        (found,) = next(ahead)
+        assert found.item is found.scan.item is item
+        # Meanwhile the caller would segment this one.
         assert following == "-" or begun[following].wait(60)
     assert not list(ahead)

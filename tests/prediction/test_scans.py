@@ -1,6 +1,4 @@
-"""What is found in a folder of scans, under which names, and what each kind becomes
-when it is read.
-"""
+"""Tests which scans are found in a folder, under which names, and how each is read."""
 
 import gzip
 import os
@@ -17,7 +15,7 @@ from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
 
 VOXELS = np.random.default_rng(2).integers(0, 900, (4, 5, 6)).astype(np.int16)
-# i to the right: reading turns it round
+# The first axis runs to the right: reading reverses it.
 AFFINE = np.diag([0.7, 1.1, 3.0, 1.0])
 
 
@@ -53,21 +51,21 @@ def read(path, *, channels=1):
 
 
 def test_a_mixed_folder_is_found_whole_and_in_natural_order(tmp_path):
-    write_nifti(tmp_path / "v10.nii.gz"), write_nifti(tmp_path / "v2.nii")
+    write_nifti(tmp_path / "v10.nii.gz")
+    write_nifti(tmp_path / "v2.nii")
     write_nifti(
         tmp_path / "sub" / "v.NII.GZ", np.swapaxes(VOXELS, 0, 2), AFFINE[[2, 1, 0, 3]]
     )
-    (
-        write_picture(tmp_path / "p.png"),
-        write_picture(tmp_path / "sub" / "deep" / "p.jpeg"),
-    )
+    write_picture(tmp_path / "p.png")
+    write_picture(tmp_path / "sub" / "deep" / "p.jpeg")
     write_dicom(tmp_path / "patient" / "two", 2, series="1.5", SeriesNumber=4)
     write_dicom(tmp_path / "patient" / "one" / "again", 3)
     for path in write_dicom(tmp_path / "more", 4, series="1.2", SeriesNumber=2):
-        # a second series, without extensions
+        # A second series in one folder, whose files have no extension.
         path.rename(tmp_path / "patient" / "two" / f"IM{path.stem}")
     (tmp_path / "notes.txt").write_text("no scan")
-    write_nifti(tmp_path / ".hidden.nii"), write_picture(tmp_path / ".cache" / "p.png")
+    write_nifti(tmp_path / ".hidden.nii")
+    write_picture(tmp_path / ".cache" / "p.png")
     write_nifti(tmp_path / "masks" / "v2_mask.nii.gz")
     assert list(found(tmp_path, leave_out=tmp_path / "masks").items()) == [
         ("p", ("picture", 1)),
@@ -92,50 +90,37 @@ def test_one_file_or_one_series_is_called_by_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("names", "says"),
     [
-        ([], r"nothing to segment, .*, in --input; give \.png, .*\.nii\.gz or DICOM"),
-        (
-            ["a.nii", "a.nii.gz"],
-            r"two scans of one name, a, .*a\.nii and .*a\.nii\.gz; rename one",
-        ),
-        (
-            ["a_0000.nii", "a_0000.nii.gz"],
-            r"two scans of one name, a_0000, .*; rename one",
-        ),
-        (
-            ["sub/a.png", "sub/a.nii"],
-            r"two scans of one name, sub/a, .*a\.png and .*a\.nii; rename one",
-        ),
+        ([], ["--input", ".png", ".nii.gz", "DICOM"]),
+        (["a.nii", "a.nii.gz"], ["/a.nii ", "/a.nii.gz ", "Rename"]),
+        (["a_0000.nii", "a_0000.nii.gz"], ["a_0000.nii ", "a_0000.nii.gz", "Rename"]),
+        (["sub/a.png", "sub/a.nii"], ["sub/a.png", "sub/a.nii", "Rename"]),
     ],
 )
-def test_what_cannot_be_done_at_all_is_refused(tmp_path, names, message):
+def test_what_stops_every_scan_is_refused(tmp_path, names, says):
     for name in names:
-        write_picture(tmp_path / name) if name.endswith(".png") else write_nifti(
-            tmp_path / name
-        )
+        write = write_picture if name.endswith(".png") else write_nifti
+        write(tmp_path / name)
     for channels in (1, 2):
-        with pytest.raises(BadInput, match=message):
-            found(tmp_path, channels=channels)
+        refused(
+            lambda channels=channels: found(tmp_path, channels=channels),
+            tmp_path,
+            *says,
+        )
 
 
-def test_where_the_scans_are_must_be_there_and_no_folder_of_masks(tmp_path):
-    with pytest.raises(
-        BadInput, match=r"no such file or folder, .*absent, in --input; "
-    ):
-        found(tmp_path / "absent")
+def test_an_input_that_is_missing_or_among_the_masks_is_refused(tmp_path):
+    absent = tmp_path / "absent"
+    refused(lambda: found(absent), absent, "--input")
     write_picture(tmp_path / "in" / "p.png")
-    with pytest.raises(
-        BadInput, match=r"scans inside the folder for masks, .*in, in --output; "
-    ):
-        found(tmp_path / "in", leave_out=tmp_path)
+    inside = tmp_path / "in"
+    refused(lambda: found(inside, leave_out=tmp_path), inside, "--output")
 
 
 def test_masks_of_earlier_runs_are_no_scans(tmp_path):
-    (
-        write_nifti(tmp_path / "v.nii.gz"),
-        write_nifti(tmp_path / "run" / "deep" / "v_mask.nii.gz"),
-    )
+    write_nifti(tmp_path / "v.nii.gz")
+    write_nifti(tmp_path / "run" / "deep" / "v_mask.nii.gz")
     (tmp_path / "run" / "predict.json").write_text("{}")
     assert list(found(tmp_path)) == ["v"]
     assert list(found(tmp_path / "run")) == ["deep/v_mask"], (
@@ -144,7 +129,7 @@ def test_masks_of_earlier_runs_are_no_scans(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["v.nii.gz", "p.png", "d.dcm"])
-def test_a_link_to_nothing_is_told(tmp_path, name):
+def test_a_link_to_nothing_is_refused(tmp_path, name):
     (tmp_path / name).symlink_to(tmp_path / "absent")
     with pytest.raises(BadInput, match="No such file"):
         read(tmp_path)
@@ -156,11 +141,7 @@ def test_a_name_that_no_table_can_hold(tmp_path):
         path.rename(tmp_path / "p\udce4.png")
     except OSError:
         pytest.skip("this file system has UTF-8 names only")
-    with pytest.raises(
-        BadInput,
-        match=r"name that is not UTF-8, '.*p\\udce4\.png', in --input; rename it",
-    ):
-        read(tmp_path)
+    refused(lambda: read(tmp_path), r"p\udce4.png", "--input", "Rename")
 
 
 def test_a_volume_is_read_as_slices_that_go_back_to_its_voxels(tmp_path):
@@ -177,10 +158,10 @@ def test_a_dicom_series_is_read_and_its_gap_left_empty(tmp_path):
     write_dicom(tmp_path / "s", 6, skip=(2, 3))
     scan = read(tmp_path / "s")
     assert scan.slices.shape == (6, 4, 5, 1)
-    assert scan.notes[0].startswith("missing slices, 2 between z=32.5 and z=40.0 mm, ")
-    assert scan.only_scanned(np.ones((6, 4, 5, 2), np.uint8)).mean(
-        axis=(1, 2, 3)
-    ).tolist() == [1, 1, 0, 0, 1, 1]
+    assert "z=32.5" in scan.notes[0]
+    assert "z=40.0" in scan.notes[0]
+    scanned = scan.only_scanned(np.ones((6, 4, 5, 2), np.uint8))
+    assert scanned.mean(axis=(1, 2, 3)).tolist() == [1, 1, 0, 0, 1, 1]
 
 
 def test_a_gap_of_a_sagittal_series_is_in_the_columns_of_its_slices(tmp_path):
@@ -188,13 +169,10 @@ def test_a_gap_of_a_sagittal_series_is_in_the_columns_of_its_slices(tmp_path):
     scan = read(tmp_path / "s")
     there = scan.only_scanned(np.ones((4, 5, 6), np.uint8))
     assert scan.slices.shape == (4, 5, 6, 1)
-    # columns, rows, slices of the files
+    # Axes: columns, rows and slices of the files.
     restored = scan.volume.restore(there)
-    assert (
-        restored.min(axis=(0, 1)).tolist()
-        == restored.max(axis=(0, 1)).tolist()
-        == [1, 0, 1, 1, 1, 1]
-    )
+    assert restored.min(axis=(0, 1)).tolist() == [1, 0, 1, 1, 1, 1]
+    assert restored.max(axis=(0, 1)).tolist() == [1, 0, 1, 1, 1, 1]
 
 
 def test_a_broken_dicom_file_does_not_take_its_neighbours_along(tmp_path):
@@ -205,8 +183,7 @@ def test_a_broken_dicom_file_does_not_take_its_neighbours_along(tmp_path):
     )
     assert (good.name, bad.name) == ("s", "s/bad.dcm")
     assert scans.read(good, channels=1).slices.shape == (3, 4, 5, 1)
-    with pytest.raises(BadInput, match=r"not a DICOM file, .*bad\.dcm; "):
-        scans.read(bad, channels=1)
+    refused(lambda: scans.read(bad, channels=1), tmp_path / "s" / "bad.dcm")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +200,7 @@ def test_a_picture_is_one_slice_without_a_place(tmp_path, pixels, channels):
 
 
 def write_bad(folder, case):
-    """One scan that does not fit a model of one channel."""
+    """Writes one scan that does not fit a model of one channel."""
     if case == "truncated gzip":
         path = write_nifti(
             folder / "v.nii.gz", np.random.default_rng(0).normal(size=(9, 9, 9))
@@ -249,27 +226,20 @@ def write_bad(folder, case):
 
 
 @pytest.mark.parametrize(
-    ("case", "message"),
+    ("case", "says"),
     [
-        ("truncated gzip", r"unreadable or truncated file, .*v\.nii\.gz; replace"),
-        ("no gzip", r"not a NIfTI file, .*v\.nii\.gz; replace"),
-        (
-            "NaN",
-            r"voxels that are not numbers, 1 of 120 are NaN or infinite, .*v\.nii\.gz; write finite",
-        ),
-        ("empty", r"empty volume, 0x5x6, .*v\.nii\.gz; replace"),
-        ("even", r"empty volume, every voxel is 7\.0, .*v\.nii\.gz; replace"),
-        (
-            "channels",
-            r"image channels, 3, .*v\.nii\.gz; this model was trained on 1, give as many",
-        ),
-        ("colours", r"a colour image for 1 channel, .*v\.png; save it as grey"),
+        ("truncated gzip", "eplace"),
+        ("no gzip", "eplace"),
+        ("NaN", "1 of 120"),
+        ("empty", "0x5x6"),
+        ("even", "7.0"),
+        ("channels", "is 3"),
+        ("colours", "grey"),
     ],
 )
-def test_a_bad_file_is_found_and_refused_when_it_is_read(tmp_path, case, message):
+def test_a_bad_file_is_found_and_refused_when_it_is_read(tmp_path, case, says):
     path = write_bad(tmp_path, case)
-    with pytest.raises(BadInput, match=message):
-        read(path)
+    refused(lambda: read(path), path, says)
 
 
 def test_files_of_channels_make_one_scan_of_a_model_with_two(tmp_path):
@@ -283,38 +253,29 @@ def test_files_of_channels_make_one_scan_of_a_model_with_two(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("second", "message"),
+    ("second", "says"),
     [
-        (
-            {"voxels": VOXELS[:, :, :5]},
-            r"differ in shape, 4x5x6 against 4x5x5, .*a_0001\.nii; ",
-        ),
-        (
-            {"affine": AFFINE + np.eye(4, k=3)},
-            r"differ in affine, 1 mm apart at a corner, .*a_0001\.nii; ",
-        ),
-        (
-            {"voxels": np.stack([VOXELS, VOXELS], axis=-1)},
-            r"image channels, 3, .*a_0000\.nii; ",
-        ),
-        (None, r"image channels, 1, .*a_0000\.nii; this model was trained on 2"),
+        ({"voxels": VOXELS[:, :, :5]}, ["4x5x6", "4x5x5", "a_0001.nii"]),
+        ({"affine": AFFINE + np.eye(4, k=3)}, ["1 mm", "a_0001.nii"]),
+        ({"voxels": np.stack([VOXELS, VOXELS], axis=-1)}, ["a_0000.nii is 3"]),
+        (None, ["a_0000.nii is 1", "takes 2"]),
     ],
 )
-def test_channels_that_do_not_fit_together_are_refused(tmp_path, second, message):
+def test_channels_that_do_not_fit_together_are_refused(tmp_path, second, says):
     write_nifti(tmp_path / "a_0000.nii")
     if second is not None:
         write_nifti(tmp_path / "a_0001.nii", **second)
-    with pytest.raises(BadInput, match=message):
-        read(tmp_path, channels=2)
+    refused(lambda: read(tmp_path, channels=2), *says)
 
 
-@pytest.mark.parametrize("kind", ["picture", "dicom"])
-def test_a_model_of_two_channels_takes_neither_pictures_nor_dicom(tmp_path, kind):
-    write_picture(tmp_path / "p.png") if kind == "picture" else write_dicom(tmp_path)
-    with pytest.raises(
-        BadInput, match=r"a picture for 2 channels|image channels, 1, .*trained on 2"
-    ):
-        read(tmp_path, channels=2)
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_picture, "p.png"), (write_dicom, "s")]
+)
+def test_a_model_of_two_channels_takes_neither_pictures_nor_dicom(
+    tmp_path, write, name
+):
+    write(tmp_path / name)
+    refused(lambda: read(tmp_path, channels=2), tmp_path / name, "takes 2")
 
 
 def test_dicom_and_nifti_of_one_scan_are_the_same_slices(tmp_path):
@@ -326,7 +287,7 @@ def test_dicom_and_nifti_of_one_scan_are_the_same_slices(tmp_path):
     assert by_dicom.volume.spacing == pytest.approx(by_nifti.volume.spacing)
 
 
-# --- channels ------------------------------------------------------------------------------------
+# --- channels ---
 
 
 @pytest.mark.parametrize(
@@ -372,7 +333,7 @@ def test_channels_whose_names_are_stored_in_two_ways(tmp_path):
     assert np.array_equal(scan.slices[..., 1], scan.slices[..., 0] + 1)
 
 
-# --- what is passed over -------------------------------------------------------------------------
+# --- what is passed over ---
 
 
 def passed(source, **options):
@@ -382,11 +343,9 @@ def passed(source, **options):
     }
 
 
-def test_what_is_not_read_is_told(tmp_path):
-    (
-        write_nifti(tmp_path / "v.nii.gz"),
-        write_nifti(tmp_path / "masks" / "v_mask.nii.gz"),
-    )
+def test_files_that_are_not_read_are_listed_with_the_reason(tmp_path):
+    write_nifti(tmp_path / "v.nii.gz")
+    write_nifti(tmp_path / "masks" / "v_mask.nii.gz")
     (tmp_path / "masks" / "predict.json").write_text("{}")
     write_nifti(tmp_path / "out" / "v_mask.nii.gz")
     for name in (
@@ -420,7 +379,7 @@ def test_what_is_not_read_is_told(tmp_path):
     assert list(found(tmp_path, leave_out=tmp_path / "out")) == ["v"]
 
 
-def test_dicom_that_is_no_scan_is_told(tmp_path):
+def test_dicom_that_is_no_scan_is_listed(tmp_path):
     write_dicom(tmp_path / "s")
     write_dicom(tmp_path / "seg", Modality="SEG", series="1.9")
     assert list(found(tmp_path)) == ["s"]
@@ -432,15 +391,12 @@ def test_dicom_that_is_no_scan_is_told(tmp_path):
 def test_where_nothing_is_read_the_message_says_what_is_there(tmp_path):
     for name in ("a.nrrd", "b.nrrd", "c.mha"):
         (tmp_path / name).write_bytes(b"x")
-    says = "3 files passed over: 2 not a format that is read (.nrrd), 1 not a format"
-    refused(lambda: found(tmp_path), "nothing to segment", tmp_path, says)
+    refused(lambda: found(tmp_path), tmp_path, "2 not a format that is read (.nrrd), 1")
 
 
 def test_linked_files_and_folders_are_followed_and_a_loop_ends(tmp_path):
-    (
-        write_nifti(tmp_path / "disk" / "p1" / "v.nii.gz"),
-        write_nifti(tmp_path / "disk" / "w.nii.gz"),
-    )
+    write_nifti(tmp_path / "disk" / "p1" / "v.nii.gz")
+    write_nifti(tmp_path / "disk" / "w.nii.gz")
     write_dicom(tmp_path / "disk" / "p2")
     (tmp_path / "in").mkdir()
     for name in ("p1", "p2", "w.nii.gz"):
@@ -459,11 +415,11 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, name):
     refused(lambda: read(tmp_path / name), tmp_path / name, "named pipe")
 
 
-# --- DICOM series over folders -------------------------------------------------------------------
+# --- DICOM series over folders ---
 
 
 def spread(folder, parts, **options):
-    """One series of 6 slices, those of `parts[name]` in the folder `name`."""
+    """Writes one series of 6 slices, with the slices `parts[name]` in folder `name`."""
     for name, there in parts.items():
         write_dicom(
             folder / name, 6, skip=[n for n in range(6) if n not in there], **options
@@ -479,7 +435,7 @@ def spread(folder, parts, **options):
         ({"p/1": (0, 3), "p/2": (1, 4), "p/3": (2, 5)}, "p"),
         ({"p": (0, 1, 2), "p/more": (3, 4, 5)}, "p"),
         ({"a": (0, 1, 2), "b": (3, 4, 5)}, "root"),
-        # with a gap, which is told
+        # With a gap, which makes a note.
         ({"p/one": (0, 1), "p/two": (4, 5)}, "p"),
     ],
 )
@@ -497,25 +453,23 @@ def test_a_series_over_folders_is_one_scan(tmp_path, parts, name):
 @pytest.mark.parametrize(
     "second",
     [
-        # a slice that is in the first too
+        # Slice 2 is in the first folder too.
         {"there": (2, 3, 4, 5)},
-        # a copy
+        # A copy of the first folder.
         {"there": (0, 1, 2)},
         {"there": (3, 4, 5), "spacing": (0.5, 0.5)},
         {"there": (3, 4, 5), "orientation": (0, 1, 0, 0, 0, -1)},
     ],
 )
-def test_a_series_that_is_no_one_stack_is_told_by_folder(tmp_path, second):
+def test_a_series_that_is_no_one_stack_is_a_scan_a_folder(tmp_path, second):
     spread(tmp_path, {"p/one": (0, 1, 2)})
     spread(tmp_path, {"p/two": second.pop("there")}, **second)
     assert list(found(tmp_path)) == ["p/one", "p/two"]
     for item in scans.search(tmp_path, channels=1).items:
         note = scans.read(item, channels=1).notes[0]
-        assert (
-            str(tmp_path / "p/one") in note
-            and str(tmp_path / "p/two") in note
-            and "one series" in note
-        )
+        assert str(tmp_path / "p/one") in note
+        assert str(tmp_path / "p/two") in note
+        assert "one series" in note
 
 
 @pytest.mark.parametrize(
@@ -525,13 +479,8 @@ def test_other_patients_whose_series_has_the_same_number_stay_apart(tmp_path, fi
     spread(tmp_path, {"p/one": (0, 1, 2)}, **{field: "1.7"})
     spread(tmp_path, {"p/two": (3, 4, 5)}, **{field: "1.8"})
     assert list(found(tmp_path)) == ["p/one", "p/two"]
-    assert [
-        scans.read(item, channels=1).notes
-        for item in scans.search(tmp_path, channels=1).items
-    ] == [
-        [],
-        [],
-    ]
+    for item in scans.search(tmp_path, channels=1).items:
+        assert scans.read(item, channels=1).notes == []
 
 
 def test_two_series_over_the_same_folders_are_numbered(tmp_path):
@@ -542,10 +491,10 @@ def test_two_series_over_the_same_folders_are_numbered(tmp_path):
     assert found(tmp_path) == {"p_series_1": ("dicom", 6), "p_series_2": ("dicom", 4)}
 
 
-# --- notes ---------------------------------------------------------------------------------------
+# --- notes ---
 
 
-def test_units_and_planes_are_told(tmp_path):
+def test_units_and_planes_make_notes(tmp_path):
     image = nib.Nifti1Image(
         np.random.default_rng(0).integers(0, 9, (64, 48, 12)), np.eye(4), dtype=np.int16
     )
@@ -555,7 +504,8 @@ def test_units_and_planes_are_told(tmp_path):
     image.header.set_xyzt_units("micron")
     image.to_filename(tmp_path / "v.nii")
     units, plane = read(tmp_path).notes
-    assert "in micrometres" in units and "0.5 x 0.5 x 4 mm" in units
+    assert "in micrometres" in units
+    assert "0.5 x 0.5 x 4 mm" in units
     assert "12 sagittal slices of 48x64 pixels" in plane
 
 

@@ -1,6 +1,4 @@
-"""The folder of a server: gone after it, also after one that was killed, and never
-another's that lives.
-"""
+"""Tests that a server's folder is removed after it, also after a kill, and no sooner."""
 
 import os
 import signal
@@ -16,12 +14,14 @@ from places import ROOT
 
 from biedsnet_jax.serving import folder as serve_folder
 
-_HOLD = (
-    "from biedsnet_jax.serving import folder as serve_folder\n"
-    "with serve_folder.temporary() as folder:\n"
-    "    (folder / 'job').mkdir(); (folder / 'job' / 'upload').write_text('private')\n"
-    "    print(folder, flush=True); input()\n"
-)
+_HOLD = """
+from biedsnet_jax.serving import folder
+with folder.temporary() as place:
+    (place / "job").mkdir()
+    (place / "job" / "upload").write_text("private")
+    print(place, flush=True)
+    input()
+"""
 
 
 @pytest.fixture
@@ -33,16 +33,20 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def other(root):
-    """`other()` -> (process of another server, its folder)."""
+    """`other()` starts another server, and returns its process and its folder."""
     processes = []
 
     def start():
-        env = os.environ | {"TMPDIR": str(root)}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        processes.append(
-            subprocess.Popen([sys.executable, "-c", _HOLD], cwd=ROOT, env=env, **pipes)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _HOLD],
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(root)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        return processes[-1], Path(processes[-1].stdout.readline().strip())
+        processes.append(process)
+        return process, Path(process.stdout.readline().strip())
 
     yield start
     for process in processes:
@@ -52,7 +56,8 @@ def other(root):
 
 def test_it_is_gone_at_the_end(root):
     with serve_folder.temporary() as folder:
-        assert folder.parent == root and folder.stat().st_mode & 0o077 == 0
+        assert folder.parent == root
+        assert folder.stat().st_mode & 0o077 == 0
         (folder / "job").mkdir()
         (folder / "job" / "upload").write_text("private")
     assert list(root.iterdir()) == []
@@ -69,22 +74,26 @@ def test_what_a_killed_server_left_is_removed_and_what_a_living_one_has_is_not(
     root, other
 ):
     (killed, left), (_, kept) = other(), other()
-    assert serve_folder.clear_stale() == 0 and left.exists() and kept.exists()
+    assert serve_folder.clear_stale() == 0
+    assert left.exists()
+    assert kept.exists()
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert (left / "job" / "upload").exists()
     assert serve_folder.clear_stale() == 1
-    assert not left.exists() and (kept / "job" / "upload").read_text() == "private"
+    assert not left.exists()
+    assert (kept / "job" / "upload").read_text() == "private"
     assert [path.name for path in root.iterdir()] == [kept.name]
 
 
 def test_its_own_is_not_stale(root):
     with serve_folder.temporary() as folder:
-        assert serve_folder.clear_stale() == 0 and folder.exists()
+        assert serve_folder.clear_stale() == 0
+        assert folder.exists()
 
 
 def old(folder, hours):
-    """Of an earlier version, without a lock; its upload was written so long ago."""
+    """Makes a folder of an earlier version, without a lock, and with an old upload."""
     folder.mkdir()
     (folder / "upload").write_text("private")
     then = time.time() - hours * 3600
@@ -97,17 +106,19 @@ def old(folder, hours):
 )
 def test_a_folder_without_a_lock_is_stale_after_a_day(root, hours, gone):
     folder = old(root / f"{serve_folder.PREFIX}x", hours)
-    assert serve_folder.clear_stale() == gone and folder.exists() == (not gone)
+    assert serve_folder.clear_stale() == gone
+    assert folder.exists() == (not gone)
 
 
-def test_what_only_looks_like_one_stays(root, tmp_path_factory):
+def test_what_only_looks_like_a_servers_folder_stays(root, tmp_path_factory):
     elsewhere = old(tmp_path_factory.mktemp("elsewhere") / "data", 99)
     (root / f"{serve_folder.PREFIX}link").symlink_to(elsewhere)
     (root / f"{serve_folder.PREFIX}file").write_text("x")
     (root / f"{serve_folder.PREFIX}empty").mkdir()
     old(root / "biedsnet_other", 99)
     assert serve_folder.clear_stale() == 0
-    assert len(list(root.iterdir())) == 4 and (elsewhere / "upload").exists()
+    assert len(list(root.iterdir())) == 4
+    assert (elsewhere / "upload").exists()
 
 
 @pytest.mark.skipif(
@@ -116,11 +127,12 @@ def test_what_only_looks_like_one_stays(root, tmp_path_factory):
 def test_another_users_folder_stays(root):
     folder = old(root / f"{serve_folder.PREFIX}x", 99)
     os.chown(folder, 12345, 12345)
-    assert serve_folder.clear_stale() == 0 and folder.exists()
+    assert serve_folder.clear_stale() == 0
+    assert folder.exists()
 
 
 def test_it_goes_while_others_write_into_it(root):
-    """As when a server leaves at once: nothing is made again under its name."""
+    """When a server leaves at once, nothing appears again under the folder's name."""
     ended = threading.Event()
     with serve_folder.temporary() as folder:
 

@@ -1,4 +1,4 @@
-"""Files made to take a server's memory, time or disk: refused, each in little of both."""
+"""Tests that files made to take a server's memory, time or disk are refused quickly."""
 
 import os
 import re
@@ -17,7 +17,6 @@ import pytest
 
 pytest.importorskip("pydicom", reason="no pydicom: pip install pydicom")
 
-
 from places import ROOT
 from refusals import refused
 
@@ -25,13 +24,13 @@ from benchmarks.serving import hostile
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
 from biedsnet_jax.serving import check, child, handoff, upload
-from biedsnet_jax.serving import reader as serve_reader
 from biedsnet_jax.serving.limits import Limits
+from biedsnet_jax.serving.reader import SMALL
 
 MEBI = 2**20
 HOSTILE = hostile.every()
-# bytes that a copy may have grown by, whatever it is sent
-MOST = 64 * MEBI + serve_reader.SMALL
+# Bytes by which a copy may grow, whatever it is sent.
+MOST = 64 * MEBI + SMALL
 
 
 @pytest.fixture(scope="module")
@@ -58,32 +57,34 @@ def read(reader, tmp_path):
 
 @pytest.mark.parametrize("one", HOSTILE, ids=lambda one: one.name)
 def test_a_hostile_file_is_refused(read, tmp_path, one):
-    """In words that say why, within seconds; where nothing is said, it may be read if
-    it can be.
+    """A file is refused with its reason, within seconds.
+
+    One whose reason is empty may also be read.
     """
     try:
         scan = read(one.content, one.like, Limits(read_seconds=20))
     except BadInput as error:
         said = upload.without_paths(str(error), tmp_path / "job")
-        assert one.says in said and "\n" not in said and "more than 20 s" not in said
+        assert one.says in said
+        assert "\n" not in said
+        assert "more than 20 s" not in said
         left = {path.name for path in (tmp_path / "job").rglob("*") if path.is_file()}
         assert left <= {handoff.OUTCOME, "upload"}
     else:
-        assert one.says == "" and scan.slices.size == 64
+        assert one.says == ""
+        assert scan.slices.size == 64
 
 
 def test_the_hostile_files_are_what_they_are_called():
-    """They unpack to what they stand for: else their refusal would say nothing."""
+    """They unpack to what they claim, without which their refusal proves nothing."""
     by_name = {one.name: one.content for one in HOSTILE}
     assert len(by_name) == len(HOSTILE)
     start = by_name["deflated"].index(b"1.2.840.10008.1.2.1.99") + 22
     assert len(zlib.decompress(by_name["deflated"][start:], -15)) == 512 * MEBI
     pages, place = 0, 8
     while place:
-        pages, place = (
-            pages + 1,
-            struct.unpack_from("<I", by_name["40000 pages"], place + 98)[0],
-        )
+        pages += 1
+        (place,) = struct.unpack_from("<I", by_name["40000 pages"], place + 98)
     assert pages == 40_000
     assert hostile.jpeg(passes=7).count(b"\xff\xda") == 7
     assert hostile.dicom() != hostile.dicom(hostile.element(2, 1, b"OB", b"ab"))
@@ -116,11 +117,11 @@ def made(folder, content, name="scan.nii.gz"):
     return folder / name
 
 
-# --- what comes through is what was read ------------------------------------------------------------------------------
+# --- what comes through is what was read ---
 
 
 def volume(kind=nib.Nifti1Image, order="<", slope=None):
-    """A NIfTI file in memory, with codes and units that are not the usual ones."""
+    """Makes a NIfTI file in memory, with unusual codes and units."""
     affine = np.array(
         [[0, -0.7, 0, 3], [0.9, 0, 0.1, 4], [0, 0, -2.5, 5], [0, 0, 0, 1]]
     )
@@ -150,10 +151,8 @@ def test_a_scan_comes_through_as_it_is(read, tmp_path, content, like):
     path = made(tmp_path / "alone", content, f"scan{suffix}")
     expected = scans.read(*scans.search(path, channels=1).items, channels=1)
     scan = read(content, like)
-    assert (
-        isinstance(scan.slices, np.memmap)
-        and scan.slices.dtype == expected.slices.dtype
-    )
+    assert isinstance(scan.slices, np.memmap)
+    assert scan.slices.dtype == expected.slices.dtype
     np.testing.assert_array_equal(scan.slices, expected.slices)
     assert (scan.item.name, scan.item.kind) == (expected.item.name, expected.item.kind)
     if expected.volume is None:
@@ -177,15 +176,11 @@ def test_every_field_of_a_scan_is_handed_over():
         "Scan": {"item", "slices", "volume", "notes", "scanned", "turn"},
         "Item": {"name", "kind", "files", "depth", "notes"},
     }
-    assert set(handoff.Volume.__dataclass_fields__) == {
-        "voxels",
-        "affine",
-        "path",
-        "header",
-    }
+    volume = {"voxels", "affine", "path", "header"}
+    assert set(handoff.Volume.__dataclass_fields__) == volume
 
 
-def test_slices_that_nobody_scanned_and_warnings_come_through(tmp_path):
+def test_missing_slices_and_warnings_come_through(tmp_path):
     scan = scans.Scan(
         scans.Item("a", "picture", (tmp_path / "a",), 2, ("known before",)),
         np.arange(24, dtype=np.float32).reshape(2, 3, 4, 1),
@@ -196,16 +191,18 @@ def test_slices_that_nobody_scanned_and_warnings_come_through(tmp_path):
     (tmp_path / handoff.FOLDER).mkdir()
     handoff.write(tmp_path, scan)
     found = handoff.load(tmp_path)
-    assert found.notes == ["one"] and found.item == scan.item and found.volume is None
+    assert found.notes == ["one"]
+    assert found.item == scan.item
+    assert found.volume is None
     assert found.turn == 6
     np.testing.assert_array_equal(found.scanned, scan.scanned)
 
 
-# --- the limits of a process -----------------------------------------------------------------------------------------
+# --- the limits of a process ---
 
 
 def zeros(mebibytes):
-    """A .nii.gz of so many that declares them."""
+    """Makes a .nii.gz of so many mebibytes of zeros, which its header declares."""
     head = hostile.nifti(shape=(1024, 1024, mebibytes))[:352]
     packed = zlib.compressobj(1, wbits=31)
     return (
@@ -216,21 +213,18 @@ def zeros(mebibytes):
 
 
 def test_memory_ends_at_its_limit(read):
-    """A quarter of a gibibyte is declared: refused here, read in the next test."""
-    refused(
-        lambda: read(zeros(250), limits=Limits(memory=150 * MEBI)), "needs more memory"
-    )
+    """250 MiB are refused here and read in the next test."""
+    limits = Limits(memory=150 * MEBI)
+    refused(lambda: read(zeros(250), limits=limits), "memory")
 
 
 def test_memory_that_is_declared_may_be_used(read):
-    # it was read whole
-    refused(lambda: read(zeros(250)), "empty volume")
+    # It is read whole and refused by its name, since it has one value.
+    refused(lambda: read(zeros(250)), "scan.nii.gz")
 
 
 def test_few_declared_values_get_little_memory(reader, tmp_path):
-    """A slice of 8 x 8 pixels that unpacks to half a gigabyte, though three are
-    allowed.
-    """
+    """A slice of 8 x 8 pixels may not unpack to 0.5 GB, though 3 GiB are allowed."""
     (one,) = [one for one in HOSTILE if one.name == "run lengths"]
     peak, ended = [0], threading.Event()
     watch = threading.Thread(target=peaks, args=(os.getpid(), peak, ended))
@@ -244,14 +238,14 @@ def test_few_declared_values_get_little_memory(reader, tmp_path):
 
 
 def peaks(parent, peak, ended):
-    """The most memory, not shared, of a process that reads below `parent`."""
+    """Records the most memory, not shared, of a reader below `parent`."""
     while not ended.wait(0.005):
         for pid in below(parent):
             peak[0] = max(peak[0], resident(pid))
 
 
 def below(parent):
-    """Processes of the readers' program that `parent` started, and theirs."""
+    """Lists the readers that `parent` started, and their copies."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -264,7 +258,7 @@ def below(parent):
 
 
 def resident(pid):
-    """Bytes of a process that no file stands for; 0 where it is gone."""
+    """Returns the bytes of a process that are not of a file; 0 where it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         return int(re.search(r"RssAnon:\s+(\d+)", status).group(1)) * 1024
@@ -272,18 +266,15 @@ def resident(pid):
         return 0
 
 
-def slow(tmp_path):
-    """A series of 4000 files of the same place: seconds of work on headers alone."""
+def slow():
+    """Makes a series of 4000 files of the same place: headers alone take seconds."""
     files = {f"{n}.dcm": hostile.dicom() for n in range(4000)}
     return hostile.archive(files)
 
 
 def test_time_ends_at_its_limit(read, tmp_path):
     began = time.monotonic()
-    refused(
-        lambda: read(slow(tmp_path), limits=Limits(read_seconds=1)),
-        "takes more than 1 s",
-    )
+    refused(lambda: read(slow(), limits=Limits(read_seconds=1)), "more than 1 s")
     assert time.monotonic() - began < 30
     assert not (tmp_path / "job" / handoff.FOLDER / handoff.OUTCOME).exists()
 
@@ -296,8 +287,8 @@ def test_what_nobody_wants_any_more_ends(read, reader, tmp_path):
         raise Unwanted
 
     with pytest.raises(Unwanted):
-        read(slow(tmp_path), look=look)
-    # the reader itself, which reads the next one
+        read(slow(), look=look)
+    # The reader itself is left, and reads the next upload.
     assert len(below(os.getpid())) == 1
     again = tmp_path / "again"
     made(again, hostile.dicom(), upload.UPLOAD)
@@ -313,32 +304,33 @@ def test_a_reader_that_was_killed_starts_again(tmp_path):
         folder = tmp_path / str(number)
         made(folder, hostile.dicom(), upload.UPLOAD)
         try:
-            assert (
-                reader.read(folder, like="", channels=1, limits=Limits()).slices.size
-                == 64
-            )
-        # the kill was not seen yet: this upload, and no other, is lost
+            scan = reader.read(folder, like="", channels=1, limits=Limits())
+            assert scan.slices.size == 64
+        # Where the kill was not noticed yet, this upload, and no other, is lost.
         except BadInput as error:
-            assert "ended the process that reads" in str(error)
+            assert "signal 9" in str(error)
     reader.close()
 
 
-_HOLD = (
-    "import sys, pathlib; from biedsnet_jax.serving import child as serve_child; "
-    "from biedsnet_jax.serving.limits import Limits;"
-    "reader = serve_child.Reader(); reader.start(); print('up', flush=True);"
-    "reader.read(pathlib.Path(sys.argv[1]), like='', channels=1, limits=Limits())"
-)
+_HOLD = """
+import sys, pathlib
+from biedsnet_jax.serving import child
+from biedsnet_jax.serving.limits import Limits
+reader = child.Reader()
+reader.start()
+print("up", flush=True)
+reader.read(pathlib.Path(sys.argv[1]), like="", channels=1, limits=Limits())
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_reading_ends_with_the_server_however_that_ends(tmp_path, number):
-    made(tmp_path / "job", slow(tmp_path), upload.UPLOAD)
+    made(tmp_path / "job", slow(), upload.UPLOAD)
     line = [sys.executable, "-c", _HOLD, str(tmp_path / "job")]
     server = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
     server.stdout.readline()
     deadline = time.monotonic() + 60
-    # the reader and its copy
+    # The reader and its copy.
     while len(below(server.pid)) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     server.send_signal(number)
@@ -349,8 +341,10 @@ def test_reading_ends_with_the_server_however_that_ends(tmp_path, number):
 
 
 def test_no_jax_is_loaded_where_uploads_are_read():
-    code = "import sys, biedsnet_jax.serving.reader, biedsnet_jax.serving.child; "
-    code += "print({'jax', 'flax'} & {*sys.modules})"
+    code = (
+        "import sys, biedsnet_jax.serving.reader, biedsnet_jax.serving.child; "
+        "print({'jax', 'flax'} & {*sys.modules})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )

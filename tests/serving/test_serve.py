@@ -1,9 +1,9 @@
-"""Mode serve with a real server: what is downloaded is what mode predict writes, queue,
-limits, load, signals.
+"""Tests mode serve with a real server: downloads, queue, limits, load and signals.
 
 The model is made up (bright_model.py), so that masks are known without training.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -33,8 +33,7 @@ from places import ROOT
 from benchmarks.serving import attack, hostile, load
 from benchmarks.serving.uploads import SECRET, others, scans
 from biedsnet_jax.config import run_config
-from biedsnet_jax.prediction import predict as predict_files
-from biedsnet_jax.prediction import predictor
+from biedsnet_jax.prediction import predict, predictor
 from biedsnet_jax.serving import serve
 from biedsnet_jax.serving.limits import Limits
 
@@ -56,7 +55,7 @@ def kept(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(workdir, kept):
-    """A server's address."""
+    """The address of a server."""
     with served(workdir, kept, LIMITS) as url:
         yield url
     assert list(kept.iterdir()) == []
@@ -64,24 +63,41 @@ def url(workdir, kept):
 
 @pytest.fixture(scope="module")
 def uploads(tmp_path_factory):
-    """(scans, the folder with each as a file)."""
+    """The scans to upload, and the folder with each as a file."""
     folder = tmp_path_factory.mktemp("scans")
     return scans(folder), folder
 
 
 @pytest.fixture(scope="module")
 def known(workdir, uploads, tmp_path_factory):
-    """What mode predict writes for each scan."""
+    """The mask and rows that mode predict writes for each scan."""
     return load.expected(str(workdir), uploads[1], tmp_path_factory.mktemp("masks"))
 
 
+def request(url, method, path, body=None):
+    """Sends a request; returns the status and the content of the answer."""
+    connection = http.client.HTTPConnection(url.split("/")[2], timeout=120)
+    with contextlib.closing(connection):
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def get(url, path):
+    """Returns what is at a path, which must be there."""
+    status, content = request(url, "GET", path)
+    assert status == 200, content
+    return content
+
+
 def ended(url, content, like=""):
-    """(path of the job, what the server says of it) once it ended."""
-    status, answer = load._request(url, "POST", f"/jobs?like={like}", content)
+    """Uploads a file and waits; returns the path of the job and its last state."""
+    status, answer = request(url, "POST", f"/jobs?like={like}", content)
     assert status == 202, answer
     path = f"/jobs/{json.loads(answer)['id']}"
-    while (now := json.loads(load._get(url, path)))["state"] in ("waiting", "running"):
-        pass
+    now = {"state": "waiting"}
+    while now["state"] in ("waiting", "running"):
+        now = json.loads(get(url, path))
     return path, now
 
 
@@ -90,83 +106,58 @@ def test_downloads_are_what_mode_predict_writes(url, uploads, known):
         job, now = ended(url, upload.content)
         assert now["state"] == "done", now["text"]
         mask, rows = known[upload.name]
-        assert load._get(url, f"{job}/mask") == mask and len(mask) > 50
-        served = list(
-            csv.DictReader(io.StringIO(load._get(url, f"{job}/summary").decode()))
-        )
-        free = {"name", "file", "seconds"}
-        assert [row.keys() for row in served] == [row.keys() for row in rows]
-        assert [{k: row[k] for k in row.keys() - free} for row in served] == [
-            {k: row[k] for k in row.keys() - free} for row in rows
-        ]
-        assert {(row["name"], row["file"]) for row in served} == {("scan", "")}
-        load._request(url, "DELETE", job)
+        assert get(url, f"{job}/mask") == mask
+        assert len(mask) > 50
+        summary = io.StringIO(get(url, f"{job}/summary").decode())
+        found = list(csv.DictReader(summary))
+        assert {(row["name"], row["file"]) for row in found} == {("scan", "")}
+        for row, expected in zip(found, rows, strict=True):
+            own = {name: expected[name] for name in ("name", "file", "seconds")}
+            assert row | own == expected
+        request(url, "DELETE", job)
 
 
 def test_the_size_of_a_batch_is_that_of_mode_predict_alone(workdir):
     model = predictor.load(workdir)
-    assert [model.first_batch(slices) for slices in (1, 2, 3, 8, 9, 100)] == [
-        1,
-        2,
-        4,
-        8,
-        8,
-        8,
-    ]
+    sizes = {1: 1, 2: 2, 3: 4, 8: 8, 9: 8, 100: 8}
+    assert {slices: model.first_batch(slices) for slices in sizes} == sizes
 
 
 def test_a_slice_has_the_planes_that_the_page_draws(url):
-    # as the network sees it, so that maps are not resized
+    # Of the size that the network sees, so that maps are not resized.
     pixels = np.zeros((SIZE, SIZE), np.uint8)
     pixels[4:12, 6:14] = 200
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     job, now = ended(url, out.getvalue())
     facts = now["facts"]
-    assert (
-        facts["slices"],
-        facts["height"],
-        facts["width"],
-        facts["classes"],
-        facts["samples"],
-    ) == (
-        1,
-        SIZE,
-        SIZE,
-        1,
-        2,
-    )
-    assert (
-        facts["maps"] == ["entropy", "mutual_information", "variance"]
-        and facts["aspect"] == 1
-    )
-    planes = np.frombuffer(
-        zlib.decompress(load._get(url, f"{job}/slices/0")), np.uint8
-    ).reshape(7, SIZE, SIZE)
+    assert facts["slices"] == facts["classes"] == 1
+    assert facts["height"] == facts["width"] == SIZE
+    assert facts["samples"] == 2
+    assert facts["maps"] == ["entropy", "mutual_information", "variance"]
+    assert facts["aspect"] == 1
+    content = zlib.decompress(get(url, f"{job}/slices/0"))
+    planes = np.frombuffer(content, np.uint8).reshape(7, SIZE, SIZE)
     np.testing.assert_array_equal(planes[0], np.where(pixels, 255, 0))
-    written = np.asarray(Image.open(io.BytesIO(load._get(url, f"{job}/mask"))))
+    written = np.asarray(Image.open(io.BytesIO(get(url, f"{job}/mask"))))
     np.testing.assert_array_equal(planes[1] > facts["level"], written == 255)
-    # the mean of the samples, in steps of 1/200
+    # The probability is the mean of the samples, in steps of 1/200.
     assert (planes[5:].mean(axis=0) - planes[1] < 2).all()
     p = planes[1] / facts["levels"]
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     np.testing.assert_allclose(planes[2] / 255, entropy, atol=0.05)
-    np.testing.assert_allclose(
-        planes[4] / 255 * 0.25, ((planes[5] - p * 200.0) / 200) ** 2, atol=0.002
-    )
-    load._request(url, "DELETE", job)
+    variance = (planes[5] / 200 - p) ** 2
+    np.testing.assert_allclose(planes[4] / 255 * 0.25, variance, atol=0.002)
+    request(url, "DELETE", job)
 
 
-def test_fifty_like_uploads_in_small(url, uploads, known, kept, capfd):
+def test_the_load_test_in_small(url, uploads, known, kept, capfd):
     every = load.chosen([*uploads[0], *others(LIMITS.upload, LIMITS.unpacked)], 40)
     found = load.report(url, every, known, clients=3, pid=os.getpid())
-    assert found["unexpected"] == [] and found["mixed"] == 0
-    assert sum(found["outcomes"].values()) == 40 and set(found["outcomes"]) == {
-        "done",
-        "refused",
-        "too large",
-        "cut off",
-    }
+    assert found["unexpected"] == []
+    assert found["mixed"] == 0
+    assert sum(found["outcomes"].values()) == 40
+    assert set(found["outcomes"]) == {"done", "refused", "too large", "cut off"}
     assert load.count_files(kept) == 0
     out, err = capfd.readouterr()
     assert SECRET not in out + err
@@ -196,35 +187,36 @@ def test_the_load_test_fails_where_something_is_wrong(wrong):
         "mib_before": 20.0,
         "mib_after": 25.0,
     }
-    assert load.is_good(good) and not load.is_good(good | wrong)
+    assert load.is_good(good)
+    assert not load.is_good(good | wrong)
 
 
+@pytest.mark.slow
 def test_a_visitor_is_answered_while_others_attack(workdir, tmp_path):
-    """benchmarks/serving/attack.py in small; that takes 60 s and looks at times and
-    memory, too.
-    """
+    """This is benchmarks/serving/attack.py in small, without its times and memory."""
     limits = dataclasses.replace(LIMITS, connections=24, waiting=6, upload=2**25)
     with served(workdir, tmp_path, limits, token="t0ken") as url:
         found = attack.attack(
             url, "t0ken", os.getpid(), uploads=24, silent=48, seconds=8
         )
-    assert found["answers"] > 3 and set(found["statuses"]) <= {
-        "200",
-        "202",
-        "204",
-        "503",
-    }
-    assert (
-        set(found["hostile"]) <= {"refused", "done", "still waiting", "no place"}
-        and found["hostile"]["refused"] > 3
-    )
+    assert found["answers"] > 3
+    assert set(found["statuses"]) <= {"200", "202", "204", "503"}
+    assert set(found["hostile"]) <= {"refused", "done", "still waiting", "no place"}
+    assert found["hostile"]["refused"] > 3
     assert list(tmp_path.iterdir()) == []
 
 
 GOOD_ATTACK = {
-    "answers": 9, "seconds_most": 0.5, "statuses": {"200": 5, "202": 2, "503": 2}, "mib_before": 500.0,
-    "mib_most": 540.0, "mib_reader_most": 300.0, "exit_code": 0, "left_after_start": 0, "left_at_the_end": 0,
-}  # fmt: skip
+    "answers": 9,
+    "seconds_most": 0.5,
+    "statuses": {"200": 5, "202": 2, "503": 2},
+    "mib_before": 500.0,
+    "mib_most": 540.0,
+    "mib_reader_most": 300.0,
+    "exit_code": 0,
+    "left_after_start": 0,
+    "left_at_the_end": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -241,28 +233,27 @@ GOOD_ATTACK = {
     ],
 )
 def test_the_attack_fails_where_something_is_wrong(wrong):
-    assert attack.is_good(GOOD_ATTACK) and not attack.is_good(GOOD_ATTACK | wrong)
+    assert attack.is_good(GOOD_ATTACK)
+    assert not attack.is_good(GOOD_ATTACK | wrong)
 
 
 def test_refusals_have_the_words_of_mode_predict(url, workdir, tmp_path):
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError) as error:
-        predict_files.run(
-            run_config.load(workdir), str(workdir), str(path), str(tmp_path / "out")
-        )
+        cfg = run_config.load(workdir)
+        predict.run(cfg, str(workdir), str(path), str(tmp_path / "out"))
     _, now = ended(url, path.read_bytes(), like=".nii.gz")
-    assert now["state"] == "refused" and now["text"] == str(error.value).replace(
-        f"{tmp_path}/", ""
-    )
+    assert now["state"] == "refused"
+    assert now["text"] == str(error.value).replace(f"{tmp_path}/", "")
 
 
 @pytest.mark.parametrize(
     "path",
     ["/jobs/x", "/jobs/x/mask", "/jobs/..%2f..%2fetc/mask", "/serve.html", "/nothing"],
 )
-def test_what_is_not_there(url, path):
-    assert load._request(url, "GET", path)[0] == 404
+def test_an_unknown_address_is_not_found(url, path):
+    assert request(url, "GET", path)[0] == 404
 
 
 def test_an_upload_of_another_site_is_refused(url):
@@ -272,52 +263,48 @@ def test_an_upload_of_another_site_is_refused(url):
     connection.close()
 
 
-# --- from the command line -------------------------------------------------------------------------------------------
+# --- from the command line ---
 
-_START = (
-    "import sys; sys.path[:0] = sys.argv[1:3]; import bright_model; "
-    "from biedsnet_jax import main; from biedsnet_jax.config import build_model; "
-    "build_model.build = lambda cfg: bright_model.Bright(); sys.exit(main.run(['main', *sys.argv[3:]]))"
-)
+_START = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import bright_model
+from biedsnet_jax import main
+from biedsnet_jax.config import build_model
+build_model.build = lambda cfg: bright_model.Bright()
+sys.exit(main.run(["main", *sys.argv[3:]]))
+"""
 
 
 @pytest.fixture
 def started(workdir, tmp_path):
-    """`started(*flags)` -> (process, what it says until it serves)."""
+    """`started(*flags)` starts a server; returns its process and first lines."""
     processes = []
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    # A shell's background job ignores Ctrl-C, and so does all that it starts.
+    heed_ctrl_c = functools.partial(
+        signal.signal, signal.SIGINT, signal.default_int_handler
+    )
 
     def start(*flags):
-        (tmp_path / "tmp").mkdir(exist_ok=True)
-        helpers = str(ROOT / "tests" / "helpers")
-        line = [
-            sys.executable,
-            "-c",
-            _START,
-            str(ROOT),
-            helpers,
-            "--mode=serve",
-            f"--workdir={workdir}",
-        ]
-        env = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "JAX_PLATFORMS": "cpu"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        # A shell's background job ignores Ctrl-C, and with it all that it starts.
-        heard = functools.partial(
-            signal.signal, signal.SIGINT, signal.default_int_handler
-        )
+        program = [sys.executable, "-c", _START, str(ROOT), str(ROOT / "tests/helpers")]
         server = subprocess.Popen(
-            [*line, "--port=0", *flags],
+            [*program, "--mode=serve", f"--workdir={workdir}", "--port=0", *flags],
             cwd=tmp_path,
-            env=env,
-            preexec_fn=heard,
-            **pipes,
+            env=os.environ | {"TMPDIR": str(temporary), "JAX_PLATFORMS": "cpu"},
+            preexec_fn=heed_ctrl_c,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         processes.append(server)
-        said = ""
-        while "Ctrl-C stops" not in said:
-            text = processes[-1].stdout.readline()
-            assert text, said
-            said += text
-        return processes[-1], said
+        lines = ""
+        while "Ctrl-C stops" not in lines:
+            line = server.stdout.readline()
+            assert line, lines
+            lines += line
+        return server, lines
 
     yield start
     for process in processes:
@@ -325,53 +312,51 @@ def started(workdir, tmp_path):
         process.communicate()
 
 
-def test_sigterm_ends_it_with_0_and_leaves_nothing_and_elsewhere_a_token_is_needed(
-    started, tmp_path
-):
+def test_another_host_needs_a_token_and_sigterm_leaves_nothing(started, tmp_path):
     process, said = started("--host=0.0.0.0", "--upload_mb=3", "--waiting=5")
-    assert (
-        "at most 3 MiB an upload, 5 waiting, 600 s a scan" in said
-        and "nothing is encrypted" in said
-    )
+    assert "3 MiB an upload, 5 waiting, 600 s a scan" in said
+    assert "encrypted" in said
     port, token = re.search(r":(\d+)/\?token=(\S+)", said).groups()
     url = f"http://127.0.0.1:{port}"
     for path in ("/", "/serve.js", "/jobs/x", "/?token=wrong"):
-        assert load._request(url, "GET", path)[0] == 401
-    assert load._request(url, "POST", "/jobs", b"x")[0] == 401
-    assert load._request(url, "GET", f"/?token={token}")[0] == 303
+        assert request(url, "GET", path)[0] == 401
+    assert request(url, "POST", "/jobs", b"x")[0] == 401
+    assert request(url, "GET", f"/?token={token}")[0] == 303
     assert len(list((tmp_path / "tmp").rglob("biedsnet_serve_*"))) == 1
     process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and rest == "stopped; no upload or result is left\n"
+    assert process.returncode == 0
+    assert "Traceback" not in rest
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_ctrl_c_ends_it_while_it_segments(started, tmp_path):
     process, said = started()
     url = re.search(r"is served at (\S+)", said).group(1)
-    assert url.startswith("http://127.0.0.1:") and "token" not in said
+    assert url.startswith("http://127.0.0.1:")
+    assert "token" not in said
     (tmp_path / "scans").mkdir()
     (one, *_) = scans(tmp_path / "scans")
-    assert load._request(url, "POST", "/jobs", one.content)[0] == 202
+    assert request(url, "POST", "/jobs", one.content)[0] == 202
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "Traceback" not in rest
+    assert process.returncode == 0
+    assert "Traceback" not in rest
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def reading(url, tmp_path):
-    """Have the server read what takes seconds: 4000 files of one place; returns when it
-    does.
-    """
+    """Uploads 4000 slices of one place, which take seconds, and waits for the reading."""
     files = {f"{n}.dcm": hostile.dicom() for n in range(4000)}
-    status, answer = load._request(url, "POST", "/jobs", hostile.archive(files))
+    status, answer = request(url, "POST", "/jobs", hostile.archive(files))
     assert status == 202
     job, deadline = f"/jobs/{json.loads(answer)['id']}", time.monotonic() + 60
     while not list((tmp_path / "tmp").rglob("*.dcm")):
-        assert time.monotonic() < deadline, load._get(url, job)
+        assert time.monotonic() < deadline, get(url, job)
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_it_reads_ends_it_at_once_and_leaves_nothing(
     started, tmp_path, number
@@ -381,12 +366,14 @@ def test_a_signal_while_it_reads_ends_it_at_once_and_leaves_nothing(
     began = time.monotonic()
     process.send_signal(number)
     rest, _ = process.communicate(timeout=60)
-    # a busy machine; reading alone may take 60 s
+    # Reading alone may take 60 s; a busy machine needs some time to end.
     assert time.monotonic() - began < 40
-    assert process.returncode == 0 and rest == "stopped; no upload or result is left\n"
+    assert process.returncode == 0
+    assert "Traceback" not in rest
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_nothing_and_the_next_start_removes_what_a_kill_left(
     started, tmp_path
 ):
@@ -396,13 +383,12 @@ def test_a_second_signal_leaves_nothing_and_the_next_start_removes_what_a_kill_l
     first.communicate(timeout=60)
     assert list((tmp_path / "tmp").rglob("*.dcm"))
     second, said = started()
-    assert "removed what 1 server had left that did not end by itself" in said
-    assert len(list((tmp_path / "tmp").iterdir())) == 1 and not list(
-        (tmp_path / "tmp").rglob("*.dcm")
-    )
+    assert "killed servers: 1" in said
+    assert len(list((tmp_path / "tmp").iterdir())) == 1
+    assert not list((tmp_path / "tmp").rglob("*.dcm"))
     url = re.search(r"is served at (\S+)", said).group(1)
     reading(url, tmp_path)
-    # the first signal waits for it
+    # The first signal waits for this connection.
     with socket.create_connection(url.split("/")[2].split(":")) as held:
         held.sendall(
             b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\nx"
@@ -417,36 +403,21 @@ def test_a_second_signal_leaves_nothing_and_the_next_start_removes_what_a_kill_l
 
 
 @pytest.mark.parametrize(
-    ("host", "port", "says"),
-    [
-        ("127.0.0.1", 99999, "cannot listen, "),
-        ("no.such.host.invalid", 0, "cannot listen, "),
-        ("127.0.0.1", -1, "cannot listen, "),
-    ],
+    ("host", "port"),
+    [("127.0.0.1", 99999), ("no.such.host.invalid", 0), ("127.0.0.1", -1)],
 )
-def test_an_address_that_cannot_be_had(workdir, host, port, says):
-    refused(
-        lambda: serve.run(run_config.load(workdir), str(workdir), host, port, LIMITS),
-        says,
-        "--host or --port",
-    )
+def test_an_address_that_cannot_be_had(host, port):
+    place = f"{host}:{port}"
+    refused(lambda: serve.listening(host, port), place, "--host or --port")
 
 
 def test_a_port_that_is_taken(workdir):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         cfg = run_config.load(workdir)
-        refused(
-            lambda: serve.run(cfg, str(workdir), "127.0.0.1", port, LIMITS),
-            "cannot listen",
-            port,
-        )
+        refused(lambda: serve.run(cfg, str(workdir), "127.0.0.1", port, LIMITS), port)
 
 
-def test_without_the_libraries(workdir, monkeypatch):
+def test_without_the_libraries(monkeypatch):
     monkeypatch.setitem(sys.modules, "starlette", None)
-    refused(
-        lambda: serve.run(None, "", "", 0, LIMITS),
-        "a library is missing, starlette",
-        "pip install 'starlette",
-    )
+    refused(lambda: serve.run(None, "", "", 0, LIMITS), "starlette", "pip install")

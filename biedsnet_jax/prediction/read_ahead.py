@@ -1,0 +1,76 @@
+"""Reads the next scan while one is segmented."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from biedsnet_jax.errors import BadInput, reason
+from biedsnet_jax.prediction import made_from, scans
+
+
+class Read(NamedTuple):
+    """A scan as it was read, or what is wrong with it."""
+
+    item: scans.Item
+    scan: scans.Scan | BadInput
+    # The files of the scan as they were read; empty where they cannot be.
+    inputs: list[made_from.File]
+
+
+def groups(items: Iterable[scans.Item], batch_size: int) -> list[list[scans.Item]]:
+    """Groups pictures to fill a batch; each volume is a group of its own."""
+    found, pictures = [], []
+    for item in items:
+        if item.kind != "picture":
+            found.append([item])
+            continue
+        pictures.append(item)
+        if len(pictures) == batch_size:
+            found.append(pictures)
+            pictures = []
+    if pictures:
+        found.append(pictures)
+    return found
+
+
+def read_groups(
+    groups: Sequence[Sequence[scans.Item]], channels: int
+) -> Iterator[list[Read]]:
+    """Yields each group once it is read, and reads the next one meanwhile."""
+
+    def read(group):
+        return [_read(item, channels) for item in group]
+
+    if not groups:
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(read, groups[0])
+        for following in groups[1:]:
+            ready = coming.result()
+            # One group ahead and no more: volumes are large.
+            coming = pool.submit(read, following)
+            yield ready
+        yield coming.result()
+
+
+def _read(item, channels) -> Read:
+    source = item.files[0]
+    try:
+        # Before the scan is read, so that a change meanwhile is noticed.
+        inputs = made_from.describe(item.files)
+    except BadInput as error:
+        return Read(item, error, [])
+    except OSError as error:
+        what = f"Cannot read {source}: {reason(error)}. Replace or remove it."
+        return Read(item, BadInput(what), [])
+    try:
+        scan = scans.read(item, channels=channels)
+    except BadInput as error:
+        return Read(item, error, inputs)
+    except MemoryError:
+        what = f"{source} of {item.depth} slices is too large for the memory."
+        return Read(item, BadInput(f"{what} Cut it into parts."), inputs)
+    if not all(map(made_from.File.is_same, inputs, item.files)):
+        what = f"{source} changed while it was read. Give the command again."
+        return Read(item, BadInput(what), inputs)
+    return Read(item, scan, inputs)
