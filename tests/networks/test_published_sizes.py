@@ -58,9 +58,25 @@ REDRAWN = 480 * 512 * 8 * 8 / 1e9
         ("trans_unet", {"image_size": 224}, 224, 3, 105_275_921, 29.168),
         ("trans_unet", {"image_size": 224, "classes": 9}, 224, 3, 105_277_081, 29.226),
         ("trans_unet", {}, 256, 1, 105_322_001, 38.384),
-        ("medsegdiff", {}, 256, 3, 129_400_450, 260.676 - REDRAWN),
+        pytest.param(
+            "medsegdiff",
+            {},
+            256,
+            3,
+            129_400_450,
+            260.676 - REDRAWN,
+            marks=pytest.mark.slow,
+        ),
         ("medsegdiff", {}, 256, 1, 129_397_570, 260.487 - REDRAWN),
-        ("medsegdiff", {"version": "v1"}, 256, 3, 130_527_814, 260.828 - REDRAWN),
+        pytest.param(
+            "medsegdiff",
+            {"version": "v1"},
+            256,
+            3,
+            130_527_814,
+            260.828 - REDRAWN,
+            marks=pytest.mark.slow,
+        ),
         ("medsegdiff", {"version": "v1"}, 256, 1, 130_524_934, 260.639 - REDRAWN),
     ],
 )
@@ -79,7 +95,9 @@ def test_a_network_has_the_size_that_is_published(
     ("channels", "parameters", "gmacs"),
     [(3, 33_849_137, 61.624), (1, 33_848_273, 61.568)],
 )
-def test_the_reference_implementation_of_biedsnet_has_its_size(channels, parameters, gmacs):
+def test_the_reference_implementation_of_biedsnet_has_its_size(
+    channels, parameters, gmacs
+):
     found, counted = size_and_cost(
         NETWORKS["biedsnet"](**LINEAGE), inputs("biedsnet", 256, channels)
     )
