@@ -282,8 +282,8 @@ def children(pid: int) -> list[int]:
 
 def server(workdir, folder):
     """Yields (address, token, process) of a server."""
-    says = r"is served at (\S+)/\?token=(\S+)"
-    return serving(["-c", SERVE], workdir, folder, says=says)
+    pattern = r"is served at (\S+)/\?token=(\S+)"
+    return serving(["-c", SERVE], workdir, folder, pattern=pattern)
 
 
 def _arguments():

@@ -59,7 +59,7 @@ def main() -> int:
         every = chosen(uploads, arguments.uploads)
         program = ["-m", "biedsnet_jax.main", f"--upload_mb={LARGEST}"]
         with serving(
-            program, arguments.workdir, folder, says=r"is served at (\S+)"
+            program, arguments.workdir, folder, pattern=r"is served at (\S+)"
         ) as (url, process):
             clients, pid = arguments.clients, process.pid
             # The first round compiles and fills pools, so that the second shows leaks.
@@ -178,19 +178,11 @@ def _post(url, upload) -> tuple[int | None, bytes]:
         return _request(url, "POST", path, upload.content)
     with contextlib.closing(_connection(url)) as connection:
         if upload.how == "chunked":
-            parts = (
-                upload.content[n : n + 2**16]
-                for n in range(0, len(upload.content), 2**16)
-            )
             # The server answers before the end, and closes the connection.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request(
-                    "POST",
-                    path,
-                    parts,
-                    encode_chunked=True,
-                    headers={"Transfer-Encoding": "chunked"},
-                )
+                chunked = {"Transfer-Encoding": "chunked"}
+                body = io.BytesIO(upload.content)
+                connection.request("POST", path, body, chunked, encode_chunked=True)
         else:
             connection.putrequest("POST", path)
             connection.putheader("Content-Length", str(len(upload.content)))

@@ -14,13 +14,13 @@ from benchmarks.scripts import ROOT
 
 @contextlib.contextmanager
 def serving(
-    program: Sequence[str], workdir: str, folder: Path, *, says: str
+    program: Sequence[str], workdir: str, folder: Path, *, pattern: str
 ) -> Iterator[tuple]:
-    """Yields the groups of `says` in the output of a server, and its process.
+    """Yields the groups of `pattern` in the output of a server, and its process.
 
     `program` is what Python is given, flags of the server included. The server's
     temporary files go to `tmp` in `folder`, its output to `log`. Raises SystemExit where
-    it ends before its output matches `says`.
+    it ends before its output matches `pattern`.
     """
     # The system chooses a free port, which the output names.
     flags = ["--mode=serve", f"--workdir={Path(workdir).absolute()}", "--port=0"]
@@ -34,7 +34,7 @@ def serving(
             env=env,
         )
     try:
-        while not (match := re.search(says, log.read_text())):
+        while not (match := re.search(pattern, log.read_text())):
             if process.poll() is not None:
                 raise SystemExit(f"The server did not start: {log.read_text()}")
             time.sleep(0.1)

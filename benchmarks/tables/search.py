@@ -11,7 +11,7 @@ takes in about seven minutes with `quarter`, compiling and validation apart, and
 quarter of an hour with `cpu`, both included. Its best validation says which weights and
 which trial count. Only the chosen one is tested, in OUT/ROW/seed0/fold<f>, where the
 launch scripts look for it. `--choices` changes one field of `:paper` at a time, at the
-lower rate, and tests nothing; another seed says what chance does. Each finished trial
+lower rate, and tests nothing; another seed shows what chance does. Each finished trial
 is kept in OUT/fold<f>.json, so that the same command goes on where it stopped; two
 folds may run side by side.
 

@@ -85,13 +85,13 @@ def read_baseline(name: str, here: dict) -> dict:
 def _check_whole(result: dict) -> None:
     """Raises ValueError, KeyError or TypeError for a result that is not whole."""
     times = [program["milliseconds"] for program in result["programs"].values()]
-    finite = [*_speeds(result)]
-    for each in times:
-        finite += [each["median"], each["spread"]]
-    if not times or not all(map(math.isfinite, finite)):
-        raise ValueError(finite)
-    if any(each["median"] <= 0 or each["spread"] < 0 for each in times):
-        raise ValueError(times)
+    medians = [each["median"] for each in times]
+    spreads = [each["spread"] for each in times]
+    if not all(map(math.isfinite, [*medians, *spreads, *_speeds(result)])):
+        raise ValueError("not finite")
+    # Without a program `min` raises ValueError, too.
+    if min(medians) <= 0 or min(spreads) < 0:
+        raise ValueError("not positive")
 
 
 def changes(new: dict, old: dict) -> list[str]:

@@ -169,7 +169,7 @@ def against(cost: roofline.Cost, times: dict, ceilings: roofline.Ceilings) -> di
     """A program's roofline fields, None where its cost is unknown."""
     least = roofline.roofline(cost, peak=ceilings.peak(), copy=ceilings.copy)
     if least is None:
-        return {"roofline_milliseconds": None, "bound": None, "fraction": None}
+        return dict.fromkeys(("roofline_milliseconds", "bound", "fraction"))
     seconds, bound = least
     return {
         "roofline_milliseconds": 1e3 * seconds,

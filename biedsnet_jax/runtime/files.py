@@ -159,21 +159,21 @@ def _partial_name(name: str) -> str:
 
 def sync(path: pathlib.Path) -> None:
     """Brings the content of a file to the disk."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _fsync(path, os.O_RDWR)
 
 
 def sync_folder(folder: pathlib.Path) -> None:
     """Brings the names in a folder to the disk, where the system can."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _fsync(folder, os.O_RDONLY)
+
+
+def _fsync(path, flags):
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def append_json_line(path: pathlib.Path, record: dict[str, Any]) -> None:

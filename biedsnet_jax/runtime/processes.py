@@ -4,6 +4,7 @@ Every process runs the same program on its own devices and its own rows of each 
 the first writes and prints. A single process is the first, and never waits.
 """
 
+import collections
 import contextlib
 import glob
 import importlib.util
@@ -33,6 +34,8 @@ _PEERS = (
     "eartbeat",
     "Broken pipe",
 )
+# How often each barrier was used.
+_BARRIERS = collections.Counter()
 # Seconds in which all processes have reported a mistake that each of them meets.
 _MEET = 20
 
@@ -114,7 +117,9 @@ def is_first() -> bool:
 def barrier(name: str) -> None:
     """Waits until every process is here; raises after WAIT seconds."""
     if jax.process_count() > 1:
-        _wait(f"{name} {_count(name)}", WAIT)
+        # jax takes each name only once.
+        _BARRIERS[name] += 1
+        _wait(f"{name} {_BARRIERS[name]}", WAIT)
 
 
 def _wait(key, seconds):
@@ -198,12 +203,3 @@ def leave(code: int) -> int:
     # Past jax's shutdown, which waits for processes that wait for this one, and for
     # saves that never end.
     os._exit(code)
-
-
-_COUNTS: dict[str, int] = {}
-
-
-def _count(name):
-    """How often a barrier was used, since jax takes each name only once."""
-    _COUNTS[name] = _COUNTS.get(name, 0) + 1
-    return _COUNTS[name]

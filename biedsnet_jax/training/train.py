@@ -36,10 +36,10 @@ def train(cfg, workdir: str) -> dict | None:
     with contextlib.ExitStack() as held:
         model, data = _fit(cfg, workdir, held)
         if processes.is_first():
-            cases = len(data.cases("test"))
-            console.tell(
-                f"testing {len(data.test)} slices of {cases} cases", sys.stdout
-            )
+            count = len(data.cases("test"))
+            cases = "case" if count == 1 else "cases"
+            line = f"testing {len(data.test)} slices of {count} {cases}"
+            console.tell(line, sys.stdout)
         workdir = pathlib.Path(workdir)
         return evaluate.evaluate(
             model, workdir, data, scored_cases.of_training(workdir)

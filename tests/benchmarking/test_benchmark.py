@@ -172,10 +172,6 @@ def test_a_prediction_costs_steps_times_samples_denoisings():
 # --- the whole mode -------------------------------------------------------------------
 
 
-def strict(path):
-    return json.loads(path.read_text(), parse_constant=pytest.fail)
-
-
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """(path of the JSON, what `run` returned) of a real run on eight devices."""
@@ -204,7 +200,7 @@ def test_the_kind_of_a_cpu_is_its_processor_and_the_cores_that_may_be_used(monke
 
 def test_the_json_is_strict_and_whole(measured):
     path, result = measured
-    kept = strict(path)
+    kept = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert kept == result
     assert kept["command"] == "a command" and kept["repeats"] == 2
     assert kept["device"] == {

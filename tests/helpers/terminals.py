@@ -1,6 +1,4 @@
-"""A pseudo-terminal for a command, and what is left on a screen of what was written to
-it.
-"""
+"""Runs a command on a pseudo-terminal, and shows what is left on the screen."""
 
 import fcntl
 import io
@@ -39,8 +37,9 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def screen(written: str) -> str:
-    """The lines left on a screen, without colours: a line that goes back to its start
-    is written over.
+    """The lines left on a screen, without colours.
+
+    A line that goes back to its start is written over.
     """
     text = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", written.replace("\x1b[2K", "\r"))
     lines = text.replace("\r\n", "\n").split("\n")
@@ -50,10 +49,10 @@ def screen(written: str) -> str:
 def run(
     line: list[str], *, answer: Callable[[str], bytes | None] = lambda written: None
 ) -> tuple[int, str]:
-    """(exit code, all that a command wrote to the terminal that is its stdin, stdout
-    and stderr).
+    """(exit code, all that a command wrote to its terminal).
 
-    `answer(written so far)` gives what is typed next, if anything.
+    The terminal is its stdin, stdout and stderr. `answer(written so far)` returns what
+    is typed next, if anything.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, COLUMNS, 0, 0))
@@ -83,6 +82,6 @@ def _read(terminal):
     assert select.select([terminal], [], [], WAIT)[0], "nothing more is written"
     try:
         return terminal.read(65536)
-    # Linux says so where the other side is closed
     except OSError:
+        # Linux raises this once the other side is closed.
         return b""

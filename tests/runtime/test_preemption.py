@@ -145,7 +145,7 @@ def test_a_second_ctrl_c_quits_at_once():
     assert err.strip().startswith("biedsnet: Stopped at once by a second Ctrl-C.")
 
 
-def toy(workdir: Path, *fields: str) -> list[str]:
+def toy(workdir: Path) -> list[str]:
     line = [
         sys.executable,
         "-m",
@@ -157,11 +157,10 @@ def toy(workdir: Path, *fields: str) -> list[str]:
         "log.every=1",
         "checkpoint.every=1000000",
         "train.steps=1000000",
+        "log.tensorboard=False",
     )
-    given = [
-        f"--config.{field}" for field in (*usual, "log.tensorboard=False", *fields)
-    ]
-    return [*line, f"--workdir={workdir}", *given]
+    fields = [f"--config.{field}" for field in usual]
+    return [*line, f"--workdir={workdir}", *fields]
 
 
 def wait_for_steps(workdir: Path, process, steps: int) -> None:
