@@ -119,7 +119,8 @@ def _calibration(evidence: Evidence):
     confidence = evidence.confidence
     if not confidence:
         return None
-    share = confidence.error / confidence.foreground
+    ratio = confidence.error / confidence.foreground
+    share = f"{percent(ratio)} of" if ratio < 1 else f"{ratio:.0f} times"
     direction = confidence.direction.capitalize()
     if direction == "Neither":
         direction = "Neither over- nor underconfident"
@@ -127,7 +128,7 @@ def _calibration(evidence: Evidence):
         "Calibration",
         confidence.grade,
         f"A pixel's probability is off by {confidence.error:.2g} on average (ECE). That is "
-        f"{percent(share)} of the lesions' share of pixels, {confidence.foreground:.2g}; up to "
+        f"{share} the lesions' share of pixels, {confidence.foreground:.2g}; up to "
         f"{percent(GOOD)} is good, up to {percent(FAIR)} fair. {direction}: "
         f"{percent(confidence.sureness, 1)} sure, {percent(confidence.right, 1)} right.",
     )

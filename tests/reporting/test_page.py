@@ -384,6 +384,11 @@ def test_a_phone_has_room_for_it(page):
     page.wait_for_timeout(100)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.locator("#prediction").bounding_box()["width"] > 120
+    # The names of rows are not broken letter by letter.
+    assert (
+        page.locator("section.standard th[scope=row]").first.bounding_box()["width"]
+        > 120
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

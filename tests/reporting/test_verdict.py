@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from biedsnet_jax.reporting import advice, report, run_tables, verdict
-from biedsnet_jax.reporting.evidence import Evidence, Missed, gather
+from biedsnet_jax.reporting.evidence import SMALL, Evidence, Missed, gather
 from biedsnet_jax.reporting.learning import Trend
-from biedsnet_jax.scoring import false_lesions, metrics, results
+from biedsnet_jax.scoring import false_lesions, lesions, metrics, results
 from biedsnet_jax.scoring.calibration import Confidence, confidence
 
 FALLING = Trend(8, 170, 240, start=0.8, end=0.6, error=0.02)
@@ -32,6 +32,10 @@ FINE = Evidence(
     train_steps=240,
     sampler=SAMPLER,
 )
+
+
+def test_what_is_small_is_a_size_of_lesions_too():
+    assert SMALL in lesions.BINS
 
 
 def advised(**fields):
