@@ -153,6 +153,7 @@ def uncounted_lesions(evidence: Evidence) -> Advice | None:
     )
 
 
+# A score that misleads is mended before the model is.
 RULES = (
     few_cases,
     falling_loss,

@@ -167,6 +167,7 @@ def _test_cases(evidence: Evidence):
     return Finding("Test cases", str(evidence.test_cases), text)
 
 
+# The scores and how far to trust them come first, then what explains them.
 _FINDINGS = (
     _trained_on,
     _volume_dice,
