@@ -34,7 +34,7 @@ class Series:
     dots: bool = False  # else a line
     dashed: bool = False
     faint: bool = False
-    tips: Sequence[str] = ()  # said where the pointer rests on a dot
+    tips: Sequence[str] = ()  # shown where the pointer rests on a dot
 
 
 @dataclasses.dataclass(frozen=True)

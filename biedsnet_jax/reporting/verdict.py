@@ -243,9 +243,9 @@ def html_verdict(verdict: Verdict) -> str:
         )
     if verdict.cases:
         rest.append(html_table(verdict.cases))
-    beside = ' class="pair"' if len(rest) > 1 else ""
+    side_by_side = ' class="pair"' if len(rest) > 1 else ""
     below = "\n".join(rest)
-    return f'<dl class="findings">\n{findings}\n</dl>\n<div{beside}>\n{below}\n</div>'
+    return f'<dl class="findings">\n{findings}\n</dl>\n<div{side_by_side}>\n{below}\n</div>'
 
 
 def _html_advice(advice):

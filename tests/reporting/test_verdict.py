@@ -166,7 +166,7 @@ def test_figures_are_those_of_the_evaluation(tmp_path):
         assert f"- **{one.name}: {one.figure}**" in text.read_text()
 
 
-def test_what_is_not_known_is_not_told(tmp_path):
+def test_what_is_not_known_is_left_out(tmp_path):
     folder = tmp_path / "run"
     evaluated_workdir.write(folder)
     (folder / "report_data.npz").unlink()
@@ -284,7 +284,7 @@ def test_an_earlier_workdir_is_judged_the_same(tmp_path):
     ],
 )
 def test_calibration_in_words(probability, share, grade, direction):
-    """Of 200 pixels 100 are said to be foreground with a probability, a share truly is,
+    """Of 200 pixels 100 are foreground with a probability, a share truly is,
     and 100 are sure background.
     """
     histogram = np.zeros((1, 1000, 2, 2), int)
