@@ -120,7 +120,7 @@ def _calibration(evidence: Evidence):
     if not confidence:
         return None
     ratio = confidence.error / confidence.foreground
-    share = f"{percent(ratio)} of" if ratio < 1 else f"{ratio:.0f} times"
+    share = f"{percent(ratio)} of" if ratio < 1 else f"{ratio:.3g} times"
     direction = confidence.direction.capitalize()
     if direction == "Neither":
         direction = "Neither over- nor underconfident"
