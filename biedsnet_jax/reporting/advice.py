@@ -125,12 +125,13 @@ def overconfidence(evidence: Evidence) -> Advice | None:
         return None
     if confidence.grade == "good" or sampler["ensemble"] >= SAMPLES:
         return None
+    samples = number(sampler["ensemble"], "sample")
     steps = max(STEPS, sampler["steps"])
     return Advice(
         "Average more samples",
         f"The model is {percent(confidence.sureness, 1)} sure and "
-        f"{percent(confidence.right, 1)} right, with {number(sampler['ensemble'], 'sample')} an image. Where samples differ, their mean is "
-        "less sure. Score again with --mode=evaluate.",
+        f"{percent(confidence.right, 1)} right, with {samples} an image. Where samples differ, "
+        "their mean is less sure. Score again with --mode=evaluate.",
         f"--config.sampler.steps={steps} --config.sampler.ensemble={SAMPLES}",
     )
 
@@ -152,6 +153,7 @@ def uncounted_lesions(evidence: Evidence) -> Advice | None:
     )
 
 
+# A score that misleads is mended before the model is.
 RULES = (
     few_cases,
     falling_loss,

@@ -129,7 +129,7 @@ def reliability(named: Named) -> list[Figure]:
         if data is not None:
             predicted, observed, count = calibration(data.histogram)
             tips = [
-                f"{name}: {p:.3f} said, {o:.3f} true, {n:,} pixels"
+                f"{name}: {p:.3f} predicted, {o:.3f} true, {n:,} pixels"
                 for p, o, n in zip(predicted, observed, count)
             ]
             label = f"{name}, ECE {expected_calibration_error(data.histogram):.4f}"

@@ -30,6 +30,7 @@ def page(
     """The whole file; `tables` are of scores and costs, the verdict is of one row."""
     style = (_WEB / "report.css").read_text()
     script = (_WEB / "theme.js").read_text() + (_WEB / "report.js").read_text()
+    # The page loads nothing, and only its own style and script run.
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
         f"script-src '{_hash(script)}'"
@@ -42,6 +43,8 @@ def page(
     several = any(len(run["times"]) > 1 for run in data["runs"])
     dice = figures.by_case(shown) + figures.by_size(shown)
     uncertainty = figures.reliability(shown) + figures.risk_coverage(shown)
+    # "<" is escaped in the data, or a name could end the script element.
+    packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return _template("report.html").substitute(
         title=html.escape(title),
         policy=policy,
@@ -60,7 +63,7 @@ def page(
         dice=_figures(dice, "No slice has truth."),
         calibration=_figures(uncertainty, "No data."),
         missing=_missing(shown),
-        pictures=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        pictures=packed,
         no_pictures=_hidden_unless(data["runs"]),
         no_steps=_hidden_unless(recorded),
         stepwise=", step by step" if several else "",

@@ -115,6 +115,7 @@ def save(workdir: pathlib.Path, data: ReportData) -> None:
     """Writes NAME, in the same bytes for the same data."""
     fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     fields["facts"] = np.frombuffer(json.dumps(data.facts).encode(), np.uint8)
+    # Eight pixels a byte.
     fields["truth"] = np.packbits(data.truth)
     for i, image in enumerate(fields.pop("images")):
         fields[f"image_{i}"] = np.frombuffer(image, np.uint8)

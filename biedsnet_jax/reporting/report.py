@@ -26,12 +26,12 @@ def run(workdirs: str, output: str | None) -> None:
     single workdir goes into it. Raises BadInput where a workdir has no results and
     where the output cannot be written.
     """
-    finished, begun = results.find(workdirs)
+    finished, unfinished = results.find(workdirs)
     path = _output_path(output, finished)
-    _write(path, [results.load(workdir) for workdir in finished], begun)
+    _write(path, [results.load(workdir) for workdir in finished], unfinished)
     runs = number(len(finished), "run")
-    beside = path.with_suffix(".md").name
-    print(f"{path} and {beside}: {runs}, {len(begun)} not finished")
+    text_name = path.with_suffix(".md").name
+    print(f"{path} and {text_name}: {runs}, {len(unfinished)} not finished")
 
 
 def write(workdir: pathlib.Path) -> None:
@@ -39,12 +39,12 @@ def write(workdir: pathlib.Path) -> None:
     _write(workdir / "report.html", [results.load(workdir)], [])
 
 
-def _write(path, runs, begun):
+def _write(path, runs, unfinished):
     tables = make_tables(runs)
     shown = run_tables.evaluated(runs)
-    if begun:
+    if unfinished:
         state = "no results yet; the command that began it goes on"
-        rows = [[str(workdir), state] for workdir in begun]
+        rows = [[str(workdir), state] for workdir in unfinished]
         caption = "Left out of every table above."
         header = ["Workdir", "State"]
         tables.append(Table("Runs not finished", caption, header, rows))

@@ -25,6 +25,7 @@ def evaluated(runs: Sequence[results.Run]) -> list[Evaluated]:
 
     Each row has a colour, and each run a name of its own.
     """
+    # Seeds and folds of a row share its colour.
     rows = list(dict.fromkeys(run.fields["row"] for run in runs))
     found = []
     for run, name in zip(runs, _names(runs)):

@@ -34,7 +34,7 @@ class Series:
     dots: bool = False  # else a line
     dashed: bool = False
     faint: bool = False
-    tips: Sequence[str] = ()  # said where the pointer rests on a dot
+    tips: Sequence[str] = ()  # shown where the pointer rests on a dot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +122,7 @@ class _Scale:
             return [(10.0**power, f"{10.0**power:g}") for power in powers]
         rough = (self.high - self.low) / 5
         unit = 10.0 ** math.floor(math.log10(rough))
+        # Rounding must not make a step of 0.2 too small by a hair.
         step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)

@@ -119,7 +119,8 @@ def _calibration(evidence: Evidence):
     confidence = evidence.confidence
     if not confidence:
         return None
-    share = confidence.error / confidence.foreground
+    ratio = confidence.error / confidence.foreground
+    share = f"{percent(ratio)} of" if ratio < 1 else f"{ratio:.3g} times"
     direction = confidence.direction.capitalize()
     if direction == "Neither":
         direction = "Neither over- nor underconfident"
@@ -127,7 +128,7 @@ def _calibration(evidence: Evidence):
         "Calibration",
         confidence.grade,
         f"A pixel's probability is off by {confidence.error:.2g} on average (ECE). That is "
-        f"{percent(share)} of the lesions' share of pixels, {confidence.foreground:.2g}; up to "
+        f"{share} the lesions' share of pixels, {confidence.foreground:.2g}; up to "
         f"{percent(GOOD)} is good, up to {percent(FAIR)} fair. {direction}: "
         f"{percent(confidence.sureness, 1)} sure, {percent(confidence.right, 1)} right.",
     )
@@ -166,6 +167,7 @@ def _test_cases(evidence: Evidence):
     return Finding("Test cases", str(evidence.test_cases), text)
 
 
+# The scores and how far to trust them come first, then what explains them.
 _FINDINGS = (
     _trained_on,
     _volume_dice,
@@ -241,9 +243,9 @@ def html_verdict(verdict: Verdict) -> str:
         )
     if verdict.cases:
         rest.append(html_table(verdict.cases))
-    beside = ' class="pair"' if len(rest) > 1 else ""
+    side_by_side = ' class="pair"' if len(rest) > 1 else ""
     below = "\n".join(rest)
-    return f'<dl class="findings">\n{findings}\n</dl>\n<div{beside}>\n{below}\n</div>'
+    return f'<dl class="findings">\n{findings}\n</dl>\n<div{side_by_side}>\n{below}\n</div>'
 
 
 def _html_advice(advice):

@@ -89,7 +89,7 @@ class Run:
 
 
 def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """Finds (workdirs with results, those begun without) under a list of folders.
+    """Finds (workdirs with results, unfinished ones) under a list of folders.
 
     `text` separates the folders by commas. A folder is a workdir, or holds workdirs up
     to three levels down (OUT/row/seed). Evaluations that a workdir keeps beside its own
@@ -98,7 +98,7 @@ def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     Raises BadInput for a folder that is not there or has no results at all.
     """
     finished = {}
-    begun = {}
+    unfinished = {}
     for name in _folders(text):
         folder = pathlib.Path(name)
         if not os.path.isdir(name):
@@ -113,12 +113,12 @@ def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
                 f"--workdir={_name(name)}."
             )
         finished |= dict.fromkeys(inside)
-        begun |= dict.fromkeys(_parents(folder, "config.json"))
+        unfinished |= dict.fromkeys(_parents(folder, "config.json"))
     if not finished:
         raise BadInput(
             f"--workdir={_name(text)} names no folder. Give workdirs, separated by commas."
         )
-    return list(finished), [folder for folder in begun if folder not in finished]
+    return list(finished), [folder for folder in unfinished if folder not in finished]
 
 
 def load(workdir: pathlib.Path) -> Run:

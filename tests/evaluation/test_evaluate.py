@@ -288,8 +288,10 @@ def test_each_slice_has_its_entropy_and_the_run_its_calibration_error(
             (i, found.histogram[0, i].sum(-1))
             for i in range(low, low + calibration.BINS // 20)
         ]
-        said = sum((i + 0.5) / calibration.BINS * pixels.sum() for i, pixels in each)
-        wrong += abs(said - sum(pixels[1] for _, pixels in each))
+        predicted = sum(
+            (i + 0.5) / calibration.BINS * pixels.sum() for i, pixels in each
+        )
+        wrong += abs(predicted - sum(pixels[1] for _, pixels in each))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["calibration_error"] == pytest.approx(wrong / found.histogram.sum())
     for number, levels in zip(found.slices, found.probability[..., 0] / 200):

@@ -101,7 +101,7 @@ def test_the_same_again_has_the_same_place_and_another_of_its_name_a_number(tmp_
 
 
 @pytest.mark.parametrize(
-    "there", ["a file", "damaged", "no fields", "a dangling link", "begun"]
+    "there", ["a file", "damaged", "no fields", "a dangling link", "interrupted"]
 )
 def test_what_is_no_evaluation_of_the_same_is_left_alone(tmp_path, there):
     path = tmp_path / EVALUATIONS / "theirs"
@@ -115,7 +115,7 @@ def test_what_is_no_evaluation_of_the_same_is_left_alone(tmp_path, there):
     if there in ("damaged", "no fields"):
         (path / "results.json").write_text("{" if there == "damaged" else "[]")
     found = evaluations.place(tmp_path, {"data.root": ["/a", "/theirs"]})
-    assert found.name == ("theirs" if there == "begun" else "theirs_2")
+    assert found.name == ("theirs" if there == "interrupted" else "theirs_2")
 
 
 def test_the_index_follows_the_folders_and_changes_nothing_else(tmp_path):
@@ -353,7 +353,7 @@ def test_any_other_goes_whole_into_a_folder_of_its_own(run, tmp_path, fields, na
     assert json.loads((run / "results.json").read_text())[EVALUATIONS] == {name: entry}
 
 
-def test_another_data_set_is_named_and_what_was_trained_on_is_said(
+def test_another_data_set_is_named_and_what_was_trained_on_is_named(
     run, trained, tmp_path, capsys
 ):
     theirs = write(tmp_path / "theirs", ["q1", "q2"], first=30)
@@ -368,16 +368,10 @@ def test_another_data_set_is_named_and_what_was_trained_on_is_said(
     assert found["trained_on"] == {"q3": "train"}
     assert found["differs"] == {"data.root": [str(trained / "ours"), str(theirs)]}
     closing.tested(found, str(evaluations.folder_of(run, found)), seconds=1.0)
-    said = capsys.readouterr()
-    assert (
-        "the model was trained or validated on 1 of these 3 cases: q3 (train)\n"
-        in said.out
-    )
-    assert said.out.endswith(f"{run}/evaluations/theirs/results.json has the rest\n")
-    assert (
-        "warning: The model was trained or validated on 1 of the 3 cases scored: q3 (train).\n"
-        in said.err
-    )
+    printed = capsys.readouterr()
+    assert "1 of these 3 cases: q3 (train)\n" in printed.out
+    assert f"{run}/evaluations/theirs/results.json" in printed.out
+    assert "1 of the 3 cases scored: q3 (train).\n" in printed.err
     again(run, data__root=str(theirs))
     assert [path.name for path in (run / EVALUATIONS).iterdir()] == ["theirs"]
 

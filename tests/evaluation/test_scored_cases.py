@@ -182,19 +182,17 @@ def test_cases_of_another_data_set_can_be_named(run, tmp_path):
         (["p1", "p2"], 0, []),
     ],
 )
-def test_other_data_with_names_of_the_training_are_told(
+def test_other_data_with_names_of_the_training_are_named(
     run, tmp_path, capsys, names, first, alike
 ):
     theirs = write(tmp_path / "theirs", names, first=first)
     _, scope = opened(theirs, run[1])
-    said = capsys.readouterr().err
+    warned = capsys.readouterr().err
     assert scope.trained_on == ({} if first else {"p1": "train", "p2": "train"})
-    assert (
-        "have the name of a case that the model was trained or validated on" in said
-    ) == bool(alike)
+    assert ("have the name of a case" in warned) == bool(alike)
     if alike:
-        assert f"{len(alike)} of the {len(names)} cases" in said
-        assert ": " + ", ".join(alike) + "." in said
+        assert f"{len(alike)} of the {len(names)} cases" in warned
+        assert ": " + ", ".join(alike) + "." in warned
 
 
 def test_one_case_is_enough(run, tmp_path):

@@ -90,7 +90,7 @@ def test_a_test_without_lesion(tmp_path, monkeypatch, capsys, method, classes, a
     fields, pages = shown(tmp_path / "run")
     slices = found["n_images"]
     got = 0 if above == 9 else slices
-    says = (
+    sentence = (
         "no slice of the test has a lesion: Dice is undefined; "
         f"{got} of {slices} slices got a false one"
     )
@@ -98,9 +98,9 @@ def test_a_test_without_lesion(tmp_path, monkeypatch, capsys, method, classes, a
     assert found["n_empty"] == slices * classes
     assert len(found["false_positive_slices"]) == got * classes
     assert found == fields
-    assert all(says in page for page in pages)
+    assert all(sentence in page for page in pages)
     closing.tested(found, str(tmp_path / "run"), seconds=1.0)
-    assert says in capsys.readouterr().out
+    assert sentence in capsys.readouterr().out
     assert list((tmp_path / "run" / "tensorboard").glob("*.test"))
 
 
@@ -118,7 +118,7 @@ def write_cases(root, truths):
 
 
 @pytest.mark.parametrize(
-    ("classes", "truths", "says"),
+    ("classes", "truths", "sentence"),
     [
         (
             1,
@@ -157,7 +157,7 @@ def write_cases(root, truths):
     ],
 )
 def test_cases_and_classes_that_have_none(
-    tmp_path, monkeypatch, capsys, classes, truths, says
+    tmp_path, monkeypatch, capsys, classes, truths, sentence
 ):
     others = {"of_training": [[1, 2][:classes]], "of_validation": [[1]]}
     write_cases(tmp_path / "data", truths | others)
@@ -176,10 +176,10 @@ def test_cases_and_classes_that_have_none(
     # Every pixel is predicted.
     found = evaluated(cfg, tmp_path / "run", monkeypatch, above=-99)
     closing.tested(found, str(tmp_path / "run"), seconds=1.0)
-    assert says in capsys.readouterr().out
+    assert sentence in capsys.readouterr().out
     _, (page, text) = shown(tmp_path / "run")
-    assert says.lower() in html.unescape(page).lower()
-    assert says.lower() in text.lower()
+    assert sentence.lower() in html.unescape(page).lower()
+    assert sentence.lower() in text.lower()
     # Names that a spreadsheet would take for formulas come back as they were.
     assert {case for case, _, _ in results.load(tmp_path / "run").images} == set(truths)
     for name in ("cases.csv", "slices.csv", "lesions.csv"):

@@ -136,12 +136,12 @@ def test_live_dice_is_the_packages_at_every_threshold(page, written, run, klass)
                 level,
             )
             shown = page.locator("#score").inner_text()
-            said = (
+            expected_text = (
                 "undefined"
                 if math.isnan(expected)
                 else f"Dice {expected:.4f} at threshold {level / 200:.3f}"
             )
-            assert said in shown
+            assert expected_text in shown
 
 
 def test_at_the_runs_threshold_it_is_the_evaluations(page):
@@ -178,7 +178,7 @@ def test_sliders_change_what_is_drawn_and_nothing_else(page):
     )
 
 
-def test_the_map_is_drawn_as_told(page):
+def test_the_map_is_drawn_at_the_threshold(page):
     """At full opacity a pixel has the tint exactly where it exceeds the threshold."""
     slide(page, "opacity", 100)
     page.wait_for_timeout(150)
@@ -384,6 +384,11 @@ def test_a_phone_has_room_for_it(page):
     page.wait_for_timeout(100)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.locator("#prediction").bounding_box()["width"] > 120
+    # The names of rows are not broken letter by letter.
+    assert (
+        page.locator("section.standard th[scope=row]").first.bounding_box()["width"]
+        > 120
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

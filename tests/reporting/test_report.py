@@ -284,8 +284,8 @@ def test_rows_that_the_paper_does_not_have_are_compared_with_the_first(tmp_path)
     ("rows", "title"),
     [
         (["unet", "unet"], "UNet on toy"),
-        (["mine", "yours"], "mine, yours on toy"),
-        (["unet", "mine"], "UNet, mine on toy: measured, and as published"),
+        (["first", "second"], "first, second on toy"),
+        (["unet", "own"], "UNet, own on toy: measured, and as published"),
     ],
 )
 def test_a_report_is_called_by_its_rows_and_data(tmp_path, rows, title):
@@ -649,7 +649,7 @@ def test_a_folder_of_many_workdirs_is_one_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "part"),
     [
         ("x" * 5000, "is no folder"),
         (",".join(f"{i}" + "x" * 300 for i in range(60)), "is no folder"),
@@ -660,11 +660,11 @@ def test_a_folder_of_many_workdirs_is_one_name(tmp_path, monkeypatch):
     ],
 )
 def test_workdirs_that_are_none_are_named_on_one_line(
-    tmp_path, monkeypatch, text, says
+    tmp_path, monkeypatch, text, part
 ):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", {"a": [0.5]})
-    refused(lambda: report.run(text, "r.html"), says)
+    refused(lambda: report.run(text, "r.html"), part)
     assert not (tmp_path / "r.html").exists()
 
 

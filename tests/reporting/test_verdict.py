@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from biedsnet_jax.reporting import advice, report, run_tables, verdict
-from biedsnet_jax.reporting.evidence import Evidence, Missed, gather
+from biedsnet_jax.reporting.evidence import SMALL, Evidence, Missed, gather
 from biedsnet_jax.reporting.learning import Trend
-from biedsnet_jax.scoring import false_lesions, metrics, results
+from biedsnet_jax.scoring import false_lesions, lesions, metrics, results
 from biedsnet_jax.scoring.calibration import Confidence, confidence
 
 FALLING = Trend(8, 170, 240, start=0.8, end=0.6, error=0.02)
@@ -32,6 +32,10 @@ FINE = Evidence(
     train_steps=240,
     sampler=SAMPLER,
 )
+
+
+def test_what_is_small_is_a_size_of_lesions_too():
+    assert SMALL in lesions.BINS
 
 
 def advised(**fields):
@@ -162,7 +166,7 @@ def test_figures_are_those_of_the_evaluation(tmp_path):
         assert f"- **{one.name}: {one.figure}**" in text.read_text()
 
 
-def test_what_is_not_known_is_not_told(tmp_path):
+def test_what_is_not_known_is_left_out(tmp_path):
     folder = tmp_path / "run"
     evaluated_workdir.write(folder)
     (folder / "report_data.npz").unlink()
@@ -280,7 +284,7 @@ def test_an_earlier_workdir_is_judged_the_same(tmp_path):
     ],
 )
 def test_calibration_in_words(probability, share, grade, direction):
-    """Of 200 pixels 100 are said to be foreground with a probability, a share truly is,
+    """Of 200 pixels 100 are foreground with a probability, a share truly is,
     and 100 are sure background.
     """
     histogram = np.zeros((1, 1000, 2, 2), int)

@@ -1,5 +1,5 @@
-"""False lesions where there is none, and classes that never occur: counted, and told
-wherever scores are.
+"""False lesions where there is none, and classes that never occur: counted, and put
+into words wherever scores are.
 """
 
 import collections
@@ -81,7 +81,7 @@ def test_counts_are_those_of_plain_loops(seed):
 
 
 @pytest.mark.parametrize(
-    ("masks", "says"),
+    ("masks", "sentences"),
     [
         ([("a", 1, 1), ("a", 1, 0)], []),
         ([("a", 1, 1), *[("a", 0, 1)] * 5], ["5 of 5 slices without lesion got one"]),
@@ -129,16 +129,17 @@ def test_counts_are_those_of_plain_loops(seed):
         "no class",
     ],
 )
-def test_what_is_said_worked_by_hand(masks, says, capsys, monkeypatch):
+def test_sentences_worked_by_hand(masks, sentences, capsys, monkeypatch):
     found = summary(*masks)
-    assert false_lesions.of_results(found) == says
+    assert false_lesions.of_results(found) == sentences
     assert (
-        false_lesions.of_results(json.loads(json.dumps(found, allow_nan=False))) == says
+        false_lesions.of_results(json.loads(json.dumps(found, allow_nan=False)))
+        == sentences
     )
     # A pipe gets plain closing lines.
     closing.tested(found, "runs/x", seconds=1.0)
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line in says] == says
+    assert [line for line in lines if line in sentences] == sentences
     assert ("Dice" in lines[1]) == (found["standard"]["dice"]["mean"] is not None)
     assert not any("none" in line for line in lines[2:])
     # A terminal gets a table.
@@ -146,8 +147,8 @@ def test_what_is_said_worked_by_hand(masks, says, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(terminals.COLUMNS))
     closing.tested(found, "runs/x", seconds=1.0)
     shown = " ".join(terminals.screen(sys.stdout.getvalue()).split())
-    assert all(sentence in shown for sentence in says)
-    assert ("without lesion" in shown) == bool(says)
+    assert all(sentence in shown for sentence in sentences)
+    assert ("without lesion" in shown) == bool(sentences)
 
 
 class Terminal(io.StringIO):
@@ -170,10 +171,10 @@ def texts(folder):
 
 def test_both_reports_say_it_right_under_the_score_table(tmp_path):
     evaluated_workdir.write(tmp_path / "run", count=8)
-    (said,) = false_lesions.of_results(results.load(tmp_path / "run").fields)
+    (sentence,) = false_lesions.of_results(results.load(tmp_path / "run").fields)
     rows = results.load(tmp_path / "run").masks()
     empty = [mask for mask in rows if not mask.true]
-    assert said.startswith(
+    assert sentence.startswith(
         f"{sum(mask.predicted for mask in empty)} of {len(empty)} slice"
     )
     page, text = texts(tmp_path / "run")
@@ -182,9 +183,9 @@ def test_both_reports_say_it_right_under_the_score_table(tmp_path):
         for part in text.split("## ")
         if part.startswith("Scores, standard convention")
     ]
-    assert score_table.rstrip().endswith(f"- Row BIEDSNet: {said}.")
+    assert score_table.rstrip().endswith(f"- Row BIEDSNet: {sentence}.")
     section = page.split('<section class="standard">')[1].split("</section>")[0]
-    assert f"<li>Row BIEDSNet: {said}.</li>" in section.split("</table>")[1]
+    assert f"<li>Row BIEDSNet: {sentence}.</li>" in section.split("</table>")[1]
 
 
 def test_runs_of_one_row_are_counted_together_also_of_an_earlier_version(tmp_path):
@@ -209,7 +210,7 @@ def test_runs_of_one_row_are_counted_together_also_of_an_earlier_version(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("classes", "absent", "says"),
+    ("classes", "absent", "sentences"),
     [
         (
             1,
@@ -232,10 +233,10 @@ def test_runs_of_one_row_are_counted_together_also_of_an_earlier_version(tmp_pat
         ),
     ],
 )
-def test_a_report_of_classes_that_never_occur(tmp_path, classes, absent, says):
+def test_a_report_of_classes_that_never_occur(tmp_path, classes, absent, sentences):
     evaluated_workdir.write(tmp_path / "run", classes=classes, absent=absent, count=5)
     for text in texts(tmp_path / "run"):
-        assert all(sentence in text for sentence in says)
+        assert all(sentence in text for sentence in sentences)
     page, _ = texts(tmp_path / "run")
     assert ("No slice has truth." in page) == (len(absent) == classes)
 

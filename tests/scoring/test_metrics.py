@@ -171,7 +171,7 @@ def test_nsd_of_shifted_squares(shift, tolerance, within):
     assert values["nsd"] == pytest.approx(within / 12)
 
 
-def test_nsd_tolerances_are_two_each_where_nothing_is_said():
+def test_nsd_tolerances_are_two_each_by_default():
     values = metrics.standard(pred=square(5), truth=square(3), spacing=(1.0, 1.1))
     assert (values["nsd"], values["nsd_mm"]) == (1.0, pytest.approx(8 / 12))
 

@@ -19,10 +19,10 @@ def test_counts_are_those_of_a_loop_over_thresholds_and_pixels():
         for i in range(127):
             p = probability[..., k].ravel()
             t = truth[..., k].ravel()
-            said = [float(x) * 126 >= i for x in p]
-            tp = sum(1 for s, y in zip(said, t) if s and y)
-            fp = sum(1 for s, y in zip(said, t) if s and not y)
-            fn = sum(1 for s, y in zip(said, t) if not s and y)
+            reached = [float(x) * 126 >= i for x in p]
+            tp = sum(1 for s, y in zip(reached, t) if s and y)
+            fp = sum(1 for s, y in zip(reached, t) if s and not y)
+            fn = sum(1 for s, y in zip(reached, t) if not s and y)
             assert [curve[name][i] for name in ("tp", "fp", "fn", "tn")] == [
                 tp,
                 fp,
