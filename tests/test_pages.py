@@ -4,6 +4,7 @@ import re
 import shutil
 import tarfile
 
+import documented
 import pytest
 from places import ROOT
 
@@ -45,6 +46,15 @@ def test_a_line_of_prose_is_short(page):
     lines = page.read_text().splitlines()
     long = [line for line in lines if len(line) > COLUMNS and not line.startswith("|")]
     assert long == []
+
+
+@pytest.mark.parametrize("page", ROOT.glob("results/*/notes.md"), ids=name)
+def test_links_of_notes_lead_somewhere(page):
+    for place, target in documented.links(page):
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        assert other.exists(), f"{place}: {target}"
+        assert not anchor or anchor in documented.anchors(other), f"{place}: {target}"
 
 
 def test_mode_report_reads_kept_results(kept, tmp_path):

@@ -122,7 +122,7 @@ def _page_of(section):
 
 
 def _table(section, group):
-    heading = [f"### {section or 'Of no section'}", ""]
+    heading = [f"### {section or 'No section'}", ""]
     heading += ["| field | default | range | |", "|---|---|---|---|"]
     rows = [
         f"| `{field.name}` | `{field.default!r}` | {field.range} | {field.comment} |"
