@@ -36,6 +36,7 @@ from biedsnet_jax.runtime import files, markdown
 from biedsnet_jax.scoring import results
 
 COPIED = ("results.json", "command.txt")
+# Megabytes; runs of earlier versions have their slices in cases.csv.
 PACKED = ("slices.csv", "cases.csv")
 ARCHIVE = "scores.tar.xz"
 
@@ -92,6 +93,7 @@ def write(folder: Path) -> None:
             archive.extractall(folder, filter="data")
     runs = [results.load(workdir) for workdir in finished]
     scores = report.make_tables(runs)
+    # A page of both tables would be too long to read.
     ablation = [table for table in scores if "ablation" in table.title]
     trials = [_commands(runs)]
     if (folder / search.FILES[0]).exists():
