@@ -1,15 +1,12 @@
-"""The picture on the front page: slices a network has not seen, what it found, how sure
-it is, and how it got there.
+"""Draws the picture on the front page: the worst, the median and the best test slice of
+a run, with what is there, what the network found and how sure it is.
 
     python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom
-    python -m biedsnet_jax.main --mode=evaluate --workdir=runs/phantom --config.sampler.steps=5 \
-        --config.sampler.ensemble=9
-    python benchmarks/readme_picture.py --workdir=runs/phantom/evaluations/sampler.steps=5,sampler.ensemble=9 \
-        --output=docs/prediction.png [--rows=3]
+    python benchmarks/readme_picture.py --workdir=runs/phantom --output=docs/prediction.png
 
-Draws what evaluation keeps for its report, `report_data.npz`. The phantom's slices are
-made up: no patient is in it. It has a dark ground of its own, to be read on light and
-dark pages.
+It draws what training keeps for the report, `report_data.npz`, so the same slices and
+masks stand in `report.html`. The phantom's slices are made up: no patient is in it. The
+picture has a dark ground of its own, to be read on light and dark pages.
 """
 
 import io
@@ -35,16 +32,14 @@ TILE, GAP, TITLE, MARGIN = 208, 10, 40, 20
 GROUND, INK = (13, 17, 23), (230, 237, 243)
 TRUTH, FOUND = overlay.COLOURS[1], overlay.COLOURS[0]
 HEAT = np.array(
-    [(13, 17, 23), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)],
+    [(24, 16, 34), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)],
     np.float64,
 )  # dark to bright
-# of the denoising: noise, one between, the last
-SHOWN_STEPS = 3
 
 
 def picture(data: record.ReportData, threshold: float, rows: int) -> Image.Image:
-    """A row a slice, of the first class: image, truth, prediction, uncertainty, then
-    the mask as it is denoised.
+    """Draws a row a slice, of the first class: image, truth, prediction, probability
+    and uncertainty.
     """
     table = [list(_tiles(data, i, threshold)) for i in range(rows)]
     titles = [title for title, _ in table[0]]
@@ -87,19 +82,15 @@ def _tiles(data, i, threshold) -> Iterator[tuple[str, Image.Image]]:
     yield "image", _tile(grey)
     yield "truth", _tile(_outlined(grey, truth, TRUTH))
     yield "prediction", _tile(_outlined(grey, found, FOUND))
-    p = np.clip(levels / record.LEVELS, 1e-6, 1 - 1e-6)
+    p = levels / record.LEVELS
+    yield "probability", _tile(_heat(p))
+    p = np.clip(p, 1e-6, 1 - 1e-6)
     yield "uncertainty", _tile(_heat(-(p * np.log2(p) + (1 - p) * np.log2(1 - p))))
-    for step in np.linspace(0, len(data.times) - 1, SHOWN_STEPS).round().astype(int):
-        noisy = _larger(
-            data.x_t[i, step, ..., 0] * (255 / record.GREYS), Image.Resampling.NEAREST
-        )
-        yield f"step {step + 1}", _tile(np.repeat(noisy[..., None], 3, axis=-1))
 
 
-def _larger(values, how=Image.Resampling.BICUBIC):
-    return np.asarray(
-        Image.fromarray(values.astype(np.float32)).resize((TILE, TILE), how), np.float64
-    )
+def _larger(values):
+    image = Image.fromarray(values.astype(np.float32))
+    return np.asarray(image.resize((TILE, TILE), Image.Resampling.BICUBIC), np.float64)
 
 
 def _outlined(grey, mask, colour):
@@ -125,9 +116,10 @@ def main() -> None:
     arguments = _arguments()
     run = results.load(Path(arguments.workdir))
     data = record.load(run.workdir, run.scores["dice"])
-    if isinstance(data, str) or len(data.x_0) < arguments.rows:
+    if isinstance(data, str) or len(data.slices) < arguments.rows:
         raise BadInput(
-            f"fewer denoised slices than rows, {run.workdir}, in --workdir; --mode=evaluate there keeps three"
+            f"{run.workdir} has no record of {arguments.rows} slices. Score it again with "
+            "--mode=evaluate, or give fewer --rows."
         )
     file = io.BytesIO()
     sheet = picture(data, run.fields.get("threshold", 0.5), arguments.rows)

@@ -1,7 +1,7 @@
-"""The reference of all fields: comment, default and range, for help and docs/config.md.
+"""Reference of all fields: comment, default and range, for the help and docs/config*.md.
 
 The comments are those of configs/default.py and, for a network's fields, of its class.
-`python -m biedsnet_jax.config.reference` prints docs/config.md.
+`python -m biedsnet_jax.config.reference` writes the tables of the pages.
 """
 
 import ast
@@ -20,9 +20,14 @@ from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import NETWORKS
 
 _COLUMNS = 100
-_PAGE = pathlib.Path(known_fields.DEFAULT).parents[1] / "docs" / "config.md"
-# Heading of the page, after which everything is made here.
+_DOCS = pathlib.Path(known_fields.DEFAULT).parents[1] / "docs"
+# Heading of a page, after which everything is made here.
 _HEADING = "## All fields\n"
+# The pages beside config.md, and the sections that stand there.
+_PAGES = {
+    "config-data.md": ("augment", "data", "split"),
+    "config-model.md": ("diffusion", "loss", "networks", "sampler"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,26 +109,35 @@ def text() -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
-def page() -> str:
-    """docs/config.md: what is written by hand up to the tables, and the tables."""
-    lines = [_PAGE.read_text().partition(_HEADING)[0] + _HEADING.rstrip()]
-    lines.append(
-        "These tables are made of `configs/default.py` by `biedsnet_jax/config/reference.py`.\n"
-    )
+def pages() -> dict[str, str]:
+    """Text of each page by its name in docs/: what is written by hand, then the tables."""
+    made = {}
+    for name in ("config.md", *_PAGES):
+        by_hand = (_DOCS / name).read_text().partition(_HEADING)[0]
+        made[name] = [by_hand + _HEADING.rstrip(), "Made from `configs/default.py`.\n"]
     for section, group in itertools.groupby(fields(), lambda field: field.section):
-        lines += [
-            f"### {section or 'Of no section'}",
-            "",
-            "| field | default | range | |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| `{field.name}` | `{field.default!r}` | {field.range} | {field.comment} |"
-            for field in group
-        ]
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+        made[_page_of(section)] += _table(section, group)
+    return {name: "\n".join(lines).rstrip() + "\n" for name, lines in made.items()}
+
+
+def _page_of(section):
+    first = section.partition(".")[0]
+    for name, sections in _PAGES.items():
+        if first in sections:
+            return name
+    return "config.md"
+
+
+def _table(section, group):
+    heading = [f"### {section or 'No section'}", ""]
+    heading += ["| field | default | range | |", "|---|---|---|---|"]
+    rows = [
+        f"| `{field.name}` | `{field.default!r}` | {field.range} | {field.comment} |"
+        for field in group
+    ]
+    return [*heading, *rows, ""]
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    for name, text_of_page in pages().items():
+        (_DOCS / name).write_text(text_of_page)

@@ -56,12 +56,15 @@ def test_the_help_fits_a_terminal_and_names_each_section_once():
     assert lines[at + 2] == "      Range: a whole number from 1"
 
 
-def test_the_page_is_what_is_made_of_the_fields():
-    page = (ROOT / "docs" / "config.md").read_text()
-    assert page == reference.page(), "python -m biedsnet_jax.config.reference makes it"
-    rows = [line for line in page.splitlines() if line.startswith("| `")]
+def test_the_pages_are_what_is_made_of_the_fields():
+    made = reference.pages()
+    for name, text in made.items():
+        page = (ROOT / "docs" / name).read_text()
+        assert page == text, "python -m biedsnet_jax.config.reference"
+    lines = "".join(made.values()).splitlines()
+    rows = [line for line in lines if line.startswith("| `")]
     assert len(rows) == len(flat(default.get_config()))
-    assert {row.count("|") for row in rows} == {5}
+    assert all(row.count("|") == 5 for row in rows)
 
 
 def test_without_the_configs_beside_the_package_the_help_says_so(tmp_path, monkeypatch):

@@ -47,6 +47,7 @@ def pages(root: Path = ROOT) -> list[Path]:
         root / "RESULTS.md",
         root / "tests" / "README.md",
         *sorted((root / "docs").glob("*.md")),
+        *sorted((root / "results").glob("*/notes.md")),
     ]
 
 

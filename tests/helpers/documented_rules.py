@@ -98,6 +98,9 @@ def _tests(words, workshop, page):
     for word in words[3:]:
         if word.startswith("--"):
             settings.get_profile(word.removeprefix("--hypothesis-profile="))
+        elif word == "-m":
+            # and then its expression
+            break
         else:
             assert (ROOT / word).exists(), f"no {word}"
 
@@ -281,11 +284,15 @@ def _table(words, workshop, page):
     assert "v5e:16x16" in workshop.script(words[1], words[2:])
 
 
+def _kept_scores(words, workshop, page):
+    """What is unpacked is there; tests/test_pages.py unpacks it, and reports."""
+    for word in words:
+        if word.startswith(("results/", "--workdir=")):
+            assert (ROOT / word.removeprefix("--workdir=")).exists(), f"no {word}"
+
+
 def _picture(words, workshop, page):
-    evaluated = re.search(
-        rf"{MAIN} --mode=evaluate .*--config\.sampler\.steps=5 .*", page
-    )
-    _evaluate(evaluated.group().split(), workshop, page)
+    workshop.trained(_value(words, "workdir"))
     (workshop.folder / "docs").mkdir(exist_ok=True)
     workshop.script(words[1], words[2:])
     with (
@@ -371,16 +378,16 @@ RULES = [
         _processes,
         "tests/runtime/test_processes.py has several",
     ),
-    Rule(
-        "row of a table",
-        rf"{MAIN} .*--workdir=WORKDIR",
-        _processes,
-        "minutes a row; tests/segmenters has all",
-    ),
     Rule("help", rf"{MAIN} --helpfields", _help_fields),
     Rule("train", rf"{MAIN} (?!.*--mode).*", _train),
     Rule("evaluate", rf"{MAIN} --mode=evaluate .*", _evaluate),
     Rule("predict", rf"{MAIN} --mode=predict .*", _predict),
+    Rule(
+        "kept scores",
+        rf"(tar xf|{MAIN} --mode=report) .*results/.*",
+        _kept_scores,
+        "it would write into the project",
+    ),
     Rule("report", rf"{MAIN} --mode=report .*", _report),
     Rule(
         "serve",
