@@ -127,6 +127,9 @@ def call_main(words: list[str]) -> None:
     if values.get("mode") in READING:
         for workdir in values["workdir"].split(","):
             have_workdir(Path(workdir))
+    elif {"config", "workdir"} <= set(values) and "mode" not in values:
+        # It may be there for a command that reads it.
+        shutil.rmtree(values["workdir"], ignore_errors=True)
     absl_flags.forget()
     assert main.run(["biedsnet_jax", *words]) == 0
     for flag in ("workdir", "output"):

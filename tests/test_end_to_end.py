@@ -360,6 +360,7 @@ def test_tensorboard_was_written(unbroken):
     )
 
 
+@pytest.mark.slow
 def test_evaluate_takes_everything_from_the_workdir(tmp_path, unbroken, cache):
     workdir = tmp_path / "copy"
     shutil.copytree(unbroken[0], workdir)

@@ -91,6 +91,7 @@ TOY = [
 ]
 
 
+@pytest.mark.slow
 def test_a_network_and_a_source(project, data, tmp_path):
     source = ("--config.data.source=npz", f"--config.data.root={data}")
     own = ("--config.network=tiny_net", "--config.networks.tiny_net.width=8")
@@ -113,6 +114,7 @@ def test_a_network_and_a_source(project, data, tmp_path):
     np.testing.assert_array_equal(voxels[0, ..., 0], mask == 255)
 
 
+@pytest.mark.slow
 def test_a_loss_a_sampler_and_a_network_of_a_config_file(project):
     loss = ("--config.loss.name=tversky", "--config.loss.tversky_alpha=0.2")
     sampler = ("--config.sampler.method=renoise", "--config.sampler.steps=2")

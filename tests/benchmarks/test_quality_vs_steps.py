@@ -63,6 +63,7 @@ def test_methods_leave_their_plain_rows_and_a_name_that_is_none_is_refused(
     assert "euler; give some of ddim, dpm_solver, ddpm" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_script_trains_scores_and_goes_on(tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
     rows = [quality_vs_steps.row("ddim", 1), quality_vs_steps.row("ddpm", 2)]

@@ -162,6 +162,7 @@ def toy(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(tmp_path, toy):
     fields = search.Search("data", tmp_path, 1, "quarter").row("unet")
     trials, workdir = (

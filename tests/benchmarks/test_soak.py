@@ -198,6 +198,7 @@ def toy(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_toy_run_that_is_killed_ends_in_the_same_bits(tmp_path, toy):
     run = Run(toy.folder, steps=20, more={"eval.every": 10, "checkpoint.every": 4})
     started = run.start(tmp_path / "run")
@@ -270,6 +271,7 @@ def test_a_cut_changes_what_is_not_safe_and_no_more(tmp_path):
     assert ends == {"zeroed", "cut", "spared"} and 5 < gone < 35
 
 
+@pytest.mark.slow
 def test_a_power_cut_ends_in_the_same_bits(tmp_path, toy):
     """The kill comes after a checkpoint was due; what was not on the disk is lost or
     spoilt.
@@ -284,6 +286,7 @@ def test_a_power_cut_ends_in_the_same_bits(tmp_path, toy):
     assert toy.final_bits(tmp_path / "run") == toy.expected
 
 
+@pytest.mark.slow
 def test_images_of_a_run_go_on_from_a_good_state(tmp_path, toy):
     """Power cuts at many moments of one run, each opened as a start opens it."""
     more = {"eval.every": 0, "checkpoint.every": 4}

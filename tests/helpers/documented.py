@@ -31,9 +31,10 @@ class Block(NamedTuple):
 
 
 def pages() -> list[Path]:
-    """Pages that people wrote; those under results/ are generated."""
+    """Pages that people wrote; the others under results/ are generated."""
     top = [ROOT / "README.md", ROOT / "RESULTS.md", ROOT / "tests" / "README.md"]
-    return top + sorted((ROOT / "docs").glob("*.md"))
+    notes = sorted((ROOT / "results").glob("*/notes.md"))
+    return [*top, *sorted((ROOT / "docs").glob("*.md")), *notes]
 
 
 def blocks(page: Path) -> list[Block]:

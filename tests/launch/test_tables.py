@@ -26,6 +26,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "dtype", "pictures"),
     [("table1", "bfloat16", 3), ("table2", "float32", 0)],
