@@ -30,8 +30,9 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def screen(written: str) -> str:
-    """The lines left on a screen, without colours: a line that goes back to its start
-    is written over.
+    """What is left on a screen of all that was written, without colours.
+
+    A line that goes back to its start is overwritten.
     """
     text = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", written.replace("\x1b[2K", "\r"))
     lines = text.replace("\r\n", "\n").split("\n")
@@ -41,8 +42,7 @@ def screen(written: str) -> str:
 def run(
     line: list[str], *, answer: Callable[[str], bytes | None] = lambda written: None
 ) -> tuple[int, str]:
-    """(exit code, all that a command wrote to the terminal that is its stdin, stdout
-    and stderr).
+    """Runs a command in a terminal; returns its exit code and all that it wrote.
 
     `answer(written so far)` gives what is typed next, if anything.
     """
@@ -53,8 +53,13 @@ def run(
         environment.pop(name, None)
     process = subprocess.Popen(
         [sys.executable, "-c", _OWN, *line],
-        cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
     os.close(theirs)
     written = b""
     with process, os.fdopen(ours, "rb+", buffering=0) as terminal:
@@ -69,6 +74,6 @@ def _read(terminal):
     assert select.select([terminal], [], [], WAIT)[0], "nothing more is written"
     try:
         return terminal.read(65536)
-    # Linux says so where the other side is closed
+    # Linux raises it where the other side is closed.
     except OSError:
         return b""
