@@ -1,5 +1,8 @@
-"""Eight fake CPU devices, strict rank promotion, run-time shape checks, and compilation
-that is quick, not clever.
+"""Sets jax up for tests: eight CPU devices, quick compilation and strict checks.
+
+Shapes are checked at run time, and rank promotion is an error. A compile cache that the
+tests share saves nothing: most programs are compiled once, and the small ones load from
+a file no faster than they compile.
 """
 
 import os
@@ -21,7 +24,7 @@ install_import_hook("biedsnet_jax", "beartype.beartype")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Fuzz tests; the other profile is chosen by --hypothesis-profile=thorough.
+# Fuzz tests take the profile "quick" unless --hypothesis-profile=thorough is given.
 settings.register_profile(
     "quick", max_examples=12, derandomize=True, deadline=None, database=None
 )

@@ -1,6 +1,4 @@
-"""The parts of docs/extend.md, written into a copy of the project as the page says, and
-used.
-"""
+"""The parts of docs/extend.md work in a copy of the project, added as the page says."""
 
 import os
 import shutil
@@ -37,9 +35,7 @@ def project(tmp_path_factory):
 
 
 def _with_lines(text, lines):
-    """A file's text with what a block of the page adds: an import, an entry of a dict,
-    fields.
-    """
+    """Adds what a block of the page says: an import, an entry of a dict, or fields."""
     imports = "".join(f"{line}\n" for line in lines if line.startswith("from "))
     added = "".join(
         f"{line}\n" for line in lines if line.startswith("    ") and "..." not in line
@@ -56,7 +52,7 @@ def _with_lines(text, lines):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Four cases of two slices: a bright square."""
+    """A folder of four cases of two slices with a bright square."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for case in range(4):
@@ -91,6 +87,7 @@ TOY = [
 ]
 
 
+@pytest.mark.slow
 def test_a_network_and_a_source(project, data, tmp_path):
     source = ("--config.data.source=npz", f"--config.data.root={data}")
     own = ("--config.network=tiny_net", "--config.networks.tiny_net.width=8")
@@ -113,6 +110,7 @@ def test_a_network_and_a_source(project, data, tmp_path):
     np.testing.assert_array_equal(voxels[0, ..., 0], mask == 255)
 
 
+@pytest.mark.slow
 def test_a_loss_a_sampler_and_a_network_of_a_config_file(project):
     loss = ("--config.loss.name=tversky", "--config.loss.tversky_alpha=0.2")
     sampler = ("--config.sampler.method=renoise", "--config.sampler.steps=2")

@@ -1,7 +1,6 @@
-"""What each package may import, one line a package; each outside library has its place;
-no cycles.
+"""Packages import what they may, libraries are used where they belong, without cycles.
 
-Read from the syntax trees, so that an import inside a function counts too.
+Imports are read from the syntax trees, so that one inside a function counts too.
 """
 
 import ast
@@ -77,7 +76,7 @@ ONLY_IN = {
 def imports(
     path: Path, package: str = "biedsnet_jax", *, at_the_top: bool = False
 ) -> set[str]:
-    """Dotted names that a file imports, a name from a module as module.name.
+    """Finds the dotted names that a file imports; a name of a module is module.name.
 
     Relative imports are made absolute. With `at_the_top`, those inside functions are
     left out.
@@ -105,8 +104,9 @@ def _root(path: Path, package: str) -> Path:
 
 
 def modules(package: Path) -> dict[str, Path]:
-    """Every module by its dotted name below the package; a package's __init__ by the
-    package's.
+    """Finds every module by its dotted name below the package.
+
+    An __init__ has the name of its package.
     """
     found = {}
     for path in sorted(package.rglob("*.py")):
@@ -116,7 +116,7 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def inner_imports(package: Path) -> dict[str, set[str]]:
-    """For each module, the modules of the same package that it imports."""
+    """Finds the modules of the same package that each module imports."""
     known = modules(package)
     graph = {}
     for name, path in known.items():
@@ -125,7 +125,7 @@ def inner_imports(package: Path) -> dict[str, set[str]]:
             below = imported.removeprefix(package.name + ".")
             if below == imported:
                 continue
-            # a function or class: its module
+            # What is imported may be a function or class of the module.
             while below and below not in known:
                 below = below.rpartition(".")[0]
             graph[name].add(below)
@@ -134,7 +134,7 @@ def inner_imports(package: Path) -> dict[str, set[str]]:
 
 
 def violations(package: Path) -> list[str]:
-    """What breaks the rules above, one line each."""
+    """Lists what breaks the rules above, a line each."""
     found, graph = [], inner_imports(package)
     for name, path in modules(package).items():
         own = name.split(".")[0]
@@ -160,7 +160,7 @@ def violations(package: Path) -> list[str]:
 
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """A cycle through each module that lies on one and is its first by name."""
+    """Lists cycles of imports, each once, from its first module by name."""
     found = []
     for start in sorted(graph):
         paths = [[start]]

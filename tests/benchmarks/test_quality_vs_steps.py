@@ -1,6 +1,4 @@
-"""The benchmark of steps: its choice on tables made by hand; the script itself at toy
-size, stopped and resumed.
-"""
+"""The benchmark of sampling steps chooses well, and goes on where it was stopped."""
 
 import argparse
 import json
@@ -19,12 +17,12 @@ def scored(steps, dice, ensemble=5):
 @pytest.mark.parametrize(
     ("table", "chosen"),
     [
-        # 0.797 is within 0.003 of 0.8, 0.796 is not
+        # 0.797 is within 0.003 of 0.8, 0.796 is not.
         ([(1, 0.7), (2, 0.796), (5, 0.797), (50, 0.8)], 2),
         ([(1, 0.9), (50, 0.8)], 0),
-        # the better of two as quick
+        # Of two that are equally quick the better one is chosen.
         ([(2, 0.798), (2, 0.799), (50, 0.8)], 1),
-        # 20 evaluations against 15
+        # 2 steps of 10 samples take 20 evaluations, 3 of 5 take 15.
         ([(2, 0.8, 10), (3, 0.8, 5)], 1),
     ],
 )
@@ -63,6 +61,7 @@ def test_methods_leave_their_plain_rows_and_a_name_that_is_none_is_refused(
     assert "euler. Give some of ddim, dpm_solver, ddpm" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_script_trains_scores_and_goes_on(tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
     rows = [quality_vs_steps.row("ddim", 1), quality_vs_steps.row("ddpm", 2)]
@@ -91,9 +90,9 @@ def test_the_script_trains_scores_and_goes_on(tmp_path, monkeypatch, capsys):
     assert 0 <= kept["dice"] <= 1 and kept["seconds_per_image"] > 0
 
     asked, done = 2, json.dumps(kept | {"dice": 0.125})
-    # were it measured again, it would not be 0.125
+    # A row that was measured again would not have 0.125.
     (workdir / "quality_vs_steps.json").write_text(f"[{done}]")
-    # config and weights are the workdir's
+    # Without --config, config and weights are those of the workdir.
     monkeypatch.setattr(sys, "argv", line)
     capsys.readouterr()
     assert quality_vs_steps.main() == 0

@@ -1,6 +1,4 @@
-"""The search for settings: its choice on trials made by hand, and a row's trials at toy
-size.
-"""
+"""The search for settings chooses well, and trains each trial once."""
 
 import json
 import types
@@ -15,7 +13,7 @@ from configs import phantom
 
 
 def tried(row, dice, choice=False, **fields):
-    """A trial whose validations gave these values of Dice, at steps 10, 20, ..."""
+    """Makes a trial whose validations at steps 10, 20, ... gave these values of Dice."""
     fields = {name.replace("__", "."): value for name, value in fields.items()} | {
         "train.steps": 20,
         "eval.every": 10,
@@ -33,10 +31,10 @@ def tried(row, dice, choice=False, **fields):
 
 FOLDS = [
     [
-        # the best validation counts, not the last
+        # The best validation counts, not the last.
         tried("unet", [0.5, 0.4], train__learning_rate=0.002),
         tried("unet", [0.3, 0.45], train__learning_rate=0.006),
-        # diverged
+        # It diverged.
         tried("unet", [], train__learning_rate=0.06),
         tried("biedsnet", [0.2, 0.3], train__learning_rate=0.002),
         tried("biedsnet", [0.2, 0.4], train__learning_rate=0.002, augment__scale=0.25),
@@ -68,7 +66,7 @@ FOLDS = [
 STEPS = "--config.train.steps=20 --config.eval.every=10"
 
 
-def test_each_fold_takes_the_settings_of_its_own_best_validation_and_the_ablation_those_of_the_whole():
+def test_each_fold_has_the_settings_of_its_own_best_validation():
     whole = f"0 --config.train.learning_rate=0.002 --config.augment.scale=0.25 {STEPS}"
     unet = [
         f"unet {i} --config.train.learning_rate={rate} {STEPS}"
@@ -102,7 +100,7 @@ def test_the_report_lists_every_trial_and_leaves_the_settings(tmp_path, capsys):
         "| unet | learning_rate=0.06 | 20 | 0.0000, 0 | - | - |",
         "| biedsnet | learning_rate=0.002 | 20 | 0.3000, 20 | - | - |",
         "| biedsnet | learning_rate=0.002 scale=0.25 | 20 | **0.4000, 20** | - | - |",
-        # of eight validations the last four
+        # Of eight validations the last four count.
         "| learning_rate=0.002 | 20 | 0.6000 | 0.2500 | 0.4250 |",
         "| learning_rate=0.002 schedule=cosine | 20 | 0.0000 | - | - |",
     ]
@@ -128,8 +126,10 @@ def test_the_report_lists_every_trial_and_leaves_the_settings(tmp_path, capsys):
 
 @pytest.fixture
 def toy(monkeypatch):
-    """Trials of two steps on made-up slices; `fitted` lists what was trained, `tested`
-    where a network was tested.
+    """Makes trials two steps on made-up slices.
+
+    `fitted` lists the learning rates of what was trained, `tested` where a network was
+    tested.
     """
     seen = types.SimpleNamespace(fitted=[], tested=[])
 
@@ -160,6 +160,7 @@ def toy(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(tmp_path, toy):
     fields = search.Search("data", tmp_path, 1, "quarter").row("unet")
     trials, workdir = (
@@ -180,10 +181,13 @@ def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(tmp_path, to
     )
     words = (workdir / "command.txt").read_text().split()
     assert words[3:8] == [
-        "--config=configs/covid.py:unet,quarter", "--config.seed=0", "--config.split.folds=2", "--config.split.fold=1",
+        "--config=configs/covid.py:unet,quarter",
+        "--config.seed=0",
+        "--config.split.folds=2",
+        "--config.split.fold=1",
         "--config.train.steps=2",
-    ]  # fmt: skip
-    # the other's weights
+    ]
+    # The weights of the other trial are gone.
     assert not (tmp_path / "fold1").exists() or not any((tmp_path / "fold1").iterdir())
 
     (workdir / "results.json").write_text("{}")

@@ -1,5 +1,6 @@
-"""Fuzz tests: a few inputs each by default, the same every time; 3,200 new ones in all
-with the profile `thorough`.
+"""Fuzz tests try a few inputs each, the same every time.
+
+With the profile `thorough` they try 3,200 new ones in all:
 
 python -m pytest tests/fuzz --hypothesis-profile=thorough
 """

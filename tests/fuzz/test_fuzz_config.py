@@ -1,8 +1,7 @@
-"""Any value of any field, as a flag, in Python or in a workdir's config.json: refused
-in one line, or it can be run.
+"""Any value of any field is refused in one line, or it can be run.
 
-It can be run: its config survives its workdir, and segmenter, optimizer and data are
-made of it.
+Fields come from flags, from Python and from a workdir's config.json. A config can be run
+when a workdir keeps it, and segmenter, optimizer and data can be made of it.
 """
 
 import sys
@@ -10,6 +9,7 @@ import sys
 import absl_flags
 import jax
 import pytest
+from absl import flags
 from damage import damaged, tried
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,8 +55,8 @@ VALUES = (
 
 
 @pytest.fixture
-def _absl(monkeypatch):
-    # config files import one another
+def absl_as_before(monkeypatch):
+    # Config files import one another.
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.chdir(ROOT)
@@ -75,7 +75,12 @@ def run_of(cfg):
     return cfg
 
 
-@pytest.mark.usefixtures("_absl")
+def parsed(argv):
+    main.parse_flags(argv)
+    return run_of(flags.FLAGS.config)
+
+
+@pytest.mark.usefixtures("absl_as_before")
 def test_flags(place):
     @given(
         name=st.sampled_from(CHOSEN) | st.text(max_size=10),
@@ -94,16 +99,10 @@ def test_flags(place):
     )
     def check(name, value, more):
         absl_flags.forget()
-        argv = [
-            "biedsnet_jax",
-            "--config=configs/phantom.py",
-            f"--config.{name}={value}",
-            *more,
-            f"--workdir={place}/run",
-        ]
-        tried(
-            lambda: (main.parse_flags(argv), run_of(main._CONFIG.value)), inside=place
-        )
+        argv = ["biedsnet_jax", "--config=configs/phantom.py"]
+        argv += [f"--config.{name}={value}", *more, f"--workdir={place}/run"]
+        cfg = tried(lambda: parsed(argv), inside=place)
+        assert cfg is None or set(flat(cfg)) == set(FIELDS)
 
     check()
 
@@ -119,14 +118,20 @@ def test_values(place):
                 with section.ignore_type():
                     section[last] = value
             except TypeError:
-                # ml_collections itself takes no section in the place of a value
+                # ml_collections takes no section in the place of a value.
                 return
         if tried(lambda: run_of(cfg), inside=place):
             run_config.save(cfg, place / "config.json")
-            run_config.check_trained(run_config.load(place), place)
+            saved = run_config.load(place)
+            run_config.check_trained(saved, place)
+            assert set(flat(saved)) == set(FIELDS)
             (place / "config.json").unlink()
 
     check()
+
+
+def variables_of(cfg):
+    return build_model.init_variables(build_model.build(run_of(cfg)), cfg)
 
 
 def test_fields_of_networks(place):
@@ -143,16 +148,12 @@ def test_fields_of_networks(place):
         cfg = phantom.get_config(network)
         cfg.data.size = 32
         fields = cfg.networks[network]
+        names = st.sampled_from(sorted(fields))
+        changes = st.dictionaries(names, values, min_size=1, max_size=2)
         with fields.ignore_type():
-            fields.update(
-                data.draw(
-                    st.dictionaries(
-                        st.sampled_from(sorted(fields)), values, min_size=1, max_size=2
-                    )
-                )
-            )
-        make = lambda: build_model.init_variables(build_model.build(run_of(cfg)), cfg)  # noqa: E731
-        tried(lambda: jax.eval_shape(make), inside=place)
+            fields.update(data.draw(changes))
+        shapes = tried(lambda: jax.eval_shape(lambda: variables_of(cfg)), inside=place)
+        assert all(leaf.size for leaf in jax.tree.leaves(shapes))
 
     check()
 
@@ -161,7 +162,8 @@ def test_a_damaged_config_of_a_workdir(place):
     @given(damaged(SAVED))
     def check(text):
         (place / "config.json").write_bytes(text)
-        tried(lambda: run_of(run_config.load(place)), inside=place)
+        cfg = tried(lambda: run_of(run_config.load(place)), inside=place)
+        assert cfg is None or set(flat(cfg)) == set(FIELDS)
 
     check()
 

@@ -1,6 +1,4 @@
-"""Damaged checkpoints and weights: refused in one line, or the numbers of a whole file;
-never others.
-"""
+"""Damaged checkpoints and weights are refused in one line, or give the right numbers."""
 
 import dataclasses
 import io
@@ -56,9 +54,7 @@ def saved(tmp_path_factory):
 
 @st.composite
 def damages(draw, workdir: Path, files: list[Path]):
-    """What becomes of up to three files: other bytes, or none at all (None), which is
-    to take the file away.
-    """
+    """Draws what becomes of up to three files: other bytes, or None for no file."""
     chosen = draw(st.lists(st.sampled_from(files), min_size=1, max_size=3, unique=True))
     return {
         path: draw(st.none() | damaged((workdir / path).read_bytes()))

@@ -1,6 +1,4 @@
-"""Any bytes under the name of a scan: refused in one line, or segmented on the grid
-that the file states.
-"""
+"""Any bytes as a scan are refused in one line, or segmented on the grid of the file."""
 
 import functools
 import gzip
@@ -54,7 +52,7 @@ def pictures(draw):
 
 @st.composite
 def png_headers(draw):
-    """Checksums that fit, so that the decoder believes them."""
+    """Draws PNG headers whose checksums fit, so that the decoder believes them."""
     sides = st.integers(0, 40) | st.sampled_from([2**16, 2**31 - 1, 2**32 - 1])
     bits = st.sampled_from([1, 2, 4, 8, 16]) | st.integers(0, 255)
     kinds = st.sampled_from([0, 2, 3, 4, 6]) | st.integers(0, 255)
@@ -89,7 +87,7 @@ def volume(kind=nib.Nifti1Image, dtype=np.int16) -> bytes:
 
 @st.composite
 def nifti_headers(draw):
-    """A whole volume whose header has other values in up to three fields."""
+    """Draws whole volumes whose headers have other values in up to three fields."""
     kind = draw(st.sampled_from([nib.Nifti1Image, nib.Nifti2Image]))
     whole = volume(kind, draw(st.sampled_from([np.uint8, np.int16, np.float32])))
     fields = kind.header_class.template_dtype
@@ -133,7 +131,7 @@ def nifti_bytes(draw):
 
 @functools.cache
 def dicom() -> bytes:
-    # which needs pydicom
+    # made_dicom needs pydicom.
     import made_dicom
 
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +150,7 @@ def dicom_bytes():
 NEEDS_PYDICOM = pytest.mark.skipif(find_spec("pydicom") is None, reason="no pydicom")
 
 
-# pydicom has much to say about each
+# pydicom warns of each damaged file.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "files",
@@ -170,7 +168,8 @@ def test_any_scan_is_refused_or_segmented(place, files):
         name, data = file
         shutil.rmtree(place / "in", ignore_errors=True)
         shutil.rmtree(place / "out", ignore_errors=True)
-        (place / "in").mkdir(), (place / "out").mkdir()
+        (place / "in").mkdir()
+        (place / "out").mkdir()
         (place / "in" / name).write_bytes(data)
         scan = tried(
             lambda: segmented(place / "in", place / "out", channels),
@@ -198,8 +197,9 @@ def unit_of(image) -> str:
 
 
 def segmented(source: Path, folder: Path, channels: int):
-    """The first scan of a folder, its mask written as mode predict does; the network's
-    part is left out.
+    """Reads the first scan of a folder and writes its mask as mode predict does.
+
+    A constant probability stands in for the network's.
     """
     item = scans.search(source, channels=channels).items[0]
     scan = scans.read(item, channels=channels)

@@ -1,5 +1,6 @@
-"""Any bytes in a training folder: refused in one line, or an example of the stated
-shapes. Any names of files.
+"""Any bytes in a training folder are refused in one line, or are a possible example.
+
+Any names of files lead nowhere else.
 """
 
 import io
@@ -31,14 +32,10 @@ def volume(voxels) -> bytes:
     return nib.Nifti1Image(voxels, np.diag([-0.8, 0.8, 2.5, 1])).to_bytes()
 
 
-PNG_IMAGE, PNG_MASK = (
-    png(LABEL * 200 + RNG.integers(0, 50, LABEL.shape, np.uint8)),
-    png(LABEL * 255),
-)
-VOLUME, LABELS = (
-    volume(RNG.normal(size=(6, 5, 4)).astype(np.float32)),
-    volume(RNG.integers(0, 2, (6, 5, 4), np.uint8)),
-)
+PNG_IMAGE = png(LABEL * 200 + RNG.integers(0, 50, LABEL.shape, np.uint8))
+PNG_MASK = png(LABEL * 255)
+VOLUME = volume(RNG.normal(size=(6, 5, 4)).astype(np.float32))
+LABELS = volume(RNG.integers(0, 2, (6, 5, 4), np.uint8))
 
 
 def folder(place: Path, files: dict[str, bytes]) -> Path:
@@ -114,8 +111,8 @@ def test_a_folder_of_volumes(place):
     check()
 
 
-# What a file system takes: no slash, no NUL, not too long. The letters behind make
-# names of dots alone harmless.
+# A file system takes no slash, no NUL and no long name. The letters that are put behind
+# make names of dots alone harmless.
 NAMES = st.text(
     st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), max_size=20
 )

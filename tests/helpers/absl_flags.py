@@ -1,12 +1,12 @@
-"""absl keeps flags for the life of a process; a test wants them as they were."""
+"""Resets absl's flags, which otherwise last as long as the process."""
 
 from absl import flags
 
 
 def forget() -> None:
-    """As before any parsing."""
+    """Brings absl's flags back to what they were before any parsing."""
     for name in list(flags.FLAGS):
-        # config_flags defines one for each override that it sees
+        # config_flags defines a flag for each override that it sees.
         if name.startswith("config."):
             delattr(flags.FLAGS, name)
         else:

@@ -1,5 +1,6 @@
-"""A made-up model that finds what is bright, so that every mask is known; a workdir
-where it was trained, a server.
+"""A made-up model that finds what is bright, so that every mask is known.
+
+There is a workdir where it was trained, and a server of it.
 """
 
 import contextlib
@@ -20,8 +21,9 @@ SIZE = 16
 
 
 class Bright:
-    """Certain wherever the normalised image is above a half, but for some noise of each
-    sample.
+    """Gives probability 0.8 where the normalised image is above a half, else 0.1.
+
+    Each sample adds noise of at most 0.1.
     """
 
     draws_samples = True
@@ -50,17 +52,12 @@ class Bright:
 
 
 def write_workdir(workdir, above=0.5):
-    """A trained run of the made-up model, which finds what is brighter than `above`;
-    returns the folder.
-    """
+    """Writes a run of the model that finds what is brighter than `above`; returns it."""
     cfg = folder.get_config()
     variants.toy(cfg)
-    cfg.data.size, cfg.data.normalise, cfg.eval.batch_size, cfg.compile_cache = (
-        SIZE,
-        "minmax",
-        8,
-        "",
-    )
+    cfg.data.update(size=SIZE, normalise="minmax")
+    cfg.eval.batch_size = 8
+    cfg.compile_cache = ""
     cfg.sampler.ensemble = 2
     variables = Bright().init(None, None)
     variables["params"]["above"] = jnp.float32(above)
@@ -73,7 +70,7 @@ def write_workdir(workdir, above=0.5):
 
 @contextlib.contextmanager
 def in_place():
-    """Workdirs are the made-up model's, on one device, which is quicker than eight."""
+    """Makes every workdir one of the model, on one device, which is quicker than eight."""
     one = devices.make_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "make_mesh", lambda **fields: one)
@@ -83,7 +80,10 @@ def in_place():
 
 @contextlib.contextmanager
 def served(workdir, folder, limits, token=None):
-    """The address of a server in this process, whose temporary files are in `folder`."""
+    """Gives the address of a server in this process.
+
+    Its temporary files are in `folder`.
+    """
     from biedsnet_jax.serving import serve
 
     with (

@@ -1,5 +1,6 @@
-"""A real headless Chromium for tests of pages. A test module takes the fixtures by
-name:
+"""A real headless Chromium for tests of pages.
+
+A test module takes the fixtures by name:
 
     import browser
 
@@ -17,21 +18,20 @@ import time
 import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-# tests may run as root, and in a container
+# Tests may run as root, and in a container.
 _FLAGS = ("--no-sandbox", "--disable-dev-shm-usage")
 _OWN = ("file:", "data:", "blob:", "about:")
 
 
 def find_chromium() -> str | None:
-    """Path of the browser, of CHROMIUM first."""
-    return os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, _NAMES)), None
-    )
+    """Path of the browser: what CHROMIUM says, else the first that is installed."""
+    installed = filter(None, map(shutil.which, _NAMES))
+    return os.environ.get("CHROMIUM") or next(installed, None)
 
 
 @functools.cache
 def _browser():
-    """One for all tests; it ends with the process."""
+    """Starts the one browser of all tests, which ends with the process."""
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="no playwright: pip install playwright"
     )
@@ -48,9 +48,7 @@ def _browser():
 
 @pytest.fixture
 def page_log():
-    """(kind, text) of all that `browser_page` requested, wrote to its console and
-    raised.
-    """
+    """(kind, text) of each request, console message and error of `browser_page`."""
     return []
 
 
@@ -68,8 +66,9 @@ def browser_page(page_log):
 
 
 def until(page, script: str, argument=None) -> None:
-    """Wait until a script is true; `page.wait_for_function` needs eval, which a page's
-    policy may forbid.
+    """Waits until a script is true.
+
+    `page.wait_for_function` needs eval, which a page's policy may forbid.
     """
     deadline = time.monotonic() + 30
     while not page.evaluate(script, argument):
@@ -78,8 +77,9 @@ def until(page, script: str, argument=None) -> None:
 
 
 def assert_quiet(page_log, allowed: str = "file:") -> None:
-    """No error or warning, and no request but those that begin with `allowed`, such as
-    "http://127.0.0.1:8000/".
+    """Checks that a page made no error, no warning and no request outside `allowed`.
+
+    A request may begin with `allowed`, such as "http://127.0.0.1:8000/".
     """
     loud = [(kind, text) for kind, text in page_log if kind in ("error", "warning")]
     outside = [
@@ -91,9 +91,7 @@ def assert_quiet(page_log, allowed: str = "file:") -> None:
 
 
 def assert_accessible(page) -> None:
-    """axe-core finds nothing serious. Skips without it (`pip install
-    axe-playwright-python`).
-    """
+    """Checks that axe-core finds nothing serious on a page; skips where it is missing."""
     why = "no axe: pip install axe-playwright-python"
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=why)
     found = axe.Axe().run(page).response["violations"]

@@ -1,6 +1,4 @@
-"""Folders of cases with slices that tell each other apart, and runs that were started
-on them.
-"""
+"""Folders of cases whose slices all differ, and runs that were started on them."""
 
 import numpy as np
 from PIL import Image
@@ -13,8 +11,9 @@ SLICES = 2
 
 
 def write(root, cases, *, first=0):
-    """`images/<case>/<slice>.png` and masks; the content of a case follows from its
-    place in `cases`.
+    """Writes `images/<case>/<slice>.png` and masks; returns `root`.
+
+    The content of a case follows from its place in `cases`, counted from `first`.
     """
     for number, case in enumerate(cases, start=first):
         for z in range(SLICES):
@@ -30,7 +29,7 @@ def write(root, cases, *, first=0):
 
 
 def cfg_of(root, **fields):
-    """The config of a toy on a folder, dots as double underscores."""
+    """Makes the config of a toy on a folder; `__` in a field's name stands for a dot."""
     c = folder_config.get_config()
     variants.toy(c)
     c.update_from_flattened_dict(
@@ -43,7 +42,7 @@ def cfg_of(root, **fields):
 
 
 def start(cfg, workdir):
-    """What training leaves of the split before its first step; returns its data."""
+    """Leaves in `workdir` what training does before its first step; returns the data."""
     data = run_split.open_training(cfg, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     run_split.write(cfg, workdir, data)

@@ -1,10 +1,10 @@
-"""CSV files as a test reads them."""
+"""Reads CSV files as text."""
 
 import csv
 from pathlib import Path
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows by column, as text."""
+    """Reads the rows of a file, each as a dict by column."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""Strategies that spoil bytes, and what must hold whatever comes of them."""
+"""Strategies that damage bytes, and the checks of whatever reads them."""
 
 import signal
 from collections.abc import Callable
@@ -23,12 +23,16 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Hang(BaseException):
-    """Not an Exception, since readers turn those into BadInput."""
+    """Raised where a call takes too long.
+
+    It is no Exception, since readers turn those into BadInput.
+    """
 
 
 def damaged(whole: bytes, *, within: int | None = None) -> st.SearchStrategy[bytes]:
-    """`whole` with up to three runs of its first `within` bytes overwritten, perhaps
-    cut short; or no such file.
+    """Draws damaged copies of a file's bytes, and bytes that never were such a file.
+
+    Up to three runs of the first `within` bytes are overwritten, and the end may be cut.
     """
     places = st.integers(0, max(0, (within or len(whole)) - 1))
     patches = st.binary(min_size=1, max_size=8) | st.sampled_from(_EXTREMES)
@@ -38,14 +42,14 @@ def damaged(whole: bytes, *, within: int | None = None) -> st.SearchStrategy[byt
 
 
 def tried(call: Callable[[], Any], *, inside: Path, writes: Path | None = None) -> Any:
-    """What `call()` gives, None where it refuses in one line with a fix.
+    """Returns what `call()` does, or None where it refuses in one line.
 
-    Any other end fails: another exception, a hang, half a GiB, a file that comes or
-    goes `inside`, not below `writes`.
+    Fails at any other exception, at a hang, at half a GiB of memory, and where a file
+    comes or goes in the folder `inside`, except below `writes`.
     """
     before, memory = _names(inside, writes), _memory("VmRSS")
     if _RESET.exists():
-        # the peak starts anew
+        # Linux forgets the largest size so far, so that VmHWM is that of the call.
         _RESET.write_text("5")
     result = None
     try:
@@ -84,7 +88,7 @@ def _names(folder: Path, leave_out: Path | None) -> set[Path]:
 
 
 def _memory(name: str) -> int:
-    """KiB, 0 where the system does not say."""
+    """A size from /proc/self/status in KiB; 0 where the system has none."""
     lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
     return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
 

@@ -1,9 +1,7 @@
-"""What the pages of this project tell a reader to type, and where: commands, fields,
-files, links, Python examples.
+"""Reads this project's Markdown pages: fenced blocks, code spans, links and headings.
 
-A fenced block without a language holds commands, a line each (`\\` goes on, `#` starts a comment, `&&` parts two);
-```text is a drawing, ```python an example. In running text a `code span` is a command when it starts with a flag or one
-of PROGRAMS.
+A fenced block without a language, or of bash, holds commands. In such a block `\\` joins
+a line to the next, and `#` starts a comment.
 """
 
 import re
@@ -13,126 +11,89 @@ from typing import NamedTuple
 
 from places import ROOT
 
-# and launch/...
-PROGRAMS = (
-    "python",
-    "pip",
-    "sbatch",
-    "kubectl",
-    "apt-get",
-    "git",
-    "docker",
-    "gcloud",
-    "tensorboard",
-)
-LANGUAGES = ("", "text", "python")
+_SPAN = r"`([^`\n]+(?:\n[^`\n]+)*)`"
 
 
 class Said(NamedTuple):
-    """Something a page says."""
+    """Something that a page says."""
 
-    place: str  # "README.md:12"
+    # As "README.md:12".
+    place: str
     text: str
 
 
 class Block(NamedTuple):
-    place: str  # of its first line
+    """A fenced block; its place is that of its first line."""
+
+    place: str
     language: str
     lines: list[str]
 
 
-def pages(root: Path = ROOT) -> list[Path]:
-    return [
-        root / "README.md",
-        root / "RESULTS.md",
-        root / "tests" / "README.md",
-        *sorted((root / "docs").glob("*.md")),
-        *sorted((root / "results").glob("*/notes.md")),
-    ]
+def pages() -> list[Path]:
+    """Pages that people wrote; the others under results/ are generated."""
+    top = [ROOT / "README.md", ROOT / "RESULTS.md", ROOT / "tests" / "README.md"]
+    notes = sorted((ROOT / "results").glob("*/notes.md"))
+    return [*top, *sorted((ROOT / "docs").glob("*.md")), *notes]
 
 
-def commands(page: Path, root: Path = ROOT) -> list[Said]:
-    """Of blocks and spans, their words quoted as a shell needs them, placeholders and
-    all.
-    """
-    found = []
-    for block in blocks(page, root):
-        if block.language == "":
-            found += _block_commands(block)
-    for place, text in spans(page, root):
-        if _is_command(text):
-            found += [Said(place, shlex.join(words)) for words in _split(text)]
-    return found
-
-
-def blocks(page: Path, root: Path = ROOT) -> list[Block]:
-    """Fenced blocks. Raises ValueError at one that never ends, or of a language that is
-    not in LANGUAGES.
-    """
+def blocks(page: Path) -> list[Block]:
+    """Fenced blocks of a page. Raises ValueError where one never ends."""
     found, inside = [], None
     for number, line in enumerate(page.read_text().splitlines(), start=1):
-        if line.startswith("```") and inside is None:
-            inside = Block(_place(page, number + 1, root), line[3:].strip(), [])
-            if inside.language not in LANGUAGES:
-                raise ValueError(
-                    f"{_place(page, number, root)}: a block of {inside.language}, not one of {LANGUAGES}"
-                )
-        elif line.startswith("```"):
+        if not line.startswith("```"):
+            if inside is not None:
+                inside.lines.append(line)
+        elif inside is None:
+            inside = Block(_place(page, number + 1), line[3:].strip(), [])
+        else:
             found.append(inside)
             inside = None
-        elif inside is not None:
-            inside.lines.append(line)
     if inside is not None:
-        raise ValueError(f"{inside.place}: a block without an end")
+        raise ValueError(f"{inside.place} is a block that never ends.")
     return found
 
 
-def spans(page: Path, root: Path = ROOT) -> list[Said]:
-    """Code spans, over line ends too, outside of blocks."""
-    text = _prose(page)
-    return [
-        Said(
-            _place(page, text.count("\n", 0, match.start()) + 1, root),
-            " ".join(match.group(1).split()),
-        )
-        for match in re.finditer(r"`([^`\n]+(?:\n[^`\n]+)*)`", text)
-    ]
+def commands(block: Block) -> list[str]:
+    """Commands of a block, a line each; none where the block holds something else."""
+    if block.language not in ("", "bash"):
+        return []
+    text = "\n".join(block.lines).replace("\\\n", " ")
+    split = [shlex.split(line, comments=True) for line in text.splitlines()]
+    # The shell joins commands by &&, which shlex reads as a word.
+    joined = [shlex.join(words).replace(" '&&' ", "\n") for words in split if words]
+    return "\n".join(joined).splitlines()
 
 
-def examples(page: Path, root: Path = ROOT) -> list[Said]:
+def spans(page: Path) -> list[Said]:
+    """Code spans outside of blocks, also those that go over the end of a line."""
+    return _matches(page, _SPAN, _prose(page))
+
+
+def examples(page: Path) -> list[Said]:
     """Blocks of Python, in order."""
     return [
-        Said(b.place, "\n".join(b.lines))
-        for b in blocks(page, root)
-        if b.language == "python"
+        Said(block.place, "\n".join(block.lines))
+        for block in blocks(page)
+        if block.language == "python"
     ]
 
 
-def links(page: Path, root: Path = ROOT) -> list[Said]:
-    """Targets of links and pictures, but for those of other sites."""
-    text = re.sub(r"`[^`\n]*`", "", _prose(page))
-    found = []
-    for match in re.finditer(r"\]\(([^)\s]+)\)", text):
-        if not re.match(r"\w+:", match.group(1)):
-            found.append(
-                Said(
-                    _place(page, text.count("\n", 0, match.start()) + 1, root),
-                    match.group(1),
-                )
-            )
-    return found
+def links(page: Path) -> list[Said]:
+    """Targets of links and pictures inside this project."""
+    prose = re.sub(r"`[^`\n]*`", "", _prose(page))
+    return _matches(page, r"\]\((?!\w+:)([^)\s]+)\)", prose)
 
 
 def anchors(page: Path) -> set[str]:
     """What `#...` may name on a page: its headings as GitHub writes them."""
     titles = re.findall(r"^#+ +(.*?) *$", _prose(page), flags=re.MULTILINE)
-    return {
-        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles
-    }
+    kept = [re.sub(r"[^\w\- ]", "", title.lower()) for title in titles]
+    return {title.replace(" ", "-") for title in kept}
 
 
 def _prose(page):
-    """The text with the lines of blocks empty."""
+    """The text of a page, with the lines of blocks left empty."""
     lines, inside = [], False
     for line in page.read_text().splitlines():
         fence = line.startswith("```")
@@ -141,40 +102,13 @@ def _prose(page):
     return "\n".join(lines)
 
 
-def _block_commands(block):
-    page, _, first = block.place.rpartition(":")
-    found, line, start = [], "", 0
-    for number, part in enumerate(block.lines):
-        start = start if line else number
-        line += part
-        if line.endswith("\\"):
-            line = line[:-1]
-            continue
-        found += [
-            Said(f"{page}:{int(first) + start}", shlex.join(words))
-            for words in _split(line)
-        ]
-        line = ""
+def _matches(page, pattern, text):
+    found = []
+    for match in re.finditer(pattern, text):
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(Said(_place(page, line), " ".join(match.group(1).split())))
     return found
 
 
-def _split(line):
-    """Words of each command of a line."""
-    commands = [[]]
-    for word in shlex.split(line, comments=True):
-        if word == "&&":
-            commands.append([])
-        else:
-            commands[-1].append(word)
-    return [words for words in commands if words]
-
-
-def _is_command(text):
-    first, _, rest = text.partition(" ")
-    return text.startswith("--") or (
-        bool(rest) and (first in PROGRAMS or first.startswith("launch/"))
-    )
-
-
-def _place(page, number, root):
-    return f"{page.relative_to(root)}:{number}"
+def _place(page, line):
+    return f"{page.relative_to(ROOT)}:{line}"

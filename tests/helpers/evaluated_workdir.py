@@ -1,6 +1,4 @@
-"""Workdirs as evaluation leaves them, made of blobs without a network: for tests of the
-report.
-"""
+"""Workdirs as evaluation leaves them, made of blobs without a network."""
 
 import csv
 import json
@@ -14,7 +12,10 @@ from biedsnet_jax.scoring import false_lesions, metrics
 
 
 def blobs(rng, count, size, classes):
-    """(image, probability, truth) of made-up slices; the last has no truth."""
+    """Draws (image, probability, truth) of slices; the last has no truth.
+
+    Shapes are "count size size 1" for images, else "count size size classes".
+    """
     noise = ndimage.gaussian_filter(
         rng.normal(size=(count, size, size, classes)), (0, size / 12, size / 12, 0)
     )
@@ -31,12 +32,14 @@ def blobs(rng, count, size, classes):
 
 def closing_lines(results, workdir) -> str:
     """What a pipe gets at the end of an evaluation with these results."""
-    s, (low, high) = results["standard"], results["standard"]["dice"]["ci95"]
+    s = results["standard"]
+    low, high = s["dice"]["ci95"]
     return (
         f"test: {results['n_images']} slices of {results['n_cases']} cases, "
         f"{results['n_empty']} of {results['n_images']} masks empty\n"
-        f"Dice {s['dice']['mean']:.4f} (95 % by case {low:.4f} to {high:.4f})  IoU {s['iou']['mean']:.4f}  "
-        f"HD95 {s['hd95']['mean']:.4f} px  {results['seconds_per_image']:.3f} s an image\n"
+        f"Dice {s['dice']['mean']:.4f} (95 % by case {low:.4f} to {high:.4f})  "
+        f"IoU {s['iou']['mean']:.4f}  HD95 {s['hd95']['mean']:.4f} px  "
+        f"{results['seconds_per_image']:.3f} s an image\n"
         + "".join(f"{sentence}\n" for sentence in false_lesions.of_results(results))
         + f"{workdir}/results.json has the rest\n"
     )
@@ -68,39 +71,77 @@ def write(
     tally, rows = Tally(classes, threshold), []
     for i in range(count):
         of_slice = [
-            metrics.slice_row(pred=probability[i, ..., k] > threshold, truth=truth[i, ..., k], case=f"case {i // 3}",
-                              slice=f"{i:03d}", label=k + 1)
+            metrics.slice_row(
+                pred=probability[i, ..., k] > threshold,
+                truth=truth[i, ..., k],
+                case=f"case {i // 3}",
+                slice=f"{i:03d}",
+                label=k + 1,
+            )
             for k in range(classes)
-        ]  # fmt: skip
+        ]
         rows += of_slice
         tally.add(probability[i], truth[i], [row["dice"] for row in of_slice])
     with (folder / "slices.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    chosen = tally.choose(pictures)
-    numbers, groups = np.array(chosen, np.int32).reshape(-1, 2).T
-    traced = numbers[: 3 if steps else 0]
-    share = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None, None, None]
-    noise = rng.normal(size=(len(traced), steps, size, size, classes))
-    data = record.ReportData(
-        facts={"versions": {"jax": "0.1"}, "splits": {"train": {"case 7": 3}, "val": {}, "test": {"case 0": 3}}},
-        dice=np.array(tally.dice), entropy=np.array(tally.entropy), histogram=tally.histogram, slices=numbers,
-        groups=groups, images=[record.jpeg(image[i]) for i in numbers],
-        probability=record.levels(probability[numbers], threshold), truth=truth[numbers].astype(np.uint8),
-        mutual_information=(probability[numbers] * 99).astype(np.uint8) if samples > 1 else None,
-        times=np.linspace(999, 99, steps).astype(np.int32) if steps else np.zeros(0, np.int32),
-        x_t=record.thinned(probability[traced][:, None] * share + noise * (1 - share)),
-        x_0=record.levels(probability[traced][:, None] * (0.5 + 0.5 * share), threshold),
-    )  # fmt: skip
-    record.save(folder, data)
+    chosen = np.array(tally.choose(pictures), np.int32).reshape(-1, 2)
+    slices = image, probability, truth
+    record.save(folder, _report_data(rng, slices, tally, chosen, steps, samples))
     results = {
-        "row": "biedsnet", "network": "biedsnet", "seed": seed, "dataset": "blobs", "split": "test", "parameters": 1000,
-        "gmacs_per_image": 1.5, "seconds_per_image": 0.25, "size": size, "train_steps": 40, "batch_size": 8,
-        "checkpoint_step": 40, "sampler": {"method": "ddim", "steps": steps, "ensemble": samples}, "fusion": "mean",
-        "threshold": threshold, "nsd_tolerance": 2.0, "device": "1 x cpu",
-    } | metrics.summarise(rows) | fields  # fmt: skip
+        "row": "biedsnet",
+        "network": "biedsnet",
+        "seed": seed,
+        "dataset": "blobs",
+        "split": "test",
+        "parameters": 1000,
+        "gmacs_per_image": 1.5,
+        "seconds_per_image": 0.25,
+        "size": size,
+        "train_steps": 40,
+        "batch_size": 8,
+        "checkpoint_step": 40,
+        "sampler": {"method": "ddim", "steps": steps, "ensemble": samples},
+        "fusion": "mean",
+        "threshold": threshold,
+        "nsd_tolerance": 2.0,
+        "device": "1 x cpu",
+    }
+    results |= metrics.summarise(rows) | fields
     (folder / "results.json").write_text(json.dumps(results))
+    _write_training(folder, seed)
+    return probability, truth
+
+
+def _report_data(rng, slices, tally, chosen, steps, samples) -> record.ReportData:
+    """What the report shows of the chosen (slice, group); three are denoised."""
+    numbers, groups = chosen.T
+    image, probability, truth = (values[numbers] for values in slices)
+    traced = probability[: 3 if steps else 0, None]
+    share = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None, None, None]
+    noise = rng.normal(size=(len(traced), steps, *probability.shape[1:]))
+    information = (probability * 99).astype(np.uint8)
+    splits = {"train": {"case 7": 3}, "val": {}, "test": {"case 0": 3}}
+    return record.ReportData(
+        facts={"versions": {"jax": "0.1"}, "splits": splits},
+        dice=np.array(tally.dice),
+        entropy=np.array(tally.entropy),
+        histogram=tally.histogram,
+        slices=numbers,
+        groups=groups,
+        images=[record.jpeg(one) for one in image],
+        probability=record.levels(probability, tally.threshold),
+        truth=truth.astype(np.uint8),
+        mutual_information=information if samples > 1 else None,
+        times=np.linspace(999, 99, steps).astype(np.int32),
+        x_t=record.thinned(traced * share + noise * (1 - share)),
+        x_0=record.levels(traced * (0.5 + 0.5 * share), tally.threshold),
+    )
+
+
+def _write_training(folder, seed) -> None:
+    """Writes the config, with a text that could end a script early, and 40 steps."""
     (folder / "config.json").write_text(
         json.dumps({"seed": seed, "train": {"steps": 40, "note": "</script>"}})
     )
@@ -111,4 +152,3 @@ def write(
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines)
     )
-    return probability, truth

@@ -1,4 +1,4 @@
-"""Small DICOM files for the tests, written with pydicom."""
+"""Writes small DICOM files with pydicom."""
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -11,8 +11,7 @@ from pydicom.uid import (
 )
 
 AXIAL = (1, 0, 0, 0, 1, 0)
-# mm between rows, between columns
-SPACING = (0.8, 0.6)
+SPACING = (0.8, 0.6)  # mm between rows, between columns
 
 
 def data_set(
@@ -23,8 +22,9 @@ def data_set(
     kind=CTImageStorage,
     syntax=ExplicitVRLittleEndian,
 ) -> FileDataset:
-    """An image without a place: pixels "rows columns" or "frames rows columns" as
-    stored.
+    """Makes an image without a position.
+
+    Pixels are "rows columns" or "frames rows columns", as stored.
     """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = kind, generate_uid()
@@ -34,10 +34,9 @@ def data_set(
     data.StudyInstanceUID, data.SeriesInstanceUID, data.Modality = "1.2.3", series, "CT"
     data.Rows, data.Columns = pixels.shape[-2:]
     data.BitsAllocated = data.BitsStored = 8 * pixels.dtype.itemsize
-    data.HighBit, data.PixelRepresentation = (
-        data.BitsStored - 1,
-        int(pixels.dtype.kind == "i"),
-    )
+    data.HighBit = data.BitsStored - 1
+    # 1 stands for signed numbers.
+    data.PixelRepresentation = int(pixels.dtype.kind == "i")
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
     return data
@@ -53,14 +52,14 @@ def write_slice(
     series="1.2.3.1",
     **fields,
 ):
-    """One slice; a field of None is left out."""
+    """Writes one slice and returns its path; a field of None is left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = data_set(path, pixels, series=series)
     fields = {
         "ImagePositionPatient": decimals(position),
         "ImageOrientationPatient": decimals(orientation),
         "PixelSpacing": list(spacing),
-        # of no use where there are positions
+        # Positions tell the distance of slices; a reader that used this would fail.
         "SliceThickness": 9,
     } | fields
     for name, value in fields.items():
@@ -75,7 +74,7 @@ def write_slice(
 def positions(
     count, *, orientation=AXIAL, step=2.5, start=(10.0, -20.0, 30.0)
 ) -> np.ndarray:
-    """Of slices `step` mm apart along the normal."""
+    """Positions of slices that are `step` mm apart along the normal, "count 3"."""
     normal = np.cross(orientation[:3], orientation[3:])
     return np.asarray(start) + step * np.arange(count)[:, None] * normal
 
@@ -90,8 +89,9 @@ def write_series(
     fields=lambda n: {},
     **kwargs,
 ) -> list:
-    """Slices "n rows columns", but for `skip`; names and InstanceNumber run against the
-    order of positions.
+    """Writes slices "n rows columns" without those of `skip`; returns their paths.
+
+    Names and InstanceNumber do not follow the order of positions.
     """
     where = positions(len(stored), orientation=orientation, step=step)
     order = [
@@ -107,7 +107,7 @@ def write_series(
 
 
 def write_enhanced(path, stored, *, where, orientation=AXIAL, **fields):
-    """All slices as frames of one file; slope 2 for frame 0 alone."""
+    """Writes all slices as frames of one file; only frame 0 has the slope 2."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = data_set(path, stored, kind=EnhancedCTImageStorage)
     data.NumberOfFrames = len(stored)
@@ -123,10 +123,8 @@ def write_enhanced(path, stored, *, where, orientation=AXIAL, **fields):
     frames[0].PixelValueTransformationSequence = Sequence(
         [item(RescaleSlope=2, RescaleIntercept=0)]
     )
-    data.SharedFunctionalGroupsSequence, data.PerFrameFunctionalGroupsSequence = (
-        Sequence([shared]),
-        Sequence(frames),
-    )
+    data.SharedFunctionalGroupsSequence = Sequence([shared])
+    data.PerFrameFunctionalGroupsSequence = Sequence(frames)
     for name, value in fields.items():
         setattr(data, name, value)
     data.save_as(path, enforce_file_format=True)
@@ -141,5 +139,5 @@ def item(**fields) -> Dataset:
 
 
 def decimals(numbers) -> list[str]:
-    """DICOM keeps at most 16 characters of a number."""
+    """Numbers as DICOM keeps them, in at most 16 characters."""
     return [f"{float(number):.9g}" for number in numbers]

@@ -1,4 +1,4 @@
-"""TIFF and PNG files byte by byte, of kinds that no library at hand writes."""
+"""Writes TIFF and PNG files of kinds that no library at hand writes."""
 
 import struct
 import zlib
@@ -8,13 +8,13 @@ import numpy as np
 
 
 def packbits(data: bytes) -> bytes:
-    """Literal runs alone, which is PackBits too."""
+    """Packs bytes as PackBits of literal runs alone."""
     parts = [data[i : i + 128] for i in range(0, len(data), 128)]
     return b"".join(bytes([len(part) - 1]) + part for part in parts)
 
 
 def lzw(data: bytes) -> bytes:
-    """A clear code before each byte, so that codes stay at nine bits."""
+    """Packs bytes as LZW with a clear code before each, so that codes stay at 9 bits."""
     bits = "".join(f"{256:09b}{byte:09b}" for byte in data) + f"{257:09b}"
     bits += "0" * (-len(bits) % 8)
     return int(bits, 2).to_bytes(len(bits) // 8, "big")
@@ -40,31 +40,22 @@ def tiff(
     more: dict[int, tuple[int, tuple[int, ...]]] | None = None,
     pages: tuple[int, ...] = (),
 ) -> Path:
-    """Write "h w" or "h w n" pixels; `pages` are NewSubfileType of further, equal
-    pages.
+    """Writes "h w" or "h w n" pixels and returns `path`.
+
+    `pages` holds the NewSubfileType of each further page; all pages are equal.
     """
     pixels = np.atleast_3d(pixels)
     height, width, samples = pixels.shape
     size = pixels.dtype.itemsize
-    parts = (
-        [pixels[..., i : i + 1] for i in range(samples)] if planar == 2 else [pixels]
-    )
-    blocks = []
+    parts = [pixels]
+    if planar == 2:
+        parts = [pixels[..., i : i + 1] for i in range(samples)]
     down, across = (tile, tile) if tile else (rows or height, width)
+    blocks = []
     for part in parts:
-        for y in range(0, height, down):
-            for x in range(0, width, across):
-                block = part[y : y + down, x : x + across]
-                if tile:
-                    pad = (
-                        (0, tile - block.shape[0]),
-                        (0, tile - block.shape[1]),
-                        (0, 0),
-                    )
-                    block = np.pad(block, pad)
-                blocks.append(
-                    PACKERS[compression](_packed(block, order, predictor, bits))
-                )
+        for block in _cut(part, down, across, padded=tile > 0):
+            packed = _packed(block, order, predictor, bits)
+            blocks.append(PACKERS[compression](packed))
     kind = {"u": 1, "b": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     photometric = photometric if photometric is not None else (2 if samples >= 3 else 1)
     tags = {
@@ -97,6 +88,18 @@ def tiff(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(out)
     return path
+
+
+def _cut(part, down, across, *, padded: bool):
+    """Yields the strips or tiles of a picture; tiles are padded to their full size."""
+    height, width = part.shape[:2]
+    for y in range(0, height, down):
+        for x in range(0, width, across):
+            block = part[y : y + down, x : x + across]
+            if padded:
+                below, right = down - block.shape[0], across - block.shape[1]
+                block = np.pad(block, ((0, below), (0, right), (0, 0)))
+            yield block
 
 
 def _packed(block, order: str, predictor: int, bits: int) -> bytes:
@@ -162,7 +165,7 @@ ADAM7 = (
 def png16(
     path: Path, pixels: np.ndarray, *, filters=(0, 1, 2, 3, 4), interlaced: bool = False
 ) -> Path:
-    """A 16-bit PNG of "h w n" pixels whose rows take these filters in turn."""
+    """Writes a 16-bit PNG of "h w n" pixels whose rows take these filters in turn."""
     height, width, samples = pixels.shape
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples]
     data = b""

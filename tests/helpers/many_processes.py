@@ -1,5 +1,6 @@
-"""One of several processes of `test_processes.py`: joins the others, then does jobs in
-the order they are given.
+"""One of several processes of `test_processes.py`.
+
+It joins the others, then does the jobs of SPEC.json in order:
 
 python tests/helpers/many_processes.py SPEC.json PROCESS_ID
 """
@@ -28,15 +29,15 @@ from biedsnet_jax.training.optimizer import make_optimizer
 from configs import phantom
 
 STEPS = 4
-# the step from whose checkpoint others go on
+# Others go on from the checkpoint of this step.
 CUT = 2
 FIELDS = {
     "data.size": 16,
     "data.phantom.n_cases": 4,
     "data.phantom.slices_per_case": 7,
-    # 7 test images on 4 devices
+    # The 7 test images do not divide by 4 devices.
     "split.fractions": (0.5, 0.25, 0.25),
-    # wide enough that FSDP cuts something
+    # The wider level has arrays that are large enough for FSDP to cut.
     "networks.biedsnet.channels": (8, 32),
     "networks.biedsnet.blocks_per_level": 1,
     "networks.biedsnet.bffm": False,
@@ -62,7 +63,7 @@ FIELDS = {
 
 
 def toy(**fields):
-    """The config of every job, with further fields, dots as double underscores."""
+    """Makes the config of a job; `__` in a field's name stands for a dot."""
     cfg = phantom.get_config()
     cfg.update_from_flattened_dict(
         FIELDS | {name.replace("__", "."): value for name, value in fields.items()}
@@ -72,7 +73,7 @@ def toy(**fields):
 
 
 def recording(make, seen: list):
-    """`train_batches` that notes a checksum of every row it gives."""
+    """Wraps `train_batches` so that a checksum of every row goes into `seen`."""
 
     def batches(*args, **fields):
         for batch in make(*args, **fields):
@@ -83,7 +84,7 @@ def recording(make, seen: list):
 
 
 def terminate_at(step: int, workdir: Path) -> None:
-    """SIGTERM to this process when `workdir` has logged `step`."""
+    """Sends SIGTERM to this process when `workdir` has logged `step`."""
 
     def wait():
         path = workdir / "metrics.jsonl"
@@ -95,7 +96,7 @@ def terminate_at(step: int, workdir: Path) -> None:
 
 
 def restored(workdir: Path, mesh) -> dict[str, int]:
-    """Checksums of every array of step CUT, restored onto a mesh."""
+    """Restores step CUT onto a mesh; returns a checksum of every array by its name."""
     cfg = toy()
     model, (optimizer, _) = build_model.build(cfg), make_optimizer(cfg.train)
     like = jax.eval_shape(

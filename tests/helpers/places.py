@@ -1,8 +1,8 @@
-"""Where the tests find files: those of the project, and golden vectors."""
+"""Folders that the tests read."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-# Beside the project; tests that read it skip where it is not.
+# It lies beside the project; tests that read it skip where it is missing.
 SHARED = ROOT / ".." / "shared"

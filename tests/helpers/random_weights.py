@@ -1,5 +1,6 @@
-"""Random inputs and variables for tests of networks, from numpy: compiling an `init`
-costs more than most tests.
+"""Random inputs and variables for tests of networks.
+
+numpy draws them, since compiling an `init` takes longer than most tests.
 """
 
 import math
@@ -14,17 +15,16 @@ def normal(*shape, seed: int = 0):
 
 
 def initial(module, *inputs, **static):
-    """Shapes of the module's variables; `static` goes to its `__call__`, such as
-    train=False.
-    """
+    """Shapes of a module's variables; `static`, such as train=False, goes to its call."""
     return jax.eval_shape(
         lambda *xs: module.init(jax.random.key(0), *xs, **static), *inputs
     )
 
 
 def weights(module, *inputs, **static):
-    """Random variables of the module's own shapes: no scale, bias or running statistic
-    is left at 0 or 1.
+    """Draws variables of a module's shapes.
+
+    No scale, bias or running statistic is left at 0 or 1, where a mistake would not show.
     """
     rng = np.random.default_rng(0)
 
@@ -38,11 +38,10 @@ def weights(module, *inputs, **static):
 
 
 def squares(count: int = 4, size: int = 32):
-    """Noisy images of one bright square each, and its mask."""
+    """Draws noisy images of one bright square each; returns them with their masks."""
     rng = np.random.default_rng(0)
     mask = np.zeros((count, size, size, 1), np.float32)
     for i, (top, left) in enumerate(rng.integers(0, size // 2, (count, 2))):
         mask[i, top : top + size // 2, left : left + size // 2] = 1
-    return jnp.asarray(mask + rng.normal(0, 0.3, mask.shape), jnp.float32), jnp.asarray(
-        mask
-    )
+    image = mask + rng.normal(0, 0.3, mask.shape)
+    return jnp.asarray(image, jnp.float32), jnp.asarray(mask)

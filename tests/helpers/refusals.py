@@ -1,4 +1,4 @@
-"""What every mistake of a user's must look like."""
+"""Checks that a mistake of a user's is refused in one line."""
 
 import pytest
 
@@ -6,8 +6,9 @@ from biedsnet_jax.errors import BadInput
 
 
 def refused(call, *says) -> None:
-    """`call()` raises one line that holds every part of `says`: field or file, value
-    and fix.
+    """Checks that `call()` raises one line that holds every part of `says`.
+
+    The parts are field or file, value and fix.
     """
     with pytest.raises(BadInput) as caught:
         call()

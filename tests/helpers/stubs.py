@@ -1,8 +1,8 @@
-"""A method that predicts and nothing else, for tests of what uses one."""
+"""A segmenter that only predicts, for tests of what uses one."""
 
 
 class Stub:
-    """A `segmenter.Segmenter` whose subclasses say what it predicts."""
+    """A `segmenter.Segmenter` whose subclasses override `predict`."""
 
     draws_samples = True
 

@@ -37,9 +37,9 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def screen(written: str) -> str:
-    """The lines left on a screen, without colours.
+    """What is left on a screen of all that was written, without colours.
 
-    A line that goes back to its start is written over.
+    A line that goes back to its start is overwritten.
     """
     text = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", written.replace("\x1b[2K", "\r"))
     lines = text.replace("\r\n", "\n").split("\n")
@@ -49,7 +49,7 @@ def screen(written: str) -> str:
 def run(
     line: list[str], *, answer: Callable[[str], bytes | None] = lambda written: None
 ) -> tuple[int, str]:
-    """(exit code, all that a command wrote to its terminal).
+    """Runs a command in a terminal; returns its exit code and all that it wrote.
 
     The terminal is its stdin, stdout and stderr. `answer(written so far)` returns what
     is typed next, if anything.

@@ -1,6 +1,4 @@
-"""Flax variables of a network that hold a PyTorch state, for a network that is made by
-its constructor.
-"""
+"""Flax variables of a network that hold a PyTorch state."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +8,9 @@ from biedsnet_jax.networks import NETWORKS
 
 
 def load_torch_state(network, state, *, inputs=None, **constructor):
-    """`to_variables` for `NETWORKS[network](**constructor)` called on `inputs`, by
-    default one grey image.
+    """Gives a state the layout of `NETWORKS[network](**constructor)`.
+
+    The network is called on `inputs`, by default one grey image.
     """
     module = NETWORKS[network](**constructor)
     if inputs is None:

@@ -1,6 +1,4 @@
-"""Workdirs as training leaves them, but with random weights, and images to segment with
-them.
-"""
+"""Workdirs with random weights instead of trained ones, and images to segment."""
 
 import jax
 import numpy as np
@@ -10,8 +8,7 @@ from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
 from configs import folder, variants
 
-# pixels, height and width that they see
-SIZE = 16
+SIZE = 16  # pixels, height and width that the networks see
 
 
 def toy(module=folder, chosen=None, **fields):
@@ -28,7 +25,7 @@ def toy(module=folder, chosen=None, **fields):
 
 
 def untrained(workdir, cfg):
-    """A workdir as training leaves it, but with random weights."""
+    """Writes a workdir as training leaves it, but with random weights; returns it."""
     model, rng = build_model.build(cfg), np.random.default_rng(0)
 
     def draw(path, x):

@@ -1,5 +1,6 @@
-"""The scripts that make Tables 1 and 2, with a stand-in for `python` that records what
-it was called with.
+"""The scripts that make Tables 1 and 2 start the right runs.
+
+A stand-in for `python` records what it was called with.
 """
 
 import json
@@ -26,8 +27,8 @@ TABLE_1 = [
 ]
 TABLE_2 = ["row1", "row2", "row3", "row4", "row5"]
 
-# Leaves results.json as training does; fails, with the code in FAIL_<what>, where a run
-# is to fail.
+# It leaves results.json as training does. FAIL_<what> is the exit code of a run that is to
+# fail.
 STAND_IN = f"""#!{sys.executable}
 import json, os, pathlib, sys
 flags = dict(argument.split("=", 1) for argument in sys.argv[3:])
@@ -45,9 +46,7 @@ sys.exit(code)
 
 @pytest.fixture
 def launch(tmp_path):
-    """Calls a script in `tmp_path`; gives the finished process and the calls of
-    `python`.
-    """
+    """`launch(script, *words)` gives the finished process and the calls of python."""
     stand_in = tmp_path / "bin" / "python"
     stand_in.parent.mkdir()
     stand_in.write_text(STAND_IN)
@@ -119,12 +118,15 @@ def test_seeds_variant_flags_and_names_with_spaces_reach_every_run(launch, tmp_p
     }
     assert calls[-1]["flags"]["--workdir"] == str(tmp_path / "my out, new")
     command = (tmp_path / "my out, new" / "row1" / "seed11" / "command.txt").read_text()
-    # a comma as it was given
+    # The comma stays as it was given.
     assert " --config=configs/covid.py:row1,cpu " in command
     assert shlex.split(command)[3:] == [
-        "--config=configs/covid.py:row1,cpu", "--config.seed=11", *flags[1:], "--config.data.root=DIR",
+        "--config=configs/covid.py:row1,cpu",
+        "--config.seed=11",
+        *flags[1:],
+        "--config.data.root=DIR",
         "--workdir=WORKDIR",
-    ]  # fmt: skip
+    ]
 
 
 def test_folds_are_runs_of_their_own_and_each_is_done_by_all_rows_before_the_next(
@@ -141,11 +143,11 @@ def test_folds_are_runs_of_their_own_and_each_is_done_by_all_rows_before_the_nex
         "0"
     ] * 5 + ["1"] * 5
     assert "== row5, seed 0, fold 1" in done.stdout
-    folds = "--config.split.folds=2 --config.split.fold=1"
-    line = f"python -m biedsnet_jax.main --config=configs/phantom.py:row5 --config.seed=0 {folds} --workdir=WORKDIR\n"
-    assert (
-        tmp_path / "out" / "row5" / "seed0" / "fold1" / "command.txt"
-    ).read_text() == line
+    command = tmp_path / "out" / "row5" / "seed0" / "fold1" / "command.txt"
+    assert command.read_text() == (
+        "python -m biedsnet_jax.main --config=configs/phantom.py:row5 --config.seed=0 "
+        "--config.split.folds=2 --config.split.fold=1 --workdir=WORKDIR\n"
+    )
     again, calls = launch("table2.sh", "phantom", "out", "--folds=2")
     assert again.returncode == 0 and configs(calls) == ["report"]
 
@@ -156,7 +158,7 @@ def test_settings_reach_the_run_of_their_row_and_fold(launch, tmp_path):
         for i, row in enumerate(TABLE_2)
         for fold in (0, 1)
     ]
-    # of row2, fold 1
+    # The fourth line is that of row2 and fold 1.
     lines[3] += " --config.augment.scale=0.25"
     (tmp_path / "settings.txt").write_text(
         "\n".join(lines) + "\nrow22 1 --config.seed=7\n"

@@ -1,5 +1,7 @@
-"""`launch/local.sh` with a stand-in for `python`; the other launchers, which need what
-is not here, are parsed.
+"""`launch/local.sh` starts processes, ends them together and starts them again.
+
+A stand-in for `python` records what it was called with. The scripts of all launchers are
+parsed; tests/launch/test_machines.py runs the others.
 """
 
 import json
@@ -18,8 +20,8 @@ from places import ROOT
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
-# Writes its flags to CALLS/<number of its kind>; the first EXITS words are its exit
-# codes, "wait" waits for SIGTERM.
+# It writes its flags to CALLS/<process>.<attempt>. The words of EXITS_<process> are the exit
+# codes of its attempts; "wait" waits for SIGTERM.
 STAND_IN = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys, time
 if sys.argv[1] == "-c":
@@ -27,9 +29,14 @@ if sys.argv[1] == "-c":
 flags = dict(argument.split("=", 1) for argument in sys.argv[3:] if "=" in argument)
 process, calls = flags.get("--process_id", "0"), pathlib.Path(os.environ["CALLS"])
 attempt = len(list(calls.glob(f"{{process}}.*")))
-signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(calls, f"stopped.{{process}}").touch(), os._exit(0)))
+def stop(*_):
+    pathlib.Path(calls, f"stopped.{{process}}").touch()
+    os._exit(0)
+signal.signal(signal.SIGTERM, stop)
 pathlib.Path(calls, f"{{process}}.{{attempt}}").write_text(" ".join(sys.argv[1:]))
-seen = {{"cwd": os.getcwd()}} | {{name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")}}
+seen = {{"cwd": os.getcwd()}}
+for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH"):
+    seen[name] = os.environ.get(name)
 pathlib.Path(calls).with_name(f"seen.{{process}}").write_text(json.dumps(seen))
 while len(list(calls.glob(f"*.{{attempt}}"))) < int(flags.get("--num_processes", 1)):
     time.sleep(0.01)
@@ -44,7 +51,7 @@ sys.exit(int(code))
 
 @pytest.fixture
 def local(tmp_path):
-    """`local(*arguments, EXITS_0="137 0")` -> the process; calls are in tmp_path/calls."""
+    """`local(*words, EXITS_0="137 0")` gives the process; calls are in tmp_path/calls."""
     stand_in = tmp_path / "bin" / "python"
     stand_in.parent.mkdir()
     stand_in.write_text(STAND_IN)
@@ -75,7 +82,7 @@ def local(tmp_path):
 
 
 def calls(tmp_path) -> dict[str, str]:
-    """process.attempt -> its arguments."""
+    """The arguments of each call by its process.attempt."""
     return {
         path.name: path.read_text() for path in sorted((tmp_path / "calls").iterdir())
     }
@@ -103,10 +110,10 @@ def test_every_process_has_the_flags_and_its_number(local, tmp_path, n, argument
 @pytest.mark.parametrize(
     ("exits", "code", "attempts"),
     [
-        # killed, crashed
+        # 137 is SIGKILL, 139 a crash.
         ("137 139 0", 0, 3),
         ("137 137 137 0", 137, 3),
-        # a mistake would only be made again
+        # A mistake would only be made again.
         ("2", 2, 1),
         ("1", 1, 1),
     ],
@@ -152,7 +159,7 @@ def test_it_waits_where_the_signal_goes_to_the_whole_group_as_from_a_terminal(
 
 
 def nvidia(tmp_path, count):
-    """A stand-in for a machine's nvidia-smi, which lists `count` GPUs."""
+    """Writes a stand-in for nvidia-smi that lists `count` GPUs."""
     lines = "".join(f"GPU {i}: NVIDIA H200 (UUID: GPU-{i}a)\\n" for i in range(count))
     path = tmp_path / "bin" / "nvidia-smi"
     path.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
@@ -160,7 +167,7 @@ def nvidia(tmp_path, count):
 
 
 def seen(tmp_path, name) -> list:
-    """A variable of each process in order, or its folder."""
+    """A variable of the environment of each process, in order, or its folder."""
     return [
         json.loads(path.read_text())[name] for path in sorted(tmp_path.glob("seen.*"))
     ]
@@ -276,7 +283,7 @@ def test_scripts_parse(script):
         "shellcheck",
         path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     )
-    # the extra `test` brings it
+    # The extra `test` brings it.
     if checker:
         done = subprocess.run([checker, script], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout

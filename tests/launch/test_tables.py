@@ -1,6 +1,4 @@
-"""Both tables of the paper, from the launch scripts to the report, on the phantom at
-toy width.
-"""
+"""Each table of the paper comes from one command, here on the phantom at toy width."""
 
 import json
 import os
@@ -26,12 +24,13 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "dtype", "pictures"),
     [("table1", "bfloat16", 3), ("table2", "float32", 0)],
 )
 def test_a_table_from_one_command(table, dtype, pictures, tmp_path):
-    # The interpreter of the tests, and its quick compilation.
+    # The scripts take the interpreter of the tests.
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     }
@@ -55,9 +54,9 @@ def test_a_table_from_one_command(table, dtype, pictures, tmp_path):
     assert {row: value["row"] for row, value in results.items()} == {
         row: row for row in ROWS[table]
     }
-    # all judged on the same slices
+    # All rows were scored on the same slices.
     assert len({value["n_images"] for value in results.values()}) == 1
-    # every step was finite
+    # Every step was finite.
     for row in ROWS[table]:
         lines = (tmp_path / row / "seed0" / "metrics.jsonl").read_text().splitlines()
         logged = [line for line in map(json.loads, lines) if "loss" in line]
