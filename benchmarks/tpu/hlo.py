@@ -40,7 +40,8 @@ _OP = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
 _KIND = re.compile(r" ([a-z][\w-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _CALLED = re.compile(
-    r"(?:calls|to_apply|body|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.-]+)"
+    r"(?:calls|to_apply|body|branch_computations|true_computation|false_computation)"
+    r"=(\{[^}]*\}|%[\w.-]+)"
 )
 
 

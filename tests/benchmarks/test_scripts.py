@@ -110,7 +110,7 @@ def test_attack_on_the_server(workdir):
     pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
     small = ["--uploads=1", "--silent=1", "--seconds=2"]
     # How fast it answers beside other tests is not asked here: exit code 1.
-    run("serving/attack.py", f"--workdir={workdir}", *small, codes=[0, 1])
+    run("../tests/helpers/attack.py", f"--workdir={workdir}", *small, codes=[0, 1])
 
 
 @pytest.mark.slow

@@ -17,10 +17,10 @@ import pytest
 
 pytest.importorskip("pydicom", reason="no pydicom: pip install pydicom")
 
+import hostile_files as hostile
 from places import ROOT
 from refusals import refused
 
-from benchmarks.serving import hostile
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
 from biedsnet_jax.serving import check, child, handoff, upload

@@ -28,9 +28,11 @@ from refusals import refused
 pytest.importorskip("starlette", reason="no starlette: pip install starlette uvicorn")
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install uvicorn")
 
+import attack
+import hostile_files as hostile
 from places import ROOT
 
-from benchmarks.serving import attack, hostile, load
+from benchmarks.serving import load
 from benchmarks.serving.uploads import SECRET, others, scans
 from biedsnet_jax.config import run_config
 from biedsnet_jax.prediction import predict, predictor
@@ -193,7 +195,7 @@ def test_the_load_test_fails_where_something_is_wrong(wrong):
 
 @pytest.mark.slow
 def test_a_visitor_is_answered_while_others_attack(workdir, tmp_path):
-    """This is benchmarks/serving/attack.py in small, without its times and memory."""
+    """This is tests/helpers/attack.py in small, without its times and memory."""
     limits = dataclasses.replace(LIMITS, connections=24, waiting=6, upload=2**25)
     with served(workdir, tmp_path, limits, token="t0ken") as url:
         found = attack.attack(

@@ -9,13 +9,13 @@ import re
 import struct
 import zipfile
 
+import hostile_files as hostile
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 from refusals import refused
 
-from benchmarks.serving import hostile
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import scans
 from biedsnet_jax.serving import upload

@@ -1,10 +1,10 @@
 """Attacks a server, and measures how it answers its visitors and what it leaves behind.
 
-    python benchmarks/serving/attack.py --workdir=runs/phantom
+    python tests/helpers/attack.py --workdir=runs/phantom
         [--uploads=200] [--silent=200] [--seconds=60]
 
 The model of --workdir is served with a token on 127.0.0.1, by a process of its own. For
-at most --seconds, hostile files (hostile.py) are uploaded, silent connections are
+at most --seconds, hostile files (hostile_files.py) are uploaded, silent connections are
 opened and opened again when they are closed, and a visitor with the token asks for the
 page and uploads a picture. The report has the seconds of the visitor's answers, the
 outcomes of the hostile files, and the memory of the server and of its readers of
@@ -34,8 +34,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import hostile_files as hostile
+
 from benchmarks import scripts
-from benchmarks.serving import hostile
 from benchmarks.serving.process import serving
 from biedsnet_jax.serving.limits import Limits
 
