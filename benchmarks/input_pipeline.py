@@ -50,7 +50,8 @@ def main() -> int:
             report[name] = _in_a_process(measure, folder)
             print(f"{name:9s}", json.dumps(report[name]), flush=True)
     peak = report["first"]["peak_gib"]
-    pipeline, step = report["pipeline"], report["step"]
+    pipeline = report["pipeline"]
+    step = report["step"]
     ratio = pipeline["batches_per_second"] / step["steps_per_second"]
     print(
         f"peak {peak:.2f} GiB, must be under {MOST_GIB}; "
@@ -83,7 +84,8 @@ def read(folder: Path) -> dict:
     """Opens the source as training does, and verifies every volume."""
     from biedsnet_jax.config import build_data
 
-    cfg, start = _config(folder), time.perf_counter()
+    cfg = _config(folder)
+    start = time.perf_counter()
     build_data.open_data(cfg)
     return {"seconds": time.perf_counter() - start, "peak_gib": _peak()}
 
@@ -112,7 +114,8 @@ def feed(folder: Path) -> dict:
         # The first epoch starts the workers and reads the cache into memory.
         for _ in range(epoch):
             next(batches)
-        start, timed = time.perf_counter(), max(epoch, 100)
+        start = time.perf_counter()
+        timed = max(epoch, 100)
         for _ in range(timed):
             next(batches)
         seconds = time.perf_counter() - start

@@ -74,7 +74,8 @@ def overfit(name: str, *, steps: int, dtype: str) -> tuple[float, int, int]:
         c.data.size, c.train.steps = 32, steps
         c.sampler.update(method="ddpm", steps=100)
     check_config(c)
-    data, model = build_data.open_data(c), build_model.build(c)
+    data = build_data.open_data(c)
+    model = build_model.build(c)
     mesh = devices.make_mesh()
     # Every ninth, since neighbouring slices of a case are alike.
     with_lesion = [i for i in data.train if data.source[i]["mask"].sum() > 40]

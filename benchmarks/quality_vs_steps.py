@@ -88,7 +88,8 @@ def main() -> int:
     samples = arguments.samples or cfg.sampler.ensemble
     rows = [r | {"ensemble": samples} for r in sweep(cfg.diffusion.timesteps)]
     rows = bench.measure([r for r in rows if is_wanted(r, arguments)])
-    chosen, best = choose(rows), max(rows, key=lambda r: r["dice"])
+    chosen = choose(rows)
+    best = max(rows, key=lambda r: r["dice"])
     same = {name: chosen[name] for name in row("", 0)}
     by_samples = bench.measure(
         [same | {"ensemble": k} for k in sorted({*SAMPLES, samples})]
@@ -150,7 +151,8 @@ class Bench:
     def measure(self, rows: list[dict]) -> list[dict]:
         """The rows with their scores, in order; the file gets each new one at once."""
         bar = progress.Progress("rows", len(rows))
-        kept, found = kept_rows.read(self.path, "rows", "measured"), []
+        kept = kept_rows.read(self.path, "rows", "measured")
+        found = []
         for number, fields in enumerate(rows, start=1):
             # A row of another checkpoint or of other slices does not count as done.
             key = fields | self.same

@@ -30,7 +30,8 @@ from biedsnet_jax.scoring import results
 # pixels
 TILE, GAP, TITLE, MARGIN = 208, 10, 40, 20
 GROUND, INK = (13, 17, 23), (230, 237, 243)
-TRUTH, FOUND = overlay.COLOURS[1], overlay.COLOURS[0]
+TRUTH = overlay.COLOURS[1]
+FOUND = overlay.COLOURS[0]
 HEAT = np.array(
     [(24, 16, 34), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)],
     np.float64,
@@ -47,7 +48,8 @@ def picture(data: record.ReportData, threshold: float, rows: int) -> Image.Image
     sheet = Image.new(
         "RGB", (width, 2 * MARGIN + TITLE + rows * (TILE + GAP) - GAP), GROUND
     )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=21)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=21)
     for column, title in enumerate(titles):
         left = MARGIN + column * (TILE + GAP)
         draw.text(

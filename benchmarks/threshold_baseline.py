@@ -39,7 +39,8 @@ def main(_) -> None:
     else:
         data = build_data.open_data(cfg)
     # Every fourth slice, since the neighbours of a slice look like it.
-    train, test = _slices(cfg, data, data.train[::4]), _slices(cfg, data, data.test)
+    train = _slices(cfg, data, data.train[::4])
+    test = _slices(cfg, data, data.test)
     intensities = np.concatenate([image.ravel() for image, _ in train])
     levels = np.quantile(intensities, np.linspace(0, 1, LEVELS))
     bands = [(low, high) for low in levels for high in levels if high > low]

@@ -61,7 +61,8 @@ def main() -> int:
         with serving(
             program, arguments.workdir, folder, pattern=r"is served at (\S+)"
         ) as (url, process):
-            clients, pid = arguments.clients, process.pid
+            clients = arguments.clients
+            pid = process.pid
             # The first round compiles and fills pools, so that the second shows leaks.
             warm = report(url, every, known, clients=clients, pid=pid)
             result = report(url, every, known, clients=clients, pid=pid)
@@ -88,7 +89,8 @@ def expected(
     workdir: str, scans: Path, masks: Path
 ) -> dict[str, tuple[bytes, list[dict]]]:
     """(mask, rows of summary.csv) that mode predict writes for each scan alone."""
-    cfg, found = run_config.load(Path(workdir)), {}
+    cfg = run_config.load(Path(workdir))
+    found = {}
     for path in sorted(scans.iterdir()):
         name = path.name.split(".")[0]
         predict.run(cfg, workdir, str(path), str(masks / name))
@@ -111,7 +113,8 @@ def report(
     url: str, uploads: list[Upload], known: dict, *, clients: int, pid: int
 ) -> dict:
     """Sends all uploads from so many clients at once, and reports on it."""
-    before, start = scripts.resident_mib(pid), time.monotonic()
+    before = scripts.resident_mib(pid)
+    start = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         found = list(pool.map(lambda one: send(url, one, known.get(one.name)), uploads))
     ends = [end for end, _ in found]
@@ -142,7 +145,8 @@ def send(
         return "too large", False
     if status != 202:
         return f"status {status}", False
-    job, deadline = f"/jobs/{json.loads(answer)['id']}", time.monotonic() + WAIT
+    job = f"/jobs/{json.loads(answer)['id']}"
+    deadline = time.monotonic() + WAIT
     ends = ("done", "refused", "failed")
     while (now := json.loads(_get(url, job)))["state"] not in ends:
         if time.monotonic() > deadline:

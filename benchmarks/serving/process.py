@@ -24,7 +24,8 @@ def serving(
     """
     # The system chooses a free port, which the output names.
     flags = ["--mode=serve", f"--workdir={Path(workdir).absolute()}", "--port=0"]
-    log, env = folder / "log", os.environ | {"TMPDIR": str(folder / "tmp")}
+    log = folder / "log"
+    env = os.environ | {"TMPDIR": str(folder / "tmp")}
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, *program, *flags],

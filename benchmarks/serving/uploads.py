@@ -71,7 +71,8 @@ def others(largest: int, unpacked: int = 2**31) -> list[Upload]:
     """
     rng = np.random.default_rng(1)
     secret = SECRET.encode()
-    volume, picture = gzip.compress(_nifti(rng, (30, 30, 5))), _png(rng, 30, 30)
+    volume = gzip.compress(_nifti(rng, (30, 30, 5)))
+    picture = _png(rng, 30, 30)
     # A little above the limit, so that the server must count.
     too_large = bytes(largest + MEBI // 4)
     return [
@@ -106,7 +107,8 @@ def _pixels(rng, shape):
 
 
 def _png(rng, height, width) -> bytes:
-    out, text = io.BytesIO(), PngImagePlugin.PngInfo()
+    out = io.BytesIO()
+    text = PngImagePlugin.PngInfo()
     text.add_text("Comment", SECRET)
     Image.fromarray(_pixels(rng, (height, width)).astype(np.uint8)).save(
         out, "PNG", pnginfo=text

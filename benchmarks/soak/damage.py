@@ -43,9 +43,11 @@ def small_disk(folder: Path) -> Iterator[Disk]:
     """Yields a tmpfs, where this user may mount one, else a plain folder."""
     folder.mkdir(parents=True)
     line = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)]
-    mounted, how = False, f"no file over {FILE_LIMIT} bytes"
+    mounted = False
+    how = f"no file over {FILE_LIMIT} bytes"
     if os.geteuid() == 0 and not subprocess.run(line, capture_output=True).returncode:
-        mounted, how = True, f"tmpfs of {DISK_MIB} MiB"
+        mounted = True
+        how = f"tmpfs of {DISK_MIB} MiB"
     try:
         yield Disk(folder, mounted, how)
     finally:
@@ -58,7 +60,8 @@ def spoil(
     rng: random.Random, path: Path, ways: tuple[str, ...] = ("cut", "changed", "gone")
 ) -> str:
     """Cuts a file short, changes some of its bytes, or removes it; returns which."""
-    how, data = rng.choice(ways), path.read_bytes()
+    how = rng.choice(ways)
+    data = path.read_bytes()
     if how == "gone":
         path.unlink()
     elif how == "cut":
@@ -100,7 +103,8 @@ def full_disk(rng: random.Random, workdir: Path, data: Path, disk: Disk) -> Dama
     """Takes all but some KiB of the disk, until the next start."""
     if not disk.small:
         return Damage("disk full", file_limit=FILE_LIMIT, temporary=True)
-    filler, status = disk.folder / "filler", os.statvfs(disk.folder)
+    filler = disk.folder / "filler"
+    status = os.statvfs(disk.folder)
     left = status.f_bavail * status.f_frsize - rng.randrange(4, 300) * 1024
     # In blocks, until the disk refuses one: what is free is only an estimate.
     with filler.open("wb") as file, contextlib.suppress(OSError):

@@ -100,7 +100,8 @@ def damage(
 
 def images(run: PoweredRun, rng: random.Random, count: int) -> dict:
     """Outcomes of `count` power cuts in one run, at random moments of its steps."""
-    whole, workdir = run.folder / "kept", run.folder / "images"
+    whole = run.folder / "kept"
+    workdir = run.folder / "images"
     copies = run.folder / "copy"
     # All its checkpoints are kept, to compare each copy with the same step.
     fields = run.fields | {"checkpoint.keep_latest": 10**6}
@@ -189,7 +190,8 @@ class Judge:
         from biedsnet_jax.errors import BadInput
         from biedsnet_jax.training import run_log
 
-        warnings, there = [], max(steps(workdir), default=0)
+        warnings = []
+        there = max(steps(workdir), default=0)
         try:
             run_config.check_same_run(self.cfg, workdir)
             with checkpoint.Checkpoints(
@@ -288,7 +290,8 @@ def note_fsync(journal: Path) -> None:
     def noted(target) -> None:
         fsync(target)
         number = target if isinstance(target, int) else target.fileno()
-        status, place = os.fstat(number), Path(os.readlink(f"/proc/self/fd/{number}"))
+        status = os.fstat(number)
+        place = Path(os.readlink(f"/proc/self/fd/{number}"))
         entry = {
             "inode": status.st_ino,
             "size": status.st_size,

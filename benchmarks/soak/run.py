@@ -92,7 +92,8 @@ class Run:
         """
         write_pictures(self.data)
         for name in ("unbroken", "again"):
-            started, start = self.start(self.folder / name), time.monotonic()
+            started = self.start(self.folder / name)
+            start = time.monotonic()
             started.wait_for(Moment(0, new_steps=1))
             # The second run has all programs compiled, so its seconds count.
             seconds = time.monotonic() - start
@@ -134,7 +135,8 @@ class Run:
         """(step, resident MiB) at each step that an undisturbed run logs."""
         started, points = self.start(workdir), []
         while started.process.poll() is None:
-            step, memory = last_step(workdir), scripts.resident_mib(started.process.pid)
+            step = last_step(workdir)
+            memory = scripts.resident_mib(started.process.pid)
             if step is not None and memory and (not points or step > points[-1][0]):
                 points.append((step, memory))
             time.sleep(0.01)
@@ -197,7 +199,8 @@ class Started:
 
         Returns whether the process ended before it.
         """
-        goal, given_up = (self.before or 0) + moment.new_steps, time.monotonic() + 900
+        goal = (self.before or 0) + moment.new_steps
+        given_up = time.monotonic() + 900
         while (
             moment.new_steps
             and self.process.poll() is None

@@ -161,7 +161,8 @@ def choices_table(folds: list[list[dict]]) -> tables.Table:
     )
     scores = [f"fold {fold}: Dice" for fold in range(FOLDS)]
     header = ["changed", "steps", *scores, "mean Dice"]
-    rows, keys = [], list(_keys(folds, choice=True))
+    rows = []
+    keys = list(_keys(folds, choice=True))
     if keys:
         unchanged = ("paper", _shown(RATES[0]))
         base = [key for key in _keys(folds, choice=False) if key[:2] == unchanged]
@@ -266,7 +267,9 @@ class Search:
         for done in kept:
             if same.items() <= done.items():
                 return done
-        begin, workdir, dice = time.monotonic(), self._place(same), {}
+        begin = time.monotonic()
+        workdir = self._place(same)
+        dice = {}
         workdir.mkdir(parents=True, exist_ok=True)
         try:
             train.fit(self._config(same), str(workdir))
@@ -388,7 +391,8 @@ def _mean(dice):
 
 def _changes(trial):
     """The fields that tell a trial from the others of its row."""
-    fields, shared = trial["fields"], steps(MOST_STEPS)
+    fields = trial["fields"]
+    shared = steps(MOST_STEPS)
     return _shown({name: fields[name] for name in fields if name not in shared})
 
 

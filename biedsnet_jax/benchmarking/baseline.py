@@ -53,7 +53,8 @@ def read_baseline(name: str, here: dict) -> dict:
     try:
         old = json.loads(pathlib.Path(name).read_text(), parse_constant=_refuse)
         _check_whole(old)
-        there, fields = dict(old["device"]), dict(old["config"])
+        there = dict(old["device"])
+        fields = dict(old["config"])
     except OSError as error:
         raise BadInput(
             f"The baseline {name} cannot be read: {reason(error)}. {_COMPARE}"
@@ -71,7 +72,8 @@ def read_baseline(name: str, here: dict) -> dict:
     # The round trip turns tuples into lists, as in the file.
     config = json.loads(json.dumps(here["config"]))
     for field in sorted(fields.keys() | config.keys()):
-        before, now = fields.get(field), config.get(field)
+        before = fields.get(field)
+        now = config.get(field)
         if before == now or field.startswith(FREE):
             continue
         if known_fields.is_used(field, fields) or known_fields.is_used(field, config):
@@ -115,7 +117,8 @@ def changes(new: dict, old: dict) -> list[str]:
 
 def table(result: dict) -> str:
     """The result for the screen: a line for each ceiling, a column for each program."""
-    device, ceilings = result["device"], result["ceilings"]
+    device = result["device"]
+    ceilings = result["ceilings"]
     lines = [
         f"{device['count']} x {device['kind']}, jax {result['versions']['jax']}, "
         f"{result['repeats']} repeats"

@@ -113,7 +113,8 @@ def _left_out(jaxpr: core.Jaxpr) -> Cost:
     """The cost that the compiler's count of a program leaves out."""
     total = Cost(0.0, 0.0)
     for scan in _scans(jaxpr):
-        body, length = scan.params["jaxpr"], scan.params["length"]
+        body = scan.params["jaxpr"]
+        length = scan.params["length"]
         total += _left_out(body.jaxpr).times(length)
         if length > 1:
             total += _cost_alone(body).times(length - 1)

@@ -63,7 +63,8 @@ def build(config) -> Segmenter:
 
 def _build_untaught(config):
     network = make_network(config)
-    loss, weights = _loss_function(config.loss), config.loss.supervision_weights
+    loss = _loss_function(config.loss)
+    weights = config.loss.supervision_weights
 
     def heads_loss(heads, y):
         return losses.supervised(loss, heads, y, weights)

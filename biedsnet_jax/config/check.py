@@ -180,13 +180,15 @@ def network_rule(network: type, field: str) -> Rule:
 
 def _check_counts(config):
     """Checks whole numbers that must fit each other."""
-    steps, timesteps = config.sampler.steps, config.diffusion.timesteps
+    steps = config.sampler.steps
+    timesteps = config.diffusion.timesteps
     if steps > timesteps:
         raise BadInput(
             f"sampler.steps is {steps}, more than diffusion.timesteps. Use at most "
             f"{timesteps}."
         )
-    size, parts = config.train.batch_size, config.train.accumulate
+    size = config.train.batch_size
+    parts = config.train.accumulate
     if size % parts:
         raise BadInput(
             f"train.accumulate is {parts}, which does not divide train.batch_size. Use a "
@@ -267,7 +269,8 @@ def _check_biedsnet(config):
             "networks.biedsnet.fold is True, which batch norm does not allow. Use "
             "norm='group' or fold=False."
         )
-    heads, weights = len(fields.channels) - 1, len(config.loss.supervision_weights)
+    heads = len(fields.channels) - 1
+    weights = len(config.loss.supervision_weights)
     if fields.supervision and heads > 1 and weights != heads:
         raise BadInput(
             f"loss.supervision_weights has {weights} weights for {heads} heads. Give one "

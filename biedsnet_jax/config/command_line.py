@@ -75,7 +75,8 @@ def with_config(argv: list[str], known: Any) -> list[str]:
     import, and `saved.py:WORKDIR` in the others. Paths are expanded as in `with_paths`.
     """
     argv = with_paths(argv, known)
-    mode, workdir = value(argv, "mode", known), value(argv, "workdir", known)
+    mode = value(argv, "mode", known)
+    workdir = value(argv, "workdir", known)
     if value(argv, "config", known) or mode == "report":
         return argv
     if mode == "import":
@@ -140,7 +141,8 @@ def check_read_alike(read: dict[str, str | None], known: Any) -> None:
         parsed["config"] = known["config"].config_filename
     for name, text in read.items():
         if text != parsed[name]:
-            one, other = shown(repr(text)), shown(repr(parsed[name]))
+            one = shown(repr(text))
+            other = shown(repr(parsed[name]))
             raise BadInput(
                 f"--{name} can be read as {one} and as {other} on this command line. Write "
                 "every flag as --name=value."

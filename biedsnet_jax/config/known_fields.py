@@ -59,7 +59,8 @@ def check_known(config: ConfigDict) -> None:
     for name in unknown(config):
         value = find(config, name)
         if isinstance(value, ConfigDict):
-            what, near = f"{shown(name)} is not a section", nearest(name, sections)
+            what = f"{shown(name)} is not a section"
+            near = nearest(name, sections)
         else:
             what = f"{shown(name)} ({shown(repr(value))}) is not a field"
             near = nearest(name, fields)

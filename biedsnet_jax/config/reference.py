@@ -58,7 +58,8 @@ def fields() -> Iterator[Field]:
             rule = FIELDS.get(name) or network_rule(network, last)
             comment = _network_comments(network).get(last, "")
         else:
-            rule, comment = FIELDS[name], of_default.get(name, "")
+            rule = FIELDS[name]
+            comment = of_default.get(name, "")
         yield Field(section, name, defaults[name], rule.says, comment)
 
 

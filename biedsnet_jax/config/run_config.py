@@ -162,7 +162,8 @@ def _differences(workdir, config):
     old = flat(load(workdir))
     # By way of JSON, so that both have the same types.
     new = flat(_thaw(json.loads(config.to_json_best_effort())))
-    here, there = new.get("network_file"), old.get("network_file")
+    here = new.get("network_file")
+    there = old.get("network_file")
     if here and there and network_file.read(here) == network_file.read(there):
         new["network_file"] = there
     for name in sorted(old.keys() | new.keys()):

@@ -28,7 +28,8 @@ def open_training(cfg: ConfigDict, workdir: Path) -> Data:
     A student has its teacher's split. Raises BadInput where recorded cases are missing.
     """
     record = find_record(cfg, workdir)
-    source, root = build_data.open_source(cfg), build_data.data_root(cfg)
+    source = build_data.open_source(cfg)
+    root = build_data.data_root(cfg)
     if record is not None:
         check_missing(record, source, workdir, root)
         source = without_added(record, source, workdir, root)

@@ -294,7 +294,8 @@ def _by_number(name: str) -> tuple:
 
 
 def _alone_note(names: Sequence[str]) -> str:
-    first, last = min(names, key=_by_number), max(names, key=_by_number)
+    first = min(names, key=_by_number)
+    last = max(names, key=_by_number)
     return (
         f"Every file is a case of its own, such as {first} and {last}. If some are slices of one "
         "patient, set data.case to a regular expression of the patient, or put them into a "

@@ -46,7 +46,8 @@ def k_fold(cases: Sequence[str], folds: int, fold: int, seed: int = 0) -> Splits
             f"split.fold is {fold} of split.folds={folds}. "
             "Give at least 2 folds, and a fold from 0 to split.folds - 1."
         )
-    slices, order = Counter(cases), _shuffled(cases, seed)
+    slices = Counter(cases)
+    order = _shuffled(cases, seed)
     # Folds have equal shares, so the largest cases may go first: it balances best.
     by_size = sorted(order, key=lambda case: -slices[case])
     test = _deal(by_size, slices, [1 / folds] * folds)[fold]

@@ -64,7 +64,8 @@ def normalise(
     if method == "none":
         return image
     pixels = image.reshape(-1, image.shape[-1])
-    low, high = pixels.min(axis=0), pixels.max(axis=0)
+    low = pixels.min(axis=0)
+    high = pixels.max(axis=0)
     if method == "zscore":
         # Rounding can leave a constant channel with a deviation just above 0.
         width = np.where(high > low, pixels.std(axis=0, dtype=np.float64), 0)
@@ -148,7 +149,8 @@ def augment(
     1 +- `scale`, see `rotate_and_scale`. `intensity` is the half width of random
     changes of gamma, contrast and brightness, see `change_intensity`.
     """
-    image, mask = example["image"], example["mask"]
+    image = example["image"]
+    mask = example["mask"]
     # All numbers are drawn, whatever is switched on, so that switching one transform on
     # leaves the others' draws as they were.
     draw_hflip, draw_vflip = rng.random(2)
@@ -181,7 +183,8 @@ def rotate_and_scale(
     takes the nearest pixel; outside lie the image's minimum and background.
     """
     height, width = mask.shape[:2]
-    cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+    cos = math.cos(angle) / zoom
+    sin = math.sin(angle) / zoom
     # Pillow takes the map from output to input, in (x, y) from the image's corner.
     affine = (
         cos,

@@ -44,7 +44,8 @@ def differences(saved: ConfigDict, cfg: ConfigDict) -> dict[str, list]:
     found = {}
     # `here` decides the order of the fields.
     for name in here | there:
-        before, now = there.get(name), here.get(name)
+        before = there.get(name)
+        now = here.get(name)
         if before != now:
             found[name] = [before, now]
     return found

@@ -95,7 +95,8 @@ def describe(
         exported.in_tree, exported.in_avals
     )
     cfg = model.config
-    data, diffusion = cfg.data, model.segmenter.draws_samples
+    data = cfg.data
+    diffusion = model.segmenter.draws_samples
     return {
         "row": cfg.row or cfg.network,
         "network": cfg.network,

@@ -36,7 +36,8 @@ def load(folder):
 
 if __name__ == "__main__":
     about, predict = load(pathlib.Path(__file__).parent)
-    slices, shape = np.load(sys.argv[1]), about["inputs"]["image"]["shape"]
+    slices = np.load(sys.argv[1])
+    shape = about["inputs"]["image"]["shape"]
     if slices.ndim != 4 or list(slices.shape[1:]) != shape[1:]:
         sys.exit(
             f"{sys.argv[1]} has slices of shape {slices.shape}. Bring them to {shape}, with "

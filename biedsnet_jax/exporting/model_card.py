@@ -87,7 +87,8 @@ def differences(about: dict, scores: dict) -> list[str]:
 
 
 def _model(about):
-    sampler, method = about["sampler"], "one pass, without samples and uncertainty"
+    sampler = about["sampler"]
+    method = "one pass, without samples and uncertainty"
     if sampler:
         method = (
             f"diffusion ({sampler['method']}), steps {sampler['steps']}, samples "

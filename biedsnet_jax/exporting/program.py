@@ -67,7 +67,8 @@ def make(model: Trained, *, keep_samples: bool) -> Callable[..., dict[str, Array
     are "b h w k"; with `keep_samples` there are samples "n b h w k" too.
     """
     data = model.config.data
-    low_high, method = tuple(map(float, data.window)), data.normalise
+    low_high = tuple(map(float, data.window))
+    method = data.normalise
 
     def biedsnet_predict(weights, image, number, seed):
         if low_high:
@@ -136,6 +137,7 @@ def _percentiles(image: Image) -> list[Float[Array, "b 1 1 c"]]:
         last = height * width - 1
         place = percent / 100 * last
         below = math.floor(place)
-        first, second = pixels[:, below], pixels[:, min(below + 1, last)]
+        first = pixels[:, below]
+        second = pixels[:, min(below + 1, last)]
         found.append((first + (second - first) * (place - below))[:, None, None])
     return found

@@ -163,7 +163,8 @@ def _resize_square(
     table: Float[np.ndarray, "n c"], rows: int
 ) -> Float[np.ndarray, "m c"]:
     """Resizes a square grid, kept as the rows of a table, linearly to `rows` rows."""
-    side, wanted = math.isqrt(len(table)), math.isqrt(rows)
+    side = math.isqrt(len(table))
+    wanted = math.isqrt(rows)
     if side == wanted or side * side != len(table):
         return table
     grid = table.reshape(side, side, -1)

@@ -60,7 +60,8 @@ class SwinUNet(nn.Module):
     @nn.nowrap
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises BadInput for an image of (height, width) that it cannot take."""
-        side, stages = self.image_size, len(self.depths)
+        side = self.image_size
+        stages = len(self.depths)
         if not _tiles(side, self.window, stages):
             raise BadInput(
                 f"SwinUNet's windows of {self.window} patches do not tile data.size {side}. "

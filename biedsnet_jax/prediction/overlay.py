@@ -83,7 +83,8 @@ def _paint(image, mask) -> UInt8[np.ndarray, "h w 3"]:
 def _scaled(tile, spacing):
     """Scales a tile to square pixels (in mm), with its longer side within SIDES."""
     rows, columns = spacing or (1.0, 1.0)
-    height, width = tile.shape[0] * rows, tile.shape[1] * columns
+    height = tile.shape[0] * rows
+    width = tile.shape[1] * columns
     factor = np.clip(max(tile.shape[:2]), *SIDES) / max(height, width)
     # Pillow's order.
     size = max(1, round(width * factor)), max(1, round(height * factor))

@@ -103,7 +103,8 @@ class Predictor:
         It is the mesh's size, doubled until it holds `slices`, but at most
         eval.batch_size.
         """
-        most, size = self.model.config.eval.batch_size, self.model.mesh.size
+        most = self.model.config.eval.batch_size
+        size = self.model.mesh.size
         while size < min(slices, most):
             size *= 2
         return min(size, most)

@@ -77,7 +77,8 @@ class Results:
 
         Returns what is wrong where this scan alone cannot be written.
         """
-        mask, source = self.job.where[scan.item]["mask"], scan.item.files[0]
+        mask = self.job.where[scan.item]["mask"]
+        source = scan.item.files[0]
         try:
             self.save(scan, prediction, inputs)
             return None

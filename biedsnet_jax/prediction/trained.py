@@ -98,7 +98,8 @@ class Trained:
         """
         digest = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
-            name, array = jax.tree_util.keystr(path), np.asarray(leaf)
+            name = jax.tree_util.keystr(path)
+            array = np.asarray(leaf)
             digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
             digest.update(array.tobytes())
         return digest.hexdigest()[:32]

@@ -18,9 +18,6 @@ FEWEST_MISSED = 3
 # Share of the slices without a lesion that got one, and at least so many.
 FALSE_SHARE = 0.1
 FEWEST_FALSE = 3
-# Samples of a pixel's probability, and steps that make them differ.
-SAMPLES = 9
-STEPS = 5
 
 
 class Advice(NamedTuple):
@@ -117,25 +114,6 @@ def false_lesions(evidence: Evidence) -> Advice | None:
     )
 
 
-def overconfidence(evidence: Evidence) -> Advice | None:
-    """Overconfident, and few samples averaged: average more that differ more."""
-    confidence = evidence.confidence
-    sampler = evidence.sampler
-    if not confidence or not sampler or confidence.direction != "overconfident":
-        return None
-    if confidence.grade == "good" or sampler["ensemble"] >= SAMPLES:
-        return None
-    samples = number(sampler["ensemble"], "sample")
-    steps = max(STEPS, sampler["steps"])
-    return Advice(
-        "Average more samples",
-        f"The model is {percent(confidence.sureness, 1)} sure and "
-        f"{percent(confidence.right, 1)} right, with {samples} an image. Where samples differ, "
-        "their mean is less sure. Score again with --mode=evaluate.",
-        f"--config.sampler.steps={steps} --config.sampler.ensemble={SAMPLES}",
-    )
-
-
 def uncounted_lesions(evidence: Evidence) -> Advice | None:
     """Whole slices missed, and lesions not counted: count them."""
     missed = evidence.missed
@@ -159,6 +137,5 @@ RULES = (
     falling_loss,
     small_lesions,
     false_lesions,
-    overconfidence,
     uncounted_lesions,
 )

@@ -71,7 +71,6 @@ class Evidence:
     trends: list[learning.Trend] = dataclasses.field(default_factory=list)
     size: int | None = None  # pixels a side
     train_steps: int | None = None
-    sampler: dict | None = None  # None: one pass, no samples
 
 
 def gather(shown: Sequence[Evaluated]) -> Evidence:
@@ -113,7 +112,6 @@ def gather(shown: Sequence[Evaluated]) -> Evidence:
         trends=[trend for trend in trends if trend],
         size=fields.get("size"),
         train_steps=fields.get("train_steps"),
-        sampler=fields.get("sampler"),
     )
 
 

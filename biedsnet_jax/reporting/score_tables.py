@@ -351,7 +351,8 @@ def _body(shown, header, cells):
 def _sampling(sampler):
     if not sampler:
         return "one pass"
-    steps, samples = sampler["steps"], sampler["ensemble"]
+    steps = sampler["steps"]
+    samples = sampler["ensemble"]
     return f"{sampler['method']}, {steps} steps x {samples}"
 
 

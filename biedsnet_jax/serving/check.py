@@ -81,7 +81,8 @@ def check_unpacked(path: Path, limits: Limits) -> None:
     except BadInput:
         return
     declared = math.prod(image.shape) * image.get_data_dtype().itemsize
-    most, size = min(limits.unpacked, declared + _SLACK), 0
+    most = min(limits.unpacked, declared + _SLACK)
+    size = 0
     try:
         with gzip.open(path) as file:
             while size <= most and (chunk := file.read(_CHUNK)):
@@ -259,7 +260,8 @@ def _check_passes(path: Path):
         if file.read(2) != b"\xff\xd8":
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            passes, place = 0, content.find(_START_OF_SCAN)
+            passes = 0
+            place = content.find(_START_OF_SCAN)
             while place >= 0 and passes <= _PASSES:
                 passes += 1
                 place = content.find(_START_OF_SCAN, place + 2)

@@ -44,7 +44,8 @@ class Table:
 
     def admit(self, connection: Member) -> bool:
         """Decides whether a new connection may stay; an older one may be dropped for it."""
-        each, most = self.limits.connections_each, self.limits.connections
+        each = self.limits.connections_each
+        most = self.limits.connections
         address = connection.address
         alike = [one for one in self._open if address and one.address == address]
         if len(alike) >= each and not self._make_room(alike, each):

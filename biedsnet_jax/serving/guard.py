@@ -65,7 +65,8 @@ class Guard:
 
         One who brings the token in the address is redirected, and gets the cookie.
         """
-        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
         if self._token is None and not is_local(_name(host)):
             return PlainTextResponse("Open this page as localhost or 127.0.0.1.\n", 403)
         if origin is not None and _place(origin) != host:

@@ -123,7 +123,8 @@ def _volume(fields, slices) -> Volume | None:
     """Restores a volume, whose voxels are the slices in the file's own order."""
     if fields is None:
         return None
-    affine, path = np.array(fields["affine"]), fields["path"]
+    affine = np.array(fields["affine"])
+    path = fields["path"]
     grid = Volume(np.broadcast_to(np.uint8(0), tuple(fields["shape"])), affine, path)
     voxels = grid.restore(slices if fields["axes"] == 4 else slices[..., 0])
     return Volume(voxels, affine, path, _header(fields["header"]))

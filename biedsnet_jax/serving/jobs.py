@@ -102,7 +102,8 @@ class Jobs:
         with self._changed:
             self._expire()
             self._make_room(address)
-            name, now = secrets.token_urlsafe(24), self._clock()
+            name = secrets.token_urlsafe(24)
+            now = self._clock()
             job = Job(name, self._root / name, like, now, address, now)
             job.folder.mkdir(mode=0o700)
             self._jobs[name] = job
@@ -208,7 +209,8 @@ class Jobs:
                 upload.without_paths(note, job.folder) for note in notes
             ]
         except BadInput as error:
-            state, text = "refused", upload.without_paths(str(error), job.folder)
+            state = "refused"
+            text = upload.without_paths(str(error), job.folder)
         except _Removed:
             pass
         except Failed as error:
@@ -219,7 +221,8 @@ class Jobs:
             if self._closed:
                 return
             kind = type(error).__name__
-            state, text = "failed", f"The program failed ({kind}). Try another file."
+            state = "failed"
+            text = f"The program failed ({kind}). Try another file."
             where = f"{kind}, {_where(error)}"
             print(f"biedsnet: an upload failed, {where}", file=sys.stderr, flush=True)
         with self._changed:
@@ -239,7 +242,8 @@ class Jobs:
 
     def _expire(self):
         """Removes jobs that nobody asked for, and the oldest of too many results."""
-        now, jobs = self._clock(), self._jobs.values()
+        now = self._clock()
+        jobs = self._jobs.values()
         # An upload has a time limit of its own.
         old = [
             job

@@ -122,7 +122,8 @@ def _silence():
 
 def _read(order: Order) -> int:
     """Reads one upload; returns 0 where a scan or a refusal was written."""
-    folder, limits = Path(order["folder"]), Limits(**order["limits"])
+    folder = Path(order["folder"])
+    limits = Limits(**order["limits"])
     allow = _limited(limits, (folder / upload.UPLOAD).stat().st_size)
     try:
         scan = upload.read(

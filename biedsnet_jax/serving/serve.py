@@ -52,7 +52,8 @@ def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
             _signals() as stop,
             serving(predictor, listener, limits, token=token, ended=stop) as url,
         ):
-            name, step = cfg.row or cfg.network, predictor.model.step
+            name = cfg.row or cfg.network
+            step = predictor.model.step
             print(f"{workdir}, {name} at step {step}, is served at {url}")
             if token:
                 print(

@@ -39,7 +39,8 @@ class Loop:
 
         Raises Preempted after a signal, Diverged after too many bad steps.
         """
-        cfg, quiet = self.cfg, not processes.is_first()
+        cfg = self.cfg
+        quiet = not processes.is_first()
         key = jax.random.key(cfg.seed)
         pending, since = [], time.monotonic()
         with contextlib.ExitStack() as stack:

@@ -129,7 +129,8 @@ class RunLog:
 def _panel(image, truth, probability):
     """One grey picture; each image is stretched to its own range."""
     grey = image.mean(-1)
-    low, high = grey.min((1, 2), keepdims=True), grey.max((1, 2), keepdims=True)
+    low = grey.min((1, 2), keepdims=True)
+    high = grey.max((1, 2), keepdims=True)
     grey = (grey - low) / np.maximum(high - low, 1e-6)
     rows = [
         np.concatenate([grey[i], truth[i, ..., k], probability[i, ..., k]], axis=1)

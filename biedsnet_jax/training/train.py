@@ -204,7 +204,8 @@ def _with_weights(state, variables):
 
     # Copies, twice the parameters: a state is donated, so no two arrays may be one.
     def copies(variables):
-        params, batch_stats = variables["params"], variables["batch_stats"]
+        params = variables["params"]
+        batch_stats = variables["batch_stats"]
         return jax.tree.map(jnp.copy, (params, params, batch_stats))
 
     places = jax.tree.map(

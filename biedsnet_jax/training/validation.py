@@ -81,7 +81,8 @@ def mean_dice(
     """
     scores = []
     for probability, batch, _ in model.predict_split(data, indices):
-        mask, truth = probability > model.config.threshold, batch["mask"] > 0.5
+        mask = probability > model.config.threshold
+        truth = batch["mask"] > 0.5
         overlap = (mask & truth).sum((1, 2))
         total = mask.sum((1, 2)) + truth.sum((1, 2))
         present = truth.any((1, 2))

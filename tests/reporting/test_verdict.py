@@ -17,8 +17,6 @@ from biedsnet_jax.scoring.calibration import Confidence, confidence
 
 FALLING = Trend(8, 170, 240, start=0.8, end=0.6, error=0.02)
 FLAT = Trend(8, 170, 240, start=0.8, end=0.79, error=0.02)
-SURE = Confidence(error=0.02, foreground=0.05, sureness=0.99, right=0.97)
-SAMPLER = {"method": "ddim", "steps": 1, "ensemble": 3}
 # No figure of it calls for anything.
 FINE = Evidence(
     test_cases=20,
@@ -30,7 +28,6 @@ FINE = Evidence(
     trends=[FLAT],
     size=64,
     train_steps=240,
-    sampler=SAMPLER,
 )
 
 
@@ -65,11 +62,6 @@ def advised(**fields):
             "4 of 10",
         ),
         (
-            {"confidence": SURE},
-            "--config.sampler.ensemble=9",
-            "99.0 % sure and 97.0 % right",
-        ),
-        (
             {"missed": Missed("slice with a lesion", 9, 1, 9, 1)},
             "--config.eval.lesions=True",
             "2 slices",
@@ -99,10 +91,6 @@ def test_figures_that_call_for_it_bring_one_advice(fields, flags, figures):
         {"missed": None, "healthy": None, "confidence": None},
         {"healthy": false_lesions.Counts(100, 5, 0, 0, 9)},
         {"healthy": false_lesions.Counts(4, 2, 0, 0, 9)},
-        # One pass has no samples, and enough are enough.
-        {"confidence": SURE, "sampler": None},
-        {"confidence": SURE, "sampler": SAMPLER | {"ensemble": 9}},
-        {"confidence": SURE._replace(sureness=0.95)},
     ],
 )
 def test_no_advice_is_given_that_the_figures_do_not_call_for(fields):
@@ -110,11 +98,12 @@ def test_no_advice_is_given_that_the_figures_do_not_call_for(fields):
 
 
 def test_advice_comes_in_the_order_of_its_rules():
-    found = advised(test_cases=2, trends=[FALLING], confidence=SURE)
+    counts = false_lesions.Counts(10, 4, 0, 0, 9)
+    found = advised(test_cases=2, trends=[FALLING], healthy=counts)
     assert [one.what for one in found] == [
         "Test every case",
         "Train longer",
-        "Average more samples",
+        "Raise the threshold",
     ]
 
 

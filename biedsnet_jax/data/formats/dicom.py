@@ -68,7 +68,9 @@ def search(paths: Sequence[Path]) -> Series:
     Reports, segmentations and the like are passed over. Files that cannot be read are
     together under BROKEN, for `read_series` to refuse. Raises BadInput without pydicom.
     """
-    found, numbers, passed = defaultdict(list), {}, []
+    found = defaultdict(list)
+    numbers = {}
+    passed = []
     for path in paths:
         try:
             with dicom_slice.opened(path) as header:
@@ -174,7 +176,8 @@ def _grid(
 
     Raises BadInput for two slices at one place and for uneven steps.
     """
-    first, positions = slices[0], np.stack([one.position for one in slices])
+    first = slices[0]
+    positions = np.stack([one.position for one in slices])
     if len(slices) == 1:
         places = np.zeros(1, int)
         step = first.normal * (first.thickness or _UNKNOWN_MM)

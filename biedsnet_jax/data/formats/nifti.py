@@ -57,7 +57,8 @@ def open_header(
         check_regular(path)
     try:
         image = nib.Nifti1Image.from_stream(stream) if stream else _load(path)
-        shape, kind = image.shape, image.get_data_dtype()
+        shape = image.shape
+        kind = image.get_data_dtype()
     # Nibabel raises anything from HeaderDataError to OverflowError for a broken header.
     except Exception as error:
         raise BadInput(
@@ -79,9 +80,11 @@ def open_header(
             f"{path} holds an empty volume, of {size}. Replace or remove it."
         )
     if stream:
-        most, zipped = packed, path.name.lower().endswith(".gz")
+        most = packed
+        zipped = path.name.lower().endswith(".gz")
     else:
-        most, zipped = path.stat().st_size, _is_packed(path)
+        most = path.stat().st_size
+        zipped = _is_packed(path)
     if zipped:
         most *= _GZIP_MOST
     declared = np.prod(shape, dtype=float) * kind.itemsize
@@ -184,7 +187,8 @@ def read(
 
 def check_content(volume: Volume) -> None:
     """Raises BadInput for a scan in which every voxel is the same."""
-    low, high = volume.voxels.min(), volume.voxels.max()
+    low = volume.voxels.min()
+    high = volume.voxels.max()
     if low == high:
         raise BadInput(
             f"{volume.path} is empty: every voxel is {low}. Replace or remove it."

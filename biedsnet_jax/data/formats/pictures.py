@@ -298,7 +298,8 @@ def _orientation(file: Image.Image) -> int:
 
 def _unmultiplied(pixels: Shaped[np.ndarray, "h w n"]) -> Shaped[np.ndarray, "h w n"]:
     """Divides colours by the alpha that they were multiplied by; 0 where that is 0."""
-    colours, alpha = pixels[..., :-1], pixels[..., -1:]
+    colours = pixels[..., :-1]
+    alpha = pixels[..., -1:]
     is_whole = pixels.dtype.kind in "ui"
     most = np.iinfo(pixels.dtype).max if is_whole else 1.0
     divided = np.divide(
@@ -345,9 +346,11 @@ def _channels(
         return np.repeat(pixels, 3, axis=-1)
     if pixels.dtype.kind == "u":
         most = np.iinfo(pixels.dtype).max
-        allowed, of = GREY_SPREAD / 255 * most, f" of {most}"
+        allowed = GREY_SPREAD / 255 * most
+        of = f" of {most}"
     else:
-        allowed, of = 1e-3 * np.abs(pixels).max(), ""
+        allowed = 1e-3 * np.abs(pixels).max()
+        of = ""
     spread = np.ptp(pixels.astype(np.float32), axis=-1).max()
     if spread > allowed:
         raise BadInput(

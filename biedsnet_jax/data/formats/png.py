@@ -96,7 +96,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     while start + 12 <= len(data):
         length = struct.unpack(">I", data[start : start + 4])[0]
         end = start + 8 + length
-        name, content = data[start + 4 : start + 8], data[start + 8 : end]
+        name = data[start + 4 : start + 8]
+        content = data[start + 8 : end]
         if data[end : end + 4] != struct.pack(">I", zlib.crc32(name + content)):
             raise ValueError(f"chunk {name.decode('latin-1')!a} is damaged")
         yield name, content
@@ -143,7 +144,8 @@ def _unfiltered(
 
 def _paeth(left, above, corner):
     """Takes whichever is nearest to left + above - corner; earlier ones win ties."""
-    to_left, to_above = np.abs(above - corner), np.abs(left - corner)
+    to_left = np.abs(above - corner)
+    to_above = np.abs(left - corner)
     to_corner = np.abs(left + above - 2 * corner)
     other = np.where(to_above <= to_corner, above, corner)
     return np.where((to_left <= to_above) & (to_left <= to_corner), left, other)

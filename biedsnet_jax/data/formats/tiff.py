@@ -214,11 +214,15 @@ def _plane(
     tiled = 322 in tags.values
     # A piece, across x down pixels, is a tile, or a strip of whole rows.
     if tiled:
-        across, down = int(tags.one(322)), int(tags.one(323))
-        offsets, sizes = tags.many(324), tags.many(325)
+        across = int(tags.one(322))
+        down = int(tags.one(323))
+        offsets = tags.many(324)
+        sizes = tags.many(325)
     else:
-        across, down = width, min(int(tags.one(278, height)), height)
-        offsets, sizes = tags.many(273), tags.many(279)
+        across = width
+        down = min(int(tags.one(278, height)), height)
+        offsets = tags.many(273)
+        sizes = tags.many(279)
     if min(across, down, height, width, samples) < 1:
         raise ValueError("a size of 0")
     # Bytes of a piece's row.
@@ -283,7 +287,8 @@ def _unpacked(
     entries[324 if tiled else 273] = offsets
     entries[325 if tiled else 279] = sizes
     after = where + 2 + 12 * len(entries) + 4
-    directory, longer = struct.pack("<H", len(entries)), b""
+    directory = struct.pack("<H", len(entries))
+    longer = b""
     for tag, values in sorted(entries.items()):
         inside = packed = struct.pack(f"<{len(values)}I", *values)
         # Several values do not fit into the directory, which points at them.
@@ -301,7 +306,8 @@ def _values(
 ) -> Shaped[np.ndarray, "h w n"]:
     """Reads the values of a piece's rows, and undoes its predictor."""
     height, bits = len(block), tags.bits
-    predictor, kind = tags.one(317, 1), _KINDS[tags.one(339, 1)]
+    predictor = tags.one(317, 1)
+    kind = _KINDS[tags.one(339, 1)]
     if bits % 8:
         if predictor != 1:
             raise ValueError(f"predictor {predictor} with {bits} bits")

@@ -109,7 +109,8 @@ def plane_note(volume: Volume) -> str:
     axis = _stack_axis(volume)
     if axis == 0:
         return ""
-    sizes, spacing = volume.slices.shape[:3], volume.spacing
+    sizes = volume.slices.shape[:3]
+    spacing = volume.spacing
     own = [sizes[n] for n in range(3) if n != axis]
     own_spacing = [spacing[n] for n in range(3) if n != axis]
     least = min(sizes[1:])
@@ -133,8 +134,10 @@ def plane_note(volume: Volume) -> str:
 
 def _stack_axis(volume: Volume) -> int:
     """Finds the axis of "d h w" along which the scan's own slices follow, else 0."""
-    sizes, spacing = np.array(volume.slices.shape[:3]), np.array(volume.spacing)
-    fewest, coarsest = int(sizes.argmin()), int(spacing.argmax())
+    sizes = np.array(volume.slices.shape[:3])
+    spacing = np.array(volume.spacing)
+    fewest = int(sizes.argmin())
+    coarsest = int(spacing.argmax())
     second = np.sort(sizes)[1]
     if sizes[fewest] == 1 < second:
         return fewest

@@ -252,7 +252,8 @@ def _find(root: Path) -> dict[str, Path]:
     """Finds the zip of each feature, else its folder. Raises BadInput for none."""
     found, missing = {}, []
     for name, folder in FOLDERS.items():
-        zipped, unpacked = root / f"{folder}.zip", root / folder
+        zipped = root / f"{folder}.zip"
+        unpacked = root / folder
         if zipped.exists():
             found[name] = zipped
         elif unpacked.is_dir():
@@ -334,7 +335,9 @@ def read_case(
     """
     volume = archives["image"].read(case)
     slices = {"image": grey_values(volume, case)}
-    shape, affine, spacing = volume.shape, volume.affine, volume.spacing[1:]
+    shape = volume.shape
+    affine = volume.affine
+    spacing = volume.spacing[1:]
     # Frees the scan before its masks are read.
     del volume
     for name, highest in LABELS.items():
@@ -369,7 +372,8 @@ def grey_values(volume: Volume, case: str) -> UInt8[np.ndarray, "d h w"]:
             f"{volume.path} has {volume.voxels.shape[3]} channels where one was expected. "
             f"Download it again from {ORIGIN}."
         )
-    low, high = float(volume.voxels.min()), float(volume.voxels.max())
+    low = float(volume.voxels.min())
+    high = float(volume.voxels.max())
     hounsfield = in_hounsfield(case)
     if hounsfield:
         fits = low < _AIR and high > WINDOW[0]

@@ -143,7 +143,8 @@ def _check_partners(
     unpaired = [path for name, path in found.items() if name not in partners]
     if not unpaired:
         return
-    first, place = unpaired[0], root / partner_kind
+    first = unpaired[0]
+    place = root / partner_kind
     wanted = (place / first.relative_to(root / kind)).with_suffix("")
     for one in passed:
         # The partner may be there in a format that is not read.

@@ -67,7 +67,8 @@ def _read_layout(root: Path, images: Path, labels: Path) -> Folder:
     about = _about(root, public=images.name == "imagesTr")
     image_files, passed_images = _files(images)
     label_files, passed_labels = _files(labels)
-    passed, notes = passed_images + passed_labels, []
+    passed = passed_images + passed_labels
+    notes = []
     if about and about.training:
         cases, gone = _listed(about, root)
         if not gone:

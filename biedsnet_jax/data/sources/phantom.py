@@ -27,7 +27,11 @@ from biedsnet_jax.data.sources.source import Facts
 from biedsnet_jax.errors import BadInput
 
 # Grey values in Hounsfield units.
-AIR, LUNG, FAT, SOFT_TISSUE, BONE = -1000.0, -850.0, -90.0, 40.0, 450.0
+AIR = -1000.0
+LUNG = -850.0
+FAT = -90.0
+SOFT_TISSUE = 40.0
+BONE = 450.0
 GROUND_GLASS, CONSOLIDATION = 0, 1
 # The first and the last slice of a case lie at these w.
 TOP, BOTTOM = -0.62, 0.62
@@ -120,7 +124,8 @@ class Phantom:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number, slice_ = divmod(int(index), self.slices_per_case)
-        name, case = f"phantom_{number:03d}", _case(self, number)
+        name = f"phantom_{number:03d}"
+        case = _case(self, number)
         rng = np.random.default_rng([self.seed, number, slice_])
         image, mask = _render(self, case, slice_, rng)
         return {
@@ -142,7 +147,8 @@ def _w_of(phantom: Phantom, slice_: int) -> float:
 
 def _render(phantom: Phantom, case: _Case, slice_: int, rng: np.random.Generator):
     """Draws one slice: image float32 "h w" and mask uint8 "h w k"."""
-    w, pixel = _w_of(phantom, slice_), 2.0 / phantom.size
+    w = _w_of(phantom, slice_)
+    pixel = 2.0 / phantom.size
     axis = ((np.arange(phantom.size) + 0.5) * pixel - 1.0).astype(np.float32)
     u, v = axis[None, :], axis[:, None]
     edge = max(pixel, 0.012)
@@ -152,7 +158,9 @@ def _render(phantom: Phantom, case: _Case, slice_: int, rng: np.random.Generator
     air, mask = _lung_tissue(phantom, case, u, v, slice_, lung)
     vessels = np.zeros_like(image)
     for vessel in case.vessels:
-        start, end, radius = vessel[:3], vessel[3:6], float(vessel[6])
+        start = vessel[:3]
+        end = vessel[3:6]
+        radius = float(vessel[6])
         _draw_vessel(vessels, axis, start, end, radius, w, edge)
     air += vessels * (SOFT_TISSUE - air)
     image += _cover(lung, edge) * (air - image)
@@ -218,7 +226,8 @@ def _cover(inside, edge: float):
 
 def _ellipse(u, v, centre, axes, power: float = 2.0):
     """Measures about the distance to a superellipse's border, positive inside."""
-    x, y = (u - centre[0]) / axes[0], (v - centre[1]) / axes[1]
+    x = (u - centre[0]) / axes[0]
+    y = (v - centre[1]) / axes[1]
     if power == 2.0:
         r = np.sqrt(x**2 + y**2)
     else:
@@ -256,8 +265,11 @@ def _ribs(case: _Case, u, v, w: float, skin):
 
 def _lesion(lesion: _Lesion, u, v, w: float):
     """Measures about the distance to a lesion's rippled border, positive inside."""
-    du, dv, dw = u - lesion.centre[0], v - lesion.centre[1], w - lesion.centre[2]
-    cos, sin = math.cos(lesion.angle), math.sin(lesion.angle)
+    du = u - lesion.centre[0]
+    dv = v - lesion.centre[1]
+    dw = w - lesion.centre[2]
+    cos = math.cos(lesion.angle)
+    sin = math.sin(lesion.angle)
     x = (cos * du + sin * dv) / lesion.radius[0]
     y = (cos * dv - sin * du) / lesion.radius[1]
     z = dw / lesion.radius[2]
@@ -283,7 +295,8 @@ def _draw_vessel(
     ends = start[:2] + cut[:, None] * along[:2]
     low = np.searchsorted(axis, ends.min(axis=0) - reach)
     high = np.searchsorted(axis, ends.max(axis=0) + reach)
-    rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
+    rows = slice(low[1], high[1])
+    columns = slice(low[0], high[0])
     du = axis[None, columns] - start[0]
     dv = axis[rows, None] - start[1]
     dw = w - start[2]
@@ -369,7 +382,8 @@ def _new_lesion(
     phantom: Phantom, case: _Case, rng: np.random.Generator, w: float
 ) -> _Lesion:
     """Draws a lesion with its centre in the lung on the plane w."""
-    u, v = rng.uniform(-0.7, 0.7, 1000), rng.uniform(-0.5, 0.5, 1000)
+    u = rng.uniform(-0.7, 0.7, 1000)
+    v = rng.uniform(-0.5, 0.5, 1000)
     depth = _lungs(case, u, v, w)
     # Some point always qualifies, even in a sliver of lung.
     inside = np.flatnonzero(depth >= min(0.05, 0.7 * depth.max()))

@@ -55,13 +55,15 @@ def _label(stored: Stored, classes: int, path: Path) -> Shaped[np.ndarray, "h w"
     if stored.palette is not None:
         return _palette_label(stored, stored.palette, classes, path)
     if stored.alpha:
-        colours, alpha = stored.pixels[..., :-1], stored.pixels[..., -1]
+        colours = stored.pixels[..., :-1]
+        alpha = stored.pixels[..., -1]
         one_colour = bool((colours == colours[:1, :1]).all())
         # The mask is in alpha. In a slice without a lesion all of it is transparent.
         if one_colour and (np.ptp(alpha) or not alpha.any()):
             return alpha
     else:
-        colours, alpha = stored.pixels, _transparency(stored)
+        colours = stored.pixels
+        alpha = _transparency(stored)
     if colours.shape[-1] > 1 and (colours != colours[..., :1]).any():
         raise _coloured(colours.shape[-1], path)
     grey = colours[..., 0]
@@ -100,7 +102,8 @@ def _palette_label(
             f"{path} holds index {used.max()} of a palette of {len(palette)} colours. "
             "Save it as grey."
         )
-    colours, alpha = palette[used, :3].astype(int), palette[used, 3]
+    colours = palette[used, :3].astype(int)
+    alpha = palette[used, 3]
     if np.ptp(alpha):
         return _label(Stored(palette[index], stored.turn, alpha=True), classes, path)
     if (colours != colours[:, :1]).any():
@@ -133,7 +136,8 @@ def _cut_lossy(stored: Stored, path: Path) -> Bool[np.ndarray, "h w"]:
     upper = np.median(grey[grey > most / 2])
     lows = grey[grey <= upper / 2]
     lower = np.median(lows) if lows.size else 0
-    low, high = upper * _MIDDLE[0], upper * _MIDDLE[1]
+    low = upper * _MIDDLE[0]
+    high = upper * _MIDDLE[1]
     even = _even(grey, upper * _FLAT)
     between = ((grey > low) & (grey < high) & even).sum()
     above = ((grey > 1.35 * upper) & even).sum()

@@ -61,7 +61,8 @@ class CachedSlices:
         return len(self.stored)
 
     def __getitem__(self, index: int) -> Float32[np.ndarray, "h w c"]:
-        one, number = self.stored[index], range(len(self.stored))[index]
+        one = self.stored[index]
+        number = range(len(self.stored))[index]
         if number not in self._sound:
             if _sum(one) != self.sums[number]:
                 return self.again(self)[index]

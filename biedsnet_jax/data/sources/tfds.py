@@ -146,7 +146,8 @@ class Tfds:
     def _read(self, index):
         """Reads the features, image "h w c" and label map "h w" of an example."""
         raw = self._raw(self._examples, index)
-        image, label = self._image(raw, index), self._label(raw, index)
+        image = self._image(raw, index)
+        label = self._label(raw, index)
         if image.shape[:2] != label.shape:
             (h, w), (mask_h, mask_w) = image.shape[:2], label.shape
             raise BadInput(
