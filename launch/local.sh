@@ -90,6 +90,8 @@ print(s.getsockname()[1])')
     python -m biedsnet_jax.main "${flags[@]}" ${together[@]+"${together[@]}"} &
     pids+=($!)
   done
+  # A signal that came in between has not reached them all.
+  ((stopping == 0)) || kill -TERM "${pids[@]}" 2>/dev/null || true
 }
 
 # Sets status: 0 where all ended well, else the code of the first to fail. The others are ended
