@@ -1,6 +1,7 @@
 """The command line: flags and modes.
 
-python -m biedsnet_jax.main --config=configs/phantom.py --workdir=runs/phantom
+biedsnet train --config=phantom --workdir=runs/phantom
+python -m biedsnet_jax.main --mode=train --config=phantom --workdir=runs/phantom
 """
 
 import os
@@ -12,108 +13,54 @@ import time
 from absl import app, flags
 from ml_collections import config_flags
 
-from biedsnet_jax.config import command_line
+from biedsnet_jax import __version__, commands
+from biedsnet_jax.config import command_line, config_file
 from biedsnet_jax.errors import BadInput, Diverged, Preempted, shown
 from biedsnet_jax.runtime import console
 
-# What follows "Stopped by Ctrl-C." Training says it itself once it has begun.
-_NEXT = {
-    "train": "Nothing was trained yet. The same command begins where this one did.",
-    "distill": "Nothing was trained yet. The same command begins where this one did.",
-    "evaluate": "The same command scores all cases again.",
-    "predict": "The same command goes on with the scans that are not done.",
-    "import": "The same command begins again.",
-    "export": "The same command begins again.",
-    "benchmark": "",
-    "report": "The same command begins again.",
-    "serve": "",
-}
-
-_MODE_HELP = (
-    "train: train a config in a workdir, then score its test split; "
-    "evaluate: score a trained workdir; "
-    "predict: segment files with it; "
-    "serve: open a page that segments what is dropped on it; "
-    "export: make a program of it that runs without this package; "
-    "distill: train a student of it that needs fewer steps; "
-    "import: make a workdir from PyTorch weights; "
-    "report: make tables of evaluated workdirs; "
-    "benchmark: time a config on this machine, without data"
+# The texts of flags stand in `commands`.
+_CONFIG = config_flags.DEFINE_config_file("config", None, commands.flag_help("config"))
+_MODE = flags.DEFINE_enum(
+    "mode", "train", sorted(commands.COMMANDS), "the command; see --help"
 )
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "FILE.py[:VARIANT,VARIANT]; a field is set as --config.train.steps=100",
-)
-_MODE = flags.DEFINE_enum("mode", "train", sorted(_NEXT), _MODE_HELP)
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "folder of the run: config, checkpoints, results; report: one or several, with commas",
-)
-_OUTPUT = flags.DEFINE_string(
-    "output",
-    None,
-    "predict: folder of the masks; report: HTML file, beside which the same is written as "
-    "Markdown; benchmark: JSON file; distill: the student's workdir; export: folder of the "
-    "program",
-)
-_NETWORK = flags.DEFINE_string(
-    "network",
-    None,
-    "import: network of the weights, where --config is not given",
-)
-_INPUT = flags.DEFINE_string(
-    "input",
-    None,
-    "predict: an image, a volume, or a folder of them; import: .npz, .safetensors or .pth "
-    "file of the weights",
-)
-_SAMPLES = flags.DEFINE_bool(
-    "samples", False, "predict, export: keep every sample of a diffusion method"
-)
-_COMPARE = flags.DEFINE_string(
-    "compare", None, "benchmark: an earlier --output, to see what got slower since"
-)
-_REPEATS = flags.DEFINE_integer(
-    "repeats", 7, "benchmark: number of times each program is timed after warm-up"
-)
-_HOST = flags.DEFINE_string(
-    "host",
-    "127.0.0.1",
-    "serve: address to listen at; any but this machine's own needs a token",
-)
-_PORT = flags.DEFINE_integer("port", 8000, "serve: port; 0 takes a free one")
+_WORKDIR = flags.DEFINE_string("workdir", None, commands.flag_help("workdir"))
+_OUTPUT = flags.DEFINE_string("output", None, commands.flag_help("output"))
+_NETWORK = flags.DEFINE_string("network", None, commands.flag_help("network"))
+_INPUT = flags.DEFINE_string("input", None, commands.flag_help("input"))
+_SAMPLES = flags.DEFINE_bool("samples", False, commands.flag_help("samples"))
+_COMPARE = flags.DEFINE_string("compare", None, commands.flag_help("compare"))
+_REPEATS = flags.DEFINE_integer("repeats", 7, commands.flag_help("repeats"))
+_HOST = flags.DEFINE_string("host", "127.0.0.1", commands.flag_help("host"))
+_PORT = flags.DEFINE_integer("port", 8000, commands.flag_help("port"))
 _UPLOAD_MB = flags.DEFINE_integer(
-    "upload_mb", 256, "serve: the largest upload, in MiB", lower_bound=1
+    "upload_mb", 256, commands.flag_help("upload_mb"), lower_bound=1
 )
 _WAITING = flags.DEFINE_integer(
-    "waiting",
-    16,
-    "serve: most uploads that wait, and most results that are kept",
-    lower_bound=1,
+    "waiting", 16, commands.flag_help("waiting"), lower_bound=1
 )
 _SCAN_SECONDS = flags.DEFINE_integer(
-    "scan_seconds", 600, "serve: longest time for one scan, in seconds", lower_bound=1
+    "scan_seconds", 600, commands.flag_help("scan_seconds"), lower_bound=1
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator",
-    None,
-    "several processes: HOST:PORT of the first one; not needed on SLURM and TPU pods",
+    "coordinator", None, commands.flag_help("coordinator")
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "several processes: how many"
+    "num_processes", None, commands.flag_help("num_processes")
 )
-_PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "several processes: number of this one, from 0"
-)
-_QUIET = flags.DEFINE_bool(
-    "quiet", False, "show only errors, warnings and the final summary"
-)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, commands.flag_help("process_id"))
+_JSON = flags.DEFINE_bool("json", False, commands.flag_help("json"))
+_QUIET = flags.DEFINE_bool("quiet", False, commands.EVERYWHERE["quiet"])
+_DEBUG = flags.DEFINE_bool("debug", False, commands.EVERYWHERE["debug"])
 _HELP_FIELDS = flags.DEFINE_bool(
     "helpfields", False, "show every field of a config, its default and its range"
 )
-_DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
+_VERSION = flags.DEFINE_bool("version", False, "show the version")
+
+
+def main() -> None:
+    """Runs the command line of this process, and ends it."""
+    app.define_help_flags()
+    sys.exit(run(sys.argv))
 
 
 def run(argv: list[str]) -> int:
@@ -128,8 +75,14 @@ def run(argv: list[str]) -> int:
     # what else it shows is alarms of slow compilation. Level 3 leaves fatal errors.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
+        argv = commands.as_flags(argv)
+        if commands.wants_help(argv):
+            return _help(argv)
         parse_flags(argv)
         console.set_quiet(_QUIET.value)
+        if _VERSION.value:
+            print(f"biedsnet {__version__}")
+            return 0
         if _HELP_FIELDS.value:
             return _help_fields()
         if not _WORKDIR.value and _MODE.value != "benchmark":
@@ -142,7 +95,8 @@ def run(argv: list[str]) -> int:
             raise
         return _failed(str(error), 2 if isinstance(error, BadInput) else 1)
     except KeyboardInterrupt:
-        return _failed(f"Stopped by Ctrl-C. {_NEXT[_MODE.value]}".rstrip(), 130)
+        after = commands.COMMANDS[_MODE.value].after_stop
+        return _failed(f"Stopped by Ctrl-C. {after}".rstrip(), 130)
     except Preempted as stop:
         return _failed(str(stop), stop.code)
     # One process of several ends the others, so that none waits for it.
@@ -154,6 +108,13 @@ def run(argv: list[str]) -> int:
         if not processes.several():
             raise
         return _failed(processes.describe(error), 1)
+
+
+def _help(argv):
+    """Prints the help of the command line's mode, or of the program without one."""
+    mode = command_line.value(argv, "mode", flags.FLAGS)
+    print(commands.help_text(mode, flags.FLAGS), end="")
+    return 0
 
 
 def _help_fields():
@@ -232,6 +193,12 @@ def _report(argv):
     report.run(_WORKDIR.value, _OUTPUT.value)
 
 
+def _info(argv):
+    from biedsnet_jax.reporting import info
+
+    info.run(_WORKDIR.value, as_json=_JSON.value)
+
+
 def _serve(argv):
     from biedsnet_jax.serving import serve
     from biedsnet_jax.serving.limits import Limits
@@ -255,6 +222,7 @@ _MODES = {
     "benchmark": _benchmark,
     "report": _report,
     "serve": _serve,
+    "info": _info,
 }
 
 
@@ -308,7 +276,8 @@ def parse_flags(argv: list[str]) -> None:
     # config_flags looks for overrides in sys.argv.
     sys.argv[:] = argv
     try:
-        stray = flags.FLAGS(argv)[1:]
+        with config_file.importable():
+            stray = flags.FLAGS(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(command_line.reworded(error, defaults)) from error
     # absl leaves words that belong to no flag.
@@ -333,5 +302,4 @@ def _shows_tracebacks(argv):
 
 
 if __name__ == "__main__":
-    app.define_help_flags()
-    sys.exit(run(sys.argv))
+    main()

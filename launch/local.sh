@@ -6,7 +6,7 @@
 #
 # N processes share the run (1 if not given). Where there are NVIDIA GPUs, each process has one of
 # its own: the first N of CUDA_VISIBLE_DEVICES if it is set, else those numbered from 0. Paths
-# start at the folder you are in; a CONFIG that is not there is one of this project's. Ctrl-C,
+# start at the folder you are in; a CONFIG may also be a name, such as phantom:unet. Ctrl-C,
 # SIGTERM and SIGHUP become a SIGTERM to every process, which writes a checkpoint and ends.
 # Exit code: 0 done or stopped, 2 wrong arguments, else that of the first process to fail.
 set -euo pipefail
@@ -33,23 +33,6 @@ else
 fi
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# A config of the project is found from every folder, also as the word after --config.
-of_project() {
-  local file=${1%%:*}
-  if [[ ! -e $file && -e $project/$file ]]; then
-    printf '%s' "$project/$1"
-  else
-    printf '%s' "$1"
-  fi
-}
-for i in "${!flags[@]}"; do
-  case ${flags[i]} in
-    --config=* | -config=*) flags[i]="--config=$(of_project "${flags[i]#*=}")" ;;
-    --config | -config)
-      [[ -z ${flags[i + 1]:-} ]] || flags[i + 1]=$(of_project "${flags[i + 1]}")
-      ;;
-  esac
-done
 # The package beside this script, whatever lies in the folder you are in.
 export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "biedsnet_jax"
 ALLOWED = {
     "errors": (),
     "types": (),
+    "commands": (),
     "runtime": (),
     "scoring": ("runtime",),
     "data": ("runtime",),
@@ -26,7 +27,7 @@ ALLOWED = {
     "checkpoints": ("runtime",),
     "config": ("runtime", "data", "networks", "diffusion", "segmenters", "checkpoints"),
     "prediction": ("runtime", "scoring", "data", "segmenters", "checkpoints", "config"),
-    "reporting": ("runtime", "scoring"),
+    "reporting": ("runtime", "scoring", "checkpoints"),
     "evaluation": (
         "runtime", "scoring", "data", "segmenters", "checkpoints", "config", "prediction",
         "reporting",
@@ -40,13 +41,13 @@ ALLOWED = {
     "importing": ("runtime", "networks", "checkpoints", "config", "training"),
     "benchmarking": ("runtime", "segmenters", "checkpoints", "config", "prediction", "training"),
     "main": (
-        "runtime", "config", "training", "evaluation", "prediction", "reporting", "serving",
-        "exporting", "importing", "benchmarking",
+        "commands", "runtime", "config", "training", "evaluation", "prediction", "reporting",
+        "serving", "exporting", "importing", "benchmarking",
     ),
 }  # fmt: skip
 
 # What main may import at its top; all else stands inside the function of a mode.
-AT_THE_TOP_OF_MAIN = ("errors", "runtime", "config")
+AT_THE_TOP_OF_MAIN = ("__version__", "errors", "commands", "runtime", "config")
 
 # Outside libraries that only some packages may import.
 ONLY_IN = {
@@ -67,6 +68,10 @@ ONLY_IN = {
     "orbax": ("checkpoints", "runtime"),
     "grain": ("data",),
     "tensorboardX": ("runtime",),
+    "safetensors": ("importing",),
+    "platformdirs": ("runtime",),
+    "pydicom": ("data", "serving"),
+    "tensorflow_datasets": ("data",),
     "rich": ("runtime",),
     "starlette": ("serving",),
     "uvicorn": ("serving",),
@@ -250,6 +255,7 @@ def test_no_module_loads_tensorflow_or_torch():
         ),
         ("importing.import_weights", ("biedsnet_jax.evaluation",)),
         ("reporting.report", ("jax", "flax")),
+        ("reporting.info", ("jax", "flax")),
     ],
 )
 def test_a_mode_loads_only_what_it_needs(module, without):

@@ -138,17 +138,17 @@ def slices(root: Path, names=("a/1", "b/1", "c/1", "d/1"), size=32) -> Path:
         ([PHANTOM + ":unet,row9"], ["row9", "row1"]),
         (
             ["--config=configs/phantm.py"],
-            ["--config", "configs/phantm.py", "configs/phantom.py"],
+            ["--config", "configs/phantm.py", "phantom"],
         ),
         (
             [f"--config={ROOT}/configs"],
-            [f"{ROOT}/configs", "configs/phantom.py"],
+            [f"{ROOT}/configs", "phantom"],
         ),
         (
             ["--config.train.steps=3"],
-            ["--config=configs/phantom.py"],
+            ["--config=phantom"],
         ),
-        ([], ["--config=configs/phantom.py"]),
+        ([], ["--config=phantom"]),
         ([PHANTOM, "--mode=evaluat"], ["--mode=evaluat", "evaluate"]),
         ([PHANTOM, "--wokdir=x"], ["wokdir", "workdir"]),
         ([PHANTOM, "stray"], ["stray ", "--name=value"]),
@@ -413,7 +413,7 @@ def test_a_workdir_that_cannot_be_made(refused, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], ["--config=configs/phantom.py"]),
+        ([], ["--config=phantom"]),
         ([PHANTOM, "--repeats=0"], ["--repeats", "0", "7"]),
         ([PHANTOM, "--repeats=many"], ["--repeats=many"]),
         (

@@ -11,7 +11,7 @@ from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
 from biedsnet_jax.data.sources.phantom import Phantom
 from biedsnet_jax.data.sources.source import Cached, Source
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.runtime import console, files, processes
+from biedsnet_jax.runtime import console, extras, files, processes
 
 SPLITS = ("train", "val", "test")
 
@@ -129,6 +129,7 @@ def _nifti(config):
 
 
 def _tfds(config):
+    extras.need("tfds", "data.source=tfds")
     # Imported here, since TFDS takes as long to import as jax.
     from biedsnet_jax.data.sources import covid19_ct_seg, tfds
 

@@ -7,16 +7,14 @@ import dataclasses
 import os
 import pathlib
 import re
-import runpy
 from typing import Any
 
+from biedsnet_jax.config import config_file
 from biedsnet_jax.config.fields import get_field
-from biedsnet_jax.errors import BadInput, reason, shown
+from biedsnet_jax.errors import BadInput, shown
 from biedsnet_jax.runtime import files
 
-NO_CONFIG = (
-    "--config is missing. Give a config file, for example --config=configs/phantom.py"
-)
+NO_CONFIG = "--config is missing. Give a config, for example --config=phantom"
 PATHS = ("config", "workdir", "input", "output", "compare")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 _HERE = pathlib.Path(__file__).absolute().parent
@@ -71,13 +69,13 @@ def is_true(text: str | None) -> bool:
 def with_config(argv: list[str], known: Any) -> list[str]:
     """Adds --config where none is given but the mode or a trained workdir implies one.
 
-    It is `student.py:WORKDIR` in mode distill, `configs/folder.py:NETWORK` in mode
-    import, and `saved.py:WORKDIR` in the others. Paths are expanded as in `with_paths`.
+    It is `student.py:WORKDIR` in mode distill, `folder:NETWORK` in mode import, and
+    `saved.py:WORKDIR` in the others. Paths are expanded as in `with_paths`.
     """
     argv = with_paths(argv, known)
     mode = value(argv, "mode", known)
     workdir = value(argv, "workdir", known)
-    if value(argv, "config", known) or mode == "report":
+    if value(argv, "config", known) or mode in ("report", "info"):
         return argv
     if mode == "import":
         network = value(argv, "network", known)
@@ -86,7 +84,7 @@ def with_config(argv: list[str], known: Any) -> list[str]:
                 "--network is missing. Name the network of these weights, such as "
                 "--network=unext."
             )
-        chosen = f"{_HERE.parents[1] / 'configs' / 'folder.py'}:{network}"
+        chosen = config_file.find(f"folder:{network}")
     elif not workdir:
         return argv
     elif mode == "distill":
@@ -109,29 +107,10 @@ def load_config(argv: list[str], known: Any) -> Any:
     overrides = [match.group(1) for word in argv if (match := _OVERRIDE.match(word))]
     if overrides and not named:
         raise BadInput(NO_CONFIG)
-    config = _load(named) if named else None
+    config = config_file.get_config(named) if named else None
     for name in overrides:
         get_field(config, name)
     return config
-
-
-def _load(named):
-    file, *variants = named.split(":", 1)
-    if not os.path.isfile(file):
-        raise BadInput(
-            f"--config names {shown(file)}, which is no file. Give one such as "
-            "configs/phantom.py"
-        )
-    try:
-        return runpy.run_path(file)["get_config"](*variants)
-    # BadInput, and what get_config says about its variants.
-    except ValueError as error:
-        raise BadInput(" ".join(str(error).split())) from error
-    except Exception as error:
-        raise BadInput(
-            f"{file} fails with {type(error).__name__}: {reason(error)}. --debug shows "
-            "where."
-        ) from error
 
 
 def check_read_alike(read: dict[str, str | None], known: Any) -> None:
@@ -168,9 +147,9 @@ def reworded(error: Exception, config: Any) -> str:
 
 
 def with_paths(argv: list[str], known: Any) -> list[str]:
-    """Expands ~ to the home folder in each path of a command line.
+    """Expands ~ to the home folder in each path, and finds the config file.
 
-    Raises BadInput for a path that can only be a mistake.
+    Raises BadInput for a path that can only be a mistake, and for no such config.
     """
     words = [argv[0]]
     for one in read(argv, known):
@@ -178,6 +157,8 @@ def with_paths(argv: list[str], known: Any) -> list[str]:
             words += one.words
         elif one.name == "workdir" and value(argv, "mode", known) == "report":
             words.append(f"--workdir={_list_of_paths(one.value)}")
+        elif one.name == "config":
+            words.append(f"--config={config_file.find(_path('config', one.value))}")
         else:
             words.append(f"--{one.name}={_path(one.name, one.value)}")
     return words

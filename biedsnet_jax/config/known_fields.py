@@ -1,44 +1,36 @@
 """The fields that a config may have, and which of them a run reads.
 
-They are those of `configs/default.py` beside the package, of a student's section
-`distill`, and of networks without a section there, such as one of a user's own file.
-Installed without `configs/`, the package knows no defaults: then it takes any field for
-known and fills in nothing.
+They are those of `configs/default.py`, of a student's section `distill`, and of networks
+without a section there, such as one of a user's own file.
 """
 
 import dataclasses
 import functools
-import importlib.util
-import os
-import pathlib
+import runpy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax.config import build_model
+from biedsnet_jax.config import build_model, config_file
 from biedsnet_jax.config.fields import find, flat, nearest
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.networks import NETWORKS
 
-DEFAULT = str(pathlib.Path(__file__).absolute().parents[2] / "configs" / "default.py")
 STUDENT = ("distill.teacher", "distill.step", "distill.grid", "distill.truth_weight")
 # Fields of every Linen module that no config sets.
 _OF_LINEN = ("parent", "name")
 
 
 def defaults() -> Mapping[str, Any]:
-    """Fields of configs/default.py by dotted name; empty without such a file."""
-    return _read(DEFAULT) if os.path.isfile(DEFAULT) else {}
+    """Fields of configs/default.py by dotted name."""
+    return _read(str(config_file.default()))
 
 
 @functools.cache
 def _read(path: str) -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location("biedsnet_default", path)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        return flat(module.get_config())
+        return flat(runpy.run_path(path)["get_config"]())
     except Exception as error:
         raise BadInput(
             f"{path} fails with {type(error).__name__}: {reason(error)}. Mend that "
@@ -49,7 +41,7 @@ def _read(path: str) -> dict[str, Any]:
 def unknown(config: ConfigDict) -> list[str]:
     """Dotted names of a config's fields and sections that do not exist."""
     fields = _names(config)
-    return list(_unknown(config, fields, _sections(fields), "")) if fields else []
+    return list(_unknown(config, fields, _sections(fields), ""))
 
 
 def check_known(config: ConfigDict) -> None:
@@ -98,10 +90,8 @@ def is_used(name: str, fields: Mapping[str, Any]) -> bool:
 
 
 def _names(config) -> frozenset[str]:
-    """Names of all fields that exist; none where the defaults are not known."""
+    """Names of all fields that exist."""
     known = set(defaults())
-    if not known:
-        return frozenset()
     described = {name.split(".")[1] for name in known if name.startswith("networks.")}
     networks = dict(NETWORKS)
     if config.get("network_file"):

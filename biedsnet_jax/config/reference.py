@@ -9,18 +9,17 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import pathlib
 import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from biedsnet_jax.config import known_fields
+from biedsnet_jax.config import config_file, known_fields
 from biedsnet_jax.config.check import FIELDS, network_rule
-from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import NETWORKS
 
 _COLUMNS = 100
-_DOCS = pathlib.Path(known_fields.DEFAULT).parents[1] / "docs"
+# In a checkout, the only place where the pages are made.
+_DOCS = config_file.folder().parent / "docs"
 # Heading of a page, after which everything is made here.
 _HEADING = "## All fields\n"
 # The pages beside config.md, and the sections that stand there.
@@ -44,12 +43,7 @@ class Field:
 
 def fields() -> Iterator[Field]:
     """Every field of configs/default.py, section by section."""
-    if not known_fields.defaults():
-        raise BadInput(
-            f"{known_fields.DEFAULT} is missing. Use the package where configs/ stands "
-            "beside it."
-        )
-    of_default = comments(pathlib.Path(known_fields.DEFAULT).read_text())
+    of_default = comments(config_file.default().read_text())
     defaults = known_fields.defaults()
     for name in sorted(defaults, key=lambda name: name.rpartition(".")):
         section, _, last = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Batches of a source's examples, read ahead in two threads by Grain.
+"""Batches of a source's examples, read ahead in two threads; those to train with, by Grain.
 
 Training reads an endless stream in which a batch depends on the seed and the step alone:
 the stream shuffles each epoch, and batch s of b rows holds its examples s b to
@@ -6,21 +6,23 @@ s b + b - 1. So a run resumes by asking for its step, whatever came before, and 
 process of a job reads its own rows of the same batch.
 """
 
+import collections
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import grain
 import numpy as np
 
 from biedsnet_jax.data import transforms
 from biedsnet_jax.data.sources.source import Source
 from biedsnet_jax.errors import BadInput
 
-# Grain's own default would read 500 batches ahead.
-READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+_THREADS = 2
+# Batches. Grain's own default would read 500.
+_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ def train_batches(
     the iterator (`contextlib.closing`) to stop its threads. Raises BadInput if there is
     nothing to read.
     """
+    # Imported here, since only training needs Grain.
+    import grain
+
     if not len(indices):
         raise BadInput(
             "No slice is left to train on. Give split.train at least one case that has slices."
@@ -81,7 +86,8 @@ def train_batches(
         return _stack([examples[step * batch_size + row] for row in rows], len(rows))
 
     steps = grain.MapDataset.range(sys.maxsize // batch_size)
-    return _read(steps[start_step:].map(batch))
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    return _closed(iter(steps[start_step:].map(batch).to_iter_dataset(options)))
 
 
 def eval_batches(
@@ -109,8 +115,7 @@ def eval_batches(
             del example["image"], example["mask"]
         return arrays, examples
 
-    count = math.ceil(len(prepared) / batch_size)
-    return _read(grain.MapDataset.range(count).map(batch))
+    return _read_ahead(batch, math.ceil(len(prepared) / batch_size))
 
 
 def _stack(examples: list[dict[str, Any]], batch_size: int) -> dict[str, np.ndarray]:
@@ -123,10 +128,24 @@ def _stack(examples: list[dict[str, Any]], batch_size: int) -> dict[str, np.ndar
     return arrays
 
 
-def _read(dataset: grain.MapDataset) -> Iterator[Any]:
-    """Reads elements ahead, in order; the threads end with the iterator."""
-    iterator = iter(dataset.to_iter_dataset(READ))
+def _closed(iterator) -> Iterator[Any]:
+    """Yields what Grain reads; its threads end with the iterator."""
     try:
         yield from iterator
     finally:
         iterator.close()
+
+
+def _read_ahead(read: Callable[[int], Any], count: int) -> Iterator[Any]:
+    """Yields `read` of the numbers below `count`, in order; the threads end with it."""
+    threads = ThreadPoolExecutor(_THREADS)
+    coming = collections.deque()
+    try:
+        for number in range(count):
+            coming.append(threads.submit(read, number))
+            if len(coming) > _AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)

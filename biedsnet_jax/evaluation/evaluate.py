@@ -25,6 +25,7 @@ from biedsnet_jax.runtime import (
     console,
     csv_text,
     devices,
+    extras,
     files,
     lock,
     processes,
@@ -214,7 +215,8 @@ def _save(model, workdir, data, scope, scored):
         _write(folder, results, scored)
         if differs:
             evaluations.update_index(workdir)
-        elif cfg.log.tensorboard:
+        # Without tensorboardX, which training alone needs, the scores are still there.
+        elif cfg.log.tensorboard and extras.is_installed("train"):
             hparams.record(cfg, workdir, results)
     except OSError as error:
         raise BadInput(

@@ -19,6 +19,8 @@ from typing import Any
 
 from biedsnet_jax.errors import BadInput, reason
 
+# Of folders in places that programs share.
+_NAME = "biedsnet_jax"
 # Bytes in a name, on most file systems.
 _LONGEST_NAME = 255
 # Bytes: a disk with less room counts as full.
@@ -45,30 +47,36 @@ def expanded(path: str) -> str:
 def user_cache() -> pathlib.Path:
     """Folder for what the package can make again, such as compiled programs.
 
-    It lies in $XDG_CACHE_HOME, else in ~/.cache, else, for a user without a home, in the
-    system's temporary folder.
+    It lies in $XDG_CACHE_HOME, else where the system keeps caches, on Linux in ~/.cache;
+    for a user without a home, in the system's temporary folder.
     """
+    # Imported here, since few commands need a cache.
+    import platformdirs
+
     root = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG standard says that a relative path is to be ignored.
     if os.path.isabs(root):
-        return pathlib.Path(root) / "biedsnet_jax"
+        return pathlib.Path(root) / _NAME
     try:
-        return pathlib.Path.home() / ".cache" / "biedsnet_jax"
+        earlier = pathlib.Path.home() / ".cache" / _NAME
     except RuntimeError:
         return _temporary_cache()
+    own = pathlib.Path(platformdirs.user_cache_dir(_NAME, appauthor=False))
+    # Earlier versions had the same place on every system.
+    return earlier if earlier.is_dir() or not own.is_absolute() else own
 
 
 def _temporary_cache() -> pathlib.Path:
     """A temporary folder that nobody else can have written to."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    folder = pathlib.Path(tempfile.gettempdir()) / f"biedsnet_jax_{user}"
+    folder = pathlib.Path(tempfile.gettempdir()) / f"{_NAME}_{user}"
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         others_write = status.st_mode & 0o022
         if status.st_uid == user and not others_write and not folder.is_symlink():
             return folder
-    return pathlib.Path(tempfile.mkdtemp(prefix="biedsnet_jax_"))
+    return pathlib.Path(tempfile.mkdtemp(prefix=f"{_NAME}_"))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -1,4 +1,7 @@
-"""TensorBoard: files of events and their contents, by means of tensorboardX."""
+"""TensorBoard: files of events and their contents, by means of tensorboardX.
+
+It is imported inside the functions, since only the extra `train` brings it.
+"""
 
 import pathlib
 import time
@@ -7,15 +10,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 
 # Name of the folder in a workdir.
 FOLDER = "tensorboard"
 _FILES = "events"
 
-Summary = summary.Summary
+# A Summary of tensorboardX.
+Summary = Any
 
 
 class Board:
@@ -28,6 +29,9 @@ class Board:
     # then everyone waits for it.
 
     def __init__(self, folder: pathlib.Path, suffix: str, *, after: int | None = None):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
         folder.mkdir(exist_ok=True)
         # A suffix, since names hold the second of the start, so that another file of
         # the same second would replace this one.
@@ -42,6 +46,8 @@ class Board:
 
     def add(self, step: int, summaries: Iterable[Summary]) -> None:
         """Writes the summaries of a step, and flushes them."""
+        from tensorboardX.proto import event_pb2
+
         for one in summaries:
             self._file.write_event(
                 event_pb2.Event(wall_time=time.time(), step=step, summary=one)
@@ -64,22 +70,30 @@ def files_of(folder: pathlib.Path, suffix: str) -> set[pathlib.Path]:
 
 def scalars(values: Mapping[str, float]) -> list[Summary]:
     """A summary for each number."""
+    from tensorboardX import summary
+
     return [summary.scalar(name, value) for name, value in values.items()]
 
 
 def picture(name: str, grey: Float[np.ndarray, "h w"]) -> Summary:
     """A picture of grey values from 0 to 1."""
+    from tensorboardX import summary
+
     return summary.image(name, grey, dataformats="HW")
 
 
 def table(name: str, fields: Mapping[str, Any]) -> Summary:
     """A table of fields and their values."""
+    from tensorboardX import summary
+
     rows = "".join(f"| {field} | {_cell(value)} |\n" for field, value in fields.items())
     return summary.text(name, f"| field | value |\n| :-- | :-- |\n{rows}")
 
 
 def pr_curve(name: str, curve: Mapping[str, np.ndarray]) -> Summary:
     """A precision-recall curve, as `pr_curve.Counts` gives it for a class."""
+    from tensorboardX import summary
+
     return summary.pr_curve_raw(name, **curve, num_thresholds=len(curve["tp"]))
 
 
@@ -91,6 +105,8 @@ def hparams(
     All `fields`, and the tags of the `metrics`, are columns, since TensorBoard shows
     only those that some run names.
     """
+    from tensorboardX import summary
+
     columns, *_ = summary.hparams(fields, dict.fromkeys(metrics, 0.0))
     _, start, end = summary.hparams({name: fields[name] for name in present}, {})
     return [columns, start, end]

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.prediction.predictor import Predictor, load
-from biedsnet_jax.runtime import processes
+from biedsnet_jax.runtime import extras, processes
 from biedsnet_jax.serving import child, folder
 from biedsnet_jax.serving.jobs import Jobs
 from biedsnet_jax.serving.limits import Limits
@@ -36,7 +36,7 @@ def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
     Returns after a signal. Raises BadInput where the model or a library is missing, or
     the address cannot be had.
     """
-    _check_libraries()
+    extras.need("serve", "The server")
     check_config(cfg)
     if processes.several():
         raise BadInput(
@@ -158,17 +158,6 @@ def _server(app, limits: Limits):
         timeout_graceful_shutdown=_LAST_WAIT,
     )
     return uvicorn.Server(config)
-
-
-def _check_libraries():
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise BadInput(
-            f"The library {error.name} that --mode=serve needs is missing. "
-            "Install it: pip install 'starlette>=1' 'uvicorn>=0.40'"
-        ) from None
 
 
 def _is_local(host):

@@ -20,7 +20,14 @@ from biedsnet_jax.data import walk
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate, evaluations, scored_cases
 from biedsnet_jax.prediction.trained import Trained
-from biedsnet_jax.runtime import console, devices, files, preemption, processes
+from biedsnet_jax.runtime import (
+    console,
+    devices,
+    extras,
+    files,
+    preemption,
+    processes,
+)
 from biedsnet_jax.runtime.lock import Lock
 from biedsnet_jax.training import class_presence, run_log, train_step, validation
 from biedsnet_jax.training.loop import Loop
@@ -59,6 +66,7 @@ def _fit(
     cfg, workdir: str, held: contextlib.ExitStack
 ) -> tuple[Trained, build_data.Data]:
     """Trains; `held` keeps the watch for signals and the lock for the test too."""
+    extras.need("train", "Training")
     workdir = pathlib.Path(workdir)
     data = _open(cfg, workdir)
     model = build_model.build(cfg)

@@ -20,7 +20,7 @@ from places import GOLDEN, ROOT
 from refusals import refused
 
 from biedsnet_jax.benchmarking import baseline
-from biedsnet_jax.config import earlier_versions, known_fields, run_config
+from biedsnet_jax.config import config_file, earlier_versions, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import find, flat, get_field, set_field
 from configs import default, phantom
@@ -124,13 +124,13 @@ OWN_NETWORK = "c.networks.unet.more = 2"
 CHANGED = "c.networks.unext.channels = (4, 4, 8, 8, 16)"
 
 
-def longer_default(folder: pathlib.Path, *lines: str) -> str:
+def longer_default(folder: pathlib.Path, *lines: str) -> pathlib.Path:
     """Writes a configs/default.py with more lines into `folder`, and returns its path."""
     text, end = (ROOT / "configs" / "default.py").read_text(), "    return c.lock()\n"
     assert text.count(end) == 1
     more = "".join(f"    {line}\n" for line in lines)
     (folder / "default.py").write_text(text.replace(end, more + end))
-    return str(folder / "default.py")
+    return folder / "default.py"
 
 
 def with_field(name, value) -> ConfigDict:
@@ -147,7 +147,8 @@ def test_what_a_run_does_not_read_may_be_added_or_changed_without_a_word(
     tmp_path, monkeypatch, capsys, line
 ):
     run_config.save(phantom.get_config("unet"), tmp_path / "config.json")
-    monkeypatch.setattr(known_fields, "DEFAULT", longer_default(tmp_path, line))
+    longer = longer_default(tmp_path, line)
+    monkeypatch.setattr(config_file, "default", lambda: longer)
     forks = phantom.get_config("unet")
     with forks.unlocked():
         exec(line, {"c": forks, "ConfigDict": ConfigDict})
@@ -169,7 +170,8 @@ def test_what_a_run_reads_gets_the_default_and_one_line(
     tmp_path, monkeypatch, capsys, line, name, value
 ):
     run_config.save(phantom.get_config("unet"), tmp_path / "config.json")
-    monkeypatch.setattr(known_fields, "DEFAULT", longer_default(tmp_path, line))
+    longer = longer_default(tmp_path, line)
+    monkeypatch.setattr(config_file, "default", lambda: longer)
     assert get_field(run_config.load(tmp_path), name) == value
     check_warning(capsys, f"{tmp_path}/config.json lacks {name}={value}, ")
     run_config.check_same_run(with_field(name, value), tmp_path)

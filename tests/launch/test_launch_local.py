@@ -242,21 +242,21 @@ def test_more_processes_than_gpus_are_refused_in_one_line(
     [
         (
             ["configs/phantom.py:unet,toy", "runs/mine"],
-            f"--config={LAUNCH.parent}/configs/phantom.py:unet,toy",
+            "--config=configs/phantom.py:unet,toy",
         ),
         (
             ["--config=configs/covid.py", "--workdir=runs/mine"],
-            f"--config={LAUNCH.parent}/configs/covid.py",
+            "--config=configs/covid.py",
         ),
         (
             ["--config", "configs/covid.py", "--workdir=runs/mine"],
-            f"--config {LAUNCH.parent}/configs/covid.py",
+            "--config configs/covid.py",
         ),
         (["mine.py:cpu", "runs/mine"], "--config=mine.py:cpu"),
         (["my configs/a.py", "runs/mine"], "--config=my configs/a.py"),
     ],
 )
-def test_paths_are_those_of_the_users_folder_and_configs_also_the_projects(
+def test_paths_are_those_of_the_users_folder(
     local, tmp_path, arguments, first
 ):
     (tmp_path / "my configs").mkdir()

@@ -15,6 +15,7 @@ from jaxtyping import Float, Num
 
 from biedsnet_jax.data.walk import is_regular
 from biedsnet_jax.errors import BadInput, reason, shown
+from biedsnet_jax.runtime import extras
 
 # A file of many frames has these fields in a sequence, a file of one slice at its top.
 _GROUP = {
@@ -136,13 +137,9 @@ def opened(path: Path, *, pixels: bool = False) -> Iterator:
         raise BadFile(
             f"{path} is a named pipe or a device, not a file. Replace or remove it."
         )
-    try:
-        # Pydicom has this module since version 3.
-        import pydicom.pixels
-    except ImportError:
-        raise BadInput(
-            f"{path} is DICOM, and pydicom is missing. pip install 'pydicom>=3'"
-        ) from None
+    extras.need("dicom", f"{path} is DICOM, and reading it")
+    import pydicom
+
     try:
         yield _read(path, pixels=pixels)
     except (BadInput, MemoryError):
