@@ -6,6 +6,7 @@ parts (fully sharded data parallel, as ZeRO stage 3); with one device along it t
 is whole on every device.
 """
 
+import functools
 import math
 import os
 import platform
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -171,7 +173,8 @@ def enable_compile_cache(folder: str | None) -> None:
     """Keeps compiled programs in a folder between runs.
 
     `auto` is the user's cache folder, None is off. A folder that cannot be written is
-    warned of once and not used, since jax would warn at every program.
+    warned of once and not used, since jax would warn at every program. It also begins
+    where the process has compiled programs before, as a notebook may have.
     """
     if not folder:
         return
@@ -181,7 +184,7 @@ def enable_compile_cache(folder: str | None) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        processes.say(
+        _warn_once(
             f"The compile cache {folder} cannot be written ({reason(error)}), "
             "so every program is compiled anew. "
             "Set compile_cache to another folder, or to '' for none."
@@ -189,3 +192,11 @@ def enable_compile_cache(folder: str | None) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    # jax looks for a cache at its first program and not again.
+    compilation_cache.reset_cache()
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Prints a warning; the cache keeps a process that loads twice from repeating it."""
+    processes.say(text)
