@@ -76,6 +76,11 @@ def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
     changed = config.copy_and_resolve_references()
     for name, value in fields.items():
         usual = get_field(changed, name)
+        if isinstance(usual, ConfigDict):
+            raise BadInput(
+                f"{name} is {shown(repr(value))}, but it is a section. Set its fields one "
+                f"by one, such as {name}.{next(iter(usual))}"
+            )
         try:
             changed.update_from_flattened_dict({name: value})
         except (TypeError, ValueError) as error:

@@ -66,10 +66,17 @@ def _show_image(axes: "Axes", image, title, aspect) -> None:
 
 
 def _outline(axes: "Axes", mask, colour) -> None:
-    # An outline of nothing is a warning in matplotlib.
-    if mask.any() and not mask.all():
-        shade = tuple(value / 255 for value in colour)
-        axes.contour(mask, levels=[0.5], colors=[shade], linewidths=1.5)
+    # matplotlib warns of an outline of nothing.
+    if not mask.any():
+        return
+    # With a margin, so that the outline of what touches an edge is closed.
+    height, width = mask.shape
+    rows, columns = np.arange(-1, height + 1), np.arange(-1, width + 1)
+    shade = tuple(value / 255 for value in colour)
+    axes.autoscale(False)
+    axes.contour(
+        columns, rows, np.pad(mask, 1), levels=[0.5], colors=[shade], linewidths=1.5
+    )
 
 
 def _show_map(axes: "Axes", values, title, colours, aspect) -> None:

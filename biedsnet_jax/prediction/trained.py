@@ -54,10 +54,10 @@ class Trained:
         config = self.config
         parameters = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
         device = self.mesh.devices.flat[0].device_kind
-        size = config.data.size
+        name, size = config.row or config.network, config.data.size
         channels = counted(build_data.image_shape(config)[-1], "channel")
         return {
-            "network": f"{config.row or config.network}, {parameters:,} parameters",
+            "network": f"{name}, {counted(parameters, 'parameter')}",
             "data": config.data.name or config.data.root or config.data.source,
             "step": f"{self.step:,} of {config.train.steps:,}",
             "grid": f"{size} x {size} pixels, {channels}",
