@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -172,13 +171,15 @@ def check_divisible(batch_size: int, parts: int, *, field: str, what: str) -> No
 def enable_compile_cache(folder: str | None) -> None:
     """Keeps compiled programs in a folder between runs.
 
-    `auto` is the user's cache folder, None is off. A folder that cannot be written is
-    warned of once and not used, since jax would warn at every program. It also begins
-    where the process has compiled programs before, as a notebook may have.
+    `auto` is the folder that jax has already, as in a notebook that chose one, else the
+    user's cache folder; None is off. A folder that cannot be written is warned of once
+    and not used, since jax would warn at every program.
     """
     if not folder:
         return
     automatic = folder == "auto"
+    if automatic and jax.config.jax_compilation_cache_dir:
+        return
     folder = str(files.user_cache() / "xla") if automatic else files.expanded(folder)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -192,8 +193,6 @@ def enable_compile_cache(folder: str | None) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    # jax looks for a cache at its first program and not again.
-    compilation_cache.reset_cache()
 
 
 @functools.cache

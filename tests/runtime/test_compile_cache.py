@@ -1,5 +1,5 @@
-"""Tests where compiled programs are kept, in a process of its own for each: jax decides
-once a process whether it has a cache.
+"""Tests where compiled programs are kept, each in a process of its own, since jax takes
+the folder of its first kept program for all.
 """
 
 import os
@@ -42,6 +42,13 @@ def test_the_folder_auto_is_the_users(tmp_path):
     code = "devices.enable_compile_cache('auto')\n" + COMPILE
     run(code, XDG_CACHE_HOME=str(tmp_path))
     assert any((tmp_path / "biedsnet_jax" / "xla").iterdir())
+
+
+def test_auto_leaves_the_folder_that_jax_has(tmp_path):
+    code = "devices.enable_compile_cache('auto')\n" + COMPILE
+    own = str(tmp_path / "own")
+    run(code, XDG_CACHE_HOME=str(tmp_path / "users"), JAX_COMPILATION_CACHE_DIR=own)
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 def test_a_folder_that_cannot_be_written_is_named_once(tmp_path):
