@@ -109,7 +109,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_training_and_evaluating_write_what_they_return(tmp_path):
-    config = bj.get_config("phantom:unet,toy", {"compile_cache": ""})
+    # Eight devices share a batch.
+    fields = {"compile_cache": "", "train.batch_size": 8, "eval.batch_size": 8}
+    config = bj.get_config("phantom:unet,toy", fields)
     results = bj.train(config, tmp_path / "run")
     written = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["checkpoint_step"] == written["checkpoint_step"] == 4
