@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from biedsnet_jax.errors import BadInput
     from biedsnet_jax.prediction.predictor import Predictor
     from biedsnet_jax.prediction.result import Prediction
+    from biedsnet_jax.prediction.scan_prediction import ScanPrediction
 
 __version__ = "0.1.0"
 __all__ = [
     "BadInput",
     "Prediction",
     "Predictor",
+    "ScanPrediction",
     "__version__",
     "evaluate",
     "get_config",
@@ -31,6 +33,7 @@ _MODULES = {
     "BadInput": "errors",
     "Prediction": "prediction.result",
     "Predictor": "prediction.predictor",
+    "ScanPrediction": "prediction.scan_prediction",
     "evaluate": "api",
     "get_config": "api",
     "load": "api",

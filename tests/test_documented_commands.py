@@ -19,11 +19,11 @@ from biedsnet_jax.runtime import devices
 COMMANDS = [
     command for page in documented.pages() for command in documented.commands(page)
 ]
-# Those of extend.md are tried by test_extend.
+# Those of extend.md are tried by test_extend, of python.md by test_python_page.
 EXAMPLES = [
     page
     for page in documented.pages()
-    if documented.examples(page) and page.name != "extend.md"
+    if documented.examples(page) and page.name not in ("extend.md", "python.md")
 ]
 FIRST = [
     said

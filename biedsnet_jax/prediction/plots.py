@@ -1,5 +1,6 @@
 """Draws a slice and its prediction with matplotlib, an extra that nothing else needs."""
 
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,15 @@ _MISSING = (
 )
 
 
+def load_pyplot() -> ModuleType:
+    """Imports matplotlib.pyplot. Raises BadInput where it is not installed."""
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise BadInput(_MISSING) from error
+    return pyplot
+
+
 def plot_slice(
     image: Num[np.ndarray, "h w c"],
     probability: Float[np.ndarray, "h w k"],
@@ -34,10 +44,7 @@ def plot_slice(
     `names` are those of the classes. `aspect` is the height of a pixel over its width.
     There is no panel of entropy where it is None. Raises BadInput without matplotlib.
     """
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise BadInput(_MISSING) from error
+    pyplot = load_pyplot()
     columns = 3 if entropy is None else 4
     figure, axes = pyplot.subplots(
         len(names),

@@ -16,7 +16,7 @@ from jaxtyping import Shaped
 from biedsnet_jax.config import build_data, run_config
 from biedsnet_jax.data.formats import volumes
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.prediction import scan_prediction, scans, trained
+from biedsnet_jax.prediction import plots, scan_prediction, scans, trained
 from biedsnet_jax.prediction.fields_text import fields_text
 from biedsnet_jax.prediction.result import Prediction
 from biedsnet_jax.prediction.scan_prediction import ScanPrediction
@@ -94,6 +94,8 @@ class Predictor:
         z: int | None = None,
     ) -> "Figure":
         """Segments an array or a file and draws a slice; see `ScanPrediction.plot`."""
+        # Found missing before the work, not after it.
+        plots.load_pyplot()
         is_path = isinstance(source, str | pathlib.Path)
         prediction = self.file(source) if is_path else self(source)
         return prediction.plot(z)
