@@ -68,9 +68,10 @@ def to_run(block: documented.Block) -> list[str]:
     ]
 
 
-# tests/test_extend.py uses the parts of that page.
+# tests/test_extend.py and tests/test_python_page.py use the parts of these pages.
+ELSEWHERE = ("extend.md", "python.md")
 EXAMPLES = [
-    page for page in PAGES if page.name != "extend.md" and documented.examples(page)
+    page for page in PAGES if page.name not in ELSEWHERE and documented.examples(page)
 ]
 
 

@@ -1,7 +1,7 @@
 """Fields of a config by their dotted names."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -66,3 +66,26 @@ def flat(config, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = value
     return found
+
+
+def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a config with fields set by dotted name.
+
+    Raises BadInput for a field that there is not, and for a value of another type.
+    """
+    changed = config.copy_and_resolve_references()
+    for name, value in fields.items():
+        usual = get_field(changed, name)
+        if isinstance(usual, ConfigDict):
+            raise BadInput(
+                f"{name} is {shown(repr(value))}, but it is a section. Set its fields one "
+                f"by one, such as {name}.{next(iter(usual))}"
+            )
+        try:
+            changed.update_from_flattened_dict({name: value})
+        except (TypeError, ValueError) as error:
+            raise BadInput(
+                f"{name} is {shown(repr(value))}, of the wrong type. Give a value like "
+                f"{usual!r}, of {type(usual).__name__}."
+            ) from error
+    return changed

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from jaxtyping import Bool, Num, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
@@ -59,7 +59,19 @@ def _choose(mask):
 
 
 def _paint(image, mask) -> UInt8[np.ndarray, "h w 3"]:
-    """Paints a colour picture in colour, or the first channel in grey, and the masks.
+    """Paints the masks on a slice."""
+    painted = in_colours(image)
+    for k in range(mask.shape[-1]):
+        colour = np.array(COLOURS[k % len(COLOURS)])
+        inside = mask[..., k]
+        painted[inside] = (1 - TINT) * painted[inside] + TINT * colour
+        # The outline lies outside the mask, so that it hides none of it.
+        painted[binary_dilation(inside) & ~inside] = colour
+    return painted.astype(np.uint8)
+
+
+def in_colours(image: Num[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w 3"]:
+    """Shows a colour picture in colour, or the first channel in grey, from 0 to 255.
 
     Black and white are the 0.5 and 99.5 percentiles.
     """
@@ -70,14 +82,7 @@ def _paint(image, mask) -> UInt8[np.ndarray, "h w 3"]:
     low, high = np.percentile(shown, PERCENTILES)
     if low == high:
         low, high = shown.min(), shown.max()
-    grey = np.clip((shown - low) / max(high - low, 1e-9), 0, 1) * 255 * np.ones(3)
-    for k in range(mask.shape[-1]):
-        colour = np.array(COLOURS[k % len(COLOURS)])
-        inside = mask[..., k]
-        grey[inside] = (1 - TINT) * grey[inside] + TINT * colour
-        # The outline lies outside the mask, so that it hides none of it.
-        grey[binary_dilation(inside) & ~inside] = colour
-    return grey.astype(np.uint8)
+    return np.clip((shown - low) / max(high - low, 1e-9), 0, 1) * 255 * np.ones(3)
 
 
 def _scaled(tile, spacing):

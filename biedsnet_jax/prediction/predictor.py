@@ -1,4 +1,4 @@
-"""Segments images in memory: `load(workdir)(array) -> Prediction`.
+"""Segments arrays and files: `load(workdir)(array) -> Prediction`.
 
 Every slice is prepared as in training (window, resize, normalise).
 """
@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -15,15 +16,20 @@ from jaxtyping import Shaped
 from biedsnet_jax.config import build_data, run_config
 from biedsnet_jax.data.formats import volumes
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.prediction import trained
+from biedsnet_jax.prediction import plots, scan_prediction, scans, trained
+from biedsnet_jax.prediction.fields_text import fields_text
 from biedsnet_jax.prediction.result import Prediction
+from biedsnet_jax.prediction.scan_prediction import ScanPrediction
 from biedsnet_jax.prediction.trained import Trained
-from biedsnet_jax.runtime import devices, processes
+from biedsnet_jax.runtime import devices, files, processes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Predictor:
-    """A trained model that segments arrays. Made by `load`."""
+    """A trained model that segments arrays and files. Made by `load`."""
 
     model: Trained
     # Jitted (variables, image, number) -> maps and samples.
@@ -31,9 +37,12 @@ class Predictor:
     # Batch sizes for which `run_batch` is compiled.
     sizes: set[int] = dataclasses.field(default_factory=set)
 
+    def __repr__(self) -> str:
+        return fields_text("Predictor", self.model.summary())
+
     def __call__(
         self, array: Shaped[np.ndarray, "..."], *, keep_samples: bool = False
-    ) -> Prediction:
+    ) -> ScanPrediction:
         """Segments one slice, "h w" or "h w c", or the slices "d h w c".
 
         Values are in the units of the training files, and c is the number of channels
@@ -56,8 +65,44 @@ class Predictor:
                 f"The array, of type {array.dtype}, has values that are not finite "
                 "numbers. Replace them."
             )
-        (prediction,) = self.predict([slices], keep_samples=keep_samples)
-        return prediction
+        return self._segment(scan_prediction.array_scan(slices), keep_samples)
+
+    def file(
+        self, path: str | pathlib.Path, *, keep_samples: bool = False
+    ) -> ScanPrediction:
+        """Segments a picture, a NIfTI volume or the folder of one DICOM series.
+
+        The prediction keeps the geometry of the scan, and `save` writes its mask on the
+        scan's own grid. Raises BadInput for what cannot be read or is not one scan.
+        """
+        channels = self.model.config.data.channels
+        source = pathlib.Path(files.expanded(str(path)))
+        items = scans.search(source, channels=channels).items
+        if len(items) > 1:
+            raise BadInput(
+                f"{source} holds {len(items)} scans. Give one of them, or use "
+                "--mode=predict, which segments all."
+            )
+        scan = scans.read(items[0], channels=channels)
+        for note in scan.notes:
+            processes.say(f"warning: {note}")
+        return self._segment(scan, keep_samples)
+
+    def plot(
+        self,
+        source: Shaped[np.ndarray, "..."] | str | pathlib.Path,
+        z: int | None = None,
+    ) -> "Figure":
+        """Segments an array or a file and draws a slice; see `ScanPrediction.plot`."""
+        # Found missing before the work, not after it.
+        plots.load_pyplot()
+        is_path = isinstance(source, str | pathlib.Path)
+        prediction = self.file(source) if is_path else self(source)
+        return prediction.plot(z)
+
+    def _segment(self, scan, keep_samples) -> ScanPrediction:
+        (prediction,) = self.predict([scan.slices], keep_samples=keep_samples)
+        return scan_prediction.of_scan(scan, prediction)
 
     def predict(
         self,

@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from biedsnet_jax.data import transforms
+from biedsnet_jax.prediction.fields_text import counted, fields_text, labelled
 
 UNCERTAINTIES = ("entropy", "mutual_information", "variance")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Prediction:
     """The prediction of one scan of d slices, each h by w, for k classes.
 
@@ -33,6 +34,23 @@ class Prediction:
     labels: tuple[tuple[int, ...], ...]
     # Time for all slices, without compilation.
     seconds: float
+
+    def __repr__(self) -> str:
+        return fields_text("Prediction", self.summary())
+
+    def summary(self) -> dict[str, str]:
+        """Returns sizes and settings by name, in words and without any array."""
+        height, width = self.size
+        depth, *grid, _ = self.maps["probability"].shape
+        kept = f"{self.sample_count} kept" if self.sample_count else "none kept"
+        return {
+            "size": f"{counted(depth, 'slice')} of {height} x {width} pixels",
+            "grid": f"{grid[0]} x {grid[1]}, as the network predicts",
+            "classes": f"{labelled(self.labels)}, above {self.threshold:g}",
+            "maps": ", ".join(self.maps),
+            "samples": kept,
+            "seconds": f"{self.seconds:.3g}",
+        }
 
     @property
     def probability(self) -> Float[np.ndarray, "d h w k"]:

@@ -15,6 +15,7 @@ from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.data import pipeline
+from biedsnet_jax.prediction.fields_text import counted, fields_text, labelled
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import fusion, segmenter
 from biedsnet_jax.types import Image
@@ -23,7 +24,7 @@ from biedsnet_jax.types import Image
 Predicted = tuple[np.ndarray, dict[str, np.ndarray], list[dict]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Trained:
     """A segmenter, its weights, their mesh, and the config by which it predicts.
 
@@ -44,6 +45,35 @@ class Trained:
         if self.predict_batch is None:
             program = make_predict(self.config, self.segmenter, self.mesh)
             object.__setattr__(self, "predict_batch", program)
+
+    def __repr__(self) -> str:
+        return fields_text("Trained", self.summary())
+
+    def summary(self) -> dict[str, str]:
+        """Returns network, data and sampling by name, in words and without any array."""
+        config = self.config
+        parameters = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
+        device = self.mesh.devices.flat[0].device_kind
+        name, size = config.row or config.network, config.data.size
+        channels = counted(build_data.image_shape(config)[-1], "channel")
+        return {
+            "network": f"{name}, {counted(parameters, 'parameter')}",
+            "data": config.data.name or config.data.root or config.data.source,
+            "step": f"{self.step:,} of {config.train.steps:,}",
+            "grid": f"{size} x {size} pixels, {channels}",
+            "classes": labelled(build_data.class_labels(config)),
+            "sampler": self._sampler(),
+            "threshold": f"{config.threshold:g}",
+            "devices": f"{self.mesh.size} x {device}",
+        }
+
+    def _sampler(self) -> str:
+        if not self.segmenter.draws_samples:
+            return "none, one pass an image"
+        sampler = self.config.sampler
+        steps, samples = counted(sampler.steps, "step"), sampler.ensemble
+        drawn = counted(samples, "sample")
+        return f"{sampler.method}, {steps}, {drawn}, fused by {self.config.fusion}"
 
     def predict_split(
         self, data: build_data.Data, indices: list[int], clock: "Clock | None" = None

@@ -6,6 +6,7 @@ parts (fully sharded data parallel, as ZeRO stage 3); with one device along it t
 is whole on every device.
 """
 
+import functools
 import math
 import os
 import platform
@@ -170,18 +171,21 @@ def check_divisible(batch_size: int, parts: int, *, field: str, what: str) -> No
 def enable_compile_cache(folder: str | None) -> None:
     """Keeps compiled programs in a folder between runs.
 
-    `auto` is the user's cache folder, None is off. A folder that cannot be written is
-    warned of once and not used, since jax would warn at every program.
+    `auto` is the folder that jax has already, as in a notebook that chose one, else the
+    user's cache folder; None is off. A folder that cannot be written is warned of once
+    and not used, since jax would warn at every program.
     """
     if not folder:
         return
     automatic = folder == "auto"
+    if automatic and jax.config.jax_compilation_cache_dir:
+        return
     folder = str(files.user_cache() / "xla") if automatic else files.expanded(folder)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        processes.say(
+        _warn_once(
             f"The compile cache {folder} cannot be written ({reason(error)}), "
             "so every program is compiled anew. "
             "Set compile_cache to another folder, or to '' for none."
@@ -189,3 +193,9 @@ def enable_compile_cache(folder: str | None) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Prints a warning; the cache keeps a process that loads twice from repeating it."""
+    processes.say(text)
