@@ -13,9 +13,12 @@ from typing import NamedTuple
 
 from places import ROOT
 
+from biedsnet_jax.commands import as_flags
+
 # and launch/...
 PROGRAMS = (
     "python",
+    "biedsnet",
     "pip",
     "sbatch",
     "kubectl",
@@ -159,13 +162,21 @@ def _block_commands(block):
 
 def _split(line):
     """Words of each command of a line."""
-    commands = [[]]
+    parts = [[]]
     for word in shlex.split(line, comments=True):
         if word == "&&":
-            commands.append([])
+            parts.append([])
         else:
-            commands[-1].append(word)
-    return [words for words in commands if words]
+            parts[-1].append(word)
+    return [_as_mode(words) for words in parts if words]
+
+
+def _as_mode(words):
+    """A command of the package as the mode that it is; train is the usual one."""
+    if words[0] != "biedsnet":
+        return words
+    flags = [flag for flag in as_flags(words)[1:] if flag != "--mode=train"]
+    return ["python", "-m", "biedsnet_jax.main", *flags]
 
 
 def _is_command(text):

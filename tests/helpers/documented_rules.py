@@ -72,6 +72,9 @@ def _packages(words, workshop, page):
     ]
     known = {Requirement(line).name for line in lines} | {"torch"}
     for requirement in map(Requirement, words[2:]):
+        if requirement.name == project["name"]:
+            assert requirement.extras <= set(project["optional-dependencies"])
+            continue
         assert requirement.name in known, (
             f"{requirement.name} is no requirement of this project"
         )
@@ -109,6 +112,11 @@ def _help_fields(words, workshop, page):
     assert "  train.steps = 20000\n" in workshop.main(words[3:])
 
 
+def _help(words, workshop, page):
+    text = workshop.main(words[3:])
+    assert "usage: biedsnet " in text and " --help" in text
+
+
 def _train(words, workshop, page):
     workshop.main(words[3:])
     assert (workshop.folder / _value(words, "workdir") / "results.json").exists()
@@ -132,6 +140,11 @@ def _report(words, workshop, page):
         workshop.trained(workdir)
     workshop.main(words[3:])
     assert {"report.html", "report.md"} <= _names(workshop.folder)
+
+
+def _info(words, workshop, page):
+    workshop.trained(_value(words, "workdir"))
+    assert "dice" in workshop.main(words[3:]).lower()
 
 
 def _import(words, workshop, page):
@@ -377,7 +390,8 @@ RULES = [
         _processes,
         "minutes a row; tests/segmenters has all",
     ),
-    Rule("help", rf"{MAIN} --helpfields", _help_fields),
+    Rule("fields", rf"{MAIN} --helpfields", _help_fields),
+    Rule("help", rf"{MAIN}( --mode=\w+)? --help", _help),
     Rule("train", rf"{MAIN} (?!.*--mode).*", _train),
     Rule("evaluate", rf"{MAIN} --mode=evaluate .*", _evaluate),
     Rule("predict", rf"{MAIN} --mode=predict .*", _predict),
@@ -388,6 +402,7 @@ RULES = [
         _serve,
         "it serves until it is stopped; tests/serving asks it",
     ),
+    Rule("info", rf"{MAIN} --mode=info .*", _info),
     Rule("import", rf"{MAIN} --mode=import .*", _import),
     Rule("export", rf"{MAIN} --mode=export .*", _export),
     Rule("distill", rf"{MAIN} --mode=distill .*", _distill),
