@@ -1,13 +1,12 @@
 """Draws a slice and its prediction with matplotlib, an extra that nothing else needs."""
 
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Num
 
-from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction.overlay import COLOURS, in_colours
+from biedsnet_jax.runtime import extras
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,19 +14,11 @@ if TYPE_CHECKING:
 
 # Inches of a panel's side.
 _SIDE = 2.8
-_MISSING = (
-    "Plots need matplotlib, which is not installed. "
-    "Run: pip install 'biedsnet_jax[viz]'"
-)
 
 
-def load_pyplot() -> ModuleType:
-    """Imports matplotlib.pyplot. Raises BadInput where it is not installed."""
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise BadInput(_MISSING) from error
-    return pyplot
+def check_installed() -> None:
+    """Raises BadInput where matplotlib is not installed."""
+    extras.need("viz", "A plot")
 
 
 def plot_slice(
@@ -44,7 +35,9 @@ def plot_slice(
     `names` are those of the classes. `aspect` is the height of a pixel over its width.
     There is no panel of entropy where it is None. Raises BadInput without matplotlib.
     """
-    pyplot = load_pyplot()
+    check_installed()
+    from matplotlib import pyplot
+
     columns = 3 if entropy is None else 4
     figure, axes = pyplot.subplots(
         len(names),

@@ -95,7 +95,7 @@ class Predictor:
     ) -> "Figure":
         """Segments an array or a file and draws a slice; see `ScanPrediction.plot`."""
         # Found missing before the work, not after it.
-        plots.load_pyplot()
+        plots.check_installed()
         is_path = isinstance(source, str | pathlib.Path)
         prediction = self.file(source) if is_path else self(source)
         return prediction.plot(z)
