@@ -105,9 +105,11 @@ class Predictor:
     def first_batch(self, slices: int) -> int:
         """The batch size of a scan of so many slices where nothing is compiled yet.
 
-        It is the least power of two that holds `slices`, but at most eval.batch_size.
+        It is the devices times a power of two that holds `slices`, but at most
+        eval.batch_size, raised to the next that divides over the devices.
         """
-        most, size = self.model.config.eval.batch_size, self.model.mesh.size
+        size = self.model.mesh.size
+        most = devices.divisible(self.model.config.eval.batch_size, self.model.mesh)
         while size < min(slices, most):
             size *= 2
         return min(size, most)

@@ -57,7 +57,7 @@ class Trained:
         On every process the same: each reads the whole batch, and its devices predict
         their rows.
         """
-        size = self.config.eval.batch_size
+        size = devices.divisible(self.config.eval.batch_size, self.mesh)
         prepare = build_data.make_prepare(self.config)
         for batch, examples in pipeline.eval_batches(
             data.source, indices, prepare=prepare, batch_size=size
@@ -126,9 +126,6 @@ def load(
     check_config(config)
     run_config.check_trained(config, workdir, free=free)
     mesh = devices.make_mesh(fsdp=config.parallel.fsdp)
-    devices.check_divisible(
-        config.eval.batch_size, mesh.size, field="eval.batch_size", what="devices"
-    )
     model = build_model.build(config)
     like = jax.eval_shape(
         lambda: train_state.create(build_model.init_variables(model, config))

@@ -55,7 +55,7 @@ class Update:
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh, over whose devices the batches of training and evaluation divide.
+    """The mesh, over whose devices the batches of training divide.
 
     Raises BadInput where they do not.
     """
@@ -65,9 +65,6 @@ def make_mesh(config: ConfigDict) -> Mesh:
         mesh.size * config.train.accumulate,
         field="train.batch_size",
         what="devices and parts",
-    )
-    devices.check_divisible(
-        config.eval.batch_size, mesh.size, field="eval.batch_size", what="devices"
     )
     return mesh
 
