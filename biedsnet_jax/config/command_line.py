@@ -164,7 +164,7 @@ def reworded(error: Exception, config: Any) -> str:
 def with_paths(argv: list[str], known: Any) -> list[str]:
     """The same with each path as the user means it: ~ is the home folder.
 
-    Raises BadInput for a path that can only be a mistake.
+    Raises BadInput for an address, and for a path that can only be a mistake.
     """
     lists = value(argv, "mode", known) == "report"
     words = [argv[0]]
@@ -208,6 +208,7 @@ def _list_of_paths(text):
 
 
 def _path(name, text):
+    files.check_no_address(text, f"--{name}")
     path = files.expanded(text)
     if any(c < " " or c == "\x7f" for c in text) and not _is_there(path):
         raise BadInput(
