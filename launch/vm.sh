@@ -39,7 +39,7 @@ call() {
 
 # Copies this folder to the machine, as ~/biedsnet, with the edits of files that git knows.
 copy_project() {
-  local archive=biedsnet.tar.gz edits new
+  local archive=${TMPDIR:-/tmp}/biedsnet.tar.gz edits new
   new=$(git -C "$project" ls-files --others --exclude-standard --directory)
   [[ -z $new ]] || echo "launch: not copied, since git does not know it:" "${new//$'\n'/, }" >&2
   edits=$(git -C "$project" stash create)

@@ -172,6 +172,8 @@ def with_paths(argv: list[str], known: Any) -> list[str]:
         if one.name in PATHS and one.value:
             folders = lists and one.name == "workdir"
             path = _list_of_paths(one.value) if folders else _path(one.name, one.value)
+            if one.name == "workdir" and not lists:
+                _check_text(path)
             words.append(f"--{one.name}={path}")
         else:
             words += one.words
@@ -215,6 +217,17 @@ def _path(name, text):
             f"--{name} holds a line break or another control character, {text!r}. Give the path without it."
         )
     return path
+
+
+def _check_text(workdir):
+    """Refuses bytes that are no text in the user's locale, which Orbax cannot write."""
+    try:
+        workdir.encode()
+    except UnicodeEncodeError:
+        raise BadInput(
+            f"--workdir is {workdir!r}, which is no text in this locale. "
+            "Give an ASCII name, or set LC_ALL=C.UTF-8."
+        ) from None
 
 
 def _is_there(path):

@@ -67,6 +67,14 @@ def test_every_field_that_is_named_like_a_path_is_one_of_those():
     }
 
 
+def test_a_workdir_that_is_no_text(tmp_path):
+    # What Python makes of a byte that its locale cannot read.
+    line = ["main", f"--workdir={tmp_path}/l\udcc3"]
+    refused(lambda: command_line.with_paths(line, flags.FLAGS), "--workdir", "LC_ALL")
+    line.append("--mode=report")
+    assert command_line.with_paths(line, flags.FLAGS) == line
+
+
 @pytest.mark.parametrize(
     "path",
     ["runs/a:b", "a:b", "C:/runs", "C://runs", "saved.py:/runs/a", "x//y", ":/a"],
