@@ -7,7 +7,7 @@ from absl import flags
 from refusals import refused
 
 from biedsnet_jax import main
-from biedsnet_jax.config import command_line
+from biedsnet_jax.config import command_line, network_file, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat, set_field
 from biedsnet_jax.runtime import files
@@ -44,12 +44,25 @@ def test_an_address_among_the_workdirs_of_a_report():
         "data.tfds.data_dir",
         "compile_cache",
         "network_file",
+        "distill.teacher",
     ],
 )
 def test_an_address_in_a_field(name, address):
     c = phantom.get_config()
-    set_field(c, name, address)
+    with c.unlocked():
+        set_field(c, name, address)
     refused(lambda: check_config(c), f"{name} is '{address}'", "Mount the bucket")
+
+
+def test_a_tilde_in_the_other_fields_is_the_home(monkeypatch, tmp_path):
+    """tests/runtime/test_no_home.py has the fields of data and caches."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "network.py").write_text("a = 1")
+    assert network_file.read("~/network.py") == b"a = 1"
+    c = phantom.get_config()
+    with c.unlocked():
+        set_field(c, "distill.teacher", "~/gone")
+    refused(lambda: run_config.check_teacher(c), f"{tmp_path}/gone", "distill.teacher")
 
 
 def test_every_field_that_is_named_like_a_path_is_one_of_those():
