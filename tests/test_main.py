@@ -339,6 +339,10 @@ def test_splits(refused, tmp_path):
             ["train.batch_size", "12", "8 devices", "8 or 16"],
         ),
         (
+            "--config.train.accumulate=2",
+            ["train.batch_size", "16 parts (8 devices, train.accumulate=2)", "to 16"],
+        ),
+        (
             "--config.data.size=50",
             ["data.size 50", "48 or"],
         ),

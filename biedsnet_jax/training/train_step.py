@@ -60,11 +60,15 @@ def make_mesh(config: ConfigDict) -> Mesh:
     Raises BadInput where they do not.
     """
     mesh = devices.make_mesh(fsdp=config.parallel.fsdp)
+    parts = config.train.accumulate
+    what = "devices"
+    if parts > 1:
+        what = f"parts ({mesh.size} devices, train.accumulate={parts})"
     devices.check_divisible(
         config.train.batch_size,
-        mesh.size * config.train.accumulate,
+        mesh.size * parts,
         field="train.batch_size",
-        what="devices and parts",
+        what=what,
     )
     return mesh
 

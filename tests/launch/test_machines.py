@@ -263,6 +263,16 @@ def test_the_jobset_does_not_repeat_a_mistake(jobset):
     }
 
 
+def test_the_batch_of_the_jobset_divides_over_its_chips(jobset):
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    chips = spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+    flags = dict(flag.split("=", 1) for flag in container["args"])
+    assert chips == 16
+    assert int(flags["--config.train.batch_size"]) % chips == 0
+
+
 @pytest.mark.parametrize(
     ("stopped", "ends", "code"), [(False, 0, 0), (False, 2, 2), (True, None, 1)]
 )
