@@ -1,42 +1,54 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU VM, or on a slice of many hosts: the same commands for both.
 #
-#   launch/tpu_vm.sh create     make a spot slice: cheap, may be taken away at any time
-#   launch/tpu_vm.sh install    copy this folder and install its requirements, on every worker
+#   launch/tpu_vm.sh create          make a spot slice: cheap, may be taken away at any time
+#   launch/tpu_vm.sh install         copy this folder, with your edits, and install what it needs,
+#                                    on every worker
+#   launch/tpu_vm.sh data DIR        copy a data folder to every worker:
+#                                    --config.data.root=data/NAME of DIR
 #   launch/tpu_vm.sh run configs/covid.py runs/covid [flags ...]
-#                               train on every worker; ends when training does
-#   launch/tpu_vm.sh delete     delete the slice and its disks
+#                                    train on every worker, and show the log of the first
+#   launch/tpu_vm.sh logs            show the log again
+#   launch/tpu_vm.sh stop            write a checkpoint and end the run
+#   launch/tpu_vm.sh fetch runs/covid [TO]
+#                                    copy the workdir into TO (runs) of the folder you are in
+#   launch/tpu_vm.sh delete          delete the slice and its disks
 #
-# If the slice is taken away: `create`, `install`, `run` again, and training goes on from its
-# checkpoint. So WORKDIR and the data must lie on a disk or share that outlives the slice, mounted
-# on every worker at the same place (such as Filestore). Needs gcloud, signed in. Set by the
-# environment:
+# A run goes on when the connection is gone; a later `run` of the same workdir continues it. A
+# slice of several hosts needs WORKDIR on a share that every worker mounts at the same place
+# (such as Filestore), and one flag where 8 slices do not divide over its devices:
+#   launch/tpu_vm.sh run configs/covid.py /shared/covid --config.train.batch_size=16
+# If the slice is taken away: `create`, `install`, `data`, `run` again, and training goes on if
+# WORKDIR was on a share. DRY_RUN=1 prints every command and runs none. Needs gcloud, signed in.
+# Set by the environment:
 #   NAME=biedsnet ZONE=us-west4-a VERSION=v2-alpha-tpuv5-lite
-#   TYPE=v5litepod-8 (one host; v5litepod-16 and up: several)
+#   TYPE=v5litepod-8 (8 chips on one host; v5litepod-16 and up: several hosts)
 set -euo pipefail
 name=${NAME:-biedsnet} zone=${ZONE:-us-west4-a}
 type=${TYPE:-v5litepod-8} version=${VERSION:-v2-alpha-tpuv5-lite}
+# shellcheck source=/dev/null
+source "$(dirname "${BASH_SOURCE[0]}")/vm.sh"
 
-tpu() { gcloud compute tpus tpu-vm "$@" --zone="$zone"; }
+tpu() { call gcloud compute tpus tpu-vm "$@" --zone="$zone"; }
 everywhere() { tpu ssh "$name" --worker=all --command="$1"; }
+first() { tpu ssh "$name" --worker=0 --command="$1"; }
+send() { tpu scp "$@" --worker=all; }
+bring() { tpu scp --recurse "$@" --worker=0; }
 
 case ${1:-} in
   create) tpu create "$name" --accelerator-type="$type" --version="$version" --spot ;;
   install)
-    archive=$(mktemp)
-    trap 'rm -f "$archive"' EXIT
-    git -C "$(dirname "$0")/.." archive --format=tar.gz --output="$archive" HEAD # what is committed
-    tpu scp "$archive" "$name:biedsnet.tar.gz" --worker=all
+    copy_project
     # The image's Python is too old: uv brings a newer one.
-    everywhere 'mkdir -p biedsnet && tar -xzf biedsnet.tar.gz -C biedsnet &&
-      python3 -m pip install --quiet --user uv && .local/bin/uv venv --clear --python=3.12 venv &&
-      .local/bin/uv pip install --quiet --python=venv "jax[tpu]" -r biedsnet/requirements.txt'
+    everywhere 'python3 -m pip install --quiet --user uv &&
+.local/bin/uv venv --clear --python=3.12 venv &&
+.local/bin/uv pip install --quiet --python=venv "jax[tpu]" -r biedsnet/requirements.txt'
     ;;
-  run)
-    config=${2:?the config, such as configs/covid.py} workdir=${3:?the workdir, on a shared disk}
-    printf -v flags ' %q' "--config=$config" "--workdir=$workdir" "${@:4}"
-    everywhere "cd biedsnet && ../venv/bin/python -m biedsnet_jax.main$flags"
-    ;;
+  data) copy_data "${2:-}" ;;
+  run) start_run "${@:2}" ;;
+  logs) show_log ;;
+  stop) stop_run ;;
+  fetch) fetch_run "${@:2}" ;;
   delete) tpu delete "$name" --quiet ;;
-  *) sed -n '2,15s/^# \{0,1\}//p' "$0" && exit 2 ;;
+  *) usage ;;
 esac

@@ -321,8 +321,8 @@ def test_splits(refused, tmp_path):
             ["train.batch_size", "12", "8 devices", "8 or 16"],
         ),
         (
-            "--config.eval.batch_size=3",
-            ["eval.batch_size", "3", "8 devices"],
+            "--config.train.accumulate=2",
+            ["train.batch_size", "8", "accumulate=2", "16"],
         ),
         (
             "--config.data.size=50",

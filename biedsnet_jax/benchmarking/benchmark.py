@@ -128,10 +128,11 @@ def programs(cfg, mesh) -> list[Program]:
         alone_inputs=(state_shape, _only(part, "image", "mask"), key),
         carries=True,
     )
-    batch, part = _inputs(cfg, cfg.eval.batch_size, mesh)
+    size = devices.divisible(cfg.eval.batch_size, mesh)
+    batch, part = _inputs(cfg, size, mesh)
     predict = Program(
         "predict",
-        cfg.eval.batch_size,
+        size,
         make_predict(cfg, model, mesh),
         inputs=(variables, batch["image"], batch["index"]),
         alone=make_predict(cfg, model, one),

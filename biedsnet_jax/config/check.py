@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from biedsnet_jax.config import build_model
 from biedsnet_jax.config.build_data import SOURCES
-from biedsnet_jax.config.fields import get_field
+from biedsnet_jax.config.fields import find, get_field
 from biedsnet_jax.config.known_fields import check_known
 from biedsnet_jax.config.rules import (
     ABOVE_0,
@@ -34,6 +34,7 @@ from biedsnet_jax.diffusion.sampler import METHODS
 from biedsnet_jax.diffusion.schedule import SCHEDULES, SPACINGS
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import DENOISERS, NETWORKS
+from biedsnet_jax.runtime import files
 from biedsnet_jax.segmenters.fusion import FUSIONS
 from biedsnet_jax.segmenters.losses import LOSSES
 
@@ -146,12 +147,22 @@ FIELDS: dict[str, Rule] = {
     "data.tfds.spacing": TEXT,
     "data.tfds.units": RANGE,
 }
+# Fields that hold a path.
+PATHS = (
+    "data.root",
+    "data.cache_dir",
+    "data.tfds.data_dir",
+    "compile_cache",
+    "network_file",
+    "distill.teacher",
+)
 # Fields of networks whose tuple may be ().
 _MAY_BE_EMPTY = ("attention_downsample",)
 
 
 def check_config(config: ConfigDict) -> None:
     """Raises BadInput at the first field that does not exist or may not have its value."""
+    _check_paths(config)
     check_known(config)
     network = build_model.network_class(config)
     for name, rule in FIELDS.items():
@@ -176,6 +187,13 @@ def check_config(config: ConfigDict) -> None:
 def network_rule(network: type, field: str) -> Rule:
     """Rule of one of a network's own fields."""
     return like(getattr(network, field, None), empty=field in _MAY_BE_EMPTY)
+
+
+def _check_paths(config):
+    for name in PATHS:
+        value = find(config, name)
+        if isinstance(value, str):
+            files.check_no_address(value, name)
 
 
 def _check_counts(config):

@@ -149,7 +149,8 @@ def reworded(error: Exception, config: Any) -> str:
 def with_paths(argv: list[str], known: Any) -> list[str]:
     """Expands ~ to the home folder in each path, and finds the config file.
 
-    Raises BadInput for a path that can only be a mistake, and for no such config.
+    Raises BadInput for an address, for a path that can only be a mistake, and for no such
+    config.
     """
     words = [argv[0]]
     for one in read(argv, known):
@@ -160,7 +161,10 @@ def with_paths(argv: list[str], known: Any) -> list[str]:
         elif one.name == "config":
             words.append(f"--config={config_file.find(_path('config', one.value))}")
         else:
-            words.append(f"--{one.name}={_path(one.name, one.value)}")
+            path = _path(one.name, one.value)
+            if one.name == "workdir":
+                _check_text(path)
+            words.append(f"--{one.name}={path}")
     return words
 
 
@@ -195,6 +199,7 @@ def _list_of_paths(text):
 
 
 def _path(name, text):
+    files.check_no_address(text, f"--{name}")
     path = files.expanded(text)
     if any(c < " " or c == "\x7f" for c in text) and not _is_there(path):
         raise BadInput(
@@ -202,6 +207,17 @@ def _path(name, text):
             "the path without it."
         )
     return path
+
+
+def _check_text(workdir):
+    """Refuses bytes that are no text in the user's locale, which Orbax cannot write."""
+    try:
+        workdir.encode()
+    except UnicodeEncodeError:
+        raise BadInput(
+            f"--workdir is {workdir!r}, which is no text in this locale. "
+            "Give an ASCII name, or set LC_ALL=C.UTF-8."
+        ) from None
 
 
 def _is_there(path):

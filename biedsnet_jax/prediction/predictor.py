@@ -145,11 +145,11 @@ class Predictor:
     def first_batch(self, slices: int) -> int:
         """Returns the batch size of a scan where nothing is compiled yet.
 
-        It is the mesh's size, doubled until it holds `slices`, but at most
-        eval.batch_size.
+        It is the devices times a power of two that holds `slices`, but at most
+        eval.batch_size, raised to the next that divides over the devices.
         """
-        most = self.model.config.eval.batch_size
         size = self.model.mesh.size
+        most = devices.divisible(self.model.config.eval.batch_size, self.model.mesh)
         while size < min(slices, most):
             size *= 2
         return min(size, most)

@@ -83,7 +83,7 @@ class Trained:
         `clock` counts the time of the predictions, without compilation. Every process
         yields the same: each reads whole batches, and its devices predict their rows.
         """
-        size = self.config.eval.batch_size
+        size = devices.divisible(self.config.eval.batch_size, self.mesh)
         prepare = build_data.make_prepare(self.config)
         for batch, examples in pipeline.eval_batches(
             data.source, indices, prepare=prepare, batch_size=size
@@ -147,9 +147,6 @@ def load(
     check_config(config)
     run_config.check_trained(config, workdir, free=free)
     mesh = devices.make_mesh(fsdp=config.parallel.fsdp)
-    devices.check_divisible(
-        config.eval.batch_size, mesh.size, field="eval.batch_size", what="devices"
-    )
     model = build_model.build(config)
     like = jax.eval_shape(
         lambda: train_state.create(build_model.init_variables(model, config))

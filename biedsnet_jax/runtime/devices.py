@@ -168,6 +168,14 @@ def check_divisible(batch_size: int, parts: int, *, field: str, what: str) -> No
     )
 
 
+def divisible(batch_size: int, mesh: Mesh) -> int:
+    """A batch size raised to the next that divides over all devices.
+
+    It is for predicting, where the size changes no result.
+    """
+    return math.ceil(batch_size / mesh.size) * mesh.size
+
+
 def enable_compile_cache(folder: str | None) -> None:
     """Keeps compiled programs in a folder between runs.
 
@@ -177,6 +185,7 @@ def enable_compile_cache(folder: str | None) -> None:
     """
     if not folder:
         return
+    files.check_no_address(folder, "compile_cache")
     automatic = folder == "auto"
     if automatic and jax.config.jax_compilation_cache_dir:
         return

@@ -17,10 +17,12 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-from biedsnet_jax.errors import BadInput, reason
+from biedsnet_jax.errors import BadInput, reason, shown
 
 # Of folders in places that programs share.
 _NAME = "biedsnet_jax"
+# One letter would be a drive of Windows.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Bytes in a name, on most file systems.
 _LONGEST_NAME = 255
 # Bytes: a disk with less room counts as full.
@@ -32,8 +34,10 @@ _ENDS = 2**20
 def expanded(path: str) -> str:
     """A path with a leading ~ or ~name replaced by the home folder.
 
-    Raises BadInput where there is no such home, rather than make a folder called ~.
+    Raises BadInput where there is no such home, rather than make a folder called ~, and
+    for an address such as gs://bucket/folder, rather than make a folder called gs:.
     """
+    check_no_address(path, "a path")
     found = os.path.expanduser(path)
     if found.startswith("~") and not os.path.lexists(found.partition("\0")[0]):
         home = found.partition("/")[0]
@@ -42,6 +46,16 @@ def expanded(path: str) -> str:
             f"machine. Give the whole path, or ./{home} for a folder of that name."
         )
     return found
+
+
+def check_no_address(path: str, name: str) -> None:
+    """Raises BadInput where the flag or field `name` is an address (gs://...)."""
+    if _ADDRESS.match(path):
+        raise BadInput(
+            f"{name} is {shown(repr(path))}, an address. Mount the bucket as a folder, "
+            "for example with Cloud Storage FUSE or Mountpoint for Amazon S3, and give "
+            "that folder."
+        )
 
 
 def user_cache() -> pathlib.Path:

@@ -55,19 +55,20 @@ class Update:
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh, over whose devices the batches of training and evaluation divide.
+    """The mesh, over whose devices the batches of training divide.
 
     Raises BadInput where they do not.
     """
     mesh = devices.make_mesh(fsdp=config.parallel.fsdp)
+    parts = config.train.accumulate
+    what = "devices"
+    if parts > 1:
+        what = f"parts ({mesh.size} devices, train.accumulate={parts})"
     devices.check_divisible(
         config.train.batch_size,
-        mesh.size * config.train.accumulate,
+        mesh.size * parts,
         field="train.batch_size",
-        what="devices and parts",
-    )
-    devices.check_divisible(
-        config.eval.batch_size, mesh.size, field="eval.batch_size", what="devices"
+        what=what,
     )
     return mesh
 

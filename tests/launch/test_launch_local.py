@@ -256,9 +256,7 @@ def test_more_processes_than_gpus_are_refused_in_one_line(
         (["my configs/a.py", "runs/mine"], "--config=my configs/a.py"),
     ],
 )
-def test_paths_are_those_of_the_users_folder(
-    local, tmp_path, arguments, first
-):
+def test_paths_are_those_of_the_users_folder(local, tmp_path, arguments, first):
     (tmp_path / "my configs").mkdir()
     for name in ("mine.py", "my configs/a.py"):
         (tmp_path / name).touch()
