@@ -26,7 +26,8 @@ def get_config() -> ConfigDict:
     # Type that the network computes in. "bfloat16" saves time and memory on GPU and TPU;
     # parameters, norms' statistics, losses and sampler stay float32.
     c.dtype = "float32"
-    # Folder for compiled programs. "auto": the user's cache folder; "": off.
+    # Folder for compiled programs. "auto": the folder that jax was given, else the
+    # user's cache folder; "": off.
     c.compile_cache = "auto"
 
     c.networks = _networks()
