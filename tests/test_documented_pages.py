@@ -22,7 +22,7 @@ COMMANDS = [
     for block in BLOCKS
     for command in documented.commands(block)
 ]
-OURS = re.compile(r"--\w|python (-m biedsnet|benchmarks/)|launch/|sbatch ")
+OURS = re.compile(r"--\w|biedsnet \w|python (-m biedsnet|benchmarks/)|launch/|sbatch ")
 # Mode export writes it.
 WRITTEN = ["load.py"]
 FOLDERS = "biedsnet_jax|benchmarks|configs|docs|launch|results|tests|.ci"
@@ -62,10 +62,12 @@ def test_flags_exist_and_take_what_they_are_given(page):
         "--config=configs/covid.py:no_such_variant",
         "python benchmarks/overfit.py --kills=2",
         "launch/table1.sh DIR OUT --kills=2",
+        "biedsnet predict --kills=2",
+        "biedsnet trian --workdir=runs/a",
     ],
 )
 def test_a_wrong_flag_is_found(command):
-    with pytest.raises(Exception, match=r"kills|flag|step|none|variant"):
+    with pytest.raises(Exception, match=r"kills|flag|step|none|variant|trian"):
         check_flags(command)
 
 

@@ -8,7 +8,7 @@ import absl_flags
 from absl import flags
 from places import ROOT
 
-from biedsnet_jax import main
+from biedsnet_jax import commands, main
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import get_field
 from configs import default
@@ -25,7 +25,9 @@ def check_flags(command: str) -> None:
     may have those of any. Raises BadInput, AttributeError or KeyError at what the
     package refuses.
     """
-    words = [word for word in shlex.split(command) if word != "..."]
+    words = [word for word in shlex.split(command) if word not in ("...", "--help")]
+    if words[0] == "biedsnet":
+        words = commands.as_flags(words)
     named = [path for path in SCRIPTS if str(path.relative_to(ROOT)) in words]
     # table1.sh and table2.sh hand their flags to rows.sh.
     if any(word.startswith("launch/table") for word in words):
