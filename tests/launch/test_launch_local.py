@@ -67,7 +67,8 @@ def local(tmp_path):
             **exits,
         }
         line = [LAUNCH / "local.sh", *arguments]
-        # A shell that inherits an ignored SIGINT, as in the background, cannot trap it.
+        # A shell cannot trap signals that it inherits as ignored, as in the background
+        # and under nohup.
         return subprocess.Popen(
             line,
             cwd=tmp_path,
@@ -75,10 +76,15 @@ def local(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=_heed_signals,
         )
 
     return call
+
+
+def _heed_signals():
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def calls(tmp_path) -> dict[str, str]:
