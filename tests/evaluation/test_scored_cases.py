@@ -168,9 +168,7 @@ def test_cases_of_another_data_set_can_be_named(run, tmp_path):
         "data.root",
         "split.test",
     }
-    refused(
-        lambda: opened(theirs, run[1], "r1"), "unknown case, r1", "the nearest is q1"
-    )
+    refused(lambda: opened(theirs, run[1], "r1"), "split.test", "r1", "q1")
 
 
 @pytest.mark.parametrize(

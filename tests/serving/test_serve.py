@@ -6,7 +6,6 @@ The model is made up (bright_model.py), so that masks are known without training
 import contextlib
 import csv
 import dataclasses
-import functools
 import http.client
 import io
 import json
@@ -278,16 +277,18 @@ sys.exit(main.run(["main", *sys.argv[3:]]))
 """
 
 
+def _heed_signals():
+    """A shell's background job ignores Ctrl-C, one under nohup also SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def started(workdir, tmp_path):
     """`started(*flags)` starts a server; returns its process and first lines."""
     processes = []
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    # A shell's background job ignores Ctrl-C, and so does all that it starts.
-    heed_ctrl_c = functools.partial(
-        signal.signal, signal.SIGINT, signal.default_int_handler
-    )
 
     def start(*flags):
         program = [sys.executable, "-c", _START, str(ROOT), str(ROOT / "tests/helpers")]
@@ -295,7 +296,7 @@ def started(workdir, tmp_path):
             [*program, "--mode=serve", f"--workdir={workdir}", "--port=0", *flags],
             cwd=tmp_path,
             env=os.environ | {"TMPDIR": str(temporary), "JAX_PLATFORMS": "cpu"},
-            preexec_fn=heed_ctrl_c,
+            preexec_fn=_heed_signals,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
