@@ -3,9 +3,9 @@
 #
 #   docker build --target=cpu --tag=biedsnet:cpu .      or cuda12, or tpu
 #   docker run --rm --init --stop-timeout=120 -v "$PWD":/work -v biedsnet:/cache biedsnet:cpu \
-#     --config=phantom --workdir=runs/phantom
+#     train --config=phantom --workdir=runs/phantom
 #
-# Flags are those of `python -m biedsnet_jax.main`, and paths start at /work. The user is 1000; with
+# Words are those of the command biedsnet, and paths start at /work. The user is 1000; with
 # --user="$(id -u):$(id -g)" files belong to you. GPUs need --gpus=all.
 
 FROM python:3.12-slim-bookworm AS wheel
@@ -22,7 +22,7 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
 ENV XDG_CACHE_HOME=/cache PYTHONUNBUFFERED=1
 WORKDIR /work
 VOLUME ["/work", "/cache"]
-ENTRYPOINT ["python", "-m", "biedsnet_jax.main"]
+ENTRYPOINT ["biedsnet"]
 CMD ["--help"]
 
 FROM installed AS cuda12

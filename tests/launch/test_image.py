@@ -38,13 +38,10 @@ def words(value) -> list[str]:
 
 def test_the_image_is_built_from_all_that_the_wheel_needs_and_from_no_more():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    of_build = [project["project"], project["build-system"]]
-    of_build += [
-        project["tool"][name]
-        for name in ("setuptools", "hatch")
-        if name in project["tool"]
-    ]
-    named = {word.removesuffix("*") for word in words(of_build)}
+    of_build = [project["project"]["readme"]]
+    for name in ("setuptools", "hatch"):
+        of_build += words(project["tool"].get(name, {}))
+    named = {word.removesuffix("*") for word in of_build}
     needed = {word for word in named if (ROOT / word).exists() and "/" not in word}
     assert {"README.md", "biedsnet_jax"} <= needed
     assert [word for word in sorted(needed) if not is_sent(word)] == []

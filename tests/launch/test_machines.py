@@ -116,7 +116,6 @@ def test_a_machine_of_the_cloud_comes_and_goes_by_name(launch, script, step):
 
 STEPS = [
     ["create"],
-    ["install"],
     ["data", "tools"],
     ["run", *RUN],
     ["logs"],
@@ -134,34 +133,46 @@ def test_what_a_dry_run_prints_is_what_a_run_calls(launch, tmp_path, script, ste
     assert not (tmp_path / "runs").exists()
     _, by_hand = launch("-c", printed.stdout)
     _, expected = launch(script, *step)
-
-    if step[0] == "install":
-        # A dry run has another name for the archive.
-        (there,) = [word for call in by_hand for word in call if word.endswith(".gz")][
-            :1
-        ]
-        (here,) = [word for call in expected for word in call if "/tmp." in word][:1]
-        assert os.path.exists(there) and not os.path.exists(here)
-        expected = [
-            [there if word == here else word for word in call] for call in expected
-        ]
     assert by_hand == expected
 
 
-@pytest.mark.parametrize("script", CLOUD)
-def test_edits_are_copied_and_new_files_are_told(launch, tmp_path, machine, script):
-    project = tmp_path / "project"
-    shutil.copytree(LAUNCH, project / "launch")
-    (project / "edited").write_text("before")
-    git = ["git", "-C", str(project), "-c", "user.name=a", "-c", "user.email=a@b"]
+@pytest.fixture
+def project(tmp_path):
+    """A checkout with the launchers, an edited file and a new one."""
+    folder = tmp_path / "project"
+    shutil.copytree(LAUNCH, folder / "launch")
+    (folder / "edited").write_text("before")
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *words], check=True)
-    (project / "edited").write_text("after")
-    (project / "new").touch()
+    (folder / "edited").write_text("after")
+    (folder / "new").touch()
+    return folder
+
+
+@pytest.mark.parametrize("script", CLOUD)
+def test_edits_are_copied_and_new_files_are_told(launch, machine, project, script):
     done, _ = launch(project / "launch" / script, "install", MACHINE=str(machine))
     assert (machine / "biedsnet" / "edited").read_text() == "after"
     assert not (machine / "biedsnet" / "new").exists() and "new" in done.stderr
     assert (project / "edited").read_text() == "after"
+
+
+@pytest.mark.parametrize("script", CLOUD)
+def test_what_a_dry_install_prints_is_what_an_install_calls(
+    launch, tmp_path, project, script
+):
+    printed, calls = launch(project / "launch" / script, "install", DRY_RUN="1")
+    assert calls == [] and not (tmp_path / "biedsnet.tar.gz").exists()
+    _, by_hand = launch("-c", printed.stdout)
+    _, expected = launch(project / "launch" / script, "install")
+    # The archive has another name there, and is gone after a real install.
+    (there,) = {word for call in by_hand for word in call if word.startswith("/")}
+    (here,) = {word for call in expected for word in call if word.startswith("/")}
+    assert there == str(tmp_path / "biedsnet.tar.gz")
+    assert os.path.exists(there) and not os.path.exists(here)
+    renamed = [[there if word == here else word for word in call] for call in expected]
+    assert by_hand == renamed
 
 
 @pytest.mark.parametrize("script", CLOUD)

@@ -327,6 +327,3 @@ def test_what_cannot_be_loaded(workdirs, tmp_path):
     cfg = run_config.load(workdir)
     cfg.data.size = 32
     refused(lambda: predictor.load(workdir, cfg), "data.size", 16, 32)
-    cfg = run_config.load(workdir)
-    cfg.eval.batch_size = 12
-    refused(lambda: predictor.load(workdir, cfg), "eval.batch_size", 12, 8)

@@ -27,9 +27,10 @@ def homeless(monkeypatch, tmp_path):
 
 @pytest.fixture
 def compile_cache(monkeypatch):
-    """`compile_cache()` is where jax keeps programs; it is restored after the test."""
+    """`compile_cache()` is where jax keeps programs: nowhere at first, as in a new process."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
     yield lambda: jax.config.jax_compilation_cache_dir
     for name, value in before.items():
         jax.config.update(name, value)
