@@ -66,7 +66,6 @@ def _fit(
     cfg, workdir: str, held: contextlib.ExitStack
 ) -> tuple[Trained, build_data.Data]:
     """Trains; `held` keeps the watch for signals and the lock for the test too."""
-    extras.need("train", "Training")
     workdir = pathlib.Path(workdir)
     data = _open(cfg, workdir)
     model = build_model.build(cfg)
@@ -127,6 +126,7 @@ def _fit(
 
 def _open(cfg, workdir) -> build_data.Data:
     """The run's data, once config and workdir are found to fit each other."""
+    extras.need("train", "Training")
     check_config(cfg)
     run_config.check_same_run(cfg, workdir)
     with processes.first_alone("data"):
