@@ -24,12 +24,6 @@ FOREIGN = {
     "grain", "hypothesis", "matplotlib", "playwright", "pytest", "pydicom", "starlette",
     "tensorboard", "tensorboardx", "tensorflow-datasets", "torch", "uvicorn",
 }  # fmt: skip
-TFDS = (
-    "--config.data.source=tfds",
-    "--config.data.tfds.name=lung",
-    "--config.data.tfds.image=image",
-    "--config.data.tfds.mask=mask",
-)
 LOAD = """
 import numpy as np, sys
 import biedsnet_jax as bj
@@ -174,7 +168,6 @@ def test_the_core_names_what_is_missing(core):
     lines = [
         (("train", "--config=phantom:unet,toy", "--workdir=other"), "train"),
         (("serve", "--workdir=imported"), "serve"),
-        (("evaluate", "--workdir=imported", *TFDS), "tfds"),
     ]
     for words, extra in lines:
         error = core.call(*words, code=2).stderr

@@ -197,6 +197,25 @@ def test_closing_ends_the_threads():
     assert threading.active_count() <= before
 
 
+def test_an_evaluation_that_is_left_early_ends_its_threads_and_reads_no_more():
+    read = []
+
+    class Noting(Numbered):
+        def __getitem__(self, i):
+            read.append(i)
+            return super().__getitem__(i)
+
+    before = threading.active_count()
+    with closing(evaluate(Noting(4000), range(4000))) as batches:
+        next(batches)
+    assert threading.active_count() <= before
+    count = len(read)
+    # What is read ahead: a few batches of four.
+    assert 4 <= count <= 40
+    time.sleep(0.1)
+    assert len(read) == count
+
+
 def evaluate(source, indices, prepare=PLAIN):
     return eval_batches(source, list(indices), prepare=prepare, batch_size=4)
 
