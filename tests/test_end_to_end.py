@@ -517,6 +517,7 @@ def write_scans(root: Path) -> None:
                 Image.fromarray(values).save(path)
 
 
+@pytest.mark.slow
 def test_a_users_folder_trains_and_its_best_checkpoint_is_scored(tmp_path, monkeypatch):
     monkeypatch.setattr(
         validation.Validation,

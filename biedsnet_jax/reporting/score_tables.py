@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from biedsnet_jax.reporting import published
-from biedsnet_jax.reporting.table import Table
+from biedsnet_jax.reporting.table import Table, decimal
 from biedsnet_jax.scoring import comparison, false_lesions, results
 
 NOT_MEASURED = "not measured"
@@ -139,10 +139,10 @@ def _standard_table(layout, shown, facts):
             comparison.mean(row.scores.scores[name]) for name in results.STANDARD
         )
         interval = _interval(*comparison.interval(row.scores, "dice"))
-        line = [_number(mean, 4), interval]
+        line = [decimal(mean, 4), interval]
         for name, value in zip(results.STANDARD[1:], others):
             # Distances are in pixels, the rest are shares.
-            line.append(_number(value, 2 if name.startswith("hd") else 4))
+            line.append(decimal(value, 2 if name.startswith("hd") else 4))
         return line
 
     body = _body(shown, header, cells)
@@ -200,7 +200,7 @@ def _paper_table(layout, shown, facts):
         interval = _NONE
         if row:
             scores = row.scores.scores
-            cells = [_number(comparison.mean(scores[key]), 4) for key in results.PAPER]
+            cells = [decimal(comparison.mean(scores[key]), 4) for key in results.PAPER]
             interval = _interval(*comparison.interval(row.scores, "paper_dice"))
         if layout.published:
             figures = [f"{value:.4f}" for value in layout.published.get(name, ())]
@@ -247,7 +247,7 @@ def _difference_cells(delta, digits):
     elif delta.p < 0.001:
         p = "<0.001"
     interval = _interval(delta.low, delta.high, digits)
-    return [sign + _number(delta.mean, digits), interval, p]
+    return [sign + decimal(delta.mean, digits), interval, p]
 
 
 def _details_table(layout, shown, facts):
@@ -272,15 +272,15 @@ def _details_table(layout, shown, facts):
         found = _score_cells(columns, known & small)
         found += _score_cells(columns, known & ~small & recorded)
         ece = [value for value in row.each("calibration_error") if value is not None]
-        found.append(_number(sum(ece) / len(ece) if ece else math.nan, 4))
+        found.append(decimal(sum(ece) / len(ece) if ece else math.nan, 4))
         dice = columns["dice"][known]
         entropy = columns["entropy"][known]
-        found.append(_number(comparison.rank_correlation(entropy, 1.0 - dice), 2))
+        found.append(decimal(comparison.rank_correlation(entropy, 1.0 - dice), 2))
         surest = np.argsort(entropy, kind="stable")[: math.ceil(len(dice) / 2)]
         mean = comparison.mean(dice[surest])
         if np.isnan(entropy).any():
             mean = math.nan
-        found.append(_number(mean, 4))
+        found.append(decimal(mean, 4))
         return found
 
     title = f"{layout.title}, small lesions and uncertainty"
@@ -292,7 +292,12 @@ def _score_cells(columns, some):
     dice, hd95, nsd = (
         comparison.mean(columns[name][some]) for name in ("dice", "hd95", "nsd")
     )
-    return [str(some.sum()), _number(dice, 4), _number(hd95, 2), _number(nsd, 4)]
+    return [
+        str(some.sum()),
+        decimal(dice, 4),
+        decimal(hd95, 2),
+        decimal(nsd, 4),
+    ]
 
 
 def _cost_table(layout, shown, facts):
@@ -311,7 +316,7 @@ def _cost_table(layout, shown, facts):
         dice = [entry["dice"]["mean"] for entry in row.each("standard")]
         return [
             _list(row.each("seed")),
-            _list(_number(math.nan if value is None else value, 4) for value in dice),
+            _list(decimal(math.nan if value is None else value, 4) for value in dice),
             str(len(row.scores.cases())),
             _list(row.each("n_images")),
             _list(row.each("n_empty")),
@@ -358,10 +363,6 @@ def _sampling(sampler):
 
 def _label(name):
     return published.LABELS.get(name, name)
-
-
-def _number(value, digits):
-    return "undefined" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _interval(low, high, digits=4):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import math
 
 from biedsnet_jax.runtime.markdown import Marked, escaped, shown
 
@@ -20,6 +21,11 @@ class Table:
     rows: list[list[str]]
     convention: str = ""
     notes: tuple[str, ...] = ()
+
+
+def decimal(value: float, digits: int) -> str:
+    """A score as a cell holds it: "undefined" for NaN."""
+    return "undefined" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def markdown(title: str, tables: list[Table], first: str = "") -> str:

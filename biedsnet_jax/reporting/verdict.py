@@ -14,7 +14,7 @@ from biedsnet_jax.reporting import evidence as gathering
 from biedsnet_jax.reporting.advice import Advice, advise, percent
 from biedsnet_jax.reporting.evidence import SMALL, Evidence, Score
 from biedsnet_jax.reporting.record import Evaluated
-from biedsnet_jax.reporting.table import Table, html_table, markdown_tables
+from biedsnet_jax.reporting.table import Table, decimal, html_table, markdown_tables
 from biedsnet_jax.runtime.markdown import escaped, shown
 from biedsnet_jax.scoring.calibration import FAIR, GOOD
 from biedsnet_jax.scoring.comparison import FEWEST_CASES
@@ -205,7 +205,7 @@ def _cases_table(runs):
         name += f", class {row['class']}" if several_classes else ""
         name += f", {one.name}" if several_seeds else ""
         line = [name, f"{row['slices']:.0f}"]
-        line += [_decimal(row[column]) for column in ("dice", "recall", "precision")]
+        line += [decimal(row[column], 3) for column in ("dice", "recall", "precision")]
         line += [f"{row['truth_pixels']:,.0f}", f"{row['predicted_pixels']:,.0f}"]
         if lesions:
             names = ("lesions", "lesions_missed", "lesions_false")
@@ -221,10 +221,6 @@ def _worst_first(pair):
     dice = pair[1]["dice"]
     # A case without truth comes last.
     return math.inf if math.isnan(dice) else dice
-
-
-def _decimal(value):
-    return "undefined" if math.isnan(value) else f"{value:.3f}"
 
 
 def html_verdict(verdict: Verdict) -> str:

@@ -161,6 +161,7 @@ def predict_cost(steps, ensemble):
     return cost, 2 * macs.count_macs(fn, *inputs)
 
 
+@pytest.mark.slow
 def test_a_prediction_costs_steps_times_samples_denoisings():
     (few, few_macs), (many, many_macs) = predict_cost(2, 2), predict_cost(5, 4)
     denoise, denoise_macs = (many.flop - few.flop) / 16, (many_macs - few_macs) / 16

@@ -85,6 +85,7 @@ def with_neighbours(scan, context):
 # --- the same as predict -------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
     "kind",
@@ -201,6 +202,7 @@ def check_lowered(cfg):
     assert str(probability.shape[0]) == "b" and "samples" not in str(lowered.out_tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen",
     [

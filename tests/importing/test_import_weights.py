@@ -49,6 +49,7 @@ def cfg():
     return c
 
 
+@pytest.mark.slow
 def test_an_imported_workdir_predicts_what_pytorch_did(golden, weights, cfg, tmp_path):
     import_weights.run(cfg, str(tmp_path / "run"), str(weights))
     saved = run_config.load(tmp_path / "run")

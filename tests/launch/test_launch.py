@@ -12,20 +12,10 @@ import subprocess
 import sys
 
 import pytest
+from launch_rows import TABLE_1, TABLE_2
 from places import ROOT
 
 LAUNCH = ROOT / "launch"
-TABLE_1 = [
-    "unet",
-    "unetpp",
-    "attention_unet",
-    "unext",
-    "swin_unet",
-    "medsegdiff",
-    "trans_unet",
-    "biedsnet",
-]
-TABLE_2 = ["row1", "row2", "row3", "row4", "row5"]
 
 # It leaves results.json as training does. FAIL_<what> is the exit code of a run that is to
 # fail.

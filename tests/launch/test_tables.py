@@ -7,21 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from launch_rows import TABLE_1, TABLE_2
 from places import ROOT
 
-ROWS = {
-    "table1": [
-        "unet",
-        "unetpp",
-        "attention_unet",
-        "unext",
-        "swin_unet",
-        "medsegdiff",
-        "trans_unet",
-        "biedsnet",
-    ],
-    "table2": ["row1", "row2", "row3", "row4", "row5"],
-}
+ROWS = {"table1": TABLE_1, "table2": TABLE_2}
 
 
 @pytest.mark.slow

@@ -230,6 +230,7 @@ def concatenating(call, args, kwargs, context):
     return call(*args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -279,6 +280,7 @@ def assert_same(module, other):
     assert error < 1e-4 * size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -293,6 +295,7 @@ def test_on_folded_maps_logits_and_gradient_are_the_same(fields):
     assert_same(TOY.clone(**fields), TOY.clone(**fields, fold=True))
 
 
+@pytest.mark.slow
 def test_remat_computes_the_blocks_again_for_the_same_gradient():
     again, variables = TOY.clone(remat=True), initial(TOY, *inputs())
     assert_same(TOY, again)

@@ -288,6 +288,7 @@ def test_the_denoisers_gradient_stops_before_the_highway(training):
     assert with_calibration["denoiser"] == pytest.approx(without["denoiser"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_adam_lowers_both_terms_of_the_papers_loss(training):
     params, _, batch_stats, gradient = training
     start = batch_stats

@@ -128,6 +128,7 @@ def test_the_denoiser_is_that_of_version_new_without_an_anchor_and_repeats_itsel
     np.testing.assert_allclose(apply(variables), output, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_of_training_goes_through_the_gates(variables):
     model = NoisePrediction(network(), schedule.linear(50))
     batch = {"image": INPUTS[1], "mask": (INPUTS[1] > 1).astype(jnp.float32)}

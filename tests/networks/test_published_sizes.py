@@ -91,6 +91,7 @@ def test_a_network_has_the_size_that_is_published(
     assert counted == pytest.approx(gmacs, abs=0.00055)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "parameters", "gmacs"),
     [(3, 33_849_137, 61.624), (1, 33_848_273, 61.568)],

@@ -119,6 +119,7 @@ def test_stochastic_depth_drops_a_whole_branch_of_an_example():
     assert (np.abs(distinct).max(axis=1) == 0).sum() == 1
 
 
+@pytest.mark.slow
 def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
     image, mask = squares()
     optimizer, half = optax.adam(3e-3), TOY.clone(dtype=jnp.bfloat16)

@@ -98,6 +98,7 @@ def test_every_multiple_of_16_gives_logits_of_its_size(size):
     assert (logits.shape, out) == ((2, size, size, 3), {})
 
 
+@pytest.mark.slow
 def test_a_few_adam_steps_in_bfloat16_lower_the_loss():
     image, mask = squares()
     optimizer, half = optax.adam(3e-3), TOY.clone(dtype=jnp.bfloat16)

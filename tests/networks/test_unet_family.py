@@ -67,6 +67,7 @@ def dice_bce(logits, mask):
     return 1 - dice + jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", TOYS)
 def test_a_few_bfloat16_adam_steps_lower_the_loss(module):
     image, mask = discs()

@@ -171,6 +171,7 @@ def wait_for_steps(workdir: Path, process, steps: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_gone_costs_no_step(tmp_path):
     """A laptop is closed: SIGHUP comes, and the terminal can no longer be written."""
     ours, theirs = pty.openpty()

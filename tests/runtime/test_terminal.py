@@ -162,6 +162,7 @@ with contextlib.closing(progress.Progress("train", 10**6)) as bar:
 # --- pipes and quiet ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_quiet_training_has_only_its_closing_lines(trained):
     """A finished run started again, on a terminal, has no announcement, note or bar."""
     line = [

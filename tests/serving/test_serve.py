@@ -102,6 +102,7 @@ def ended(url, content, like=""):
     return path, now
 
 
+@pytest.mark.slow
 def test_downloads_are_what_mode_predict_writes(url, uploads, known):
     for upload in uploads[0]:
         job, now = ended(url, upload.content)
@@ -152,6 +153,7 @@ def test_a_slice_has_the_planes_that_the_page_draws(url):
     request(url, "DELETE", job)
 
 
+@pytest.mark.slow
 def test_the_load_test_in_small(url, uploads, known, kept, capfd):
     every = load.chosen([*uploads[0], *others(LIMITS.upload, LIMITS.unpacked)], 40)
     found = load.report(url, every, known, clients=3, pid=os.getpid())

@@ -273,6 +273,7 @@ def train_small(mesh, steps: int):
     return first, values
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_update_of_one_and_steps_lower_the_loss():
     one, seen = train_small(one_device(), 12)
     eight, (loss,) = train_small(devices.make_mesh(), 1)
