@@ -161,10 +161,10 @@ def broken(tmp_path_factory, cache, unbroken):
     }
 
 
-def final_state(workdir: Path) -> dict[str, bytes]:
-    """Type, shape and bytes of every array of the last checkpoint."""
+def state_at(step: int, workdir: Path) -> dict[str, tuple]:
+    """Type, shape and bytes of every array of a checkpoint."""
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(workdir / "checkpoints" / str(STEPS) / "state")
+        tree = checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(p): (x.dtype.name, x.shape, np.asarray(x).tobytes())
@@ -175,6 +175,7 @@ def final_state(workdir: Path) -> dict[str, bytes]:
 # --- stopped and resumed ---
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_exit_code_130(broken):
     code, err = broken["interrupted"]
     assert code == 130 and "Traceback" not in err
@@ -185,6 +186,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(broken):
     assert not any("biedsnet:" in line for line in progress)
 
 
+@pytest.mark.slow
 def test_the_run_was_really_broken_twice(broken):
     assert broken["killed"][0] == -signal.SIGKILL
     first, second = broken["stopped at"]
@@ -194,14 +196,18 @@ def test_the_run_was_really_broken_twice(broken):
     assert 0 < start <= second and start % 3 in (0, 1)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bits(unbroken, broken):
-    expected, found = final_state(unbroken[0]), final_state(broken["workdir"])
+    expected, found = (
+        state_at(STEPS, workdir) for workdir in (unbroken[0], broken["workdir"])
+    )
     assert any("params" in name for name in expected) and any(
         "opt_state" in name for name in expected
     )
     assert found == expected
 
 
+@pytest.mark.slow
 def test_both_runs_logged_the_same(unbroken, broken):
     def logged(workdir):
         clocks = ("time", "steps_per_second")
@@ -218,6 +224,7 @@ def test_both_runs_logged_the_same(unbroken, broken):
     assert logged(broken["workdir"]) == expected
 
 
+@pytest.mark.slow
 def test_nothing_of_the_broken_saves_is_left(broken, unbroken):
     names = {path.name for path in (broken["workdir"] / "checkpoints").iterdir()}
     assert (
@@ -231,6 +238,7 @@ def test_nothing_of_the_broken_saves_is_left(broken, unbroken):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_both_runs_tested_the_same(unbroken, broken):
     for name in ("cases.csv", "slices.csv", "report_data.npz"):
         assert (broken["workdir"] / name).read_bytes() == (
@@ -463,15 +471,14 @@ def test_divergence_stops_names_step_and_rate_and_leaves_a_good_checkpoint(tmp_p
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def test_sigterm_in_the_loop_writes_a_checkpoint_of_the_step_it_came_in(
-    tmp_path, monkeypatch
-):
+def test_a_run_that_sigterm_stops_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     fields = {
         "train__steps": 8,
         "eval__every": 0,
         "checkpoint__every": 4,
         "log__every": 1,
         "log__tensorboard": False,
+        "data__phantom__n_cases": 3,
     }
     write = run_log.RunLog.write
 
@@ -480,14 +487,19 @@ def test_sigterm_in_the_loop_writes_a_checkpoint_of_the_step_it_came_in(
         if step == 5:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(run_log.RunLog, "write", write_then_terminate)
-    with pytest.raises(Preempted, match="SIGTERM at step 5"):
-        train.train(
-            unet(phantom.get_config(), data__phantom__n_cases=3, **fields),
-            str(tmp_path / "run"),
-        )
-    assert (tmp_path / "run" / "checkpoints" / "5").is_dir()
-    assert not (tmp_path / "run" / "results.json").exists()
+    def run(workdir):
+        train.train(unet(phantom.get_config(), **fields), str(workdir))
+        return state_at(8, workdir)
+
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patched, pytest.raises(Preempted, match="at step 5"):
+        patched.setattr(run_log.RunLog, "write", write_then_terminate)
+        run(stopped)
+    assert (stopped / "checkpoints" / "5").is_dir()
+    assert not (stopped / "results.json").exists()
+    assert run(stopped) == run(tmp_path / "unbroken")
+    # One line a step: it did not begin again.
+    assert [line["step"] for line in metrics(stopped)] == list(range(1, 9))
 
 
 def write_scans(root: Path) -> None:

@@ -253,11 +253,16 @@ def test_no_module_loads_tensorflow_or_torch():
     ("module", "without"),
     [
         ("prediction.predict", ("biedsnet_jax.evaluation", "biedsnet_jax.reporting")),
-        (
+        pytest.param(
             "exporting.export",
             ("biedsnet_jax.evaluation", "biedsnet_jax.prediction.outputs"),
+            marks=pytest.mark.slow,
         ),
-        ("importing.import_weights", ("biedsnet_jax.evaluation",)),
+        pytest.param(
+            "importing.import_weights",
+            ("biedsnet_jax.evaluation",),
+            marks=pytest.mark.slow,
+        ),
         ("reporting.report", ("jax", "flax")),
         ("reporting.info", ("jax", "flax")),
     ],

@@ -199,6 +199,7 @@ def test_the_kind_of_a_cpu_is_its_processor_and_the_cores_that_may_be_used(monke
     assert devices.device_kind(mesh) == "Some: CPU, 1 core"
 
 
+@pytest.mark.slow
 def test_the_json_is_strict_and_whole(measured):
     path, result = measured
     kept = json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -223,6 +224,7 @@ def test_the_json_is_strict_and_whole(measured):
         assert program["fraction"] == pytest.approx(least)
 
 
+@pytest.mark.slow
 def test_the_table_is_aligned_and_says_what_is_not_known(measured):
     _, result = measured
     unknown = dict.fromkeys(("flop", "fraction", "bound"))
@@ -237,6 +239,7 @@ def test_the_table_is_aligned_and_says_what_is_not_known(measured):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_changes_are_a_line_a_program(measured):
     result, old = (json.loads(json.dumps(measured[1])) for _ in range(2))
     for name, factor in (("predict", 0.5), ("train step", 2.0)):

@@ -46,6 +46,7 @@ def test_every_script_has_a_run():
             assert f'run("{name}"' in here or name in ELSEWHERE, name
 
 
+@pytest.mark.slow
 def test_threshold_baseline():
     out = run("threshold_baseline.py", "--config=configs/phantom.py:toy")
     assert "best threshold" in out and "best band" in out
@@ -59,6 +60,7 @@ def test_readme_picture(tmp_path):
         assert len(made.convert("P").getcolors()) > 50
 
 
+@pytest.mark.slow
 def test_search(tmp_path):
     trial = {"row": "unet", "fields": {"train.steps": 9}, "choice": False}
     trial |= {"seconds": 1.0, "dice": {"3": 0.25}}
@@ -68,6 +70,7 @@ def test_search(tmp_path):
     assert (tmp_path / "settings.txt").exists()
 
 
+@pytest.mark.slow
 def test_predictions_for_a_tpu():
     assert "v5e:16x16" in run("tpu/aot.py", "--table=results/tpu")
 

@@ -196,6 +196,7 @@ def test_trials_are_trained_once_and_the_chosen_one_alone_is_tested(tmp_path, to
     assert (toy.fitted, toy.tested) == ([], [])
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_has_no_dice_and_is_not_run_again(
     tmp_path, toy, monkeypatch
 ):

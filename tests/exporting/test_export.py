@@ -110,6 +110,7 @@ def test_maps_equal_those_of_predict(exported, kind, batch):
     assert tuple(map(tuple, about["labels"])) == expected.labels
 
 
+@pytest.mark.slow
 def test_noise_follows_from_the_seed_and_the_number_of_a_slice(exported):
     _, _, about, run = exported("diffusion")
     scan = image(3, 16, 16, 1)
@@ -223,6 +224,7 @@ def test_every_network_can_be_exported(chosen):
     check_lowered(toy(chosen=chosen, data__size=32))
 
 
+@pytest.mark.slow
 def test_folded_maps_and_batch_norm_can_be_exported():
     cfg = toy(data__size=32, fusion="staple")
     cfg.networks.biedsnet.update(fold=True, remat=True)
@@ -239,6 +241,7 @@ def test_weights_come_back_as_they_were():
     assert program.unflatten(flat) == variables
 
 
+@pytest.mark.slow
 def test_a_killed_export_is_not_loaded_and_the_same_command_finishes_it(
     exported, tmp_path, monkeypatch
 ):
@@ -296,6 +299,7 @@ def load_line(folder, tmp_path):
     return [folder / "load.py", tmp_path / "slices.npy", tmp_path / "masks.npz"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["diffusion", "direct"])
 def test_the_loader_needs_neither_flax_nor_this_package(exported, tmp_path, kind):
     predict, folder, about, _ = exported(kind)

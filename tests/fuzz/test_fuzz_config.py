@@ -134,6 +134,7 @@ def variables_of(cfg):
     return build_model.init_variables(build_model.build(run_of(cfg)), cfg)
 
 
+@pytest.mark.slow
 def test_fields_of_networks(place):
     sizes = st.integers(-1, 24)
     values = (

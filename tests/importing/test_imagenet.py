@@ -167,6 +167,7 @@ def stretch(table, side):
     return np.apply_along_axis(stretch_line, 1, rows)
 
 
+@pytest.mark.slow
 def test_vit_fills_the_encoder_and_nothing_else(vit_tensors):
     before = zeros(VIT)
     after = load_pretrained_vit_r50(vit_tensors, before)
@@ -263,6 +264,7 @@ def test_vit_misfits_are_listed_by_name(vit_tensors):
     refused(lambda: load_pretrained_vit_r50(broken, zeros(VIT)), missing, misshapen)
 
 
+@pytest.mark.slow
 def test_swin_fills_encoder_and_decoder_blocks_and_nothing_else(swin_tensors):
     after = load_pretrained_swin_t(swin_tensors, zeros(SWIN))
     assert_only_these_stay_zero(after, ("expand_", "concat_", "norm_up/", "head/"))

@@ -138,6 +138,7 @@ def test_a_workdir_in_use_is_kept(weights, cfg, tmp_path):
     refused(lambda: import_weights.run(cfg, run, str(weights)), "--workdir", run)
 
 
+@pytest.mark.slow
 def test_a_killed_import_is_not_taken_for_one_of_other_weights(weights, cfg, tmp_path):
     run = tmp_path / "run"
     import_weights.run(cfg, str(run), str(weights))
@@ -154,6 +155,7 @@ def test_a_workdir_that_somebody_else_writes_is_refused(weights, cfg, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_workdir(weights, cfg, tmp_path):
     run = tmp_path / "run"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

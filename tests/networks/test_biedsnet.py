@@ -56,6 +56,7 @@ def row(number: int):
     return initial(BIEDSNet(**config.networks.biedsnet), *inputs())["params"]
 
 
+@pytest.mark.slow
 def test_each_row_of_the_ablation_adds_the_parameters_of_its_module_and_no_others():
     rows = {i: row(i) for i in range(1, 6)}
     sizes = {i: size_of(rows[i]) for i in rows}
@@ -112,6 +113,7 @@ def denoise(variables, features, x_t, image, t):
     return logits, out, {name: value["__call__"][0] for name, value in blocks}
 
 
+@pytest.mark.slow
 def test_features_of_one_encode_serve_every_x_t_and_t():
     variables, (x_t, image, t) = toy_variables(), inputs()
     features = encode(variables, image)
@@ -307,6 +309,7 @@ def test_remat_computes_the_blocks_again_for_the_same_gradient():
     assert twice > 1.2 * once
 
 
+@pytest.mark.slow
 def test_the_second_block_of_a_decoder_level_also_gets_its_encoder_levels_second_block():
     with_skip = initial(TOY, *inputs())["params"]["denoiser"]
     without = initial(TOY.clone(second_skip=False), *inputs())["params"]["denoiser"]
@@ -367,6 +370,7 @@ def test_every_head_has_the_size_of_the_image_and_a_channel_for_each_class(
     assert {x.dtype for x in (logits, *out["supervision"])} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_nearly_the_same_logits():
     variables, given = toy_variables(), inputs()
     half, _ = jax.jit(TOY.clone(dtype=jnp.bfloat16).apply)(variables, *given)

@@ -185,6 +185,7 @@ def test_highway_dropout_drops_whole_channels():
     assert (spread[spread != 0] > 0.3).all()
 
 
+@pytest.mark.slow
 def test_encode_then_denoise_is_call_and_the_anchor_matters(toy, toy_result):
     net, variables, (x_t, image, t) = toy
     features = jax.jit(lambda v: net.apply(v, image, train=False, method="encode"))(
@@ -211,6 +212,7 @@ def test_encode_then_denoise_is_call_and_the_anchor_matters(toy, toy_result):
     assert np.abs(output - without).max() > 0.01
 
 
+@pytest.mark.slow
 def test_bfloat16_forward_is_near_float32(toy, toy_result):
     net, variables, inputs = toy
     half = net.clone(dtype=jnp.bfloat16)
@@ -268,6 +270,7 @@ def training():
     return flat, unravel, variables["batch_stats"], gradient
 
 
+@pytest.mark.slow
 def test_the_denoisers_gradient_stops_before_the_highway(training):
     flat, unravel, batch_stats, gradient = training
 

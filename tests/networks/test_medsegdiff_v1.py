@@ -109,6 +109,7 @@ def test_the_calibration_depends_on_the_gates_and_so_on_the_noisy_mask(
     np.testing.assert_array_equal(shut_output, output)
 
 
+@pytest.mark.slow
 def test_the_denoiser_is_that_of_version_new_without_an_anchor_and_repeats_itself(
     variables, denoise
 ):

@@ -31,6 +31,11 @@ LINEAGE = {
 REDRAWN = 480 * 512 * 8 * 8 / 1e9
 
 
+def slow(*case):
+    """A case whose test is slow."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "size", "channels", "parameters", "gmacs"),
     [
@@ -50,34 +55,20 @@ REDRAWN = 480 * 512 * 8 * 8 / 1e9
         ("unext", UNEXT_S, 256, 1, 253_417, 0.090),
         ("swin_unet", SWIN_224, 224, 3, 27_168_132, 6.071),
         # a gray image is repeated, as the authors do
-        ("swin_unet", SWIN_224, 224, 1, 27_168_132, 6.071),
-        ("swin_unet", SWIN_224 | {"repeat_gray": False}, 224, 1, 27_165_060, 6.062),
-        ("swin_unet", SWIN_224 | {"classes": 9}, 224, 3, 27_168_900, 6.110),
-        ("swin_unet", {}, 256, 3, 27_175_524, 8.015),
-        ("swin_unet", {"repeat_gray": False}, 256, 1, 27_172_452, 8.003),
-        ("trans_unet", {"image_size": 224}, 224, 3, 105_275_921, 29.168),
-        ("trans_unet", {"image_size": 224, "classes": 9}, 224, 3, 105_277_081, 29.226),
-        ("trans_unet", {}, 256, 1, 105_322_001, 38.384),
-        pytest.param(
-            "medsegdiff",
-            {},
-            256,
-            3,
-            129_400_450,
-            260.676 - REDRAWN,
-            marks=pytest.mark.slow,
+        slow("swin_unet", SWIN_224, 224, 1, 27_168_132, 6.071),
+        slow("swin_unet", SWIN_224 | {"repeat_gray": False}, 224, 1, 27_165_060, 6.062),
+        slow("swin_unet", SWIN_224 | {"classes": 9}, 224, 3, 27_168_900, 6.110),
+        slow("swin_unet", {}, 256, 3, 27_175_524, 8.015),
+        slow("swin_unet", {"repeat_gray": False}, 256, 1, 27_172_452, 8.003),
+        slow("trans_unet", {"image_size": 224}, 224, 3, 105_275_921, 29.168),
+        slow(
+            "trans_unet", {"image_size": 224, "classes": 9}, 224, 3, 105_277_081, 29.226
         ),
-        ("medsegdiff", {}, 256, 1, 129_397_570, 260.487 - REDRAWN),
-        pytest.param(
-            "medsegdiff",
-            {"version": "v1"},
-            256,
-            3,
-            130_527_814,
-            260.828 - REDRAWN,
-            marks=pytest.mark.slow,
-        ),
-        ("medsegdiff", {"version": "v1"}, 256, 1, 130_524_934, 260.639 - REDRAWN),
+        slow("trans_unet", {}, 256, 1, 105_322_001, 38.384),
+        slow("medsegdiff", {}, 256, 3, 129_400_450, 260.676 - REDRAWN),
+        slow("medsegdiff", {}, 256, 1, 129_397_570, 260.487 - REDRAWN),
+        slow("medsegdiff", {"version": "v1"}, 256, 3, 130_527_814, 260.828 - REDRAWN),
+        slow("medsegdiff", {"version": "v1"}, 256, 1, 130_524_934, 260.639 - REDRAWN),
     ],
 )
 def test_a_network_has_the_size_that_is_published(
@@ -117,6 +108,7 @@ def test_the_reference_implementation_of_biedsnet_has_its_size(
     assert counted == pytest.approx(gmacs - saved, rel=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "parameters", "gmacs"),
     [(3, 15_727_232, 12.162), (1, 15_726_656, None)],

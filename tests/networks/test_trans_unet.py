@@ -70,6 +70,7 @@ def test_standardised_convolution_sees_neither_mean_nor_scale_of_its_kernel():
     np.testing.assert_allclose(y[0, 2, 3, 1], (x[0, 1:4, 2:5] * k).sum(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_its_group_norms_have_as_many_groups_as_asked_for():
     # A bottleneck's first norm, worked out by hand from its convolution's result.
     module = Bottleneck(16, groups=4)

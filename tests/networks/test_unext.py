@@ -38,6 +38,7 @@ def test_shift_by_hand():
     np.testing.assert_array_equal(shift(x, axis=1)[0, :, 0], expected)
 
 
+@pytest.mark.slow
 def test_drop_path_drops_whole_samples_and_scales_the_rest():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2, 2, 5)), jnp.float32)
     block = ShiftedBlock(drop_path=0.25)

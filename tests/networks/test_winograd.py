@@ -40,6 +40,7 @@ def narrow(monkeypatch):
     return network, jax.tree.map(jnp.asarray, weights(network, *inputs)), inputs
 
 
+@pytest.mark.slow
 def test_the_denoiser_gives_the_same_with_prepared_kernels_and_reads_them(narrow):
     network, variables, inputs = narrow
     prepared = winograd.prepare(variables, uses=10)
@@ -50,6 +51,7 @@ def test_the_denoiser_gives_the_same_with_prepared_kernels_and_reads_them(narrow
     assert jnp.abs(apply(spoiled) - apply(variables)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_only_wide_3x3_kernels_are_prepared_and_only_for_several_uses(narrow):
     _, variables, _ = narrow
     assert winograd.prepare(variables, uses=1) is variables

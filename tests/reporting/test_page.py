@@ -16,6 +16,9 @@ from places import ROOT
 from biedsnet_jax.reporting import record, report
 from biedsnet_jax.scoring import metrics
 
+# Each test drives a browser.
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<img src=x onerror=hacked=1></script><script>hacked=1</script>&amp;"
 browser_page = browser.browser_page
 page_log = browser.page_log
@@ -424,7 +427,6 @@ def test_an_earlier_workdir_has_a_report_that_says_how_to_get_pictures(
     browser.assert_accessible(browser_page)
 
 
-@pytest.mark.slow
 def test_eight_full_size_runs_stay_below_five_megabytes_and_need_no_jax(tmp_path):
     for n in range(8):
         evaluated_workdir.write(

@@ -63,6 +63,7 @@ def results(workdir):
 # --- a terminal -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_bars_have_rate_time_to_go_loss_and_dice(trained):
     lines = terminals.screen(trained[1]).splitlines()
     number = r"[\d.e+-]+"
@@ -77,6 +78,7 @@ def test_the_bars_have_rate_time_to_go_loss_and_dice(trained):
     assert re.search(expected, test), test
 
 
+@pytest.mark.slow
 def test_a_start_names_slices_cases_device_and_parameters(trained):
     lines = terminals.screen(trained[1]).splitlines()
     parameters = results(trained[0])["parameters"]
@@ -90,6 +92,7 @@ def test_a_start_names_slices_cases_device_and_parameters(trained):
     assert "1 x cpu" in line
 
 
+@pytest.mark.slow
 def test_notes_and_what_others_print_stay_above_the_bar(trained):
     lines = terminals.screen(trained[1]).splitlines()
     notes = [
@@ -100,6 +103,7 @@ def test_notes_and_what_others_print_stay_above_the_bar(trained):
     assert max(map(lines.index, notes)) < lines.index(bar)
 
 
+@pytest.mark.slow
 def test_the_table_has_the_numbers_of_the_results(trained):
     workdir, written = trained
     found, r = terminals.screen(written), results(workdir)
@@ -127,6 +131,7 @@ def test_the_table_has_the_numbers_of_the_results(trained):
     )
 
 
+@pytest.mark.slow
 def test_the_cursor_is_never_left_hidden(trained):
     codes = "".join(CURSOR.findall(trained[1]))
     # Each of two bars hides the cursor, which is shown again at once.

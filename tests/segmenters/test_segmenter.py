@@ -445,7 +445,20 @@ def config_of(variant: str):
     return variants.apply(config, variant)
 
 
-@pytest.mark.parametrize("variant", variants.VARIANTS)
+# Those whose programs take longest to compile, and whose parts others have too.
+SLOW_VARIANTS = {
+    "attention_unet", "medsegdiff", "medsegdiff_v1", "no_attention", "no_bffm",
+    "row2", "row3", "row4", "row5", "swin_unet", "trans_unet",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_VARIANTS))
+        for name in variants.VARIANTS
+    ],
+)
 def test_every_variant_builds_a_segmenter_that_trains_and_predicts(variant):
     config = config_of(variant)
     segmenter = build(config)

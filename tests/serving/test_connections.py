@@ -169,6 +169,7 @@ def test_a_slow_upload_is_ended(port):
     assert b" 10 bytes" in came
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_fast_enough_may_take_longer_than_its_grace(port):
     with connected(port, POSTS.encode()) as connection:
         for _ in range(18):
@@ -197,6 +198,7 @@ async def large(scope, receive, send):
     await send({"type": "http.response.body", "body": bytes(2**25)})
 
 
+@pytest.mark.slow
 def test_an_answer_that_nobody_takes_is_given_up():
     with (
         listening(large, Limits(answer_seconds=1)) as port,
@@ -207,6 +209,7 @@ def test_an_answer_that_nobody_takes_is_given_up():
         assert len(ends(connection)) < 2**25
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_taken_slowly_comes_whole():
     with (
         listening(large, Limits(answer_seconds=5)) as port,

@@ -131,6 +131,7 @@ def test_another_users_folder_stays(root):
     assert folder.exists()
 
 
+@pytest.mark.slow
 def test_it_goes_while_others_write_into_it(root):
     """When a server leaves at once, nothing appears again under the folder's name."""
     ended = threading.Event()

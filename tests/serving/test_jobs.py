@@ -290,6 +290,7 @@ def test_an_address_takes_the_place_of_its_own_slow_upload(tmp_path, work, clock
     jobs.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_does_not_wait_for_what_cannot_be_ended(tmp_path, work):
     jobs = Jobs(tmp_path, work, LIMITS)
     submitted(jobs, "compiles")

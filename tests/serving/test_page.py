@@ -19,6 +19,8 @@ from biedsnet_jax.prediction import predict
 from biedsnet_jax.serving.limits import Limits
 
 browser_page, page_log = browser.browser_page, browser.page_log
+# Each test drives a browser.
+pytestmark = pytest.mark.slow
 
 PANELS = ("image", "mask", "samples", "uncertainty")
 # Name of a file that a page must not take for HTML.

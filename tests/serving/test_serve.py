@@ -166,6 +166,7 @@ def test_the_load_test_in_small(url, uploads, known, kept, capfd):
     assert SECRET not in out + err
 
 
+@pytest.mark.slow
 def test_the_load_test_sees_a_mixed_result(url, uploads, known):
     first, second = uploads[0][:2]
     assert load.send(url, first, known[first.name]) == ("done", False)
@@ -317,6 +318,7 @@ def started(workdir, tmp_path):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_another_host_needs_a_token_and_sigterm_leaves_nothing(started, tmp_path):
     process, said = started("--host=0.0.0.0", "--upload_mb=3", "--waiting=5")
     assert "3 MiB an upload, 5 waiting, 600 s a scan" in said
@@ -335,6 +337,7 @@ def test_another_host_needs_a_token_and_sigterm_leaves_nothing(started, tmp_path
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_while_it_segments(started, tmp_path):
     process, said = started()
     url = re.search(r"is served at (\S+)", said).group(1)

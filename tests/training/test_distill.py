@@ -377,6 +377,7 @@ def test_a_field_that_cannot_be(teacher, tmp_path, fields, says):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_gone_or_has_changed(teacher, tmp_path):
     (tmp_path / "student").mkdir()
 

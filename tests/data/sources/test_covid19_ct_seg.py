@@ -399,6 +399,7 @@ def test_a_killed_preparation_is_done_again_and_its_remains_are_cleared(tmp_path
     assert not list(cache.rglob("incomplete*"))
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
     root, cache = small(tmp_path / "archives"), tmp_path / "cache"
     both = [start(root, cache, pause=0.5) for _ in range(2)]
