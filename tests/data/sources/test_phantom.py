@@ -45,6 +45,18 @@ def test_a_slice_holds_what_a_source_promises(classes):
         phantom[15]
 
 
+def test_a_body_is_as_wide_and_as_tall_as_a_chest():
+    phantom = Phantom(n_cases=8, slices_per_case=5, size=96)
+    shapes = []
+    for i in range(2, len(phantom), 5):
+        solid = ndimage.binary_opening(phantom[i]["image"][..., 0] > -600, iterations=2)
+        rows, columns = np.nonzero(ndimage.binary_fill_holes(solid))
+        shapes.append(np.ptp(columns) / np.ptp(rows))
+    # Half axes 0.86 and 0.63, each times 0.95 to 1.08.
+    assert 1.15 < min(shapes) and max(shapes) < 1.6
+    assert np.mean(shapes) == pytest.approx(0.86 / 0.63, abs=0.1)
+
+
 def test_two_classes_split_the_one():
     one, two = Phantom(n_cases=6), Phantom(n_cases=6, classes=2)
     total = np.zeros(2)
