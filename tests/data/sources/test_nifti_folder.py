@@ -433,6 +433,16 @@ def test_names_pair_whichever_way_their_letters_are_stored(
     )
 
 
+def test_a_list_holds_whichever_way_its_letters_are_stored(tmp_path):
+    stored, listed = (unicodedata.normalize(form, "Müller") for form in ("NFD", "NFC"))
+    for name in (stored, "another"):
+        save(tmp_path / "imagesTr" / f"{name}.nii.gz", anatomy())
+        save(tmp_path / "labelsTr" / f"{name}.nii.gz", labelled())
+    pair = {kind: f"{kind}sTr/{listed}.nii.gz" for kind in ("image", "label")}
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [pair]}))
+    assert folder(tmp_path).cases == [listed] * 4
+
+
 def test_two_names_that_look_the_same_are_two_files_of_one_name(tmp_path):
     mirrored(tmp_path, [unicodedata.normalize(form, "ü") for form in ("NFC", "NFD")])
     refused(lambda: folder(tmp_path), tmp_path / "images", "Keep one")
