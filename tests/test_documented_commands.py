@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from places import GOLDEN, ROOT
 
-from biedsnet_jax import main
+from biedsnet_jax import commands, main
 from biedsnet_jax.runtime import devices
 
 # A command that holds the text on the left is not run.
@@ -54,8 +54,10 @@ SMALLER = {
     "--output=DIR": "--output=masks",
 }
 MAIN = "python -m biedsnet_jax.main "
+# The same, where the package is installed.
+COMMAND = "biedsnet "
 # Modes that read workdirs.
-READING = ("evaluate", "predict", "report", "export", "distill")
+READING = ("evaluate", "predict", "report", "export", "distill", "info")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [block for page in PAGES for block in documented.blocks(page)]
 
@@ -115,9 +117,11 @@ def at_toy_size(checkout, monkeypatch):
 def run(command: str) -> None:
     for pattern, instead in SMALLER.items():
         command = re.sub(pattern, instead, command)
-    if command.startswith(MAIN):
-        call_main(shlex.split(command.removeprefix(MAIN)))
-        return
+    for start in (MAIN, COMMAND):
+        if command.startswith(start):
+            words = shlex.split(command.removeprefix(start))
+            call_main(commands.as_flags(["biedsnet", *words])[1:])
+            return
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["bash", "-c", command], env=os.environ | {"PATH": path}, check=True)
 
@@ -125,10 +129,10 @@ def run(command: str) -> None:
 def call_main(words: list[str]) -> None:
     """Does what `python -m biedsnet_jax.main WORDS` does, in this process."""
     values = dict(word[2:].split("=", 1) for word in words if "=" in word)
-    if values.get("mode") in READING:
+    if values.get("mode") in READING and "workdir" in values:
         for workdir in values["workdir"].split(","):
             have_workdir(Path(workdir))
-    elif {"config", "workdir"} <= set(values) and "mode" not in values:
+    elif "workdir" in values and values.get("mode", "train") == "train":
         # It may be there for a command that reads it.
         shutil.rmtree(values["workdir"], ignore_errors=True)
     absl_flags.forget()
@@ -166,4 +170,5 @@ def test_python_examples(page, at_toy_size):
     for example in documented.examples(page):
         exec(compile(example.text, example.place, "exec"), names)
     # The last example segments scan.nii.gz.
-    assert names["labels"].shape == nib.load("scan.nii.gz").shape
+    mask = names["labels"] if "labels" in names else nib.load("mask.nii.gz")
+    assert mask.shape == nib.load("scan.nii.gz").shape
