@@ -16,6 +16,8 @@ _COLUMNS = 80
 _INDENT = 18
 # What asks for help, wherever it stands.
 _HELP = ("-h", "-help", "--help")
+# Flags of info that take no value.
+_SWITCHES = {"--json", "--quiet", "--debug"}
 
 _OF_A_RUN = "folder of the trained run"
 _CONFIG_OF_A_RUN = "a config in the place of the run's own"
@@ -194,9 +196,18 @@ def as_flags(argv: list[str]) -> list[str]:
             f"{shown(name)} is no command. Use {near[0]}, the nearest, or see biedsnet "
             "--help."
         )
-    if name == "info" and words and not words[0].startswith("-"):
-        words[0] = f"--workdir={words[0]}"
+    if name == "info":
+        words = _with_workdir(words)
     return [argv[0], f"--mode={name}", *words]
+
+
+def _with_workdir(words):
+    """Makes a flag of a folder that stands first, or last after switches."""
+    for place in (0, -1):
+        before = words[:place]
+        if words and not words[place].startswith("-") and set(before) <= _SWITCHES:
+            return [*before, f"--workdir={words[place]}", *words[len(before) + 1 :]]
+    return words
 
 
 def wants_help(argv: list[str]) -> bool:

@@ -60,6 +60,7 @@ _VERSION = flags.DEFINE_bool("version", False, "show the version")
 def main() -> None:
     """Runs the command line of this process, and ends it."""
     app.define_help_flags()
+    console.keep_streams()
     sys.exit(run(sys.argv))
 
 

@@ -41,7 +41,8 @@ case ${1:-} in
 sudo apt-get -qy install python3-venv ubuntu-drivers-common &&
 sudo ubuntu-drivers install --gpgpu && sudo modprobe nvidia &&
 python3 -m venv venv &&
-venv/bin/pip install --quiet "jax[cuda12]" -r biedsnet/requirements.txt'
+venv/bin/pip install --quiet "jax[cuda12]" -r biedsnet/requirements.txt \
+  -c biedsnet/constraints.txt'
     ;;
   data) copy_data "${2:-}" ;;
   run) start_run "${@:2}" ;;

@@ -42,7 +42,8 @@ case ${1:-} in
     # The image's Python is too old: uv brings a newer one.
     everywhere 'python3 -m pip install --quiet --user uv &&
 .local/bin/uv venv --clear --python=3.12 venv &&
-.local/bin/uv pip install --quiet --python=venv "jax[tpu]" -r biedsnet/requirements.txt'
+.local/bin/uv pip install --quiet --python=venv "jax[tpu]" -r biedsnet/requirements.txt \
+  -c biedsnet/constraints.txt'
     ;;
   data) copy_data "${2:-}" ;;
   run) start_run "${@:2}" ;;

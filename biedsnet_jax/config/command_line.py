@@ -154,6 +154,11 @@ def with_paths(argv: list[str], known: Any) -> list[str]:
     """
     words = [argv[0]]
     for one in read(argv, known):
+        if one.name == "config" and one.value == "":
+            raise BadInput(
+                "--config is empty. Give a config, for example --config=phantom, or leave "
+                "the flag out where the workdir has one."
+            )
         if one.name not in PATHS or not one.value:
             words += one.words
         elif one.name == "workdir" and value(argv, "mode", known) == "report":

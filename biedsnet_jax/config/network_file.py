@@ -21,6 +21,8 @@ def read(path: Any) -> bytes:
     """Reads a network's file. Raises BadInput for anything but the path of a file."""
     try:
         return pathlib.Path(files.expanded(path)).read_bytes()
+    except BadInput:
+        raise
     except (OSError, TypeError, ValueError) as error:
         raise BadInput(
             f"network_file is {shown(path, most=200)}, which cannot be read: "

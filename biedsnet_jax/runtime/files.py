@@ -21,8 +21,10 @@ from biedsnet_jax.errors import BadInput, reason, shown
 
 # Of folders in places that programs share.
 _NAME = "biedsnet_jax"
-# One letter would be a drive of Windows.
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# One letter would be a drive of Windows. pathlib leaves one slash of two.
+_ADDRESS = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]+://|(gs|s3|hdfs|https?):/", re.IGNORECASE
+)
 # Bytes in a name, on most file systems.
 _LONGEST_NAME = 255
 # Bytes: a disk with less room counts as full.

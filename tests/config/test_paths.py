@@ -2,6 +2,8 @@
 of its name is never made.
 """
 
+import pathlib
+
 import pytest
 from absl import flags
 from refusals import refused
@@ -10,6 +12,7 @@ from biedsnet_jax import main
 from biedsnet_jax.config import command_line, network_file, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat, set_field
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import files
 from configs import default, phantom
 
@@ -25,6 +28,31 @@ def test_an_address_in_a_flag(name, address):
         f"--{name} is '{address}'",
         "Mount the bucket as a folder",
     )
+
+
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/a", "s3://bucket/a", "https://host/a"]
+)
+def test_an_address_that_was_made_a_path_object(address):
+    refused(lambda: files.expanded(str(pathlib.Path(address))), "an address")
+
+
+def test_a_config_of_no_name():
+    # As --config=$CONFIG is where CONFIG is not set.
+    for line in (["--workdir=w"], ["--mode=evaluate", "--workdir=w"]):
+        words = ["main", *line, "--config="]
+        refused(
+            lambda words=words: main.parse_flags(words), "--config is empty", "phantom"
+        )
+
+
+def test_an_unknown_home_of_a_network_file_is_refused_as_elsewhere():
+    path = "~nobody_at_all/a.py"
+    with pytest.raises(BadInput) as elsewhere:
+        files.expanded(path)
+    with pytest.raises(BadInput) as here:
+        network_file.read(path)
+    assert str(here.value) == str(elsewhere.value)
 
 
 def test_an_address_among_the_workdirs_of_a_report():

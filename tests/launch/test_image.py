@@ -44,6 +44,8 @@ def test_the_image_is_built_from_all_that_the_wheel_needs_and_from_no_more():
     named = {word.removesuffix("*") for word in of_build}
     needed = {word for word in named if (ROOT / word).exists() and "/" not in word}
     assert {"README.md", "biedsnet_jax"} <= needed
+    # The versions that an image gets.
+    needed.add("constraints.txt")
     assert [word for word in sorted(needed) if not is_sent(word)] == []
     for name in (".git", "runs", "results", "tests", ".venv"):
         assert not is_sent(name)
@@ -55,6 +57,14 @@ def test_the_linter_finds_nothing():
         ["hadolint", ROOT / "Dockerfile"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "launch/gpu_vm.sh", "launch/tpu_vm.sh"])
+def test_what_is_installed_has_the_versions_that_were_measured(name):
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    installs = [line for line in text.splitlines() if "jax" in line or "whl" in line]
+    installs = [line for line in installs if "pip install" in line]
+    assert installs and all("constraints.txt" in line for line in installs)
 
 
 def test_every_target_runs_as_a_user_without_rights():
