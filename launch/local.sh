@@ -85,7 +85,9 @@ wait_all() {
   while ((${#left[@]})); do
     still=()
     for pid in "${left[@]}"; do
-      if jobs -rp | grep -qx "$pid"; then
+      # Not `jobs | grep`: a signal to the group ends that, and both look as if nothing ran.
+      # Bash reaps what has ended, so that the number is gone.
+      if kill -0 "$pid" 2>/dev/null; then
         still+=("$pid")
         continue
       fi
