@@ -9,7 +9,16 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-PAGES = ("README.md", "RESULTS.md", "docs/**/*", "results/**/*.md", "tests/README.md")
+PAGES = (
+    "README.md",
+    "RESULTS.md",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "docs/**/*",
+    "results/**/*.md",
+    "tests/README.md",
+)
 # A page that only the site has: GitHub would show its directives as text.
 API = "docs/api.md"
 NAMES = (
