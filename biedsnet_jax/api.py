@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from biedsnet_jax.config import config_file
 from biedsnet_jax.config.fields import with_fields
+from biedsnet_jax.errors import BadInput
 
 if TYPE_CHECKING:
     from biedsnet_jax.prediction.predictor import Predictor
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 # what training does.
 
 
-def get_config(name: str, fields: Mapping[str, Any] | None = None) -> ConfigDict:
+def get_config(name: str | Path, fields: Mapping[str, Any] | None = None) -> ConfigDict:
     """Returns a config by its name and variants, such as "covid:cpu" or "mine.py".
 
     `fields` are set in it by dotted name, such as {"train.steps": 100}. Raises BadInput
     for a config, a variant or a field that does not exist, and for a value of another
     type.
     """
-    return with_fields(config_file.get_config(name), fields or {})
+    return with_fields(config_file.get_config(str(name)), fields or {})
 
 
 def load(workdir: str | Path, fields: Mapping[str, Any] | None = None) -> "Predictor":
@@ -45,7 +46,9 @@ def load(workdir: str | Path, fields: Mapping[str, Any] | None = None) -> "Predi
     return predictor.load(workdir, config)
 
 
-def train(config: ConfigDict | str, workdir: str | Path) -> dict[str, Any] | None:
+def train(
+    config: ConfigDict | str | Path, workdir: str | Path
+) -> dict[str, Any] | None:
     """Trains a config in a workdir, scores its test split and writes the report.
 
     `config` is one of `get_config`, or its name. The same call goes on where an earlier
@@ -56,7 +59,7 @@ def train(config: ConfigDict | str, workdir: str | Path) -> dict[str, Any] | Non
     """
     from biedsnet_jax.training import train
 
-    if isinstance(config, str):
+    if isinstance(config, (str, Path)):
         config = get_config(config)
     _start(config)
     return train.train(config, str(_path(workdir)))
@@ -82,6 +85,9 @@ def evaluate(
 def _path(workdir) -> Path:
     from biedsnet_jax.runtime import files
 
+    # pathlib would take the folder that the process is in.
+    if workdir == "":
+        raise BadInput("workdir is empty. Give the folder of the run.")
     return Path(files.expanded(str(workdir)))
 
 

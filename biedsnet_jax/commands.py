@@ -184,12 +184,14 @@ COMMANDS = {
 def as_flags(argv: list[str]) -> list[str]:
     """Puts --mode=NAME in the place of a command's name, and --workdir for info's folder.
 
-    Raises BadInput for a first word that is no command.
+    `help NAME` is `NAME --help`. Raises BadInput for a first word that is no command.
     """
     words = argv[1:]
     if not words or words[0].startswith("-"):
         return argv
     name, *words = words
+    if name == "help":
+        return [argv[0], *(f"--mode={word}" for word in words[:1]), "--help"]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)
         raise BadInput(

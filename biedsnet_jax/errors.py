@@ -12,7 +12,7 @@ class BadInput(ValueError):
     """
 
 
-def reason(error: Exception, *, most: int = 200) -> str:
+def reason(error: BaseException, *, most: int = 200) -> str:
     """First line of another library's error; the error's type where it has no text."""
     text = getattr(error, "strerror", None) or str(error)
     text = text.strip() or type(error).__name__

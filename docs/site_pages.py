@@ -10,8 +10,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 PAGES = (
-    "*.md",
+    "README.md",
+    "RESULTS.md",
+    "CHANGELOG.md",
     "CITATION.cff",
+    "CONTRIBUTING.md",
     "docs/**/*",
     "results/**/*.md",
     "tests/README.md",

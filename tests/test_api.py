@@ -120,3 +120,18 @@ def test_training_and_evaluating_write_what_they_return(tmp_path):
     again = bj.evaluate(tmp_path / "run", {"threshold": 0.9})
     assert again["threshold"] == 0.9
     assert again["cases"] == results["cases"]
+
+
+def test_a_workdir_of_no_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(lambda: bj.train("phantom:toy", ""), "workdir is empty")
+    refused(lambda: bj.load(""), "workdir is empty")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_is_found_by_a_path_object(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from configs import phantom\nget_config = lambda: phantom.get_config('toy')\n"
+    )
+    assert bj.get_config(path, {"seed": 5}).seed == 5

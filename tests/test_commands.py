@@ -76,6 +76,8 @@ def test_every_flag_of_main_belongs_to_a_command():
         (["info", "--json", "runs/a"], ["--mode=info", "--json", "--workdir=runs/a"]),
         (["info", "--workdir", "a"], ["--mode=info", "--workdir", "a"]),
         (["info"], ["--mode=info"]),
+        (["help"], ["--help"]),
+        (["help", "predict"], ["--mode=predict", "--help"]),
         (["--mode=train", "predict"], ["--mode=train", "predict"]),
         ([], []),
     ],

@@ -134,6 +134,21 @@ def test_scripts_named_without_their_folder_exist():
     assert not missing
 
 
+def test_a_page_says_that_its_scripts_need_a_checkout():
+    scripts = ("launch/", "python benchmarks/")
+    of_a_checkout = {
+        command.place.partition(":")[0]
+        for command in COMMANDS
+        if any(script in command.text for script in scripts)
+    }
+    # Other pages are read in a checkout.
+    for_users = {name for name in of_a_checkout if name.startswith(("README", "docs/"))}
+    assert {"README.md", "docs/paper.md"} < for_users
+    for name in for_users:
+        targets = [link.text for link in documented.links(ROOT / name)]
+        assert any("what-needs-a-checkout" in target for target in targets), name
+
+
 def test_links_lead_somewhere():
     broken = []
     for page in PAGES:

@@ -54,15 +54,22 @@ def get_config(name: str) -> ConfigDict:
     file, *variants = find(name).split(":", 1)
     try:
         with importable():
-            return runpy.run_path(file)["get_config"](*variants)
+            config = runpy.run_path(file)["get_config"](*variants)
     # BadInput, and what get_config says about its variants.
     except ValueError as error:
         raise BadInput(" ".join(str(error).split())) from error
-    except Exception as error:
+    # A program that is no config file may end the process.
+    except (Exception, SystemExit) as error:
         raise BadInput(
             f"{file} fails with {type(error).__name__}: {reason(error)}. --debug shows "
             "where."
         ) from error
+    if not isinstance(config, ConfigDict):
+        raise BadInput(
+            f"get_config of {file} returns {shown(repr(config))}, which is no config. "
+            "Return a ConfigDict, such as what configs.folder.get_config() returns."
+        )
+    return config
 
 
 def find(name: str) -> str:

@@ -64,6 +64,6 @@ def _run(path, source):
     # `source` is for the cache alone: a file that changed is run again.
     try:
         return runpy.run_path(files.expanded(path))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {reason(error)}"
         raise BadInput(f"{path} fails with {what}. Mend that file.") from error

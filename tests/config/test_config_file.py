@@ -114,3 +114,17 @@ def test_once_installed_the_folder_lies_in_the_package(tmp_path):
     spec.loader.exec_module(installed)
     assert installed.folder() == package / "configs"
     assert flat(installed.get_config("phantom")) == flat(phantom.get_config())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def get_config():\n    pass\n", "None"),
+        ("def get_config():\n    return {'seed': 1}\n", "seed"),
+        ("import sys\nsys.exit(0)\n", "SystemExit"),
+        ("x = 1\n", "get_config"),
+    ],
+)
+def test_a_file_that_makes_no_config_is_refused(tmp_path, text, says):
+    (tmp_path / "own.py").write_text(text)
+    refused(lambda: config_file.get_config(f"{tmp_path}/own.py"), "own.py", says)
