@@ -189,8 +189,8 @@ def _augment(c):
 def _init(c):
     c.init = ConfigDict()
     # Weights that training starts from: a workdir, whose EMA weights are taken, or a file
-    # (.safetensors, .npz, .pth); "" for a fresh start. What does not fit is named and
-    # drawn anew.
+    # (.safetensors, .npz, .pth); "" for a fresh start. What does not fit is named,
+    # and spread or drawn anew.
     c.init.source = ""
     # Patterns of parameters that stay as in init.source, such as ("condition",).
     c.init.freeze = ()

@@ -3,7 +3,8 @@
 A tensor of the same path and shape is taken. A first convolution that reads another
 number of image channels or classes is spread: with n channels there and m here, each new
 one gets the mean of the old ones times n / m, so that an image with the same value in
-every channel gives what it gave. All else stays as it is drawn, and is named.
+every channel gives what it gave. In a head of other classes, each new class gets the mean
+of the old ones: it starts as foreground. All else stays as it is drawn, and is named.
 """
 
 import dataclasses
@@ -55,13 +56,12 @@ def fit(
             continue
         spread = _spread_inputs(value, wanted, there, here)
         if spread is None:
-            lines.append(f"{path} is {value.shape} there, {wanted} here; drawn anew")
-        else:
+            spread = _spread_classes(value, wanted, there, here)
+        how = "drawn anew"
+        if spread is not None:
             taken[path] = spread
-            lines.append(
-                f"{path} reads {value.shape[-2]} channels there, {wanted[-2]} here; "
-                "averaged and copied"
-            )
+            how = "averaged and copied"
+        lines.append(f"{path} is {value.shape} there, {wanted} here; {how}")
     lines = _shortened(lines)
     if missing := sorted(shapes.keys() - arrays.keys()):
         lines.append(f"not there: {_count(missing)}; drawn anew")
@@ -84,6 +84,22 @@ def _spread_inputs(kernel, wanted, there, here) -> np.ndarray | None:
         start += n
         spread.append(part if n == m else _spread(part, m))
     return np.concatenate(spread, axis=2)
+
+
+def _spread_classes(tensor, wanted, there, here) -> np.ndarray | None:
+    """The kernel or bias of a head for other classes; None where it is none.
+
+    MedSegDiff's has two outputs for each class, first those of the noise.
+    """
+    old, new = tensor.shape, wanted
+    if there is None or len(old) != len(new) or old[:-1] != new[:-1]:
+        return None
+    for outputs in (1, 2):
+        if (old[-1], new[-1]) == (outputs * there.classes, outputs * here.classes):
+            parts = np.split(tensor, outputs, axis=-1)
+            means = [part.mean(axis=-1, keepdims=True) for part in parts]
+            return np.repeat(np.concatenate(means, axis=-1), here.classes, axis=-1)
+    return None
 
 
 def _input_parts(old: int, new: int, there, here) -> Sequence[tuple[int, int]] | None:

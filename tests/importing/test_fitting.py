@@ -69,24 +69,37 @@ def test_of_an_image_that_stays_the_part_of_the_image_stays_bit_for_bit():
     np.testing.assert_array_equal(new[:, :, 0], value[:, :, 0])
 
 
-def test_heads_and_layers_of_other_widths_are_named_and_left_to_be_drawn():
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_each_class_of_a_head_starts_as_the_mean_of_those_there(outputs):
+    there, here = Inputs(channels=1, classes=2), Inputs(channels=1, classes=3)
+    value = kernel(1, 1, 4, 2 * outputs)
+    got = fitted(value, (1, 1, 4, 3 * outputs), there, here)
+    new = got.arrays["a/kernel"]
+    for output in range(outputs):
+        first, second = value[..., 2 * output], value[..., 2 * output + 1]
+        for label in range(3):
+            column = new[..., 3 * output + label]
+            np.testing.assert_allclose(column, (first + second) / 2, rtol=1e-6)
+    bias = fitted(np.array([1.0, 5.0], np.float32), (3,), there, here)
+    np.testing.assert_array_equal(bias.arrays["a/kernel"], [3.0, 3.0, 3.0])
+
+
+def test_layers_of_other_widths_are_named_and_left_to_be_drawn():
     arrays = {
-        "head/kernel": kernel(1, 1, 8, 1),
-        "head/bias": kernel(1),
         "deep/kernel": kernel(3, 3, 8, 8),
+        "deep/bias": kernel(8),
         "gone/kernel": kernel(2),
     }
-    shapes = {
-        "head/kernel": (1, 1, 8, 2),
-        "head/bias": (2,),
-        "deep/kernel": (3, 3, 16, 8),
-        "new/scale": (4,),
-    }
+    shapes = {"deep/kernel": (3, 3, 16, 8), "deep/bias": (16,), "new/scale": (4,)}
     got = fit(arrays, shapes, there=GREY, here=COLOUR)
     assert got.arrays == {}
-    for path in ("head/kernel", "head/bias", "deep/kernel", "gone/kernel", "new/scale"):
+    for path in ("deep/kernel", "deep/bias", "gone/kernel", "new/scale"):
         (line,) = [line for line in got.lines if path in line]
         assert "\n" not in line
+
+
+def test_a_head_of_a_file_that_does_not_tell_its_classes_is_drawn_anew():
+    assert fitted(kernel(1, 1, 8, 1), (1, 1, 8, 2), None, COLOUR).arrays == {}
 
 
 def test_very_many_misfits_are_counted():

@@ -35,22 +35,29 @@ def source(tmp_path_factory):
     return untrained(tmp_path_factory.mktemp("source") / "run", toy())
 
 
-def test_all_but_the_head_comes_from_a_workdir_of_other_classes_and_channels(source):
+def test_a_workdir_of_other_classes_and_channels_fills_every_tensor(source):
     weights = read(source, other())
-    wanted = {"params/denoiser/head_1/kernel", "params/denoiser/head_1/bias"}
-    everything = shapes_of(other())
-    names = {
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(everything)
+    spread = {
+        "denoiser/head_1/kernel",
+        "denoiser/head_1/bias",
+        "denoiser/stem/kernel",
+        "condition/level_1/conv_1/kernel",
     }
-    assert names - weights.arrays.keys() == wanted
-    spoken = " ".join(weights.lines)
-    for name in (*wanted, "denoiser/stem/kernel", "condition/level_1/conv_1/kernel"):
-        assert name in spoken
-    filled = weights.put_into(jax.tree.map(lambda x: np.ones(x.shape), everything))
-    assert (filled["params"]["denoiser"]["head_1"]["kernel"] == 1).all()
-    assert filled["params"]["denoiser"]["stem"]["kernel"].shape[2] == 5
-    assert jax.tree.structure(filled) == jax.tree.structure(everything)
+    spoken = [line for line in weights.lines if "averaged" in line]
+    assert {line.split()[0] for line in spoken} == {f"params/{x}" for x in spread}
+    everything = shapes_of(other())
+    filled = weights.put_into(everything)
+    # Each leaf is an array now, of the shape that it was to have.
+    jax.tree.map(
+        lambda x, y: np.testing.assert_equal(x.shape, y.shape), filled, everything
+    )
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(filled))
+    kernel = read(source, toy()).put_into(shapes_of(toy()))["params"]["denoiser"]
+    head = filled["params"]["denoiser"]["head_1"]["kernel"]
+    for label in range(2):
+        np.testing.assert_array_equal(
+            head[..., label], kernel["head_1"]["kernel"][..., 0]
+        )
 
 
 def test_settings_of_the_network_that_differ_are_named(source):
