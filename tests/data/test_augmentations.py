@@ -179,6 +179,8 @@ def test_a_deformation_moves_image_and_mask_alike_and_by_no_more_than_a_twentiet
     moved, moved_mask = augmentations.deform(ramp, mask, 1.0, rng(3))
     inside = moved[4:-4, 4:-4] - ramp[4:-4, 4:-4]
     assert 0.3 < np.abs(inside).max() <= 2.0 + 1e-4
+    # The image is bilinear.
+    assert (moved % 1 > 0).mean() > 0.5
     # The nearest pixel of the mask is where the ramp is nearest to 20 or above.
     clear = np.abs(moved - 19.5) > 0.01
     clear[[0, 1, 2, -1, -2, -3]] = clear[:, [0, 1, 2, -1, -2, -3]] = False
