@@ -44,6 +44,11 @@ def read(cfg: ConfigDict, variables: Any) -> StartWeights:
     Raises BadInput where there is nothing to read or none of it fits.
     """
     source = pathlib.Path(files.expanded(cfg.init.source))
+    if not source.exists():
+        raise BadInput(
+            f"init.source is {source}, which is not there. Give the workdir of a run, or "
+            "a weights file."
+        )
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     shapes = {_path(path): leaf.shape for path, leaf in leaves}
     if source.is_dir():

@@ -113,4 +113,4 @@ def test_a_source_of_another_network_or_none_is_refused(source, tmp_path):
     refused(lambda: read(source, cfg), "init.source", source, "networks.unet")
     refused(lambda: read(tmp_path, toy()), tmp_path, "config.json")
     gone = tmp_path / "gone.npz"
-    refused(lambda: read(gone, toy()), gone)
+    refused(lambda: read(gone, toy()), "init.source", gone)
