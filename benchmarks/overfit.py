@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import scripts
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.config.build_optimizer import make_optimizer
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.data import pipeline
 from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.training import train_step
-from biedsnet_jax.training.optimizer import make_optimizer
 from biedsnet_jax.training.validation import mean_dice
 from configs import phantom
 

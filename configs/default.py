@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     _sources(c)
     _split(c)
     _augment(c)
+    _init(c)
     _diffusion(c)
     _loss(c)
     _sampler(c)
@@ -76,6 +77,9 @@ def _data(c):
     # Fewest foreground pixels, of any class, that a slice of a volume must have; nifti
     # only.
     c.data.min_foreground = 0
+    # Share of each training batch that comes from slices with a lesion, the classes drawn
+    # evenly; 0 takes every slice once an epoch.
+    c.data.foreground = 0.0
     # (low, high) that is clipped to and mapped to [0, 1], in the units of the file; () for
     # none. Set it for CT, for example (-1250.0, 250.0).
     c.data.window = ()
@@ -155,10 +159,41 @@ def _augment(c):
     c.augment.vflip = 0.5
     # Largest rotation, in degrees.
     c.augment.rotate_degrees = 10.0
+    # Probability of that rotation.
+    c.augment.rotate = 1.0
     # Largest magnification or reduction, as a share of the size.
     c.augment.scale = 0.1
     # Largest change of gamma, contrast and brightness, as a share.
     c.augment.intensity = 0.1
+    # Probability of a magnification by 0.7 to 1.4. This and all below are nnU-Net's; its
+    # probabilities are those of the variant :nnunet_augment.
+    c.augment.zoom = 0.0
+    # Probability of an elastic deformation.
+    c.augment.elastic = 0.0
+    # Probability of Gaussian noise, up to a third of the slice's deviation.
+    c.augment.noise = 0.0
+    # Probability of a Gaussian blur of 0.5 to 1 pixel.
+    c.augment.blur = 0.0
+    # Probability of 0.75 to 1.25 times the brightness.
+    c.augment.brightness = 0.0
+    # Probability of 0.75 to 1.25 times the contrast.
+    c.augment.contrast = 0.0
+    # Probability of a resolution of 0.5 to 1 times the slice's own.
+    c.augment.low_resolution = 0.0
+    # Probability of a gamma of 0.7 to 1.5 on the inverted slice.
+    c.augment.inverted_gamma = 0.0
+    # Probability of a gamma of 0.7 to 1.5.
+    c.augment.gamma = 0.0
+
+
+def _init(c):
+    c.init = ConfigDict()
+    # Weights that training starts from: a workdir, whose EMA weights are taken, or a file
+    # (.safetensors, .npz, .pth); "" for a fresh start. What does not fit is named,
+    # and spread or drawn anew.
+    c.init.source = ""
+    # Patterns of parameters that stay as in init.source, such as ("condition",).
+    c.init.freeze = ()
 
 
 def _diffusion(c):

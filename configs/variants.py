@@ -141,6 +141,28 @@ def small(c: ConfigDict) -> None:
         c.loss.supervision_weights = (0.7, 0.15, 0.15)
 
 
+def nnunet_augment(c: ConfigDict) -> None:
+    """The augmentation of nnU-Net's 2D networks, but for mirroring.
+
+    hflip and vflip stay, since labels may tell left from right.
+    """
+    c.augment.update(
+        rotate_degrees=180.0,
+        rotate=0.2,
+        scale=0.0,
+        intensity=0.0,
+        zoom=0.2,
+        elastic=0.0,
+        noise=0.1,
+        blur=0.2,
+        brightness=0.15,
+        contrast=0.15,
+        low_resolution=0.25,
+        inverted_gamma=0.1,
+        gamma=0.3,
+    )
+
+
 # The fields of each network that count channels.
 WIDTHS = {
     "biedsnet": ("channels", "groups"),
@@ -219,6 +241,7 @@ VARIANTS = {
     "medsegdiff_v1": _medsegdiff_v1,
     "lineage": lineage,
     "direct": direct,
+    "nnunet_augment": nnunet_augment,
     "no_bffm": no_bffm,
     "no_attention": no_attention,
     **{f"row{i}": _row(i) for i in range(1, 6)},

@@ -48,10 +48,10 @@ from absl import flags
 from benchmarks import scripts
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.config.build_optimizer import make_optimizer
 from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.training import train_step
-from biedsnet_jax.training.optimizer import make_optimizer
 
 try:
     import torch

@@ -167,8 +167,8 @@ class Judge:
 
         from biedsnet_jax.checkpoints import train_state
         from biedsnet_jax.config import build_model, run_config
+        from biedsnet_jax.config.build_optimizer import make_optimizer
         from biedsnet_jax.runtime import devices
-        from biedsnet_jax.training.optimizer import make_optimizer
 
         cfg = run_config.load(whole)
         model, (optimizer, _) = build_model.build(cfg), make_optimizer(cfg.train)

@@ -47,11 +47,11 @@ from benchmarks.tpu import cost, hlo, traffic
 from biedsnet_jax.benchmarking import benchmark, roofline
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.config.build_optimizer import make_optimizer
 from biedsnet_jax.errors import BadInput, exit_code, reason, shown
 from biedsnet_jax.prediction.trained import make_predict
 from biedsnet_jax.runtime import devices, files
 from biedsnet_jax.training import train_step
-from biedsnet_jax.training.optimizer import make_optimizer
 
 PROGRAMS = ("train", "sampler")
 

@@ -17,13 +17,13 @@ import numpy as np
 from biedsnet_jax.benchmarking import baseline, roofline, timing
 from biedsnet_jax.checkpoints import train_state
 from biedsnet_jax.config import build_data, build_model, fields
+from biedsnet_jax.config.build_optimizer import make_optimizer
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction.trained import make_predict
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import macs
 from biedsnet_jax.training import train_step
-from biedsnet_jax.training.optimizer import make_optimizer
 
 # Sides of the matrices and bytes copied: enough to fill the device, and few enough to
 # take seconds.

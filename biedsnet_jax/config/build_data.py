@@ -5,7 +5,8 @@ import os
 import pathlib
 import sys
 
-from biedsnet_jax.data import splits, transforms
+from biedsnet_jax.data import foreground, splits, transforms
+from biedsnet_jax.data.foreground import Foreground
 from biedsnet_jax.data.sources.image_folder import ImageFolder
 from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
 from biedsnet_jax.data.sources.phantom import Phantom
@@ -95,6 +96,13 @@ def make_prepare(config) -> transforms.Prepare:
     """Preparation of every slice that a config asks for."""
     window = tuple(map(float, config.data.window))
     return transforms.Prepare(config.data.size, config.data.normalise, window or None)
+
+
+def find_foreground(config, data: Data) -> Foreground:
+    """Training slices with a lesion, for the share of them that a config asks for."""
+    return foreground.find_foreground(
+        data.source, data.train, share=config.data.foreground, seed=config.seed
+    )
 
 
 def cache_folder(config) -> pathlib.Path:

@@ -18,6 +18,7 @@ from biedsnet_jax.config.rules import (
     FOLDER,
     FROM_0,
     LABELS,
+    PATTERNS,
     RANGE,
     SHARE,
     TEXT,
@@ -105,6 +106,17 @@ FIELDS: dict[str, Rule] = {
     "train.final_fraction": SHARE,
     "augment.hflip": SHARE,
     "augment.vflip": SHARE,
+    "augment.rotate": SHARE,
+    "augment.zoom": SHARE,
+    "augment.elastic": SHARE,
+    "augment.noise": SHARE,
+    "augment.blur": SHARE,
+    "augment.brightness": SHARE,
+    "augment.contrast": SHARE,
+    "augment.low_resolution": SHARE,
+    "augment.inverted_gamma": SHARE,
+    "augment.gamma": SHARE,
+    "data.foreground": SHARE,
     "eval.lesion_overlap": SHARE,
     "data.phantom.difficulty": SHARE,
     "data.phantom.empty_fraction": SHARE,
@@ -131,6 +143,8 @@ FIELDS: dict[str, Rule] = {
     "data.case": TEXT,
     "data.cache_dir": TEXT,
     "compile_cache": TEXT,
+    "init.source": TEXT,
+    "init.freeze": PATTERNS,
     "split.train": CASES,
     "split.val": CASES,
     "split.test": CASES,
@@ -155,6 +169,7 @@ PATHS = (
     "compile_cache",
     "network_file",
     "distill.teacher",
+    "init.source",
 )
 # Fields of networks whose tuple may be ().
 _MAY_BE_EMPTY = ("attention_downsample",)
@@ -181,6 +196,11 @@ def check_config(config: ConfigDict) -> None:
         )
     if "distill" in config:
         _check_distill(config)
+    if config.init.freeze and not config.init.source:
+        raise BadInput(
+            f"init.freeze is {config.init.freeze}, but init.source is empty. Give the "
+            "weights to start from, or freeze nothing."
+        )
     build_model.make_network(config).check_size((config.data.size, config.data.size))
 
 
@@ -244,6 +264,11 @@ def _check_distill(config):
         raise BadInput(
             "Cannot distill with diffusion.self_condition. Use a BIEDSNet trained without "
             "it."
+        )
+    if config.init.source:
+        raise BadInput(
+            f"init.source is {config.init.source}, but a student starts as its teacher. "
+            "Leave it empty."
         )
     at_least(2, config.diffusion.timesteps).check(
         "distill.grid", get_field(config, "distill.grid")

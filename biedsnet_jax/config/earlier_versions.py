@@ -29,6 +29,18 @@ ADDED = {
     # Every file of a flat folder was a case of its own.
     "data.case": "",
     "parallel": ConfigDict({"fsdp": 1}),
+    "init": ConfigDict({"source": "", "freeze": ()}),
+    "data.foreground": 0.0,
+    "augment.rotate": 1.0,
+    "augment.zoom": 0.0,
+    "augment.elastic": 0.0,
+    "augment.noise": 0.0,
+    "augment.blur": 0.0,
+    "augment.brightness": 0.0,
+    "augment.contrast": 0.0,
+    "augment.low_resolution": 0.0,
+    "augment.inverted_gamma": 0.0,
+    "augment.gamma": 0.0,
 }
 
 # Fields that configs/default.py had once, with the value that means what is done now.

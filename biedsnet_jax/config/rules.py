@@ -124,5 +124,9 @@ ABOVE_0_OR_INF = Rule(
 CASES = Rule(
     "names of cases, such as ('a', 'b'), or ()", lambda value: are(str | int, value)
 )
+PATTERNS = Rule(
+    "patterns of paths, such as ('condition', 'denoiser/encoder_*'), or ()",
+    lambda value: are(str, value),
+)
 RANGE = Rule("a finite (low, high), such as (-1250, 250), or ()", _is_range)
 LABELS = Rule("a tuple for each class, such as ((1,), (2, 3)), or ()", _are_labels)

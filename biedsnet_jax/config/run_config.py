@@ -110,11 +110,19 @@ def _warn_once(text):
     processes.say(text)
 
 
+def earlier_steps(config: ConfigDict, workdir: pathlib.Path) -> int | None:
+    """`train.steps` of the run in `workdir` where `config` has more, else None."""
+    if not (workdir / "config.json").exists():
+        return None
+    steps = load(workdir).train.steps
+    return steps if steps < config.train.steps else None
+
+
 def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Raises BadInput where the run in `workdir` would not go on bit for bit.
 
-    A run from before data.case was a field goes on with the cases that it had: the
-    field is set in `config`.
+    It may go on for more steps, by the schedule of so many. A run from before data.case
+    was a field goes on with the cases that it had: the field is set in `config`.
     """
     if not (workdir / "config.json").exists():
         return
@@ -123,7 +131,8 @@ def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     stored = load(workdir).data.case
     if stored == case_names.EACH and config.data.case == case_names.AUTO:
         config.data.case = case_names.EACH
-    check_trained(config, workdir)
+    goes_further = earlier_steps(config, workdir) is not None
+    check_trained(config, workdir, free=("train.steps",) if goes_further else ())
 
 
 def check_trained(

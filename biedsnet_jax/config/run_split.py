@@ -207,6 +207,21 @@ def warn_unrecorded(workdir: Path, consequence: str) -> None:
     )
 
 
+def warn_seen(source: Path, data: Data) -> None:
+    """Warns of test cases whose content the run in `source` has seen in its training."""
+    record = split_record.load(source) if source.is_dir() else None
+    if record is None:
+        return
+    cases = data.cases("test")
+    prints = split_record.fingerprints(files_of(data.source.facts.files, cases))
+    if seen := record.seen_by_content(cases, prints):
+        build_data.warn(
+            f"The run in {source}, whose weights this one starts from, was trained or "
+            f"validated on {counted(seen)} of the test. Name other cases in split.test, "
+            "or the scores promise too much."
+        )
+
+
 def counted(names: Iterable[str]) -> str:
     """Number and names of cases, such as "2 cases (a, b)"."""
     names = list(names)

@@ -25,6 +25,8 @@ def get_config(workdir: str) -> ConfigDict:
     with c.unlocked():
         c.distill = distill
 
+    # It starts as its teacher.
+    c.init.update(source="", freeze=())
     c.row = f"{c.row or c.network}_distilled"
     c.sampler.update(method="ddim", steps=1, eta=0.0, spacing="trailing")
     # It starts as the teacher, so a part of the teacher's training is enough.

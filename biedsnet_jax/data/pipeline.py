@@ -3,7 +3,8 @@
 Training reads an endless stream in which a batch depends on the seed and the step alone:
 the stream shuffles each epoch, and batch s of b rows holds its examples s b to
 s b + b - 1. So a run resumes by asking for its step, whatever came before, and every
-process of a job reads its own rows of the same batch.
+process of a job reads its own rows of the same batch. Rows that `foreground` takes for
+slices with a lesion stand between those of the stream, which is only put off by them.
 """
 
 import collections
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from biedsnet_jax.data import transforms
+from biedsnet_jax.data.foreground import Foreground
 from biedsnet_jax.data.sources.source import Source
 from biedsnet_jax.errors import BadInput
 
@@ -56,12 +58,14 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     rows: Sequence[int] | None = None,
+    foreground: Foreground | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Reads endless batches from `start_step` on, to train with.
 
     A batch has image "b h w c" and mask "b h w k", both float32. `augment` holds keywords
     of `transforms.augment`. Of the `batch_size` rows over all processes this process
-    reads `rows`, all by default; together they are the batch of one process alone. Close
+    reads `rows`, all by default; together they are the batch of one process alone.
+    `foreground` draws a share of the rows from slices with a lesion. Close
     the iterator (`contextlib.closing`) to stop its threads. Raises BadInput if there is
     nothing to read.
     """
@@ -72,18 +76,28 @@ def train_batches(
         raise BadInput(
             "No slice is left to train on. Give split.train at least one case that has slices."
         )
-    prepared = grain.MapDataset.source(_Prepared(source, indices, prepare))
-    examples = (
-        prepared.seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(lambda example, rng: transforms.augment(example, rng, **augment))
-    )
+    prepared = _Prepared(source, indices, prepare)
+    foreground = foreground or Foreground(0.0, seed)
+
+    def variant(example, rng):
+        return transforms.augment(example, rng, **augment)
+
+    def with_lesion(number: int):
+        return prepared[foreground.position(number)]
+
+    shuffled = grain.MapDataset.source(prepared).seed(seed).shuffle().repeat()
+    examples = shuffled.random_map(variant)
+    numbers = grain.MapDataset.range(sys.maxsize).seed(seed)
+    lesions = numbers.map(with_lesion).random_map(variant)
     if rows is None:
         rows = range(batch_size)
 
+    def example(row: int):
+        before = foreground.before(row)
+        return lesions[before] if foreground.has(row) else examples[row - before]
+
     def batch(step: int) -> dict[str, np.ndarray]:
-        return _stack([examples[step * batch_size + row] for row in rows], len(rows))
+        return _stack([example(step * batch_size + row) for row in rows], len(rows))
 
     steps = grain.MapDataset.range(sys.maxsize // batch_size)
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)

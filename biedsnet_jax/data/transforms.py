@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 
+from biedsnet_jax.data import augmentations
 from biedsnet_jax.errors import BadInput
 
 METHODS = ("percentile", "minmax", "zscore", "none")
@@ -139,36 +140,87 @@ def augment(
     hflip: float = 0.0,
     vflip: float = 0.0,
     rotate_degrees: float = 0.0,
+    rotate: float = 1.0,
     scale: float = 0.0,
     intensity: float = 0.0,
+    zoom: float = 0.0,
+    elastic: float = 0.0,
+    **grey: float,
 ) -> dict[str, Any]:
     """Draws a random variant of a normalised example; all zero leaves it as it is.
 
     `hflip` and `vflip` are the probabilities of swapping left with right and top with
-    bottom. The angle is drawn from +-`rotate_degrees` and the magnification from
-    1 +- `scale`, see `rotate_and_scale`. `intensity` is the half width of random
-    changes of gamma, contrast and brightness, see `change_intensity`.
+    bottom, `rotate` that of an angle within +-`rotate_degrees`. The magnification is
+    drawn from 1 +- `scale`, see `rotate_and_scale`. `intensity` is the half width of
+    random changes of gamma, contrast and brightness, see `change_intensity`. `zoom`,
+    `elastic` and `grey`, see `change_grey`, are the probabilities of nnU-Net's.
     """
     image = example["image"]
     mask = example["mask"]
     # All numbers are drawn, whatever is switched on, so that switching one transform on
     # leaves the others' draws as they were.
     draw_hflip, draw_vflip = rng.random(2)
-    angle, zoom = rng.uniform(-1.0, 1.0, 2) * (rotate_degrees, scale)
+    angle, magnified = rng.uniform(-1.0, 1.0, 2) * (rotate_degrees, scale)
     gamma, contrast, brightness = rng.uniform(-intensity, intensity, 3)
+    draw_rotate, draw_zoom, draw_elastic = rng.random(3)
+    zoom_strength, elastic_strength = rng.random(2)
+    rng_field, rng_grey = (
+        np.random.default_rng(seed) for seed in rng.integers(2**63, size=2)
+    )
     if draw_hflip < hflip:
         image, mask = image[:, ::-1], mask[:, ::-1]
     if draw_vflip < vflip:
         image, mask = image[::-1], mask[::-1]
-    if angle or zoom:
-        image, mask = rotate_and_scale(image, mask, math.radians(angle), 1.0 + zoom)
+    if draw_rotate >= rotate:
+        angle = 0.0
+    magnification = 1.0 + magnified
+    if draw_zoom < zoom:
+        magnification *= augmentations.zoom_factor(zoom_strength)
+    if angle or magnification != 1.0:
+        image, mask = rotate_and_scale(image, mask, math.radians(angle), magnification)
+    if draw_elastic < elastic:
+        image, mask = augmentations.deform(image, mask, elastic_strength, rng_field)
     if intensity:
         image = change_intensity(image, math.exp(gamma), 1.0 + contrast, brightness)
+    if any(grey.values()):
+        image = change_grey(image, rng_grey, **grey)
     return {
         **example,
         "image": np.ascontiguousarray(image),
         "mask": np.ascontiguousarray(mask),
     }
+
+
+def change_grey(
+    image: Float32[np.ndarray, "h w c"],
+    rng: np.random.Generator,
+    *,
+    noise: float = 0.0,
+    blur: float = 0.0,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    low_resolution: float = 0.0,
+    inverted_gamma: float = 0.0,
+    gamma: float = 0.0,
+):
+    """Changes the grey values as nnU-Net does, in its order, each by a probability."""
+    draws = rng.random(7)
+    strengths = rng.random(7)
+    if draws[0] < noise:
+        image = augmentations.add_noise(image, strengths[0], rng)
+    if draws[1] < blur:
+        image = augmentations.blur(image, strengths[1])
+    if draws[2] < brightness:
+        image = augmentations.change_brightness(image, strengths[2])
+    if draws[3] < contrast:
+        image = augmentations.change_contrast(image, strengths[3])
+    if draws[4] < low_resolution:
+        image = augmentations.lower_resolution(image, strengths[4])
+    if draws[5] < inverted_gamma:
+        image = augmentations.change_gamma(image, strengths[5], inverted=True)
+    if draws[6] < gamma:
+        image = augmentations.change_gamma(image, strengths[6], inverted=False)
+    return image
 
 
 def rotate_and_scale(

@@ -13,6 +13,7 @@ an entry keeps its position relative to the whole. The authors of TransUNet do t
 those of Swin-Unet leave such a table out.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -60,6 +61,15 @@ _SWIN_T = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """An ImageNet classifier: the tensor of a parameter's path, and its layout here."""
+
+    name: str
+    source: Callable[[str], str | None]
+    layout: Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray]
+
+
 def find_loader(network: str, names: Collection[str]) -> Callable | None:
     """Loader of the tensors of an ImageNet classifier; None for the network's own."""
     if network == "trans_unet" and any(n.startswith("Transformer/") for n in names):
@@ -75,13 +85,7 @@ def load_pretrained_vit_r50(tensors: Mapping[str, np.ndarray], variables: dict) 
     `tensors` are arrays by name, as in its `.npz`; convolutions are HWIO. Returns all
     variables. Raises BadInput that names every missing and misshapen tensor.
     """
-    return _start(
-        variables,
-        tensors,
-        source=lambda path: _rename(path, _VIT_R50),
-        layout=_vit_layout,
-        what="R50-ViT",
-    )
+    return _start(variables, tensors, _vit_r50())
 
 
 def load_pretrained_swin_t(tensors: Mapping[str, np.ndarray], variables: dict) -> dict:
@@ -91,8 +95,37 @@ def load_pretrained_swin_t(tensors: Mapping[str, np.ndarray], variables: dict) -
     OI. Returns all variables. Raises BadInput that names every missing and misshapen
     tensor.
     """
-    names = variables["params"]
-    stages = len([n for n in names if re.fullmatch(r"encoder_\d_block_0", n)])
+    return _start(variables, tensors, _swin_t(variables["params"]))
+
+
+def lay_out(
+    network: str, tensors: Mapping[str, np.ndarray], params: Mapping
+) -> dict[str, np.ndarray] | None:
+    """Lays a classifier's tensors out as parameters, by path, whatever their shapes.
+
+    `params` are the network's own or their shapes. Returns None for tensors that are of
+    no ImageNet classifier.
+    """
+    loader = find_loader(network, tensors)
+    if loader is None:
+        return None
+    is_vit = loader is load_pretrained_vit_r50
+    kind = _vit_r50() if is_vit else _swin_t(params)
+    found = {}
+    for path, parameter in traverse_util.flatten_dict(dict(params), sep="/").items():
+        name = kind.source(path)
+        if name in tensors:
+            value = np.asarray(tensors[name], np.float32)
+            found[path] = kind.layout(path, value, parameter.shape)
+    return found
+
+
+def _vit_r50() -> _Kind:
+    return _Kind("R50-ViT", lambda path: _rename(path, _VIT_R50), _vit_layout)
+
+
+def _swin_t(params) -> _Kind:
+    stages = len([n for n in params if re.fullmatch(r"encoder_\d_block_0", n)])
 
     def source(path: str) -> str | None:
         decoder = re.fullmatch(r"decoder_(\d)(_block.*)", path)
@@ -102,7 +135,7 @@ def load_pretrained_swin_t(tensors: Mapping[str, np.ndarray], variables: dict) -
         name = _rename(path, _SWIN_T)
         return name and re.sub(r"\.(kernel|scale)$", ".weight", name)
 
-    return _start(variables, tensors, source=source, layout=_swin_layout, what="Swin-T")
+    return _Kind("Swin-T", source, _swin_layout)
 
 
 def _rename(path, table):
@@ -110,18 +143,19 @@ def _rename(path, table):
     return next((match.expand(name) for match, name in matches if match), None)
 
 
-def _start(variables, tensors, *, source, layout, what):
+def _start(variables, tensors, kind):
     """Replaces each parameter that has a source by that tensor, in its own layout."""
     params = traverse_util.flatten_dict(variables["params"], sep="/")
     missing, misshapen = set(), set()
     for path, parameter in params.items():
-        name = source(path)
+        name = kind.source(path)
         if name is None:
             continue
         if name not in tensors:
             missing.add(name)
             continue
-        value = layout(path, np.asarray(tensors[name], np.float32), parameter.shape)
+        tensor = np.asarray(tensors[name], np.float32)
+        value = kind.layout(path, tensor, parameter.shape)
         if value.shape != parameter.shape:
             misshapen.add(f"{name} (becomes {value.shape}, needs {parameter.shape})")
         params[path] = jnp.asarray(value)
@@ -130,7 +164,7 @@ def _start(variables, tensors, *, source, layout, what):
     )
     if problems:
         raise BadInput(
-            f"The {what} weights do not fit the network: {problems}. Give it their widths, "
+            f"The {kind.name} weights do not fit the network: {problems}. Give it their widths, "
             "depths and image channels."
         )
     return {**variables, "params": traverse_util.unflatten_dict(params, sep="/")}

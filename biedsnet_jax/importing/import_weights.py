@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
+from biedsnet_jax.config.build_optimizer import make_optimizer
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.importing import imagenet, torch_weights, weight_files
 from biedsnet_jax.runtime import devices, files
-from biedsnet_jax.training.optimizer import make_optimizer
 
 
 def run(cfg, workdir: str, source: str | None) -> None:

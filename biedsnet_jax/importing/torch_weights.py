@@ -156,7 +156,7 @@ def to_variables(
             surplus.append(name)
             continue
         found[path] = jnp.asarray(
-            _drop_leading_ones(value, len(shapes[path])), jnp.float32
+            drop_leading_ones(value, len(shapes[path])), jnp.float32
         )
         if found[path].shape != shapes[path]:
             misshapen.append(
@@ -172,6 +172,28 @@ def to_variables(
             f"{_fix(network_name, state)}"
         )
     return traverse_util.unflatten_dict(found, sep="/")
+
+
+def lay_out(
+    network_name: str, state: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Lays PyTorch tensors out as Flax variables, by path, whether they fit or not."""
+    tensors = {
+        name: tensor
+        for name, tensor in state.items()
+        if name.rpartition(".")[2] not in IGNORED
+    }
+    return dict(
+        _convert(network_name, name, np.asarray(tensor))
+        for name, tensor in tensors.items()
+    )
+
+
+def drop_leading_ones(value: np.ndarray, ndim: int) -> np.ndarray:
+    """Drops leading axes of length one until `ndim` axes are left."""
+    while value.ndim > max(ndim, 1) and value.shape[0] == 1:
+        value = value[0]
+    return value
 
 
 def list_misfits(misfits: Mapping[str, Iterable[str]]) -> str:
@@ -215,9 +237,3 @@ def _convert(network_name, name, tensor):
         tensor = tensor if tensor.ndim < 2 else np.moveaxis(tensor, (1, 0), (-2, -1))
     leaf = leaf.removeprefix("running_")
     return "/".join([collection, *filter(None, module.split(".")), leaf]), tensor
-
-
-def _drop_leading_ones(value, ndim):
-    while value.ndim > max(ndim, 1) and value.shape[0] == 1:
-        value = value[0]
-    return value

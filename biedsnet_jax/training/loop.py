@@ -9,7 +9,7 @@ import numpy as np
 
 from biedsnet_jax.checkpoints import checkpoint
 from biedsnet_jax.config import build_data
-from biedsnet_jax.data import pipeline
+from biedsnet_jax.data import foreground, pipeline
 from biedsnet_jax.errors import Diverged
 from biedsnet_jax.runtime import devices, preemption, processes, progress
 from biedsnet_jax.training import run_log, validation
@@ -31,6 +31,7 @@ class Loop:
     log: run_log.RunLog
     validation: validation.Validation
     watch: preemption.Watch
+    foreground: foreground.Foreground
     # Further inputs of the update, such as the teacher's variables.
     others: tuple = ()
 
@@ -95,6 +96,7 @@ class Loop:
             seed=cfg.seed,
             start_step=start,
             rows=devices.my_rows(cfg.train.batch_size, self.mesh),
+            foreground=self.foreground,
         )
 
     def _summary(self, step, values, seconds):

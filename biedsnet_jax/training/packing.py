@@ -28,10 +28,11 @@ class Packing:
 
     Such are the parameters in a training state, and an optimizer's moments. `sharding`
     is that of each array, None where all are whole; arrays cut over devices are not
-    packed.
+    packed. With `apart` nothing is, so that an optimizer can tell parameters apart.
     """
 
-    def __init__(self, like: Any, sharding: Any = None):
+    def __init__(self, like: Any, sharding: Any = None, *, apart: bool = False):
+        self._apart = apart
         leaves, self._structure = jax.tree.flatten(like)
         whole = [True] * len(leaves)
         if sharding is not None:
@@ -45,6 +46,8 @@ class Packing:
 
     def pack(self, tree: Any) -> Any:
         """`tree` with `Packed` for every part of it that has `like`'s structure."""
+        if self._apart:
+            return tree
         return jax.tree.map(
             lambda x: self._pack(x) if self._fits(x) else x, tree, is_leaf=self._fits
         )

@@ -12,13 +12,20 @@ from concurrent import futures
 import jax
 import jax.numpy as jnp
 
-from biedsnet_jax.checkpoints import checkpoint, train_state
-from biedsnet_jax.config import build_data, build_model, run_config, run_split
+from biedsnet_jax.checkpoints import checkpoint, checkpoint_folder, train_state
+from biedsnet_jax.config import (
+    build_data,
+    build_model,
+    build_optimizer,
+    run_config,
+    run_split,
+)
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import walk
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import evaluate, evaluations, scored_cases
+from biedsnet_jax.importing import start_weights
 from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import (
     console,
@@ -29,9 +36,14 @@ from biedsnet_jax.runtime import (
     processes,
 )
 from biedsnet_jax.runtime.lock import Lock
-from biedsnet_jax.training import class_presence, run_log, train_step, validation
+from biedsnet_jax.training import (
+    class_presence,
+    freezing,
+    run_log,
+    train_step,
+    validation,
+)
 from biedsnet_jax.training.loop import Loop
-from biedsnet_jax.training.optimizer import make_optimizer
 
 
 def train(cfg, workdir: str) -> dict | None:
@@ -70,16 +82,14 @@ def _fit(
     data = _open(cfg, workdir)
     model = build_model.build(cfg)
     mesh = train_step.make_mesh(cfg)
-    if processes.is_first():
-        _announce(data, mesh)
+    _announce(data, mesh)
+    lesions = build_data.find_foreground(cfg, data)
 
-    # Traced before anything is written, since a network or a loss that refuses the
-    # config does so here.
-    optimizer, schedule = make_optimizer(cfg.train)
-    fresh = _trace_fresh(cfg, model, optimizer, mesh)
-    step = _trace_step(cfg, model, optimizer, mesh, fresh.out_info)
-
-    teacher = _restore_teacher(cfg, fresh.out_info, mesh)
+    # Traced and read before anything is written, since a network, a loss or weights that
+    # do not fit the config are refused here.
+    schedule, fresh, step = _trace(cfg, model, mesh)
+    begin = _read_beginning(cfg, workdir, data, fresh.out_info, mesh)
+    earlier_steps = run_config.earlier_steps(cfg, workdir)
     watch = held.enter_context(preemption.Watch())
     lock = _claim(cfg, workdir, data, held) if processes.is_first() else None
     keep = cfg.checkpoint
@@ -91,10 +101,11 @@ def _fit(
     ):
         # The step compiles while the state is initialised or restored.
         compiling = executor.submit(lambda: step.lower().compile())
-        state = _start(fresh, checkpoints, mesh, teacher)
+        state = checkpoints.restore_latest(fresh.out_info, mesh)
+        if state is None:
+            state = _start(cfg, fresh, checkpoints, begin)
         start = int(state.step)
-        if processes.is_first():
-            _announce_start(cfg, data, state, start)
+        _announce_start(cfg, data, state, earlier_steps)
 
         with run_log.RunLog(
             workdir, step=start, to_tensorboard=cfg.log.tensorboard
@@ -106,11 +117,12 @@ def _fit(
                 mesh,
                 schedule=schedule,
                 update=compiling.result(),
-                others=() if teacher is None else ({"teacher": teacher},),
+                others=begin.others,
                 validation=validation.Validation(cfg, model, data, mesh),
                 checkpoints=checkpoints,
                 log=log,
                 watch=watch,
+                foreground=lesions,
             )
             last = f"after step {cfg.train.steps}; its checkpoint is written."
             with watch.loop(f"{last} The same command tests it."):
@@ -149,6 +161,50 @@ def _claim(cfg, workdir, data, held) -> Lock:
     return lock
 
 
+@dataclasses.dataclass(frozen=True)
+class _Beginning:
+    """What a fresh state gets beside its own draw; nothing by default."""
+
+    # A student's teacher, whose weights it starts with and whose masks it learns.
+    teacher: dict | None = None
+    weights: start_weights.StartWeights | None = None
+
+    @property
+    def others(self) -> tuple:
+        """Further inputs of the update."""
+        return () if self.teacher is None else ({"teacher": self.teacher},)
+
+
+def _read_beginning(cfg, workdir, data, like, mesh) -> _Beginning:
+    """Reads a student's teacher, or what init.source names until a run has started."""
+    if "distill" in cfg:
+        return _Beginning(teacher=_restore_teacher(cfg, like, mesh))
+    if not cfg.init.source or checkpoint_folder.steps(workdir / "checkpoints"):
+        return _Beginning()
+    weights = start_weights.read(cfg, like.ema_variables)
+    if processes.is_first():
+        for line in weights.lines:
+            console.tell(line, sys.stdout)
+        run_split.warn_seen(pathlib.Path(files.expanded(cfg.init.source)), data)
+    return _Beginning(weights=weights)
+
+
+def _trace(cfg, model, mesh):
+    """The learning rate by step, and the traced programs of a fresh state and a step."""
+    frozen = _find_frozen(cfg, model)
+    optimizer, schedule = build_optimizer.make_optimizer(cfg.train, frozen=frozen)
+    fresh = _trace_fresh(cfg, model, optimizer, mesh)
+    update = train_step.Update(
+        model,
+        optimizer,
+        ema_decay=cfg.train.ema,
+        accumulate=cfg.train.accumulate,
+        fixed="distill" in cfg,
+        frozen=frozen,
+    )
+    return schedule, fresh, _trace_step(cfg, update, mesh, fresh.out_info)
+
+
 def _trace_fresh(cfg, model, optimizer, mesh):
     """The traced program that makes a fresh state, placed on the mesh."""
 
@@ -159,16 +215,16 @@ def _trace_fresh(cfg, model, optimizer, mesh):
     return jax.jit(fresh, out_shardings=sharding).trace()
 
 
-def _trace_step(cfg, model, optimizer, mesh, state):
+def _find_frozen(cfg, model):
+    """Booleans like the parameters, true for those of init.freeze; None without any."""
+    if not cfg.init.freeze:
+        return None
+    shapes = jax.eval_shape(lambda: build_model.init_variables(model, cfg))
+    return freezing.find_frozen(shapes["params"], cfg.init.freeze)
+
+
+def _trace_step(cfg, update, mesh, state):
     """The traced training step, for a state of these shapes."""
-    distills = "distill" in cfg
-    update = train_step.Update(
-        model,
-        optimizer,
-        ema_decay=cfg.train.ema,
-        accumulate=cfg.train.accumulate,
-        fixed=distills,
-    )
     step = train_step.make_train_step(
         update, mesh, state_sharding=devices.state_sharding(state, mesh)
     )
@@ -178,14 +234,12 @@ def _trace_step(cfg, model, optimizer, mesh, state):
         for n in (channels, cfg.data.classes)
     )
     key = jax.eval_shape(jax.random.key, 0)
-    others = ({"teacher": state.ema_variables},) if distills else ()
+    others = ({"teacher": state.ema_variables},) if update.fixed else ()
     return step.trace(state, {"image": image, "mask": mask}, key, *others)
 
 
 def _restore_teacher(cfg, like, mesh):
-    """The variables of a student's teacher; None for a run without a teacher."""
-    if "distill" not in cfg:
-        return None
+    """The variables of a student's teacher."""
     run_config.check_teacher(cfg)
     variables, step = checkpoint.restore_variables(
         files.expanded(cfg.distill.teacher), like, mesh
@@ -198,13 +252,17 @@ def _restore_teacher(cfg, like, mesh):
     return variables
 
 
-def _start(fresh, checkpoints, mesh, teacher):
-    """The state of the last complete checkpoint, else a fresh one."""
-    state = checkpoints.restore_latest(fresh.out_info, mesh)
-    if state is not None:
-        return state
+def _start(cfg, fresh, checkpoints, begin):
+    """A fresh state, with the weights of a teacher or of init.source where there is one."""
     state = fresh.lower().compile(compiler_options=devices.RUN_ONCE)()
-    return state if teacher is None else _with_weights(state, teacher)
+    if begin.teacher is not None:
+        state = _with_weights(state, begin.teacher)
+    if begin.weights is not None:
+        state = _with_weights(state, begin.weights.put_into(state.ema_variables))
+        # So a run that is stopped early goes on from the same weights, whatever has
+        # become of their file.
+        checkpoints.save(state, config=cfg.to_dict())
+    return state
 
 
 def _with_weights(state, variables):
@@ -230,6 +288,8 @@ def _announce(data, mesh):
 
     This comes before the tracing, so that it shows within seconds of the start.
     """
+    if not processes.is_first():
+        return
     slices = {split: len(getattr(data, split)) for split in build_data.SPLITS}
     cases = {split: len(data.cases(split)) for split in build_data.SPLITS}
     console.tell(
@@ -250,13 +310,34 @@ def _announce(data, mesh):
     )
 
 
-def _announce_start(cfg, data, state, start):
+def _announce_start(cfg, data, state, earlier_steps):
     """Prints the size of the model and where training goes on."""
+    if not processes.is_first():
+        return
+    start = int(state.step)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     console.tell(f"{parameters:,} parameters", sys.stdout)
     if start:
         console.tell(f"going on from step {start}", sys.stdout)
+    if earlier_steps is not None:
+        _announce_more_steps(cfg, earlier_steps, start)
     # With data.verify every file was read before, so a few more cost little.
     if cfg.data.verify:
         for warning in class_presence.warnings(data, cfg.data.classes):
             processes.say(f"warning: {warning}")
+
+
+def _announce_more_steps(cfg, earlier_steps, start):
+    """Prints the schedule of a run that goes on for more steps than it had before."""
+    before = cfg.train.copy_and_resolve_references()
+    before.steps = earlier_steps
+    old, new = (
+        float(build_optimizer.make_schedule(train)(start))
+        for train in (before, cfg.train)
+    )
+    console.tell(
+        f"train.steps is {cfg.train.steps}, was {earlier_steps}: the learning rate now "
+        f"follows the cosine of {cfg.train.steps} steps, and goes from {old:.3g} to "
+        f"{new:.3g} at step {start}",
+        sys.stdout,
+    )

@@ -34,11 +34,15 @@ class Update:
     # Whether the step takes a fourth input: variables, by collection, that the loss
     # reads beside its own and no step changes.
     fixed: bool = False
+    # Tree of booleans like the parameters, true for those that no step changes; None
+    # where all are trained.
+    frozen: Any = None
 
     def __call__(self, state: TrainState, grads: Any, batch_stats: Any) -> TrainState:
         """The state after the optimizer's step; the step number stays.
 
-        Gradients, parameters and moments may be packed, all alike.
+        Gradients, parameters and moments may be packed, all alike, where nothing is
+        frozen.
         """
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -46,11 +50,28 @@ class Update:
             state,
             params=params,
             batch_stats=batch_stats,
-            ema_params=_moving_average(
-                state.ema_params, params, self.ema_decay, state.step
-            ),
+            ema_params=self._averaged(state, params),
             opt_state=opt_state,
             bad_steps=jnp.zeros_like(state.bad_steps),
+        )
+
+    def held(self, params: Any) -> Any:
+        """The parameters, of which the frozen ones have no gradient."""
+        if self.frozen is None:
+            return params
+        return self._unless_frozen(params, jax.tree.map(jax.lax.stop_gradient, params))
+
+    def _averaged(self, state, params):
+        ema = _moving_average(state.ema_params, params, self.ema_decay, state.step)
+        # The mean of equal numbers may differ from them by rounding.
+        return self._unless_frozen(ema, state.ema_params)
+
+    def _unless_frozen(self, tree, of_frozen):
+        """`tree`, with the leaves of `of_frozen` where a parameter is frozen."""
+        if self.frozen is None:
+            return tree
+        return jax.tree.map(
+            lambda is_frozen, x, y: y if is_frozen else x, self.frozen, tree, of_frozen
         )
 
 
@@ -91,7 +112,11 @@ def make_train_step(
         grads, batch_stats, metrics = _gradients(
             update, state, batch, key, others or {}
         )
-        packing = Packing(state.params, state_sharding and state_sharding.params)
+        packing = Packing(
+            state.params,
+            state_sharding and state_sharding.params,
+            apart=update.frozen is not None,
+        )
         grad_norm = optax.global_norm(packing.pack(grads))
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
 
@@ -159,7 +184,8 @@ def _gradients(update, state, batch, key, others):
         part, key = part_and_key
 
         def loss(params):
-            variables = {"params": params, "batch_stats": batch_stats, **others}
+            held = update.held(params)
+            variables = {"params": held, "batch_stats": batch_stats, **others}
             return update.segmenter.loss(variables, part, key, train=True)
 
         with_gradient = jax.value_and_grad(loss, has_aux=True)

@@ -89,6 +89,13 @@ def test_input_pipeline():
 
 
 @pytest.mark.slow
+def test_augmentation():
+    """A busy machine may be too slow, which is exit code 1."""
+    out = run("augmentation.py", "--batches=2", codes=[0, 1])
+    assert "nnunet" in out and "step" in out
+
+
+@pytest.mark.slow
 def test_soak(tmp_path):
     arguments = ["--kills=1", "--terms=0", "--steps=10"]
     run("soak/soak.py", *arguments, f"--output={tmp_path}/soak.json")

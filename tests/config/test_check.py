@@ -192,6 +192,11 @@ IMPOSSIBLE = [
     ("train.weight_decay", -1.0, "a finite number from 0"),
     ("train.accumulate", 3, "a divisor of 8"),
     ("threshold", 1.5, "a number from 0 to 1"),
+    ("data.foreground", 1.5, "a number from 0 to 1"),
+    ("augment.gamma", -0.1, "a number from 0 to 1"),
+    ("init.freeze", "condition", "patterns of paths"),
+    ("init.freeze", ("condition",), "init.source is empty"),
+    ("init.source", 3, "a text"),
     ("checkpoint.every", 0, "a whole number from 1"),
     ("eval.nsd_tolerance", -0.5, "a finite number from 0"),
     ("eval.nsd_tolerance_mm", math.inf, "a finite number from 0"),
@@ -327,7 +332,7 @@ def check_differs(cfg, workdir, name, there, here):
     ("name", "value"),
     [
         ("seed", 5),
-        ("train.steps", 12345),
+        ("train.steps", 123),
         ("data.size", 4096),
         ("networks.biedsnet.channels", (8, 17)),
         ("split.test", ("a", "b")),
@@ -338,6 +343,16 @@ def test_fields_that_change_an_update_may_not_differ(tmp_path, name, value):
     run_config.save(base(), tmp_path / "config.json")
     there = get_field(base(), name)
     check_differs(changed(name, value), tmp_path, name, there, value)
+
+
+def test_more_steps_may_follow_and_fewer_may_not(tmp_path):
+    run_config.save(base(), tmp_path / "config.json")
+    assert run_config.earlier_steps(base(), tmp_path) is None
+    more = changed("train.steps", 12345)
+    run_config.check_same_run(more, tmp_path)
+    assert run_config.earlier_steps(more, tmp_path) == base().train.steps
+    # A model of more steps is another one to evaluate.
+    refused(lambda: run_config.check_trained(more, tmp_path), "train.steps", "12345")
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,25 @@ def test_a_tested_case_that_training_has_by_another_name_is_a_warning(tmp_path, 
     warned_once(capsys, "1 case (p08)")
 
 
+def test_a_tested_case_that_the_run_to_start_from_has_seen_is_a_warning(run, capsys):
+    cfg, workdir, root, at_start = run
+    for kind in ("images", "masks"):
+        (seen,) = at_start["val"][:1]
+        shutil.copytree(root / kind / seen, root / kind / "z01")
+    sides_of = {"split__train": ("p0[1-7]",), "split__val": ("p08",)}
+    named = cfg_of(root, split__test=("z01",), **sides_of)
+    data = build_data.open_data(named)
+    capsys.readouterr()
+    run_split.warn_seen(workdir, data)
+    warned_once(capsys, "1 case (z01)", str(workdir), "split.test")
+    # A file of weights and a run on other data say nothing.
+    run_split.warn_seen(workdir / "config.json", data)
+    kept = run_split.open_training(cfg, workdir)
+    capsys.readouterr()
+    run_split.warn_seen(workdir, kept)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_source_that_reads_nothing_has_a_record_too(tmp_path):
     cfg = phantom.get_config()
     cfg.data.phantom.update(n_cases=5, slices_per_case=2)

@@ -17,11 +17,11 @@ from places import ROOT
 
 from biedsnet_jax import main
 from biedsnet_jax.config import build_data, build_model, run_config
+from biedsnet_jax.config.build_optimizer import make_optimizer
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat, get_field
 from biedsnet_jax.data import splits
 from biedsnet_jax.networks import NETWORKS
-from biedsnet_jax.training.optimizer import make_optimizer
 from configs import phantom
 
 BASE = phantom.get_config()

@@ -19,13 +19,13 @@ from jax.experimental import multihost_utils
 
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model
+from biedsnet_jax.config.build_optimizer import make_optimizer
 from biedsnet_jax.data import pipeline
 from biedsnet_jax.errors import BadInput, Preempted
 from biedsnet_jax.evaluation import evaluate
 from biedsnet_jax.prediction import predict
 from biedsnet_jax.runtime import devices, processes
 from biedsnet_jax.training import train
-from biedsnet_jax.training.optimizer import make_optimizer
 from configs import phantom
 
 STEPS = 4

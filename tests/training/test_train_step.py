@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 from random_weights import squares, weights
 
 from biedsnet_jax.checkpoints import train_state
+from biedsnet_jax.config.build_optimizer import make_optimizer
 from biedsnet_jax.diffusion import schedule
 from biedsnet_jax.networks.biedsnet import BIEDSNet
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import losses
 from biedsnet_jax.segmenters.direct import Direct
 from biedsnet_jax.segmenters.mask_diffusion import Diffusion
-from biedsnet_jax.training.optimizer import make_optimizer
 from biedsnet_jax.training.train_step import Update, make_train_step, one_or_other
 
 
