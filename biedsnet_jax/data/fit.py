@@ -1,0 +1,96 @@
+"""The way of a slice to the network's canvas, and the way of the network's maps back.
+
+Training, prediction and evaluation all ask one object, `Fit`, so a mask is drawn back
+exactly as its image was brought there. The canvas is the network's grid, H by W; h by w
+is the slice's own.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Squashes every slice to a canvas of `size`, whatever its proportions."""
+
+    size: int | tuple[int, int]  # pixels: a side, or height and width
+
+    def image(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W c"]:
+        """Brings an image to the canvas; see `resize_image`."""
+        return resize_image(image, self.size)
+
+    def mask(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Brings mask and spacing of an example to the canvas; see `resize_mask`."""
+        return resize_mask(example, self.size)
+
+    def back(
+        self, maps: Float[np.ndarray, "H W k"], size: tuple[int, int]
+    ) -> Float[np.ndarray, "h w k"]:
+        """Brings maps on the canvas back to a slice of `size`, (h, w), bilinearly."""
+        return resize_image(maps, size)
+
+
+def resize_image(
+    image: Shaped[np.ndarray, "h w c"], size: int | tuple[int, int]
+) -> Shaped[np.ndarray, "H W c"]:
+    """Resizes an image bilinearly, antialiased where it shrinks.
+
+    `size` is a side, or height and width.
+    """
+    height, width = _sides(size)
+    if image.shape[:2] == (height, width):
+        return image
+    return each_channel(
+        image.astype(np.float32),
+        lambda x: x.resize((width, height), Image.Resampling.BILINEAR),
+    )
+
+
+def resize_mask(example: dict[str, Any], size: int | tuple[int, int]) -> dict[str, Any]:
+    """Resizes the mask of an example; its spacing grows as its pixels do.
+
+    `size` is a side, or height and width. Each mask pixel takes the class that covers
+    most of it, and the lesion where two cover the same. So borders stay in place and
+    lesions of half a pixel survive, which the nearest pixel would lose by chance. Where
+    the mask grows, this is the nearest pixel. Classes that overlap, as nested regions
+    do, are resized one by one: each takes the pixels that it covers at least half of.
+    """
+    height, width = _sides(size)
+    mask = example["mask"]
+    old_height, old_width = mask.shape[:2]
+    if (old_height, old_width) == (height, width):
+        return example
+    cover = each_channel(
+        mask.astype(np.float32),
+        lambda x: x.resize((width, height), Image.Resampling.BOX),
+    )
+    overlap = (mask.sum(axis=-1) > 1).any()
+    if overlap:
+        mask = (cover > 0.5 - 1e-6).astype(np.uint8)
+    else:
+        background = 1.0 - cover.sum(axis=-1, keepdims=True)
+        # Background comes last, since argmax takes the first of equal shares.
+        shares = np.concatenate([cover, background], axis=-1)
+        label = shares.argmax(axis=-1)
+        mask = (label[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
+    spacing = example.get("spacing")
+    if spacing is not None:
+        spacing = (spacing[0] * old_height / height, spacing[1] * old_width / width)
+    return {**example, "mask": mask, "spacing": spacing}
+
+
+def each_channel(array: np.ndarray, change) -> np.ndarray:
+    """Applies `change`, a function of a Pillow image, to every channel of "h w n"."""
+    changed = []
+    for channel in np.moveaxis(array, -1, 0):
+        picture = Image.fromarray(np.ascontiguousarray(channel))
+        changed.append(np.asarray(change(picture)))
+    return np.stack(changed, axis=-1)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
