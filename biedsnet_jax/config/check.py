@@ -123,6 +123,7 @@ FIELDS: dict[str, Rule] = {
     "data.cache": YES_OR_NO,
     "diffusion.self_condition": YES_OR_NO,
     "eval.lesions": YES_OR_NO,
+    "eval.paper": YES_OR_NO,
     "log.tensorboard": YES_OR_NO,
     "row": TEXT,
     "network_file": TEXT,
