@@ -100,12 +100,12 @@ def _meetings(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[int, int, int]
     sizes = np.bincount(ours.ravel())
     their_sizes = np.bincount(theirs.ravel())
     shared = np.bincount(ours[theirs > 0], minlength=len(sizes))
-    pairs = np.unique(
-        np.stack([ours, theirs], axis=-1)[(ours > 0) & (theirs > 0)], axis=0
-    )
-    met = np.bincount(
-        pairs[:, 0], weights=their_sizes[pairs[:, 1]], minlength=len(sizes)
-    )
+    both = (ours > 0) & (theirs > 0)
+    # A number for each pair of components; runs of one pair are cut to one before sorting.
+    pair = ours[both].astype(np.int64) * len(their_sizes) + theirs[both]
+    pair = np.unique(pair[np.append(True, pair[1:] != pair[:-1])[: len(pair)]])
+    own, other = np.divmod(pair, len(their_sizes))
+    met = np.bincount(own, weights=their_sizes[other], minlength=len(sizes))
     # Component 0 is the background.
     every = zip(sizes[1:], shared[1:], met[1:])
     return [(int(size), int(common), int(other)) for size, common, other in every]
