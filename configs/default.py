@@ -58,6 +58,9 @@ def _data(c):
     c.data.hint = ""
     # Height and width of the network's input, in pixels.
     c.data.size = 256
+    # How a slice of another shape comes to that size. "squash": resized to it, whatever its
+    # proportions; "pad": resized in its proportions, with its lowest values around it.
+    c.data.fit = "squash"
     # Channels of the image: 1 (grey) or 3 (colour); any number for nifti.
     c.data.channels = 1
     # Neighbouring slices on each side that a network sees as further channels (2.5D);

@@ -93,7 +93,7 @@ def image_shape(config) -> tuple[int, int, int]:
 
 def make_fit(config) -> fit.Fit:
     """Way of every slice to the network's canvas and back that a config asks for."""
-    return fit.Fit(config.data.size)
+    return fit.Fit(config.data.size, config.data.fit)
 
 
 def make_prepare(config) -> transforms.Prepare:

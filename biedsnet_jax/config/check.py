@@ -28,7 +28,7 @@ from biedsnet_jax.config.rules import (
     numbers,
     one_of,
 )
-from biedsnet_jax.data import case_names, transforms
+from biedsnet_jax.data import case_names, fit, transforms
 from biedsnet_jax.diffusion.process import MASK_RANGES
 from biedsnet_jax.diffusion.sampler import METHODS
 from biedsnet_jax.diffusion.schedule import SCHEDULES, SPACINGS
@@ -47,6 +47,7 @@ FIELDS: dict[str, Rule] = {
     "dtype": one_of(("float32", "bfloat16")),
     "data.source": one_of(SOURCES),
     "data.normalise": one_of(transforms.METHODS),
+    "data.fit": one_of(fit.METHODS),
     "diffusion.schedule": one_of(SCHEDULES),
     "diffusion.mask_range": one_of(MASK_RANGES),
     "loss.name": one_of(LOSSES),

@@ -28,6 +28,7 @@ ADDED = {
     "eval.pictures": 32,
     # Nor does this: the paper's convention was always computed beside.
     "eval.paper": True,
+    "data.fit": "squash",
     # Every file of a flat folder was a case of its own.
     "data.case": "",
     "parallel": ConfigDict({"fsdp": 1}),

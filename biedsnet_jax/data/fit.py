@@ -12,26 +12,69 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from PIL import Image
 
+# The ways to the canvas: values of data.fit.
+METHODS = ("squash", "pad")
+
 
 @dataclass(frozen=True)
 class Fit:
-    """Squashes every slice to a canvas of `size`, whatever its proportions."""
+    """The canvas, and how slices of other sizes come to it.
+
+    squash: a slice is resized to the canvas, whatever its proportions. pad: it is
+    resized until it touches the canvas on two sides, and stands in the middle; around
+    it lie its lowest values and background.
+    """
 
     size: int | tuple[int, int]  # pixels: a side, or height and width
+    method: str = "squash"  # one of METHODS
 
-    def image(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W c"]:
-        """Brings an image to the canvas; see `resize_image`."""
-        return resize_image(image, self.size)
+    def resize(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W c"]:
+        """Resizes an image to the part of the canvas that it takes."""
+        return resize_image(image, self._part(image.shape[:2]))
+
+    def place(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W c"]:
+        """Puts a resized image onto the canvas, among its lowest values.
+
+        These are of each channel after normalisation, which sees no padding.
+        """
+        return self._place(image, image.min(axis=(0, 1)))
 
     def mask(self, example: dict[str, Any]) -> dict[str, Any]:
         """Brings mask and spacing of an example to the canvas; see `resize_mask`."""
-        return resize_mask(example, self.size)
+        resized = resize_mask(example, self._part(example["mask"].shape[:2]))
+        return {**resized, "mask": self._place(resized["mask"], 0)}
 
     def back(
         self, maps: Float[np.ndarray, "H W k"], size: tuple[int, int]
     ) -> Float[np.ndarray, "h w k"]:
         """Brings maps on the canvas back to a slice of `size`, (h, w), bilinearly."""
-        return resize_image(maps, size)
+        height, width = self._part(size)
+        top, left = self._corner((height, width))
+        return resize_image(maps[top : top + height, left : left + width], size)
+
+    def _part(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width on the canvas of a slice of `size`."""
+        canvas = _sides(self.size)
+        if self.method == "squash":
+            return canvas
+        scale = min(canvas[0] / size[0], canvas[1] / size[1])
+        height, width = (max(1, round(side * scale)) for side in size)
+        return height, width
+
+    def _corner(self, part: tuple[int, int]) -> tuple[int, int]:
+        """Row and column on the canvas of the first pixel of its part."""
+        height, width = _sides(self.size)
+        return (height - part[0]) // 2, (width - part[1]) // 2
+
+    def _place(self, values, around):
+        """Puts "h w n" onto a canvas of the value `around`, one or one for each of n."""
+        if values.shape[:2] == _sides(self.size):
+            return values
+        canvas = np.empty((*_sides(self.size), values.shape[-1]), values.dtype)
+        canvas[:] = around
+        top, left = self._corner(values.shape[:2])
+        canvas[top : top + values.shape[0], left : left + values.shape[1]] = values
+        return canvas
 
 
 def resize_image(

@@ -25,7 +25,7 @@ class Prepare:
     """The way of every slice to a network, in training and prediction alike.
 
     `window` (low, high), in the units of the file, is clipped and mapped to [0, 1];
-    then the slice is brought to the canvas of `fit`, then normalised.
+    then the slice is resized for the canvas of `fit`, normalised, and placed there.
     """
 
     fit: Fit
@@ -40,7 +40,8 @@ class Prepare:
         """Prepares an image that has no mask."""
         if self.window:
             image = window(image, *self.window)
-        return normalise(self.fit.image(image), self.normalise)
+        resized = normalise(self.fit.resize(image), self.normalise)
+        return self.fit.place(resized)
 
 
 def window(

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from biedsnet_jax.data.fit import Fit
+from biedsnet_jax.data.transforms import Prepare
 
 
 @pytest.mark.parametrize("size", [8, (6, 10), (40, 30)])
@@ -13,7 +14,7 @@ def test_squash_is_pillows_resize_there_and_back(size):
     image = rng.normal(size=(21, 13, 2)).astype(np.float32)
     fit = Fit(size)
     height, width = (size, size) if isinstance(size, int) else size
-    canvas = fit.image(image)
+    canvas = fit.place(fit.resize(image))
     back = fit.back(canvas, (21, 13))
     for c in range(2):
         picture = Image.fromarray(image[..., c])
@@ -32,3 +33,59 @@ def test_a_mask_on_the_canvas_has_the_spacing_of_its_pixels():
     expected[1, 1] = 1
     np.testing.assert_array_equal(there["mask"][..., 0], expected)
     assert there["spacing"] == (2.0, 4.0)
+
+
+def test_padding_keeps_proportions():
+    # 20 rows by 10 columns, of which the canvas holds 8 by 4 in its middle.
+    rng = np.random.default_rng(0)
+    image = rng.random((20, 10, 2)).astype(np.float32)
+    fit = Fit(8, "pad")
+    resized = fit.resize(image)
+    assert resized.shape == (8, 4, 2)
+    canvas = fit.place(resized)
+    assert canvas.shape == (8, 8, 2)
+    np.testing.assert_array_equal(canvas[:, 2:6], resized)
+    for c in range(2):
+        assert (canvas[:, [0, 1, 6, 7], c] == resized[..., c].min()).all()
+    there = fit.mask({"mask": np.ones((20, 10, 1), np.uint8), "spacing": (1.0, 2.0)})
+    expected = np.zeros((8, 8))
+    expected[:, 2:6] = 1
+    np.testing.assert_array_equal(there["mask"][..., 0], expected)
+    assert there["spacing"] == (2.5, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "part"),
+    [
+        ((20, 10), (16, 8)),
+        ((9, 30), (7, 24)),
+        ((8, 8), (16, 16)),
+        ((1, 50), (1, 24)),
+        ((16, 24), (16, 24)),
+    ],
+)
+def test_maps_come_back_from_their_part_of_the_canvas(size, part):
+    fit = Fit((16, 24), "pad")
+    maps = np.random.default_rng(0).random((16, 24, 1)).astype(np.float32)
+    top, left = (16 - part[0]) // 2, (24 - part[1]) // 2
+    inside = maps[top : top + part[0], left : left + part[1], 0]
+    picture = Image.fromarray(np.ascontiguousarray(inside))
+    expected = picture.resize(size[::-1], Image.Resampling.BILINEAR)
+    back = fit.back(maps, size)
+    np.testing.assert_array_equal(back[..., 0], np.asarray(expected))
+    # The image stands in the same part.
+    image = np.ones((*size, 1), np.float32)
+    assert fit.resize(image).shape[:2] == part
+    mask = fit.mask({"mask": np.ones((*size, 1), np.uint8)})["mask"][..., 0]
+    assert mask[top : top + part[0], left : left + part[1]].all()
+    assert mask.sum() == part[0] * part[1]
+
+
+def test_prepared_slices_are_normalised_without_their_padding():
+    rng = np.random.default_rng(0)
+    image = rng.normal(50, 20, (30, 12, 1)).astype(np.float32)
+    found = Prepare(Fit(15, "pad"), "zscore").image(image)
+    inside = found[:, 4:10]
+    assert inside.mean() == pytest.approx(0, abs=1e-5)
+    assert inside.std() == pytest.approx(1, abs=1e-5)
+    assert (found[:, :4] == inside.min()).all()

@@ -168,8 +168,9 @@ def parts(label, labels):
 # ---- The test
 
 
+@pytest.mark.parametrize("fit", ["squash", "pad"])
 @pytest.mark.parametrize("classes", [1, 2])
-def test_pictures(tmp_path, classes):
+def test_pictures(tmp_path, classes, fit):
     rng = np.random.default_rng(0)
     shapes = {"a": (20, 30), "b": (17, 17), "c": (40, 24), "d": (9, 50)}
     for case, number in itertools.product(shapes, range(3)):
@@ -184,6 +185,7 @@ def test_pictures(tmp_path, classes):
             Image.fromarray(values).save(path)
     fields = {
         "data.root": str(tmp_path / "data"),
+        "data.fit": fit,
         "data.classes": classes,
         "split.train": ("a",),
         "split.val": ("b",),
@@ -219,11 +221,16 @@ def _compare_classes(results, of_class, scores_of="standard"):
 
 
 @pytest.mark.parametrize(
-    "labels",
-    [((1, 2),), ((1,), (2,)), ((1, 2), (2,))],
-    ids=["one", "exclusive", "regions"],
+    ("labels", "fit"),
+    [
+        (((1, 2),), "squash"),
+        (((1,), (2,)), "squash"),
+        (((1, 2), (2,)), "squash"),
+        (((1,), (2,)), "pad"),
+    ],
+    ids=["one", "exclusive", "regions", "pad"],
 )
-def test_volumes(tmp_path, labels):
+def test_volumes(tmp_path, labels, fit):
     rng = np.random.default_rng(1)
     cases = {"a": THICK, "b": OBLIQUE, "c": THICK, "d": OBLIQUE}
     shapes = {"a": (4, 12, 12), "b": (12, 12, 4), "c": (5, 15, 24), "d": (20, 17, 6)}
@@ -238,6 +245,7 @@ def test_volumes(tmp_path, labels):
         "data.source": "nifti",
         "data.root": str(tmp_path / "data"),
         "data.cache_dir": str(tmp_path / "cache"),
+        "data.fit": fit,
         "data.classes": len(labels),
         "data.labels": labels,
         # The scores are of whole volumes all the same.
