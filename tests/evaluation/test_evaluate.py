@@ -187,6 +187,17 @@ def test_nsd_at_the_configs_tolerances_stands_in_both_files(tmp_path, monkeypatc
     assert results["standard"]["nsd"]["mean"] == 1.0
 
 
+def test_the_papers_convention_is_computed_where_asked_for(tmp_path, monkeypatch):
+    results, rows = scored(config(**{"eval.paper": True}), tmp_path, monkeypatch)
+    counts = [[int(row[name]) for name in ("tp", "fp", "fn")] for row in rows]
+    dice = [(2 * tp + 1) / (2 * tp + fp + fn + 1) for tp, fp, fn in counts]
+    assert [float(row["paper_dice"]) for row in rows] == pytest.approx(dice)
+    assert results["paper"]["dice"] == pytest.approx(np.mean(dice))
+    results, rows = scored(config(), tmp_path, monkeypatch)
+    assert "paper" not in results
+    assert "paper_dice" not in rows[0]
+
+
 @pytest.mark.parametrize("name", ["results.json", "tensorboard"])
 def test_a_workdir_that_refuses_to_be_written_is_one_line(tmp_path, monkeypatch, name):
     if name == "tensorboard":
