@@ -61,6 +61,9 @@ def _data(c):
     # How a slice of another shape comes to that size. "squash": resized to it, whatever its
     # proportions; "pad": resized in its proportions, with its lowest values around it.
     c.data.fit = "squash"
+    # What a network trains on where the mask is resized. "hard": each pixel is of the class
+    # that covers most of it; "share": it has the share that each class covers.
+    c.data.target = "hard"
     # Channels of the image: 1 (grey) or 3 (colour); any number for nifti.
     c.data.channels = 1
     # Neighbouring slices on each side that a network sees as further channels (2.5D);

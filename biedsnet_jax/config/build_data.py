@@ -102,6 +102,11 @@ def make_prepare(config) -> transforms.Prepare:
     return transforms.Prepare(make_fit(config), config.data.normalise, window or None)
 
 
+def make_train_prepare(config) -> transforms.Prepare:
+    """Preparation of the slices that a network trains on, whose masks may be shares."""
+    return dataclasses.replace(make_prepare(config), target=config.data.target)
+
+
 def cache_folder(config) -> pathlib.Path:
     """Folder that keeps slices of volumes."""
     return _cache(config, "slices")

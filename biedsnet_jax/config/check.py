@@ -48,6 +48,7 @@ FIELDS: dict[str, Rule] = {
     "data.source": one_of(SOURCES),
     "data.normalise": one_of(transforms.METHODS),
     "data.fit": one_of(fit.METHODS),
+    "data.target": one_of(transforms.TARGETS),
     "diffusion.schedule": one_of(SCHEDULES),
     "diffusion.mask_range": one_of(MASK_RANGES),
     "loss.name": one_of(LOSSES),

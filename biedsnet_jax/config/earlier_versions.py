@@ -29,6 +29,7 @@ ADDED = {
     # Nor does this: the paper's convention was always computed beside.
     "eval.paper": True,
     "data.fit": "squash",
+    "data.target": "hard",
     # Every file of a flat folder was a case of its own.
     "data.case": "",
     "parallel": ConfigDict({"fsdp": 1}),

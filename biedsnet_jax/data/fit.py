@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float32, Shaped, UInt8
 from PIL import Image
 
 # The ways to the canvas: values of data.fit.
@@ -43,6 +43,15 @@ class Fit:
         """Brings mask and spacing of an example to the canvas; see `resize_mask`."""
         resized = resize_mask(example, self._part(example["mask"].shape[:2]))
         return {**resized, "mask": self._place(resized["mask"], 0)}
+
+    def shares(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Brings the mask of an example to the canvas as `mask` does, but as shares.
+
+        Each pixel, float32, is the share of its area that the class covers.
+        """
+        mask = example["mask"]
+        part = self._part(mask.shape[:2])
+        return self.mask(example) | {"mask": self._place(cover(mask, part), 0)}
 
     def back(
         self, maps: Float[np.ndarray, "H W k"], size: tuple[int, int]
@@ -133,6 +142,28 @@ def each_channel(array: np.ndarray, change) -> np.ndarray:
         picture = Image.fromarray(np.ascontiguousarray(channel))
         changed.append(np.asarray(change(picture)))
     return np.stack(changed, axis=-1)
+
+
+def cover(
+    mask: UInt8[np.ndarray, "h w k"], size: tuple[int, int]
+) -> Float32[np.ndarray, "H W k"]:
+    """Share of each pixel of a grid of `size`, (H, W), that a mask of 0 and 1 covers."""
+    rows, columns = (_overlaps(old, new) for old, new in zip(mask.shape[:2], size))
+    planes = np.moveaxis(mask.astype(np.float32), -1, 0)
+    return np.moveaxis(rows @ planes @ columns.T, 0, -1)
+
+
+def _overlaps(old: int, new: int) -> Float32[np.ndarray, "new old"]:
+    """Share of each of `new` pixels that each of `old` ones covers, along one axis.
+
+    Pillow's box filter takes or leaves whole pixels, which is exact only where the one
+    number is a multiple of the other.
+    """
+    edges = np.arange(new + 1) * old / new
+    first = np.arange(old)
+    last = np.minimum(edges[1:, None], first + 1)
+    shared = last - np.maximum(edges[:-1, None], first)
+    return (np.maximum(shared, 0) * new / old).astype(np.float32)
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float32, Shaped
 from PIL import Image
 
 from biedsnet_jax.data.fit import Fit, each_channel
 from biedsnet_jax.errors import BadInput
 
 METHODS = ("percentile", "minmax", "zscore", "none")
+# What a mask is where a network trains on it: values of data.target.
+TARGETS = ("hard", "share")
 # Normalisation by percentile maps the range between these two onto [0, 1].
 PERCENTILES = (0.5, 99.5)
 
@@ -31,10 +33,16 @@ class Prepare:
     fit: Fit
     normalise: str = "percentile"  # one of METHODS
     window: tuple[float, float] | None = None  # units of the file
+    target: str = "hard"  # one of TARGETS
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        """Prepares a source's example for a batch; its image becomes float32."""
-        return self.fit.mask(example) | {"image": self.image(example["image"])}
+        """Prepares a source's example for a batch; its image becomes float32.
+
+        Its mask has 0 and 1, or with the target "share" the share of each pixel that a
+        class covers.
+        """
+        brought = self.fit.mask if self.target == "hard" else self.fit.shares
+        return brought(example) | {"image": self.image(example["image"])}
 
     def image(self, image: Shaped[np.ndarray, "h w c"]) -> Float32[np.ndarray, "H W c"]:
         """Prepares an image that has no mask."""
@@ -122,7 +130,7 @@ def augment(
 
 def rotate_and_scale(
     image: Float32[np.ndarray, "h w c"],
-    mask: UInt8[np.ndarray, "h w k"],
+    mask: Shaped[np.ndarray, "h w k"],
     angle: float,
     zoom: float,
 ):

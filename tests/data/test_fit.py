@@ -81,6 +81,23 @@ def test_maps_come_back_from_their_part_of_the_canvas(size, part):
     assert mask.sum() == part[0] * part[1]
 
 
+@pytest.mark.parametrize("method", ["squash", "pad"])
+def test_a_share_is_the_covered_area_of_a_pixel(method):
+    rng = np.random.default_rng(0)
+    mask = (rng.random((12, 6, 2)) > 0.5).astype(np.uint8)
+    example = {"image": np.zeros((12, 6, 1)), "mask": mask, "spacing": (1.0, 1.0)}
+    prepare = Prepare(Fit(4, method), "none", target="share")
+    found = prepare(example)["mask"]
+    # Squashed, a pixel covers 3 x 1.5; padded, 3 x 3, in two columns of the canvas.
+    twice = mask.repeat(2, axis=1).reshape(4, 3, 4, 3, 2).mean(axis=(1, 3))
+    if method == "pad":
+        whole = mask.reshape(4, 3, 2, 3, 2).mean(axis=(1, 3))
+        twice = np.pad(whole, ((0, 0), (1, 1), (0, 0)))
+    np.testing.assert_allclose(found, twice, atol=1e-6)
+    assert found.dtype == np.float32
+    assert prepare(example)["spacing"] == Fit(4, method).mask(example)["spacing"]
+
+
 def test_prepared_slices_are_normalised_without_their_padding():
     rng = np.random.default_rng(0)
     image = rng.normal(50, 20, (30, 12, 1)).astype(np.float32)

@@ -357,3 +357,13 @@ def test_the_grey_curve_by_hand():
     np.testing.assert_allclose(
         out.ravel(), 2 + 4 * (np.array([0, 1 / 4, 1]) * 0.5 + 5 / 24 + 0.1), rtol=1e-6
     )
+
+
+def test_shares_turn_with_their_image():
+    shares = np.random.default_rng(0).random((8, 8, 2)).astype(np.float32)
+    example = {"image": shares[..., :1], "mask": shares}
+    turned = augment(example, np.random.default_rng(1), hflip=1.0, rotate_degrees=30.0)
+    assert turned["mask"].dtype == np.float32
+    # The nearest pixel's share, or background.
+    assert np.isin(turned["mask"], np.append(shares, 0)).all()
+    assert len(np.unique(turned["mask"])) > 40
