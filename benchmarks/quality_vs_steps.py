@@ -28,7 +28,7 @@ from benchmarks.tables import kept_rows
 from biedsnet_jax.config import build_model, run_split
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, exit_code
-from biedsnet_jax.evaluation.evaluate import slice_rows
+from biedsnet_jax.evaluation.scan_scores import slice_rows
 from biedsnet_jax.prediction import trained
 from biedsnet_jax.reporting import table
 from biedsnet_jax.runtime import devices, files, progress

@@ -59,6 +59,12 @@ def _data(c):
     c.data.hint = ""
     # Height and width of the network's input, in pixels.
     c.data.size = 256
+    # How a slice of another shape comes to that size. "squash": resized to it, whatever its
+    # proportions; "pad": resized in its proportions, with its lowest values around it.
+    c.data.fit = "squash"
+    # What a network trains on where the mask is resized. "hard": each pixel is of the class
+    # that covers most of it; "share": it has the share that each class covers.
+    c.data.target = "hard"
     # Channels of the image: 1 (grey) or 3 (colour); any number for nifti.
     c.data.channels = 1
     # Neighbouring slices on each side that a network sees as further channels (2.5D);
@@ -290,6 +296,9 @@ def _eval(c):
     c.eval.nsd_tolerance = 2.0
     # Distance up to which borders agree for NSD in mm, where the pixel spacing is known.
     c.eval.nsd_tolerance_mm = 2.0
+    # Also scores in the convention that the paper's own numbers point to, for tables beside
+    # its Tables 1 and 2. It is computed on the network's grid.
+    c.eval.paper = False
     # Largest number of test slices kept for the report's pictures; 0 for none.
     c.eval.pictures = 32
     # Also scores lesion by lesion: found, missed and false ones, by size, in lesions.csv.

@@ -76,12 +76,12 @@ fi
 
 out=$(absolute "$out")
 if [[ $root == phantom ]]; then
-  config=configs/phantom.py data=()
+  config=configs/phantom.py data=(--config.eval.paper=True) shown=--config.eval.paper=True
 else
   root=$(absolute "$root")
   [[ -d $root ]] ||
     refuse "ROOT $root is not a folder. Give the one with images/ and masks/, or phantom."
-  config=configs/covid.py data=("--config.data.root=$root")
+  config=configs/covid.py data=("--config.data.root=$root") shown=--config.data.root=DIR
 fi
 # Paths in flags start at the folder you are in; the package is the one beside this script.
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -135,7 +135,7 @@ run() {
     local quoted
     quoted=$(printf ' %q' "${chosen[@]}")
     printf 'python -m biedsnet_jax.main%s%s --workdir=WORKDIR\n' "${quoted//\\,/,}" \
-      "${data[0]:+ --config.data.root=DIR}" >"$workdir/command.txt"
+      " $shown" >"$workdir/command.txt"
   fi
 }
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 import sys
 
-from biedsnet_jax.data import foreground, splits, transforms
+from biedsnet_jax.data import fit, foreground, splits, transforms
 from biedsnet_jax.data.foreground import Foreground
 from biedsnet_jax.data.sources.image_folder import ImageFolder
 from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
@@ -92,10 +92,20 @@ def image_shape(config) -> tuple[int, int, int]:
     return data.size, data.size, data.channels * (2 * data.context + 1)
 
 
+def make_fit(config) -> fit.Fit:
+    """Way of every slice to the network's canvas and back that a config asks for."""
+    return fit.Fit(config.data.size, config.data.fit)
+
+
 def make_prepare(config) -> transforms.Prepare:
     """Preparation of every slice that a config asks for."""
     window = tuple(map(float, config.data.window))
-    return transforms.Prepare(config.data.size, config.data.normalise, window or None)
+    return transforms.Prepare(make_fit(config), config.data.normalise, window or None)
+
+
+def make_train_prepare(config) -> transforms.Prepare:
+    """Preparation of the slices that a network trains on, whose masks may be shares."""
+    return dataclasses.replace(make_prepare(config), target=config.data.target)
 
 
 def find_foreground(config, data: Data) -> Foreground:

@@ -29,7 +29,7 @@ from biedsnet_jax.config.rules import (
     numbers,
     one_of,
 )
-from biedsnet_jax.data import case_names, transforms
+from biedsnet_jax.data import case_names, fit, transforms
 from biedsnet_jax.diffusion.process import MASK_RANGES
 from biedsnet_jax.diffusion.sampler import METHODS
 from biedsnet_jax.diffusion.schedule import SCHEDULES, SPACINGS
@@ -48,6 +48,8 @@ FIELDS: dict[str, Rule] = {
     "dtype": one_of(("float32", "bfloat16")),
     "data.source": one_of(SOURCES),
     "data.normalise": one_of(transforms.METHODS),
+    "data.fit": one_of(fit.METHODS),
+    "data.target": one_of(transforms.TARGETS),
     "diffusion.schedule": one_of(SCHEDULES),
     "diffusion.mask_range": one_of(MASK_RANGES),
     "loss.name": one_of(LOSSES),
@@ -135,6 +137,7 @@ FIELDS: dict[str, Rule] = {
     "data.cache": YES_OR_NO,
     "diffusion.self_condition": YES_OR_NO,
     "eval.lesions": YES_OR_NO,
+    "eval.paper": YES_OR_NO,
     "log.tensorboard": YES_OR_NO,
     "row": TEXT,
     "network_file": TEXT,

@@ -6,7 +6,7 @@ A case that is added later lies on no side. A missing one stops the modes that n
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from biedsnet_jax.config import build_data, split_record
 from biedsnet_jax.config.build_data import Data
 from biedsnet_jax.config.split_record import SIDES, SplitRecord
 from biedsnet_jax.data import walk
-from biedsnet_jax.data.sources.source import Example, Facts, Source
+from biedsnet_jax.data.sources.source import Example, Facts, LabelledScan, Source
 from biedsnet_jax.errors import BadInput, listed
 from biedsnet_jax.runtime import files, processes
 
@@ -169,6 +169,13 @@ class Part:
 
     def __getitem__(self, index: int) -> Example:
         return self.source[self.indices[index]]
+
+    def scans(self, case: str) -> Iterator[LabelledScan]:
+        """Reads the scans of a case, with the numbers that its slices have here."""
+        here = {i: number for number, i in enumerate(self.indices)}
+        for scan in self.source.scans(case):
+            numbers = [here.get(i) for i in scan.indices]
+            yield dataclasses.replace(scan, indices=numbers)
 
     def verify(self) -> None:
         """Verifies the whole source."""

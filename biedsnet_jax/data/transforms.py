@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float32, Shaped
 from PIL import Image
 
 from biedsnet_jax.data import augmentations
+from biedsnet_jax.data.fit import Fit, each_channel
 from biedsnet_jax.errors import BadInput
 
 METHODS = ("percentile", "minmax", "zscore", "none")
+# What a mask is where a network trains on it: values of data.target.
+TARGETS = ("hard", "share")
 # Normalisation by percentile maps the range between these two onto [0, 1].
 PERCENTILES = (0.5, 99.5)
 
@@ -25,22 +28,29 @@ class Prepare:
     """The way of every slice to a network, in training and prediction alike.
 
     `window` (low, high), in the units of the file, is clipped and mapped to [0, 1];
-    then the slice is resized, then normalised.
+    then the slice is resized for the canvas of `fit`, normalised, and placed there.
     """
 
-    size: int | tuple[int, int]  # pixels: a side, or height and width
+    fit: Fit
     normalise: str = "percentile"  # one of METHODS
     window: tuple[float, float] | None = None  # units of the file
+    target: str = "hard"  # one of TARGETS
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        """Prepares a source's example for a batch; its image becomes float32."""
-        return resize_mask(example, self.size) | {"image": self.image(example["image"])}
+        """Prepares a source's example for a batch; its image becomes float32.
+
+        Its mask has 0 and 1, or with the target "share" the share of each pixel that a
+        class covers.
+        """
+        brought = self.fit.mask if self.target == "hard" else self.fit.shares
+        return brought(example) | {"image": self.image(example["image"])}
 
     def image(self, image: Shaped[np.ndarray, "h w c"]) -> Float32[np.ndarray, "H W c"]:
         """Prepares an image that has no mask."""
         if self.window:
             image = window(image, *self.window)
-        return normalise(resize_image(image, self.size), self.normalise)
+        resized = normalise(self.fit.resize(image), self.normalise)
+        return self.fit.place(resized)
 
 
 def window(
@@ -78,59 +88,6 @@ def normalise(
             image = np.clip(image, low, high)
         width = high - low
     return ((image - low) / np.where(width > 0, width, np.inf)).astype(np.float32)
-
-
-def resize_image(
-    image: Shaped[np.ndarray, "h w c"], size: int | tuple[int, int]
-) -> Shaped[np.ndarray, "H W c"]:
-    """Resizes an image bilinearly, antialiased where it shrinks.
-
-    `size` is a side, or height and width.
-    """
-    height, width = _sides(size)
-    if image.shape[:2] == (height, width):
-        return image
-    return _each_channel(
-        image.astype(np.float32),
-        lambda x: x.resize((width, height), Image.Resampling.BILINEAR),
-    )
-
-
-def resize_mask(example: dict[str, Any], size: int | tuple[int, int]) -> dict[str, Any]:
-    """Resizes the mask of an example; its spacing grows as its pixels do.
-
-    `size` is a side, or height and width. Each mask pixel takes the class that covers
-    most of it, and the lesion where two cover the same. So borders stay in place and
-    lesions of half a pixel survive, which the nearest pixel would lose by chance. Where
-    the mask grows, this is the nearest pixel. Classes that overlap, as nested regions
-    do, are resized one by one: each takes the pixels that it covers at least half of.
-    """
-    height, width = _sides(size)
-    mask = example["mask"]
-    old_height, old_width = mask.shape[:2]
-    if (old_height, old_width) == (height, width):
-        return example
-    cover = _each_channel(
-        mask.astype(np.float32),
-        lambda x: x.resize((width, height), Image.Resampling.BOX),
-    )
-    overlap = (mask.sum(axis=-1) > 1).any()
-    if overlap:
-        mask = (cover > 0.5 - 1e-6).astype(np.uint8)
-    else:
-        background = 1.0 - cover.sum(axis=-1, keepdims=True)
-        # Background comes last, since argmax takes the first of equal shares.
-        shares = np.concatenate([cover, background], axis=-1)
-        label = shares.argmax(axis=-1)
-        mask = (label[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
-    spacing = example.get("spacing")
-    if spacing is not None:
-        spacing = (spacing[0] * old_height / height, spacing[1] * old_width / width)
-    return {**example, "mask": mask, "spacing": spacing}
-
-
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
 
 
 def augment(
@@ -225,7 +182,7 @@ def change_grey(
 
 def rotate_and_scale(
     image: Float32[np.ndarray, "h w c"],
-    mask: UInt8[np.ndarray, "h w k"],
+    mask: Shaped[np.ndarray, "h w k"],
     angle: float,
     zoom: float,
 ):
@@ -253,8 +210,8 @@ def rotate_and_scale(
         )
 
     low = float(image.min())
-    image = _each_channel(image, lambda x: transform(x, Image.Resampling.BILINEAR, low))
-    mask = _each_channel(mask, lambda x: transform(x, Image.Resampling.NEAREST, 0))
+    image = each_channel(image, lambda x: transform(x, Image.Resampling.BILINEAR, low))
+    mask = each_channel(mask, lambda x: transform(x, Image.Resampling.NEAREST, 0))
     return image, mask
 
 
@@ -274,12 +231,3 @@ def change_intensity(
     x = ((image - low) / width) ** np.float32(gamma)
     x = (x - x.mean()) * np.float32(contrast) + x.mean() + np.float32(brightness)
     return low + width * x
-
-
-def _each_channel(array: np.ndarray, change) -> np.ndarray:
-    """Applies `change`, a function of a Pillow image, to every channel of "h w n"."""
-    changed = []
-    for channel in np.moveaxis(array, -1, 0):
-        picture = Image.fromarray(np.ascontiguousarray(channel))
-        changed.append(np.asarray(change(picture)))
-    return np.stack(changed, axis=-1)

@@ -11,6 +11,14 @@ from biedsnet_jax.scoring import false_lesions
 from biedsnet_jax.scoring.false_lesions import number
 from biedsnet_jax.scoring.results import CASES, SLICES
 
+# Keys of "volumes" in results.json, with the names that a reader sees.
+OF_VOLUMES = {
+    "dice": "Dice",
+    "hd95_mm": "HD95, mm",
+    "hd95": "HD95, voxels",
+    "assd_mm": "ASSD, mm",
+    "nsd_mm": "NSD",
+}
 # Keys of "standard" in results.json, with the names that a reader sees.
 SCORES = {
     "dice": "Dice",
@@ -47,7 +55,7 @@ def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> Non
 
 def _facts(results, workdir, seconds):
     """What stands under the table, by the word in front of it."""
-    facts = {}
+    facts = _grids(results)
     if without := false_lesions.of_results(results):
         facts["without lesion"] = "\n".join(without)
     if "lesions" in results:
@@ -77,6 +85,8 @@ def _print_lines(results, workdir):
             f"IoU {_number(standard['iou']['mean'])}  "
             f"HD95 {_number(standard['hd95']['mean'])} px  {speed}"
         )
+    for name, text in _grids(results).items():
+        print(f"{name}: {text}")
     for sentence in false_lesions.of_results(results):
         print(sentence)
     if "lesions" in results:
@@ -84,6 +94,24 @@ def _print_lines(results, workdir):
     for name, text in _warnings(results).items():
         print(f"{name}: {text}")
     print(f"{workdir}/results.json has the rest")
+
+
+def _grids(results) -> dict[str, str]:
+    """Scores of whole volumes, and of the mask before it went back to its file."""
+    facts = {}
+    if of_volumes := results.get("volumes"):
+        scores = [
+            f"{name} {_number(of_volumes[key]['mean'])}"
+            for key, name in OF_VOLUMES.items()
+            if key in of_volumes
+        ]
+        volumes = number(of_volumes["n"], "volume")
+        facts["volumes"] = f"{'  '.join(scores)}, of {volumes}"
+    if network := results.get("network_grid"):
+        size = results["size"]
+        dice = _number(network["dice"]["mean"])
+        facts["network's grid"] = f"Dice {dice} at {size}x{size}"
+    return facts
 
 
 def _warnings(results) -> dict[str, str]:

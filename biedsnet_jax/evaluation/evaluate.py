@@ -1,25 +1,36 @@
-"""Mode evaluate: predicts the test split once, scores it and writes the files.
+"""Mode evaluate: predicts the scans of the test split as mode predict does, scores the
+masks that it would write, and writes the files.
 
-These are `results.json`, `slices.csv`, `cases.csv` and, with eval.lesions,
-`lesions.csv`; then what the report shows of a few slices, and the report. An evaluation
-that is not the run's own goes into a folder of its own, see `evaluations`.
+These are `results.json`, `slices.csv`, `cases.csv`, of volumes `volumes.csv` and, with
+eval.lesions, `lesions.csv`; then what the report shows of a few slices, and the report.
+An evaluation that is not the run's own goes into a folder of its own, see `evaluations`.
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
 import math
 import pathlib
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
 from biedsnet_jax.config import build_data, run_config
 from biedsnet_jax.data import walk
+from biedsnet_jax.data.sources.source import LabelledScan
 from biedsnet_jax.errors import BadInput, reason
-from biedsnet_jax.evaluation import evaluations, hparams, recording, scored_cases
+from biedsnet_jax.evaluation import (
+    evaluations,
+    hparams,
+    recording,
+    scan_scores,
+    scored_cases,
+)
 from biedsnet_jax.evaluation.tally import Tally
-from biedsnet_jax.prediction import trained
+from biedsnet_jax.prediction import predictor, read_ahead, trained
 from biedsnet_jax.reporting import record, report
 from biedsnet_jax.runtime import (
     console,
@@ -32,7 +43,13 @@ from biedsnet_jax.runtime import (
     progress,
 )
 from biedsnet_jax.scoring import calibration, lesions, metrics, volumes
-from biedsnet_jax.scoring.results import CASES, EVALUATIONS, SLICES
+from biedsnet_jax.scoring.results import (
+    CASES,
+    EVALUATIONS,
+    ON_FILES,
+    SLICES,
+    VOLUMES,
+)
 from biedsnet_jax.segmenters import macs
 
 # Fields of a run that an evaluation may change, beside those that every mode may.
@@ -82,23 +99,21 @@ def _lock(workdir):
     return contextlib.nullcontext()
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Scored:
-    """What the pass over the test split collects."""
+    """What the pass over the test split gave."""
 
-    tally: Tally
-    rows: list[dict] = dataclasses.field(default_factory=list)  # of slices.csv
-    # Area of a pixel by (case, slice), where its spacing is known.
-    pixel_mm2: dict[tuple, float] = dataclasses.field(default_factory=dict)
-    lesion_rows: list[dict] = dataclasses.field(default_factory=list)
-    clock: trained.Clock = dataclasses.field(default_factory=trained.Clock)
+    scores: scan_scores.Scores
+    # Time of the predictions, without compilation.
+    seconds: float
     # What the report shows; None on all processes but the first.
-    recorded: record.ReportData | None = None
+    recorded: record.ReportData | None
 
 
 def _evaluate(model, workdir, data, scope):
-    scored = _score(model, data)
-    scored.recorded = recording.record(model, data, scored.tally)
+    made = predictor.of_model(model)
+    scores, seconds = _score(made, data)
+    scored = _Scored(scores, seconds, recording.record(made, data, scores))
     results = None
     if processes.is_first():
         results = _save(model, workdir, data, scope, scored)
@@ -106,43 +121,55 @@ def _evaluate(model, workdir, data, scope):
     return results
 
 
-def _score(model, data) -> _Scored:
-    """Predicts the test side of `data`; the first process scores it."""
-    cfg = model.config
+def _score(made, data) -> tuple[scan_scores.Scores, float]:
+    """Predicts the scans of the test side of `data`; the first process scores them.
+
+    Returns the scores, and the seconds that the predictions took.
+    """
+    cfg = made.model.config
     first = processes.is_first()
-    scored = _Scored(Tally(cfg.data.classes, cfg.threshold))
+    scores = scan_scores.Scores(
+        cfg, build_data.make_fit(cfg), Tally(cfg.data.classes, cfg.threshold)
+    )
+    seconds = 0.0
+    waiting = collections.deque()
     bar = progress.Progress("test", len(data.test), quiet=not first)
-    with contextlib.closing(bar):
-        for probability, batch, examples in model.predict_split(
-            data, data.test, scored.clock
-        ):
-            if not first:
-                continue
-            for p, y, example in zip(probability, batch["mask"], examples):
-                _add(scored, p, y > 0.5, example, cfg)
-            done = len(scored.rows) // cfg.data.classes
-            bar.update(done, _dice_so_far(scored.tally.dice))
-    scored.rows = [
-        row | {"entropy": bits} for row, bits in zip(scored.rows, scored.tally.entropy)
-    ]
-    return scored
+    # One scan is scored while the next are predicted.
+    with contextlib.closing(bar), ThreadPoolExecutor(1) as scorer:
+        for group in read_ahead.ahead(_groups(data, cfg.eval.batch_size)):
+            predictions = made.predict([scan.slices for scan in group])
+            seconds += sum(one.seconds for one in predictions)
+            if first:
+                waiting += [
+                    scorer.submit(scores.add, scan, prediction)
+                    for scan, prediction in zip(group, predictions)
+                ]
+            # No more than one group waits, since volumes are large.
+            while len(waiting) > len(group):
+                waiting.popleft().result()
+            _show(bar, scores)
+        for one in waiting:
+            one.result()
+        _show(bar, scores)
+    return scores, seconds
 
 
-def _add(scored, probability, truth, example, cfg):
-    """Scores one slice and counts it up."""
-    mask = probability > cfg.threshold
-    rows = slice_rows(mask, truth, example, cfg.eval)
-    scored.rows += rows
-    scored.lesion_rows += _lesion_rows(mask, truth, example, cfg.eval)
-    scored.tally.add(probability, truth, [row["dice"] for row in rows])
-    if example["spacing"] is not None:
-        place = example["case"], example["slice"]
-        scored.pixel_mm2[place] = math.prod(example["spacing"])
+def _groups(data, batch_size) -> Iterator[list[LabelledScan]]:
+    """Reads the scans to score, in the groups in which mode predict predicts."""
+    cases = dict.fromkeys(data.source.cases[i] for i in data.test)
+    scans = (scan for case in cases for scan in data.source.scans(case))
+    yield from read_ahead.grouped(scans, lambda scan: not scan.is_volume, batch_size)
+
+
+def _show(bar, scores):
+    done = min(len(scores.places), bar.total)
+    bar.update(done, _dice_so_far(scores.tally.dice))
 
 
 def _results(model, data, scope, scored):
     """The scores in results.json, and what they depend on."""
     cfg = model.config
+    scores = scored.scores
     diffusion = model.segmenter.draws_samples
     shape = build_data.image_shape(cfg)
     ensemble = cfg.sampler.ensemble
@@ -159,6 +186,7 @@ def _results(model, data, scope, scored):
         "cases": data.cases("test"),
         "fold": [cfg.split.fold, cfg.split.folds] if cfg.split.folds else None,
         "size": cfg.data.size,
+        "grid": ON_FILES,
         "train_steps": cfg.train.steps,
         "batch_size": cfg.train.batch_size,
         "checkpoint_step": model.step,
@@ -170,16 +198,29 @@ def _results(model, data, scope, scored):
         "nsd_tolerance_mm": cfg.eval.nsd_tolerance_mm,
         "device": f"{model.mesh.size} x {devices.device_kind(model.mesh)}",
         "calibration_error": calibration.expected_calibration_error(
-            scored.tally.histogram
+            scores.tally.histogram
         ),
-        "seconds_per_image": scored.clock.seconds / max(1, scored.clock.images),
-        **metrics.summarise(scored.rows),
+        "seconds_per_image": scored.seconds / max(1, len(scores.places)),
     }
+    results |= _summary(scores)
+    if scores.volume_rows:
+        results["volumes"] = metrics.summarise_volumes(scores.volume_rows)
     if cfg.eval.lesions:
         results["lesions"] = {
-            "least_overlap": cfg.eval.lesion_overlap
-        } | lesions.summarise(scored.lesion_rows)
+            "least_overlap": cfg.eval.lesion_overlap,
+            "in_volumes": bool(scores.volume_rows),
+        } | lesions.summarise(scores.lesion_rows)
     return results
+
+
+def _summary(scores):
+    """Averages the slices: "standard" on the files' grid, beside it "network_grid"."""
+    summary = metrics.summarise(scores.rows)
+    network = metrics.summarise(scores.network_rows)
+    summary["network_grid"] = network["standard"]
+    for label, of_class in summary.get("classes", {}).items():
+        of_class["network_grid"] = network["classes"][label]["standard"]
+    return summary
 
 
 def _dice_so_far(dice):
@@ -228,52 +269,29 @@ def _save(model, workdir, data, scope, scored):
 
 def _write(folder, results, scored):
     """Writes the tables, results.json and the report."""
-    lesion_rows = scored.lesion_rows if "lesions" in results else None
-    case_rows = volumes.case_rows(scored.rows, lesion_rows, scored.pixel_mm2)
-    _write_rows(folder / SLICES, scored.rows, list(scored.rows[0]))
-    _write_rows(folder / CASES, case_rows, list(case_rows[0]))
-    if "lesions" in results:
-        _write_rows(folder / "lesions.csv", lesion_rows, lesions.COLUMNS)
-    else:
-        # One of an earlier evaluation would not belong to these results.
-        (folder / "lesions.csv").unlink(missing_ok=True)
+    scores = scored.scores
+    slices = [
+        row | {"entropy": bits} for row, bits in zip(scores.rows, scores.tally.entropy)
+    ]
+    lesion_rows = scores.lesion_rows if scores.config.eval.lesions else None
+    cases = volumes.case_rows(scores.rows, lesion_rows, scores.pixel_mm2)
+    _write_rows(folder / SLICES, slices)
+    _write_rows(folder / CASES, cases)
+    _write_rows(folder / VOLUMES, scores.volume_rows)
+    _write_rows(folder / "lesions.csv", lesion_rows, lesions.COLUMNS)
     record.save(folder, scored.recorded)
     files.write_json(folder / "results.json", results)
     report.write(folder)
 
 
-def _write_rows(path, rows, columns):
-    files.write_text(path, csv_text.write(rows, columns))
+def _write_rows(path, rows, columns=()):
+    """Writes a table, of no rows with `columns` alone.
 
-
-def slice_rows(mask, truth, example, fields):
-    """Scores each class of one slice, a row a class; `fields` are those of eval."""
-    return [
-        metrics.slice_row(
-            pred=mask[..., k],
-            truth=truth[..., k],
-            case=example["case"],
-            slice=example["slice"],
-            label=k + 1,
-            spacing=example["spacing"],
-            nsd_tolerance=fields.nsd_tolerance,
-            nsd_tolerance_mm=fields.nsd_tolerance_mm,
-        )
-        for k in range(truth.shape[-1])
-    ]
-
-
-def _lesion_rows(mask, truth, example, fields):
-    """Lists the lesions of each class of one slice; none unless asked for."""
-    rows = []
-    for k in range(truth.shape[-1] if fields.lesions else 0):
-        rows += lesions.slice_rows(
-            pred=mask[..., k],
-            truth=truth[..., k],
-            case=example["case"],
-            slice=example["slice"],
-            label=k + 1,
-            spacing=example["spacing"],
-            least_overlap=fields.lesion_overlap,
-        )
-    return rows
+    Where there is no table now, that of an earlier evaluation goes.
+    """
+    if rows:
+        columns = list(rows[0])
+    if columns and rows is not None:
+        files.write_text(path, csv_text.write(rows, columns))
+    else:
+        path.unlink(missing_ok=True)

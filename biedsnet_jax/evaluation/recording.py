@@ -15,45 +15,67 @@ import jax.numpy as jnp
 import numpy as np
 
 from biedsnet_jax.config import build_data, build_model
-from biedsnet_jax.evaluation.tally import Tally
+from biedsnet_jax.data import pipeline
+from biedsnet_jax.evaluation.scan_scores import Scores
+from biedsnet_jax.prediction.predictor import Predictor
 from biedsnet_jax.prediction.trained import Trained, noise_keys
 from biedsnet_jax.reporting import record as report_data
 from biedsnet_jax.runtime import devices, processes
-from biedsnet_jax.segmenters import fusion
 
 # The worst, the median and the best slice keep their denoising steps.
 TRAJECTORIES = 3
 # Longer trajectories are left out, because all steps are on the device at once.
 MOST_SAMPLING_STEPS = 100
 
-Explain = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
+Steps = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
 
 
 def record(
-    model: Trained, data: build_data.Data, tally: Tally
+    made: Predictor, data: build_data.Data, scores: Scores
 ) -> report_data.ReportData | None:
     """Predicts the chosen slices of a scored test split again and keeps them.
 
-    Returns None on all processes but the first, which has the tally.
+    Returns None on all processes but the first, which has the scores.
     """
-    cfg = model.config
-    chosen = processes.gather(tally.choose(cfg.eval.pictures))[0]
-    explain = make_explain(model)
+    cfg = made.model.config
+    shown = [index is not None for index, _ in scores.places]
+    chosen = scores.tally.choose(cfg.eval.pictures, shown)
+    chosen = [(*one, *scores.places[one[0]]) for one in chosen]
+    # Of each slice: its number among those scored, group, index and number in its scan.
+    chosen = processes.gather(chosen)[0]
     names = ("images", "probability", "truth", "mutual_information", "x_t", "x_0")
     kept = {name: [] for name in names}
-    for probability, batch, examples in model.predict_split(
-        data, [data.test[number] for number, _ in chosen]
+    steps = make_steps(made.model)
+    indices = [index for _, _, index, _ in chosen]
+    done = 0
+    for batch, examples in pipeline.eval_batches(
+        data.source,
+        indices,
+        prepare=build_data.make_prepare(cfg),
+        batch_size=cfg.eval.batch_size,
     ):
-        kept["images"] += [
-            report_data.jpeg(_own_channels(cfg, image)) for image in batch["image"]
-        ]
-        kept["probability"] += list(report_data.levels(probability, cfg.threshold))
-        kept["truth"] += list((batch["mask"] > 0.5).astype(np.uint8))
-        numbers = [example["index"] for example in examples]
-        _explain(kept, model, explain, batch["image"], numbers)
+        images = batch["image"][: len(examples)]
+        truth = batch["mask"][: len(examples)]
+        numbers = [number for *_, number in chosen[done : done + len(examples)]]
+        done += len(examples)
+        _keep(kept, made, images, truth, numbers)
+        if steps:
+            _keep_steps(kept, made.model, steps, images, numbers)
     if not processes.is_first():
         return None
-    return _report_data(cfg, data, tally, chosen, kept)
+    return _report_data(cfg, data, scores.tally, [one[:2] for one in chosen], kept)
+
+
+def _keep(kept, made, images, truth, numbers):
+    """Adds the maps of some slices to `kept`, drawn from the noise that was scored."""
+    cfg = made.model.config
+    maps = made.maps(images, numbers)
+    kept["images"] += [report_data.jpeg(_own_channels(cfg, image)) for image in images]
+    kept["probability"] += list(report_data.levels(maps["probability"], cfg.threshold))
+    kept["truth"] += list((truth > 0.5).astype(np.uint8))
+    if "mutual_information" in maps and cfg.sampler.ensemble > 1:
+        bits = np.clip(maps["mutual_information"], 0, 1)
+        kept["mutual_information"] += list((bits * 255).round().astype(np.uint8))
 
 
 def _report_data(cfg, data, tally, chosen, kept):
@@ -83,22 +105,16 @@ def _stacked(maps, otherwise):
     return np.stack(maps) if maps else otherwise
 
 
-def make_explain(model: Trained) -> dict[str, Explain]:
-    """Makes the functions that explain a diffusion's masks, by name.
+def make_steps(model: Trained) -> Steps | None:
+    """Makes the function that shows how a diffusion denoises a mask.
 
-    Each is jitted, from (image, number) to arrays: "disagreement" to mutual_information
-    "b h w k", with several samples; "steps" to x_t and x_0 "b t h w k", where there are
-    not too many. A direct method has none.
+    It is jitted, from (image, number) to x_t and x_0 "b t h w k". A direct method has
+    none, nor has one of too many steps.
     """
     cfg = model.config
     segmenter = model.segmenter
-
-    def disagreement(variables, image, number):
-        keys = noise_keys(cfg.seed, number)
-        samples = segmenter.predict(
-            variables, image, keys, ensemble=cfg.sampler.ensemble
-        )
-        return {"mutual_information": fusion.uncertainty(samples)["mutual_information"]}
+    if not segmenter.draws_samples or cfg.sampler.steps > MOST_SAMPLING_STEPS:
+        return None
 
     def steps(variables, image, number):
         trajectory = segmenter.trajectory(
@@ -106,45 +122,28 @@ def make_explain(model: Trained) -> dict[str, Explain]:
         )._asdict()
         return {name: jnp.moveaxis(value, 0, 1) for name, value in trajectory.items()}
 
-    functions = {}
-    diffusion = segmenter.draws_samples
-    if diffusion and cfg.sampler.ensemble > 1:
-        functions["disagreement"] = disagreement
-    if diffusion and cfg.sampler.steps <= MOST_SAMPLING_STEPS:
-        functions["steps"] = steps
-    return {
-        name: functools.partial(devices.jit_batches(one, model.mesh), model.variables)
-        for name, one in functions.items()
-    }
+    return functools.partial(devices.jit_batches(steps, model.mesh), model.variables)
 
 
-def _explain(kept, model, explain, images, numbers):
-    """Adds the maps of some slices to `kept`, a few at a time: the steps of many would
-    not fit on the device.
-    """
+def _keep_steps(kept, model, steps, images, numbers):
+    """Adds the steps of the first few slices to `kept`; those of more would not fit."""
     cfg = model.config
     mesh = model.mesh
+    count = min(len(images), TRAJECTORIES - len(kept["x_0"]))
+    if count <= 0:
+        return
+    # A batch of one size, filled up with zeros: another would compile anew.
     rows = mesh.size * math.ceil(TRAJECTORIES / mesh.size)
-    for first in range(0, len(images), rows):
-        some = slice(first, first + rows)
-        count = len(images[some])
-        # The last batch is filled up with zeros: another shape would compile anew.
-        image = np.zeros((rows, *images.shape[1:]), np.float32)
-        number = np.zeros(rows, np.int32)
-        image[:count], number[:count] = images[some], numbers[some]
-        inputs = devices.put_whole_batch({"image": image, "number": number}, mesh)
-        if "disagreement" in explain:
-            found = explain["disagreement"](inputs["image"], inputs["number"])
-            bits = np.clip(np.asarray(found["mutual_information"])[:count], 0, 1)
-            kept["mutual_information"] += list((bits * 255).round().astype(np.uint8))
-        room = TRAJECTORIES - len(kept["x_0"])
-        if "steps" in explain and room > 0:
-            found = explain["steps"](inputs["image"], inputs["number"])
-            steps = report_data.evenly(cfg.sampler.steps)
-            x_t = np.asarray(found["x_t"])[: min(count, room), steps]
-            x_0 = np.asarray(found["x_0"])[: min(count, room), steps]
-            kept["x_t"] += list(report_data.thinned(x_t))
-            kept["x_0"] += list(report_data.levels(x_0, cfg.threshold))
+    image = np.zeros((rows, *images.shape[1:]), np.float32)
+    number = np.zeros(rows, np.int32)
+    image[:count], number[:count] = images[:count], numbers[:count]
+    inputs = devices.put_whole_batch({"image": image, "number": number}, mesh)
+    found = steps(inputs["image"], inputs["number"])
+    shown = report_data.evenly(cfg.sampler.steps)
+    x_t = np.asarray(found["x_t"])[:count, shown]
+    x_0 = np.asarray(found["x_0"])[:count, shown]
+    kept["x_t"] += list(report_data.thinned(x_t))
+    kept["x_0"] += list(report_data.levels(x_0, cfg.threshold))
 
 
 def _times(cfg):

@@ -1,6 +1,7 @@
 """Counts up calibration and entropy over a split, and chooses the slices worth showing."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -37,9 +38,12 @@ class Tally:
                 BINS, 2, 2
             )
 
-    def choose(self, most: int) -> list[tuple[int, int]]:
+    def choose(
+        self, most: int, shown: Sequence[bool] | None = None
+    ) -> list[tuple[int, int]]:
         """Chooses at most `most` slices for the report; returns (number, group) of each.
 
+        `shown` says of each slice whether it can be shown; without it all can.
         A sixth each are the worst, the median and the best by mean Dice of their
         classes, in turns; the others are evenly spaced.
         """
@@ -48,7 +52,8 @@ class Tally:
         score = np.where(known, dice, 0).sum(1) / np.maximum(known.sum(1), 1)
         # Slices of one score stay in their order.
         order = np.argsort(score, kind="stable").tolist()
-        ranked = [n for n in order if known[n].any()]
+        fits = np.ones(len(score), bool) if shown is None else np.array(shown, bool)
+        ranked = [n for n in order if known[n].any() and fits[n]]
         each = min(max(1, most // 6), math.ceil(len(ranked) / 3))
         middle = max(0, len(ranked) // 2 - each // 2)
         chosen = {}
@@ -57,7 +62,7 @@ class Tally:
             for group, number in enumerate(turn):
                 # A slice of two groups is of the first.
                 chosen.setdefault(number, group)
-        rest = [n for n in range(len(score)) if n not in chosen]
+        rest = [n for n in range(len(score)) if n not in chosen and fits[n]]
         room = min(len(rest), max(0, most - len(chosen)))
         spread = np.linspace(0, len(rest) - 1, room).round().astype(int)
         chosen |= dict.fromkeys((rest[i] for i in spread), GROUPS.index("other"))

@@ -59,6 +59,12 @@ def run(cfg, workdir: str, output: str | None, *, keep_samples: bool = False) ->
         raise BadInput(
             f"--num_processes is {jax.process_count()}. Export with one process."
         )
+    if cfg.data.fit != "squash" and cfg.data.normalise != "none":
+        raise BadInput(
+            f"data.fit is {cfg.data.fit} and data.normalise is {cfg.data.normalise}, and the "
+            "exported program would normalise the padding too. Export a model that was "
+            "trained with data.fit=squash or data.normalise=none."
+        )
     folder = pathlib.Path(output)
     _check_folder(folder)
     with files.writing(folder, another="--output"):

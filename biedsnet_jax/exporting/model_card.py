@@ -150,8 +150,11 @@ def _scores(about, scores):
     if scores is None:
         return "Not measured: the workdir was never evaluated."
     size = about["data"]["size"]
+    where = f"on the network's grid of {size}x{size}"
+    if scores.get("grid") == results.ON_FILES:
+        where = "on the grid of each file, of the mask that is written there"
     caption = (
-        f"Test split, at {size}x{size}; slices without truth count in no mean of these. The "
+        f"Test split, {where}; slices without truth count in no mean of these. The "
         "interval resamples the tested cases; it says nothing of other scanners or sites. "
         f"NSD within {scores['nsd_tolerance']:g} pixels, or "
         f"{scores.get('nsd_tolerance_mm', 2.0):g} mm."

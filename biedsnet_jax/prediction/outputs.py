@@ -7,12 +7,12 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Integer
 
 from biedsnet_jax.data.formats import nifti, pictures
 from biedsnet_jax.data.formats.volumes import Volume
@@ -227,9 +227,16 @@ def _masks(scan, prediction):
     Both are empty where nothing was scanned.
     """
     label_map = scan.only_scanned(prediction.label_map)
-    classes = len(prediction.labels)
-    masks = [class_masks(labels, classes, prediction.labels) for labels in label_map]
-    return label_map, np.stack(masks).view(bool)
+    return label_map, masks_of(label_map, prediction.labels)
+
+
+def masks_of(
+    label_map: Integer[np.ndarray, "d h w"], labels: Sequence[Sequence[int]]
+) -> Bool[np.ndarray, "d h w k"]:
+    """Splits a label map as it is written into the mask of each class."""
+    classes = len(labels)
+    masks = [class_masks(one, classes, labels) for one in label_map]
+    return np.stack(masks).view(bool)
 
 
 def _write_mask(path, labels, scan, prediction):

@@ -49,6 +49,7 @@ _NOT_READ = (
     "data.hint",
     "data.verify",
     "data.cache",
+    "data.target",
     "data.case",
     "data.min_foreground",
     "data.foreground",

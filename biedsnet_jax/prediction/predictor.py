@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 
 from biedsnet_jax.config import build_data, run_config
 from biedsnet_jax.data.formats import volumes
@@ -142,6 +142,18 @@ class Predictor:
             for scan, parts in zip(scans, maps)
         ]
 
+    def maps(
+        self, images: Float[np.ndarray, "b H W c"], numbers: Sequence[int]
+    ) -> dict[str, Float[np.ndarray, "b H W k"]]:
+        """Predicts prepared images in one batch, each with its number in its scan."""
+        inputs = self._inputs(images, numbers, self._batch_size(len(images)))
+        values = self.run_batch(self.model.variables, *inputs)
+        return {
+            name: np.asarray(value)[: len(images)]
+            for name, value in values.items()
+            if name != "samples"
+        }
+
     def first_batch(self, slices: int) -> int:
         """Returns the batch size of a scan where nothing is compiled yet.
 
@@ -175,7 +187,8 @@ class Predictor:
         image[: len(images)] = images
         number = np.zeros(batch_size, np.int32)
         number[: len(numbers)] = numbers
-        inputs = devices.put_batch({"image": image, "number": number}, self.model.mesh)
+        batch = {"image": image, "number": number}
+        inputs = devices.put_whole_batch(batch, self.model.mesh)
         return inputs["image"], inputs["number"]
 
     def _collect(self, maps, values, batch, keep_samples, done):
@@ -195,6 +208,7 @@ class Predictor:
         samples = parts.pop("samples", None)
         return Prediction(
             size=scan.shape[1:3],
+            fit=build_data.make_fit(self.model.config),
             maps={name: np.stack(rows) for name, rows in parts.items()},
             samples_kept=None if samples is None else np.stack(samples, axis=1),
             threshold=float(self.model.config.threshold),
@@ -217,11 +231,19 @@ def load(workdir: str | pathlib.Path, cfg=None) -> Predictor:
         model = dataclasses.replace(
             model, variables=variables, mesh=mesh, predict_batch=None
         )
+    return of_model(model)
+
+
+def of_model(model: Trained) -> Predictor:
+    """Makes a predictor of a trained model, on the mesh that the model has."""
     return Predictor(model, _make_run_batch(model))
 
 
 def _make_run_batch(model):
-    """Jits `(variables, image, number) -> maps "b h w k", and samples "n b h w k"`."""
+    """Jits `(variables, image, number) -> maps "b h w k", and samples "n b h w k"`.
+
+    Where the mesh is of several processes, each gets the whole maps.
+    """
 
     def run_batch(variables, image, number):
         keys = trained.noise_keys(model.config.seed, number)
@@ -229,4 +251,8 @@ def _make_run_batch(model):
 
     split = devices.batch_sharding(model.mesh)
     everywhere = devices.replicated(model.mesh)
-    return jax.jit(run_batch, in_shardings=(everywhere, split, split))
+    if model.mesh.is_multi_process:
+        # The variables stay as they are, whole or cut over "fsdp".
+        inputs = (None, split, split)
+        return jax.jit(run_batch, in_shardings=inputs, out_shardings=everywhere)
+    return jax.jit(run_batch, in_shardings=(None, split, split))

@@ -1,11 +1,13 @@
 """Reads the next scan while one is segmented."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.prediction import made_from, scans
+
+T = TypeVar("T")
 
 
 class Read(NamedTuple):
@@ -19,18 +21,34 @@ class Read(NamedTuple):
 
 def groups(items: Iterable[scans.Item], batch_size: int) -> list[list[scans.Item]]:
     """Groups pictures to fill a batch; each volume is a group of its own."""
-    found, pictures = [], []
-    for item in items:
-        if item.kind != "picture":
-            found.append([item])
+    return list(grouped(items, lambda item: item.kind == "picture", batch_size))
+
+
+def grouped(
+    scans: Iterable[T], is_picture: Callable[[T], bool], batch_size: int
+) -> Iterator[list[T]]:
+    """Groups pictures to fill a batch; each volume is a group of its own."""
+    pictures = []
+    for scan in scans:
+        if not is_picture(scan):
+            yield [scan]
             continue
-        pictures.append(item)
+        pictures.append(scan)
         if len(pictures) == batch_size:
-            found.append(pictures)
+            yield pictures
             pictures = []
     if pictures:
-        found.append(pictures)
-    return found
+        yield pictures
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yields what an iterator yields, and meanwhile makes one more and no more."""
+    end = object()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(next, items, end)
+        while (ready := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield ready
 
 
 def read_groups(
@@ -41,16 +59,8 @@ def read_groups(
     def read(group):
         return [_read(item, channels) for item in group]
 
-    if not groups:
-        return
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(read, groups[0])
-        for following in groups[1:]:
-            ready = coming.result()
-            # One group ahead and no more: volumes are large.
-            coming = pool.submit(read, following)
-            yield ready
-        yield coming.result()
+    # One group ahead and no more: volumes are large.
+    yield from ahead(map(read, groups))
 
 
 def _read(item, channels) -> Read:

@@ -1,7 +1,7 @@
 """The prediction of a scan: maps, and the mask and label map that follow from them.
 
-Maps are resized bilinearly to the slice's own size. The mask is where the resized
-probability exceeds the threshold.
+Maps go back to the slice's own size as its image came to the network (`data.fit`). The
+mask is where the probability exceeds the threshold there.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-from biedsnet_jax.data import transforms
+from biedsnet_jax.data.fit import Fit
 from biedsnet_jax.prediction.fields_text import counted, fields_text, labelled
 
 UNCERTAINTIES = ("entropy", "mutual_information", "variance")
@@ -25,6 +25,8 @@ class Prediction:
     """
 
     size: tuple[int, int]  # h, w
+    # The way of its slices to the network, and of the maps back.
+    fit: Fit
     # "probability", and UNCERTAINTIES where the method draws samples.
     maps: dict[str, Float[np.ndarray, "d H W k"]]
     # None where they were not asked for.
@@ -103,7 +105,7 @@ class Prediction:
     ) -> tuple[dict[str, Float[np.ndarray, "h w k"]], list[Float[np.ndarray, "h w k"]]]:
         """Returns the maps by name and the samples of one slice, at the scan's size."""
         maps = {
-            name: transforms.resize_image(values[z], self.size)
+            name: self.fit.back(values[z], self.size)
             for name, values in self.maps.items()
         }
         samples = () if self.samples_kept is None else self.samples_kept[:, z]
@@ -136,7 +138,7 @@ class Prediction:
         return resized
 
     def _each_resized(self, images):
-        return (transforms.resize_image(image, self.size) for image in images)
+        return (self.fit.back(image, self.size) for image in images)
 
 
 def label_map(

@@ -156,6 +156,7 @@ def of_scan(scan: Scan, prediction: Prediction) -> ScanPrediction:
     """Joins a prediction with the scan that it is of."""
     return ScanPrediction(
         size=prediction.size,
+        fit=prediction.fit,
         maps=prediction.maps,
         samples_kept=prediction.samples_kept,
         threshold=prediction.threshold,

@@ -41,6 +41,8 @@ class Missed:
     small_missed: int
     large: int
     large_missed: int
+    # Whether lesions are those of whole volumes, else of single slices.
+    in_volumes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +166,7 @@ def _missed_lesions(counted):
         sum(size["missed"] for size in small),
         sum(size["true"] for size in large),
         sum(size["missed"] for size in large),
+        in_volumes=all(of_run.get("in_volumes") for of_run in counted),
     )
 
 

@@ -115,7 +115,7 @@ def by_size(named: Named) -> list[Figure]:
     if not series:
         return []
     caption = (
-        "Size is the number of true pixels of a slice, as the network sees it. Means are over "
+        "Size is the number of true pixels of a slice, on the grid of its scores. Means are over "
         "slices under 10 pixels, from 10, from 100 and so on, at their geometric mean size."
     )
     x = Axis("true pixels", log=True)

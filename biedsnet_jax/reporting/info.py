@@ -126,7 +126,8 @@ def _scores(tested):
 
 def _tested(tested):
     names = ("dataset", "split", "n_images", "n_cases", "checkpoint_step", "threshold")
-    return {name: tested.fields.get(name) for name in names}
+    found = {name: tested.fields.get(name) for name in names}
+    return found | {"grid": results.grid(tested.fields)}
 
 
 def _versions(tested):
@@ -181,7 +182,7 @@ def _score_lines(facts):
         "tested",
         (
             f"split {tested['split']}, slices {tested['n_images']}, cases "
-            f"{tested['n_cases']}, step {tested['checkpoint_step']}"
+            f"{tested['n_cases']}, step {tested['checkpoint_step']}, on {tested['grid']}"
         ),
     )
 

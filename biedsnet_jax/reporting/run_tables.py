@@ -109,6 +109,7 @@ def _facts(one):
         "Network": f"{fields['network']}, {fields['parameters']:,} parameters",
         "Data set": f"{fields['dataset']}, {field('size')} pixels a side",
         "Evaluation": _difference(fields),
+        "Scored on": results.grid(fields),
         "Cases in train, val, test": sides,
         "Test slices": f"{fields['n_images']}, masks without truth {fields['n_empty']}",
         "Trained": f"{field('train_steps')} steps of {field('batch_size')} images",

@@ -56,7 +56,7 @@ def of_data_set(dataset: str, rows: dict[str, Row]) -> list[Table]:
             # One row has nothing to differ from.
             if len(shown) > 1 or make != _difference_table:
                 tables.append(make(layout, shown, facts))
-    return tables
+    return [table for table in tables if table]
 
 
 def beside_published(rows: Iterable[str]) -> bool:
@@ -98,8 +98,12 @@ def _facts(dataset, rows):
     # As many cases can be other cases.
     if len(tested) > 1 and "test cases" not in unequal:
         unequal.append("which cases are tested")
+    grids = sorted({results.grid(row.runs[0].fields) for row in rows})
+    if len(grids) > 1:
+        unequal.append("the grid of their scores")
     splits = "/".join(sorted({row.field("split") for row in rows}))
     text = f"Data set {dataset}, {splits} split; {', '.join(listed)}."
+    text += f" Scored on {' and '.join(grids)}."
     if unequal:
         text += f" Not on equal terms: rows differ in {', '.join(unequal)}."
     return text
@@ -176,10 +180,14 @@ def _of_class(tests, label):
 
 
 def _paper_table(layout, shown, facts):
+    """The table of the paper's convention; None where no row was scored in it."""
+    if not any(row and _has_paper(row) for _, row in shown):
+        return None
     caption = (
-        f"{facts} The convention that the paper's own numbers point to, averaged over all images, "
-        "empty truth included. Dice and IoU are smoothed, recall is 0 on empty truth. HD takes "
-        "image rows for points: it is the root of a pixel count and no distance."
+        f"{facts} The convention that the paper's own numbers point to, on the network's grid, "
+        "averaged over all images, empty truth included. Dice and IoU are smoothed, recall is 0 "
+        "on empty truth. HD takes image rows for points: it is the root of a pixel count and no "
+        "distance."
     )
     names = ["Dice", "HD", "IoU", "Accuracy", "Recall", "Precision"]
     header = ["", *names]
@@ -198,7 +206,7 @@ def _paper_table(layout, shown, facts):
     for name, row in shown:
         cells = [NOT_MEASURED] + [_NONE] * (len(names) - 1)
         interval = _NONE
-        if row:
+        if row and _has_paper(row):
             scores = row.scores.scores
             cells = [decimal(comparison.mean(scores[key]), 4) for key in results.PAPER]
             interval = _interval(*comparison.interval(row.scores, "paper_dice"))
@@ -209,6 +217,58 @@ def _paper_table(layout, shown, facts):
         cells.insert(1, interval)
         rows.append([_label(name), *cells])
     return Table(f"{layout.title}, paper convention", caption, header, rows, "paper")
+
+
+def _has_paper(row):
+    return results.PAPER[0] in row.scores.scores
+
+
+def _grids_table(layout, shown, facts):
+    """Beside the scores on the files' grid: volumes, and what the network's grid gave.
+
+    None where no row was scored on the grid of the files.
+    """
+    if not any(row and row.field("grid") == results.ON_FILES for _, row in shown):
+        return None
+    caption = (
+        f"{facts} Dice on the files' grid is that of the standard convention, and Dice on the "
+        "network's grid the same before the mask goes back to its file, cut at the threshold. "
+        "What they differ by is lost between the two. Of volumes, Dice and distances are those "
+        "of the whole body, in three dimensions; a missed one has Dice 0 and the diagonal as "
+        "its distance."
+    )
+    header = [
+        "",
+        "Dice, files' grid",
+        "Dice, network's grid",
+        "Volumes",
+        "Dice, volume",
+    ]
+    header += ["HD95, mm", "ASSD, mm", "NSD"]
+
+    def cells(row):
+        line = [_mean_of(row.each("standard"), "dice", 4)]
+        line.append(_mean_of(row.each("network_grid"), "dice", 4))
+        of_runs = row.each("volumes")
+        counts = {run["n"] for run in of_runs if run}
+        line.append(_one_or_range(counts) if counts else _NONE)
+        for name, digits in _OF_VOLUMES.items():
+            line.append(_mean_of(of_runs, name, digits))
+        return line
+
+    title = f"{layout.title}, grids and volumes"
+    return Table(title, caption, header, _body(shown, header, cells), "standard")
+
+
+# Scores of volumes in results.json, with the digits that are shown.
+_OF_VOLUMES = {"dice": 4, "hd95_mm": 2, "assd_mm": 2, "nsd_mm": 4}
+
+
+def _mean_of(of_runs, name, digits):
+    """The mean over runs of one score; a dash where no run has it."""
+    means = [run[name]["mean"] for run in of_runs if run and name in run]
+    known = [mean for mean in means if mean is not None]
+    return decimal(sum(known) / len(known), digits) if known else _NONE
 
 
 def _difference_table(layout, shown, facts):
@@ -266,7 +326,10 @@ def _details_table(layout, shown, facts):
     def cells(row):
         columns = row.scores.scores
         known = ~np.isnan(columns["dice"])
-        small = columns["truth_pixels"] < _SMALL * (row.field("size") / 256) ** 2
+        pixels = columns["image_pixels"]
+        # Without counts of an earlier version, the size of the network's grid.
+        pixels = np.where(np.isnan(pixels), row.field("size") ** 2, pixels)
+        small = columns["truth_pixels"] < _SMALL / 256**2 * pixels
         # Without pixel counts, of an earlier version, no slice is small or large.
         recorded = not np.isnan(columns["truth_pixels"]).all()
         found = _score_cells(columns, known & small)
@@ -336,6 +399,7 @@ def _cost_table(layout, shown, facts):
 
 _TABLES = (
     _standard_table,
+    _grids_table,
     _paper_table,
     _difference_table,
     _details_table,

@@ -93,7 +93,8 @@ def _missed(evidence: Evidence):
         f"{missed.small_missed + missed.large_missed} of {missed.small + missed.large}"
     )
     if missed.kind == "lesion":
-        return Finding("Lesions missed", figure, f"lesions, slice by slice: {sizes}")
+        where = "in volumes" if missed.in_volumes else "slice by slice"
+        return Finding("Lesions missed", figure, f"lesions, {where}: {sizes}")
     text = f"slices with a lesion were missed altogether: {sizes}"
     return Finding("Lesions missed", figure, text)
 

@@ -52,11 +52,19 @@ def pool(runs: Sequence[Run]) -> Pooled:
     number = {image: i for i, image in enumerate(dict.fromkeys(images))}
     where = np.array([number[image] for image in images])
     every = [
-        run.scores | {"truth_pixels": run.truth_pixels, "entropy": run.entropy}
+        run.scores
+        | {
+            "image_pixels": run.image_pixels,
+            "truth_pixels": run.truth_pixels,
+            "entropy": run.entropy,
+        }
         for run in runs
     ]
     scores = {}
     for name in every[0]:
+        # The paper's convention may be of some runs alone.
+        if not all(name in columns for columns in every):
+            continue
         values = np.concatenate([columns[name] for columns in every])
         scores[name] = _group_means(values, where, len(number))
     return Pooled(np.array([case for case, _, _ in number]), scores)

@@ -1,9 +1,10 @@
 """Scores lesion by lesion: which true ones were found, which predicted ones are false,
 and how large they are.
 
-A lesion is an 8-connected component of one class in one slice. It is not followed from
-slice to slice, because slices of a case may be missing or left out; a lesion that spans
-five slices counts five times.
+A lesion is a connected component of one class: in a volume of voxels that touch by a
+face, an edge or a corner (26), in a picture of pixels that do (8). Pictures of a case are
+not stacked, because slices may be missing; there a lesion that spans five slices counts
+five times.
 
 A true lesion is found where any of its pixels is predicted (the rule of the WMH
 challenge, Kuijf et al. 2019, doi:10.1109/TMI.2019.2905770), or a share of its pixels
@@ -23,6 +24,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
+from biedsnet_jax.scoring.distances import bounding_box
+
+# Borders between sizes, in pixels, mm2 or mm3.
+BINS = (10, 100, 1000)
+
+# Columns of a table of lesions in slices; of those in volumes, mm3 stands for mm2.
 COLUMNS = (
     "case",
     "slice",
@@ -34,34 +41,37 @@ COLUMNS = (
     "dice",
     "found",
 )
-# Borders between sizes, in pixels or mm2.
-BINS = (10, 100, 1000)
-
-_EIGHT_CONNECTED = np.ones((3, 3), bool)
+# Name of a lesion's size in mm, by the number of axes.
+_SIZES = {2: "mm2", 3: "mm3"}
 
 
-def slice_rows(
+def rows(
     *,
-    pred: Bool[np.ndarray, "h w"],
-    truth: Bool[np.ndarray, "h w"],
+    pred: Bool[np.ndarray, "*space"],
+    truth: Bool[np.ndarray, "*space"],
     case: str,
     slice: str,
     label: int = 1,
     spacing: Sequence[float] | Float[np.ndarray, " axes"] | None = None,  # mm
     least_overlap: float = 0.0,
 ) -> list[dict[str, str | int | float]]:
-    """Makes the rows of `lesions.csv` for one class of one slice, one a component.
+    """Makes the rows of `lesions.csv` for one class of a slice or of a volume.
 
-    mask: "truth" or "prediction", where the component comes from. pixels, and mm2 (NaN
-    without `spacing`): its size. overlap: share of its pixels that the other mask has
-    too. dice: of the component and all those of the other mask that it meets, taken
+    Each is a component; `slice` names the slice, or the volume where a case has several.
+    mask: "truth" or "prediction", where the component comes from. pixels (voxels), and
+    mm2 or mm3 (NaN without `spacing`): its size. overlap: share of its pixels that the
+    other mask has too. dice: of the component and all those of the other mask that it meets, taken
     together. found, 0 or 1: it meets the other mask; a true one in `least_overlap` of
     its pixels.
     """
     area = math.nan if spacing is None else float(np.prod(spacing))
-    true = ndimage.label(truth, _EIGHT_CONNECTED)[0]
-    predicted = ndimage.label(pred, _EIGHT_CONNECTED)[0]
-    rows = []
+    size = _SIZES[truth.ndim]
+    # A volume is mostly background, and its components are numbered in int32.
+    box = bounding_box(pred, truth)
+    touching = np.ones((3,) * truth.ndim, bool)
+    true = ndimage.label(truth[box], touching)[0]
+    predicted = ndimage.label(pred[box], touching)[0]
+    found = []
     for mask, ours, theirs, least in (
         ("truth", true, predicted, least_overlap),
         ("prediction", predicted, true, 0.0),
@@ -74,13 +84,13 @@ def slice_rows(
                 "class": label,
                 "mask": mask,
                 "pixels": pixels,
-                "mm2": pixels * area,
+                size: pixels * area,
                 "overlap": overlap,
                 "dice": 2 * shared / (pixels + met),
                 "found": int(shared > 0 and overlap >= least),
             }
-            rows.append(row)
-    return rows
+            found.append(row)
+    return found
 
 
 def _meetings(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[int, int, int]]:
@@ -90,24 +100,24 @@ def _meetings(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[int, int, int]
     sizes = np.bincount(ours.ravel())
     their_sizes = np.bincount(theirs.ravel())
     shared = np.bincount(ours[theirs > 0], minlength=len(sizes))
-    pairs = np.unique(
-        np.stack([ours, theirs], axis=-1)[(ours > 0) & (theirs > 0)], axis=0
-    )
-    met = np.bincount(
-        pairs[:, 0], weights=their_sizes[pairs[:, 1]], minlength=len(sizes)
-    )
+    both = (ours > 0) & (theirs > 0)
+    # A number for each pair of components; runs of one pair are cut to one before sorting.
+    pair = ours[both].astype(np.int64) * len(their_sizes) + theirs[both]
+    pair = np.unique(pair[np.append(True, pair[1:] != pair[:-1])[: len(pair)]])
+    own, other = np.divmod(pair, len(their_sizes))
+    met = np.bincount(own, weights=their_sizes[other], minlength=len(sizes))
     # Component 0 is the background.
     every = zip(sizes[1:], shared[1:], met[1:])
     return [(int(size), int(common), int(other)) for size, common, other in every]
 
 
 def summarise(rows: Sequence[dict]) -> dict:
-    """Counts the rows of `slice_rows` for JSON; a rate with nothing to count is None.
+    """Counts the lesions of `rows` for JSON; a rate with nothing to count is None.
 
     true, found, missed, predicted, false; sensitivity, precision, f1; dice_of_found,
     the mean over found true lesions. "by_pixels" has the same for sizes under 10, from
-    10, from 100 and from 1000, "by_mm2" where every size is known; true and predicted
-    lesions each count by their own size. With several classes, "classes" has all of it
+    10, from 100 and from 1000, "by_mm2" or "by_mm3" where every size is known; true and
+    predicted lesions each count by their own size. With several classes, "classes" has all of it
     for each class that occurs.
     """
     labels = sorted({row["class"] for row in rows})
@@ -122,8 +132,9 @@ def summarise(rows: Sequence[dict]) -> dict:
 
 def _summary(rows):
     summary = _rates(rows) | {"by_pixels": _by_size(rows, "pixels")}
-    if rows and not any(math.isnan(row["mm2"]) for row in rows):
-        summary["by_mm2"] = _by_size(rows, "mm2")
+    for name in _SIZES.values():
+        if rows and not any(math.isnan(row.get(name, math.nan)) for row in rows):
+            summary[f"by_{name}"] = _by_size(rows, name)
     return summary
 
 

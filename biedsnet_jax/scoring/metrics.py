@@ -15,7 +15,12 @@ from jaxtyping import Bool, Float
 
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.scoring import false_lesions, statistics, volumes
-from biedsnet_jax.scoring.distances import Spacing, row_hausdorff, surface_distances
+from biedsnet_jax.scoring.distances import (
+    Spacing,
+    borders,
+    row_hausdorff,
+    surface_distances,
+)
 from biedsnet_jax.scoring.volumes import OVERLAPS, overlap
 
 SURFACE = ("hd", "hd95", "assd", "nsd")
@@ -47,14 +52,13 @@ def standard(
     Raises BadInput for a spacing that is not one positive number an axis.
     """
     values = overlap(**_confusion(pred=pred, truth=truth))
+    found = borders(pred=pred, truth=truth)
     pixels = surface_distances(
-        pred=pred, truth=truth, spacing=(1.0,) * truth.ndim, tolerance=nsd_tolerance
+        found, spacing=(1.0,) * truth.ndim, tolerance=nsd_tolerance
     )
     values |= dict(zip(SURFACE, pixels))
     if spacing is not None:
-        mm = surface_distances(
-            pred=pred, truth=truth, spacing=spacing, tolerance=nsd_tolerance_mm
-        )
+        mm = surface_distances(found, spacing=spacing, tolerance=nsd_tolerance_mm)
         values |= dict(zip(SURFACE_MM, mm))
     return values
 
@@ -102,9 +106,8 @@ def slice_row(
 ) -> dict[str, str | int | float]:
     """Makes a row of `slices.csv`: one class, `label`, of one slice.
 
-    Columns: case, slice, class (from 1), pixel counts, those of `standard`, and those
-    of `paper` as paper_*. Undefined values are NaN. The *_mm columns are there only
-    where the spacing is known.
+    Columns: case, slice, class (from 1), pixel counts, and those of `standard`.
+    Undefined values are NaN. The *_mm columns are there only where the spacing is known.
     """
     row = {"case": case, "slice": slice, "class": label}
     row |= _confusion(pred=pred, truth=truth)
@@ -115,8 +118,51 @@ def slice_row(
         nsd_tolerance=nsd_tolerance,
         nsd_tolerance_mm=nsd_tolerance_mm,
     )
+    return row
+
+
+def volume_row(
+    *,
+    pred: Bool[np.ndarray, "d h w"],
+    truth: Bool[np.ndarray, "d h w"],
+    case: str,
+    volume: str,
+    label: int,
+    spacing: Spacing | None = None,  # mm between slices, rows and columns
+    nsd_tolerance: float = 2.0,  # voxels
+    nsd_tolerance_mm: float = 2.0,
+) -> dict[str, str | int | float]:
+    """Makes a row of `volumes.csv`: one class, `label`, of one volume.
+
+    Columns: case, volume (its name where a case has several), class, slices, voxel
+    counts, overlap, and distances and NSD in three dimensions: in mm, with millilitres
+    of truth and prediction, or in voxels without `spacing`. Conventions are those of
+    `standard`.
+    """
+    counts = _confusion(pred=pred, truth=truth)
+    row = {"case": case, "volume": volume, "class": label, "slices": len(truth)}
+    row |= counts
+    row |= overlap(**counts)
+    found = borders(pred=pred, truth=truth)
+    if spacing is None:
+        voxels = surface_distances(
+            found, spacing=(1.0, 1.0, 1.0), tolerance=nsd_tolerance
+        )
+        return row | dict(zip(SURFACE, voxels))
+    mm = surface_distances(found, spacing=spacing, tolerance=nsd_tolerance_mm)
+    row |= dict(zip(SURFACE_MM, mm))
+    voxel_ml = math.prod(spacing) / 1000
+    row["truth_ml"] = (counts["tp"] + counts["fn"]) * voxel_ml
+    row["predicted_ml"] = (counts["tp"] + counts["fp"]) * voxel_ml
+    return row
+
+
+def paper_columns(
+    *, pred: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]
+) -> dict[str, float]:
+    """Makes the columns paper_* that `slices.csv` has with eval.paper; see `paper`."""
     smoothed = paper(pred=pred, truth=truth)
-    return row | {f"paper_{name}": value for name, value in smoothed.items()}
+    return {f"paper_{name}": value for name, value in smoothed.items()}
 
 
 def summarise(rows: Sequence[dict]) -> dict:
@@ -136,7 +182,8 @@ def summarise(rows: Sequence[dict]) -> dict:
       case's own mean.
     - pooled: overlap of all counts summed; None for surface measures.
 
-    "paper" has plain means, over all rows, and "paper_ci95" their intervals.
+    Where rows have `paper_columns`, "paper" has their plain means, over all rows, and
+    "paper_ci95" their intervals.
 
     With several classes, a row is a (slice, class), a volume a (case, class), and the
     headline runs over all of them alike; "classes" then holds the same summary of each
@@ -164,12 +211,12 @@ def _summary(rows: Sequence[dict]) -> dict:
     # Slices without a known spacing have no columns in mm.
     in_mm = [name for name in SURFACE_MM if any(name in row for row in rows)]
     names = (*OVERLAPS, *SURFACE, *in_mm)
-    paper_names = [f"paper_{name}" for name in PAPER]
+    paper_names = [f"paper_{name}" for name in PAPER if f"paper_{name}" in rows[0]]
     columns = {name: _column(rows, name) for name in (*names, *paper_names)}
     bounds = statistics.intervals(columns, [row["case"] for row in rows])
     intervals = {name: [_json(bound) for bound in bounds[name]] for name in columns}
     empty = [row for row in rows if row["tp"] + row["fn"] == 0]
-    return {
+    summary = {
         "n_images": len({(row["case"], row["slice"]) for row in rows}),
         "n_cases": len({row["case"] for row in rows}),
         "n_empty": len(empty),
@@ -188,9 +235,44 @@ def _summary(rows: Sequence[dict]) -> dict:
         "standard": {
             name: _entry(rows, name, columns[name], intervals[name]) for name in names
         },
-        "paper": {name: _json(_mean(columns[f"paper_{name}"])) for name in PAPER},
-        "paper_ci95": {name: intervals[f"paper_{name}"] for name in PAPER},
     }
+    if paper_names:
+        summary["paper"] = {
+            name: _json(_mean(columns[f"paper_{name}"])) for name in PAPER
+        }
+        summary["paper_ci95"] = {name: intervals[f"paper_{name}"] for name in PAPER}
+    return summary
+
+
+def summarise_volumes(rows: Sequence[dict]) -> dict:
+    """Averages the rows of `volume_row` for JSON, each class of a volume alike.
+
+    n, the number of rows, and each metric with its mean, the interval of that mean by
+    case ("ci95", see `statistics.interval`) and n, the rows in which it is defined.
+    With several classes, "classes" has the same of each.
+    """
+    summary = _volume_summary(rows)
+    labels = sorted({row["class"] for row in rows})
+    if len(labels) > 1:
+        summary["classes"] = {
+            str(label): _volume_summary([row for row in rows if row["class"] == label])
+            for label in labels
+        }
+    return summary
+
+
+def _volume_summary(rows):
+    names = [name for name in (*SURFACE, *SURFACE_MM) if name in rows[0]]
+    columns = {name: _column(rows, name) for name in (*OVERLAPS, *names)}
+    bounds = statistics.intervals(columns, [row["case"] for row in rows])
+    summary = {"n": len(rows)}
+    for name, values in columns.items():
+        summary[name] = {
+            "mean": _json(_mean(values)),
+            "ci95": [_json(bound) for bound in bounds[name]],
+            "n": int(np.count_nonzero(~np.isnan(values))),
+        }
+    return summary
 
 
 def _column(rows, key) -> Float[np.ndarray, " rows"]:

@@ -12,7 +12,8 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +25,10 @@ from biedsnet_jax.scoring.false_lesions import Mask
 
 SLICES = "slices.csv"
 CASES = "cases.csv"
+VOLUMES = "volumes.csv"
+# Value of "grid" in results.json: the grid of each file. Earlier versions, which lack
+# the field, scored on the network's grid.
+ON_FILES = "file"
 
 # Columns of slices.csv that a report shows, by convention.
 STANDARD = ("dice", "hd", "hd95", "nsd", "iou", "accuracy", "recall", "precision")
@@ -57,7 +62,7 @@ _LONGEST_PATH = 4096
 # Runs of one row are averaged, so these must be the same in all of them.
 _SAME = (
     "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype",
-    "sampler", "fusion", "threshold", "nsd_tolerance",
+    "sampler", "fusion", "threshold", "nsd_tolerance", "grid",
 )  # fmt: skip
 
 
@@ -69,7 +74,8 @@ class Run:
     fields: dict
     images: list[tuple[str, str, str]]  # case, slice, class of each row of slices.csv
     scores: dict[str, Float[np.ndarray, " images"]]  # by column; NaN where undefined
-    # NaN where not recorded, as in the next two.
+    # Of the whole slice; NaN where not recorded, as in the next three.
+    image_pixels: Float[np.ndarray, " images"]
     truth_pixels: Float[np.ndarray, " images"]
     predicted_pixels: Float[np.ndarray, " images"]
     # In bits, `calibration.mean_entropy` of the probability.
@@ -143,6 +149,12 @@ def load(workdir: pathlib.Path) -> Run:
             f"it has Dice {expected}, {path.name} has {mean}, so they are of two evaluations",
         )
     return run
+
+
+def grid(fields: Mapping[str, Any]) -> str:
+    """Names the grid of the scores in a results.json."""
+    on_files = fields.get("grid") == ON_FILES
+    return "the grid of the files" if on_files else "the network's grid"
 
 
 def check_same_row(runs: Sequence[Run]) -> None:
@@ -282,8 +294,10 @@ def _run(workdir, fields, rows, cases):
         images=[(row["case"], row["slice"], row["class"]) for row in rows],
         scores={
             name: np.array([float(row[name]) for row in rows])
-            for name in STANDARD + PAPER
+            # The paper's convention is there only where eval.paper asked for it.
+            for name in STANDARD + (PAPER if PAPER[0] in rows[0] else ())
         },
+        image_pixels=np.sum([pixels[name] for name in volumes.COUNTS], axis=0),
         truth_pixels=pixels["tp"] + pixels["fn"],
         predicted_pixels=pixels["tp"] + pixels["fp"],
         entropy=pixels["entropy"],

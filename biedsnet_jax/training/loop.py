@@ -90,7 +90,7 @@ class Loop:
         return pipeline.train_batches(
             self.data.source,
             self.data.train,
-            prepare=build_data.make_prepare(cfg),
+            prepare=build_data.make_train_prepare(cfg),
             augment=cfg.augment.to_dict(),
             batch_size=cfg.train.batch_size,
             seed=cfg.seed,

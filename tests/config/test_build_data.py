@@ -6,7 +6,7 @@ from PIL import Image
 from refusals import refused
 
 from biedsnet_jax.config import build_data
-from configs import folder
+from configs import folder, phantom
 
 
 def data(root, counts, *, nested=False, **fields):
@@ -76,3 +76,15 @@ def test_empty_masks_stop_a_run_unless_they_are_meant(tmp_path):
 
 def test_a_root_that_is_no_folder_is_answered_with_the_hint(tmp_path):
     refused(lambda: data(tmp_path / "gone", {}), tmp_path / "gone", "data.root=DIR")
+
+
+def test_a_network_trains_on_shares_and_is_scored_on_masks():
+    cfg = phantom.get_config()
+    cfg.data.update(size=8, target="share", fit="pad")
+    example = {"image": np.zeros((16, 16, 1)), "mask": np.zeros((16, 16, 1), np.uint8)}
+    # A quarter of one pixel of the network.
+    example["mask"][0, 0] = 1
+    assert build_data.make_train_prepare(cfg)(example)["mask"].max() == 0.25
+    assert build_data.make_prepare(cfg)(example)["mask"].max() == 0
+    cfg.data.target = "hard"
+    assert build_data.make_train_prepare(cfg) == build_data.make_prepare(cfg)

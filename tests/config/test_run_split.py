@@ -11,6 +11,7 @@ from refusals import refused
 
 from biedsnet_jax.config import build_data, run_config, run_split, split_record
 from biedsnet_jax.data import splits, walk
+from biedsnet_jax.data.sources.phantom import Phantom
 from biedsnet_jax.data.sources.source import Facts
 from configs import phantom
 
@@ -132,6 +133,9 @@ class Made:
 
     def __getitem__(self, index):
         return {}
+
+    def scans(self, case):
+        return iter(())
 
     def verify(self):
         pass
@@ -354,3 +358,11 @@ def test_the_part_of_a_source_is_a_source():
     part = run_split.Part(Made(Facts(notes=["x"])), [1, 3])
     assert (len(part), part.cases, part.facts.notes) == (2, ["a", "c"], ["x"])
     assert dataclasses.is_dataclass(part) and part[0] == {}
+
+
+def test_a_part_of_a_source_gives_scans_with_its_own_numbers():
+    phantom = Phantom(n_cases=3, slices_per_case=2, size=16)
+    part = run_split.Part(phantom, [0, 1, 4])
+    assert [scan.indices for scan in part.scans("phantom_002")] == [[2], [None]]
+    first, _ = part.scans("phantom_000")
+    np.testing.assert_array_equal(first.truth[0], part[0]["mask"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
+from biedsnet_jax.data.fit import Fit
 from biedsnet_jax.data.pipeline import eval_batches, train_batches
 from biedsnet_jax.data.sources.phantom import Phantom
 from biedsnet_jax.data.sources.source import Cached, Facts
@@ -35,6 +36,10 @@ class Numbered:
     def __len__(self):
         return len(self.cases)
 
+    def scans(self, case):
+        """Gives none, since nothing is evaluated."""
+        return iter(())
+
     def verify(self):
         """Does nothing, since nothing is read."""
 
@@ -50,7 +55,7 @@ class Numbered:
         }
 
 
-PLAIN = Prepare((8, 6), "none")
+PLAIN = Prepare(Fit((8, 6)), "none")
 NUMBERED = Numbered(32)
 
 
@@ -110,10 +115,14 @@ def test_a_batch_is_float32_image_and_mask():
 
 def test_a_step_is_the_same_batch_wherever_the_stream_starts(phantom):
     """Six batches are an epoch, so starts lie within, at the end of and after one."""
-    unbroken = read(26, phantom, prepare=Prepare(16), augment=AUGMENT)
+    unbroken = read(26, phantom, prepare=Prepare(Fit(16)), augment=AUGMENT)
     for start in (1, 5, 6, 23):
         resumed = read(
-            26 - start, phantom, prepare=Prepare(16), augment=AUGMENT, start_step=start
+            26 - start,
+            phantom,
+            prepare=Prepare(Fit(16)),
+            augment=AUGMENT,
+            start_step=start,
         )
         assert_same(unbroken[start:], resumed)
 
@@ -134,7 +143,7 @@ def test_fewer_slices_than_a_batch():
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_the_processes_rows_together_are_the_batch_of_one(phantom, process_count):
-    prepare = Prepare(16, "minmax")
+    prepare = Prepare(Fit(16), "minmax")
     n = 4 // process_count
     shares = []
     for process in range(process_count):
@@ -163,7 +172,7 @@ def test_augmentation_differs_between_epochs():
 
 
 def test_resize_and_normalisation_come_before_the_batch():
-    (batch,) = read(1, Phantom(n_cases=2, size=32), prepare=Prepare(16))
+    (batch,) = read(1, Phantom(n_cases=2, size=32), prepare=Prepare(Fit(16)))
     assert batch["image"].shape == batch["mask"].shape == (4, 16, 16, 1)
     assert batch["image"].min() == 0 and batch["image"].max() == 1
     assert set(np.unique(batch["mask"])) == {0, 1}
@@ -243,7 +252,7 @@ def test_evaluation_of_nothing_yields_nothing():
 
 
 def test_evaluation_examples_carry_spacing_and_original_size_but_no_arrays():
-    ((_, (example,)),) = evaluate(NUMBERED, [9], prepare=Prepare((16, 3), "none"))
+    ((_, (example,)),) = evaluate(NUMBERED, [9], prepare=Prepare(Fit((16, 3)), "none"))
     assert example == {
         "case": "case_2",
         "slice": "009",

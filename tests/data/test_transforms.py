@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from refusals import refused
 
+from biedsnet_jax.data.fit import Fit, resize_mask
 from biedsnet_jax.data.transforms import (
     METHODS,
     Prepare,
     augment,
     change_intensity,
     normalise,
-    resize_mask,
     rotate_and_scale,
     window,
 )
@@ -26,7 +26,7 @@ def rng(seed=0):
 
 def resize(example, size):
     """Resizes image and mask without normalising."""
-    return Prepare(size, "none")(example)
+    return Prepare(Fit(size), "none")(example)
 
 
 def example(image, mask=None, spacing=None):
@@ -217,14 +217,14 @@ def test_a_window_clips_and_maps_to_0_1():
 
 def test_the_window_comes_before_resizing_so_that_metal_does_not_spread():
     image = np.array([[0, 0, 3000, 0]], np.int16)[..., None]
-    out = Prepare((1, 1), "none", (0.0, 1.0)).image(image)
+    out = Prepare(Fit((1, 1)), "none", (0.0, 1.0)).image(image)
     # Metal is one of four pixels; unclipped it would bring the mean far above 1.
     assert out.item() <= 0.5
 
 
 def test_an_image_by_itself_is_prepared_as_with_its_mask():
     full = example(rng(2).normal(100, 30, (20, 30)))
-    prepare = Prepare(16, "percentile", (50.0, 150.0))
+    prepare = Prepare(Fit(16), "percentile", (50.0, 150.0))
     np.testing.assert_array_equal(prepare.image(full["image"]), prepare(full)["image"])
 
 
@@ -357,3 +357,13 @@ def test_the_grey_curve_by_hand():
     np.testing.assert_allclose(
         out.ravel(), 2 + 4 * (np.array([0, 1 / 4, 1]) * 0.5 + 5 / 24 + 0.1), rtol=1e-6
     )
+
+
+def test_shares_turn_with_their_image():
+    shares = np.random.default_rng(0).random((8, 8, 2)).astype(np.float32)
+    example = {"image": shares[..., :1], "mask": shares}
+    turned = augment(example, np.random.default_rng(1), hflip=1.0, rotate_degrees=30.0)
+    assert turned["mask"].dtype == np.float32
+    # The nearest pixel's share, or background.
+    assert np.isin(turned["mask"], np.append(shares, 0)).all()
+    assert len(np.unique(turned["mask"])) > 40

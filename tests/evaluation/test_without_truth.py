@@ -96,7 +96,8 @@ def test_a_test_without_lesion(tmp_path, monkeypatch, capsys, method, classes, a
     )
     assert found["standard"]["dice"]["mean"] is None
     assert found["n_empty"] == slices * classes
-    assert len(found["false_positive_slices"]) == got * classes
+    # Of two classes that are equally likely, the first is written.
+    assert len(found["false_positive_slices"]) == got
     assert found == fields
     assert all(sentence in page for page in pages)
     closing.tested(found, str(tmp_path / "run"), seconds=1.0)
@@ -134,7 +135,7 @@ def write_cases(root, truths):
         (
             2,
             {"a": [[1], [1]], "b": [[]]},
-            "class 2: no slice of the test has one: its Dice is undefined; 3 of 3",
+            "class 2: no slice of the test has one: its Dice is undefined; 0 of 3",
         ),
         (
             2,

@@ -420,3 +420,15 @@ def test_the_command_writes_the_folder(command, tmp_path):
     assert (about["threshold"], about["network"]) == (0.3, "unet")
     assert about["sampler"] is None and "samples" not in about["outputs"]
     assert (folder / "load.py").read_text() == Path(loader.__file__).read_text()
+
+
+def test_a_model_whose_padding_would_be_normalised_is_refused(tmp_path):
+    cfg = config_of("diffusion")
+    cfg.data.fit = "pad"
+    refused(
+        lambda: export.run(cfg, str(tmp_path / "run"), str(tmp_path / "out")),
+        "data.fit",
+        "pad",
+        "data.fit=squash",
+    )
+    assert not (tmp_path / "out").exists()

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from biedsnet_jax.data.fit import Fit
 from biedsnet_jax.prediction import outputs, result, scans
 
 GREY = np.arange(20 * 24, dtype=np.uint8).reshape(20, 24)
@@ -204,7 +205,8 @@ def segmented(source: Path, folder: Path, channels: int):
     item = scans.search(source, channels=channels).items[0]
     scan = scans.read(item, channels=channels)
     maps = {"probability": np.full((len(scan.slices), 4, 4, 1), 0.7, np.float32)}
-    made = result.Prediction(scan.slices.shape[1:3], maps, None, 0.5, ((1,),), 0.0)
+    size = scan.slices.shape[1:3]
+    made = result.Prediction(size, Fit(4), maps, None, 0.5, ((1,),), 0.0)
     outputs.write(
         scan, made, outputs.paths(folder, item, classes=1, diffusion=False, samples=0)
     )

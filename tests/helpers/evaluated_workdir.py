@@ -40,9 +40,28 @@ def closing_lines(results, workdir) -> str:
         f"Dice {s['dice']['mean']:.4f} (95 % by case {low:.4f} to {high:.4f})  "
         f"IoU {s['iou']['mean']:.4f}  HD95 {s['hd95']['mean']:.4f} px  "
         f"{results['seconds_per_image']:.3f} s an image\n"
+        + "".join(grid_lines(results))
         + "".join(f"{sentence}\n" for sentence in false_lesions.of_results(results))
         + f"{workdir}/results.json has the rest\n"
     )
+
+
+def grid_lines(results) -> list[str]:
+    """What a pipe gets of volumes and of the network's grid, where there are any."""
+    lines = []
+    if volumes := results.get("volumes"):
+        means = [
+            volumes[name]["mean"] for name in ("dice", "hd95_mm", "assd_mm", "nsd_mm")
+        ]
+        named = zip(("Dice", "HD95, mm", "ASSD, mm", "NSD"), means)
+        text = "  ".join(f"{name} {mean:.4f}" for name, mean in named)
+        noun = "volume" if volumes["n"] == 1 else "volumes"
+        lines.append(f"volumes: {text}, of {volumes['n']} {noun}\n")
+    if network := results.get("network_grid"):
+        size = results["size"]
+        dice = network["dice"]["mean"]
+        lines.append(f"network's grid: Dice {dice:.4f} at {size}x{size}\n")
+    return lines
 
 
 def write(
@@ -77,6 +96,9 @@ def write(
                 case=f"case {i // 3}",
                 slice=f"{i:03d}",
                 label=k + 1,
+            )
+            | metrics.paper_columns(
+                pred=probability[i, ..., k] > threshold, truth=truth[i, ..., k]
             )
             for k in range(classes)
         ]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from refusals import refused
 
+from biedsnet_jax.data.fit import Fit
 from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.prediction import made_from, output_folder, outputs, scan_results
 from biedsnet_jax.prediction.job import Job
@@ -41,7 +42,9 @@ def prediction(samples: bool = False) -> Prediction:
     names = ("probability", "entropy", "mutual_information", "variance")
     maps = dict.fromkeys(names, np.ones((1, 2, 2, 1), np.float32))
     kept = np.ones((2, 1, 2, 2, 1), np.float32) if samples else None
-    return Prediction((2, 2), maps, kept, threshold=0.5, labels=((1,),), seconds=1.0)
+    return Prediction(
+        (2, 2), Fit(2), maps, kept, threshold=0.5, labels=((1,),), seconds=1.0
+    )
 
 
 class Place:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from biedsnet_jax.data.fit import Fit
 from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.data.formats.pictures import read_picture_turned
 from biedsnet_jax.data.formats.volumes import Volume
@@ -49,7 +50,13 @@ def prediction(probability, labels=((1,),), entropy=None, samples=None):
             name: np.full_like(maps["probability"], 0.25) for name in UNCERTAINTIES[1:]
         }
     return Prediction(
-        SHAPE[1:], maps, samples, threshold=0.5, labels=labels, seconds=1.25
+        SHAPE[1:],
+        Fit(SHAPE[1:]),
+        maps,
+        samples,
+        threshold=0.5,
+        labels=labels,
+        seconds=1.25,
     )
 
 

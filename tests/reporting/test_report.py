@@ -688,3 +688,46 @@ def test_the_home_folder_is_meant_by_a_tilde_in_any_place_of_the_list(
         write_run(tmp_path / name, {"a": [0.5]}, seed=seed)
     report.run("a,~/b,c", "~/r.html")
     assert "| UNet | 0, 1 |" in (tmp_path / "r.md").read_text()
+
+
+def test_a_table_says_on_which_grid_it_was_scored(tmp_path):
+    scores = {"a": [0.5], "b": [0.7]}
+    network = {"dice": {"mean": 0.65}}
+    volumes = {"n": 2, "dice": {"mean": 0.61}, "hd95_mm": {"mean": 3.25}}
+    volumes |= {"assd_mm": {"mean": None}, "nsd_mm": {"mean": 0.5}}
+    now = {"grid": "file", "network_grid": network, "volumes": volumes}
+    earlier = write_run(tmp_path / "earlier", scores, row="x")
+    new = write_run(tmp_path / "new", scores, row="y", **now)
+    tables = tables_of(earlier)
+    assert "the network's grid" in tables["Scores, standard convention"].caption
+    assert "Scores, grids and volumes" not in tables
+    tables = tables_of(new)
+    assert "the grid of the files" in tables["Scores, standard convention"].caption
+    (row,) = tables["Scores, grids and volumes"].rows
+    assert row == ["y", "0.6000", "0.6500", "2", "0.6100", "3.25", "-", "0.5000"]
+    caption = tables_of(earlier, new)["Scores, standard convention"].caption
+    assert "Not on equal terms" in caption
+
+
+def test_runs_that_were_scored_on_two_grids_are_not_averaged(tmp_path):
+    earlier = write_run(tmp_path / "a", {"a": [0.5]}, seed=0)
+    new = write_run(tmp_path / "b", {"a": [0.5]}, seed=1, grid="file")
+    refused(lambda: tables_of(earlier, new), "grid", "file")
+
+
+def test_without_the_papers_convention_there_is_no_table_of_it(tmp_path):
+    folder = write_run(tmp_path / "run", {"a": [0.5], "b": [0.7]}, row="biedsnet")
+    path = folder / "slices.csv"
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if not name.startswith("paper_")]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    other = write_run(tmp_path / "other", {"a": [0.5], "b": [0.6]}, row="unet")
+    assert not [title for title in tables_of(folder) if "paper" in title]
+    # Beside a run that has it, a row without it was not measured.
+    table = tables_of(folder, other)["Table 1, paper convention"]
+    measured = {row[0] for row in table.rows if "not measured" not in row}
+    assert measured == {"UNet"}

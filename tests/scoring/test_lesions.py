@@ -15,7 +15,7 @@ def mask(*rows: str) -> np.ndarray:
 
 
 def rows_of(pred, truth, *, case="a", slice="0", **fields) -> list[dict]:
-    return lesions.slice_rows(pred=pred, truth=truth, case=case, slice=slice, **fields)
+    return lesions.rows(pred=pred, truth=truth, case=case, slice=slice, **fields)
 
 
 TRUTH = mask(
@@ -210,3 +210,23 @@ def test_classes_stand_alone_too():
         "1": lesions.summarise(first),
         "2": lesions.summarise(second),
     }
+
+
+def test_a_lesion_of_a_volume_is_one_through_all_its_slices():
+    truth = np.zeros((4, 6, 6), bool)
+    # Voxels of three slices that touch by a corner alone, and one by itself.
+    truth[0, 1, 1] = truth[1, 2, 2] = truth[2, 3, 3] = True
+    truth[3, 5, 0] = True
+    pred = np.zeros_like(truth)
+    pred[1, 2, 2] = True
+    rows = rows_of(pred, truth, spacing=(5.0, 2.0, 0.5))
+    assert [list(row.values())[3:] for row in rows] == [
+        ["truth", 3, 15.0, 1 / 3, 2 * 1 / 4, 1],
+        ["truth", 1, 5.0, 0.0, 0.0, 0],
+        ["prediction", 1, 5.0, 1.0, 2 * 1 / 4, 1],
+    ]
+    summary = lesions.summarise(rows)
+    assert (summary["true"], summary["found"], summary["predicted"]) == (2, 1, 1)
+    # Sizes are in mm3: 5 and 15.
+    assert [size["true"] for size in summary["by_mm3"]] == [1, 1, 0, 0]
+    assert "by_mm2" not in summary

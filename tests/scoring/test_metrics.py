@@ -25,7 +25,7 @@ def row(
     """The row of a slice one pixel high: every mask pixel is border, and distances can
     be counted off the string.
     """
-    return metrics.slice_row(
+    of_slice = metrics.slice_row(
         pred=mask(pred),
         truth=mask(truth),
         case=case,
@@ -33,6 +33,7 @@ def row(
         label=label,
         spacing=spacing,
     )
+    return of_slice | metrics.paper_columns(pred=mask(pred), truth=mask(truth))
 
 
 def disc(*, radius: float, column: int) -> np.ndarray:

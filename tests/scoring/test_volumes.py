@@ -6,7 +6,7 @@ import evaluated_workdir
 import numpy as np
 import pytest
 
-from biedsnet_jax.scoring import metrics, results, volumes
+from biedsnet_jax.scoring import distances, metrics, results, volumes
 
 
 def slices(seed=0):
@@ -84,3 +84,57 @@ def test_rows_of_cases_are_read_as_they_stand(tmp_path):
     run = results.load(tmp_path / "run")
     assert run.cases == [{"case": "a", "class": "1", "dice": 0.5, "lesions": 3.0}]
     assert len(run.images) == 5
+
+
+def test_a_volume_by_hand():
+    # A column of three voxels, of which the prediction has two, 4 mm apart, and a fourth
+    # voxel of its own, two columns to the right.
+    truth = np.zeros((4, 1, 3), bool)
+    pred = truth.copy()
+    truth[:3, 0, 0] = True
+    pred[:2, 0, 0] = True
+    pred[2, 0, 2] = True
+    row = metrics.volume_row(
+        pred=pred,
+        truth=truth,
+        case="a",
+        volume="",
+        label=2,
+        spacing=(4.0, 1.0, 1.5),
+        nsd_tolerance_mm=3.0,
+    )
+    # Distances: there 0, 0 and 3 (to the voxel beside), back 0, 0 and 3.
+    expected = {"case": "a", "volume": "", "class": 2, "slices": 4}
+    expected |= {"tp": 2, "fp": 1, "fn": 1, "tn": 8}
+    expected |= {"dice": 4 / 6, "iou": 0.5, "accuracy": 10 / 12}
+    expected |= {"recall": 2 / 3, "precision": 2 / 3}
+    expected |= {"hd_mm": 3.0, "hd95_mm": 2.7, "assd_mm": 1.0, "nsd_mm": 1.0}
+    expected |= {"truth_ml": 0.018, "predicted_ml": 0.018}
+    assert row == pytest.approx(expected)
+    summary = metrics.summarise_volumes([row, row | {"case": "b", "dice": math.nan}])
+    assert summary["n"] == 2
+    assert summary["dice"]["mean"] == pytest.approx(4 / 6)
+    assert summary["dice"]["n"] == 1
+    assert summary["hd95_mm"]["ci95"] == pytest.approx([2.7, 2.7])
+
+
+def test_without_a_spacing_a_volume_is_measured_in_voxels():
+    truth = np.zeros((3, 4, 5), bool)
+    truth[0, 0, 0] = True
+    pred = np.roll(truth, (2, 3), axis=(0, 1))
+    row = metrics.volume_row(pred=pred, truth=truth, case="a", volume="", label=1)
+    assert row["hd"] == pytest.approx(13**0.5)
+    assert "hd_mm" not in row
+    assert "truth_ml" not in row
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (12, 20, 16)])
+def test_many_border_pixels_have_the_distances_that_few_have(monkeypatch, shape):
+    rng = np.random.default_rng(0)
+    pred, truth = rng.random((2, *shape)) > 0.7
+    spacing = (2.5, 0.8, 1.1)[: len(shape)]
+    found = distances.borders(pred=pred, truth=truth)
+    by_tree = distances.surface_distances(found, spacing=spacing, tolerance=1.0)
+    monkeypatch.setattr(distances, "MOST_POINTS", 0)
+    by_transform = distances.surface_distances(found, spacing=spacing, tolerance=1.0)
+    assert by_transform == pytest.approx(by_tree, rel=1e-9)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from biedsnet_jax.data.fit import Fit
 from biedsnet_jax.prediction.result import Prediction
 from biedsnet_jax.serving import worker
 
@@ -21,7 +22,9 @@ def prediction(samples=None):
         "entropy": base,
     }
     labels = ((1,), (2,))
-    made = Prediction((2, 3), maps, samples, threshold=0.5, labels=labels, seconds=0.0)
+    made = Prediction(
+        (2, 3), Fit((2, 3)), maps, samples, threshold=0.5, labels=labels, seconds=0.0
+    )
     return made, base
 
 

@@ -4,7 +4,7 @@
 # ruff: noqa: RUF009
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,14 @@ from pathlib import Path
 from biedsnet_jax.data import case_names, walk
 from biedsnet_jax.data.formats.pictures import EXTENSIONS, read_picture_turned
 from biedsnet_jax.data.sources import picture_masks
-from biedsnet_jax.data.sources.source import Example, Facts, check_foreground, hidden
+from biedsnet_jax.data.sources.source import (
+    Example,
+    Facts,
+    LabelledScan,
+    check_foreground,
+    hidden,
+    scans_of_pictures,
+)
 from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime.files import composed, natural
@@ -99,6 +106,10 @@ class ImageFolder:
             "spacing": None,
             "path": str(image_path),
         }
+
+    def scans(self, case: str) -> Iterator[LabelledScan]:
+        """Yields every picture of a case, since mode predict takes each by itself."""
+        return scans_of_pictures(self, case)
 
     def verify(self) -> None:
         """Reads every file once.

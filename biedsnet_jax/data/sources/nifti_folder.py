@@ -7,12 +7,12 @@ See `nifti_layouts` for the layouts of such folders.
 # ruff: noqa: RUF009
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from biedsnet_jax.data import case_names
 from biedsnet_jax.data.formats import nifti
@@ -24,7 +24,13 @@ from biedsnet_jax.data.formats.volumes import (
 )
 from biedsnet_jax.data.sources.nifti_layouts import Case, Folder, search
 from biedsnet_jax.data.sources.slice_cache import SliceCache
-from biedsnet_jax.data.sources.source import Example, Facts, check_foreground, hidden
+from biedsnet_jax.data.sources.source import (
+    Example,
+    Facts,
+    LabelledScan,
+    check_foreground,
+    hidden,
+)
 from biedsnet_jax.errors import BadInput
 
 
@@ -59,8 +65,8 @@ class NiftiFolder:
     _notes: list[str] = hidden()
     # Numbers of case and slice.
     _slices: list[tuple[int, int]] = hidden()
-    # Spacing (row, column) of each case, in mm.
-    _spacing: list[tuple[float, float]] = hidden()
+    # Spacing (slice, row, column) of each volume, in mm.
+    _spacing: list[tuple[float, float, float]] = hidden()
     _cache: SliceCache = hidden()
     _names: case_names.Cases = hidden()
 
@@ -78,7 +84,7 @@ class NiftiFolder:
         object.__setattr__(self, "_names", names)
         object.__setattr__(self, "_notes", notes)
         object.__setattr__(self, "_cache", SliceCache(Path(self.cache_folder)))
-        object.__setattr__(self, "_spacing", [header.spacing[1:] for header in headers])
+        object.__setattr__(self, "_spacing", [header.spacing for header in headers])
         slices = []
         for n, header in enumerate(headers):
             least = self.min_foreground
@@ -109,16 +115,45 @@ class NiftiFolder:
     def __getitem__(self, index: int) -> Example:
         n, z = self._slices[index]
         case = self._folder.cases[n]
-        volume = self._names.slices[case.name]
-        label = self._label(n)[z][..., 0].astype(np.uint16)
         return {
             "image": neighbours(self._image(n), z, self.context),
-            "mask": class_masks(label, self.classes, self.labels),
+            "mask": self._mask(n, z),
             "case": self._names.of[case.name],
-            "slice": f"{volume}_{z:03d}" if volume else f"{z:03d}",
-            "spacing": self._spacing[n],
+            "slice": self._slice_name(n, z),
+            "spacing": self._spacing[n][1:],
             "path": str(case.images[0]),
         }
+
+    def scans(self, case: str) -> Iterator[LabelledScan]:
+        """Yields every volume of a case, with the slices that `min_foreground` omits."""
+        for n, files in enumerate(self._folder.cases):
+            if self._names.of[files.name] == case:
+                yield self._scan(n)
+
+    def _scan(self, n: int) -> LabelledScan:
+        files = self._folder.cases[n]
+        # From the file, as mode predict reads it: the cache holds float32.
+        slices = _read_slices(files.images)
+        masks = [self._mask(n, z) for z in range(len(slices))]
+        indices = {place: i for i, place in enumerate(self._slices)}
+        return LabelledScan(
+            case=self._names.of[files.name],
+            name=self._names.slices[files.name],
+            slices=slices,
+            truth=np.stack(masks),
+            slice_names=[self._slice_name(n, z) for z in range(len(slices))],
+            indices=[indices.get((n, z)) for z in range(len(slices))],
+            is_volume=True,
+            spacing=self._spacing[n],
+        )
+
+    def _slice_name(self, n: int, z: int) -> str:
+        volume = self._names.slices[self._folder.cases[n].name]
+        return f"{volume}_{z:03d}" if volume else f"{z:03d}"
+
+    def _mask(self, n: int, z: int) -> UInt8[np.ndarray, "h w k"]:
+        label = self._label(n)[z][..., 0].astype(np.uint16)
+        return class_masks(label, self.classes, self.labels)
 
     def verify(self) -> None:
         """Reads every volume that the cache lacks.
@@ -135,18 +170,7 @@ class NiftiFolder:
 
     def _image(self, n: int):
         images = self._folder.cases[n].images
-
-        def read():
-            volumes = nifti.read_channels(images)
-            parts = []
-            for volume in volumes:
-                nifti.check_content(volume)
-                # All channels are cut as the first, since affines differ by rounding.
-                slices = replace(volume, affine=volumes[0].affine).slices
-                parts.append(slices if slices.ndim == 4 else slices[..., None])
-            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-
-        return self._cache.images(images, read)
+        return self._cache.images(images, lambda: _read_slices(images))
 
     def _label(self, n: int):
         case = self._folder.cases[n]
@@ -168,6 +192,18 @@ class NiftiFolder:
         of_classes = set().union(*self.labels) if self.labels else kept.counts.keys()
         rows = [kept.counts[label] for label in of_classes & kept.counts.keys()]
         return np.sum(rows, axis=0).tolist() if rows else [0] * len(kept)
+
+
+def _read_slices(images: Sequence[Path]) -> Shaped[np.ndarray, "d h w c"]:
+    """Reads the files of a volume's channels as canonical slices."""
+    volumes = nifti.read_channels(images)
+    parts = []
+    for volume in volumes:
+        nifti.check_content(volume)
+        # All channels are cut as the first, since affines differ by rounding.
+        slices = replace(volume, affine=volumes[0].affine).slices
+        parts.append(slices if slices.ndim == 4 else slices[..., None])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
 def check_labels(

@@ -17,13 +17,14 @@ slices.
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-from biedsnet_jax.data.sources.source import Facts
+from biedsnet_jax.data.sources.source import Facts, LabelledScan, scans_of_pictures
 from biedsnet_jax.errors import BadInput
 
 # Grey values in Hounsfield units.
@@ -116,6 +117,10 @@ class Phantom:
     def facts(self) -> Facts:
         """Returns no facts, since no files are read."""
         return Facts()
+
+    def scans(self, case: str) -> Iterator[LabelledScan]:
+        """Yields every slice of a case, which is a picture by itself."""
+        return scans_of_pictures(self, case)
 
     def verify(self) -> None:
         """Does nothing, since no files are read."""

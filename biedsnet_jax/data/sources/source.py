@@ -2,16 +2,20 @@
 
 A source is random access in numpy: `len`, `.cases` (the case of every index) and `[i]`,
 an example. That is a dict of image "h w c" in the file's own values, upright, mask uint8
-"h w k" of 0 and 1, case, slice, spacing (row, column) in mm or None, and path.
+"h w k" of 0 and 1, case, slice, spacing (row, column) in mm or None, and path. `scans`
+gives whole scans of a case with their true masks, as mode predict would read the files.
 """
 
 # `hidden` is `dataclasses.field`, which this rule allows by that name alone.
 # ruff: noqa: RUF009
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
 
 from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.errors import BadInput
@@ -40,6 +44,27 @@ class Facts:
     notes: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class LabelledScan:
+    """A scan as mode predict reads it, and the true mask of every pixel of its grid."""
+
+    case: str
+    # Name of the scan, where a case has several volumes; else empty.
+    name: str
+    # In the file's own values.
+    slices: Shaped[np.ndarray, "d h w c"]
+    # 0 and 1 for each class.
+    truth: UInt8[np.ndarray, "d h w k"]
+    # Names of the slices within their case, as examples have them.
+    slice_names: Sequence[str]
+    # Index of each slice in the source; None where the source leaves it out.
+    indices: Sequence[int | None]
+    # Whether the slices stand one on another; else each is a picture by itself.
+    is_volume: bool
+    # mm between rows and columns, of a volume between slices first; None if unknown.
+    spacing: tuple[float, ...] | None = None
+
+
 @runtime_checkable
 class Source(Protocol):
     """Interface of a source for splits and the pipeline; `Phantom` is one too."""
@@ -53,6 +78,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+    def scans(self, case: str) -> Iterator[LabelledScan]:
+        """Reads the scans of a case one after another, each with all its slices."""
 
     def verify(self) -> None:
         """Reads every file once. Raises the BadInput of the first that does not fit."""
@@ -88,8 +116,30 @@ class Cached:
             self._kept[index] = example
         return dict(self._kept[index])
 
+    def scans(self, case: str) -> Iterator[LabelledScan]:
+        """Reads the scans of a case; they are not kept, since each is read once."""
+        return self.source.scans(case)
+
     def verify(self) -> None:
         self.source.verify()
+
+
+def scans_of_pictures(source: Source, case: str) -> Iterator[LabelledScan]:
+    """Yields each slice of a case as a scan by itself, for sources of pictures."""
+    for index, name in enumerate(source.cases):
+        if name != case:
+            continue
+        example = source[index]
+        yield LabelledScan(
+            case=case,
+            name="",
+            slices=example["image"][None],
+            truth=example["mask"][None],
+            slice_names=(example["slice"],),
+            indices=(index,),
+            is_volume=False,
+            spacing=example["spacing"],
+        )
 
 
 def stamp(path: Path) -> tuple[str, int, int]:

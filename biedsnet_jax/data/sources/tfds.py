@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,10 @@ from biedsnet_jax.data.sources.nifti_folder import check_labels, class_masks
 from biedsnet_jax.data.sources.source import (
     Example,
     Facts,
+    LabelledScan,
     check_foreground,
     hidden,
+    scans_of_pictures,
     stamp,
 )
 from biedsnet_jax.errors import BadInput, shown
@@ -113,6 +115,10 @@ class Tfds:
             "spacing": spacing,
             "path": path,
         }
+
+    def scans(self, case: str) -> Iterator[LabelledScan]:
+        """Yields every example of a case, which is a picture by itself."""
+        return scans_of_pictures(self, case)
 
     def verify(self) -> None:
         """Reads every example, once as long as the set stays as it is.

@@ -461,6 +461,9 @@ class Counting:
             "mask": np.zeros((2, 2, 1), np.uint8),
         }
 
+    def scans(self, case):
+        return iter(())
+
     def verify(self):
         raise BadInput("verified")
 

@@ -1,0 +1,170 @@
+"""The way of a slice to the network's canvas, and the way of the network's maps back.
+
+Training, prediction and evaluation all ask one object, `Fit`, so a mask is drawn back
+exactly as its image was brought there. The canvas is the network's grid, H by W; h by w
+is the slice's own.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Shaped, UInt8
+from PIL import Image
+
+# The ways to the canvas: values of data.fit.
+METHODS = ("squash", "pad")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The canvas, and how slices of other sizes come to it.
+
+    squash: a slice is resized to the canvas, whatever its proportions. pad: it is
+    resized until it touches the canvas on two sides, and stands in the middle; around
+    it lie its lowest values and background.
+    """
+
+    size: int | tuple[int, int]  # pixels: a side, or height and width
+    method: str = "squash"  # one of METHODS
+
+    def resize(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W c"]:
+        """Resizes an image to the part of the canvas that it takes."""
+        return resize_image(image, self._part(image.shape[:2]))
+
+    def place(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W c"]:
+        """Puts a resized image onto the canvas, among its lowest values.
+
+        These are of each channel after normalisation, which sees no padding.
+        """
+        return self._place(image, image.min(axis=(0, 1)))
+
+    def mask(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Brings mask and spacing of an example to the canvas; see `resize_mask`."""
+        resized = resize_mask(example, self._part(example["mask"].shape[:2]))
+        return {**resized, "mask": self._place(resized["mask"], 0)}
+
+    def shares(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Brings the mask of an example to the canvas as `mask` does, but as shares.
+
+        Each pixel, float32, is the share of its area that the class covers.
+        """
+        mask = example["mask"]
+        part = self._part(mask.shape[:2])
+        return self.mask(example) | {"mask": self._place(cover(mask, part), 0)}
+
+    def back(
+        self, maps: Float[np.ndarray, "H W k"], size: tuple[int, int]
+    ) -> Float[np.ndarray, "h w k"]:
+        """Brings maps on the canvas back to a slice of `size`, (h, w), bilinearly."""
+        height, width = self._part(size)
+        top, left = self._corner((height, width))
+        return resize_image(maps[top : top + height, left : left + width], size)
+
+    def _part(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width on the canvas of a slice of `size`."""
+        canvas = _sides(self.size)
+        if self.method == "squash":
+            return canvas
+        scale = min(canvas[0] / size[0], canvas[1] / size[1])
+        height, width = (max(1, round(side * scale)) for side in size)
+        return height, width
+
+    def _corner(self, part: tuple[int, int]) -> tuple[int, int]:
+        """Row and column on the canvas of the first pixel of its part."""
+        height, width = _sides(self.size)
+        return (height - part[0]) // 2, (width - part[1]) // 2
+
+    def _place(self, values, around):
+        """Puts "h w n" onto a canvas of the value `around`, one or one for each of n."""
+        if values.shape[:2] == _sides(self.size):
+            return values
+        canvas = np.empty((*_sides(self.size), values.shape[-1]), values.dtype)
+        canvas[:] = around
+        top, left = self._corner(values.shape[:2])
+        canvas[top : top + values.shape[0], left : left + values.shape[1]] = values
+        return canvas
+
+
+def resize_image(
+    image: Shaped[np.ndarray, "h w c"], size: int | tuple[int, int]
+) -> Shaped[np.ndarray, "H W c"]:
+    """Resizes an image bilinearly, antialiased where it shrinks.
+
+    `size` is a side, or height and width.
+    """
+    height, width = _sides(size)
+    if image.shape[:2] == (height, width):
+        return image
+    return each_channel(
+        image.astype(np.float32),
+        lambda x: x.resize((width, height), Image.Resampling.BILINEAR),
+    )
+
+
+def resize_mask(example: dict[str, Any], size: int | tuple[int, int]) -> dict[str, Any]:
+    """Resizes the mask of an example; its spacing grows as its pixels do.
+
+    `size` is a side, or height and width. Each mask pixel takes the class that covers
+    most of it, and the lesion where two cover the same. So borders stay in place and
+    lesions of half a pixel survive, which the nearest pixel would lose by chance. Where
+    the mask grows, this is the nearest pixel. Classes that overlap, as nested regions
+    do, are resized one by one: each takes the pixels that it covers at least half of.
+    """
+    height, width = _sides(size)
+    mask = example["mask"]
+    old_height, old_width = mask.shape[:2]
+    if (old_height, old_width) == (height, width):
+        return example
+    cover = each_channel(
+        mask.astype(np.float32),
+        lambda x: x.resize((width, height), Image.Resampling.BOX),
+    )
+    overlap = (mask.sum(axis=-1) > 1).any()
+    if overlap:
+        mask = (cover > 0.5 - 1e-6).astype(np.uint8)
+    else:
+        background = 1.0 - cover.sum(axis=-1, keepdims=True)
+        # Background comes last, since argmax takes the first of equal shares.
+        shares = np.concatenate([cover, background], axis=-1)
+        label = shares.argmax(axis=-1)
+        mask = (label[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
+    spacing = example.get("spacing")
+    if spacing is not None:
+        spacing = (spacing[0] * old_height / height, spacing[1] * old_width / width)
+    return {**example, "mask": mask, "spacing": spacing}
+
+
+def each_channel(array: np.ndarray, change) -> np.ndarray:
+    """Applies `change`, a function of a Pillow image, to every channel of "h w n"."""
+    changed = []
+    for channel in np.moveaxis(array, -1, 0):
+        picture = Image.fromarray(np.ascontiguousarray(channel))
+        changed.append(np.asarray(change(picture)))
+    return np.stack(changed, axis=-1)
+
+
+def cover(
+    mask: UInt8[np.ndarray, "h w k"], size: tuple[int, int]
+) -> Float32[np.ndarray, "H W k"]:
+    """Share of each pixel of a grid of `size`, (H, W), that a mask of 0 and 1 covers."""
+    rows, columns = (_overlaps(old, new) for old, new in zip(mask.shape[:2], size))
+    planes = np.moveaxis(mask.astype(np.float32), -1, 0)
+    return np.moveaxis(rows @ planes @ columns.T, 0, -1)
+
+
+def _overlaps(old: int, new: int) -> Float32[np.ndarray, "new old"]:
+    """Share of each of `new` pixels that each of `old` ones covers, along one axis.
+
+    Pillow's box filter takes or leaves whole pixels, which is exact only where the one
+    number is a multiple of the other.
+    """
+    edges = np.arange(new + 1) * old / new
+    first = np.arange(old)
+    last = np.minimum(edges[1:, None], first + 1)
+    shared = last - np.maximum(edges[:-1, None], first)
+    return (np.maximum(shared, 0) * new / old).astype(np.float32)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
