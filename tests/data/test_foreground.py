@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
+from biedsnet_jax.data.fit import Fit
 from biedsnet_jax.data.foreground import Foreground, find_foreground
 from biedsnet_jax.data.pipeline import train_batches
 from biedsnet_jax.data.sources.source import Facts
@@ -45,7 +46,7 @@ def read(count, *, share, start=0, rows=None, seed=4, batch_size=6):
     batches = train_batches(
         Few(),
         INDICES,
-        prepare=Prepare(8, "none"),
+        prepare=Prepare(Fit(8), "none"),
         augment={"hflip": 0.5},
         batch_size=batch_size,
         seed=seed,
