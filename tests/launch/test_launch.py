@@ -136,7 +136,8 @@ def test_folds_are_runs_of_their_own_and_each_is_done_by_all_rows_before_the_nex
     command = tmp_path / "out" / "row5" / "seed0" / "fold1" / "command.txt"
     assert command.read_text() == (
         "python -m biedsnet_jax.main --config=configs/phantom.py:row5 --config.seed=0 "
-        "--config.split.folds=2 --config.split.fold=1 --workdir=WORKDIR\n"
+        "--config.split.folds=2 --config.split.fold=1 --config.eval.paper=True "
+        "--workdir=WORKDIR\n"
     )
     again, calls = launch("table2.sh", "phantom", "out", "--folds=2")
     assert again.returncode == 0 and configs(calls) == ["report"]
@@ -176,6 +177,7 @@ def test_settings_reach_the_run_of_their_row_and_fold(launch, tmp_path):
         tmp_path / "out" / "row2" / "seed0" / "fold1" / "command.txt"
     ).read_text()
     given = "--config.train.learning_rate=0.011 --config.augment.scale=0.25 --config.train.steps=9"
+    given += " --config.eval.paper=True"
     assert f"--config.split.fold=1 {given} --workdir" in command
 
 
