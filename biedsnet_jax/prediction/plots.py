@@ -1,5 +1,6 @@
 """Draws a slice and its prediction with matplotlib, an extra that nothing else needs."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +24,7 @@ def check_installed() -> None:
 
 def plot_slice(
     image: Num[np.ndarray, "h w c"],
-    probability: Float[np.ndarray, "h w k"],
-    entropy: Float[np.ndarray, "h w k"] | None,
+    maps: Mapping[str, Float[np.ndarray, "h w k"]],
     *,
     threshold: float,
     names: list[str],
@@ -32,12 +32,14 @@ def plot_slice(
 ) -> "Figure":
     """Draws a row of panels for each class: image, mask outline, probability, entropy.
 
-    `names` are those of the classes. `aspect` is the height of a pixel over its width.
-    There is no panel of entropy where it is None. Raises BadInput without matplotlib.
+    `maps` holds "probability" and, for a panel more, "entropy". `names` are those of the
+    classes. `aspect` is the height of a pixel over its width. Raises BadInput without
+    matplotlib.
     """
     check_installed()
     from matplotlib import pyplot
 
+    probability, entropy = maps["probability"], maps.get("entropy")
     columns = 3 if entropy is None else 4
     figure, axes = pyplot.subplots(
         len(names),

@@ -118,8 +118,7 @@ class ScanPrediction(Prediction):
         maps, _ = self.at(z)
         return plots.plot_slice(
             self.image[z],
-            maps["probability"],
-            maps.get("entropy"),
+            maps,
             threshold=self.threshold,
             names=self._panel_names(z % depth),
             aspect=self.spacing[1] / self.spacing[2] if self.spacing else 1.0,
