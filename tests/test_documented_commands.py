@@ -129,12 +129,16 @@ def run(command: str) -> None:
 def call_main(words: list[str]) -> None:
     """Does what `python -m biedsnet_jax.main WORDS` does, in this process."""
     values = dict(word[2:].split("=", 1) for word in words if "=" in word)
-    if values.get("mode") in READING and "workdir" in values:
+    mode = values.get("mode", "train")
+    goes_on = mode in READING or (mode == "train" and "config" not in values)
+    if goes_on and "workdir" in values:
         for workdir in values["workdir"].split(","):
             have_workdir(Path(workdir))
-    elif "workdir" in values and values.get("mode", "train") == "train":
+    elif "workdir" in values and mode == "train":
         # It may be there for a command that reads it.
         shutil.rmtree(values["workdir"], ignore_errors=True)
+    if source := values.get("config.init.source"):
+        have_workdir(Path(source))
     absl_flags.forget()
     assert main.run(["biedsnet_jax", *words]) == 0
     for flag in ("workdir", "output"):
