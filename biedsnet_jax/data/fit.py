@@ -51,7 +51,11 @@ class Fit:
         """
         mask = example["mask"]
         part = self._part(mask.shape[:2])
-        return self.mask(example) | {"mask": self._place(cover(mask, part), 0)}
+        return {
+            **example,
+            "mask": self._place(cover(mask, part), 0),
+            "spacing": _resized_spacing(example.get("spacing"), mask.shape[:2], part),
+        }
 
     def back(
         self, maps: Float[np.ndarray, "H W k"], size: tuple[int, int]
@@ -113,26 +117,29 @@ def resize_mask(example: dict[str, Any], size: int | tuple[int, int]) -> dict[st
     """
     height, width = _sides(size)
     mask = example["mask"]
-    old_height, old_width = mask.shape[:2]
-    if (old_height, old_width) == (height, width):
+    if mask.shape[:2] == (height, width):
         return example
-    cover = each_channel(
+    shares = each_channel(
         mask.astype(np.float32),
         lambda x: x.resize((width, height), Image.Resampling.BOX),
     )
     overlap = (mask.sum(axis=-1) > 1).any()
     if overlap:
-        mask = (cover > 0.5 - 1e-6).astype(np.uint8)
+        resized = (shares > 0.5 - 1e-6).astype(np.uint8)
     else:
-        background = 1.0 - cover.sum(axis=-1, keepdims=True)
+        background = 1.0 - shares.sum(axis=-1, keepdims=True)
         # Background comes last, since argmax takes the first of equal shares.
-        shares = np.concatenate([cover, background], axis=-1)
-        label = shares.argmax(axis=-1)
-        mask = (label[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
-    spacing = example.get("spacing")
-    if spacing is not None:
-        spacing = (spacing[0] * old_height / height, spacing[1] * old_width / width)
-    return {**example, "mask": mask, "spacing": spacing}
+        label = np.concatenate([shares, background], axis=-1).argmax(axis=-1)
+        resized = (label[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
+    spacing = _resized_spacing(example.get("spacing"), mask.shape[:2], (height, width))
+    return {**example, "mask": resized, "spacing": spacing}
+
+
+def _resized_spacing(spacing, old: tuple[int, int], new: tuple[int, int]):
+    """Spacing (row, column) after a slice of `old` pixels became one of `new`."""
+    if spacing is None or old == new:
+        return spacing
+    return (spacing[0] * old[0] / new[0], spacing[1] * old[1] / new[1])
 
 
 def each_channel(array: np.ndarray, change) -> np.ndarray:
