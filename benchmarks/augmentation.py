@@ -35,7 +35,7 @@ def main() -> int:
         print(
             f"{name:10s}", json.dumps({"batches_per_second": rates[name]}), flush=True
         )
-    steps = steps_a_second(configs["today"])
+    steps = scripts.steps_a_second(configs["today"])
     ratio = min(rates.values()) / steps
     print(f"step       {steps:.2f} a second; {ratio:.1f} times, must be {LEAST_RATIO}")
     return 0 if ratio >= LEAST_RATIO else 1
@@ -63,17 +63,6 @@ def batches_a_second(cfg, count: int) -> float:
         for _ in range(count):
             next(batches)
         return count / (time.perf_counter() - start)
-
-
-def steps_a_second(cfg) -> float:
-    """Times the training step, as mode benchmark does."""
-    from biedsnet_jax.benchmarking import benchmark
-    from biedsnet_jax.runtime import devices
-
-    devices.enable_compile_cache("auto")
-    _, update = benchmark.programs(cfg, devices.make_mesh())
-    _, fields, _ = benchmark.measure(update, repeats=10)
-    return 1e3 / fields["milliseconds"]["median"]
 
 
 def _configs(root):

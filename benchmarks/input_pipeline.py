@@ -128,13 +128,7 @@ def feed(folder: Path) -> dict:
 
 def train(folder: Path) -> dict:
     """Times the training step of the same config, as mode benchmark does."""
-    from biedsnet_jax.benchmarking import benchmark
-    from biedsnet_jax.runtime import devices
-
-    devices.enable_compile_cache("auto")
-    _, update = benchmark.programs(_config(folder), devices.make_mesh())
-    _, fields, _ = benchmark.measure(update, repeats=10)
-    return {"steps_per_second": 1e3 / fields["milliseconds"]["median"]}
+    return {"steps_per_second": scripts.steps_a_second(_config(folder))}
 
 
 def _config(folder):

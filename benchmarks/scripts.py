@@ -18,6 +18,18 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
     )
 
 
+def steps_a_second(cfg) -> float:
+    """Times the training step of a config, as mode benchmark does."""
+    # Imported here, since some scripts do without jax.
+    from biedsnet_jax.benchmarking import benchmark
+    from biedsnet_jax.runtime import devices
+
+    devices.enable_compile_cache("auto")
+    _, update = benchmark.programs(cfg, devices.make_mesh())
+    _, fields, _ = benchmark.measure(update, repeats=10)
+    return 1e3 / fields["milliseconds"]["median"]
+
+
 def read_config(words: list[str]):
     """The checked config that the package's flags `words` name.
 
