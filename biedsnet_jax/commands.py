@@ -78,9 +78,11 @@ COMMANDS = {
         after_stop="Nothing was trained yet. The same command begins where this one did.",
     ),
     "evaluate": Command(
-        "Scores a trained run on its test split.",
+        "Scores a trained run on its test split, or on another labelled data set.",
         {
             "workdir": _OF_A_RUN,
+            "data": "folder of another data set, all of whose cases are scored; short "
+            "for --config.data.root",
             "config": _CONFIG_OF_A_RUN,
             "coordinator": _COORDINATOR,
             "num_processes": _NUM_PROCESSES,
@@ -89,6 +91,7 @@ COMMANDS = {
         (
             "biedsnet evaluate --workdir=runs/mine",
             "biedsnet evaluate --workdir=runs/mine --config.sampler.steps=10",
+            "biedsnet evaluate --workdir=runs/mine --data=DIR",
         ),
         after_stop="The same command scores all cases again.",
     ),

@@ -27,6 +27,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, commands.flag_help("workdir"))
 _OUTPUT = flags.DEFINE_string("output", None, commands.flag_help("output"))
 _NETWORK = flags.DEFINE_string("network", None, commands.flag_help("network"))
 _INPUT = flags.DEFINE_string("input", None, commands.flag_help("input"))
+# `command_line.spelled_out` makes a field of it.
+flags.DEFINE_string("data", None, commands.flag_help("data"))
 _SAMPLES = flags.DEFINE_bool("samples", False, commands.flag_help("samples"))
 _COMPARE = flags.DEFINE_string("compare", None, commands.flag_help("compare"))
 _REPEATS = flags.DEFINE_integer("repeats", 7, commands.flag_help("repeats"))

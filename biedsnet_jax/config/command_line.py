@@ -16,6 +16,8 @@ from biedsnet_jax.runtime import files
 
 NO_CONFIG = "--config is missing. Give a config, for example --config=phantom"
 PATHS = ("config", "workdir", "input", "output", "compare")
+# Short spellings of fields.
+SHORT = {"data": "config.data.root", "config.init": "config.init.source"}
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 _HERE = pathlib.Path(__file__).absolute().parent
 # What absl takes for true, in any case.
@@ -70,9 +72,10 @@ def with_config(argv: list[str], known: Any) -> list[str]:
     """Adds --config where none is given but the mode or a trained workdir implies one.
 
     It is `student.py:WORKDIR` in mode distill, `folder:NETWORK` in mode import, and
-    `saved.py:WORKDIR` in the others. Paths are expanded as in `with_paths`.
+    `saved.py:WORKDIR` in the others. Short spellings are spelled out, and paths expanded
+    as in `with_paths`.
     """
-    argv = with_paths(argv, known)
+    argv = with_paths(spelled_out(argv, known), known)
     mode = value(argv, "mode", known)
     workdir = value(argv, "workdir", known)
     if value(argv, "config", known) or mode in ("report", "info"):
@@ -144,6 +147,26 @@ def reworded(error: Exception, config: Any) -> str:
             f"{usual!r}, of {type(usual).__name__}."
         )
     return f"Bad flag: {shown(text, most=200)}. --help lists all flags."
+
+
+def spelled_out(argv: list[str], known: Any) -> list[str]:
+    """Puts the flag of a field in the place of its short spelling, see SHORT.
+
+    Raises BadInput for --data in a mode that scores no data set.
+    """
+    mode = value(argv, "mode", known) or "train"
+    words = [argv[0]]
+    for one in read(argv, known):
+        if one.name not in SHORT or one.value is None:
+            words += one.words
+            continue
+        if one.name == "data" and mode != "evaluate":
+            raise BadInput(
+                f"--data is {shown(one.value)}, but mode {mode} does not take it. Give "
+                f"--config.data.root, or score that data set with --mode=evaluate."
+            )
+        words.append(f"--{SHORT[one.name]}={one.value}")
+    return words
 
 
 def with_paths(argv: list[str], known: Any) -> list[str]:

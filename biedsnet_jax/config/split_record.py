@@ -84,6 +84,14 @@ def fingerprints(of_cases: Mapping[str, Sequence[Path]]) -> dict[str, str]:
     return found
 
 
+def joined(prints: Iterable[str]) -> str | None:
+    """One hash of the fingerprints of several cases, in any order; None of no case."""
+    together = "".join(sorted(prints))
+    if not together:
+        return None
+    return hashlib.sha256(together.encode()).hexdigest()[:32]
+
+
 def _fingerprint(path):
     try:
         return files.fingerprint(path)

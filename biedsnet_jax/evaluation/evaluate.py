@@ -237,10 +237,12 @@ def _save(model, workdir, data, scope, scored):
     differs = dict(scope.differs)
     if (workdir / "config.json").exists():
         differs |= evaluations.differences(run_config.load(workdir), cfg)
-    folder = evaluations.place(workdir, differs)
+    folder = evaluations.place(workdir, differs, scope.fingerprint)
+    _tell_of_same_files(workdir, folder, data, scope)
     passed = data.source.facts.passed
     results = _results(model, data, scope, scored) | {
         "data": data.root or None,
+        "fingerprint": scope.fingerprint,
         "evaluation": folder.name if differs else None,
         "differs": differs,
         "trained_on": scope.trained_on,
@@ -255,7 +257,8 @@ def _save(model, workdir, data, scope, scored):
         walk.write_record(folder, passed)
         _write(folder, results, scored)
         if differs:
-            evaluations.update_index(workdir)
+            if evaluations.update_index(workdir):
+                _renew_report(workdir)
         # Without tensorboardX, which training alone needs, the scores are still there.
         elif cfg.log.tensorboard and extras.is_installed("train"):
             hparams.record(cfg, workdir, results)
@@ -265,6 +268,28 @@ def _save(model, workdir, data, scope, scored):
             "then score again with --mode=evaluate."
         ) from error
     return results
+
+
+def _tell_of_same_files(workdir, folder, data, scope):
+    """Prints where the files of other data are known from another place."""
+    if scope.fingerprint is None or "data.root" not in scope.differs:
+        return
+    if evaluations.fingerprint_of(workdir) == scope.fingerprint:
+        line = f"{data.root} holds the files of the run's own test"
+        console.tell(line, sys.stdout)
+    before = evaluations.root_of(folder)
+    if before and before != data.root:
+        line = f"{data.root} holds the files that were scored from {before}"
+        console.tell(f"{line}; {folder} is written anew", sys.stdout)
+
+
+def _renew_report(workdir):
+    """Writes the report of the run's own test again, which lists all evaluations."""
+    try:
+        report.write(workdir)
+    except BadInput as error:
+        # The scores of this evaluation are complete whatever became of the others.
+        processes.say(f"warning: the report of {workdir} stays as it is: {error}")
 
 
 def _write(folder, results, scored):

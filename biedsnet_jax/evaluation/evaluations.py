@@ -84,12 +84,14 @@ def config_of_run(cfg: ConfigDict, workdir: Path) -> ConfigDict:
     return kept
 
 
-def place(workdir: Path, differs: Mapping[str, list]) -> Path:
+def place(
+    workdir: Path, differs: Mapping[str, list], fingerprint: str | None = None
+) -> Path:
     """The folder of an evaluation that `differs` from the run's own; without
     differences the workdir.
 
-    The same evaluation gets the same folder again, another one of the same name a
-    number.
+    The same evaluation gets the same folder again, also where its data have another
+    name or place and the same `fingerprint`. Another one of the same name gets a number.
     """
     if not differs:
         return workdir
@@ -98,7 +100,46 @@ def place(workdir: Path, differs: Mapping[str, list]) -> Path:
     folder = workdir / EVALUATIONS / name
     while os.path.lexists(folder) and not _is_same(folder, differs):
         folder = workdir / EVALUATIONS / f"{name}_{next(numbers)}"
-    return folder
+    if (folder / RESULTS).exists():
+        return folder
+    return _of_same_files(workdir, differs, fingerprint) or folder
+
+
+def _of_same_files(workdir, differs, fingerprint) -> Path | None:
+    """The folder of an evaluation of the same files from another place, if there is one."""
+    if fingerprint is None or "data.root" not in differs:
+        return None
+    for path in sorted((workdir / EVALUATIONS).glob(f"*/{RESULTS}")):
+        before = _read(path) or {}
+        if before.get("fingerprint") != fingerprint:
+            continue
+        there = before.get("differs")
+        if isinstance(there, dict) and _settings_of(there) == _settings_of(differs):
+            return path.parent
+    return None
+
+
+def _settings_of(differs):
+    """What `differs` has beside the data and the cases, here."""
+    settings = {
+        name: pair[-1]
+        for name, pair in differs.items()
+        if name not in ("data.root", "split.test")
+    }
+    # By way of JSON, so that both have lists.
+    return json.loads(json.dumps(settings))
+
+
+def root_of(folder: Path) -> str | None:
+    """The data that an evaluation in `folder` scored; None where there is none yet."""
+    before = _read(folder / RESULTS)
+    return before.get("data") if before else None
+
+
+def fingerprint_of(folder: Path) -> str | None:
+    """The fingerprint of the cases scored in `folder`; None where it is not known."""
+    before = _read(folder / RESULTS)
+    return before.get("fingerprint") if before else None
 
 
 def folder_name(differs: Mapping[str, list]) -> str:
@@ -147,37 +188,46 @@ def folder_of(workdir: Path, results: Mapping[str, Any]) -> Path:
 def index(workdir: Path) -> dict[str, dict]:
     """Lists the evaluations that are not the run's own.
 
-    Returns name -> {"data": folder, "cases": number, "dice": mean}.
+    Returns by name their data (a folder), the number of their cases and of those
+    "trained_on" (None: not known), "grid", mean "dice" with its "ci95", and mean "hd95".
     """
     found = {}
     for path in sorted((workdir / EVALUATIONS).glob(f"*/{RESULTS}")):
-        results = _read(path)
         try:
-            dice = results["standard"]["dice"]["mean"]
-            entry = {
-                "data": results["data"],
-                "cases": len(results["cases"]),
-                "dice": dice,
-            }
-        except (KeyError, TypeError):
+            found[path.parent.name] = _entry(_read(path))
+        except (AttributeError, KeyError, TypeError):
             continue
-        found[path.parent.name] = entry
     return found
 
 
-def update_index(workdir: Path) -> None:
+def _entry(results):
+    standard = results["standard"]
+    trained_on = results.get("trained_on")
+    return {
+        "data": results["data"],
+        "cases": len(results["cases"]),
+        "trained_on": None if trained_on is None else len(trained_on),
+        "grid": results.get("grid"),
+        "dice": standard["dice"]["mean"],
+        "ci95": standard["dice"].get("ci95"),
+        "hd95": standard.get("hd95", {}).get("mean"),
+    }
+
+
+def update_index(workdir: Path) -> bool:
     """Brings the index in a workdir's results.json up to date and nothing else of it.
 
-    Raises OSError where the file cannot be written.
+    Returns whether there is such a file. Raises OSError where it cannot be written.
     """
     path = workdir / RESULTS
     results = _read(path)
     if results is None:
-        return
+        return False
     status = path.stat()
     files.write_json(path, results | {EVALUATIONS: index(workdir)})
     # The report takes the time of the file for that of the evaluation.
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return True
 
 
 def _read(path):

@@ -29,6 +29,9 @@ class Scope:
     trained_on: Mapping[str, str] | None = dataclasses.field(default_factory=dict)
     # How results name other data.
     dataset: str = ""
+    # One hash of the files of all scored cases, whatever they are called; None where
+    # there are none, and on all processes but the first.
+    fingerprint: str | None = None
 
 
 def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
@@ -53,7 +56,9 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
         if names:
             data = dataclasses.replace(data, test=_chosen(data.source.cases, names))
         run_split.check_any(data.test, "slices of the cases to score", root)
-        scope = Scope(differs, _seen_in(record, data, own=True))
+        prints = _prints_of(data)
+        seen = _seen_in(record, data, prints, own=True)
+        scope = Scope(differs, seen, fingerprint=split_record.joined(prints.values()))
     else:
         chosen = _chosen(source.cases, names or ["*"])
         data = Data(source, train=[], val=[], test=chosen, root=root)
@@ -62,7 +67,10 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
         renamed = cfg.data.name != saved.data.name
         dataset = cfg.data.name if renamed else os.path.basename(root)
         differs = {"data.root": [before, root]} | differs
-        scope = Scope(differs, _seen_in(record, data, own=False), dataset)
+        prints = _prints_of(data)
+        seen = _seen_in(record, data, prints, own=False)
+        fingerprint = split_record.joined(prints.values())
+        scope = Scope(differs, seen, dataset, fingerprint)
         _warn_of_same_names(record, scope, data)
     _warn_of_seen(scope, data, workdir)
     return data, scope
@@ -104,14 +112,14 @@ def _open_unrecorded(saved, workdir, source, root, *, named):
     return data, record
 
 
-def of_training(workdir: Path) -> Scope:
-    """The scope of the test at the end of a training."""
+def of_training(workdir: Path, data: Data) -> Scope:
+    """The scope of the test at the end of a training on `data`."""
+    fingerprint = split_record.joined(_prints_of(data).values())
     record = split_record.load(workdir)
     if record is None:
-        return Scope()
-    return Scope(
-        trained_on=record.seen_by_content(record.sides["test"], record.fingerprints)
-    )
+        return Scope(fingerprint=fingerprint)
+    seen = record.seen_by_content(record.sides["test"], record.fingerprints)
+    return Scope(trained_on=seen, fingerprint=fingerprint)
 
 
 def _is_of_run(record, saved, workdir, source, root):
@@ -153,16 +161,23 @@ def _chosen(cases, names):
     return run_split.indices(cases, chosen)
 
 
-def _seen_in(record, data, *, own) -> dict[str, str] | None:
-    """Maps scored cases that the run was trained or validated on to their side."""
-    if record is None:
-        return None
+def _prints_of(data) -> dict[str, str]:
+    """Fingerprint of each scored case that has files."""
     # The first process writes the results, so it alone need read the files.
     if not processes.is_first():
         return {}
+    files = run_split.files_of(data.source.facts.files, data.cases("test"))
+    return split_record.fingerprints(files)
+
+
+def _seen_in(record, data, prints, *, own) -> dict[str, str] | None:
+    """Maps scored cases that the run was trained or validated on to their side."""
+    if record is None:
+        return None
+    if not processes.is_first():
+        return {}
     cases = data.cases("test")
-    scored = run_split.files_of(data.source.facts.files, cases)
-    seen = record.seen_by_content(cases, split_record.fingerprints(scored))
+    seen = record.seen_by_content(cases, prints)
     return seen | record.seen_by_name(cases) if own else seen
 
 

@@ -53,10 +53,9 @@ def few_cases(evidence: Evidence) -> Advice | None:
             "each fold into a workdir of its own and give all of them to --mode=report.",
             f"--config.split.folds={evidence.folds} --config.split.fold=K",
         )
-    # Two folds of two cases are the least that says more than one test.
-    if evidence.all_cases is None or evidence.all_cases < 4:
+    folds = count_folds(evidence.all_cases or 0)
+    if not folds:
         return None
-    folds = min(MOST_FOLDS, evidence.all_cases // 2)
     return Advice(
         "Test every case",
         f"{tested}. Train {folds} folds, K from 0 to {folds - 1}, each into a workdir of its "
@@ -64,6 +63,12 @@ def few_cases(evidence: Evidence) -> Advice | None:
         "tested, each once, by a model that never saw it.",
         f"--config.split.folds={folds} --config.split.fold=K",
     )
+
+
+def count_folds(cases: int) -> int:
+    """Folds that suit a data set of so many cases; 0 where there are too few."""
+    # Two folds of two cases are the least that says more than one test.
+    return min(MOST_FOLDS, cases // 2) if cases >= 4 else 0
 
 
 def falling_loss(evidence: Evidence) -> Advice | None:

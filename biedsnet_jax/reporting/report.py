@@ -42,6 +42,8 @@ def write(workdir: pathlib.Path) -> None:
 def _write(path, runs, unfinished):
     tables = make_tables(runs)
     shown = run_tables.evaluated(runs)
+    if beside := run_tables.evaluations_table(shown):
+        tables.append(beside)
     if unfinished:
         state = "no results yet; the command that began it goes on"
         rows = [[str(workdir), state] for workdir in unfinished]

@@ -61,6 +61,67 @@ def cases_table(shown: Sequence[Evaluated]) -> Table:
     return Table("Split by case", caption, ["", "Split", "Cases"], rows)
 
 
+def evaluations_table(shown: Sequence[Evaluated]) -> Table | None:
+    """Sets the other evaluations of each workdir beside its own; None where none has."""
+    rows = []
+    for one in shown:
+        others = one.run.fields.get(results.EVALUATIONS) or {}
+        if not isinstance(others, dict):
+            continue
+        if others:
+            own = "the run's own" if len(shown) == 1 else f"{one.name}, its own"
+            rows.append(_evaluation_row(own, _own_entry(one.run.fields)))
+        for name, entry in others.items():
+            rows.append(_evaluation_row(name, entry))
+    if not rows:
+        return None
+    caption = (
+        "Exact measures, per slice, with the 95 % interval by case. What differs from the "
+        "run's own test names an evaluation: its data or its settings. The last column "
+        "counts cases that the model was trained or validated on."
+    )
+    header = ["Evaluation", "Data", "Cases", "Dice", "95 % interval", "HD95, pixels"]
+    header += ["Scored on", "Seen in training"]
+    return Table("All evaluations", caption, header, rows, "standard")
+
+
+def _own_entry(fields):
+    """What the index of the evaluations would say of the run's own."""
+    standard = fields["standard"]
+    trained_on = fields.get("trained_on")
+    return {
+        "data": fields.get("data") or fields["dataset"],
+        "cases": len(fields.get("cases") or ()) or fields.get("n_cases"),
+        "trained_on": None if trained_on is None else len(trained_on),
+        "grid": fields.get("grid"),
+        "dice": standard["dice"]["mean"],
+        "ci95": standard["dice"].get("ci95"),
+        "hd95": standard.get("hd95", {}).get("mean"),
+    }
+
+
+def _evaluation_row(name, entry):
+    low, high = entry.get("ci95") or (None, None)
+    return [
+        name,
+        str(entry.get("data") or _NOT_RECORDED),
+        _or_unknown(entry.get("cases")),
+        _or_undefined(entry.get("dice"), 4),
+        "undefined" if low is None else f"{low:.4f} to {high:.4f}",
+        _or_undefined(entry.get("hd95"), 2),
+        results.grid(entry) if "grid" in entry else _NOT_RECORDED,
+        _or_unknown(entry.get("trained_on")),
+    ]
+
+
+def _or_undefined(value, digits):
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def _or_unknown(value):
+    return _NOT_RECORDED if value is None else str(value)
+
+
 def config_table(shown: Sequence[Evaluated]) -> Table:
     """Lists every field of each run's config.json; a run without one has none."""
     configs = [_flat(_read_config(one.run.workdir)) for one in shown]

@@ -38,6 +38,7 @@ from biedsnet_jax.runtime import (
 from biedsnet_jax.runtime.lock import Lock
 from biedsnet_jax.training import (
     class_presence,
+    few_cases,
     freezing,
     run_log,
     train_step,
@@ -61,7 +62,7 @@ def train(cfg, workdir: str) -> dict | None:
             console.tell(line, sys.stdout)
         workdir = pathlib.Path(workdir)
         return evaluate.evaluate(
-            model, workdir, data, scored_cases.of_training(workdir)
+            model, workdir, data, scored_cases.of_training(workdir, data)
         )
 
 
@@ -319,6 +320,8 @@ def _announce_start(cfg, data, state, earlier_steps):
     console.tell(f"{parameters:,} parameters", sys.stdout)
     if start:
         console.tell(f"going on from step {start}", sys.stdout)
+    elif line := few_cases.line(cfg, data):
+        console.tell(line, sys.stdout)
     if earlier_steps is not None:
         _announce_more_steps(cfg, earlier_steps, start)
     # With data.verify every file was read before, so a few more cost little.

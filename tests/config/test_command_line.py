@@ -224,3 +224,36 @@ def test_an_unknown_home_is_refused_unless_a_folder_is_called_so(parse, home, pa
     refused(lambda: parse(*report), "~nobody_at_all", "./~nobody_at_all")
     (home.parent / path).mkdir(parents=True)
     assert parse(*report).workdir == path
+
+
+@pytest.mark.parametrize("words", [["--data=~/x"], ["-data", "~/x"], ["--data", "~/x"]])
+def test_data_is_short_for_the_root_of_evaluate(words):
+    argv = ["main", "--mode=evaluate", "--workdir=w", *words]
+    assert command_line.spelled_out(argv, flags.FLAGS) == [
+        "main",
+        "--mode=evaluate",
+        "--workdir=w",
+        "--config.data.root=~/x",
+    ]
+
+
+@pytest.mark.parametrize("mode", [None, "train", "predict", "serve", "report"])
+def test_data_is_refused_where_nothing_is_scored(mode):
+    argv = ["main", *([f"--mode={mode}"] if mode else []), "--data=x"]
+    with pytest.raises(BadInput, match="--data is x"):
+        command_line.spelled_out(argv, flags.FLAGS)
+
+
+def test_init_is_short_for_its_source(parse, tmp_path):
+    read = parse("--config=phantom:toy", f"--workdir={tmp_path}", "--config.init=mine")
+    assert read.config.init.source == "mine"
+    # Of two spellings the later counts, as of any flag that is given twice.
+    both = ("--config.init=a.npz", "--config.init.source=b.npz")
+    read = parse("--config=phantom:toy", f"--workdir={tmp_path}", *both)
+    assert read.config.init.source == "b.npz"
+
+
+def test_data_of_an_evaluation_reach_its_config(parse, tmp_path):
+    run_config.save(phantom.get_config("toy"), tmp_path / "config.json")
+    read = parse("--mode=evaluate", f"--workdir={tmp_path}", "--data=theirs")
+    assert read.config.data.root == "theirs"

@@ -4,6 +4,7 @@ model, the run's own and others.
 
 import csv
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ from case_folders import cfg_of, start, write
 from refusals import refused
 
 from biedsnet_jax.checkpoints import checkpoint, train_state
-from biedsnet_jax.config import run_config
+from biedsnet_jax.config import run_config, split_record
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.sources.image_folder import ImageFolder
@@ -134,9 +135,10 @@ def test_the_index_follows_the_folders_and_changes_nothing_else(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"cases": ["p"], "n": 1.5}))
     os.utime(tmp_path / "results.json", ns=(10**18, 10**18))
     evaluations.update_index(tmp_path)
+    unknown = {"trained_on": None, "grid": None, "ci95": None, "hd95": None}
     expected = {
-        "x": {"data": "/x", "cases": 2, "dice": 0.5},
-        "y": {"data": None, "cases": 1, "dice": None},
+        "x": {"data": "/x", "cases": 2, "dice": 0.5} | unknown,
+        "y": {"data": None, "cases": 1, "dice": None} | unknown,
     }
     assert json.loads((tmp_path / "results.json").read_text()) == {
         "cases": ["p"],
@@ -345,7 +347,11 @@ def test_any_other_goes_whole_into_a_folder_of_its_own(run, tmp_path, fields, na
     entry = {
         "data": found["data"],
         "cases": len(found["cases"]),
+        "trained_on": len(found["trained_on"]),
+        "grid": "file",
         "dice": found["standard"]["dice"]["mean"],
+        "ci95": found["standard"]["dice"]["ci95"],
+        "hd95": found["standard"]["hd95"]["mean"],
     }
     assert json.loads((run / "results.json").read_text())[EVALUATIONS] == {name: entry}
     # Another evaluation of the run's own keeps the index.
@@ -374,6 +380,78 @@ def test_another_data_set_is_named_and_what_was_trained_on_is_named(
     assert "1 of the 3 cases scored: q3 (train).\n" in printed.err
     again(run, data__root=str(theirs))
     assert [path.name for path in (run / EVALUATIONS).iterdir()] == ["theirs"]
+
+
+def test_the_same_files_under_another_name_are_the_same_evaluation(
+    run, tmp_path, capsys
+):
+    theirs = write(tmp_path / "theirs", ["q1", "q2"], first=30)
+    first = again(run, data__root=str(theirs))
+    shutil.copytree(theirs, tmp_path / "copy")
+    copied = again(run, data__root=str(tmp_path / "copy"), data__name="other")
+    assert (copied["evaluation"], copied["dataset"]) == ("theirs", "other")
+    assert str(theirs) in capsys.readouterr().out
+    # The cases may be called otherwise, too.
+    for kind in ("images", "masks"):
+        (tmp_path / "copy" / kind / "q1").rename(tmp_path / "copy" / kind / "z9")
+    renamed = again(run, data__root=str(tmp_path / "copy"))
+    assert (renamed["evaluation"], renamed["cases"]) == ("theirs", ["q2", "z9"])
+    prints = {one["fingerprint"] for one in (first, copied, renamed)}
+    assert len(prints) == 1
+    # Other settings make another evaluation, and so do other pixels.
+    changed = write(tmp_path / "changed", ["q1"], first=30)
+    write(changed, ["q2"], first=32)
+    found = again(run, data__root=str(changed))
+    assert (found["evaluation"], {found["fingerprint"]} & prints) == ("changed", set())
+    other = again(run, data__root=str(tmp_path / "copy"), threshold=0.4)
+    assert other["evaluation"] == "copy,threshold=0.4"
+    assert {path.name for path in (run / EVALUATIONS).iterdir()} == {
+        "theirs",
+        "changed",
+        "copy,threshold=0.4",
+    }
+
+
+def test_files_of_the_runs_own_test_are_recognised_elsewhere(
+    run, trained, tmp_path, capsys
+):
+    own = again(run)
+    for kind in ("images", "masks"):
+        for case in ("p5", "p6"):
+            there = tmp_path / "x" / kind / f"renamed_{case}"
+            shutil.copytree(trained / "ours" / kind / case, there)
+    found = again(run, data__root=str(tmp_path / "x"))
+    assert found["fingerprint"] == own["fingerprint"]
+    assert "the run's own test" in capsys.readouterr().out
+    assert found["standard"]["dice"] == own["standard"]["dice"]
+
+
+def test_a_fingerprint_is_a_hash_of_the_sorted_hashes_of_the_cases():
+    prints = ["b" * 32, "a" * 32]
+    expected = hashlib.sha256(("a" * 32 + "b" * 32).encode()).hexdigest()[:32]
+    assert split_record.joined(prints) == split_record.joined(prints[::-1]) == expected
+    assert split_record.joined([]) is None
+
+
+def test_the_report_of_the_run_lists_its_other_evaluations(run, tmp_path):
+    before = (run / "report.md").read_text()
+    theirs = write(tmp_path / "theirs", ["q1", "q2", "q3"], first=30)
+    found = again(run, data__root=str(theirs))
+    again(run, threshold=0.25)
+    text = (run / "report.md").read_text()
+    dice = found["standard"]["dice"]
+    low, high = dice["ci95"]
+    hd95 = found["standard"]["hd95"]["mean"]
+    cells = [f"{dice['mean']:.4f}", f"{low:.4f} to {high:.4f}", f"{hd95:.2f}"]
+    (row,) = (line for line in text.splitlines() if line.startswith("| theirs |"))
+    written = [cell.strip() for cell in row.strip("|").split("|")]
+    assert written[2:6] == ["3", *cells]
+    assert "threshold=0.25" in text
+    # The tables of the run's own test are as they were.
+    assert before.split("## ")[1] == text.split("## ")[1]
+    # A damaged table of the run's own test does not spoil another evaluation.
+    (run / "slices.csv").write_text("case\n")
+    assert again(run, threshold=0.3)["evaluation"] == "threshold=0.3"
 
 
 def test_no_tensorboard_line_but_the_runs_own(run):

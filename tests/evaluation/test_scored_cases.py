@@ -35,11 +35,17 @@ def opened(root, workdir, *test, **fields):
     return scored_cases.open_data(cfg_of(root, **(NAMED | named | fields)), workdir)
 
 
+def own_test(scope):
+    """Whether a scope is the run's own test, with the fingerprint of some files."""
+    expected = scored_cases.Scope(fingerprint=scope.fingerprint)
+    return scope == expected and scope.fingerprint is not None
+
+
 def test_the_run_itself_is_the_recorded_test(run, capsys):
     data, scope = opened(*run)
     assert sides(data) == OWN
-    assert scope == scored_cases.Scope()
-    assert scored_cases.of_training(run[1]) == scope
+    assert own_test(scope)
+    assert scored_cases.of_training(run[1], data) == scope
     assert capsys.readouterr().err == ""
 
 
@@ -48,7 +54,7 @@ def test_what_was_added_is_left_out_and_what_is_missing_stops(run, capsys):
     write(root, ["p0", "p7"], first=20)
     data, scope = opened(root, workdir)
     assert sides(data) == OWN
-    assert scope == scored_cases.Scope()
+    assert own_test(scope)
     assert "Left out: 2 cases (p0, p7)" in capsys.readouterr().err
     for case in ("p5", "p4", "p1"):
         for kind in ("images", "masks"):
@@ -67,12 +73,12 @@ def test_the_same_data_elsewhere_are_the_runs_own(run, tmp_path, there):
             shutil.copytree(root / kind / case, tmp_path / "moved" / kind / case)
     data, scope = opened(tmp_path / "moved", workdir)
     assert data.cases("test") == ["p5", "p6"]
-    assert scope == scored_cases.Scope()
+    assert own_test(scope)
 
 
 def test_a_link_to_the_data_is_the_data(run, tmp_path):
     (tmp_path / "link").symlink_to(run[0])
-    assert opened(tmp_path / "link", run[1])[1] == scored_cases.Scope()
+    assert own_test(opened(tmp_path / "link", run[1])[1])
 
 
 def test_all_cases_of_another_data_set_are_scored(run, tmp_path, capsys):
