@@ -14,6 +14,7 @@ from PIL import Image
 
 from biedsnet_jax.data import augmentations
 from biedsnet_jax.data.fit import Fit, each_channel
+from biedsnet_jax.data.padding import without_padding
 from biedsnet_jax.errors import BadInput
 
 METHODS = ("percentile", "minmax", "zscore", "none")
@@ -28,7 +29,8 @@ class Prepare:
     """The way of every slice to a network, in training and prediction alike.
 
     `window` (low, high), in the units of the file, is clipped and mapped to [0, 1];
-    then the slice is resized for the canvas of `fit`, normalised, and placed there.
+    without it padding is replaced, see `padding`. Then the slice is resized for the
+    canvas of `fit`, normalised, and placed there.
     """
 
     fit: Fit
@@ -48,8 +50,7 @@ class Prepare:
 
     def image(self, image: Shaped[np.ndarray, "h w c"]) -> Float32[np.ndarray, "H W c"]:
         """Prepares an image that has no mask."""
-        if self.window:
-            image = window(image, *self.window)
+        image = window(image, *self.window) if self.window else without_padding(image)
         way = self.fit.way(image.shape[:2])
         resized = normalise(way.resize(image), self.normalise)
         return way.place(resized)

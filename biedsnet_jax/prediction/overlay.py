@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Num, UInt8
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
+from biedsnet_jax.data.padding import without_padding
 from biedsnet_jax.data.transforms import PERCENTILES
 
 # Colours that colour-blind readers tell apart, also on grey (Okabe and Ito 2008).
@@ -78,7 +79,7 @@ def in_colours(image: Num[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w 3"]:
     coloured = image.shape[-1] == 3 and image.dtype == np.uint8
     if not coloured:
         image = image[..., :1]
-    shown = image.astype(np.float32)
+    shown = without_padding(image).astype(np.float32)
     low, high = np.percentile(shown, PERCENTILES)
     if low == high:
         low, high = shown.min(), shown.max()

@@ -65,11 +65,15 @@ def borders(
 
 def bounding_box(*masks: Bool[np.ndarray, "*space"]) -> tuple[slice, ...]:
     """Smallest box that holds every pixel of some masks of one shape."""
-    box = []
+    box = [slice(None)] * masks[0].ndim
     for axis in range(masks[0].ndim):
         others = tuple(n for n in range(masks[0].ndim) if n != axis)
-        used = np.flatnonzero(sum(mask.any(axis=others) for mask in masks))
-        box.append(slice(used[0], used[-1] + 1) if used.size else slice(0, 0))
+        # Within the box so far, so that a small mask is read once.
+        used = np.any([mask[tuple(box)].any(axis=others) for mask in masks], axis=0)
+        places = np.flatnonzero(used)
+        if not places.size:
+            return (slice(0, 0),) * masks[0].ndim
+        box[axis] = slice(int(places[0]), int(places[-1]) + 1)
     return tuple(box)
 
 

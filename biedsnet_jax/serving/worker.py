@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
+from biedsnet_jax.data.padding import without_padding
 from biedsnet_jax.data.transforms import PERCENTILES
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import outputs
@@ -147,6 +148,8 @@ def _range(slices) -> tuple[float, float]:
     # All slices of a volume with few of them.
     slice_step = step if len(slices) > step else 1
     sample = slices[::slice_step, ::step, ::step, 0]
+    # As one picture, since a scan has one padding.
+    sample = without_padding(sample.reshape(len(sample), -1, 1))
     low, high = np.percentile(sample, PERCENTILES)
     if low == high:
         low, high = sample.min(), sample.max()
