@@ -5,6 +5,7 @@ so a mask is drawn back exactly as its image was brought there. The canvas is th
 which the network predicts, H by W; h by w is the slice's own.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Float, Float32, Shaped, UInt8
 from PIL import Image
 
 # The ways to the canvas: values of data.fit.
-METHODS = ("squash", "pad")
+METHODS = ("squash", "pad", "tile")
 
 
 @dataclass(frozen=True)
@@ -83,24 +84,64 @@ class Way:
 class Fit:
     """How slices of any size come to a network.
 
-    squash: a slice is resized to the canvas, whatever its proportions. pad: it is
-    resized until it touches the canvas on two sides, and stands in the middle.
+    squash: a slice is resized to the network's input, whatever its proportions. pad: it
+    is resized until it touches the input on two sides, and stands in the middle. With a
+    `spacing` it is resampled to that, and made smaller only where it is too large. tile:
+    it is resampled to `spacing`, if there is one, and stands on a canvas that whole
+    tiles of the input's size cover, see `segmenters.tiling`.
     """
 
-    size: int | tuple[int, int]  # pixels: a side of the canvas, or height and width
+    size: int | tuple[int, int]  # pixels: a side of the network's input, or both
     method: str = "squash"  # one of METHODS
+    # Row and column, mm; without it, and for slices of unknown spacing, pixels count.
+    spacing: tuple[float, float] | None = None
 
-    def way(self, size: tuple[int, int]) -> Way:
-        """The way of slices of `size`, (h, w), to the canvas."""
-        return Way(size, self._part(size), _sides(self.size))
-
-    def _part(self, size):
-        canvas = _sides(self.size)
+    def way(
+        self, size: tuple[int, int], spacing: tuple[float, float] | None = None
+    ) -> Way:
+        """The way of slices of `size`, (h, w), and `spacing` in mm to their canvas."""
+        inputs = _sides(self.size)
         if self.method == "squash":
-            return canvas
-        scale = min(canvas[0] / size[0], canvas[1] / size[1])
-        height, width = (max(1, round(side * scale)) for side in size)
-        return height, width
+            return Way(size, inputs, inputs)
+        resampled = self.spacing is not None and spacing is not None
+        sides = size
+        if resampled:
+            sides = tuple(
+                side * old / new for side, old, new in zip(size, spacing, self.spacing)
+            )
+        if self.method == "tile":
+            part = _whole(sides, 1.0)
+            return Way(size, part, tiled_canvas(part, inputs))
+        scale = min(inputs[0] / sides[0], inputs[1] / sides[1])
+        return Way(size, _whole(sides, min(scale, 1.0) if resampled else scale), inputs)
+
+
+def tiled_canvas(part: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:
+    """The least canvas for a slice of `part` that tiles cover in steps of half a tile.
+
+    The sides of a tile are even.
+    """
+    steps = (math.ceil(2 * side / one) for side, one in zip(part, tile))
+    height, width = (max(2, n) * one // 2 for n, one in zip(steps, tile))
+    return height, width
+
+
+def read_spacing(text: str) -> tuple[float, float] | None:
+    """Spacing (row, column) in mm of a text such as "0.8" or "0.8,0.7"; None for "".
+
+    Raises ValueError for other texts.
+    """
+    if not text:
+        return None
+    lengths = [float(part) for part in text.split(",")]
+    row, column = lengths if len(lengths) == 2 else lengths * 2
+    return row, column
+
+
+def _whole(sides, scale: float) -> tuple[int, int]:
+    """Sides times `scale`, in whole pixels, at least one."""
+    height, width = (max(1, round(side * scale)) for side in sides)
+    return height, width
 
 
 def resize_image(

@@ -135,7 +135,7 @@ def _score(made, data) -> tuple[scan_scores.Scores, float]:
     # One scan is scored while the next are predicted.
     with contextlib.closing(bar), ThreadPoolExecutor(1) as scorer:
         for group in read_ahead.ahead(_groups(data, cfg.eval.batch_size)):
-            predictions = made.predict([scan.slices for scan in group])
+            predictions = made.predict(group)
             seconds += sum(one.seconds for one in predictions)
             if first:
                 waiting += [
@@ -184,6 +184,7 @@ def _results(model, data, scope, scored):
         "cases": data.cases("test"),
         "fold": [cfg.split.fold, cfg.split.folds] if cfg.split.folds else None,
         "size": cfg.data.size,
+        "fit": cfg.data.fit,
         "grid": ON_FILES,
         "train_steps": cfg.train.steps,
         "batch_size": cfg.train.batch_size,

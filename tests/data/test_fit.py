@@ -107,3 +107,55 @@ def test_prepared_slices_are_normalised_without_their_padding():
     assert inside.mean() == pytest.approx(0, abs=1e-5)
     assert inside.std() == pytest.approx(1, abs=1e-5)
     assert (found[:, :4] == inside.min()).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "part"),
+    [
+        # In pixels of 0.5 by 1 mm: 20 x 10 of 1 mm.
+        ((20, 10), (1.0, 1.0), (16, 4)),
+        ((4, 6), (1.0, 1.0), (8, 6)),
+        ((8, 16), (0.5, 1.0), (8, 16)),
+        # A spacing that is not known leaves proportions of pixels.
+        ((20, 10), None, (16, 8)),
+        # The one pixel that is left of 0.2.
+        ((4, 4), (0.05, 9.0), (1, 16)),
+    ],
+)
+def test_padded_slices_have_pixels_of_one_spacing_unless_they_are_too_large(
+    size, spacing, part
+):
+    way = Fit(16, "pad", (0.5, 1.0)).way(size, spacing)
+    assert (way.size, way.part, way.canvas) == (size, part, (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "part", "canvas"),
+    [
+        ((5, 9), None, (5, 9), (16, 16)),
+        ((16, 17), None, (16, 17), (16, 24)),
+        ((40, 24), None, (40, 24), (40, 24)),
+        ((41, 100), None, (41, 100), (48, 104)),
+        ((20, 30), (1.0, 2.0), (40, 60), (40, 64)),
+        ((20, 30), (0.25, 0.1), (10, 3), (16, 16)),
+    ],
+)
+def test_a_canvas_is_covered_by_tiles_in_steps_of_half_a_tile(
+    size, spacing, part, canvas
+):
+    way = Fit(16, "tile", (0.5, 1.0)).way(size, spacing)
+    assert (way.part, way.canvas) == (part, canvas)
+
+
+def test_maps_of_a_canvas_come_back_to_the_slice():
+    image = np.random.default_rng(0).random((21, 30, 1)).astype(np.float32)
+    way = Fit(16, "tile").way((21, 30))
+    canvas = way.place(way.resize(image))
+    assert canvas.shape == (24, 32, 1)
+    np.testing.assert_array_equal(way.back(canvas), image)
+    # At another spacing it is what Pillow makes of it, there and back.
+    way = Fit(16, "tile", (2.0, 2.0)).way((21, 30), (1.0, 1.0))
+    there = Image.fromarray(image[..., 0]).resize((15, 10), Image.Resampling.BILINEAR)
+    back = there.resize((30, 21), Image.Resampling.BILINEAR)
+    canvas = way.place(way.resize(image))
+    np.testing.assert_array_equal(way.back(canvas)[..., 0], np.asarray(back))
