@@ -224,9 +224,9 @@ def test_a_run_goes_on_in_another_layout_as_it_would_have(root):
     assert rows(root / "2x2 to 4x1") == rows(root / "1x1")[CUT:]
 
 
-def plain(workdir: Path) -> list[np.ndarray]:
-    """The arrays of step CUT as they lie on disk."""
-    folder = workdir / "checkpoints" / str(CUT) / "state"
+def plain(workdir: Path, step: int = CUT) -> list[np.ndarray]:
+    """The arrays of a step as they lie on disk."""
+    folder = workdir / "checkpoints" / str(step) / "state"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         there = checkpointer.metadata(folder).item_metadata.tree
         arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), there)
@@ -253,6 +253,28 @@ def test_a_checkpoint_of_any_layout_restores_bit_for_bit_in_another(root, target
                 devices.make_mesh(jax.devices()[:count], fsdp=FSDP[target]),
             )
         assert sorted(found.values()) == expected and len(expected) > 50
+
+
+@pytest.mark.slow
+def test_a_start_from_weights_is_the_same_in_any_layout(tmp_path):
+    """Two processes of four devices, cut over pairs, begin with the bits of one."""
+    source, one, eight = (tmp_path / name for name in ("source", "one", "eight"))
+    fields = {
+        "init__source": str(source),
+        "data__classes": 2,
+        "train__steps": 2,
+        "data__phantom__seed": 1,
+    }
+    together(1, 1, tmp_path, [job(source, train__steps=2), job(one, **fields)])
+    outputs = together(2, 4, tmp_path, [job(eight, parallel__fsdp=2, **fields)])
+    first, other = (
+        [zlib.crc32(leaf.tobytes()) for leaf in plain(workdir, step=0)]
+        for workdir in (one, eight)
+    )
+    assert first == other and len(first) > 50
+    assert losses(eight) == pytest.approx(losses(one), abs=1e-5)
+    assert f"starting from {source}" in outputs[0]
+    assert "starting from" not in outputs[1]
 
 
 @pytest.mark.slow
