@@ -243,7 +243,8 @@ class Predictor:
         samples = parts.pop("samples", None)
         return Prediction(
             way=way,
-            maps={name: np.stack(rows) for name, rows in parts.items()},
+            # One list goes as its array comes, since those of a volume are large.
+            maps={name: np.stack(parts.pop(name)) for name in list(parts)},
             samples_kept=None if samples is None else np.stack(samples, axis=1),
             threshold=float(self.model.config.threshold),
             labels=build_data.class_labels(self.model.config),

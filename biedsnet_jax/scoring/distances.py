@@ -21,6 +21,8 @@ from biedsnet_jax.errors import BadInput
 Spacing = Sequence[float] | Float[np.ndarray, " axes"]
 # Border pixels: a tree of more takes longer than a distance transform of their box.
 MOST_POINTS = 4_000_000
+# Of one mask: the search for the nearest of the other takes all cores.
+_MANY_POINTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -161,11 +163,18 @@ def _nearest(border: np.ndarray, other: np.ndarray, scale: np.ndarray) -> np.nda
     # Pixels that are of both borders need no search.
     apart = ~other[tuple(points.T)]
     if apart.any():
-        # A plain tree is built faster, and is asked once.
+        # A plain tree is built faster, and is asked once. On a grid many pixels are
+        # nearly as near, so that large leaves are faster than a deep tree.
         tree = cKDTree(
-            np.argwhere(other) * scale, balanced_tree=False, compact_nodes=False
+            np.argwhere(other) * scale,
+            leafsize=64,
+            balanced_tree=False,
+            compact_nodes=False,
         )
-        distances[apart] = tree.query(points[apart] * scale)[0]
+        asked = points[apart] * scale
+        # Threads for a slice would take longer to start than to search.
+        workers = -1 if len(asked) > _MANY_POINTS else 1
+        distances[apart] = tree.query(asked, workers=workers)[0]
     return distances
 
 
