@@ -1,10 +1,14 @@
 """Weights of another network, laid into one's own as far as they fit.
 
 A tensor of the same path and shape is taken. A first convolution that reads another
-number of image channels or classes is spread: with n channels there and m here, each new
-one gets the mean of the old ones times n / m, so that an image with the same value in
-every channel gives what it gave. In a head of other classes, each new class gets the mean
-of the old ones: it starts as foreground. All else stays as it is drawn, and is named.
+number of image channels is spread: with n channels there and m here, each new one gets
+the mean of the old ones times n / m, so that an image with the same value in every
+channel gives what it gave. What it reads of a noisy mask of other classes gets zeros, so
+that it makes no difference at first. In a head of other classes, each new class gets the
+mean of the old ones: it starts as foreground. All else stays as it is drawn, and is named.
+
+The head of a denoiser is drawn anew too. Its old ones are so sure that there is nothing
+where their own lesions are not that training cannot move them: see docs/finetune.md.
 """
 
 import dataclasses
@@ -42,11 +46,12 @@ def fit(
     *,
     there: Inputs | None,
     here: Inputs,
+    spread_heads: bool = True,
 ) -> Fitted:
     """Fits `arrays` to `shapes`, both by path.
 
     `there` and `here` are the inputs of the networks that they are of; `there` is None
-    where they are not known.
+    where they are not known. Without `spread_heads` those of other classes are drawn anew.
     """
     taken, lines = {}, []
     for path in sorted(shapes.keys() & arrays.keys()):
@@ -55,7 +60,7 @@ def fit(
             taken[path] = value
             continue
         spread = _spread_inputs(value, wanted, there, here)
-        if spread is None:
+        if spread is None and spread_heads:
             spread = _spread_classes(value, wanted, there, here)
         how = "drawn anew"
         if spread is not None:
@@ -79,10 +84,12 @@ def _spread_inputs(kernel, wanted, there, here) -> np.ndarray | None:
     if parts is None:
         return None
     spread, start = [], 0
-    for n, m in parts:
+    for what, n, m in parts:
         part = kernel[:, :, start : start + n]
         start += n
-        spread.append(part if n == m else _spread(part, m))
+        if n != m:
+            part = _spread(part, m) if what == "image" else _unread(part, m)
+        spread.append(part)
     return np.concatenate(spread, axis=2)
 
 
@@ -102,17 +109,19 @@ def _spread_classes(tensor, wanted, there, here) -> np.ndarray | None:
     return None
 
 
-def _input_parts(old: int, new: int, there, here) -> Sequence[tuple[int, int]] | None:
-    """Widths of the inputs that a first convolution reads side by side, old and new.
+def _input_parts(
+    old: int, new: int, there, here
+) -> Sequence[tuple[str, int, int]] | None:
+    """The inputs that a first convolution reads side by side, with widths old and new.
 
     They are the image, the noisy mask and, with self-conditioning, the last prediction.
     """
     if there is None:
-        return [(old, new)] if new == here.channels else None
-    image = there.channels, here.channels
-    mask = there.classes, here.classes
+        return [("image", old, new)] if new == here.channels else None
+    image = "image", there.channels, here.channels
+    mask = "mask", there.classes, here.classes
     for parts in ([image], [mask], [mask, mask], [image, mask], [image, mask, mask]):
-        if (sum(n for n, _ in parts), sum(m for _, m in parts)) == (old, new):
+        if (sum(n for _, n, _ in parts), sum(m for _, _, m in parts)) == (old, new):
             return parts
     return None
 
@@ -121,6 +130,12 @@ def _spread(kernel, count: int) -> np.ndarray:
     old = kernel.shape[2]
     mean = kernel.mean(axis=2, keepdims=True) * (old / count)
     return np.repeat(mean, count, axis=2)
+
+
+def _unread(kernel, count: int) -> np.ndarray:
+    """The kernel of `count` inputs that make no difference until training changes it."""
+    height, width, _, outputs = kernel.shape
+    return np.zeros((height, width, count, outputs), kernel.dtype)
 
 
 def _shortened(lines):

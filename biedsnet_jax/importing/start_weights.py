@@ -55,7 +55,13 @@ def read(cfg: ConfigDict, variables: Any) -> StartWeights:
         arrays, there, lines = _read_workdir(source, cfg)
     else:
         arrays, there, lines = _read_file(source, cfg, variables, shapes), None, []
-    fitted = fitting.fit(arrays, shapes, there=there, here=_inputs(cfg))
+    fitted = fitting.fit(
+        arrays,
+        shapes,
+        there=there,
+        here=_inputs(cfg),
+        spread_heads=not build_model.draws_samples(cfg),
+    )
     if not fitted.arrays:
         raise BadInput(
             f"init.source is {source}, none of whose {len(arrays)} tensors fits network "

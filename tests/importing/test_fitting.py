@@ -56,10 +56,11 @@ def test_image_and_mask_that_are_read_side_by_side_are_spread_apart(predictions)
     new = got.arrays["a/kernel"]
     for channel in range(3):
         np.testing.assert_allclose(new[:, :, channel], value[:, :, 0] / 3, rtol=1e-6)
-    for number in range(predictions):
-        for label in range(2):
-            there = new[:, :, 3 + 2 * number + label]
-            np.testing.assert_allclose(there, value[:, :, 1 + number] / 2, rtol=1e-6)
+    # Masks of other classes make no difference at first.
+    assert new.shape[2] == 3 + 2 * predictions and not new[:, :, 3:].any()
+    colour = Inputs(channels=3, classes=1)
+    same = fitted(value, (3, 3, 3 + predictions, 4), GREY, colour)
+    np.testing.assert_array_equal(same.arrays["a/kernel"][:, :, 3:], value[:, :, 1:])
 
 
 def test_of_an_image_that_stays_the_part_of_the_image_stays_bit_for_bit():
@@ -82,6 +83,17 @@ def test_each_class_of_a_head_starts_as_the_mean_of_those_there(outputs):
             np.testing.assert_allclose(column, (first + second) / 2, rtol=1e-6)
     bias = fitted(np.array([1.0, 5.0], np.float32), (3,), there, here)
     np.testing.assert_array_equal(bias.arrays["a/kernel"], [3.0, 3.0, 3.0])
+
+
+def test_the_head_of_a_denoiser_is_drawn_anew_where_its_classes_differ():
+    arrays = {"head/kernel": kernel(1, 1, 4, 1), "stem/kernel": kernel(3, 3, 1, 4)}
+    shapes = {"head/kernel": (1, 1, 4, 2), "stem/kernel": (3, 3, 3, 4)}
+    got = fit(arrays, shapes, there=GREY, here=COLOUR, spread_heads=False)
+    assert list(got.arrays) == ["stem/kernel"]
+    assert any("head/kernel" in line and "anew" in line for line in got.lines)
+    same = {"head/kernel": (1, 1, 4, 1)}
+    got = fit(arrays, same, there=GREY, here=GREY, spread_heads=False)
+    np.testing.assert_array_equal(got.arrays["head/kernel"], arrays["head/kernel"])
 
 
 def test_layers_of_other_widths_are_named_and_left_to_be_drawn():

@@ -35,29 +35,30 @@ def source(tmp_path_factory):
     return untrained(tmp_path_factory.mktemp("source") / "run", toy())
 
 
-def test_a_workdir_of_other_classes_and_channels_fills_every_tensor(source):
+def test_a_workdir_of_other_classes_and_channels_fills_all_but_heads(source):
     weights = read(source, other())
-    spread = {
-        "denoiser/head_1/kernel",
-        "denoiser/head_1/bias",
-        "denoiser/stem/kernel",
-        "condition/level_1/conv_1/kernel",
-    }
-    spoken = [line for line in weights.lines if "averaged" in line]
-    assert {line.split()[0] for line in spoken} == {f"params/{x}" for x in spread}
+    spread = {"denoiser/stem/kernel", "condition/level_1/conv_1/kernel"}
+    heads = {"denoiser/head_1/kernel", "denoiser/head_1/bias"}
+    for how, names in (("averaged", spread), ("drawn anew", heads)):
+        spoken = {line.split()[0] for line in weights.lines if how in line}
+        assert spoken == {f"params/{name}" for name in names}
     everything = shapes_of(other())
     filled = weights.put_into(everything)
-    # Each leaf is an array now, of the shape that it was to have.
+    # Each leaf that is not a head is an array now, of the shape that it was to have.
     jax.tree.map(
         lambda x, y: np.testing.assert_equal(x.shape, y.shape), filled, everything
     )
-    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(filled))
-    kernel = read(source, toy()).put_into(shapes_of(toy()))["params"]["denoiser"]
-    head = filled["params"]["denoiser"]["head_1"]["kernel"]
+    shapes = [x for x in jax.tree.leaves(filled) if not isinstance(x, np.ndarray)]
+    assert len(shapes) == len(heads)
+
+
+def test_a_direct_network_keeps_the_mean_of_its_heads(tmp_path):
+    source = untrained(tmp_path / "run", toy(chosen="unet"))
+    there = read(source, toy(chosen="unet")).arrays["params/final/kernel"]
+    here = toy(nifti, "unet", data__classes=2).copy_and_resolve_references()
+    found = read(source, here).arrays["params/final/kernel"]
     for label in range(2):
-        np.testing.assert_array_equal(
-            head[..., label], kernel["head_1"]["kernel"][..., 0]
-        )
+        np.testing.assert_array_equal(found[..., label], there[..., 0])
 
 
 def test_settings_of_the_network_that_differ_are_named(source):
