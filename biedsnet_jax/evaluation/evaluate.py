@@ -135,7 +135,7 @@ def _score(made, data) -> tuple[scan_scores.Scores, float]:
     # One scan is scored while the next are predicted.
     with contextlib.closing(bar), ThreadPoolExecutor(1) as scorer:
         for group in read_ahead.ahead(_groups(data, cfg.eval.batch_size)):
-            predictions = [_what_is_scored(one) for one in made.predict(group)]
+            predictions = made.predict(group, keep_uncertainty=False)
             seconds += sum(one.seconds for one in predictions)
             if first:
                 waiting += [
@@ -150,12 +150,6 @@ def _score(made, data) -> tuple[scan_scores.Scores, float]:
             one.result()
         _show(bar, scores)
     return scores, seconds
-
-
-def _what_is_scored(prediction):
-    """Drops the maps of uncertainty: of a volume they take three times the memory."""
-    maps = {"probability": prediction.maps["probability"]}
-    return dataclasses.replace(prediction, maps=maps)
 
 
 def _groups(data, batch_size) -> Iterator[list[LabelledScan]]:

@@ -170,14 +170,18 @@ def _prints_of(data) -> dict[str, str]:
     return split_record.fingerprints(files)
 
 
-def _seen_in(record, data, prints, *, own) -> dict[str, str] | None:
-    """Maps scored cases that the run was trained or validated on to their side."""
+def _seen_in(record, data, prints=None, *, own) -> dict[str, str] | None:
+    """Maps scored cases that the run was trained or validated on to their side.
+
+    `prints` are their fingerprints, where they are known already.
+    """
     if record is None:
         return None
     if not processes.is_first():
         return {}
     cases = data.cases("test")
-    seen = record.seen_by_content(cases, prints)
+    known = _prints_of(data) if prints is None else prints
+    seen = record.seen_by_content(cases, known)
     return seen | record.seen_by_name(cases) if own else seen
 
 

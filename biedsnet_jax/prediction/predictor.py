@@ -20,7 +20,7 @@ from biedsnet_jax.data.formats import volumes
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import plots, scan_prediction, scans, trained
 from biedsnet_jax.prediction.fields_text import fields_text
-from biedsnet_jax.prediction.result import Prediction
+from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
 from biedsnet_jax.prediction.scan_prediction import ScanPrediction
 from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import devices, files, processes
@@ -121,9 +121,13 @@ class Predictor:
         scans: Sequence[Slices],
         *,
         keep_samples: bool = False,
+        keep_uncertainty: bool = True,
         done: Callable[[int], None] = lambda slices: None,
     ) -> list[Prediction]:
         """Segments several scans in shared batches.
+
+        Without `keep_uncertainty` the probability is the only map that is kept: of a
+        volume the others take three times its memory.
 
         `done` is called with the number of slices that each batch finished. A slice's
         noise follows from the seed and its number in the scan, so its mask does not
@@ -131,6 +135,8 @@ class Predictor:
         """
         ways = [self.way(scan) for scan in scans]
         maps: list[dict] = [{} for _ in scans]
+        left_out = () if keep_uncertainty else UNCERTAINTIES
+        left_out = left_out if keep_samples else (*left_out, "samples")
         running = None
         batches = self._batches(scans, ways)
         start = time.perf_counter()
@@ -140,9 +146,9 @@ class Predictor:
             values = self.run_batch(self.model.variables, *inputs)
             # Fetched a batch later, so that this one was prepared while that one ran.
             if running:
-                self._collect(maps, *running, keep_samples, done)
+                self._collect(maps, *running, left_out, done)
             running = values, batch
-        self._collect(maps, *running, keep_samples, done)
+        self._collect(maps, *running, left_out, done)
         seconds = time.perf_counter() - start
         seconds /= sum(len(scan.slices) for scan in scans)
         return [
@@ -226,10 +232,10 @@ class Predictor:
         inputs = devices.put_whole_batch(batch, self.model.mesh)
         return inputs["image"], inputs["number"]
 
-    def _collect(self, maps, values, batch, keep_samples, done):
+    def _collect(self, maps, values, batch, left_out, done):
         """Fetches the values of a batch into `maps`, by scan and name, in slice order."""
         for name, value in values.items():
-            if name == "samples" and not keep_samples:
+            if name in left_out:
                 continue
             value = np.asarray(value)
             if name == "samples":

@@ -212,6 +212,15 @@ def test_values_that_are_no_numbers(predictors, values):
 # --- a slice by itself ---
 
 
+def test_the_probability_alone_is_the_same_probability(predictors):
+    scan = array_scan(image(3, 20, 24, 1))
+    every = predictors["diffusion"].predict([scan], keep_samples=True)[0]
+    (alone,) = predictors["diffusion"].predict([scan], keep_uncertainty=False)
+    assert (list(alone.maps), alone.sample_count) == (["probability"], 0)
+    assert len(every.maps) == 4 and every.sample_count
+    np.testing.assert_array_equal(alone.probability, every.probability)
+
+
 def test_a_slice_does_not_depend_on_what_shares_its_batch(workdirs, predictors):
     scan = array_scan(image(11, 20, 24, 1))
     other = array_scan(image(3, 9, 30, 1, seed=1))
