@@ -27,7 +27,9 @@ def own_flags(monkeypatch):
 def words(root):
     absl_flags.forget()
     config = f"--config={ROOT / 'configs' / 'folder.py'}:unet,toy"
-    return [config, f"--config.data.root={root}", "--config.compile_cache="]
+    # The tests have eight devices.
+    batch = ["--config.train.batch_size=8", "--config.eval.batch_size=8"]
+    return [config, f"--config.data.root={root}", "--config.compile_cache=", *batch]
 
 
 def test_a_deal_keeps_the_test_and_validates_on_no_case_twice(tmp_path):

@@ -71,6 +71,14 @@ def test_search(tmp_path):
 
 
 @pytest.mark.slow
+def test_choices(tmp_path):
+    config = "--config=configs/phantom.py:unet,toy"
+    out = run("choices.py", f"--out={tmp_path}", config, "--setting=as it is:")
+    assert "| as it is | nothing |" in out
+    assert (tmp_path / "choices.md").read_text() in out
+
+
+@pytest.mark.slow
 def test_predictions_for_a_tpu():
     assert "v5e:16x16" in run("tpu/aot.py", "--table=results/tpu")
 
