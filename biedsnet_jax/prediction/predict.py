@@ -258,6 +258,7 @@ def _segment(
                 continue
             predictions = loaded.predict(
                 [one.scan.slices for one in readable],
+                spacings=[one.scan.spacing for one in readable],
                 keep_samples=results.job.keep_samples,
                 done=bar.advance,
             )

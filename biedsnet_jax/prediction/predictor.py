@@ -101,18 +101,22 @@ class Predictor:
         return prediction.plot(z)
 
     def _segment(self, scan, keep_samples) -> ScanPrediction:
-        (prediction,) = self.predict([scan.slices], keep_samples=keep_samples)
+        (prediction,) = self.predict(
+            [scan.slices], spacings=[scan.spacing], keep_samples=keep_samples
+        )
         return scan_prediction.of_scan(scan, prediction)
 
     def predict(
         self,
         scans: Sequence[Shaped[np.ndarray, "_d _h _w _c"]],
         *,
+        spacings: Sequence[tuple[float, ...] | None] | None = None,
         keep_samples: bool = False,
         done: Callable[[int], None] = lambda slices: None,
     ) -> list[Prediction]:
         """Segments several scans in shared batches.
 
+        `spacings` are in mm, as in `Prediction`; without them no scan has a geometry.
         `done` is called with the number of slices that each batch finished. A slice's
         noise follows from the seed and its number in the scan, so its mask does not
         depend on what shares its batch.
@@ -138,8 +142,10 @@ class Predictor:
         self._collect(maps, *running, keep_samples, done)
         seconds = (time.perf_counter() - start) / len(places)
         return [
-            self._prediction(scan, parts, seconds * len(scan))
-            for scan, parts in zip(scans, maps)
+            self._prediction(scan, spacing, parts, seconds * len(scan))
+            for scan, spacing, parts in zip(
+                scans, spacings or [None] * len(scans), maps
+            )
         ]
 
     def maps(
@@ -204,7 +210,7 @@ class Predictor:
                 maps[n].setdefault(name, []).append(row)
         done(len(batch))
 
-    def _prediction(self, scan, parts, seconds):
+    def _prediction(self, scan, spacing, parts, seconds):
         samples = parts.pop("samples", None)
         return Prediction(
             size=scan.shape[1:3],
@@ -214,6 +220,8 @@ class Predictor:
             threshold=float(self.model.config.threshold),
             labels=build_data.class_labels(self.model.config),
             seconds=seconds,
+            postprocess=self.model.postprocess,
+            spacing=spacing,
         )
 
 

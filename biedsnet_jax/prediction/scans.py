@@ -55,6 +55,11 @@ class Scan:
     # EXIF orientation in which a picture is stored; its slice is upright.
     turn: int = 1
 
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """Millimetres between slices, rows and columns; None for a picture."""
+        return None if self.volume is None else self.volume.spacing
+
     def only_scanned(
         self, maps: Shaped[np.ndarray, "d h w *k"]
     ) -> Shaped[np.ndarray, "d h w *k"]:
