@@ -32,7 +32,7 @@ from biedsnet_jax.scoring.distances import bounding_box
 # Thresholds that are tried, beside the config's own.
 THRESHOLDS = tuple(round(0.05 * n, 2) for n in range(2, 19))
 # Sizes that are tried, in pixels, mm2 or mm3.
-SMALLEST = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+SMALLEST = tuple(digit * 10.0**zeros for zeros in range(4) for digit in (1, 2, 5))
 # Pixels that may be kept for all scans together: about a gibibyte of one class.
 MOST_PIXELS = 2**27
 
@@ -72,7 +72,7 @@ def decide(made: Predictor, workdir: Path, data: build_data.Data) -> Predictor:
         decision = processes.gather(_decide(made, data))[0]
         if processes.is_first():
             postprocess.write(workdir, decision)
-            line = postprocess_text.sentence(decision["rules"], decision["reason"])
+            line = postprocess_text.sentence(decision["rules"])
             console.tell(f"post-processing: {line}", sys.stdout)
     processes.barrier("postprocess")
     rules = postprocess.load(workdir, cfg, model.step)
@@ -83,29 +83,25 @@ def decide(made: Predictor, workdir: Path, data: build_data.Data) -> Predictor:
 def _decide(made, data) -> dict[str, Any] | None:
     """Predicts, and decides on the first process; the others return None."""
     cfg = made.model.config
-    steps, rules, reason = [], Postprocess(cases=0), ""
-    if len(data.cases("val")) < selection.FEWEST_CASES:
-        reason = _too_few(len(data.cases("val")))
+    cases = len(data.cases("val"))
+    steps = []
+    if cases < selection.FEWEST_CASES:
+        rules = Postprocess(cases=cases, reason=_too_few(cases))
     else:
         scans = _predict(made, data)
         if not processes.is_first():
             return None
         if scans is None:
-            reason = (
-                f"its probabilities exceed {_lowest(cfg.threshold):g} in more than "
-                f"{MOST_PIXELS} pixels, too many to compare"
-            )
+            rules = Postprocess(cases=cases, reason=_too_unsure(cfg.threshold))
         else:
             labels = build_data.class_labels(cfg)
-            rules, steps, reason = choose(scans, cfg.threshold, labels)
+            rules, steps = choose(scans, cfg.threshold, labels)
     return {
         "checkpoint_step": made.model.step,
         "threshold": cfg.threshold,
         "fusion": cfg.fusion,
         "score": "mean over validation cases of Dice, all slices of a case together",
-        "margin": selection.MARGIN,
         "rules": rules.to_json(),
-        "reason": reason,
         "steps": steps,
     }
 
@@ -114,6 +110,13 @@ def _too_few(cases: int) -> str:
     return (
         f"validation has {cases} with a lesion, and {selection.FEWEST_CASES} are needed "
         "to tell a gain from chance"
+    )
+
+
+def _too_unsure(threshold: float) -> str:
+    return (
+        f"the probability exceeds {_lowest(threshold):g} in more than {MOST_PIXELS} "
+        "pixels of the validation, too many to compare"
     )
 
 
@@ -169,18 +172,18 @@ def _lowest(threshold: float) -> float:
 
 def choose(
     scans: Sequence[ScanPixels], threshold: float, labels: Sequence[Sequence[int]]
-) -> tuple[Postprocess, list[dict[str, Any]], str]:
+) -> tuple[Postprocess, list[dict[str, Any]]]:
     """Chooses the rules by scans with their truth; `threshold` is the config's own.
 
-    Returns the rules, what each step gave, and why there are no rules where there are
-    none.
+    Returns the rules, and what each step gave.
     """
     score = Scorer(scans, threshold, labels)
     classes = len(labels)
     unit, pixel_mm2 = _unit(scans)
     rules = Postprocess(unit=unit, pixel_mm2=pixel_mm2, cases=len(score.cases))
     if len(score.cases) < selection.FEWEST_CASES:
-        return rules, [], _too_few(len(score.cases))
+        few = _too_few(len(score.cases))
+        return dataclasses.replace(rules, reason=few), []
     first = float(score([rules]).mean())
     steps = []
     for name, k, candidates in _steps(threshold, classes):
@@ -194,7 +197,8 @@ def choose(
             rules = tried[chosen.best]
     after = float(score([rules]).mean())
     reason = "" if rules.changes_masks else "no step made the validation cases better"
-    return dataclasses.replace(rules, before=first, after=after), steps, reason
+    rules = dataclasses.replace(rules, before=first, after=after, reason=reason)
+    return rules, steps
 
 
 def _steps(threshold, classes) -> Iterator[tuple[str, int, tuple]]:
@@ -233,7 +237,7 @@ def _report(name, k, candidates, chosen: selection.Selection) -> dict[str, Any]:
         "before": chosen.before,
         "after": chosen.after,
         "held_out_gain": chosen.gain,
-        "standard_error": chosen.error,
+        "gain_needed": chosen.needed,
         "kept": chosen.kept,
     }
 

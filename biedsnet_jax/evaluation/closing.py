@@ -113,7 +113,8 @@ def _grids(results) -> dict[str, str]:
         size = results["size"]
         dice = _number(network["dice"]["mean"])
         facts["network's grid"] = f"Dice {dice} at {size}x{size}"
-    if rules := results.get("postprocess"):
+    rules = results.get("postprocess")
+    if postprocess_text.has_rules(rules):
         facts["post-processing"] = postprocess_text.sentence(rules)
     return facts
 

@@ -54,6 +54,8 @@ class Postprocess:
     # Mean Dice of these cases without the rules, and with them; None where unknown.
     before: float | None = None
     after: float | None = None
+    # Why there are no rules, where something was decided.
+    reason: str = ""
 
     @property
     def changes_masks(self) -> bool:
@@ -199,6 +201,7 @@ def from_json(fields: dict[str, Any], classes: int) -> Postprocess:
         cases=int(fields["cases"]),
         before=_number(fields["before"]),
         after=_number(fields["after"]),
+        reason=str(fields["reason"]),
     )
     if rules.unit not in UNITS or (rules.unit == "mm2" and not rules.pixel_mm2):
         raise ValueError(f"unit is {rules.unit!r}")

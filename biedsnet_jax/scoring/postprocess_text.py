@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def sentence(rules: Mapping[str, Any] | None, reason: str = "") -> str:
+def sentence(rules: Mapping[str, Any] | None) -> str:
     """Describes the rules of postprocess.json, or of "postprocess" in results.json.
 
-    That is "class 1 above 0.3; Dice of the 3 validation cases 0.612, before 0.580", or
-    that there are none, and the `reason`. None is for masks without any decision.
+    That is "above 0.3; Dice of the 3 validation cases 0.6120, before 0.5800", or that
+    there are none, and why. None is for masks without any decision.
     """
     if rules is None:
         return "none; switched off, or not decided"
     each = _of_classes(rules)
     if not each:
-        return f"none; {reason or 'nothing made the validation cases better'}"
+        return f"none; {rules['reason']}" if rules["reason"] else "none"
     text = ", ".join(each)
     if rules["before"] is None:
         return text

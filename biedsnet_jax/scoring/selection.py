@@ -1,20 +1,27 @@
 """Chooses among candidates by the scores of a few cases, and says whether to trust it.
 
-The best of many candidates looks better than it is, on the cases that chose it. So each
+The best of many candidates looks better than it is on the cases that chose it. So each
 case is scored with the candidate that is the best of the *other* cases: its gain there is
-held out. The candidate is kept where the mean of these gains exceeds MARGIN and its own
-standard error (the one-standard-error rule of Breiman et al. 1984, "Classification and
-regression trees"). A gain of one case alone, g of n, has the mean g / n and the standard
-error g / n: it is never enough.
+held out. The candidate is kept where the held-out gains are more than MARGIN on average
+and more than 0 by a one-sided paired t-test at LEVEL:
+
+    mean > t(1 - LEVEL, n - 1) * standard error
+
+Where one of n cases gains g and the others nothing, mean and standard error are both g / n,
+and t is above 1: one case alone is never enough.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy import special
 
 # Dice that a step must bring.
 MARGIN = 0.001
+# Probability of the test to keep what gains nothing.
+LEVEL = 0.05
 # Fewer cases cannot be held out against one another.
 FEWEST_CASES = 2
 # Two ways of rounding the same number differ by less.
@@ -28,9 +35,9 @@ class Selection(NamedTuple):
     # Mean score of candidate 0, which changes nothing, and of the best.
     before: float
     after: float
-    # Mean of the held-out gains, and its standard error.
+    # Mean of the held-out gains, and what it must exceed.
     gain: float
-    error: float
+    needed: float
     kept: bool
 
 
@@ -48,12 +55,13 @@ def select(scores: Float[np.ndarray, "candidates cases"]) -> Selection:
         others = np.delete(gains, i, axis=1)
         held_out[i] = gains[others.mean(axis=1).argmax(), i]
     gain = float(held_out.mean())
-    error = float(held_out.std(ddof=1) / np.sqrt(cases))
+    error = float(held_out.std(ddof=1)) / math.sqrt(cases)
+    needed = max(MARGIN, float(special.stdtrit(cases - 1, 1 - LEVEL)) * error)
     return Selection(
         best=best,
         before=float(scores[0].mean()),
         after=float(scores[best].mean()),
         gain=gain,
-        error=error,
-        kept=best > 0 and gain > max(MARGIN, error) + _ROUNDING,
+        needed=needed,
+        kept=best > 0 and gain > needed + _ROUNDING,
     )
