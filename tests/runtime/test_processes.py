@@ -259,7 +259,7 @@ def test_a_checkpoint_of_any_layout_restores_bit_for_bit_in_another(root, target
 def test_only_the_first_process_writes(root):
     assert {path.name for path in (root / "2x2").iterdir()} == {
         ".evaluate.lock", ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl",
-        "report.html", "report.md",
+        "postprocess.json", "report.html", "report.md",
         "report_data.npz", "results.json", "rows_0.json", "rows_1.json", "slices.csv", "split.json",
     }  # fmt: skip
     outputs = json.loads((root / "outputs.json").read_text())
