@@ -184,7 +184,7 @@ def choose(
     if len(score.cases) < selection.FEWEST_CASES:
         few = _too_few(len(score.cases))
         return dataclasses.replace(rules, reason=few), []
-    first = float(score([rules]).mean())
+    first = float(score([rules], sparse=True).mean())
     steps = []
     for name, k, candidates in _steps(threshold, classes):
         tried = [
@@ -301,7 +301,8 @@ class Scorer:
                 scan.spacing,
                 exclusive=exclusive(self.labels),
             )
-            yield self._count(masks, truth)
+            some = masks.any(axis=-1) | truth.any(axis=-1)
+            yield self._count(masks[some], truth[some])
 
     def _decided(self, scan, rules):
         thresholds = rules.thresholds or (self.threshold,) * len(self.labels)
@@ -309,9 +310,7 @@ class Scorer:
 
     def _count(self, masks, truth):
         """Counts the pixels of each class in the label map that would be written."""
-        classes = len(self.labels)
-        label_map = painted(masks, self.labels).reshape(1, 1, -1)
-        written = outputs.masks_of(label_map, self.labels).reshape(-1, classes)
-        truth = truth.reshape(-1, classes)
+        label_map = painted(masks, self.labels)
+        written = outputs.masks_of(label_map[None, None], self.labels)[0, 0]
         shared = (written & truth).sum(axis=0)
         return np.stack([shared, written.sum(axis=0), truth.sum(axis=0)], axis=-1)

@@ -137,13 +137,14 @@ def _objects(mask, smallest: float, only_one: bool):
     """Keeps the objects of at least `smallest` pixels, or of these the largest."""
     found = np.zeros_like(mask)
     box = bounding_box(mask)
-    parts = lesions.components(mask[box])
-    sizes = np.bincount(parts.ravel())
-    sizes[:1] = 0
-    kept = (sizes >= smallest) & (sizes > 0)
-    if only_one and kept.any():
+    inside = mask[box]
+    # The number of each pixel's object; there are few pixels in a large box.
+    parts = lesions.components(inside)[inside]
+    sizes = np.bincount(parts)
+    kept = sizes >= smallest
+    if only_one and len(parts):
         kept &= np.arange(len(sizes)) == sizes.argmax()
-    found[box] = kept[parts]
+    found[box][inside] = kept[parts]
     return found
 
 
