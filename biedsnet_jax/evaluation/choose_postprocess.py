@@ -131,11 +131,7 @@ def _predict(made, data) -> list[ScanPixels] | None:
     bar = progress.Progress("decide post-processing", len(data.val), quiet=quiet)
     with contextlib.closing(bar):
         for group in read_ahead.ahead(scan_groups(cfg, data, data.val)):
-            predictions = made.predict(
-                [scan.slices for scan in group],
-                spacings=[scan.spacing for scan in group],
-                done=bar.advance,
-            )
+            predictions = made.predict(group, done=bar.advance)
             for scan, prediction in zip(group, predictions):
                 if pixels <= MOST_PIXELS:
                     found.append(pixels_of(scan, prediction))

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
+from biedsnet_jax.config import build_data
 from biedsnet_jax.data.transforms import PERCENTILES
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import outputs
@@ -42,9 +43,11 @@ class Worker:
 
     predictor: Predictor
     limits: Limits
-    # Compiled batch sizes, by the size that mode predict would choose for the scan
-    # alone: another size rounds otherwise.
-    sizes: dict[int, set[int]] = dataclasses.field(default_factory=dict)
+    # Compiled batch sizes and canvases, by the size that mode predict would choose for
+    # the scan alone: another size rounds otherwise.
+    sizes: dict[int, set[tuple[int, tuple[int, int]]]] = dataclasses.field(
+        default_factory=dict
+    )
     reader: child.Reader = dataclasses.field(default_factory=child.Reader)
 
     def __call__(
@@ -60,6 +63,7 @@ class Worker:
             folder,
             like=like,
             channels=self.predictor.model.config.data.channels,
+            plane=build_data.plane(self.predictor.model.config),
             limits=self.limits,
             look=lambda: report(0, 0),
         )
@@ -88,16 +92,12 @@ class Worker:
         return _facts(scan, prediction, mask, rows)
 
     def _predict(self, scan, advance) -> Prediction:
-        first = self.predictor.first_batch(len(scan.slices))
+        canvas = self.predictor.way(scan).canvas
+        first = self.predictor.first_batch(len(scan.slices), canvas)
         sizes = self.sizes.setdefault(first, set())
         predictor = dataclasses.replace(self.predictor, sizes=sizes)
-        (prediction,) = predictor.predict(
-            [scan.slices],
-            spacings=[scan.spacing],
-            keep_samples=predictor.model.segmenter.draws_samples,
-            done=advance,
-        )
-        return prediction
+        keep = predictor.model.segmenter.draws_samples
+        return predictor.predict([scan], keep_samples=keep, done=advance)[0]
 
 
 def slice_path(folder: Path, z: int) -> Path:

@@ -41,8 +41,7 @@ def predicted(case, probability, truth, labels=ONE, spacing=None):
         spacing=spacing,
     )
     made = Prediction(
-        size=tuple(size),
-        fit=Fit(tuple(size)),
+        way=Fit(tuple(size)).way(tuple(size)),
         maps={"probability": probability.astype(np.float32)},
         samples_kept=None,
         threshold=0.5,

@@ -162,8 +162,7 @@ def test_holes_come_before_sizes():
 def prediction(probability, labels, rules, spacing=None):
     size = probability.shape[1:3]
     return result.Prediction(
-        size=size,
-        fit=Fit(size),
+        way=Fit(size).way(size),
         maps={"probability": probability.astype(np.float32)},
         samples_kept=None,
         threshold=0.5,
