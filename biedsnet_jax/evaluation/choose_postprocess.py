@@ -28,6 +28,7 @@ from biedsnet_jax.prediction.result import Prediction, decided, exclusive, paint
 from biedsnet_jax.runtime import console, processes, progress
 from biedsnet_jax.scoring import postprocess_text, selection
 from biedsnet_jax.scoring.distances import bounding_box
+from biedsnet_jax.scoring.false_lesions import number
 
 # Thresholds that are tried, beside the config's own.
 THRESHOLDS = tuple(round(0.05 * n, 2) for n in range(2, 19))
@@ -86,7 +87,7 @@ def _decide(made, data) -> dict[str, Any] | None:
     cases = len(data.cases("val"))
     steps = []
     if cases < selection.FEWEST_CASES:
-        rules = Postprocess(cases=cases, reason=_too_few(cases))
+        rules = Postprocess(cases=cases, reason=_too_few(number(cases, "case")))
     else:
         scans = _predict(made, data)
         if not processes.is_first():
@@ -106,10 +107,10 @@ def _decide(made, data) -> dict[str, Any] | None:
     }
 
 
-def _too_few(cases: int) -> str:
+def _too_few(cases: str) -> str:
     return (
-        f"validation has {cases} with a lesion, and {selection.FEWEST_CASES} are needed "
-        "to tell a gain from chance"
+        f"validation has {cases}, and {selection.FEWEST_CASES} are needed to tell a gain "
+        "from chance"
     )
 
 
@@ -126,12 +127,14 @@ def _too_unsure(threshold: float) -> str:
 def _predict(made, data) -> list[ScanPixels] | None:
     """Predicts the validation scans; None where too many pixels may count."""
     cfg = made.model.config
-    found, pixels = [], 0
+    found, pixels, done = [], 0, 0
     quiet = not processes.is_first()
     bar = progress.Progress("decide post-processing", len(data.val), quiet=quiet)
     with contextlib.closing(bar):
         for group in read_ahead.ahead(scan_groups(cfg, data, data.val)):
-            predictions = made.predict(group, done=bar.advance)
+            predictions = made.predict(group)
+            done += sum(len(scan.slices) for scan in group)
+            bar.update(min(done, bar.total), {})
             for scan, prediction in zip(group, predictions):
                 if pixels <= MOST_PIXELS:
                     found.append(pixels_of(scan, prediction))
@@ -178,7 +181,7 @@ def choose(
     unit, pixel_mm2 = _unit(scans)
     rules = Postprocess(unit=unit, pixel_mm2=pixel_mm2, cases=len(score.cases))
     if len(score.cases) < selection.FEWEST_CASES:
-        few = _too_few(len(score.cases))
+        few = _too_few(f"{number(len(score.cases), 'case')} with a lesion")
         return dataclasses.replace(rules, reason=few), []
     first = float(score([rules], sparse=True).mean())
     steps = []
@@ -276,9 +279,9 @@ class Scorer:
         counts = np.zeros((len(rules), len(self.cases), len(self.labels), 3), np.int64)
         for scan in self.scans:
             if scan.case in self.cases:
-                number = self.cases.index(scan.case)
+                place = self.cases.index(scan.case)
                 for n, of_rules in enumerate(count(scan, rules)):
-                    counts[n, number] += of_rules
+                    counts[n, place] += of_rules
         shared, predicted, true = np.moveaxis(counts, -1, 0)
         dice = 2 * shared / np.maximum(predicted + true, 1)
         present = true > 0
