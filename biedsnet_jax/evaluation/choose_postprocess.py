@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from biedsnet_jax.config import build_data
 from biedsnet_jax.data.sources.source import LabelledScan
@@ -50,6 +50,8 @@ class ScanPixels:
     places: Int[np.ndarray, " pixels"]
     probability: Float[np.ndarray, "pixels k"]
     truth: Bool[np.ndarray, "pixels k"]
+    # Where the truth of a class is known, "d h w k" of the box in bits; None: everywhere.
+    known: UInt8[np.ndarray, " bytes"] | None = None
 
     def spread(self, values: Bool[np.ndarray, "pixels k"]) -> Bool[np.ndarray, "..."]:
         """Brings the values of the pixels into the box, "d h w k"."""
@@ -57,6 +59,14 @@ class ScanPixels:
         box = np.zeros((math.prod(self.shape), classes), bool)
         box[self.places] = values
         return box.reshape(*self.shape, classes)
+
+    def known_box(self) -> Bool[np.ndarray, "d h w k"] | None:
+        """Returns where the truth of a class is known; None where it is everywhere."""
+        if self.known is None:
+            return None
+        shape = (*self.shape, self.truth.shape[1])
+        bits = np.unpackbits(self.known, count=math.prod(shape))
+        return bits.reshape(shape).view(bool)
 
 
 def decide(made: Predictor, workdir: Path, data: build_data.Data) -> Predictor:
@@ -142,8 +152,15 @@ def _predict(made, data) -> list[ScanPixels] | None:
     return found if pixels <= MOST_PIXELS else None
 
 
-def pixels_of(scan: LabelledScan, prediction: Prediction) -> ScanPixels:
-    """Keeps the pixels of a scan that matter to any candidate."""
+def pixels_of(
+    scan: LabelledScan,
+    prediction: Prediction,
+    known: UInt8[np.ndarray, "d h w k"] | None = None,
+) -> ScanPixels:
+    """Keeps the pixels of a scan that matter to any candidate.
+
+    `known` is 0 where the truth of a class is not known, so that nothing counts there.
+    """
     lowest = _lowest(prediction.threshold)
     probabilities = []
     some = np.empty(scan.truth.shape[:-1], bool)
@@ -159,6 +176,7 @@ def pixels_of(scan: LabelledScan, prediction: Prediction) -> ScanPixels:
         places=places.astype(np.int32 if some.size < 2**31 else np.int64),
         probability=np.concatenate(probabilities),
         truth=scan.truth[some].view(bool),
+        known=None if known is None else np.packbits(known[box]),
     )
 
 
@@ -288,12 +306,16 @@ class Scorer:
         return np.where(present, dice, 0).sum(axis=-1) / present.sum(axis=-1)
 
     def _count_pixels(self, scan, rules):
+        known = scan.known_box()
+        if known is not None:
+            known = known.reshape(-1, len(self.labels))[scan.places]
         for one in rules:
             masks = self._decided(scan, one)
-            yield self._count(masks, scan.truth)
+            yield self._count(masks, scan.truth, known)
 
     def _count_boxes(self, scan, rules):
         truth = scan.spread(scan.truth)
+        known = scan.known_box()
         for one in rules:
             masks = one.apply(
                 scan.spread(self._decided(scan, one)),
@@ -301,15 +323,18 @@ class Scorer:
                 exclusive=exclusive(self.labels),
             )
             some = masks.any(axis=-1) | truth.any(axis=-1)
-            yield self._count(masks[some], truth[some])
+            known_there = None if known is None else known[some]
+            yield self._count(masks[some], truth[some], known_there)
 
     def _decided(self, scan, rules):
         thresholds = rules.thresholds or (self.threshold,) * len(self.labels)
         return decided(scan.probability, thresholds=thresholds, labels=self.labels)
 
-    def _count(self, masks, truth):
+    def _count(self, masks, truth, known):
         """Counts the pixels of each class in the label map that would be written."""
         label_map = painted(masks, self.labels)
         written = outputs.masks_of(label_map[None, None], self.labels)[0, 0]
+        if known is not None:
+            written = written & known
         shared = (written & truth).sum(axis=0)
         return np.stack([shared, written.sum(axis=0), truth.sum(axis=0)], axis=-1)

@@ -242,6 +242,28 @@ def test_what_is_scored_is_the_label_map_that_would_be_written(labels, spacing):
     np.testing.assert_array_equal(score(every[:2], sparse=True), found[:2])
 
 
+def test_nothing_counts_where_the_truth_is_not_known():
+    pixels = []
+    for n, name in enumerate("abcd"):
+        probability, truth = drawn(4 + n)
+        # A false object, of which nobody knows, and one that is false indeed.
+        probability[:, 15:17, 15:17] = 0.9
+        probability[:, 20, 3] = 0.9
+        known = np.ones(truth.shape, np.uint8)
+        known[:, 14:18, 14:18] = 0
+        pixels.append(
+            choose_postprocess.pixels_of(*predicted(name, probability, truth), known)
+        )
+    score = choose_postprocess.Scorer(pixels, 0.5, ONE)
+    dice = [2 * true / (2 * true + 1) for true in (24, 30, 36, 42)]
+    for sparse in (True, False):
+        np.testing.assert_allclose(score([Postprocess()], sparse=sparse)[0], dice)
+    rules, _ = choose_postprocess.choose(pixels, 0.5, ONE)
+    # 2 is enough: the other object neither helps nor harms.
+    assert rules.smallest == (2.0,)
+    assert rules.after == 1.0
+
+
 # ---- In a workdir
 
 
