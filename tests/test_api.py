@@ -3,16 +3,19 @@
 import ast
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 
 import bright_model
 import numpy as np
 import pytest
+import rules
 from places import ROOT
 from refusals import refused
 
 import biedsnet_jax as bj
+from biedsnet_jax.config import run_config
 
 
 def offered():
@@ -97,6 +100,26 @@ def test_a_loaded_model_predicts_by_the_fields_that_are_given(workdir):
     assert (found.mask[0, ..., 0] == (image > 0)).all()
     # The made-up model is sure to 0.8 at least, and to 0.9 at most.
     assert not bj.load(workdir, {"threshold": 0.95})(image).mask.any()
+
+
+def test_a_loaded_model_applies_the_rules_of_its_workdir(workdir, tmp_path):
+    own = shutil.copytree(workdir, tmp_path / "own")
+    cfg = run_config.load(own)
+    image = np.zeros((16, 16), np.float32)
+    image[4:8, 5:10] = 1
+    image[12, 12] = 1
+    expected = image > 0
+    # The made-up model is sure to 0.8 at least where it is bright, to 0.2 at most elsewhere.
+    rules.write(own, cfg, thresholds=(0.95,))
+    assert not bj.load(own)(image).mask.any()
+    assert not bj.load(own)(image).label_map.any()
+    rules.write(own, cfg, smallest=(2.0,), largest=(True,))
+    expected[12, 12] = False
+    found = bj.load(own)(image)
+    np.testing.assert_array_equal(found.mask[0, ..., 0], expected)
+    np.testing.assert_array_equal(found.label_map[0], expected)
+    plain = bj.load(own, {"postprocess": False})(image)
+    np.testing.assert_array_equal(plain.mask[0, ..., 0], image > 0)
 
 
 def test_a_field_that_the_training_fixed_is_refused(workdir):

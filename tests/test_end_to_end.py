@@ -233,7 +233,7 @@ def test_nothing_of_the_broken_saves_is_left(broken, unbroken):
     )
     assert {path.name for path in broken["workdir"].iterdir()} == {
         ".evaluate.lock", ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl",
-        "report.html", "report.md",
+        "postprocess.json", "report.html", "report.md",
         "report_data.npz", "results.json", "slices.csv", "split.json", "tensorboard",
     }  # fmt: skip
 

@@ -137,6 +137,7 @@ FIELDS: dict[str, Rule] = {
     "augment.intensity": FROM_0,
     "split.fractions": numbers((0.8, 0.1, 0.1), "three"),
     "loss.supervision_weights": numbers((0.7, 0.3)),
+    "postprocess": YES_OR_NO,
     "data.verify": YES_OR_NO,
     "data.cache": YES_OR_NO,
     "diffusion.self_condition": YES_OR_NO,

@@ -36,6 +36,8 @@ ADDED = {
     "data.case": "",
     "parallel": ConfigDict({"fsdp": 1}),
     "init": ConfigDict({"source": "", "freeze": ()}),
+    # Masks were written as they left the network.
+    "postprocess": False,
     "data.foreground": 0.0,
     "augment.rotate": 1.0,
     "augment.zoom": 0.0,

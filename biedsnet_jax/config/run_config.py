@@ -29,6 +29,7 @@ FREE = (
     "sampler.",
     "fusion",
     "threshold",
+    "postprocess",
 )
 # Fields that a student shares with its teacher; "network" covers "networks." too. With
 # another split it would be tested on what its teacher was trained on.

@@ -7,7 +7,7 @@ import pathlib
 
 from biedsnet_jax.errors import listed
 from biedsnet_jax.runtime.console import clock, on_terminal
-from biedsnet_jax.scoring import false_lesions
+from biedsnet_jax.scoring import false_lesions, postprocess_text
 from biedsnet_jax.scoring.false_lesions import number
 from biedsnet_jax.scoring.results import CASES, SLICES
 
@@ -97,7 +97,9 @@ def _print_lines(results, workdir):
 
 
 def _grids(results) -> dict[str, str]:
-    """Scores of whole volumes, and of the mask before it went back to its file."""
+    """Scores of whole volumes and of the mask before it went back to its file, and what
+    was done to it.
+    """
     facts = {}
     if of_volumes := results.get("volumes"):
         scores = [
@@ -112,6 +114,9 @@ def _grids(results) -> dict[str, str]:
         where = "in tiles of" if results.get("fit") == "tile" else "at"
         dice = _number(network["dice"]["mean"])
         facts["network's grid"] = f"Dice {dice} {where} {size}x{size}"
+    rules = results.get("postprocess")
+    if postprocess_text.has_rules(rules):
+        facts["post-processing"] = postprocess_text.sentence(rules)
     return facts
 
 

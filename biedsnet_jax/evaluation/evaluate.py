@@ -70,7 +70,7 @@ def run(cfg, workdir: str) -> dict | None:
         passed = walk.summary(data.source.facts.passed)
         if passed and processes.is_first():
             console.tell(passed, sys.stdout)
-        return _evaluate(model, workdir, data, scope)
+        return _evaluate(predictor.of_model(model), workdir, data, scope)
 
 
 def evaluate(
@@ -78,9 +78,12 @@ def evaluate(
     workdir: pathlib.Path,
     data: build_data.Data,
     scope: scored_cases.Scope | None = None,
+    *,
+    made: predictor.Predictor | None = None,
 ) -> dict | None:
     """Scores a model on the test side of `data`, by default the run's own.
 
+    `made` is a predictor of the model that has compiled its programs.
     Every process predicts; the first scores, writes the files and returns the content
     of results.json, the others wait and return None.
     """
@@ -88,8 +91,9 @@ def evaluate(
     if processes.is_first():
         # A mode evaluate may be scoring the same workdir: the training waits for it.
         held = lock.wait(workdir, name=evaluations.LOCK, say=processes.say)
+    made = made or predictor.of_model(model)
     with held:
-        return _evaluate(model, workdir, data, scope or scored_cases.Scope())
+        return _evaluate(made, workdir, data, scope or scored_cases.Scope())
 
 
 def _lock(workdir):
@@ -110,13 +114,12 @@ class _Scored:
     recorded: record.ReportData | None
 
 
-def _evaluate(model, workdir, data, scope):
-    made = predictor.of_model(model)
+def _evaluate(made, workdir, data, scope):
     scores, seconds = _score(made, data)
     scored = _Scored(scores, seconds, recording.record(made, data, scores))
     results = None
     if processes.is_first():
-        results = _save(model, workdir, data, scope, scored)
+        results = _save(made.model, workdir, data, scope, scored)
     processes.barrier("evaluated")
     return results
 
@@ -134,7 +137,7 @@ def _score(made, data) -> tuple[scan_scores.Scores, float]:
     bar = progress.Progress("test", len(data.test), quiet=not first)
     # One scan is scored while the next are predicted.
     with contextlib.closing(bar), ThreadPoolExecutor(1) as scorer:
-        for group in read_ahead.ahead(_groups(data, cfg.eval.batch_size)):
+        for group in read_ahead.ahead(scan_groups(cfg, data, data.test)):
             predictions = made.predict(group, keep_uncertainty=False)
             seconds += sum(one.seconds for one in predictions)
             if first:
@@ -152,11 +155,14 @@ def _score(made, data) -> tuple[scan_scores.Scores, float]:
     return scores, seconds
 
 
-def _groups(data, batch_size) -> Iterator[list[LabelledScan]]:
-    """Reads the scans to score, in the groups in which mode predict predicts."""
-    cases = dict.fromkeys(data.source.cases[i] for i in data.test)
+def scan_groups(
+    cfg, data: build_data.Data, indices: list[int]
+) -> Iterator[list[LabelledScan]]:
+    """Reads the scans of some slices' cases, in the groups that mode predict predicts."""
+    cases = dict.fromkeys(data.source.cases[i] for i in indices)
     scans = (scan for case in cases for scan in data.source.scans(case))
-    yield from read_ahead.grouped(scans, lambda scan: not scan.is_volume, batch_size)
+    size = cfg.eval.batch_size
+    yield from read_ahead.grouped(scans, lambda scan: not scan.is_volume, size)
 
 
 def _show(bar, scores):
@@ -193,6 +199,7 @@ def _results(model, data, scope, scored):
         "sampler": dict(cfg.sampler) if diffusion else None,
         "fusion": cfg.fusion if diffusion else None,
         "threshold": cfg.threshold,
+        "postprocess": model.postprocess.to_json(),
         "nsd_tolerance": cfg.eval.nsd_tolerance,
         "nsd_tolerance_mm": cfg.eval.nsd_tolerance_mm,
         "device": f"{model.mesh.size} x {devices.device_kind(model.mesh)}",

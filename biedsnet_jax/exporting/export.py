@@ -20,6 +20,7 @@ from biedsnet_jax.errors import BadInput
 from biedsnet_jax.exporting import loader, model_card, program
 from biedsnet_jax.prediction import trained
 from biedsnet_jax.runtime import files, processes
+from biedsnet_jax.scoring import postprocess_text
 
 PROGRAM = "predict.stablehlo"
 WEIGHTS = "weights.npz"
@@ -36,7 +37,7 @@ _MEANS = {
         "seed, so that batches do not"
     ),
     "seed": "seed of the noise",
-    "probability": "probability of each class; the mask is where it exceeds the threshold",
+    "probability": "probability of each class; the mask is where it exceeds its threshold",
     "entropy": "entropy of the samples' mean, in bits",
     "mutual_information": "part of the entropy that the samples' disagreement explains, in bits",
     "variance": "variance of the samples",
@@ -102,6 +103,7 @@ def describe(
     )
     cfg = model.config
     data = cfg.data
+    rules = model.postprocess
     diffusion = model.segmenter.draws_samples
     return {
         "row": cfg.row or cfg.network,
@@ -119,6 +121,11 @@ def describe(
         },
         "outputs": {name: _field(aval, name) for name, aval in outputs.items()},
         "threshold": cfg.threshold,
+        # Of each class; they may have been decided on the validation cases.
+        "thresholds": list(rules.thresholds or (cfg.threshold,) * data.classes),
+        "postprocess": rules.to_json(),
+        # What mode predict also does to masks, and the program and load.py do not.
+        "not_applied": postprocess_text.of_objects(rules.to_json()),
         "classes": data.classes,
         # Values in the training masks.
         "labels": [list(labels) for labels in build_data.class_labels(cfg)],

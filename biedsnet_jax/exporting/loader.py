@@ -4,7 +4,8 @@
 
 It needs `pip install jax numpy flatbuffers`, no more. SLICES.npy holds "b h w c", in the
 units of the training files and at the size that export.json names, since nothing is
-resized here. For research, not for diagnosis.
+resized here. Masks are where the probability exceeds the threshold of its class; what else
+was decided for them is in export.json, and is not applied here. For research, not for diagnosis.
 """
 
 import json
@@ -44,4 +45,7 @@ if __name__ == "__main__":
             "any b."
         )
     maps = predict(slices)
-    np.savez(sys.argv[2], mask=maps["probability"] > about["threshold"], **maps)
+    thresholds = np.array(about["thresholds"], np.float32)
+    np.savez(sys.argv[2], mask=maps["probability"] > thresholds, **maps)
+    if about["not_applied"]:
+        print(f"Not applied to these masks: {about['not_applied']}.")

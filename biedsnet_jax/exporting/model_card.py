@@ -8,7 +8,7 @@ Imports no jax.
 import pathlib
 
 from biedsnet_jax.runtime.markdown import escaped
-from biedsnet_jax.scoring import false_lesions, results
+from biedsnet_jax.scoring import false_lesions, postprocess_text, results
 from biedsnet_jax.scoring.false_lesions import number
 
 _NONE = "not measured"
@@ -32,6 +32,7 @@ SHARED = (
     "dtype",
     "checkpoint_step",
     "threshold",
+    "postprocess",
     "fusion",
     "sampler",
 )
@@ -79,11 +80,14 @@ def card(about: dict, scores: dict | None) -> str:
 
 def differences(about: dict, scores: dict) -> list[str]:
     """Settings of the scores that are not this program's, in words."""
-    return [
-        f"{name} {_plain(scores.get(name))} there, {_plain(about[name])} here"
-        for name in SHARED
-        if scores.get(name) != about[name]
-    ]
+    found = []
+    for name in SHARED:
+        there, here = scores.get(name), about[name]
+        if there == here:
+            continue
+        words = postprocess_text.sentence if name == "postprocess" else _plain
+        found.append(f"{name} {words(there)} there, {words(here)} here")
+    return found
 
 
 def _model(about):
@@ -101,12 +105,23 @@ def _model(about):
         ),
         "Method": method,
         "Mask": f"where the probability exceeds {about['threshold']:g}",
+        "Post-processing": _postprocess(about),
         "Classes": f"{about['classes']}, of the label values {_plain(about['labels'])}",
         "Checkpoint": (
             f"step {about['checkpoint_step']} of {about['train_steps']}, seed "
             f"{about['seed']}"
         ),
     }
+
+
+def _postprocess(about):
+    text = postprocess_text.sentence(about["postprocess"])
+    if about["not_applied"]:
+        text += (
+            ". The scores below are with it; the program gives probabilities, and load.py "
+            f"applies thresholds alone, not: {about['not_applied']}"
+        )
+    return text
 
 
 def _data(about, scores):

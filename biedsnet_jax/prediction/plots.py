@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 
 from biedsnet_jax.prediction.overlay import COLOURS, in_colours
 from biedsnet_jax.runtime import extras
@@ -26,15 +26,16 @@ def plot_slice(
     image: Num[np.ndarray, "h w c"],
     maps: Mapping[str, Float[np.ndarray, "h w k"]],
     *,
-    threshold: float,
+    mask: Bool[np.ndarray, "h w k"],
+    above: str,
     names: list[str],
     aspect: float = 1.0,
 ) -> "Figure":
     """Draws a row of panels for each class: image, mask outline, probability, entropy.
 
-    `maps` holds "probability" and, for a panel more, "entropy". `names` are those of the
-    classes. `aspect` is the height of a pixel over its width. Raises BadInput without
-    matplotlib.
+    `maps` holds "probability" and, for a panel more, "entropy". `above` says what the
+    mask is above, and `names` those of the classes. `aspect` is the height of a pixel
+    over its width. Raises BadInput without matplotlib.
     """
     check_installed()
     from matplotlib import pyplot
@@ -54,8 +55,8 @@ def plot_slice(
     for k, name in enumerate(names):
         row = axes[k]
         _show_image(row[0], image, name, aspect)
-        _show_image(row[1], image, f"mask, above {threshold:g}", aspect)
-        _outline(row[1], probability[..., k] > threshold, COLOURS[k % len(COLOURS)])
+        _show_image(row[1], image, f"mask, above {above}", aspect)
+        _outline(row[1], mask[..., k], COLOURS[k % len(COLOURS)])
         _show_map(row[2], probability[..., k], "probability", "gray", aspect)
         if entropy is not None:
             _show_map(row[3], entropy[..., k], "entropy (bits)", "magma", aspect)

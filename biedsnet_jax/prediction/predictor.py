@@ -152,7 +152,7 @@ class Predictor:
         seconds = time.perf_counter() - start
         seconds /= sum(len(scan.slices) for scan in scans)
         return [
-            self._prediction(way, parts, seconds * len(scan.slices))
+            self._prediction(scan, way, parts, seconds * len(scan.slices))
             for scan, way, parts in zip(scans, ways, maps)
         ]
 
@@ -245,7 +245,7 @@ class Predictor:
                 maps[n].setdefault(name, []).append(row)
         done(len(batch))
 
-    def _prediction(self, way, parts, seconds):
+    def _prediction(self, scan, way, parts, seconds):
         samples = parts.pop("samples", None)
         return Prediction(
             way=way,
@@ -255,6 +255,8 @@ class Predictor:
             threshold=float(self.model.config.threshold),
             labels=build_data.class_labels(self.model.config),
             seconds=seconds,
+            postprocess=self.model.postprocess,
+            spacing=scan.spacing,
         )
 
 

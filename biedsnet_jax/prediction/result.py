@@ -1,17 +1,20 @@
 """The prediction of a scan: maps, and the mask and label map that follow from them.
 
 Maps go back to the slice's own size as its image came to the network (`data.fit`). The
-mask is where the probability exceeds the threshold there.
+mask is where the probability exceeds the threshold there, changed by the rules that were
+decided on the validation cases (`postprocess`). All masks come from here, so every mode
+applies the same rules.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from biedsnet_jax.data.fit import Way
 from biedsnet_jax.prediction.fields_text import counted, fields_text, labelled
+from biedsnet_jax.prediction.postprocess import Postprocess
 
 UNCERTAINTIES = ("entropy", "mutual_information", "variance")
 
@@ -35,6 +38,11 @@ class Prediction:
     labels: tuple[tuple[int, ...], ...]
     # Time for all slices, without compilation.
     seconds: float
+    # What is done to the masks.
+    postprocess: Postprocess = dataclasses.field(default=Postprocess(), kw_only=True)
+    # mm between slices, rows and columns of a volume, rows and columns of a picture;
+    # None without a geometry.
+    spacing: tuple[float, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
         return fields_text("Prediction", self.summary())
@@ -47,7 +55,7 @@ class Prediction:
         return {
             "size": f"{counted(depth, 'slice')} of {height} x {width} pixels",
             "grid": f"{grid[0]} x {grid[1]}, as the network predicts",
-            "classes": f"{labelled(self.labels)}, above {self.threshold:g}",
+            "classes": f"{labelled(self.labels)}, above {self._above()}",
             "maps": ", ".join(self.maps),
             "samples": kept,
             "seconds": f"{self.seconds:.3g}",
@@ -59,19 +67,40 @@ class Prediction:
         return self.map("probability")
 
     @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The threshold of each class."""
+        return self.postprocess.thresholds or (self.threshold,) * len(self.labels)
+
+    @property
     def mask(self) -> Bool[np.ndarray, "d h w k"]:
         """Pixels whose probability exceeds the threshold; classes may overlap."""
-        return self.probability > self.threshold
+        masks = self._masks(above)
+        return self.postprocess.apply(masks, self.spacing, exclusive=False)
 
     @property
     def label_map(self) -> Integer[np.ndarray, "d h w"]:
-        """One whole number a voxel, 0 for no class; see the function `label_map`."""
+        """One whole number a voxel, 0 for no class; see `decided` and `painted`."""
+        masks = self._masks(decided)
+        masks = self.postprocess.apply(
+            masks, self.spacing, exclusive=exclusive(self.labels)
+        )
+        return painted(masks, self.labels)
+
+    def _masks(self, find) -> Bool[np.ndarray, "d h w k"]:
         # Slice by slice, to take little memory.
         slices = [
-            label_map(probability, threshold=self.threshold, labels=self.labels)
-            for probability in self._each_resized(self.maps["probability"])
+            find(probability, thresholds=self.thresholds, labels=self.labels)
+            for probability in self.each_slice("probability")
         ]
         return np.stack(slices)
+
+    def _above(self) -> str:
+        """The thresholds in words, and whether more is done to the masks."""
+        values = dict.fromkeys(f"{value:g}" for value in self.thresholds)
+        if len(values) > 1:
+            values = [f"{value:g}" for value in self.thresholds]
+        more = ", post-processed" if self.postprocess.changes_objects else ""
+        return ", ".join(values) + more
 
     @property
     def uncertainty(self) -> dict[str, Float[np.ndarray, "d h w k"]]:
@@ -95,6 +124,10 @@ class Prediction:
         """Resizes one of `maps` to the scan's size."""
         return self._resized(self.maps[name])
 
+    def each_slice(self, name: str) -> Iterator[Float[np.ndarray, "h w k"]]:
+        """Resizes one of `maps` slice by slice, which takes less memory."""
+        return self._each_resized(self.maps[name])
+
     def sample(self, number: int) -> Float[np.ndarray, "d h w k"]:
         """Returns one of `samples`."""
         return self._resized(self.samples_kept[number])
@@ -106,6 +139,13 @@ class Prediction:
         maps = {name: self.way.back(values[z]) for name, values in self.maps.items()}
         samples = () if self.samples_kept is None else self.samples_kept[:, z]
         return maps, list(self._each_resized(samples))
+
+    def mask_at(self, z: int) -> Bool[np.ndarray, "h w k"]:
+        """Returns `mask` of one slice."""
+        if self.postprocess.changes_objects:
+            return self.mask[z]
+        probability = self.way.back(self.maps["probability"][z])
+        return above(probability, thresholds=self.thresholds, labels=self.labels)
 
     def mean_entropy(
         self, likely: float, where: Bool[np.ndarray, "d h w"] | None = None
@@ -143,22 +183,56 @@ def label_map(
     threshold: float,
     labels: Sequence[Sequence[int]],
 ) -> Integer[np.ndarray, "*space"]:
-    """Writes classes as one whole number a voxel, in the values of the training labels.
+    """Writes the classes above a threshold as one whole number a voxel."""
+    thresholds = (threshold,) * len(labels)
+    return painted(decided(probability, thresholds=thresholds, labels=labels), labels)
 
-    Where the classes' sets of labels are disjoint, the likeliest class above the
-    threshold wins. Where they overlap they are regions: larger sets are painted first
-    and smaller ones over them, each with its first label that no later one has.
+
+def above(
+    probability: Float[np.ndarray, "*space k"],
+    *,
+    thresholds: Sequence[float],
+    labels: Sequence[Sequence[int]],
+) -> Bool[np.ndarray, "*space k"]:
+    """Finds the classes whose probability exceeds their threshold."""
+    # Of the probability's own type, so that 0.3 is not above 0.3.
+    return probability > np.asarray(thresholds, probability.dtype)
+
+
+def decided(
+    probability: Float[np.ndarray, "*space k"],
+    *,
+    thresholds: Sequence[float],
+    labels: Sequence[Sequence[int]],
+) -> Bool[np.ndarray, "*space k"]:
+    """Finds the classes of each voxel.
+
+    Where the classes' sets of labels are disjoint, it is the likeliest of those above
+    their thresholds. So a lower threshold wins ground from the background, and from
+    other classes only where its class is the likelier one. Where the sets overlap they
+    are regions, and all above their thresholds count.
+    """
+    found = above(probability, thresholds=thresholds, labels=labels)
+    if len(labels) == 1 or not exclusive(labels):
+        return found
+    winner = np.where(found, probability, 0).argmax(axis=-1)
+    return found & (winner[..., None] == np.arange(len(labels)))
+
+
+def painted(
+    masks: Bool[np.ndarray, "*space k"], labels: Sequence[Sequence[int]]
+) -> Integer[np.ndarray, "*space"]:
+    """Writes masks as one whole number a voxel, in the values of the training labels.
+
+    Larger sets of labels are painted first and smaller ones over them, each with its
+    first label that no later one has.
     """
     values = written_values(labels)
     kind = np.uint8 if max(values) < 256 else np.uint16
-    above = probability > threshold
-    if exclusive(labels):
-        winner = np.where(above, probability, 0).argmax(axis=-1)
-        return np.where(above.any(axis=-1), np.array(values, kind)[winner], kind(0))
-    painted = np.zeros(probability.shape[:-1], kind)
+    label_map = np.zeros(masks.shape[:-1], kind)
     for k in _painting_order(labels):
-        painted[above[..., k]] = values[k]
-    return painted
+        label_map[masks[..., k]] = values[k]
+    return label_map
 
 
 def exclusive(labels: Sequence[Sequence[int]]) -> bool:

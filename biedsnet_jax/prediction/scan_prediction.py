@@ -48,11 +48,6 @@ class ScanPrediction(Prediction):
         """Affine of the file, for maps in its order; None for a picture or an array."""
         return None if self.scan.volume is None else self.scan.volume.affine
 
-    @property
-    def spacing(self) -> tuple[float, float, float] | None:
-        """Millimetres between slices, rows and columns; None without a geometry."""
-        return None if self.scan.volume is None else self.scan.volume.spacing
-
     def in_file_order(
         self, maps: Shaped[np.ndarray, "d h w *n"]
     ) -> Shaped[np.ndarray, "i j k *n"]:
@@ -119,7 +114,8 @@ class ScanPrediction(Prediction):
         return plots.plot_slice(
             self.image[z],
             maps,
-            threshold=self.threshold,
+            mask=self.mask_at(z),
+            above=self._above(),
             names=self._panel_names(z % depth),
             aspect=self.spacing[1] / self.spacing[2] if self.spacing else 1.0,
         )
@@ -131,7 +127,7 @@ class ScanPrediction(Prediction):
         return [f"{where}, class {k + 1}" for k in range(len(self.labels))]
 
     def _fullest_slice(self) -> int:
-        mask = self.maps["probability"] > self.threshold
+        mask = self.maps["probability"] > np.array(self.thresholds, np.float32)
         return int(mask.any(axis=-1).sum(axis=(1, 2)).argmax())
 
     def _checked(self, path) -> Path:
@@ -161,6 +157,8 @@ def of_scan(scan: Scan, prediction: Prediction) -> ScanPrediction:
         labels=prediction.labels,
         seconds=prediction.seconds,
         scan=scan,
+        postprocess=prediction.postprocess,
+        spacing=prediction.spacing,
     )
 
 

@@ -15,7 +15,9 @@ from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.data import pipeline
+from biedsnet_jax.prediction import postprocess
 from biedsnet_jax.prediction.fields_text import counted, fields_text, labelled
+from biedsnet_jax.prediction.postprocess import Postprocess
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import fusion, segmenter, tiling
 from biedsnet_jax.types import Image
@@ -40,6 +42,8 @@ class Trained:
     mesh: Mesh
     # Jitted (variables, image, index) -> probability "b h w k", the samples fused.
     predict_batch: Callable[[dict, jax.Array, jax.Array], jax.Array] | None = None
+    # What is done to its masks.
+    postprocess: Postprocess = dataclasses.field(default=Postprocess())
 
     def __post_init__(self):
         if self.predict_batch is None:
@@ -135,7 +139,8 @@ class Trained:
     def weights_digest(self) -> str:
         """Hashes every array with its name.
 
-        The same weights give the same digest, whatever checkpoint held them.
+        The same weights give the same digest, whatever checkpoint held them. Rules that
+        change masks count too: with others, masks are made again.
         """
         digest = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
@@ -143,6 +148,8 @@ class Trained:
             array = np.asarray(leaf)
             digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
             digest.update(array.tobytes())
+        if self.postprocess.changes_masks:
+            digest.update(repr(self.postprocess).encode())
         return digest.hexdigest()[:32]
 
 
@@ -163,7 +170,8 @@ def load(
         lambda: train_state.create(build_model.init_variables(model, config))
     )
     variables, step = checkpoint.restore_variables(workdir, like, mesh)
-    return Trained(config, model, variables, step, mesh)
+    rules = postprocess.load(workdir, config, step)
+    return Trained(config, model, variables, step, mesh, postprocess=rules)
 
 
 def noise_keys(seed: int | jax.Array, number: jax.Array) -> jax.Array:

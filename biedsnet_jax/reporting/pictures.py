@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from biedsnet_jax.reporting.record import GREYS, GROUPS, LEVELS, Evaluated
+from biedsnet_jax.scoring import postprocess_text
 
 # Of all runs together, so that a report stays below 5 MB.
 MOST_BYTES = 4_300_000
@@ -55,6 +56,8 @@ def _run(one, slices):
     return {
         "name": one.name,
         "threshold": threshold,
+        # Then the slider draws what the evaluation has further changed.
+        "processed": postprocess_text.has_rules(one.run.fields.get("postprocess")),
         "level": round(threshold * LEVELS),
         "times": one.data.times.tolist(),
         "slices": sorted(slices, key=_worst_first),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from biedsnet_jax.reporting import learning, published, record, svg
 from biedsnet_jax.reporting.record import Evaluated
 from biedsnet_jax.reporting.table import Table
-from biedsnet_jax.scoring import results
+from biedsnet_jax.scoring import postprocess_text, results
 
 _NOT_RECORDED = "not recorded"
 # Names of a split that are shown.
@@ -179,6 +179,7 @@ def _facts(one):
         "Checkpoint": f"step {field('checkpoint_step')}, the best by validation Dice",
         "Sampling": _joined(fields.get("sampler") or {}) or "one pass",
         "Fusion, threshold": f"{fields.get('fusion') or 'none'}, {field('threshold')}",
+        "Post-processing": postprocess_text.sentence(fields.get("postprocess")),
         "Seed, dtype": f"{fields['seed']}, {field('dtype')}",
         "Device of the evaluation": f"{field('device')}, {seconds}",
         "Versions": versions,

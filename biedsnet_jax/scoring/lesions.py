@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from scipy import ndimage
 
 from biedsnet_jax.scoring.distances import bounding_box
@@ -68,9 +68,8 @@ def rows(
     size = _SIZES[truth.ndim]
     # A volume is mostly background, and its components are numbered in int32.
     box = bounding_box(pred, truth)
-    touching = np.ones((3,) * truth.ndim, bool)
-    true = ndimage.label(truth[box], touching)[0]
-    predicted = ndimage.label(pred[box], touching)[0]
+    true = components(truth[box])
+    predicted = components(pred[box])
     found = []
     for mask, ours, theirs, least in (
         ("truth", true, predicted, least_overlap),
@@ -91,6 +90,11 @@ def rows(
             }
             found.append(row)
     return found
+
+
+def components(mask: Bool[np.ndarray, "*space"]) -> Integer[np.ndarray, "*space"]:
+    """Numbers the connected components of a mask from 1; 0 is the background."""
+    return ndimage.label(mask, np.ones((3,) * mask.ndim, bool))[0]
 
 
 def _meetings(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[int, int, int]]:

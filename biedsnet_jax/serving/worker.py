@@ -4,7 +4,8 @@ draws.
 The page gets one deflated file for each slice. It holds planes of height x width bytes:
 the image (grey, or red, green and blue); the probability of each class, in LEVELS; the
 uncertainties, each for all classes; the samples, each with the probability of all
-classes in LEVELS.
+classes in LEVELS; and, where the model's masks are more than a probability above the
+threshold, the mask of each class, of 0 and 1.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 
 from biedsnet_jax.config import build_data
 from biedsnet_jax.data.padding import without_padding
@@ -110,15 +111,19 @@ def planes(
     scanned: Shaped[np.ndarray, "h w"],
     prediction: Prediction,
     z: int,
+    mask: Bool[np.ndarray, "h w k"] | None = None,
 ) -> list[UInt8[np.ndarray, "h w"]]:
     """Returns the planes of one slice, in the order of this module's docstring.
 
+    `mask` is as it is written, where the page cannot find it by the threshold.
     All but the image are 0 where nothing was scanned.
     """
     maps, samples = prediction.at(z)
     found = [levels(maps["probability"], prediction.threshold)]
     found += [_bytes(maps[name] / MOST[name]) for name in UNCERTAINTIES if name in maps]
     found += [levels(sample, prediction.threshold) for sample in samples]
+    if mask is not None:
+        found.append(mask.astype(np.uint8))
     drawn = np.concatenate(found, axis=-1) * scanned[..., None]
     return [*np.moveaxis(image, -1, 0), *np.moveaxis(drawn, -1, 0)]
 
@@ -127,6 +132,9 @@ def _write_slices(folder, scan: Scan, prediction: Prediction, window):
     slice_path(folder, 0).parent.mkdir()
     low, high = window or _range(scan.slices)
     coloured = _is_coloured(scan)
+    masks = [None] * len(scan.slices)
+    if prediction.postprocess.changes_masks:
+        masks = outputs.masks_of(prediction.label_map, prediction.labels)
     for z, image in enumerate(scan.slices):
         if not coloured:
             grey = image[..., :1].astype(np.float32)
@@ -134,7 +142,7 @@ def _write_slices(folder, scan: Scan, prediction: Prediction, window):
         scanned = np.ones(image.shape[:2], bool)
         if scan.scanned is not None:
             scanned = scan.scanned[z]
-        parts = planes(image, scanned, prediction, z)
+        parts = planes(image, scanned, prediction, z, masks[z])
         content = b"".join(part.tobytes() for part in parts)
         # The fastest level, since the visitor waits.
         slice_path(folder, z).write_bytes(zlib.compress(content, 1))
@@ -182,6 +190,7 @@ def _facts(scan: Scan, prediction: Prediction, mask: Path, rows) -> dict:
         "levels": LEVELS,
         "level": round(LEVELS * prediction.threshold),
         "threshold": prediction.threshold,
+        "masks": prediction.postprocess.changes_masks,
         "mask": mask.name,
         "notes": scan.notes,
         "rows": rows,

@@ -1,4 +1,5 @@
-"""Mode train: `train(config, workdir)` fits a model, then tests it.
+"""Mode train: `train(config, workdir)` fits a model, decides what is done to its masks,
+then tests it.
 
 `fit` goes in paragraphs: data and model, traced programs, state, loop, best checkpoint.
 """
@@ -25,8 +26,14 @@ from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import walk
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.evaluation import evaluate, evaluations, scored_cases
+from biedsnet_jax.evaluation import (
+    choose_postprocess,
+    evaluate,
+    evaluations,
+    scored_cases,
+)
 from biedsnet_jax.importing import start_weights
+from biedsnet_jax.prediction import predictor
 from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import (
     console,
@@ -56,14 +63,21 @@ def train(cfg, workdir: str) -> dict | None:
     """
     with contextlib.ExitStack() as held:
         model, data = _fit(cfg, workdir, held)
+        workdir = pathlib.Path(workdir)
+        made = predictor.of_model(model)
+        if cfg.postprocess:
+            made = choose_postprocess.decide(made, workdir, data)
         if processes.is_first():
             count = len(data.cases("test"))
             cases = "case" if count == 1 else "cases"
             line = f"testing {len(data.test)} slices of {count} {cases}"
             console.tell(line, sys.stdout)
-        workdir = pathlib.Path(workdir)
         return evaluate.evaluate(
-            model, workdir, data, scored_cases.of_training(workdir, data)
+            made.model,
+            workdir,
+            data,
+            scored_cases.of_training(workdir, data),
+            made=made,
         )
 
 

@@ -141,7 +141,8 @@ function tell(one, found) {
   const score = by("score");
   score.textContent = `${one.label}${group}: Dice ${shown(found.dice)} at threshold ${said(state.level)}; ` +
     `${found.tp} pixels right, ${found.fp} false, ${found.fn} missed. ` +
-    `The evaluation had Dice ${shown(one.dice[state.klass])} at ${run().threshold}.`;
+    `The evaluation had Dice ${shown(one.dice[state.klass])} at ` +
+    `${run().processed ? "its end, post-processed" : run().threshold}.`;
   Object.assign(score.dataset, { dice: found.dice, level: state.level });
   [...by("strip").querySelectorAll("button")].forEach((button, i) => {
     button.setAttribute("aria-pressed", i === state.slice);

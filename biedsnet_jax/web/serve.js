@@ -146,6 +146,7 @@ async function fetchPlanes(z) {
     level: take(facts.classes),
     maps: groups(facts.maps.length),
     samples: groups(facts.samples),
+    masks: take(facts.masks ? facts.classes : 0),
   };
 }
 
@@ -210,7 +211,8 @@ async function draw() {
     paint(by(id), content.image, layers);
     by(id).setAttribute("aria-label", `${text}, slice ${z + 1}`);
   };
-  const mask = above(content.level[k], border), written = above(content.level[k], facts.level);
+  const written = content.masks[k] ?? above(content.level[k], facts.level);
+  const mask = border === facts.level ? written : above(content.level[k], border);
   const ofFile = border === facts.level ? [] : [line(written, OF_FILE)];
   panel("image", [], "image");
   panel("mask", [...ofFile, ...filled(mask, MASK)], `mask of ${count(mask)} pixels`);
@@ -250,8 +252,11 @@ function describe(pixels, written) {
   by("opacity-text").textContent = `${Math.round(100 * state.opacity)} %`;
   by("of-file").hidden = own;
   const score = by("score");
-  score.textContent = `Slice ${place}: ${pixels} pixels above ${shown}` +
-    (own ? "." : `, ${written} above the model's threshold ${facts.threshold}.`);
+  const model = facts.masks
+    ? "in the model's mask, post-processed" : `above the model's threshold ${facts.threshold}`;
+  score.textContent = own
+    ? `Slice ${place}: ${pixels} pixels ${facts.masks ? model : `above ${shown}`}.`
+    : `Slice ${place}: ${pixels} pixels above ${shown}, ${written} ${model}.`;
   const { klass, sample, map, opacity } = state;
   Object.assign(score.dataset, { slice, level, pixels, klass, sample, map, opacity });
 }

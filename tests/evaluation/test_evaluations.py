@@ -165,6 +165,7 @@ def test_the_index_follows_the_folders_and_changes_nothing_else(tmp_path):
         ("sampler.eta", 1.0, True, False),
         ("fusion", "majority", True, False),
         ("threshold", 0.4, True, True),
+        ("postprocess", False, True, True),
         ("eval.nsd_tolerance", 1.0, True, True),
         ("eval.nsd_tolerance_mm", 1.0, True, True),
         ("eval.lesions", True, True, True),

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import optax
 import pytest
+import rules as rules_of
 import SimpleITK as sitk
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -83,6 +84,20 @@ def trained(workdir, **fields):
         checkpoints.save(state, config=cfg.to_dict())
     run_config.save(cfg, workdir / "config.json")
     return cfg
+
+
+def differs_without_rules(cfg, workdir, results):
+    """Checks that the rules matter, and that one flag switches them off."""
+    plain = cfg.copy_and_resolve_references()
+    plain.postprocess = False
+    without = evaluate.run(plain, str(workdir))
+    assert without["postprocess"] is None
+    assert without["differs"] == {"postprocess": [True, False]}
+    for key in ("dice", "precision"):
+        before, after = (one["standard"][key]["mean"] for one in (without, results))
+        assert abs(before - after) > 1e-4
+    # Before the mask goes back to its file there are no rules.
+    assert without["network_grid"] == results["network_grid"]
 
 
 @pytest.fixture(autouse=True)
@@ -168,9 +183,19 @@ def parts(label, labels):
 # ---- The test
 
 
+# Rules for the masks of one and of two classes of pictures.
+OF_PICTURES = {
+    "thresholds": (0.4, 0.55),
+    "holes": (True, False),
+    "smallest": (9.0, 4.0),
+    "unit": "pixels",
+}
+
+
+@pytest.mark.parametrize("rules", [{}, OF_PICTURES], ids=["plain", "post-processed"])
 @pytest.mark.parametrize("fit", ["squash", "pad", "tile"])
 @pytest.mark.parametrize("classes", [1, 2])
-def test_pictures(tmp_path, classes, fit):
+def test_pictures(tmp_path, classes, fit, rules):
     rng = np.random.default_rng(0)
     shapes = {"a": (20, 30), "b": (17, 17), "c": (40, 24), "d": (9, 50)}
     for case, number in itertools.product(shapes, range(3)):
@@ -192,6 +217,12 @@ def test_pictures(tmp_path, classes, fit):
         "split.test": ("c", "d"),
     }
     cfg = trained(tmp_path / "run", **fields)
+    if rules:
+        own = {
+            name: value if name == "unit" else value[:classes]
+            for name, value in rules.items()
+        }
+        rules_of.write(tmp_path / "run", cfg, **own)
     results = evaluate.run(cfg, str(tmp_path / "run"))
     assert results["grid"] == "file"
     assert "volumes" not in results
@@ -211,7 +242,9 @@ def test_pictures(tmp_path, classes, fit):
     network = json.loads((tmp_path / "run/results.json").read_text())["network_grid"]
     # Tiles are cut out of the slices' own pixels, where one class leaves no choice.
     same = network["dice"]["mean"] == results["standard"]["dice"]["mean"]
-    assert same == (fit == "tile" and classes == 1)
+    assert same == (fit == "tile" and classes == 1 and not rules)
+    if rules:
+        differs_without_rules(cfg, tmp_path / "run", results)
 
 
 def _compare_classes(results, of_class, scores_of="standard"):
@@ -222,18 +255,40 @@ def _compare_classes(results, of_class, scores_of="standard"):
             compare(results["classes"][str(k + 1)], one, scores_of)
 
 
+# Voxels of the volumes have 1.76 to 3.12 mm3.
+OF_VOLUMES = {
+    "thresholds": (0.4, 0.55),
+    "holes": (True, True),
+    "smallest": (0.0, 12.0),
+    "largest": (True, False),
+    "unit": "mm3",
+}
+
+
 @pytest.mark.parametrize(
-    ("labels", "fit"),
+    ("labels", "fit", "rules"),
     [
-        (((1, 2),), "squash"),
-        (((1,), (2,)), "squash"),
-        (((1, 2), (2,)), "squash"),
-        (((1,), (2,)), "pad"),
-        (((1,), (2,)), "tile"),
+        (((1, 2),), "squash", {}),
+        (((1,), (2,)), "squash", {}),
+        (((1, 2), (2,)), "squash", {}),
+        (((1,), (2,)), "pad", {}),
+        (((1,), (2,)), "tile", {}),
+        (((1,), (2,)), "squash", OF_VOLUMES),
+        (((1, 2), (2,)), "pad", OF_VOLUMES),
+        (((1,), (2,)), "tile", OF_VOLUMES),
     ],
-    ids=["one", "exclusive", "regions", "pad", "tile"],
+    ids=[
+        "one",
+        "exclusive",
+        "regions",
+        "pad",
+        "tile",
+        "post-processed",
+        "regions post-processed",
+        "tile post-processed",
+    ],
 )
-def test_volumes(tmp_path, labels, fit):
+def test_volumes(tmp_path, labels, fit, rules):
     rng = np.random.default_rng(1)
     cases = {"a": THICK, "b": OBLIQUE, "c": THICK, "d": OBLIQUE}
     shapes = {"a": (4, 12, 12), "b": (12, 12, 4), "c": (5, 15, 24), "d": (20, 17, 6)}
@@ -260,6 +315,8 @@ def test_volumes(tmp_path, labels, fit):
         "split.test": ("c", "d"),
     }
     cfg = trained(tmp_path / "run", **fields)
+    if rules:
+        rules_of.write(tmp_path / "run", cfg, **rules)
     results = evaluate.run(cfg, str(tmp_path / "run"))
     for case in "cd":
         (tmp_path / "in").mkdir(exist_ok=True)
@@ -290,3 +347,5 @@ def test_volumes(tmp_path, labels, fit):
     _compare_classes(results["volumes"], volumes, scores_of="")
     assert results["lesions"]["true"] == lesions > 0
     assert 0.3 < results["standard"]["dice"]["mean"] < 0.95
+    if rules:
+        differs_without_rules(cfg, tmp_path / "run", results)

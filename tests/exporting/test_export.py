@@ -12,6 +12,7 @@ import absl_flags
 import jax
 import numpy as np
 import pytest
+import rules
 from refusals import refused
 from untrained import image, toy, untrained
 
@@ -420,6 +421,31 @@ def test_the_command_writes_the_folder(command, tmp_path):
     assert (about["threshold"], about["network"]) == (0.3, "unet")
     assert about["sampler"] is None and "samples" not in about["outputs"]
     assert (folder / "load.py").read_text() == Path(loader.__file__).read_text()
+
+
+def test_rules_of_the_validation_are_in_the_folder(tmp_path):
+    cfg = toy(chosen="unet", data__classes=2, data__labels=())
+    workdir = untrained(tmp_path / "run", cfg)
+    made = rules.write(
+        workdir, cfg, thresholds=(0.3, 0.6), smallest=(0.0, 20.0), unit="pixels"
+    )
+    out = tmp_path / "out"
+    export.run(cfg, str(workdir), str(out))
+    about = json.loads((out / "export.json").read_text())
+    assert about["thresholds"] == [0.3, 0.6]
+    assert about["postprocess"] == made.to_json()
+    card = (out / "MODEL_CARD.md").read_text()
+    for part in (about["not_applied"], "class 1 above 0.3", "0.6000, before 0.5000"):
+        assert part in card
+    np.save(tmp_path / "slices.npy", image(2, 16, 16, 1))
+    line = [sys.executable, *load_line(out, tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert about["not_applied"] in done.stdout
+    assert "20 pixels" in about["not_applied"]
+    with np.load(tmp_path / "masks.npz") as found:
+        expected = found["probability"] > np.float32([0.3, 0.6])
+        np.testing.assert_array_equal(found["mask"], expected)
 
 
 def test_a_model_whose_padding_would_be_normalised_is_refused(tmp_path):

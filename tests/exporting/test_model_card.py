@@ -18,6 +18,8 @@ ABOUT = {
     "checkpoint_step": 80,
     "train_steps": 90,
     "threshold": 0.5,
+    "postprocess": None,
+    "not_applied": "",
     "classes": 1,
     "labels": [[1, 2]],
     "seed": 4,

@@ -18,6 +18,7 @@ import jax
 import nibabel as nib
 import numpy as np
 import pytest
+import rules
 from absl import flags
 from bright_model import SIZE, Bright, write_workdir
 from nibabel.orientations import (
@@ -29,7 +30,7 @@ from nibabel.orientations import (
 from PIL import Image
 
 from biedsnet_jax import main
-from biedsnet_jax.config import build_model
+from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.prediction import predictor, read_ahead, scans
@@ -604,6 +605,39 @@ def test_a_folder_that_holds_masks_of_another_model(predict, tmp_path):
     assert outputs(tmp_path / "out") == before
     # The batch size changes no mask.
     assert predict("--config.eval.batch_size=16")[0] == 0
+
+
+def test_masks_of_other_rules_are_made_again(predict, workdir, tmp_path):
+    own = shutil.copytree(workdir, tmp_path / "own")
+    flag = f"--workdir={own}"
+    bright = save_scan(tmp_path / "in" / "a.nii.gz", spacing=(1, 1, 2))
+    save_picture(tmp_path / "in" / "b.png")
+    assert predict(flag)[0] == 0
+    out = tmp_path / "out"
+    mask = np.asarray(nib.load(out / "a_mask.nii.gz").dataobj)
+    np.testing.assert_array_equal(mask > 0, bright)
+    of_picture = (out / "b_mask.png").read_bytes()
+    # Beside the large object there are two of 8 voxels, 16 mm3 each.
+    rules.write(own, run_config.load(own), smallest=(17.0,), unit="mm3")
+    code, _, err = predict(flag)
+    assert code == 0
+    assert "again" in err
+    large = bright.copy()
+    large[8:12] = False
+    mask = np.asarray(nib.load(out / "a_mask.nii.gz").dataobj)
+    np.testing.assert_array_equal(mask > 0, large)
+    # The rules are of volumes.
+    assert (out / "b_mask.png").read_bytes() == of_picture
+    assert float(rows(out)["a"]["pixels"]) == large.sum()
+    # The same rules again change nothing.
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*_mask.*")}
+    assert predict(flag)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    off = "--config.postprocess=False"
+    refused(predict(flag, off), "postprocess was True", "--output")
+    assert predict(flag, off, output=tmp_path / "off")[0] == 0
+    mask = np.asarray(nib.load(tmp_path / "off" / "a_mask.nii.gz").dataobj)
+    np.testing.assert_array_equal(mask > 0, bright)
 
 
 def test_an_output_that_is_a_file(predict, tmp_path):

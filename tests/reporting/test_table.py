@@ -163,6 +163,8 @@ def test_a_model_card_of_such_names(tmp_path, name):
     }
     about |= {
         "threshold": 0.5,
+        "postprocess": None,
+        "not_applied": "",
         "fusion": None,
         "sampler": None,
         "classes": 1,

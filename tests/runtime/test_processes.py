@@ -281,7 +281,7 @@ def test_a_start_from_weights_is_the_same_in_any_layout(tmp_path):
 def test_only_the_first_process_writes(root):
     assert {path.name for path in (root / "2x2").iterdir()} == {
         ".evaluate.lock", ".lock", "cases.csv", "checkpoints", "config.json", "metrics.jsonl",
-        "report.html", "report.md",
+        "postprocess.json", "report.html", "report.md",
         "report_data.npz", "results.json", "rows_0.json", "rows_1.json", "slices.csv", "split.json",
     }  # fmt: skip
     outputs = json.loads((root / "outputs.json").read_text())

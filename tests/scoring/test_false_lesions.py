@@ -250,11 +250,13 @@ def test_a_model_card_says_it(tmp_path):
         "parameters",
         "checkpoint_step",
         "threshold",
+        "postprocess",
         "fusion",
         "sampler",
     )
     about = {name: fields.get(name) for name in same}
     about |= {
+        "not_applied": "",
         "dtype": None,
         "classes": 2,
         "labels": [[1], [2]],

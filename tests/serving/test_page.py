@@ -3,11 +3,13 @@ keys, refusals and tokens.
 """
 
 import io
+import shutil
 
 import browser
 import nibabel as nib
 import numpy as np
 import pytest
+import rules
 from bright_model import SIZE, in_place, served, write_workdir
 from PIL import Image
 
@@ -167,6 +169,29 @@ def test_the_outline_is_that_of_the_probability_at_any_threshold(
         sure = np.abs(p[..., z].T - level / 200) > 1e-5
         np.testing.assert_array_equal(tinted[sure], above[sure])
         assert f": {tinted.sum()} pixels above" in page.locator("#score").inner_text()
+
+
+def test_a_post_processed_mask_is_drawn_as_it_is_written(
+    browser_page, workdir, tmp_path
+):
+    voxels = np.zeros((SIZE, SIZE, 2), np.int16)
+    voxels[2:6, 3:10] = 900
+    voxels[12, 12, 1] = 900
+    nib.Nifti1Image(voxels, np.diag([-1, -1, 3, 1])).to_filename(tmp_path / "a.nii.gz")
+    own = shutil.copytree(workdir, tmp_path / "run")
+    rules.write(own, run_config.load(own), smallest=(4.0,), unit="mm3")
+    with served(own, tmp_path, Limits(upload=2**20)) as url:
+        page = browser_page
+        page.goto(url)
+        page.set_input_files("#file", tmp_path / "a.nii.gz")
+        browser.until(page, "document.getElementById('score').dataset.slice")
+        slide(page, "slice", 1)
+        # The voxel of 3 mm3 is not in the mask, but above any threshold.
+        assert ": 28 pixels in" in page.locator("#score").inner_text()
+        assert not page.locator("#of-file").is_visible()
+        slide(page, "threshold", 99)
+        assert ": 29 pixels above 0.495, 28 in" in (page.locator("#score").inner_text())
+        assert page.locator("#of-file").is_visible()
 
 
 def test_sliders_change_what_is_drawn_and_nothing_else(page):

@@ -55,6 +55,17 @@ def test_planes_come_class_by_class_map_by_map_sample_by_sample():
         assert np.abs(planes[11 + k] / 200 - 0.6 * p).max() < 0.006
 
 
+def test_masks_that_no_threshold_gives_come_last():
+    one, base = prediction()
+    image = np.full((2, 3, 1), 9, np.uint8)
+    mask = base[0] > 0.26
+    scanned = np.array([[True, True, True], [True, False, True]])
+    planes = worker.planes(image, scanned, one, 0, mask)
+    assert len(planes) == 1 + 2 + 2 * 2 + 2
+    for k in range(2):
+        np.testing.assert_array_equal(planes[-2 + k], mask[..., k] & scanned)
+
+
 def test_where_slices_are_missing_only_the_image_is_left():
     scanned = np.array([[True, False, True], [False, True, True]])
     image = np.full((2, 3, 1), 9, np.uint8)
