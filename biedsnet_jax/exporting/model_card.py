@@ -34,6 +34,7 @@ SHARED = (
     "threshold",
     "fusion",
     "sampler",
+    "mirror",
 )
 _USE = """\
 For research: to study and compare methods, to measure on data with known truth, to draft
@@ -80,9 +81,9 @@ def card(about: dict, scores: dict | None) -> str:
 def differences(about: dict, scores: dict) -> list[str]:
     """Settings of the scores that are not this program's, in words."""
     return [
-        f"{name} {_plain(scores.get(name))} there, {_plain(about[name])} here"
+        f"{name} {_plain(scores.get(name))} there, {_plain(about.get(name))} here"
         for name in SHARED
-        if scores.get(name) != about[name]
+        if scores.get(name) != about.get(name)
     ]
 
 
@@ -94,16 +95,21 @@ def _model(about):
             f"diffusion ({sampler['method']}), steps {sampler['steps']}, samples "
             f"{sampler['ensemble']}, fused by {about['fusion']}"
         )
+    if "mirror" in about:
+        method += f"; mirrored passes ({about['mirror']}) are averaged"
+    members = about.get("members", [])
+    steps = ", ".join(str(member["step"]) for member in members)
+    models = f" of {len(members)} models together" if members else ""
     return {
         "Network": (
-            f"{about['network']}, {about['parameters']:,} parameters, computes in "
+            f"{about['network']}, {about['parameters']:,} parameters{models}, computes in "
             f"{about['dtype']}"
         ),
         "Method": method,
         "Mask": f"where the probability exceeds {about['threshold']:g}",
         "Classes": f"{about['classes']}, of the label values {_plain(about['labels'])}",
         "Checkpoint": (
-            f"step {about['checkpoint_step']} of {about['train_steps']}, seed "
+            f"step {steps or about['checkpoint_step']} of {about['train_steps']}, seed "
             f"{about['seed']}"
         ),
     }

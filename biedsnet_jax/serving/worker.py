@@ -30,7 +30,13 @@ from biedsnet_jax.serving.limits import Limits
 
 SUMMARY = "summary.csv"
 # Values that are 255 in a plane.
-MOST = {"entropy": 1.0, "mutual_information": 1.0, "variance": 0.25}
+MOST = {
+    "entropy": 1.0,
+    "mutual_information": 1.0,
+    "variance": 0.25,
+    "within_models": 1.0,
+    "between_models": 1.0,
+}
 # Replaces the server's own names in the summary.
 _NEUTRAL = {"name": "scan", "file": ""}
 
@@ -89,7 +95,7 @@ class Worker:
     def _predict(self, slices, advance) -> Prediction:
         sizes = self.sizes.setdefault(self.predictor.first_batch(len(slices)), set())
         predictor = dataclasses.replace(self.predictor, sizes=sizes)
-        keep = predictor.model.segmenter.draws_samples
+        keep = predictor.model.sample_count > 0
         return predictor.predict([slices], keep_samples=keep, done=advance)[0]
 
 

@@ -1,0 +1,61 @@
+"""Loads the trained models of one workdir or several as one."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from biedsnet_jax.config import members
+from biedsnet_jax.prediction import trained
+from biedsnet_jax.prediction.trained import Member, Trained
+from biedsnet_jax.runtime import devices
+from biedsnet_jax.segmenters.ensemble import Ensemble
+
+
+def load(
+    workdirs: Sequence[Path], config: ConfigDict, *, free: tuple[str, ...] = ()
+) -> Trained:
+    """Loads the model of a workdir, or those of several as one model.
+
+    All predict as `config` says, which is that of the first workdir but for fields that
+    may differ and `free`, see `trained.load`. Raises BadInput as that does, and where
+    the models cannot predict together.
+    """
+    first = trained.load(workdirs[0], config, free=free)
+    if len(workdirs) == 1:
+        return first
+    members.check_members(workdirs, config)
+    every = [(first.variables, first.step)]
+    for workdir in workdirs[1:]:
+        every.append(trained.restore(workdir, config, first.segmenter, first.mesh))
+    named = [
+        Member(str(workdir.resolve()), step, trained.digest(variables))
+        for workdir, (variables, step) in zip(workdirs, every)
+    ]
+    return dataclasses.replace(
+        first,
+        segmenter=Ensemble(first.segmenter),
+        variables=_stacked([variables for variables, _ in every]),
+        members=tuple(named),
+        # A program of its own.
+        predict_batch=None,
+    )
+
+
+def _stacked(variables: list[dict]) -> dict:
+    """Joins the arrays of members along a new first axis, cut over devices as they are."""
+
+    def sharding(x):
+        mesh, spec = x.sharding.mesh, x.sharding.spec
+        return NamedSharding(mesh, PartitionSpec(None, *spec))
+
+    def stack(trees):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    places = jax.tree.map(sharding, variables[0])
+    once = devices.RUN_ONCE
+    return jax.jit(stack, out_shardings=places, compiler_options=once)(variables)
