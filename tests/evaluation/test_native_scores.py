@@ -23,7 +23,7 @@ from stubs import Stub
 
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
-from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.evaluation import evaluate, evaluations
 from biedsnet_jax.prediction import predict
 from biedsnet_jax.runtime import devices
 from configs import folder, variants
@@ -61,7 +61,7 @@ class Levels(Stub):
         return jax.vmap(sample)(jnp.arange(ensemble))
 
 
-def trained(workdir, **fields):
+def trained(workdir, higher=0.0, **fields):
     """Writes a run of `Levels` on a data set; returns its config."""
     cfg = folder.get_config()
     variants.toy(cfg)
@@ -78,11 +78,22 @@ def trained(workdir, **fields):
     cfg.compile_cache = ""
     cfg.update_from_flattened_dict(fields)
     variables = Levels(2).init(None, None)
+    variables["params"]["levels"] += higher
     state = train_state.create(variables, optax.identity())
     with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, config=cfg.to_dict())
     run_config.save(cfg, workdir / "config.json")
     return cfg
+
+
+def trained_together(folder, models, **fields):
+    """Writes runs of other levels; returns their config, and them with commas."""
+    workdirs = [folder / f"run{number}" for number in range(models)]
+    configs = [
+        trained(workdir, 0.04 * number, **fields)
+        for number, workdir in enumerate(workdirs)
+    ]
+    return configs[0], ",".join(map(str, workdirs))
 
 
 @pytest.fixture(autouse=True)
@@ -168,9 +179,18 @@ def parts(label, labels):
 # ---- The test
 
 
-@pytest.mark.parametrize("fit", ["squash", "pad"])
-@pytest.mark.parametrize("classes", [1, 2])
-def test_pictures(tmp_path, classes, fit):
+@pytest.mark.parametrize(
+    ("classes", "fit", "models"),
+    [
+        (1, "squash", 1),
+        (2, "squash", 1),
+        (1, "pad", 1),
+        (2, "pad", 1),
+        (1, "squash", 2),
+        (2, "pad", 3),
+    ],
+)
+def test_pictures(tmp_path, classes, fit, models):
     rng = np.random.default_rng(0)
     shapes = {"a": (20, 30), "b": (17, 17), "c": (40, 24), "d": (9, 50)}
     for case, number in itertools.product(shapes, range(3)):
@@ -191,14 +211,15 @@ def test_pictures(tmp_path, classes, fit):
         "split.val": ("b",),
         "split.test": ("c", "d"),
     }
-    cfg = trained(tmp_path / "run", **fields)
-    results = evaluate.run(cfg, str(tmp_path / "run"))
+    cfg, run = trained_together(tmp_path, models, **fields)
+    results = evaluate.run(cfg, run)
     assert results["grid"] == "file"
+    assert len(results.get("members", [run])) == models
     assert "volumes" not in results
     assert "paper" not in results
     for case in "cd":
         shutil.copytree(tmp_path / "data/images" / case, tmp_path / "in" / case)
-    predict.run(cfg, str(tmp_path / "run"), str(tmp_path / "in"), str(tmp_path / "out"))
+    predict.run(cfg, run, str(tmp_path / "in"), str(tmp_path / "out"))
     of_class = [[] for _ in range(classes)]
     for case, number in itertools.product("cd", range(3)):
         written = np.array(Image.open(tmp_path / "out" / case / f"{number}_mask.png"))
@@ -208,7 +229,8 @@ def test_pictures(tmp_path, classes, fit):
             of_class[k].append(slow_scores(*pair, None))
     _compare_classes(results, of_class)
     assert results["n_images"] == 6
-    network = json.loads((tmp_path / "run/results.json").read_text())["network_grid"]
+    folder = evaluations.folder_of(tmp_path / "run0", results)
+    network = json.loads((folder / "results.json").read_text())["network_grid"]
     assert network["dice"]["mean"] != results["standard"]["dice"]["mean"]
 
 
@@ -221,16 +243,17 @@ def _compare_classes(results, of_class, scores_of="standard"):
 
 
 @pytest.mark.parametrize(
-    ("labels", "fit"),
+    ("labels", "fit", "models"),
     [
-        (((1, 2),), "squash"),
-        (((1,), (2,)), "squash"),
-        (((1, 2), (2,)), "squash"),
-        (((1,), (2,)), "pad"),
+        (((1, 2),), "squash", 1),
+        (((1,), (2,)), "squash", 1),
+        (((1, 2), (2,)), "squash", 1),
+        (((1,), (2,)), "pad", 1),
+        (((1, 2), (2,)), "squash", 2),
     ],
-    ids=["one", "exclusive", "regions", "pad"],
+    ids=["one", "exclusive", "regions", "pad", "ensemble"],
 )
-def test_volumes(tmp_path, labels, fit):
+def test_volumes(tmp_path, labels, fit, models):
     rng = np.random.default_rng(1)
     cases = {"a": THICK, "b": OBLIQUE, "c": THICK, "d": OBLIQUE}
     shapes = {"a": (4, 12, 12), "b": (12, 12, 4), "c": (5, 15, 24), "d": (20, 17, 6)}
@@ -254,12 +277,12 @@ def test_volumes(tmp_path, labels, fit):
         "split.val": ("b",),
         "split.test": ("c", "d"),
     }
-    cfg = trained(tmp_path / "run", **fields)
-    results = evaluate.run(cfg, str(tmp_path / "run"))
+    cfg, run = trained_together(tmp_path, models, **fields)
+    results = evaluate.run(cfg, run)
     for case in "cd":
         (tmp_path / "in").mkdir(exist_ok=True)
         shutil.copy(tmp_path / f"data/images/{case}.nii.gz", tmp_path / "in")
-    predict.run(cfg, str(tmp_path / "run"), str(tmp_path / "in"), str(tmp_path / "out"))
+    predict.run(cfg, run, str(tmp_path / "in"), str(tmp_path / "out"))
     slices = [[] for _ in labels]
     volumes = [[] for _ in labels]
     lesions = 0
