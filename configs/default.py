@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
 
     c.networks = _networks()
     _data(c)
+    _grid(c)
     _sources(c)
     _split(c)
     _augment(c)
@@ -57,14 +58,6 @@ def _data(c):
     c.data.name = "folder"
     # Where to get the data; the error about a missing root ends with it.
     c.data.hint = ""
-    # Height and width of the network's input, in pixels.
-    c.data.size = 256
-    # How a slice of another shape comes to that size. "squash": resized to it, whatever its
-    # proportions; "pad": resized in its proportions, with its lowest values around it.
-    c.data.fit = "squash"
-    # What a network trains on where the mask is resized. "hard": each pixel is of the class
-    # that covers most of it; "share": it has the share that each class covers.
-    c.data.target = "hard"
     # Channels of the image: 1 (grey) or 3 (colour); any number for nifti.
     c.data.channels = 1
     # Neighbouring slices on each side that a network sees as further channels (2.5D);
@@ -86,11 +79,6 @@ def _data(c):
     # Share of each training batch that comes from slices with a lesion, the classes drawn
     # evenly; 0 takes every slice once an epoch.
     c.data.foreground = 0.0
-    # (low, high) that is clipped to and mapped to [0, 1], in the units of the file; () for
-    # none. Set it for CT, for example (-1250.0, 250.0).
-    c.data.window = ()
-    # Scaling of each slice by its own intensities, after the window.
-    c.data.normalise = "percentile"
     # Reads every file once before training, so that a broken one stops the run at its
     # start.
     c.data.verify = True
@@ -98,6 +86,31 @@ def _data(c):
     c.data.cache = True
     # Folder for slices of volumes and TFDS sets. "auto": the user's cache folder.
     c.data.cache_dir = "auto"
+
+
+def _grid(c):
+    # Height and width of the network's input, in pixels.
+    c.data.size = 256
+    # How a slice of another shape comes to that size. "squash": resized to it, whatever its
+    # proportions; "pad": resized in its proportions, with its lowest values around it;
+    # "tile": cut into overlapping tiles, of which a network trains on one by chance.
+    c.data.fit = "squash"
+    # Spacing that slices are resampled to first, for pad and tile: "0.8" or "0.8,0.7"
+    # (row, column) in mm; "" for their own pixels. "auto": for tile the median of the
+    # training cases, for pad that at which their median slice fills the canvas. Slices
+    # of unknown spacing keep their pixels.
+    c.data.spacing = "auto"
+    # What a network trains on where the mask is resized. "hard": each pixel is of the class
+    # that covers most of it; "share": it has the share that each class covers.
+    c.data.target = "hard"
+    # Plane that volumes are cut in: "axial", "coronal" or "sagittal". "auto": that in which
+    # most of them were taken, where axial slices would cut across it; nifti only.
+    c.data.plane = "auto"
+    # (low, high) that is clipped to and mapped to [0, 1], in the units of the file; () for
+    # none. Set it for CT, for example (-1250.0, 250.0).
+    c.data.window = ()
+    # Scaling of each slice by its own intensities, after the window.
+    c.data.normalise = "percentile"
 
 
 def _sources(c):

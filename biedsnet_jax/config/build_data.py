@@ -79,6 +79,12 @@ def warn(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def plane(config) -> str:
+    """The plane in which a trained model is given the slices of volumes."""
+    # A run of other data than volumes never chose one.
+    return "axial" if config.data.plane == "auto" else config.data.plane
+
+
 def class_labels(config) -> tuple[tuple[int, ...], ...]:
     """Label values of each class."""
     if config.data.labels:
@@ -94,7 +100,15 @@ def image_shape(config) -> tuple[int, int, int]:
 
 def make_fit(config) -> fit.Fit:
     """Way of every slice to the network's canvas and back that a config asks for."""
-    return fit.Fit(config.data.size, config.data.fit)
+    spacing = config.data.spacing
+    # No run has settled it where it is "auto" still.
+    known = None if spacing == "auto" else fit.read_spacing(spacing)
+    return fit.Fit(config.data.size, config.data.fit, known)
+
+
+def tile(config) -> int:
+    """Side of the tiles that a slice is cut into; 0 where it goes to the network whole."""
+    return config.data.size if config.data.fit == "tile" else 0
 
 
 def make_prepare(config) -> transforms.Prepare:
@@ -143,6 +157,7 @@ def _nifti(config):
         context=data.context,
         min_foreground=data.min_foreground,
         case=data.case,
+        plane=data.plane,
     )
 
 

@@ -7,13 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from biedsnet_jax.config import network_file
+from biedsnet_jax.config import build_data, network_file
 from biedsnet_jax.config.build_data import image_shape
 from biedsnet_jax.diffusion.sampler import Sampling
 from biedsnet_jax.diffusion.schedule import SCHEDULES, Schedule
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.networks import DENOISERS, NETWORKS, NOISE_PREDICTORS
-from biedsnet_jax.segmenters import losses
+from biedsnet_jax.segmenters import losses, tiling
 from biedsnet_jax.segmenters.consistency import Consistency
 from biedsnet_jax.segmenters.direct import Direct
 from biedsnet_jax.segmenters.mask_diffusion import Diffusion
@@ -63,6 +63,8 @@ def build(config) -> Segmenter:
 
 def _build_untaught(config):
     network = make_network(config)
+    if build_data.tile(config):
+        network = tiling.tiled(network, build_data.tile(config))
     loss = _loss_function(config.loss)
     weights = config.loss.supervision_weights
 

@@ -21,6 +21,7 @@ from biedsnet_jax.config.rules import (
     PATTERNS,
     RANGE,
     SHARE,
+    SPACING,
     TEXT,
     YES_OR_NO,
     Rule,
@@ -30,6 +31,7 @@ from biedsnet_jax.config.rules import (
     one_of,
 )
 from biedsnet_jax.data import case_names, fit, transforms
+from biedsnet_jax.data.formats import volumes
 from biedsnet_jax.diffusion.process import MASK_RANGES
 from biedsnet_jax.diffusion.sampler import METHODS
 from biedsnet_jax.diffusion.schedule import SCHEDULES, SPACINGS
@@ -50,6 +52,8 @@ FIELDS: dict[str, Rule] = {
     "data.source": one_of(SOURCES),
     "data.normalise": one_of(transforms.METHODS),
     "data.fit": one_of(fit.METHODS),
+    "data.spacing": SPACING,
+    "data.plane": one_of(("auto", *volumes.PLANES)),
     "data.target": one_of(transforms.TARGETS),
     "diffusion.schedule": one_of(SCHEDULES),
     "diffusion.mask_range": one_of(MASK_RANGES),
@@ -313,6 +317,16 @@ def _check_data(data):
     if data.source != "nifti" and data.channels not in (1, 3):
         raise BadInput(
             f"data.channels is {data.channels}. A picture has 1 (grey) or 3 (colour)."
+        )
+    if data.plane not in ("auto", "axial") and data.source != "nifti":
+        raise BadInput(
+            f"data.plane is {data.plane!r}, but data.source is {data.source!r}. Use 'auto', or "
+            "data.source='nifti'."
+        )
+    if data.fit == "tile" and data.size % 2:
+        raise BadInput(
+            f"data.size is {data.size}, but data.fit is 'tile', whose tiles overlap by half. "
+            "Use an even number."
         )
     if data.labels and len(data.labels) != data.classes:
         raise BadInput(

@@ -30,6 +30,8 @@ ADDED = {
     "eval.paper": True,
     "data.fit": "squash",
     "data.target": "hard",
+    "data.spacing": "",
+    "data.plane": "axial",
     # Every file of a flat folder was a case of its own.
     "data.case": "",
     "parallel": ConfigDict({"fsdp": 1}),

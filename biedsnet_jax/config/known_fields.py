@@ -87,6 +87,10 @@ def is_used(name: str, fields: Mapping[str, Any]) -> bool:
         return fields.get("data.source") in ("folder", "nifti")
     if name == "sampler.mirror":
         return True
+    if name == "data.plane":
+        return fields.get("data.source") == "nifti"
+    if name == "data.spacing":
+        return fields.get("data.fit") != "squash"
     if section in ("diffusion", "sampler", "fusion"):
         return fields.get("method") != "direct" and build_model.is_denoiser(fields)
     return section != "loss" or network != "medsegdiff"

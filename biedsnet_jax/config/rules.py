@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from biedsnet_jax.data.fit import read_spacing
 from biedsnet_jax.errors import BadInput, shown
 
 # Counters and seeds are int32 on the device.
@@ -87,6 +88,16 @@ def are_finite(values: Any) -> bool:
     return are(int | float, values) and all(abs(value) < math.inf for value in values)
 
 
+def _is_spacing(value):
+    if value == "auto" or not isinstance(value, str):
+        return value == "auto"
+    try:
+        lengths = read_spacing(value)
+    except ValueError:
+        return False
+    return all(0 < length < math.inf for length in lengths or ())
+
+
 def _is_range(value):
     return value in ((), []) or (
         are_finite(value) and len(value) == 2 and value[0] < value[1]
@@ -129,4 +140,5 @@ PATTERNS = Rule(
     lambda value: are(str, value),
 )
 RANGE = Rule("a finite (low, high), such as (-1250, 250), or ()", _is_range)
+SPACING = Rule('a length in mm, such as "0.8" or "0.8,0.7", "" or "auto"', _is_spacing)
 LABELS = Rule("a tuple for each class, such as ((1,), (2, 3)), or ()", _are_labels)

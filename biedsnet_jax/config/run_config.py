@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from biedsnet_jax.config import earlier_versions, known_fields, network_file
+from biedsnet_jax.config import earlier_versions, known_fields, network_file, plan
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import case_names
 from biedsnet_jax.errors import BadInput, reason, shown
@@ -142,8 +142,10 @@ def check_trained(
 ) -> None:
     """Raises BadInput unless `workdir` holds a run of this config.
 
-    Fields of FREE and of `free` may differ.
+    Fields of FREE and of `free` may differ. What `config` leaves open is set to what the
+    run chose.
     """
+    plan.adopt(config, load(workdir))
     for name, there, here in differences(workdir, config):
         if not name.startswith((*FREE, *free)):
             raise BadInput(

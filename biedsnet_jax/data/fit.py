@@ -1,10 +1,11 @@
 """The way of a slice to the network's canvas, and the way of the network's maps back.
 
-Training, prediction and evaluation all ask one object, `Fit`, so a mask is drawn back
-exactly as its image was brought there. The canvas is the network's grid, H by W; h by w
-is the slice's own.
+Training, prediction and evaluation all ask one object, `Fit`, for the `Way` of a slice,
+so a mask is drawn back exactly as its image was brought there. The canvas is the grid on
+which the network predicts, H by W; h by w is the slice's own.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,24 +14,25 @@ from jaxtyping import Float, Float32, Shaped, UInt8
 from PIL import Image
 
 # The ways to the canvas: values of data.fit.
-METHODS = ("squash", "pad")
+METHODS = ("squash", "pad", "tile")
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The canvas, and how slices of other sizes come to it.
+class Way:
+    """The way of slices of one size to their canvas, and of maps back to the slices.
 
-    squash: a slice is resized to the canvas, whatever its proportions. pad: it is
-    resized until it touches the canvas on two sides, and stands in the middle; around
-    it lie its lowest values and background.
+    A slice is resized to its part of the canvas, in whose middle it stands. Around it
+    lie its lowest values and background.
     """
 
-    size: int | tuple[int, int]  # pixels: a side, or height and width
-    method: str = "squash"  # one of METHODS
+    size: tuple[int, int]  # pixels: h, w
+    # Height and width that a slice takes on the canvas.
+    part: tuple[int, int]
+    canvas: tuple[int, int]  # pixels: H, W
 
     def resize(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W c"]:
-        """Resizes an image to the part of the canvas that it takes."""
-        return resize_image(image, self._part(image.shape[:2]))
+        """Resizes an image to its part of the canvas."""
+        return resize_image(image, self.part)
 
     def place(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W c"]:
         """Puts a resized image onto the canvas, among its lowest values.
@@ -41,7 +43,7 @@ class Fit:
 
     def mask(self, example: dict[str, Any]) -> dict[str, Any]:
         """Brings mask and spacing of an example to the canvas; see `resize_mask`."""
-        resized = resize_mask(example, self._part(example["mask"].shape[:2]))
+        resized = resize_mask(example, self.part)
         return {**resized, "mask": self._place(resized["mask"], 0)}
 
     def shares(self, example: dict[str, Any]) -> dict[str, Any]:
@@ -49,45 +51,97 @@ class Fit:
 
         Each pixel, float32, is the share of its area that the class covers.
         """
-        mask = example["mask"]
-        part = self._part(mask.shape[:2])
         return {
             **example,
-            "mask": self._place(cover(mask, part), 0),
-            "spacing": _resized_spacing(example.get("spacing"), mask.shape[:2], part),
+            "mask": self._place(cover(example["mask"], self.part), 0),
+            "spacing": _resized_spacing(example.get("spacing"), self.size, self.part),
         }
 
-    def back(
-        self, maps: Float[np.ndarray, "H W k"], size: tuple[int, int]
-    ) -> Float[np.ndarray, "h w k"]:
-        """Brings maps on the canvas back to a slice of `size`, (h, w), bilinearly."""
-        height, width = self._part(size)
-        top, left = self._corner((height, width))
-        return resize_image(maps[top : top + height, left : left + width], size)
+    def back(self, maps: Float[np.ndarray, "H W k"]) -> Float[np.ndarray, "h w k"]:
+        """Brings maps on the canvas back to the slice, bilinearly."""
+        height, width = self.part
+        top, left = self._corner
+        return resize_image(maps[top : top + height, left : left + width], self.size)
 
-    def _part(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width on the canvas of a slice of `size`."""
-        canvas = _sides(self.size)
-        if self.method == "squash":
-            return canvas
-        scale = min(canvas[0] / size[0], canvas[1] / size[1])
-        height, width = (max(1, round(side * scale)) for side in size)
-        return height, width
-
-    def _corner(self, part: tuple[int, int]) -> tuple[int, int]:
+    @property
+    def _corner(self) -> tuple[int, int]:
         """Row and column on the canvas of the first pixel of its part."""
-        height, width = _sides(self.size)
-        return (height - part[0]) // 2, (width - part[1]) // 2
+        height, width = self.canvas
+        return (height - self.part[0]) // 2, (width - self.part[1]) // 2
 
     def _place(self, values, around):
         """Puts "h w n" onto a canvas of the value `around`, one or one for each of n."""
-        if values.shape[:2] == _sides(self.size):
+        if values.shape[:2] == self.canvas:
             return values
-        canvas = np.empty((*_sides(self.size), values.shape[-1]), values.dtype)
+        canvas = np.empty((*self.canvas, values.shape[-1]), values.dtype)
         canvas[:] = around
-        top, left = self._corner(values.shape[:2])
+        top, left = self._corner
         canvas[top : top + values.shape[0], left : left + values.shape[1]] = values
         return canvas
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How slices of any size come to a network.
+
+    squash: a slice is resized to the network's input, whatever its proportions. pad: it
+    is resized until it touches the input on two sides, and stands in the middle. With a
+    `spacing` it is resampled to that, and made smaller only where it is too large. tile:
+    it is resampled to `spacing`, if there is one, and stands on a canvas that whole
+    tiles of the input's size cover, see `segmenters.tiling`.
+    """
+
+    size: int | tuple[int, int]  # pixels: a side of the network's input, or both
+    method: str = "squash"  # one of METHODS
+    # Row and column, mm; without it, and for slices of unknown spacing, pixels count.
+    spacing: tuple[float, float] | None = None
+
+    def way(
+        self, size: tuple[int, int], spacing: tuple[float, float] | None = None
+    ) -> Way:
+        """The way of slices of `size`, (h, w), and `spacing` in mm to their canvas."""
+        inputs = _sides(self.size)
+        if self.method == "squash":
+            return Way(size, inputs, inputs)
+        resampled = self.spacing is not None and spacing is not None
+        sides = size
+        if resampled:
+            sides = tuple(
+                side * old / new for side, old, new in zip(size, spacing, self.spacing)
+            )
+        if self.method == "tile":
+            part = _whole(sides, 1.0)
+            return Way(size, part, tiled_canvas(part, inputs))
+        scale = min(inputs[0] / sides[0], inputs[1] / sides[1])
+        return Way(size, _whole(sides, min(scale, 1.0) if resampled else scale), inputs)
+
+
+def tiled_canvas(part: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:
+    """The least canvas for a slice of `part` that tiles cover in steps of half a tile.
+
+    The sides of a tile are even.
+    """
+    steps = (math.ceil(2 * side / one) for side, one in zip(part, tile))
+    height, width = (max(2, n) * one // 2 for n, one in zip(steps, tile))
+    return height, width
+
+
+def read_spacing(text: str) -> tuple[float, float] | None:
+    """Spacing (row, column) in mm of a text such as "0.8" or "0.8,0.7"; None for "".
+
+    Raises ValueError for other texts.
+    """
+    if not text:
+        return None
+    lengths = [float(part) for part in text.split(",")]
+    row, column = lengths if len(lengths) == 2 else lengths * 2
+    return row, column
+
+
+def _whole(sides, scale: float) -> tuple[int, int]:
+    """Sides times `scale`, in whole pixels, at least one."""
+    height, width = (max(1, round(side * scale)) for side in sides)
+    return height, width
 
 
 def resize_image(

@@ -18,12 +18,14 @@ from biedsnet_jax.errors import BadInput
 
 @dataclass(frozen=True)
 class Foreground:
-    """Rows that show a lesion, and the slice of each."""
+    """Rows that show a lesion, and the slice and the class of each."""
 
     share: float
     seed: int
     # For each class that any slice has, positions of its slices among those of training.
     by_class: tuple[np.ndarray, ...] = ()
+    # Those classes, from 0 to k - 1.
+    classes: tuple[int, ...] = ()
 
     def before(self, row: int) -> int:
         """Number of rows with a lesion among the first `row` rows."""
@@ -38,6 +40,10 @@ class Foreground:
         slices = self.by_class[number % len(self.by_class)]
         return int(np.random.default_rng([self.seed, number]).choice(slices))
 
+    def shown(self, number: int) -> int:
+        """The class that the row with lesion `number` shows."""
+        return self.classes[number % len(self.classes)]
+
 
 def find_foreground(
     source: Source, indices: Sequence[int], *, share: float, seed: int
@@ -49,15 +55,17 @@ def find_foreground(
     if not share:
         return Foreground(0.0, seed)
     there = [_classes_of(source[int(index)]["mask"]) for index in indices]
-    by_class = tuple(
-        np.flatnonzero(of_class) for of_class in np.transpose(there) if of_class.any()
-    )
+    by_class = {
+        k: np.flatnonzero(of_class)
+        for k, of_class in enumerate(np.transpose(there))
+        if of_class.any()
+    }
     if not by_class:
         raise BadInput(
             f"data.foreground is {share}, but none of the {len(indices)} slices of "
             "training has a lesion. Set it to 0, or train on other cases."
         )
-    return Foreground(share, seed, by_class)
+    return Foreground(share, seed, tuple(by_class.values()), tuple(by_class))
 
 
 def _classes_of(mask) -> np.ndarray:

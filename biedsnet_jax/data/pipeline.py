@@ -8,7 +8,6 @@ slices with a lesion stand between those of the stream, which is only put off by
 """
 
 import collections
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,8 @@ from biedsnet_jax.errors import BadInput
 _THREADS = 2
 # Batches. Grain's own default would read 500.
 _AHEAD = 4
+# Examples of an evaluation.
+_EXAMPLES_AHEAD = 32
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def train_batches(
     *,
     prepare: transforms.Prepare,
     augment: dict[str, float],
+    tile: int = 0,
     batch_size: int,
     seed: int,
     start_step: int = 0,
@@ -63,11 +65,11 @@ def train_batches(
     """Reads endless batches from `start_step` on, to train with.
 
     A batch has image "b h w c" and mask "b h w k", both float32. `augment` holds keywords
-    of `transforms.augment`. Of the `batch_size` rows over all processes this process
-    reads `rows`, all by default; together they are the batch of one process alone.
-    `foreground` draws a share of the rows from slices with a lesion. Close
-    the iterator (`contextlib.closing`) to stop its threads. Raises BadInput if there is
-    nothing to read.
+    of `transforms.augment`, and `tile` is the side of the tiles to cut out, if any. Of
+    the `batch_size` rows over all processes this process reads `rows`, all by default;
+    together they are the batch of one process alone. `foreground` draws a share of the
+    rows from slices with a lesion. Close the iterator (`contextlib.closing`) to stop its
+    threads. Raises BadInput if there is nothing to read.
     """
     # Imported here, since only training needs Grain.
     import grain
@@ -80,10 +82,11 @@ def train_batches(
     foreground = foreground or Foreground(0.0, seed)
 
     def variant(example, rng):
-        return transforms.augment(example, rng, **augment)
+        return transforms.augment(example, rng, tile=tile, **augment)
 
     def with_lesion(number: int):
-        return prepared[foreground.position(number)]
+        shown = foreground.shown(number)
+        return prepared[foreground.position(number)] | {"shown": shown}
 
     shuffled = grain.MapDataset.source(prepared).seed(seed).shuffle().repeat()
     examples = shuffled.random_map(variant)
@@ -109,27 +112,40 @@ def eval_batches(
     indices: Sequence[int],
     *,
     prepare: transforms.Prepare,
-    batch_size: int,
+    batch_size: int | Callable[[tuple[int, int]], int],
 ) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, Any]]]]:
     """Reads each slice of `indices` once, in order, as pairs (batch, examples).
 
-    The batch has image and mask as in training, and valid, bool "b": the last batch is
-    filled up with zeros. For each valid row there is an example with case, slice, path,
-    spacing (of the resized pixels), index and original_size.
+    The batch has image and mask as in training, and valid, bool "b": a batch that is not
+    full, the last or one before another canvas, is filled up with zeros. `batch_size`
+    may depend on the canvas (H, W). For each valid row there is an example with case,
+    slice, path, spacing (of the resized pixels), index and original_size.
     """
     prepared = _Prepared(source, indices, prepare)
 
-    def batch(number: int):
-        start = number * batch_size
-        stop = min(start + batch_size, len(prepared))
-        examples = [prepared[row] for row in range(start, stop)]
-        arrays = _stack(examples, batch_size)
-        arrays["valid"] = np.arange(batch_size) < len(examples)
-        for example in examples:
-            del example["image"], example["mask"]
-        return arrays, examples
+    def size_of(example):
+        canvas = example["mask"].shape[:2]
+        return batch_size(canvas) if callable(batch_size) else batch_size
 
-    return _read_ahead(batch, math.ceil(len(prepared) / batch_size))
+    examples = []
+    for example in _read_ahead(prepared.__getitem__, len(prepared)):
+        first = examples[0] if examples else example
+        full = len(examples) == size_of(first)
+        if full or example["mask"].shape != first["mask"].shape:
+            yield _filled(examples, size_of(first))
+            examples = []
+        examples.append(example)
+    if examples:
+        yield _filled(examples, size_of(examples[0]))
+
+
+def _filled(examples, batch_size):
+    """A batch of some examples, and the examples without image and mask."""
+    arrays = _stack(examples, batch_size)
+    arrays["valid"] = np.arange(batch_size) < len(examples)
+    for example in examples:
+        del example["image"], example["mask"]
+    return arrays, examples
 
 
 def _stack(examples: list[dict[str, Any]], batch_size: int) -> dict[str, np.ndarray]:
@@ -157,7 +173,7 @@ def _read_ahead(read: Callable[[int], Any], count: int) -> Iterator[Any]:
     try:
         for number in range(count):
             coming.append(threads.submit(read, number))
-            if len(coming) > _AHEAD:
+            if len(coming) > _EXAMPLES_AHEAD:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()

@@ -42,15 +42,22 @@ class Prepare:
         Its mask has 0 and 1, or with the target "share" the share of each pixel that a
         class covers.
         """
-        brought = self.fit.mask if self.target == "hard" else self.fit.shares
-        return brought(example) | {"image": self.image(example["image"])}
+        spacing = example.get("spacing")
+        way = self.fit.way(example["mask"].shape[:2], spacing)
+        brought = way.mask if self.target == "hard" else way.shares
+        return brought(example) | {"image": self.image(example["image"], spacing)}
 
-    def image(self, image: Shaped[np.ndarray, "h w c"]) -> Float32[np.ndarray, "H W c"]:
-        """Prepares an image that has no mask."""
+    def image(
+        self,
+        image: Shaped[np.ndarray, "h w c"],
+        spacing: tuple[float, float] | None = None,
+    ) -> Float32[np.ndarray, "H W c"]:
+        """Prepares an image that has no mask; `spacing` (row, column) is in mm."""
         if self.window:
             image = window(image, *self.window)
-        resized = normalise(self.fit.resize(image), self.normalise)
-        return self.fit.place(resized)
+        way = self.fit.way(image.shape[:2], spacing)
+        resized = normalise(way.resize(image), self.normalise)
+        return way.place(resized)
 
 
 def window(
@@ -102,9 +109,12 @@ def augment(
     intensity: float = 0.0,
     zoom: float = 0.0,
     elastic: float = 0.0,
+    tile: int = 0,
     **grey: float,
 ) -> dict[str, Any]:
     """Draws a random variant of a normalised example; all zero leaves it as it is.
+
+    With `tile` a square of that side is cut out of it, see `crop`.
 
     `hflip` and `vflip` are the probabilities of swapping left with right and top with
     bottom, `rotate` that of an angle within +-`rotate_degrees`. The magnification is
@@ -112,8 +122,7 @@ def augment(
     random changes of gamma, contrast and brightness, see `change_intensity`. `zoom`,
     `elastic` and `grey`, see `change_grey`, are the probabilities of nnU-Net's.
     """
-    image = example["image"]
-    mask = example["mask"]
+    image, mask = example["image"], example["mask"]
     # All numbers are drawn, whatever is switched on, so that switching one transform on
     # leaves the others' draws as they were.
     draw_hflip, draw_vflip = rng.random(2)
@@ -124,10 +133,10 @@ def augment(
     rng_field, rng_grey = (
         np.random.default_rng(seed) for seed in rng.integers(2**63, size=2)
     )
-    if draw_hflip < hflip:
-        image, mask = image[:, ::-1], mask[:, ::-1]
-    if draw_vflip < vflip:
-        image, mask = image[::-1], mask[::-1]
+    rng_crop = np.random.default_rng(rng.integers(2**63))
+    rows = slice(None, None, -1 if draw_vflip < vflip else 1)
+    columns = slice(None, None, -1 if draw_hflip < hflip else 1)
+    image, mask = image[rows, columns], mask[rows, columns]
     if draw_rotate >= rotate:
         angle = 0.0
     magnification = 1.0 + magnified
@@ -137,6 +146,8 @@ def augment(
         image, mask = rotate_and_scale(image, mask, math.radians(angle), magnification)
     if draw_elastic < elastic:
         image, mask = augmentations.deform(image, mask, elastic_strength, rng_field)
+    if tile:
+        image, mask = crop(image, mask, rng_crop, tile, example.get("shown"))
     if intensity:
         image = change_intensity(image, math.exp(gamma), 1.0 + contrast, brightness)
     if any(grey.values()):
@@ -146,6 +157,30 @@ def augment(
         "image": np.ascontiguousarray(image),
         "mask": np.ascontiguousarray(mask),
     }
+
+
+def crop(
+    image: Float32[np.ndarray, "h w c"],
+    mask: Shaped[np.ndarray, "h w k"],
+    rng: np.random.Generator,
+    side: int,
+    shown: int | None = None,
+):
+    """Cuts a square of `side` pixels out of image and mask, anywhere within them.
+
+    With `shown` it holds a pixel of that class, drawn from all of them, if there are.
+    """
+    size = mask.shape[:2]
+    first = [0, 0]
+    last = [length - side for length in size]
+    lesion = () if shown is None else np.argwhere(mask[..., shown] > 0.5)
+    if len(lesion):
+        pixel = lesion[rng.integers(len(lesion))]
+        first = [max(0, place - side + 1) for place in pixel]
+        last = [min(place, most) for place, most in zip(pixel, last)]
+    top, left = rng.integers(first, last, endpoint=True)
+    inside = slice(top, top + side), slice(left, left + side)
+    return image[inside], mask[inside]
 
 
 def change_grey(

@@ -109,8 +109,9 @@ def _grids(results) -> dict[str, str]:
         facts["volumes"] = f"{'  '.join(scores)}, of {volumes}"
     if network := results.get("network_grid"):
         size = results["size"]
+        where = "in tiles of" if results.get("fit") == "tile" else "at"
         dice = _number(network["dice"]["mean"])
-        facts["network's grid"] = f"Dice {dice} at {size}x{size}"
+        facts["network's grid"] = f"Dice {dice} {where} {size}x{size}"
     return facts
 
 

@@ -131,16 +131,14 @@ def _score(made, data) -> tuple[scan_scores.Scores, float]:
     """
     cfg = made.model.config
     first = processes.is_first()
-    scores = scan_scores.Scores(
-        cfg, build_data.make_fit(cfg), Tally(cfg.data.classes, cfg.threshold)
-    )
+    scores = scan_scores.Scores(cfg, Tally(cfg.data.classes, cfg.threshold))
     seconds = 0.0
     waiting = collections.deque()
     bar = progress.Progress("test", len(data.test), quiet=not first)
     # One scan is scored while the next are predicted.
     with contextlib.closing(bar), ThreadPoolExecutor(1) as scorer:
         for group in read_ahead.ahead(_groups(data, cfg.eval.batch_size)):
-            predictions = made.predict([scan.slices for scan in group])
+            predictions = made.predict(group)
             seconds += sum(one.seconds for one in predictions)
             if first:
                 waiting += [
@@ -189,6 +187,7 @@ def _results(model, data, scope, scored):
         "cases": data.cases("test"),
         "fold": _fold(model),
         "size": cfg.data.size,
+        "fit": cfg.data.fit,
         "grid": ON_FILES,
         "train_steps": cfg.train.steps,
         "batch_size": cfg.train.batch_size,

@@ -52,7 +52,7 @@ def record(
         data.source,
         indices,
         prepare=build_data.make_prepare(cfg),
-        batch_size=cfg.eval.batch_size,
+        batch_size=made.model.most_slices,
     ):
         images = batch["image"][: len(examples)]
         truth = batch["mask"][: len(examples)]
@@ -70,7 +70,7 @@ def _keep(kept, made, images, truth, numbers):
     """Adds the maps of some slices to `kept`, drawn from the noise that was scored."""
     cfg = made.model.config
     maps = made.maps(images, numbers)
-    kept["images"] += [report_data.jpeg(_own_channels(cfg, image)) for image in images]
+    kept["images"] += [_own_channels(cfg, image) for image in images]
     kept["probability"] += list(report_data.levels(maps["probability"], cfg.threshold))
     kept["truth"] += list((truth > 0.5).astype(np.uint8))
     if "mutual_information" in maps and made.model.sample_count > 1:
@@ -80,6 +80,7 @@ def _keep(kept, made, images, truth, numbers):
 
 def _report_data(cfg, data, tally, chosen, kept):
     maps = np.zeros((0, cfg.data.size, cfg.data.size, cfg.data.classes), np.uint8)
+    kept = {name: _on_one_canvas(values) for name, values in kept.items()}
     numbers, groups = np.array(chosen, np.int32).reshape(-1, 2).T
     return report_data.ReportData(
         facts={
@@ -91,7 +92,7 @@ def _report_data(cfg, data, tally, chosen, kept):
         histogram=tally.histogram,
         slices=numbers,
         groups=groups,
-        images=kept["images"],
+        images=[report_data.jpeg(image) for image in kept["images"]],
         probability=_stacked(kept["probability"], maps),
         truth=_stacked(kept["truth"], maps),
         mutual_information=_stacked(kept["mutual_information"], None),
@@ -99,6 +100,18 @@ def _report_data(cfg, data, tally, chosen, kept):
         x_t=_stacked(kept["x_t"], maps[None][:0]),
         x_0=_stacked(kept["x_0"], maps[None][:0]),
     )
+
+
+def _on_one_canvas(maps):
+    """Maps "... h w n" of several canvases, filled up with their least value to one."""
+    sides = [np.max([x.shape[axis] for x in maps], initial=0) for axis in (-3, -2)]
+    filled = []
+    for x in maps:
+        lacking = [(0, 0)] * x.ndim
+        for axis, side in zip((-3, -2), sides):
+            lacking[axis] = (0, side - x.shape[axis])
+        filled.append(np.pad(x, lacking, constant_values=x.min()))
+    return filled
 
 
 def _stacked(maps, otherwise):

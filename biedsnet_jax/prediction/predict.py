@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from biedsnet_jax.config import build_model, members
+from biedsnet_jax.config import build_data, build_model, members
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import walk
@@ -248,7 +248,9 @@ def _segment(
 
     groups = read_ahead.groups(items, cfg.eval.batch_size)
     with contextlib.closing(bar):
-        for group in read_ahead.read_groups(groups, cfg.data.channels):
+        for group in read_ahead.read_groups(
+            groups, cfg.data.channels, build_data.plane(cfg)
+        ):
             readable = []
             for one in group:
                 if isinstance(one.scan, BadInput):
@@ -261,7 +263,7 @@ def _segment(
             if not readable:
                 continue
             predictions = loaded.predict(
-                [one.scan.slices for one in readable],
+                [one.scan for one in readable],
                 keep_samples=results.job.keep_samples,
                 done=bar.advance,
             )

@@ -3,17 +3,19 @@
 Every slice is prepared as in training (window, resize, normalise).
 """
 
+import collections
 import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from biedsnet_jax.config import build_data, members, run_config
+from biedsnet_jax.data.fit import Way
 from biedsnet_jax.data.formats import volumes
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import (
@@ -33,6 +35,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@runtime_checkable
+class Slices(Protocol):
+    """What a prediction needs of a scan."""
+
+    slices: Shaped[np.ndarray, "d h w c"]
+    # mm between rows and columns, of a volume between slices first; None if unknown.
+    spacing: tuple[float, ...] | None
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Predictor:
     """A trained model that segments arrays and files. Made by `load`."""
@@ -40,8 +51,8 @@ class Predictor:
     model: Trained
     # Jitted (variables, image, number) -> maps and samples.
     run_batch: Callable
-    # Batch sizes for which `run_batch` is compiled.
-    sizes: set[int] = dataclasses.field(default_factory=set)
+    # Batch sizes and canvases for which `run_batch` is compiled.
+    sizes: set[tuple[int, tuple[int, int]]] = dataclasses.field(default_factory=set)
 
     def __repr__(self) -> str:
         return fields_text("Predictor", self.model.summary())
@@ -89,7 +100,8 @@ class Predictor:
                 f"{source} holds {len(items)} scans. Give one of them, or use "
                 "--mode=predict, which segments all."
             )
-        scan = scans.read(items[0], channels=channels)
+        plane = build_data.plane(self.model.config)
+        scan = scans.read(items[0], channels=channels, plane=plane)
         for note in scan.notes:
             processes.say(f"warning: {note}")
         return self._segment(scan, keep_samples)
@@ -107,12 +119,12 @@ class Predictor:
         return prediction.plot(z)
 
     def _segment(self, scan, keep_samples) -> ScanPrediction:
-        (prediction,) = self.predict([scan.slices], keep_samples=keep_samples)
+        (prediction,) = self.predict([scan], keep_samples=keep_samples)
         return scan_prediction.of_scan(scan, prediction)
 
     def predict(
         self,
-        scans: Sequence[Shaped[np.ndarray, "_d _h _w _c"]],
+        scans: Sequence[Slices],
         *,
         keep_samples: bool = False,
         done: Callable[[int], None] = lambda slices: None,
@@ -123,18 +135,13 @@ class Predictor:
         noise follows from the seed and its number in the scan, so its mask does not
         depend on what shares its batch.
         """
-        config = self.model.config
-        prepare = build_data.make_prepare(config)
-        places = [(n, z) for n, scan in enumerate(scans) for z in range(len(scan))]
-        batch_size = self._batch_size(len(places))
+        ways = [self.way(scan) for scan in scans]
         maps: list[dict] = [{} for _ in scans]
-        start, running = time.perf_counter(), None
-        for first in range(0, len(places), batch_size):
-            batch = places[first : first + batch_size]
-            images = [
-                prepare.image(volumes.neighbours(scans[n], z, config.data.context))
-                for n, z in batch
-            ]
+        running = None
+        batches = self._batches(scans, ways)
+        start = time.perf_counter()
+        for batch, batch_size in batches:
+            images = [self._prepared(scans[n], z) for n, z in batch]
             inputs = self._inputs(images, [z for _, z in batch], batch_size)
             values = self.run_batch(self.model.variables, *inputs)
             # Fetched a batch later, so that this one was prepared while that one ran.
@@ -142,17 +149,44 @@ class Predictor:
                 self._collect(maps, *running, keep_samples, done)
             running = values, batch
         self._collect(maps, *running, keep_samples, done)
-        seconds = (time.perf_counter() - start) / len(places)
+        seconds = time.perf_counter() - start
+        seconds /= sum(len(scan.slices) for scan in scans)
         return [
-            self._prediction(scan, parts, seconds * len(scan))
-            for scan, parts in zip(scans, maps)
+            self._prediction(way, parts, seconds * len(scan.slices))
+            for scan, way, parts in zip(scans, ways, maps)
         ]
+
+    def way(self, scan: Slices) -> Way:
+        """The way of a scan's slices to the network and back."""
+        fit = build_data.make_fit(self.model.config)
+        return fit.way(scan.slices.shape[1:3], _in_plane(scan))
+
+    def _batches(self, scans, ways) -> list[tuple[list[tuple[int, int]], int]]:
+        """Batches of places (number of the scan, z) of one canvas each, and their sizes.
+
+        The programs of these sizes are compiled here, so that no clock counts it.
+        """
+        by_canvas = collections.defaultdict(list)
+        for n, (scan, way) in enumerate(zip(scans, ways)):
+            by_canvas[way.canvas] += [(n, z) for z in range(len(scan.slices))]
+        batches = []
+        for canvas, places in by_canvas.items():
+            size = self._batch_size(len(places), canvas)
+            for first in range(0, len(places), size):
+                batches.append((places[first : first + size], size))
+        return batches
+
+    def _prepared(self, scan, z):
+        config = self.model.config
+        image = volumes.neighbours(scan.slices, z, config.data.context)
+        return build_data.make_prepare(config).image(image, _in_plane(scan))
 
     def maps(
         self, images: Float[np.ndarray, "b H W c"], numbers: Sequence[int]
     ) -> dict[str, Float[np.ndarray, "b H W k"]]:
         """Predicts prepared images in one batch, each with its number in its scan."""
-        inputs = self._inputs(images, numbers, self._batch_size(len(images)))
+        size = self._batch_size(len(images), images.shape[1:3])
+        inputs = self._inputs(images, numbers, size)
         values = self.run_batch(self.model.variables, *inputs)
         return {
             name: np.asarray(value)[: len(images)]
@@ -160,32 +194,33 @@ class Predictor:
             if name != "samples"
         }
 
-    def first_batch(self, slices: int) -> int:
+    def first_batch(self, slices: int, canvas: tuple[int, int]) -> int:
         """Returns the batch size of a scan where nothing is compiled yet.
 
-        It is the devices times a power of two that holds `slices`, but at most
-        eval.batch_size, raised to the next that divides over the devices.
+        It is the devices times a power of two that holds `slices`, but no more than
+        `Trained.most_slices`.
         """
         size = self.model.mesh.size
-        most = devices.divisible(self.model.config.eval.batch_size, self.model.mesh)
+        most = self.model.most_slices(canvas)
         while size < min(slices, most):
             size *= 2
         return min(size, most)
 
-    def _batch_size(self, slices):
+    def _batch_size(self, slices, canvas):
         """Returns the smallest compiled size that holds `slices`, or compiles one.
 
         It is compiled here so that no clock counts the compilation.
         """
-        known = [size for size in self.sizes if size >= slices]
+        known = [size for size, of in self.sizes if of == canvas and size >= slices]
         if known:
             return min(known)
-        size = self.first_batch(slices)
-        if size not in self.sizes:
-            image = np.zeros(build_data.image_shape(self.model.config), np.float32)
+        size = self.first_batch(slices, canvas)
+        if (size, canvas) not in self.sizes:
+            channels = build_data.image_shape(self.model.config)[-1]
+            image = np.zeros((*canvas, channels), np.float32)
             inputs = self._inputs([image], [0], size)
             self.run_batch.lower(self.model.variables, *inputs).compile()
-            self.sizes.add(size)
+            self.sizes.add((size, canvas))
         return size
 
     def _inputs(self, images, numbers, batch_size):
@@ -210,17 +245,21 @@ class Predictor:
                 maps[n].setdefault(name, []).append(row)
         done(len(batch))
 
-    def _prediction(self, scan, parts, seconds):
+    def _prediction(self, way, parts, seconds):
         samples = parts.pop("samples", None)
         return Prediction(
-            size=scan.shape[1:3],
-            fit=build_data.make_fit(self.model.config),
+            way=way,
             maps={name: np.stack(rows) for name, rows in parts.items()},
             samples_kept=None if samples is None else np.stack(samples, axis=1),
             threshold=float(self.model.config.threshold),
             labels=build_data.class_labels(self.model.config),
             seconds=seconds,
         )
+
+
+def _in_plane(scan: Slices) -> tuple[float, float] | None:
+    """Spacing of rows and columns."""
+    return scan.spacing and scan.spacing[-2:]
 
 
 def load(workdir: members.Workdirs, cfg=None) -> Predictor:

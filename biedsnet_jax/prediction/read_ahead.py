@@ -52,18 +52,21 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def read_groups(
-    groups: Sequence[Sequence[scans.Item]], channels: int
+    groups: Sequence[Sequence[scans.Item]], channels: int, plane: str = "axial"
 ) -> Iterator[list[Read]]:
-    """Yields each group once it is read, and reads the next one meanwhile."""
+    """Yields each group once it is read, and reads the next one meanwhile.
+
+    `plane` is that of the slices of volumes.
+    """
 
     def read(group):
-        return [_read(item, channels) for item in group]
+        return [_read(item, channels, plane) for item in group]
 
     # One group ahead and no more: volumes are large.
     yield from ahead(map(read, groups))
 
 
-def _read(item, channels) -> Read:
+def _read(item, channels, plane) -> Read:
     source = item.files[0]
     try:
         # Before the scan is read, so that a change meanwhile is noticed.
@@ -74,7 +77,7 @@ def _read(item, channels) -> Read:
         what = f"Cannot read {source}: {reason(error)}. Replace or remove it."
         return Read(item, BadInput(what), [])
     try:
-        scan = scans.read(item, channels=channels)
+        scan = scans.read(item, channels=channels, plane=plane)
     except BadInput as error:
         return Read(item, error, inputs)
     except MemoryError:

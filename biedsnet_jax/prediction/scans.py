@@ -6,7 +6,7 @@ A scan is canonical slices and, for a volume, the grid to which its mask goes ba
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +54,11 @@ class Scan:
     scanned: Bool[np.ndarray, "d h w"] | None = None
     # EXIF orientation in which a picture is stored; its slice is upright.
     turn: int = 1
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """Millimetres between slices, rows and columns; None without a geometry."""
+        return None if self.volume is None else self.volume.spacing
 
     def only_scanned(
         self, maps: Shaped[np.ndarray, "d h w *k"]
@@ -124,8 +129,11 @@ def search(source: Path, *, channels: int, leave_out: Path | None = None) -> Fou
     return Found(sorted(items, key=lambda item: natural(item.name)), passed)
 
 
-def read(item: Item, *, channels: int) -> Scan:
-    """Reads a scan as slices of `channels` channels. Raises BadInput where it cannot."""
+def read(item: Item, *, channels: int, plane: str = "axial") -> Scan:
+    """Reads a scan as slices of `channels` channels, a volume's in a plane.
+
+    `plane` is one of `volumes.PLANES`. Raises BadInput where it cannot.
+    """
     source = item.files[0]
     try:
         str(source).encode()
@@ -146,6 +154,7 @@ def read(item: Item, *, channels: int) -> Scan:
             names = [composed(nifti.stem(path)) for path in item.files]
             check_channels(Path(item.name).name, names, source.parent)
         volumes = nifti.read_channels(item.files)
+    volumes = [replace(volume, plane=plane) for volume in volumes]
     grid = volumes[0]
     for volume in volumes:
         nifti.check_content(volume)
@@ -308,4 +317,4 @@ def _scanned(volume: Volume, missing: Sequence[int]) -> Bool[np.ndarray, "d h w"
     """Marks the slices of a volume that are not `missing`, in canonical order."""
     found = ~np.isin(np.arange(volume.shape[2]), missing)
     marks = np.broadcast_to(found, volume.shape)
-    return Volume(marks, volume.affine, volume.path).slices
+    return replace(volume, voxels=marks).slices

@@ -19,7 +19,7 @@ from biedsnet_jax.data import pipeline
 from biedsnet_jax.prediction.fields_text import counted, fields_text, labelled
 from biedsnet_jax.prediction.result import OF_MODELS, OF_SAMPLES
 from biedsnet_jax.runtime import devices
-from biedsnet_jax.segmenters import fusion, segmenter
+from biedsnet_jax.segmenters import fusion, segmenter, tiling
 from biedsnet_jax.types import Image
 
 # Probability of a batch without its padding, its image and mask, and its examples.
@@ -122,26 +122,37 @@ class Trained:
         `clock` counts the time of the predictions, without compilation. Every process
         yields the same: each reads whole batches, and its devices predict their rows.
         """
-        size = devices.divisible(self.config.eval.batch_size, self.mesh)
         prepare = build_data.make_prepare(self.config)
+        compiled = set()
         for batch, examples in pipeline.eval_batches(
-            data.source, indices, prepare=prepare, batch_size=size
+            data.source, indices, prepare=prepare, batch_size=self.most_slices
         ):
-            number = np.zeros(size, np.int32)
+            number = np.zeros(len(batch["image"]), np.int32)
             number[: len(examples)] = [example["index"] for example in examples]
             inputs = devices.put_whole_batch(
                 {"image": batch["image"], "index": number}, self.mesh
             )
             arguments = self.variables, inputs["image"], inputs["index"]
-            if clock and not clock.images:
+            if clock and batch["image"].shape not in compiled:
                 # Compiled outside the clock; the call below finds the program.
                 self.predict_batch.lower(*arguments).compile()
+                compiled.add(batch["image"].shape)
             start = time.perf_counter()
             probability = np.asarray(self.predict_batch(*arguments))
             if clock:
                 clock.add(time.perf_counter() - start, len(examples))
             parts = {name: batch[name][: len(examples)] for name in ("image", "mask")}
             yield probability[: len(examples)], parts, examples
+
+    def most_slices(self, canvas: tuple[int, int]) -> int:
+        """Most slices of a canvas (H, W) that are predicted at once.
+
+        These are eval.batch_size, raised to the next number that divides over the
+        devices. Where a canvas is cut into tiles, eval.batch_size counts tiles.
+        """
+        tiles = tiling.count(canvas, self.config.data.size)
+        most = max(1, self.config.eval.batch_size // tiles)
+        return devices.divisible(most, self.mesh)
 
     def maps(
         self, variables: dict, image: Image, keys: segmenter.Keys

@@ -147,14 +147,14 @@ def deflated_syntax(path: Path) -> str:
     return ""
 
 
-def check_size(item: scans.Item, limits: Limits) -> int:
+def check_size(item: scans.Item, limits: Limits, plane: str = "axial") -> int:
     """Checks the headers of a scan; returns the number of values that they declare.
 
     Raises BadInput for too large a scan. A damaged one passes: reading it says what is
     wrong.
     """
     values = 0
-    for height, width, slices, channels in _shapes(item):
+    for height, width, slices, channels in _shapes(item, plane):
         if max(height, width) > limits.side:
             raise BadInput(
                 f"{item.files[0]} has slices of {height}x{width} pixels, where "
@@ -170,7 +170,7 @@ def check_size(item: scans.Item, limits: Limits) -> int:
     return values
 
 
-def _shapes(item: scans.Item) -> list[tuple[int, int, int, int]]:
+def _shapes(item: scans.Item, plane: str) -> list[tuple[int, int, int, int]]:
     """Returns (height, width, slices, values of a pixel), several for unequal slices."""
     if item.kind == "picture":
         try:
@@ -183,7 +183,7 @@ def _shapes(item: scans.Item) -> list[tuple[int, int, int, int]]:
         shape = nifti.volume_shape(image)
         # Nothing is read: all voxels are one byte, in the grid of the header.
         voxels = np.broadcast_to(np.uint8(0), shape[:3])
-        volume = Volume(voxels, image.affine, str(item.files[0]))
+        volume = Volume(voxels, image.affine, str(item.files[0]), plane=plane)
         depth, height, width = volume.slices.shape
         return [(height, width, depth, math.prod(shape[3:]))]
     sizes = [found.size for path in item.files for found in dicom_slice.read(path)]

@@ -45,6 +45,7 @@ class Reader:
         *,
         like: str,
         channels: int,
+        plane: str = "axial",
         limits: Limits,
         look: Callable[[], None] = lambda: None,
     ) -> Scan:
@@ -60,6 +61,7 @@ class Reader:
             "folder": str(folder),
             "like": like,
             "channels": channels,
+            "plane": plane,
             "limits": dataclasses.asdict(limits) | {"read_seconds": seconds},
         }
         self.start()

@@ -86,6 +86,7 @@ def _volume_fields(volume):
         "axes": volume.voxels.ndim,
         "shape": list(volume.shape),
         "path": volume.path,
+        "plane": volume.plane,
         "header": None if header is None else _header_fields(header),
     }
 
@@ -125,9 +126,10 @@ def _volume(fields, slices) -> Volume | None:
         return None
     affine = np.array(fields["affine"])
     path = fields["path"]
-    grid = Volume(np.broadcast_to(np.uint8(0), tuple(fields["shape"])), affine, path)
+    empty = np.broadcast_to(np.uint8(0), tuple(fields["shape"]))
+    grid = Volume(empty, affine, path, _header(fields["header"]), fields["plane"])
     voxels = grid.restore(slices if fields["axes"] == 4 else slices[..., 0])
-    return Volume(voxels, affine, path, _header(fields["header"]))
+    return dataclasses.replace(grid, voxels=voxels)
 
 
 def _header(fields) -> nib.Nifti1Header | None:

@@ -62,6 +62,8 @@ class Order(TypedDict):
     folder: str
     like: str
     channels: int
+    # Of the slices of a volume.
+    plane: str
     limits: dict[str, int]
 
 
@@ -130,6 +132,7 @@ def _read(order: Order) -> int:
             folder,
             like=order["like"],
             channels=order["channels"],
+            plane=order["plane"],
             limits=limits,
             declared=allow,
         )

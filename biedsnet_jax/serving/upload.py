@@ -58,10 +58,12 @@ def read(
     *,
     like: str,
     channels: int,
+    plane: str = "axial",
     limits: Limits,
     declared: Callable[[int], None] = lambda values: None,
 ) -> scans.Scan:
-    """Reads the one scan of an upload; `like` is one of KINDS or empty.
+    """Reads the one scan of an upload; `like` is one of KINDS or empty,
+    `plane` that of the slices of a volume.
 
     `declared` is called with the number of values that the headers declare, before any
     is read. Raises BadInput as mode predict does, and for what exceeds the limits.
@@ -70,8 +72,8 @@ def read(
     items = scans.search(source, channels=channels).items
     if len(items) > 1:
         raise BadInput(f"{source} holds {len(items)} scans. Give one at a time.")
-    declared(check.check_size(items[0], limits))
-    return scans.read(items[0], channels=channels)
+    declared(check.check_size(items[0], limits, plane))
+    return scans.read(items[0], channels=channels, plane=plane)
 
 
 def forget(folder: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
+from biedsnet_jax.config import build_data
 from biedsnet_jax.data.transforms import PERCENTILES
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import outputs
@@ -47,9 +48,11 @@ class Worker:
 
     predictor: Predictor
     limits: Limits
-    # Compiled batch sizes, by the size that mode predict would choose for the scan
-    # alone: another size rounds otherwise.
-    sizes: dict[int, set[int]] = dataclasses.field(default_factory=dict)
+    # Compiled batch sizes and canvases, by the size that mode predict would choose for
+    # the scan alone: another size rounds otherwise.
+    sizes: dict[int, set[tuple[int, tuple[int, int]]]] = dataclasses.field(
+        default_factory=dict
+    )
     reader: child.Reader = dataclasses.field(default_factory=child.Reader)
 
     def __call__(
@@ -65,6 +68,7 @@ class Worker:
             folder,
             like=like,
             channels=self.predictor.model.config.data.channels,
+            plane=build_data.plane(self.predictor.model.config),
             limits=self.limits,
             look=lambda: report(0, 0),
         )
@@ -81,7 +85,7 @@ class Worker:
                     f"{self.limits.job_seconds} s. Cut the scan into parts."
                 )
 
-        prediction = self._predict(scan.slices, advance)
+        prediction = self._predict(scan, advance)
         with files.writing(folder, another="--output"):
             mask = folder / f"mask{'.png' if scan.volume is None else '.nii.gz'}"
             rows = outputs.write_mask(scan, prediction, mask)
@@ -92,11 +96,13 @@ class Worker:
         shutil.rmtree(folder / handoff.FOLDER, ignore_errors=True)
         return _facts(scan, prediction, mask, rows)
 
-    def _predict(self, slices, advance) -> Prediction:
-        sizes = self.sizes.setdefault(self.predictor.first_batch(len(slices)), set())
+    def _predict(self, scan, advance) -> Prediction:
+        canvas = self.predictor.way(scan).canvas
+        first = self.predictor.first_batch(len(scan.slices), canvas)
+        sizes = self.sizes.setdefault(first, set())
         predictor = dataclasses.replace(self.predictor, sizes=sizes)
         keep = predictor.model.sample_count > 0
-        return predictor.predict([slices], keep_samples=keep, done=advance)[0]
+        return predictor.predict([scan], keep_samples=keep, done=advance)[0]
 
 
 def slice_path(folder: Path, z: int) -> Path:

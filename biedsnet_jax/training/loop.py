@@ -92,6 +92,7 @@ class Loop:
             self.data.train,
             prepare=build_data.make_train_prepare(cfg),
             augment=cfg.augment.to_dict(),
+            tile=build_data.tile(cfg),
             batch_size=cfg.train.batch_size,
             seed=cfg.seed,
             start_step=start,

@@ -17,6 +17,7 @@ from biedsnet_jax.config import (
     build_data,
     build_model,
     build_optimizer,
+    plan,
     run_config,
     run_split,
 )
@@ -142,7 +143,9 @@ def _open(cfg, workdir) -> build_data.Data:
     check_config(cfg)
     run_config.check_same_run(cfg, workdir)
     with processes.first_alone("data"):
-        return run_split.open_training(cfg, workdir)
+        data = run_split.open_training(cfg, workdir)
+    plan.settle(cfg, data)
+    return data
 
 
 def _claim(cfg, workdir, data, held) -> Lock:

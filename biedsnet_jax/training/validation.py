@@ -65,6 +65,9 @@ class Validation:
             (batch["image"], batch["mask"], probability)
             for probability, batch, _ in batches
         ]
+        # Those of the first canvas, since a picture has rows of one width.
+        canvas = parts[0][0].shape[1:3]
+        parts = [part for part in parts if part[0].shape[1:3] == canvas]
         return [np.concatenate(part) for part in zip(*parts)]
 
 

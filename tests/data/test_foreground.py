@@ -97,6 +97,25 @@ def test_classes_are_drawn_evenly_and_every_slice_of_a_class_comes():
     assert set(drawn[1::2]) == {29, 30}
 
 
+def test_a_tile_shows_the_class_whose_turn_it_is():
+    batches = train_batches(
+        Few(),
+        INDICES,
+        prepare=Prepare(Fit(4, "tile"), "none"),
+        augment={},
+        tile=4,
+        batch_size=6,
+        seed=4,
+        foreground=find_foreground(Few(), INDICES, share=1.0, seed=4),
+    )
+    with closing(batches):
+        masks = np.concatenate([next(batches)["mask"] for _ in range(8)])
+    assert masks.shape == (48, 4, 4, 3)
+    # Class 0 lies in one corner of the slice and class 2 beside it.
+    assert masks[::2, ..., 0].any((1, 2)).all()
+    assert masks[1::2, ..., 2].any((1, 2)).all()
+
+
 def test_the_other_rows_still_show_every_slice_once_an_epoch():
     rows = Foreground(0.5, 0)
     plain = [

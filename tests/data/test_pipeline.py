@@ -247,6 +247,40 @@ def test_evaluation_takes_every_slice_once_and_pads_the_last_batch(n):
     assert seen == indices
 
 
+class Sizes(Numbered):
+    """Slices of two sizes, in runs of 3, 3 and 2."""
+
+    def __getitem__(self, i):
+        example = super().__getitem__(i)
+        if 3 <= i < 6:
+            for name in ("image", "mask"):
+                example[name] = example[name].repeat(3, axis=0)
+        return example
+
+
+def test_slices_of_different_canvases_are_of_different_batches():
+    prepare = Prepare(Fit((8, 6), "tile"), "none")
+    asked = []
+
+    def batch_size(canvas):
+        asked.append(canvas)
+        return 2 if canvas == (8, 6) else 4
+
+    batches = list(
+        eval_batches(Sizes(8), range(8), prepare=prepare, batch_size=batch_size)
+    )
+    assert [[one["index"] for one in examples] for _, examples in batches] == [
+        [0, 1],
+        [2],
+        [3, 4, 5],
+        [6, 7],
+    ]
+    shapes = [batch["image"].shape for batch, _ in batches]
+    assert shapes == [(2, 8, 6, 1), (2, 8, 6, 1), (4, 24, 6, 1), (2, 8, 6, 1)]
+    assert [int(batch["valid"].sum()) for batch, _ in batches] == [2, 1, 3, 2]
+    assert set(asked) == {(8, 6), (24, 6)}
+
+
 def test_evaluation_of_nothing_yields_nothing():
     assert list(evaluate(Numbered(4), [])) == []
 

@@ -1,5 +1,6 @@
 """Transforms against numbers worked out by hand and plain loops."""
 
+import collections
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from biedsnet_jax.data.transforms import (
     Prepare,
     augment,
     change_intensity,
+    crop,
     normalise,
     rotate_and_scale,
     window,
@@ -367,3 +369,70 @@ def test_shares_turn_with_their_image():
     # The nearest pixel's share, or background.
     assert np.isin(turned["mask"], np.append(shares, 0)).all()
     assert len(np.unique(turned["mask"])) > 40
+
+
+# ---- Tiles
+
+
+def corner_of(found, image):
+    """Row and column at which a tile was cut out of an image of different values."""
+    ((row, column, _),) = np.argwhere(image == found[0, 0, 0])
+    height, width = found.shape[:2]
+    there = image[row : row + height, column : column + width]
+    np.testing.assert_array_equal(found, there)
+    return int(row), int(column)
+
+
+def test_a_tile_is_any_part_of_the_slice():
+    image = np.arange(9 * 6, dtype=np.float32).reshape(9, 6, 1)
+    mask = (image % 7 == 0).astype(np.uint8)
+    corners = set()
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        found, of_mask = crop(image, mask, rng, 4)
+        row, column = corner_of(found, image)
+        there = mask[row : row + 4, column : column + 4]
+        np.testing.assert_array_equal(of_mask, there)
+        corners.add((row, column))
+    assert corners == {(row, column) for row in range(6) for column in range(3)}
+
+
+def test_a_tile_that_shows_a_class_holds_any_pixel_of_it_at_any_place():
+    image = np.arange(20 * 20, dtype=np.float32).reshape(20, 20, 1)
+    mask = np.zeros((20, 20, 2), np.float32)
+    mask[3, 10, 1] = mask[17, 19, 1] = 0.8
+    # Of the other class, and less than half of a pixel.
+    mask[10, 2, 0], mask[0, 0, 1] = 1.0, 0.4
+    places = collections.Counter()
+    for seed in range(600):
+        found, of_mask = crop(image, mask, np.random.default_rng(seed), 4, shown=1)
+        ((row, column),) = np.argwhere(of_mask[..., 1] == np.float32(0.8))
+        corner = corner_of(found, image)
+        places[corner[0] + int(row), int(row), int(column)] += 1
+    # The first lies anywhere in its tile, the second at the border of the slice.
+    first = {key for key in places if key[0] == 3}
+    assert first == {(3, row, column) for row in range(4) for column in range(4)}
+    assert {key for key in places if key[0] == 17} == {
+        (17, row, 3) for row in (1, 2, 3)
+    }
+    assert 240 < sum(places[key] for key in first) < 360
+
+
+def test_a_tile_of_a_class_that_is_gone_is_any_part():
+    image = np.arange(36, dtype=np.float32).reshape(6, 6, 1)
+    rng = np.random.default_rng(0)
+    found, _ = crop(image, np.zeros((6, 6, 1), np.uint8), rng, 3, shown=0)
+    corner_of(found, image)
+
+
+def test_a_variant_is_cut_after_it_moved_and_other_draws_stay():
+    rng = np.random.default_rng(5)
+    image = rng.random((12, 10, 1)).astype(np.float32)
+    mask = (rng.random((12, 10, 1)) > 0.5).astype(np.uint8)
+    example = {"image": image, "mask": mask}
+    whole, tile = (
+        augment(example, np.random.default_rng(1), hflip=0.5, vflip=0.5, tile=side)
+        for side in (0, 4)
+    )
+    assert whole["image"].shape == (12, 10, 1) and tile["image"].shape == (4, 4, 1)
+    corner_of(tile["image"], whole["image"])

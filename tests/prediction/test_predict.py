@@ -765,7 +765,7 @@ def test_progress_counts_slices_and_shows_the_time_to_go(predict, tmp_path):
 def test_the_next_scan_is_read_while_one_is_segmented(tmp_path, monkeypatch):
     begun = {name: threading.Event() for name in "abc"}
 
-    def read(item, channels):
+    def read(item, channels, plane):
         begun[item.name].set()
         return scans.Scan(item, np.zeros((1, 2, 2, 1)))
 

@@ -13,6 +13,7 @@ from untrained import SIZE, image, toy, untrained
 from biedsnet_jax.config import run_config
 from biedsnet_jax.prediction import predictor, trained
 from biedsnet_jax.prediction.result import label_map
+from biedsnet_jax.prediction.scan_prediction import array_scan
 from biedsnet_jax.runtime import devices
 from configs import nifti
 
@@ -212,7 +213,8 @@ def test_values_that_are_no_numbers(predictors, values):
 
 
 def test_a_slice_does_not_depend_on_what_shares_its_batch(workdirs, predictors):
-    scan, other = image(11, 20, 24, 1), image(3, 9, 30, 1, seed=1)
+    scan = array_scan(image(11, 20, 24, 1))
+    other = array_scan(image(3, 9, 30, 1, seed=1))
     alone = predictors["diffusion"].predict([scan])[0]
     done = []
     shared = predictors["diffusion"].predict([other, scan, other], done=done.append)
@@ -228,7 +230,7 @@ def test_a_slice_does_not_depend_on_what_shares_its_batch(workdirs, predictors):
     for found in (shared[1], larger):
         for name in alone.maps:
             np.testing.assert_allclose(found.maps[name], alone.maps[name], atol=2e-4)
-    changed = scan.copy()
+    changed = scan.slices.copy()
     changed[4:] = image(7, 20, 24, 1, seed=2)
     np.testing.assert_allclose(
         predictors["diffusion"](changed).maps["entropy"][:4],
@@ -252,7 +254,7 @@ def test_few_sizes_of_batch_are_compiled(predictors, slices, sizes):
     model = dataclasses.replace(predictors["direct"].model, variables={}, mesh=mesh)
     made = predictor.Predictor(model, jax.jit(run_batch))
     for number in slices:
-        made.predict([image(number, 20, 24, 3)])
+        made.predict([array_scan(image(number, 20, 24, 3))])
     # jit calls the function once for each size.
     assert compiled == sizes
 

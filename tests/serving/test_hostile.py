@@ -176,7 +176,7 @@ def test_every_field_of_a_scan_is_handed_over():
         "Scan": {"item", "slices", "volume", "notes", "scanned", "turn"},
         "Item": {"name", "kind", "files", "depth", "notes"},
     }
-    volume = {"voxels", "affine", "path", "header"}
+    volume = {"voxels", "affine", "path", "header", "plane"}
     assert set(handoff.Volume.__dataclass_fields__) == volume
 
 

@@ -122,7 +122,9 @@ def test_downloads_are_what_mode_predict_writes(url, uploads, known):
 def test_the_size_of_a_batch_is_that_of_mode_predict_alone(workdir):
     model = predictor.load(workdir)
     sizes = {1: 1, 2: 2, 3: 4, 8: 8, 9: 8, 100: 8}
-    assert {slices: model.first_batch(slices) for slices in sizes} == sizes
+    assert {
+        slices: model.first_batch(slices, (SIZE, SIZE)) for slices in sizes
+    } == sizes
 
 
 def test_a_slice_has_the_planes_that_the_page_draws(url):

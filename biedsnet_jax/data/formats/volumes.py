@@ -1,15 +1,18 @@
-"""Turns a scan in three dimensions into axial slices, and slices back into the scan.
+"""Turns a scan in three dimensions into slices of a plane, and slices back into the scan.
 
 A file keeps its voxels in any axis order and flip. Its affine says which: [x, y, z, 1]
 mm = affine @ [i, j, k, 1], with x from the patient's left to right, y from back to
 front, z from feet to head (RAS+, as in NIfTI). Slices are canonical, as a radiologist
-sees them: from the feet up, rows from front to back, columns from the patient's right to
-left. An oblique scan is brought to the nearest of these orders and never resampled, so
-that every voxel of a mask is one of the scan.
+sees them. Axial ones follow from the feet up, with rows from front to back and columns
+from the patient's right to left. Coronal ones follow from front to back, with rows from
+the head down and columns from right to left. Sagittal ones follow from right to left,
+with rows from the head down and columns from front to back. An oblique scan is brought
+to the nearest of these orders and never resampled, so that every voxel of a mask is one
+of the scan.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
@@ -24,10 +27,9 @@ from nibabel.orientations import (
 
 from biedsnet_jax.errors import BadInput
 
-# Canonical axes: i to the left, j to the back, k to the head.
-CANONICAL = axcodes2ornt("LPS")
-# Planes of slices that follow along the axis d, h or w.
-_PLANES = ("axial", "coronal", "sagittal")
+# Where columns, rows and slices of a plane lead: left, posterior, superior, inferior.
+# Axial ones follow along the axis d of axial slices, coronal ones h, sagittal ones w.
+PLANES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}
 # Slices are so many times further apart than pixels.
 _THICK = 2.0
 # Slices have so many times the pixels that there are slices.
@@ -48,6 +50,8 @@ class Volume:
     path: str
     # The header of a NIfTI file, so that a mask gets the same codes and units.
     header: nib.Nifti1Header | None = None
+    # The plane of `slices`, one of PLANES.
+    plane: str = "axial"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -79,12 +83,16 @@ class Volume:
         self, slices: Shaped[np.ndarray, "d h w *n"]
     ) -> Shaped[np.ndarray, "i j k *n"]:
         """Brings canonical slices back into the file's own order, as a view."""
-        own = ornt_transform(CANONICAL, io_orientation(self.affine))
+        own = ornt_transform(self._canonical, io_orientation(self.affine))
         return apply_orientation(np.swapaxes(slices, 0, 2), own)
 
     @property
+    def _canonical(self):
+        return axcodes2ornt(PLANES[self.plane])
+
+    @property
     def _to_canonical(self):
-        return ornt_transform(io_orientation(self.affine), CANONICAL)
+        return ornt_transform(io_orientation(self.affine), self._canonical)
 
 
 def neighbours(slices, index: int, context: int) -> Shaped[np.ndarray, "h w n"]:
@@ -100,36 +108,64 @@ def neighbours(slices, index: int, context: int) -> Shaped[np.ndarray, "h w n"]:
     return np.concatenate([slices[i] for i in around.tolist()], axis=-1)
 
 
-def plane_note(volume: Volume) -> str:
-    """Warns of a scan in sagittal or coronal slices; empty where nothing is lost.
+def own_plane(volume: Volume) -> str:
+    """The plane in which a scan was taken, where axial slices would cut across it.
 
-    Raises BadInput where next to nothing is left: an axial slice has a side below 10
-    pixels, and the scan's own slices have none.
+    That is where axial slices would be thin or much coarser than the scan's own; else
+    it is "axial".
+    """
+    volume = replace(volume, plane="axial")
+    axis = _stack_axis(volume)
+    return tuple(PLANES)[axis] if _is_cut_across(volume, axis) else "axial"
+
+
+def plane_note(volume: Volume) -> str:
+    """Warns of a scan whose slices are cut across; empty where nothing is lost.
+
+    Raises BadInput where next to nothing is left: a slice of the volume's plane has a
+    side below 10 pixels, and the scan's own slices have none.
     """
     axis = _stack_axis(volume)
-    if axis == 0:
+    if not _is_cut_across(volume, axis):
         return ""
+    sizes = volume.slices.shape[:3]
+    spacing = volume.spacing
+    own = [sizes[n] for n in range(3) if n != axis]
+    noun = "slice" if sizes[axis] == 1 else "slices"
+    here = (
+        f"{volume.path} is a stack of {sizes[axis]} {_plane_along(volume, axis)} {noun} "
+        f"of {own[0]}x{own[1]} pixels"
+    )
+    seen = f"{sizes[1]}x{sizes[2]} pixels of {spacing[1]:.3g}x{spacing[2]:.3g} mm"
+    if min(sizes[1:]) < _LEAST <= min(own):
+        raise BadInput(
+            f"{here}, but the network is given {volume.plane} slices, here of {seen}. "
+            "Resample it to even voxels, or train on this plane with data.plane."
+        )
+    return (
+        f"{here}. The network is given {volume.plane} slices, which cut across them: "
+        f"{seen}."
+    )
+
+
+def _is_cut_across(volume: Volume, axis: int) -> bool:
+    """Whether slices of the volume's plane lose much of a stack along `axis`."""
+    if axis == 0:
+        return False
     sizes = volume.slices.shape[:3]
     spacing = volume.spacing
     own = [sizes[n] for n in range(3) if n != axis]
     own_spacing = [spacing[n] for n in range(3) if n != axis]
     least = min(sizes[1:])
     thin = least < _NARROW and min(own) > least
-    coarse = max(spacing[1:]) >= _THICK * max(own_spacing)
-    if not (thin or coarse):
-        return ""
-    noun = "slice" if sizes[axis] == 1 else "slices"
-    here = (
-        f"{volume.path} is a stack of {sizes[axis]} {_PLANES[axis]} {noun} "
-        f"of {own[0]}x{own[1]} pixels"
-    )
-    seen = f"{sizes[1]}x{sizes[2]} pixels of {spacing[1]:.3g}x{spacing[2]:.3g} mm"
-    if least < _LEAST <= min(own):
-        raise BadInput(
-            f"{here}, but the network is given axial slices, here of {seen}. "
-            "Resample it to even voxels, or turn its axes so that its slices count as axial."
-        )
-    return f"{here}. The network is given axial slices, which cut across them: {seen}."
+    return thin or max(spacing[1:]) >= _THICK * max(own_spacing)
+
+
+def _plane_along(volume: Volume, axis: int) -> str:
+    """The plane whose slices follow along an axis of "d h w"."""
+    # Of the letters of columns, rows and slices, those of opposite ways are one axis.
+    along = PLANES[volume.plane][2 - axis]
+    return {"S": "axial", "I": "axial", "P": "coronal", "L": "sagittal"}[along]
 
 
 def _stack_axis(volume: Volume) -> int:

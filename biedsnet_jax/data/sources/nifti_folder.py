@@ -1,4 +1,4 @@
-"""Reads a folder of NIfTI volumes with label maps as a source of axial slices.
+"""Reads a folder of NIfTI volumes with label maps as a source of slices.
 
 See `nifti_layouts` for the layouts of such folders.
 """
@@ -6,7 +6,7 @@ See `nifti_layouts` for the layouts of such folders.
 # `hidden` is `dataclasses.field`, which this rule allows by that name alone.
 # ruff: noqa: RUF009
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from biedsnet_jax.data.formats.volumes import (
     Volume,
     check_same_grid,
     neighbours,
+    own_plane,
     plane_note,
 )
 from biedsnet_jax.data.sources.nifti_layouts import Case, Folder, search
@@ -36,9 +37,11 @@ from biedsnet_jax.errors import BadInput
 
 @dataclass(frozen=True)
 class NiftiFolder:
-    """Source of the axial slices of every volume, in canonical orientation.
+    """Source of the slices of every volume, in canonical orientation.
 
-    See `volumes` for the orientation. A volume is a case, unless names tell by `case`
+    See `volumes` for the orientation. `plane` is one of `volumes.PLANES`, or "auto": the
+    plane in which most volumes were taken, where axial slices would cut across them. A
+    volume is a case, unless names tell by `case`
     that several are of one patient (see `case_names.find`).
 
     `labels` lists the label values of each class, such as ((1,), (2, 3)); classes may
@@ -61,6 +64,7 @@ class NiftiFolder:
     context: int = 0
     min_foreground: int = 0
     case: str = case_names.AUTO
+    plane: str = "axial"
     _folder: Folder = hidden()
     _notes: list[str] = hidden()
     # Numbers of case and slice.
@@ -76,14 +80,18 @@ class NiftiFolder:
         where = str(self.root)
         names = case_names.find(cases, self.case, where=where, volumes=True)
         headers = [_check_headers(case, self.channels) for case in folder.cases]
+        plane, plane_notes = _choose_plane(headers, self.plane)
+        headers = [replace(header, plane=plane) for header in headers]
         if folder.about:
             folder.about.check_channels(self.channels)
-        notes = [*names.notes, *folder.notes, *_notes_of_headers(headers)]
+        notes = [*names.notes, *folder.notes, *plane_notes]
+        notes += _notes_of_headers(headers)
         # The fields of a frozen dataclass are set through object.
         object.__setattr__(self, "_folder", folder)
         object.__setattr__(self, "_names", names)
         object.__setattr__(self, "_notes", notes)
-        object.__setattr__(self, "_cache", SliceCache(Path(self.cache_folder)))
+        cache = SliceCache(Path(self.cache_folder), plane)
+        object.__setattr__(self, "_cache", cache)
         object.__setattr__(self, "_spacing", [header.spacing for header in headers])
         slices = []
         for n, header in enumerate(headers):
@@ -107,7 +115,13 @@ class NiftiFolder:
         files = defaultdict(list)
         for case in self._folder.cases:
             files[self._names.of[case.name]] += [*case.images, case.label]
-        return Facts(files, self._names.sides, self._folder.passed, self._notes)
+        return Facts(
+            files,
+            self._names.sides,
+            self._folder.passed,
+            self._notes,
+            self._cache.plane,
+        )
 
     def __len__(self) -> int:
         return len(self._slices)
@@ -133,7 +147,7 @@ class NiftiFolder:
     def _scan(self, n: int) -> LabelledScan:
         files = self._folder.cases[n]
         # From the file, as mode predict reads it: the cache holds float32.
-        slices = _read_slices(files.images)
+        slices = _read_slices(files.images, self._cache.plane)
         masks = [self._mask(n, z) for z in range(len(slices))]
         indices = {place: i for i, place in enumerate(self._slices)}
         return LabelledScan(
@@ -170,7 +184,9 @@ class NiftiFolder:
 
     def _image(self, n: int):
         images = self._folder.cases[n].images
-        return self._cache.images(images, lambda: _read_slices(images))
+        return self._cache.images(
+            images, lambda: _read_slices(images, self._cache.plane)
+        )
 
     def _label(self, n: int):
         case = self._folder.cases[n]
@@ -180,7 +196,8 @@ class NiftiFolder:
             # The image's affine chooses the slices: near 45 degrees rounding in the
             # label map's own could choose others.
             affine = nifti.affine(nifti.open_header(image).header)
-            return Volume(nifti.labels(nifti.read(path)), affine, str(path)).slices
+            voxels = nifti.labels(nifti.read(path))
+            return Volume(voxels, affine, str(path), plane=self._cache.plane).slices
 
         kept = self._cache.labels([path], read)
         check_labels(dict.fromkeys(kept.counts, path), self.classes, self.labels)
@@ -194,14 +211,14 @@ class NiftiFolder:
         return np.sum(rows, axis=0).tolist() if rows else [0] * len(kept)
 
 
-def _read_slices(images: Sequence[Path]) -> Shaped[np.ndarray, "d h w c"]:
+def _read_slices(images: Sequence[Path], plane: str) -> Shaped[np.ndarray, "d h w c"]:
     """Reads the files of a volume's channels as canonical slices."""
     volumes = nifti.read_channels(images)
     parts = []
     for volume in volumes:
         nifti.check_content(volume)
         # All channels are cut as the first, since affines differ by rounding.
-        slices = replace(volume, affine=volumes[0].affine).slices
+        slices = replace(volume, affine=volumes[0].affine, plane=plane).slices
         parts.append(slices if slices.ndim == 4 else slices[..., None])
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
@@ -262,10 +279,25 @@ def _check_headers(case: Case, channels: int) -> Volume:
     return Volume(voxels, affine, str(case.images[0]), images[0].header)
 
 
+def _choose_plane(headers: Sequence[Volume], plane: str) -> tuple[str, list[str]]:
+    """The plane to cut volumes in, and a line that says so where "auto" chose another."""
+    if plane != "auto":
+        return plane, []
+    own = Counter(map(own_plane, headers))
+    # Of equals the axial plane, so that data of several kinds stay as they were.
+    plane = max(own, key=lambda name: (own[name], name == "axial"))
+    if plane == "axial":
+        return plane, []
+    return plane, [
+        f"{own[plane]} of {len(headers)} volumes are stacks of {plane} slices, so all are cut in "
+        f"{plane} slices. Set data.plane=axial for axial ones."
+    ]
+
+
 def _notes_of_headers(headers: Sequence[Volume]) -> list[str]:
     """Warns of units and of planes, in a line each.
 
-    Raises BadInput for a stack that cannot be cut axially.
+    Raises BadInput for a stack that cannot be cut in its volume's plane.
     """
     notes = []
     for note_of in (nifti.unit_note, plane_note):

@@ -75,6 +75,8 @@ class SliceCache:
     """Volumes kept in one folder, for threads and processes at once."""
 
     folder: Path
+    # The plane of the slices, see `volumes.PLANES`.
+    plane: str = "axial"
     _open: dict[str, CachedSlices] = hidden(dict)
     # A lock for each volume, and one for `_open`.
     _locks: dict[str, threading.Lock] = hidden(lambda: defaultdict(threading.Lock))
@@ -104,6 +106,8 @@ class SliceCache:
         return self._get(files, "labels", counted)
 
     def _get(self, files, kind, make):
+        if self.plane != "axial":
+            kind = f"{kind} {self.plane}"
         key = _key(files, kind)
         # Of two threads that want one volume, one reads it.
         with self._locks[key]:

@@ -42,6 +42,8 @@ class Facts:
     passed: Sequence[PassedOver] = ()
     # Warnings for the user, a line each.
     notes: Sequence[str] = ()
+    # The plane in which volumes are cut; "" where no volumes are.
+    plane: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Canonical slices of volumes, there and back, against places voxel by voxel."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -11,6 +12,7 @@ from biedsnet_jax.data.formats.volumes import (
     Volume,
     check_affine,
     check_same_grid,
+    own_plane,
     plane_note,
 )
 
@@ -190,3 +192,55 @@ def test_a_stack_that_would_be_cut_to_lines_is_refused(
 ):
     volume = stack(depth, height, width, spacing, order, signs)
     refused(lambda: plane_note(volume), "made.nii", says, "Resample")
+
+
+# Steps in mm along slices, rows and columns.
+STEPS = {
+    # From front to back, from the head down, from right to left.
+    "coronal": [(0, -1.1, 0), (0, 0, -5.0), (-0.7, 0, 0)],
+    # From right to left, from the head down, from front to back.
+    "sagittal": [(-0.7, 0, 0), (0, 0, -5.0), (0, -1.1, 0)],
+}
+
+
+@pytest.mark.parametrize(("order", "signs"), EVERY[::5])
+@pytest.mark.parametrize("plane", STEPS)
+def test_slices_of_each_plane_are_as_a_radiologist_sees_them(plane, order, signs):
+    volume = dataclasses.replace(made(order, signs), plane=plane)
+    slices = volume.slices
+    position = {
+        volume.voxels[index]: (volume.affine @ [*index, 1])[:3]
+        for index in np.ndindex(volume.shape)
+    }
+    places = np.array([position[value] for value in slices.ravel()])
+    places = places.reshape(*slices.shape, 3)
+    for axis, step in enumerate(STEPS[plane]):
+        assert np.allclose(np.diff(places, axis=axis), step)
+    np.testing.assert_array_equal(volume.restore(slices), volume.voxels)
+    lengths = [np.linalg.norm(step) for step in STEPS[plane]]
+    assert volume.spacing == pytest.approx(lengths)
+
+
+@pytest.mark.parametrize(("order", "signs"), ORDERS)
+@pytest.mark.parametrize(
+    ("sizes", "spacing", "plane"),
+    [
+        ((320, 320, 20), (0.5, 0.5, 4), "sagittal"),
+        ((320, 24, 300), (0.5, 3, 0.5), "coronal"),
+        ((64, 48, 1), (0.5, 0.5, 0.1), "sagittal"),
+        ((20, 512, 512), (5, 0.7, 0.7), "axial"),
+        ((35, 51, 35), (1, 1, 1), "axial"),
+        ((256, 256, 176), (1, 1, 1), "axial"),
+    ],
+)
+def test_a_stack_is_cut_in_its_own_plane_without_a_warning(
+    sizes, spacing, plane, order, signs
+):
+    volume = stack(*sizes, spacing, order, signs)
+    assert own_plane(volume) == plane
+    cut = dataclasses.replace(volume, plane=plane)
+    assert own_plane(cut) == plane
+    assert plane_note(cut) == ""
+    if plane != "axial":
+        along = {"coronal": 1, "sagittal": 2}[plane]
+        assert len(cut.slices) == sizes[along]

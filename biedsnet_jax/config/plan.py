@@ -1,0 +1,68 @@
+"""What a run takes from its own data where the config says "auto".
+
+The plane that volumes are cut in, and the spacing that slices are resampled to. Both are
+settled when the training starts, and its workdir's config.json has what was chosen. So
+every later mode and a resumed run follow it, whatever data they see.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from biedsnet_jax.config import build_data
+from biedsnet_jax.config.fields import get_field, set_field
+from biedsnet_jax.runtime import console, processes
+
+AUTO = "auto"
+FIELDS = ("data.plane", "data.spacing")
+
+
+def adopt(config: ConfigDict, saved: ConfigDict) -> None:
+    """Takes over what the run of `saved` chose, where `config` leaves it open."""
+    for name in FIELDS:
+        if get_field(config, name) == AUTO:
+            set_field(config, name, get_field(saved, name))
+
+
+def settle(config: ConfigDict, data: build_data.Data) -> None:
+    """Chooses, from the data of a run that starts, what `config` leaves open.
+
+    The first process prints a spacing that it chose; a plane the source has printed.
+    """
+    if config.data.plane == AUTO and data.source.facts.plane:
+        config.data.plane = data.source.facts.plane
+    if config.data.spacing != AUTO:
+        return
+    if config.data.fit == "squash":
+        return
+    config.data.spacing = _choose_spacing(config, data)
+    if config.data.spacing and processes.is_first():
+        height, width = config.data.spacing.split(",")
+        console.tell(f"slices in pixels of {height} x {width} mm", sys.stdout)
+
+
+def _choose_spacing(config, data) -> str:
+    """The spacing of the median training case, or one at which it fits the canvas.
+
+    data.fit=tile takes the median as it is. data.fit=pad takes the same for rows and
+    columns, such that the larger side of the median slice fills the canvas; so slices of
+    the same scanner are magnified alike. Empty where no spacing is known.
+    """
+    sizes, spacings = _grids(data.source, data.train)
+    if not len(spacings):
+        return ""
+    row, column = np.median(spacings, axis=0)
+    if config.data.fit == "pad":
+        sides = np.median(np.multiply(sizes, spacings), axis=0)
+        row = column = sides.max() / config.data.size
+    return f"{row:.4g},{column:.4g}"
+
+
+def _grids(source, indices: Sequence[int]):
+    """Size (h, w) and spacing of one slice of each case, where it has a spacing."""
+    first = {source.cases[i]: i for i in reversed(indices)}
+    examples = [source[int(i)] for i in first.values()]
+    known = [one for one in examples if one["spacing"] is not None]
+    return [one["mask"].shape[:2] for one in known], [one["spacing"] for one in known]
