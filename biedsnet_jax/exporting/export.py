@@ -80,8 +80,11 @@ def run(
         files.check_writable(folder)
     # Read first, so that damaged results stop the export before anything compiles.
     workdirs = members.folders(workdir)
-    results = model_card.read_results(workdirs[0]) if len(workdirs) == 1 else None
+    results = model_card.read_results(workdirs[0])
     model = ensembles.load(workdirs, cfg)
+    if model.members:
+        weights = [member.weights for member in model.members]
+        results = model_card.read_results_of(workdirs[0], weights)
     # Lowering needs their shapes alone; the values go into a file of their own.
     weights = program.flatten(jax.device_get(model.variables))
     exported = program.lower(model, weights, keep_samples=keep_samples)
@@ -148,7 +151,11 @@ def describe(
         "calling_convention_version": exported.calling_convention_version,
         "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
     }
-    return about | trained.together(model)
+    about |= trained.together(model)
+    for member in about.get("members", ()):
+        # A path of this machine says nothing to those who get the export.
+        member["workdir"] = pathlib.Path(member["workdir"]).name
+    return about
 
 
 def _field(aval, name):

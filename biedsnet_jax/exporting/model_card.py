@@ -6,6 +6,7 @@ Imports no jax.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 from biedsnet_jax.runtime.markdown import escaped
 from biedsnet_jax.scoring import false_lesions, results
@@ -54,6 +55,23 @@ def read_results(workdir: pathlib.Path) -> dict | None:
     if not (workdir / "results.json").exists():
         return None
     return results.load(workdir).fields
+
+
+def read_results_of(workdir: pathlib.Path, weights: Sequence[str]) -> dict | None:
+    """Fields of the results of an ensemble, which its first `workdir` keeps.
+
+    `weights` are the digests of its models. Of several evaluations it is the one that
+    differs least from the workdir's own; None where there is none. Raises BadInput where
+    one is damaged.
+    """
+    paths = sorted((workdir / results.EVALUATIONS).glob("*/results.json"))
+    found = [results.load(path.parent).fields for path in paths]
+    of_these = [
+        fields
+        for fields in found
+        if [member["weights"] for member in fields.get("members", ())] == list(weights)
+    ]
+    return min(of_these, key=lambda fields: len(fields["differs"]), default=None)
 
 
 def card(about: dict, scores: dict | None) -> str:

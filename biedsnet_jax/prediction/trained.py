@@ -87,7 +87,7 @@ class Trained:
     def name(self) -> str:
         """Name in tables, with the number of models of an ensemble."""
         name = self.config.row or self.config.network
-        return f"{name}, {len(self.members)} models" if self.members else name
+        return f"{name} ({len(self.members)} models)" if self.members else name
 
     @property
     def sample_count(self) -> int:

@@ -61,6 +61,7 @@ _FIELDS = {
 _SAME = (
     "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype",
     "sampler", "fusion", "threshold", "nsd_tolerance", "grid",
+    "mirror",
 )  # fmt: skip
 
 

@@ -502,7 +502,7 @@ def test_an_ensemble_is_scored_on_the_test_of_the_first(run, other, capsys):
     written = json.loads((place / "results.json").read_text())
     assert written == found
     assert found["cases"] == ["p5", "p6"]
-    assert found["row"] == f"{before[1]['row']}, 2 models"
+    assert found["row"] == f"{before[1]['row']} (2 models)"
     assert found["fold"] is None
     places = [str(one.resolve()) for one in (run, other)]
     assert found["differs"] == {"members": [places[:1], places]}
