@@ -185,7 +185,7 @@ def digest(variables: dict) -> str:
     hashed = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         name = jax.tree_util.keystr(path)
-        array = np.asarray(leaf)
+        array = devices.whole_array(leaf)
         hashed.update(f"{name} {array.dtype} {array.shape}\n".encode())
         hashed.update(array.tobytes())
     return hashed.hexdigest()[:32]
