@@ -17,7 +17,7 @@ Workdirs = str | Path | Sequence[str | Path]
 # Fields that may differ between members, beside run_config.FREE: what the weights were
 # trained with. Any other field must be the same, also one that a later version adds,
 # until it is named here.
-_MAY_DIFFER = (
+MAY_DIFFER = (
     *run_config.FREE,
     "seed",
     "row",
@@ -68,7 +68,7 @@ def check_members(workdirs: Sequence[Path], config: ConfigDict) -> None:
     first = run_config.load(workdirs[0])
     for workdir in workdirs[1:]:
         for name, there, here in run_config.differences(workdir, first):
-            if not name.startswith(_MAY_DIFFER):
+            if not name.startswith(MAY_DIFFER):
                 raise BadInput(
                     f"{shown(name)} is {here!r} in {workdirs[0]} and {there!r} in {workdir}. "
                     "Give models that have it in common."

@@ -29,17 +29,19 @@ def load(
     if len(workdirs) == 1:
         return first
     members.check_members(workdirs, config)
-    every = [(first.variables, first.step)]
-    for workdir in workdirs[1:]:
-        every.append(trained.restore(workdir, config, first.segmenter, first.mesh))
+    others = [
+        trained.load(workdir, config, free=members.MAY_DIFFER)
+        for workdir in workdirs[1:]
+    ]
+    every = [first, *others]
     named = [
-        Member(str(workdir.resolve()), step, trained.digest(variables))
-        for workdir, (variables, step) in zip(workdirs, every)
+        Member(str(workdir.resolve()), one.step, one.weights_digest())
+        for workdir, one in zip(workdirs, every)
     ]
     return dataclasses.replace(
         first,
         segmenter=Ensemble(first.segmenter),
-        variables=_stacked([variables for variables, _ in every]),
+        variables=_stacked([one.variables for one in every]),
         members=tuple(named),
         # A program of its own.
         predict_batch=None,

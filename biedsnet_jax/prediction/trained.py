@@ -173,22 +173,17 @@ class Trained:
         return maps
 
     def weights_digest(self) -> str:
-        """Hashes the variables, see `digest`."""
-        return digest(self.variables)
+        """Hashes every array with its name.
 
-
-def digest(variables: dict) -> str:
-    """Hashes every array with its name.
-
-    The same weights give the same digest, whatever checkpoint held them.
-    """
-    hashed = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        name = jax.tree_util.keystr(path)
-        array = devices.whole_array(leaf)
-        hashed.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        hashed.update(array.tobytes())
-    return hashed.hexdigest()[:32]
+        The same weights give the same digest, whatever checkpoint held them.
+        """
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
+            name = jax.tree_util.keystr(path)
+            array = devices.whole_array(leaf)
+            digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:32]
 
 
 def load(
@@ -204,21 +199,11 @@ def load(
     run_config.check_trained(config, workdir, free=free)
     mesh = devices.make_mesh(fsdp=config.parallel.fsdp)
     model = build_model.build(config)
-    variables, step = restore(workdir, config, model, mesh)
-    return Trained(config, model, variables, step, mesh)
-
-
-def restore(
-    workdir: pathlib.Path, config: ConfigDict, model: segmenter.Segmenter, mesh: Mesh
-) -> tuple[dict, int]:
-    """Restores the EMA variables of the best checkpoint of `workdir`, and its step.
-
-    Raises BadInput where there is none.
-    """
     like = jax.eval_shape(
         lambda: train_state.create(build_model.init_variables(model, config))
     )
-    return checkpoint.restore_variables(workdir, like, mesh)
+    variables, step = checkpoint.restore_variables(workdir, like, mesh)
+    return Trained(config, model, variables, step, mesh)
 
 
 def sampling(model: Trained) -> tuple[dict | None, str | None]:
