@@ -4,7 +4,7 @@ Each function does what a mode of the command line does. Mistakes raise `BadInpu
 the sentences that the command line would print.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ from biedsnet_jax.errors import BadInput
 
 if TYPE_CHECKING:
     from biedsnet_jax.prediction.predictor import Predictor
+
+# One workdir, or those of several models that predict as one.
+Workdirs = str | Path | Sequence[str | Path]
 
 # Each function has its imports inside: a config needs no jax, and predicting none of
 # what training does.
@@ -31,19 +34,21 @@ def get_config(name: str | Path, fields: Mapping[str, Any] | None = None) -> Con
     return with_fields(config_file.get_config(str(name)), fields or {})
 
 
-def load(workdir: str | Path, fields: Mapping[str, Any] | None = None) -> "Predictor":
+def load(workdir: Workdirs, fields: Mapping[str, Any] | None = None) -> "Predictor":
     """Loads the best checkpoint of a trained workdir, to segment arrays and files.
 
-    `fields` change how it predicts, such as {"sampler.steps": 20}. Compiled programs are
-    kept in the user's cache folder, so that only the first process compiles. Raises
-    BadInput where the workdir holds no trained run, or a field does not fit it.
+    A list of workdirs is loaded as one model, whose samples are those of all. `fields`
+    change how it predicts, such as {"sampler.steps": 20}. Compiled programs are kept in
+    the user's cache folder, so that only the first process compiles. Raises BadInput
+    where a workdir holds no trained run or does not fit the others, and where a field
+    does not fit it.
     """
     from biedsnet_jax.prediction import predictor
 
-    workdir = _path(workdir)
-    config = _config_of(workdir, fields)
+    workdirs = _paths(workdir)
+    config = _config_of(workdirs[0], fields)
     _start(config)
-    return predictor.load(workdir, config)
+    return predictor.load(workdirs, config)
 
 
 def train(
@@ -66,20 +71,32 @@ def train(
 
 
 def evaluate(
-    workdir: str | Path, fields: Mapping[str, Any] | None = None
+    workdir: Workdirs, fields: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """Scores a trained workdir on its test split again, or on other data.
 
-    `fields` change how, such as {"sampler.ensemble": 9} or {"data.root": "theirs"}.
-    Returns the content of results.json, and None on all of several processes but the
-    first. Raises BadInput as `load` does.
+    A list of workdirs is scored as one model, on the data of the first. `fields` change
+    how, such as {"sampler.ensemble": 9} or {"data.root": "theirs"}. Returns the content
+    of results.json, and None on all of several processes but the first. Raises BadInput
+    as `load` does.
     """
     from biedsnet_jax.evaluation import evaluate
 
-    workdir = _path(workdir)
-    config = _config_of(workdir, fields)
+    workdirs = _paths(workdir)
+    config = _config_of(workdirs[0], fields)
     _start(config)
-    return evaluate.run(config, str(workdir))
+    return evaluate.run(config, workdirs)
+
+
+def _paths(workdir) -> list[Path]:
+    """The workdirs of one model, or of several that predict as one."""
+    if isinstance(workdir, str | Path):
+        return [_path(workdir)]
+    if not workdir:
+        raise BadInput(
+            "workdir is an empty list. Give the folder of a run, or several."
+        )
+    return [_path(one) for one in workdir]
 
 
 def _path(workdir) -> Path:

@@ -19,7 +19,7 @@ _HELP = ("-h", "-help", "--help")
 # Flags of info that take no value.
 _SWITCHES = {"--json", "--quiet", "--debug"}
 
-_OF_A_RUN = "folder of the trained run"
+_OF_RUNS = "folder of the trained run; several, with commas, predict as one model"
 _CONFIG_OF_A_RUN = "a config in the place of the run's own"
 _SAMPLES = "keep every sample of a diffusion method"
 _COORDINATOR = "HOST:PORT of the first process; not needed on SLURM and TPU pods"
@@ -80,7 +80,7 @@ COMMANDS = {
     "evaluate": Command(
         "Scores a trained run on its test split, or on another labelled data set.",
         {
-            "workdir": _OF_A_RUN,
+            "workdir": _OF_RUNS,
             "data": "folder of another data set, all of whose cases are scored; short "
             "for --config.data.root",
             "config": _CONFIG_OF_A_RUN,
@@ -98,7 +98,7 @@ COMMANDS = {
     "predict": Command(
         "Segments files with a trained run.",
         {
-            "workdir": _OF_A_RUN,
+            "workdir": _OF_RUNS,
             "input": "an image, a volume, or a folder of them",
             "output": "folder of the masks",
             "samples": _SAMPLES,
@@ -110,13 +110,14 @@ COMMANDS = {
         (
             "biedsnet predict --workdir=runs/mine --input=scan.nii.gz --output=masks",
             "biedsnet predict --workdir=runs/mine --input=DIR --output=masks --samples",
+            "biedsnet predict --workdir=runs/f0,runs/f1 --input=DIR --output=masks",
         ),
         after_stop="The same command goes on with the scans that are not done.",
     ),
     "serve": Command(
         "Opens a page in the browser that segments what is dropped on it.",
         {
-            "workdir": _OF_A_RUN,
+            "workdir": _OF_RUNS,
             "host": "address to listen at; any but this machine's own needs a token",
             "port": "port; 0 takes a free one",
             "upload_mb": "the largest upload, in MiB",
@@ -154,7 +155,7 @@ COMMANDS = {
     "export": Command(
         "Makes a program of a trained run that needs only jax to run.",
         {
-            "workdir": _OF_A_RUN,
+            "workdir": _OF_RUNS,
             "output": "folder of the program",
             "samples": _SAMPLES,
             "config": _CONFIG_OF_A_RUN,

@@ -148,9 +148,11 @@ def _distill(argv):
 
 def _evaluate(argv):
     began = time.monotonic()
+    from biedsnet_jax.config import members
     from biedsnet_jax.evaluation import evaluate
 
-    _print_scores(evaluate.run(_start(), _WORKDIR.value), _WORKDIR.value, began)
+    workdirs = members.folders(_WORKDIR.value)
+    _print_scores(evaluate.run(_start(), workdirs), workdirs[0], began)
 
 
 def _predict(argv):

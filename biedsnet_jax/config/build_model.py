@@ -71,10 +71,13 @@ def _build_untaught(config):
     def heads_loss(heads, y):
         return losses.supervised(loss, heads, y, weights)
 
+    mirror = config.sampler.mirror
     if not draws_samples(config):
-        return Direct(network, heads_loss)
+        return Direct(network, heads_loss, mirror=mirror)
     if config.network in NOISE_PREDICTORS:
-        return NoisePrediction(network, make_schedule(config), make_sampling(config))
+        return NoisePrediction(
+            network, make_schedule(config), make_sampling(config), mirror=mirror
+        )
     return Diffusion(
         network,
         make_schedule(config),
@@ -83,6 +86,7 @@ def _build_untaught(config):
         mask_scale=config.diffusion.mask_scale,
         self_condition=config.diffusion.self_condition,
         sampling=make_sampling(config),
+        mirror=mirror,
     )
 
 

@@ -38,6 +38,7 @@ from biedsnet_jax.diffusion.schedule import SCHEDULES, SPACINGS
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.networks import DENOISERS, NETWORKS
 from biedsnet_jax.runtime import files
+from biedsnet_jax.segmenters import mirror
 from biedsnet_jax.segmenters.fusion import FUSIONS
 from biedsnet_jax.segmenters.losses import LOSSES
 
@@ -60,6 +61,7 @@ FIELDS: dict[str, Rule] = {
     "fusion": one_of(FUSIONS),
     "sampler.method": one_of(METHODS),
     "sampler.spacing": one_of(SPACINGS),
+    "sampler.mirror": one_of(mirror.CHOICES),
     "networks.biedsnet.dconv": one_of(("separable", "lineage")),
     "networks.biedsnet.residual": one_of(("cgr", "conv")),
     "networks.biedsnet.attention": one_of(("parallel", "sequential", "none")),
@@ -192,6 +194,7 @@ def check_config(config: ConfigDict) -> None:
         rule.check(name, get_field(config, name))
     _check_counts(config)
     _check_method(config)
+    check_mirror(config, config.sampler.mirror)
     _check_data(config.data)
     for field, value in config.networks.get(config.network, {}).items():
         network_rule(network, field).check(f"networks.{config.network}.{field}", value)
@@ -254,6 +257,21 @@ def _check_method(config):
             "method is 'direct', but network medsegdiff predicts noise, not masks. Use "
             "'auto'."
         )
+
+
+def check_mirror(config: ConfigDict, chosen: str, where: str = "training") -> None:
+    """Raises BadInput where a mirrored pass shows the network what it never saw.
+
+    `chosen` is a value of sampler.mirror, `config` that of the training, and `where`
+    names the training in the message.
+    """
+    trained = {"lr": "augment.hflip", "ud": "augment.vflip"}
+    for word in mirror.words(chosen):
+        if not get_field(config, trained[word]) > 0:
+            raise BadInput(
+                f"sampler.mirror is {chosen!r}, but {trained[word]} was 0 in {where}. "
+                f"Leave {word!r} out."
+            )
 
 
 def _check_distill(config):

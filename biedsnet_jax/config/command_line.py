@@ -22,6 +22,8 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 _HERE = pathlib.Path(__file__).absolute().parent
 # What absl takes for true, in any case.
 _TRUE = ("true", "t", "1")
+# Modes that take several workdirs: to report on, or as one model.
+_OF_SEVERAL = ("report", "evaluate", "predict", "serve", "export")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,8 @@ def with_config(argv: list[str], known: Any) -> list[str]:
     """Adds --config where none is given but the mode or a trained workdir implies one.
 
     It is `student.py:WORKDIR` in mode distill, `folder:NETWORK` in mode import, and
-    `saved.py:WORKDIR` in the others. Short spellings are spelled out, and paths expanded
-    as in `with_paths`.
+    `saved.py:WORKDIR` in the others, of several workdirs that of the first. Short
+    spellings are spelled out, and paths expanded as in `with_paths`.
     """
     argv = with_paths(spelled_out(argv, known), known)
     mode = value(argv, "mode", known)
@@ -96,7 +98,8 @@ def with_config(argv: list[str], known: Any) -> list[str]:
         # A run that starts needs a config of its own.
         return argv
     else:
-        chosen = f"{_HERE / 'saved.py'}:{workdir}"
+        named = files.folders(workdir) if mode in _OF_SEVERAL else []
+        chosen = f"{_HERE / 'saved.py'}:{named[0] if named else workdir}"
     return [argv[0], f"--config={chosen}", *argv[1:]]
 
 
@@ -184,8 +187,11 @@ def with_paths(argv: list[str], known: Any) -> list[str]:
             )
         if one.name not in PATHS or not one.value:
             words += one.words
-        elif one.name == "workdir" and value(argv, "mode", known) == "report":
-            words.append(f"--workdir={_list_of_paths(one.value)}")
+        elif one.name == "workdir" and value(argv, "mode", known) in _OF_SEVERAL:
+            paths = _list_of_paths(one.value)
+            if value(argv, "mode", known) != "report":
+                _check_text(paths)
+            words.append(f"--workdir={paths}")
         elif one.name == "config":
             words.append(f"--config={config_file.find(_path('config', one.value))}")
         else:
@@ -218,7 +224,7 @@ def _next_value(name, words, known):
 
 
 def _list_of_paths(text):
-    """Expands the workdirs of a report, separated by commas."""
+    """Expands the workdirs of a command that takes several, separated by commas."""
     # The name of one folder may hold a comma.
     whole = _path("workdir", text)
     if os.path.isdir(whole):

@@ -49,6 +49,7 @@ ADDED = {
     "augment.low_resolution": 0.0,
     "augment.inverted_gamma": 0.0,
     "augment.gamma": 0.0,
+    "sampler.mirror": "",
 }
 
 # Fields that configs/default.py had once, with the value that means what is done now.

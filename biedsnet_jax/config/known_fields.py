@@ -73,8 +73,9 @@ def check_known(config: ConfigDict) -> None:
 def is_used(name: str, fields: Mapping[str, Any]) -> bool:
     """Whether a run reads the field `name`; `fields` are the run's own, by dotted name.
 
-    It does not read fields of other networks and sources, nor those of diffusion and
-    sampler in one pass, nor those of the loss with MedSegDiff, which has its own.
+    It does not read fields of other networks and sources, nor in one pass those of
+    diffusion and sampler but for the mirror, nor those of the loss with MedSegDiff,
+    which has its own.
     """
     network = fields.get("network")
     section, *rest = name.split(".")
@@ -84,6 +85,8 @@ def is_used(name: str, fields: Mapping[str, Any]) -> bool:
         return rest[0] == fields.get("data.source")
     if name == "data.case":
         return fields.get("data.source") in ("folder", "nifti")
+    if name == "sampler.mirror":
+        return True
     if name == "data.plane":
         return fields.get("data.source") == "nifti"
     if name == "data.spacing":

@@ -3,6 +3,8 @@
 import functools
 import json
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -145,7 +147,7 @@ def check_trained(
     run chose.
     """
     plan.adopt(config, load(workdir))
-    for name, there, here in _differences(workdir, config):
+    for name, there, here in differences(workdir, config):
         if not name.startswith((*FREE, *free)):
             raise BadInput(
                 f"{workdir} belongs to another config: {shown(name)} is {there!r} there and "
@@ -161,7 +163,7 @@ def check_teacher(config: ConfigDict) -> None:
             f"distill.teacher is {workdir}, which has no config.json. Put the teacher's "
             "workdir back there."
         )
-    for name, there, here in _differences(workdir, config):
+    for name, there, here in differences(workdir, config):
         if name.startswith(SHARED):
             raise BadInput(
                 f"{name} is {here!r}, but {there!r} in the teacher, {workdir}. Leave it as "
@@ -169,7 +171,9 @@ def check_teacher(config: ConfigDict) -> None:
             )
 
 
-def _differences(workdir, config):
+def differences(
+    workdir: pathlib.Path, config: ConfigDict
+) -> Iterator[tuple[str, Any, Any]]:
     """Yields (field, value in `workdir`, value in `config`) where a run reads the field."""
     old = flat(load(workdir))
     # By way of JSON, so that both have the same types.

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from biedsnet_jax.config import build_data, run_config
+from biedsnet_jax.config import build_data, members, run_config
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.sources.source import LabelledScan
 from biedsnet_jax.errors import BadInput, reason
@@ -30,7 +30,7 @@ from biedsnet_jax.evaluation import (
     scored_cases,
 )
 from biedsnet_jax.evaluation.tally import Tally
-from biedsnet_jax.prediction import predictor, read_ahead, trained
+from biedsnet_jax.prediction import ensembles, predictor, read_ahead, trained
 from biedsnet_jax.reporting import record, report
 from biedsnet_jax.runtime import (
     console,
@@ -56,17 +56,20 @@ from biedsnet_jax.segmenters import macs
 FREE = ("split.test", "data.name")
 
 
-def run(cfg, workdir: str) -> dict | None:
+def run(cfg, workdir: members.Workdirs) -> dict | None:
     """Scores the best checkpoint of `workdir`; returns the content of results.json.
 
-    Of the run's own data the test split is scored, of other data all cases; or, of
-    either, the cases that split.test names.
+    `workdir` may name several, with commas or as a list, whose models predict together.
+    The data, and the place of the results, are then those of the first. Of the run's
+    own data the test split is scored, of other data all cases; or, of either, the cases
+    that split.test names.
     """
-    workdir = pathlib.Path(workdir)
-    model = trained.load(workdir, cfg, free=FREE)
+    workdirs = members.folders(workdir)
+    workdir = workdirs[0]
+    model = ensembles.load(workdirs, cfg, free=FREE)
     with _lock(workdir):
         with processes.first_alone("data"):
-            data, scope = scored_cases.open_data(cfg, workdir)
+            data, scope = scored_cases.open_together(cfg, workdirs)
         passed = walk.summary(data.source.facts.passed)
         if passed and processes.is_first():
             console.tell(passed, sys.stdout)
@@ -174,11 +177,11 @@ def _results(model, data, scope, scored):
     """The scores in results.json, and what they depend on."""
     cfg = model.config
     scores = scored.scores
-    diffusion = model.segmenter.draws_samples
+    sampler, fusion = trained.sampling(model)
     shape = build_data.image_shape(cfg)
     ensemble = cfg.sampler.ensemble
     results = {
-        "row": cfg.row or cfg.network,
+        "row": model.name,
         "network": cfg.network,
         "seed": cfg.seed,
         "parameters": sum(x.size for x in jax.tree.leaves(model.variables["params"])),
@@ -188,7 +191,7 @@ def _results(model, data, scope, scored):
         "dataset": scope.dataset or cfg.data.name,
         "split": "test",
         "cases": data.cases("test"),
-        "fold": [cfg.split.fold, cfg.split.folds] if cfg.split.folds else None,
+        "fold": _fold(model),
         "size": cfg.data.size,
         "fit": cfg.data.fit,
         "grid": ON_FILES,
@@ -196,8 +199,8 @@ def _results(model, data, scope, scored):
         "batch_size": cfg.train.batch_size,
         "checkpoint_step": model.step,
         "dtype": cfg.dtype,
-        "sampler": dict(cfg.sampler) if diffusion else None,
-        "fusion": cfg.fusion if diffusion else None,
+        "sampler": sampler,
+        "fusion": fusion,
         "threshold": cfg.threshold,
         "postprocess": model.postprocess.to_json(),
         "nsd_tolerance": cfg.eval.nsd_tolerance,
@@ -208,7 +211,7 @@ def _results(model, data, scope, scored):
         ),
         "seconds_per_image": scored.seconds / max(1, len(scores.places)),
     }
-    results |= _summary(scores)
+    results |= trained.together(model) | _summary(scores)
     if scores.volume_rows:
         results["volumes"] = metrics.summarise_volumes(scores.volume_rows)
     if cfg.eval.lesions:
@@ -217,6 +220,12 @@ def _results(model, data, scope, scored):
             "in_volumes": bool(scores.volume_rows),
         } | lesions.summarise(scores.lesion_rows)
     return results
+
+
+def _fold(model):
+    """The fold that a run tests, and of how many; an ensemble is of no fold."""
+    split = model.config.split
+    return None if model.members or not split.folds else [split.fold, split.folds]
 
 
 def _summary(scores):
@@ -242,7 +251,8 @@ def _save(model, workdir, data, scope, scored):
     cfg = model.config
     differs = dict(scope.differs)
     if (workdir / "config.json").exists():
-        differs |= evaluations.differences(run_config.load(workdir), cfg)
+        saved = run_config.load(workdir)
+        differs |= evaluations.differences(saved, cfg, pooled=bool(model.members))
     folder = evaluations.place(workdir, differs, scope.fingerprint)
     _tell_of_same_files(workdir, folder, data, scope)
     passed = data.source.facts.passed

@@ -25,6 +25,8 @@ from biedsnet_jax.scoring.results import EVALUATIONS
 
 LOCK = ".evaluate.lock"
 RESULTS = "results.json"
+# Field of `differs` for the workdirs of an ensemble.
+MEMBERS = "members"
 # Settings that every score depends on; how samples are drawn and fused comes on top.
 _SETTINGS = (
     "threshold",
@@ -40,13 +42,16 @@ _FIRST = ("method", "steps", "ensemble")
 _LONGEST = 100
 
 
-def differences(saved: ConfigDict, cfg: ConfigDict) -> dict[str, list]:
+def differences(
+    saved: ConfigDict, cfg: ConfigDict, *, pooled: bool = False
+) -> dict[str, list]:
     """Compares the settings that a score depends on.
 
-    Returns field -> [value in `saved`, value in `cfg`] where the two differ.
+    `pooled` says that the samples of several models are fused. Returns field -> [value
+    in `saved`, value in `cfg`] where the two differ.
     """
-    there = _settings(saved)
-    here = _settings(cfg)
+    there = _settings(saved, pooled)
+    here = _settings(cfg, pooled)
     found = {}
     # `here` decides the order of the fields.
     for name in here | there:
@@ -57,12 +62,15 @@ def differences(saved: ConfigDict, cfg: ConfigDict) -> dict[str, list]:
     return found
 
 
-def _settings(cfg) -> dict[str, Any]:
+def _settings(cfg, pooled) -> dict[str, Any]:
+    draws = build_model.draws_samples(cfg)
     found = {}
-    if build_model.draws_samples(cfg):
+    if draws:
         sampling = dict(cfg.sampler)
         names = [*_FIRST, *(name for name in sampling if name not in _FIRST)]
         found |= {f"sampler.{name}": sampling[name] for name in names}
+    found["sampler.mirror"] = cfg.sampler.mirror
+    if draws or pooled:
         found["fusion"] = cfg.fusion
     names = [*_SETTINGS, _OF_LESIONS] if cfg.eval.lesions else _SETTINGS
     return found | {name: get_field(cfg, name) for name in names}
@@ -154,6 +162,8 @@ def folder_name(differs: Mapping[str, list]) -> str:
     for field, (_, here) in differs.items():
         if field == "data.root":
             parts.append(os.path.basename(here))
+        elif field == MEMBERS:
+            parts.append(f"ensemble_{'+'.join(map(os.path.basename, here))}")
         else:
             parts.append(f"{field}={_plain(here)}")
     # macOS decomposes accents in names; the same words must give the same name.

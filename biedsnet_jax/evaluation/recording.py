@@ -73,7 +73,7 @@ def _keep(kept, made, images, truth, numbers):
     kept["images"] += [_own_channels(cfg, image) for image in images]
     kept["probability"] += list(report_data.levels(maps["probability"], cfg.threshold))
     kept["truth"] += list((truth > 0.5).astype(np.uint8))
-    if "mutual_information" in maps and cfg.sampler.ensemble > 1:
+    if "mutual_information" in maps and made.model.sample_count > 1:
         bits = np.clip(maps["mutual_information"], 0, 1)
         kept["mutual_information"] += list((bits * 255).round().astype(np.uint8))
 

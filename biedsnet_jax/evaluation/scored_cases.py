@@ -7,7 +7,7 @@ data, and by the content of their files anywhere.
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -16,6 +16,7 @@ from biedsnet_jax.config import build_data, run_config, run_split, split_record
 from biedsnet_jax.config.build_data import Data
 from biedsnet_jax.data import splits
 from biedsnet_jax.errors import listed
+from biedsnet_jax.evaluation import evaluations
 from biedsnet_jax.runtime import processes
 
 
@@ -74,6 +75,51 @@ def open_data(cfg: ConfigDict, workdir: Path) -> tuple[Data, Scope]:
         _warn_of_same_names(record, scope, data)
     _warn_of_seen(scope, data, workdir)
     return data, scope
+
+
+def open_together(cfg: ConfigDict, workdirs: Sequence[Path]) -> tuple[Data, Scope]:
+    """Opens the data of an evaluation of several workdirs as one model.
+
+    They are the data and the cases of the first, see `open_data`. Cases that any of the
+    models was trained or validated on are recognised. Of one workdir it is `open_data`.
+    """
+    data, scope = open_data(cfg, workdirs[0])
+    others = workdirs[1:]
+    if not others:
+        return data, scope
+    seen = [_seen_by(workdir, data, cfg) for workdir in others]
+    for workdir, one in zip(others, seen):
+        if one is None:
+            _warn_of_seen(Scope(trained_on=None), data, workdir)
+    _warn_of_seen(Scope(trained_on=_joined(seen) or {}), data, others[0])
+    places = [str(workdir.resolve()) for workdir in workdirs]
+    differs = {**scope.differs, evaluations.MEMBERS: [places[:1], places]}
+    trained_on = _joined([scope.trained_on, *seen])
+    return data, dataclasses.replace(scope, differs=differs, trained_on=trained_on)
+
+
+def _seen_by(workdir, data, cfg) -> dict[str, str] | None:
+    """Maps scored cases that the model of a workdir was trained on to their side there."""
+    saved = run_config.load(workdir)
+    record = run_split.find_record(saved, workdir)
+    own = _is_of_run(record, saved, workdir, data.source, data.root)
+    # Cases that are drawn have no folder to tell them by.
+    if cfg.data.source == "phantom":
+        own = own and cfg.data.phantom == saved.data.phantom
+    return _seen_in(record, data, own=own)
+
+
+def _joined(seen: Sequence[Mapping[str, str] | None]) -> dict[str, str] | None:
+    """Joins what several models have seen; training wins over validation.
+
+    None where one of them is not known and the others have seen none.
+    """
+    sides = {}
+    for wanted in split_record.SEEN:
+        for one in seen:
+            found = (one or {}).items()
+            sides |= {case: side for case, side in found if side == wanted}
+    return None if None in seen and not sides else dict(sorted(sides.items()))
 
 
 def _open_own(record, saved, workdir, place, *, named):

@@ -14,11 +14,11 @@ import jaxlib
 import numpy as np
 from jax import export
 
-from biedsnet_jax.config import build_data
+from biedsnet_jax.config import build_data, members
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.exporting import loader, model_card, program
-from biedsnet_jax.prediction import trained
+from biedsnet_jax.prediction import ensembles, trained
 from biedsnet_jax.runtime import files, processes
 from biedsnet_jax.scoring import postprocess_text
 
@@ -41,13 +41,22 @@ _MEANS = {
     "entropy": "entropy of the samples' mean, in bits",
     "mutual_information": "part of the entropy that the samples' disagreement explains, in bits",
     "variance": "variance of the samples",
+    "within_models": "mutual information among a model's samples, the mean over models, in bits",
+    "between_models": "part of the mutual information that is between the models, in bits",
     "samples": "probability of each class in each sample",
 }
 
 
-def run(cfg, workdir: str, output: str | None, *, keep_samples: bool = False) -> None:
+def run(
+    cfg,
+    workdir: members.Workdirs,
+    output: str | None,
+    *,
+    keep_samples: bool = False,
+) -> None:
     """Exports the best checkpoint of `workdir`, sampled as `cfg` says, to `output`.
 
+    `workdir` may name several, with commas or as a list, whose models predict together.
     Raises BadInput where the workdir holds no run of this config, and where the folder
     holds anything but an export.
     """
@@ -71,8 +80,12 @@ def run(cfg, workdir: str, output: str | None, *, keep_samples: bool = False) ->
     with files.writing(folder, another="--output"):
         files.check_writable(folder)
     # Read first, so that damaged results stop the export before anything compiles.
-    results = model_card.read_results(pathlib.Path(workdir))
-    model = trained.load(pathlib.Path(workdir), cfg)
+    workdirs = members.folders(workdir)
+    results = model_card.read_results(workdirs[0])
+    model = ensembles.load(workdirs, cfg)
+    if model.members:
+        weights = [member.weights for member in model.members]
+        results = model_card.read_results_of(workdirs[0], weights)
     # Lowering needs their shapes alone; the values go into a file of their own.
     weights = program.flatten(jax.device_get(model.variables))
     exported = program.lower(model, weights, keep_samples=keep_samples)
@@ -104,9 +117,9 @@ def describe(
     cfg = model.config
     data = cfg.data
     rules = model.postprocess
-    diffusion = model.segmenter.draws_samples
-    return {
-        "row": cfg.row or cfg.network,
+    sampler, fusion = trained.sampling(model)
+    about = {
+        "row": model.name,
         "network": cfg.network,
         "parameters": sum(
             x.size for name, x in weights.items() if name.startswith("params/")
@@ -130,8 +143,8 @@ def describe(
         # Values in the training masks.
         "labels": [list(labels) for labels in build_data.class_labels(cfg)],
         "seed": cfg.seed,
-        "sampler": dict(cfg.sampler) if diffusion else None,
-        "fusion": cfg.fusion if diffusion else None,
+        "sampler": sampler,
+        "fusion": fusion,
         "data": {
             "name": data.name,
             "size": data.size,
@@ -145,6 +158,11 @@ def describe(
         "calling_convention_version": exported.calling_convention_version,
         "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
     }
+    about |= trained.together(model)
+    for member in about.get("members", ()):
+        # A path of this machine says nothing to those who get the export.
+        member["workdir"] = pathlib.Path(member["workdir"]).name
+    return about
 
 
 def _field(aval, name):

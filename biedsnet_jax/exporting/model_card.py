@@ -6,6 +6,7 @@ Imports no jax.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 from biedsnet_jax.runtime.markdown import escaped
 from biedsnet_jax.scoring import false_lesions, postprocess_text, results
@@ -35,6 +36,7 @@ SHARED = (
     "postprocess",
     "fusion",
     "sampler",
+    "mirror",
 )
 _USE = """\
 For research: to study and compare methods, to measure on data with known truth, to draft
@@ -54,6 +56,23 @@ def read_results(workdir: pathlib.Path) -> dict | None:
     if not (workdir / "results.json").exists():
         return None
     return results.load(workdir).fields
+
+
+def read_results_of(workdir: pathlib.Path, weights: Sequence[str]) -> dict | None:
+    """Fields of the results of an ensemble, which its first `workdir` keeps.
+
+    `weights` are the digests of its models. Of several evaluations it is the one that
+    differs least from the workdir's own; None where there is none. Raises BadInput where
+    one is damaged.
+    """
+    paths = sorted((workdir / results.EVALUATIONS).glob("*/results.json"))
+    found = [results.load(path.parent).fields for path in paths]
+    of_these = [
+        fields
+        for fields in found
+        if [member["weights"] for member in fields.get("members", ())] == list(weights)
+    ]
+    return min(of_these, key=lambda fields: len(fields["differs"]), default=None)
 
 
 def card(about: dict, scores: dict | None) -> str:
@@ -82,7 +101,7 @@ def differences(about: dict, scores: dict) -> list[str]:
     """Settings of the scores that are not this program's, in words."""
     found = []
     for name in SHARED:
-        there, here = scores.get(name), about[name]
+        there, here = scores.get(name), about.get(name)
         if there == here:
             continue
         words = postprocess_text.sentence if name == "postprocess" else _plain
@@ -98,9 +117,14 @@ def _model(about):
             f"diffusion ({sampler['method']}), steps {sampler['steps']}, samples "
             f"{sampler['ensemble']}, fused by {about['fusion']}"
         )
+    if "mirror" in about:
+        method += f"; mirrored passes ({about['mirror']}) are averaged"
+    members = about.get("members", [])
+    steps = ", ".join(str(member["step"]) for member in members)
+    models = f" of {len(members)} models together" if members else ""
     return {
         "Network": (
-            f"{about['network']}, {about['parameters']:,} parameters, computes in "
+            f"{about['network']}, {about['parameters']:,} parameters{models}, computes in "
             f"{about['dtype']}"
         ),
         "Method": method,
@@ -108,7 +132,7 @@ def _model(about):
         "Post-processing": _postprocess(about),
         "Classes": f"{about['classes']}, of the label values {_plain(about['labels'])}",
         "Checkpoint": (
-            f"step {about['checkpoint_step']} of {about['train_steps']}, seed "
+            f"step {steps or about['checkpoint_step']} of {about['train_steps']}, seed "
             f"{about['seed']}"
         ),
     }

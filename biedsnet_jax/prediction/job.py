@@ -19,8 +19,10 @@ class Job:
     folder: Path
     items: Sequence[Item]
     classes: int
-    # Samples of an image; 0 for a method that draws none.
+    # Samples of an image; 0 where there is one pass of one model.
     samples: int
+    # Names of the maps of how unsure the samples are.
+    uncertainties: Sequence[str]
     keep_samples: bool
     # The settings in predict.json.
     settings: Mapping[str, Any]
@@ -51,6 +53,6 @@ class Job:
             self.folder,
             item,
             classes=self.classes,
-            diffusion=self.samples > 0,
+            uncertainties=self.uncertainties,
             samples=samples,
         )

@@ -8,6 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.prediction import made_from, outputs
 from biedsnet_jax.prediction.job import Job
 from biedsnet_jax.prediction.scans import RECORD, Item
+from biedsnet_jax.prediction.trained import Member
 from biedsnet_jax.runtime import files
 
 Where = Mapping[Item, Mapping[str, Path]]
@@ -24,6 +26,7 @@ Where = Mapping[Item, Mapping[str, Path]]
 class Model(NamedTuple):
     """Identity of a trained model."""
 
+    # Of an ensemble, that of its first member.
     workdir: Path
     # Digest of its arrays.
     weights: str
@@ -31,6 +34,14 @@ class Model(NamedTuple):
     step: int
     # Digest of the workdir's config.json, by which earlier versions identified a model.
     config: str
+    # Models of an ensemble; none where it is one model.
+    members: tuple[Member, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """The workdir, or those of an ensemble with commas."""
+        workdirs = [member.workdir for member in self.members]
+        return ",".join(workdirs) or str(self.workdir)
 
 
 class Plan(NamedTuple):
@@ -71,10 +82,12 @@ def plan(job: Job, model: Model) -> Plan:
             same_step = recorded.get("checkpoint_step") == model.step
             notes += _adopt(job, summary, record, model, same_step)
         of_model = {
-            "workdir": str(model.workdir),
+            "workdir": model.place,
             "weights": model.weights,
             "checkpoint_step": model.step,
         }
+        if model.members:
+            of_model["members"] = [asdict(member) for member in model.members]
         files.write_json(folder / RECORD, {**job.settings, **of_model})
         todo = _todo(job, summary, record)
         notes += _set_edited_aside(folder, job.where, record, todo)
@@ -157,11 +170,11 @@ def _check(folder: Path, recorded: dict, settings: Mapping[str, Any], model: Mod
     if earlier or recorded["weights"] == model.weights:
         return
     # Other weights of the same workdir are those of a longer training.
-    if recorded.get("workdir") != str(model.workdir):
+    if recorded.get("workdir") != model.place:
         workdir = shown(recorded.get("workdir"), most=200)
         raise BadInput(
             f"{folder} holds masks of the model in {workdir}, and the one in "
-            f"{model.workdir} has other weights. Give another --output."
+            f"{model.place} has other weights. Give another --output."
         )
 
 

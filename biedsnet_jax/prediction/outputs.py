@@ -18,7 +18,7 @@ from biedsnet_jax.data.formats import nifti, pictures
 from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.data.sources.nifti_folder import class_masks
 from biedsnet_jax.prediction.overlay import overlay
-from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
+from biedsnet_jax.prediction.result import Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
 from biedsnet_jax.runtime import csv_text, files
 from biedsnet_jax.scoring.calibration import LIKELY
@@ -147,7 +147,12 @@ OUTPUTS = {
 
 
 def paths(
-    folder: Path, item: Item, *, classes: int, diffusion: bool, samples: int
+    folder: Path,
+    item: Item,
+    *,
+    classes: int,
+    uncertainties: Sequence[str],
+    samples: int,
 ) -> dict[str, Path]:
     """Returns every file of one scan by what it holds.
 
@@ -156,7 +161,7 @@ def paths(
     hash of the whole name at its end.
     """
     extension = ".png" if item.kind == "picture" else ".nii.gz"
-    maps = ["probability", *(UNCERTAINTIES if diffusion else ())]
+    maps = ["probability", *uncertainties]
     number = f"_{classes}" if classes > 1 else ""
     longest_map = max(map(len, maps))
     endings = [len(output.ending) for output in OUTPUTS.values()]

@@ -108,6 +108,12 @@ class Postprocess:
                 masks[..., k] = _objects(masks[..., k], smallest / size, only_one)
         return masks
 
+    def alone(self) -> "Postprocess":
+        """The rules without what they gave on the cases of one model."""
+        if not self.changes_masks:
+            return Postprocess()
+        return dataclasses.replace(self, before=None, after=None, reason="", cases=0)
+
     def to_json(self) -> dict[str, Any] | None:
         """Returns the fields in JSON's types; None where nothing was decided."""
         if self.cases is None:

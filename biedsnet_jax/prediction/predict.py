@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from biedsnet_jax.config import build_data, build_model
+from biedsnet_jax.config import build_data, build_model, members
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import walk
@@ -71,7 +71,7 @@ _NOT_READ = (
 
 def run(
     cfg,
-    workdir: str,
+    workdir: members.Workdirs,
     source: str | None,
     output: str | None,
     *,
@@ -79,6 +79,7 @@ def run(
 ) -> int:
     """Segments `source`, a file or a folder, into the folder `output`.
 
+    `workdir` may name several, with commas or as a list, whose models predict together.
     Returns 0, or 3 where some scans failed. Raises BadInput for a single file that
     cannot be read, and for whatever stops every scan: no model, nothing to segment, or
     an output folder that holds masks of another model or that another run writes to.
@@ -92,19 +93,28 @@ def run(
     source, folder = pathlib.Path(source), pathlib.Path(output)
     items, passed = scans.search(source, channels=cfg.data.channels, leave_out=folder)
     loaded = predictor.load(workdir, cfg)
-    draws = loaded.model.segmenter.draws_samples
+    model = loaded.model
     job = Job(
         folder,
         items,
         classes=cfg.data.classes,
-        samples=cfg.sampler.ensemble if draws else 0,
-        keep_samples=keep_samples and draws,
+        samples=model.sample_count,
+        uncertainties=model.uncertainties,
+        keep_samples=keep_samples and model.sample_count > 0,
         settings=_settings(cfg),
-        weights=loaded.model.weights_digest(),
+        weights=model.weights_digest(),
+    )
+    first = members.folders(workdir)[0]
+    identity = output_folder.Model(
+        workdir=first.resolve(),
+        weights=job.weights,
+        step=model.step,
+        config=hashlib.sha256((first / "config.json").read_bytes()).hexdigest()[:16],
+        members=model.members,
     )
 
     def prepare():
-        return _prepare(job, locks, pathlib.Path(workdir), loaded.model.step, passed)
+        return _prepare(job, locks, identity, passed)
 
     def segment(items, results):
         return _segment(loaded, items, results, alone=source.is_file())
@@ -138,17 +148,11 @@ def _on_first(prepare: Callable[[], output_folder.Plan]) -> output_folder.Plan:
     return output_folder.Plan(**outcome["plan"])
 
 
-def _prepare(job, locks, workdir, step, passed) -> output_folder.Plan:
+def _prepare(job, locks, model, passed) -> output_folder.Plan:
     """Locks the output folder until `locks` closes, and plans the run."""
     with job.writing():
         job.folder.mkdir(parents=True, exist_ok=True)
     locks.enter_context(lock.Lock(job.folder, another="--output"))
-    model = output_folder.Model(
-        workdir=workdir.resolve(),
-        weights=job.weights,
-        step=step,
-        config=hashlib.sha256((workdir / "config.json").read_bytes()).hexdigest()[:16],
-    )
     plan = output_folder.plan(job, model)
     with job.writing():
         walk.write_record(job.folder, passed)
@@ -281,5 +285,6 @@ def _settings(cfg) -> dict:
     fields["model"] = cfg.row or cfg.network
     if build_model.draws_samples(cfg):
         fields |= {f"sampler.{name}": value for name, value in cfg.sampler.items()}
+    fields["sampler.mirror"] = cfg.sampler.mirror
     # A round trip makes lists of tuples, so that it equals what predict.json holds.
     return json.loads(json.dumps(fields))

@@ -14,11 +14,17 @@ import jax
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from biedsnet_jax.config import build_data, run_config
+from biedsnet_jax.config import build_data, members, run_config
 from biedsnet_jax.data.fit import Way
 from biedsnet_jax.data.formats import volumes
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.prediction import plots, scan_prediction, scans, trained
+from biedsnet_jax.prediction import (
+    ensembles,
+    plots,
+    scan_prediction,
+    scans,
+    trained,
+)
 from biedsnet_jax.prediction.fields_text import fields_text
 from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
 from biedsnet_jax.prediction.scan_prediction import ScanPrediction
@@ -265,14 +271,15 @@ def _in_plane(scan: Slices) -> tuple[float, float] | None:
     return scan.spacing and scan.spacing[-2:]
 
 
-def load(workdir: str | pathlib.Path, cfg=None) -> Predictor:
-    """Loads the best checkpoint of `workdir`.
+def load(workdir: members.Workdirs, cfg=None) -> Predictor:
+    """Loads the best checkpoint of `workdir`, or of several workdirs as one model.
 
-    `cfg` may sample otherwise than the training did; without it the run's own config
-    holds. Raises BadInput where the workdir holds no run, or not one of this config.
+    `cfg` may sample otherwise than the training did; without it the config of the first
+    run holds. Raises BadInput where a workdir holds no run, or not one of this config,
+    and where several cannot predict together.
     """
-    workdir = pathlib.Path(workdir)
-    model = trained.load(workdir, cfg or run_config.load(workdir))
+    workdirs = members.folders(workdir)
+    model = ensembles.load(workdirs, cfg or run_config.load(workdirs[0]))
     if processes.several():
         # Each process segments its own scans, on its own devices.
         variables, mesh = devices.on_this_process(model.variables)

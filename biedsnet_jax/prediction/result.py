@@ -16,7 +16,11 @@ from biedsnet_jax.data.fit import Way
 from biedsnet_jax.prediction.fields_text import counted, fields_text, labelled
 from biedsnet_jax.prediction.postprocess import Postprocess
 
-UNCERTAINTIES = ("entropy", "mutual_information", "variance")
+# Maps of how unsure samples are, see segmenters/fusion.py.
+OF_SAMPLES = ("entropy", "mutual_information", "variance")
+# The mutual information of an ensemble in its two parts.
+OF_MODELS = ("within_models", "between_models")
+UNCERTAINTIES = (*OF_SAMPLES, *OF_MODELS)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -29,7 +33,7 @@ class Prediction:
 
     # The way of its slices to the network, and of the maps back.
     way: Way
-    # "probability", and UNCERTAINTIES where the method draws samples.
+    # "probability", where there are samples OF_SAMPLES, of an ensemble OF_MODELS.
     maps: dict[str, Float[np.ndarray, "d H W k"]]
     # None where they were not asked for.
     samples_kept: Float[np.ndarray, "n d H W k"] | None
@@ -106,7 +110,8 @@ class Prediction:
     def uncertainty(self) -> dict[str, Float[np.ndarray, "d h w k"]]:
         """Entropy and mutual information (bits) and variance of the samples, by name.
 
-        Empty for a method that draws no samples.
+        An ensemble also has the mutual information's two parts. Empty for one model
+        that draws no samples.
         """
         return {name: self.map(name) for name in UNCERTAINTIES if name in self.maps}
 

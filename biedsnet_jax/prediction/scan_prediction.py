@@ -11,7 +11,7 @@ from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import outputs, plots
 from biedsnet_jax.prediction.fields_text import fields_text
-from biedsnet_jax.prediction.result import Prediction
+from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
 from biedsnet_jax.runtime import files
 
@@ -88,7 +88,7 @@ class ScanPrediction(Prediction):
             folder,
             self.scan.item,
             classes=len(self.labels),
-            diffusion="entropy" in self.maps,
+            uncertainties=[name for name in UNCERTAINTIES if name in self.maps],
             samples=self.sample_count,
         )
         self._checked(where["mask"])

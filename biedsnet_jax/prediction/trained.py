@@ -5,6 +5,7 @@ import hashlib
 import pathlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,12 +19,25 @@ from biedsnet_jax.data import pipeline
 from biedsnet_jax.prediction import postprocess
 from biedsnet_jax.prediction.fields_text import counted, fields_text, labelled
 from biedsnet_jax.prediction.postprocess import Postprocess
+from biedsnet_jax.prediction.result import OF_MODELS, OF_SAMPLES
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import fusion, segmenter, tiling
 from biedsnet_jax.types import Image
 
 # Probability of a batch without its padding, its image and mask, and its examples.
 Predicted = tuple[np.ndarray, dict[str, np.ndarray], list[dict]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """Identity of one model of an ensemble."""
+
+    # An absolute path.
+    workdir: str
+    # Training step of the checkpoint.
+    step: int
+    # Digest of its arrays.
+    weights: str
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -37,13 +51,15 @@ class Trained:
     config: ConfigDict
     segmenter: segmenter.Segmenter
     variables: dict
-    # Training step of the checkpoint.
+    # Training step of the checkpoint, of an ensemble that of the first member.
     step: int
     mesh: Mesh
     # Jitted (variables, image, index) -> probability "b h w k", the samples fused.
     predict_batch: Callable[[dict, jax.Array, jax.Array], jax.Array] | None = None
     # What is done to its masks.
     postprocess: Postprocess = dataclasses.field(default=Postprocess())
+    # Models of an ensemble; none where it is one model. See `ensembles`.
+    members: tuple[Member, ...] = ()
 
     def __post_init__(self):
         if self.predict_batch is None:
@@ -58,7 +74,7 @@ class Trained:
         config = self.config
         parameters = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
         device = self.mesh.devices.flat[0].device_kind
-        name, size = config.row or config.network, config.data.size
+        name, size = self.name, config.data.size
         channels = counted(build_data.image_shape(config)[-1], "channel")
         return {
             "network": f"{name}, {counted(parameters, 'parameter')}",
@@ -71,13 +87,36 @@ class Trained:
             "devices": f"{self.mesh.size} x {device}",
         }
 
+    @property
+    def name(self) -> str:
+        """Name in tables, with the number of models of an ensemble."""
+        name = self.config.row or self.config.network
+        return f"{name} ({len(self.members)} models)" if self.members else name
+
+    @property
+    def sample_count(self) -> int:
+        """Samples of an image, of all models; 0 where one model predicts in one pass."""
+        drawn = self.config.sampler.ensemble if self.segmenter.draws_samples else 1
+        if self.members:
+            return drawn * len(self.members)
+        return drawn if self.segmenter.draws_samples else 0
+
+    @property
+    def uncertainties(self) -> tuple[str, ...]:
+        """Names of the maps of how unsure the samples are, as `maps` makes them."""
+        names = OF_SAMPLES if self.sample_count else ()
+        return (*names, *OF_MODELS) if self.members else names
+
     def _sampler(self) -> str:
-        if not self.segmenter.draws_samples:
-            return "none, one pass an image"
         sampler = self.config.sampler
-        steps, samples = counted(sampler.steps, "step"), sampler.ensemble
-        drawn = counted(samples, "sample")
-        return f"{sampler.method}, {steps}, {drawn}, fused by {self.config.fusion}"
+        mirrored = f", mirrored {sampler.mirror}" if sampler.mirror else ""
+        fused = f"fused by {self.config.fusion}"
+        if not self.segmenter.draws_samples:
+            of_each = f" of each model, {fused}" if self.members else ""
+            return f"none, one pass an image{of_each}{mirrored}"
+        steps = counted(sampler.steps, "step")
+        drawn = counted(self.sample_count, "sample")
+        return f"{sampler.method}, {steps}, {drawn}, {fused}{mirrored}"
 
     def predict_split(
         self, data: build_data.Data, indices: list[int], clock: "Clock | None" = None
@@ -124,16 +163,17 @@ class Trained:
     ) -> dict[str, jax.Array]:
         """Predicts the maps "b h w k" of prepared images.
 
-        These are "probability", "samples" ("n b h w k") and, where the method draws
-        samples, UNCERTAINTIES.
+        These are "probability", "samples" ("n b h w k") and `uncertainties`.
         """
         samples = self.segmenter.predict(
             variables, image, keys, ensemble=self.config.sampler.ensemble
         )
         fuse = fusion.FUSIONS[self.config.fusion]
         maps = {"probability": fuse(samples), "samples": samples}
-        if self.segmenter.draws_samples:
+        if self.sample_count:
             maps |= fusion.uncertainty(samples)
+        if self.members:
+            maps |= fusion.uncertainty_by_model(samples, len(self.members))
         return maps
 
     def weights_digest(self) -> str:
@@ -145,7 +185,7 @@ class Trained:
         digest = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
             name = jax.tree_util.keystr(path)
-            array = np.asarray(leaf)
+            array = devices.whole_array(leaf)
             digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
             digest.update(array.tobytes())
         if self.postprocess.changes_masks:
@@ -172,6 +212,34 @@ def load(
     variables, step = checkpoint.restore_variables(workdir, like, mesh)
     rules = postprocess.load(workdir, config, step)
     return Trained(config, model, variables, step, mesh, postprocess=rules)
+
+
+def sampling(model: Trained) -> tuple[dict | None, str | None]:
+    """Fields of the sampler, and the fusion, as results and exports record them.
+
+    None where they are not read. The mirror stands apart, see `together`, since results
+    of earlier versions have none.
+    """
+    fields = {name: value for name, value in model.config.sampler.items()}
+    del fields["mirror"]
+    draws = model.segmenter.draws_samples
+    return (
+        fields if draws else None,
+        model.config.fusion if model.sample_count else None,
+    )
+
+
+def together(model: Trained) -> dict[str, Any]:
+    """What results and exports record of an ensemble and of mirrored passes.
+
+    Nothing for one model without a mirror.
+    """
+    found = {}
+    if model.config.sampler.mirror:
+        found["mirror"] = model.config.sampler.mirror
+    if model.members:
+        found["members"] = [dataclasses.asdict(member) for member in model.members]
+    return found
 
 
 def noise_keys(seed: int | jax.Array, number: jax.Array) -> jax.Array:

@@ -176,14 +176,27 @@ def _facts(one):
         "Trained": f"{field('train_steps')} steps of {field('batch_size')} images",
         "First to last log line": logged,
         "Evaluated": _utc((one.run.workdir / "results.json").stat().st_mtime),
-        "Checkpoint": f"step {field('checkpoint_step')}, the best by validation Dice",
-        "Sampling": _joined(fields.get("sampler") or {}) or "one pass",
+        "Checkpoint": f"{_steps(fields)}, the best by validation Dice",
+        "Sampling": _sampling(fields),
         "Fusion, threshold": f"{fields.get('fusion') or 'none'}, {field('threshold')}",
         "Post-processing": postprocess_text.sentence(fields.get("postprocess")),
         "Seed, dtype": f"{fields['seed']}, {field('dtype')}",
         "Device of the evaluation": f"{field('device')}, {seconds}",
         "Versions": versions,
     }
+
+
+def _steps(fields):
+    members = fields.get("members")
+    if not members:
+        return f"step {fields.get('checkpoint_step', '?')}"
+    return ", ".join(f"step {one['step']} of {one['workdir']}" for one in members)
+
+
+def _sampling(fields):
+    sampling = _joined(fields.get("sampler") or {}) or "one pass"
+    mirror = fields.get("mirror")
+    return f"{sampling}, mirrored {mirror}" if mirror else sampling
 
 
 def _joined(values):

@@ -389,7 +389,7 @@ def _cost_table(layout, shown, facts):
             f"{row.field('parameters'):,}",
             _list(_maybe(value, ".4g") for value in row.each("gmacs_per_image")),
             f"{sum(seconds) / len(seconds):.3g}",
-            _sampling(row.field("sampler")),
+            _sampling(row.field("sampler"), row.field("mirror")),
             _list(row.each("device")),
         ]
 
@@ -417,12 +417,13 @@ def _body(shown, header, cells):
     return lines
 
 
-def _sampling(sampler):
+def _sampling(sampler, mirror):
+    mirrored = f", mirrored {mirror}" if mirror else ""
     if not sampler:
-        return "one pass"
+        return f"one pass{mirrored}"
     steps = sampler["steps"]
     samples = sampler["ensemble"]
-    return f"{sampler['method']}, {steps} steps x {samples}"
+    return f"{sampler['method']}, {steps} steps x {samples}{mirrored}"
 
 
 def _label(name):

@@ -154,6 +154,13 @@ def on_this_process(tree: Any) -> tuple[Any, Mesh]:
     return jax.device_put(whole, replicated(mesh)), mesh
 
 
+def whole_array(x: jax.Array | np.ndarray) -> np.ndarray:
+    """The whole of an array, also where its parts lie on several processes."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
+
+
 def check_divisible(batch_size: int, parts: int, *, field: str, what: str) -> None:
     """Raises BadInput where a batch cannot be cut into equal parts."""
     if batch_size > 0 and batch_size % parts == 0:

@@ -27,6 +27,8 @@ _ADDRESS = re.compile(
 )
 # Bytes in a name, on most file systems.
 _LONGEST_NAME = 255
+# Bytes in a path, on most systems.
+_LONGEST_PATH = 4096
 # Bytes: a disk with less room counts as full.
 _SOME = 2**16
 # Bytes at each end of a file that a fingerprint reads.
@@ -48,6 +50,38 @@ def expanded(path: str) -> str:
             f"machine. Give the whole path, or ./{home} for a folder of that name."
         )
     return found
+
+
+def folders(text: str) -> list[str]:
+    """Splits a list of folders at its commas, and expands each.
+
+    A name may hold commas, so the longest that is a folder counts.
+    """
+    if os.path.isdir(expanded(text)):
+        return [expanded(text)]
+    parts = text.split(",")
+    found = []
+    while parts:
+        count = _longest(parts)
+        name = ",".join(parts[:count])
+        if name:
+            found.append(expanded(name))
+        parts = parts[count:]
+    return found
+
+
+def _longest(parts):
+    """Counts the parts that, joined, name a folder; 1 where none do."""
+    name = ""
+    longest = 1
+    for count, part in enumerate(parts, start=1):
+        name += part if count == 1 else f",{part}"
+        if len(name) > _LONGEST_PATH:
+            break
+        # Not pathlib's, which raises for a name that is too long.
+        if os.path.isdir(expanded(name)):
+            longest = count
+    return longest
 
 
 def check_no_address(path: str, name: str) -> None:

@@ -57,12 +57,11 @@ _FIELDS = {
     "nsd_tolerance": (int, float),
     "standard": dict,
 }
-# The limit of most systems, in bytes.
-_LONGEST_PATH = 4096
 # Runs of one row are averaged, so these must be the same in all of them.
 _SAME = (
     "network", "parameters", "split", "size", "train_steps", "batch_size", "dtype",
     "sampler", "fusion", "threshold", "nsd_tolerance", "grid",
+    "mirror",
 )  # fmt: skip
 
 
@@ -105,7 +104,7 @@ def find(text: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """
     finished = {}
     unfinished = {}
-    for name in _folders(text):
+    for name in files.folders(text):
         folder = pathlib.Path(name)
         if not os.path.isdir(name):
             raise BadInput(
@@ -183,37 +182,6 @@ def check_same_row(runs: Sequence[Run]) -> None:
                 f"{_name(run.fields['row'])} with seed {run.fields['seed']}. Give one of them, "
                 "or set --config.row to tell them apart."
             )
-
-
-def _folders(text):
-    """Splits a list of folders; a name may hold commas, so the longest that is a folder
-    counts.
-    """
-    if os.path.isdir(files.expanded(text)):
-        return [files.expanded(text)]
-    parts = text.split(",")
-    found = []
-    while parts:
-        count = _longest(parts)
-        name = ",".join(parts[:count])
-        if name:
-            found.append(files.expanded(name))
-        parts = parts[count:]
-    return found
-
-
-def _longest(parts):
-    """Counts the parts that, joined, name a folder; 1 where none do."""
-    name = ""
-    longest = 1
-    for count, part in enumerate(parts, start=1):
-        name += part if count == 1 else f",{part}"
-        if len(name) > _LONGEST_PATH:
-            break
-        # Not pathlib's, which raises for a name that is too long.
-        if os.path.isdir(files.expanded(name)):
-            longest = count
-    return longest
 
 
 def _parents(folder, name):

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from biedsnet_jax.segmenters import segmenter
+from biedsnet_jax.segmenters import mirror, segmenter
 from biedsnet_jax.segmenters.segmenter import (
     HeadsLoss,
     Keys,
@@ -26,6 +26,7 @@ class Direct:
 
     network: nn.Module
     heads_loss: HeadsLoss
+    mirror: str = ""  # one of mirror.CHOICES
 
     draws_samples = False
 
@@ -45,9 +46,14 @@ class Direct:
         self, variables: Variables, image: Image, keys: Keys, *, ensemble: int
     ) -> Probabilities:
         """See Segmenter; always one sample."""
-        # The samples' axis has one entry, whatever `ensemble` asks for.
-        logits, _ = self.network.apply(variables, *self._inputs(image), train=False)
-        return jax.nn.sigmoid(logits)[None]
+
+        def one_pass(turn):
+            inputs = self._inputs(turn(image))
+            logits, _ = self.network.apply(variables, *inputs, train=False)
+            # The samples' axis has one entry, whatever `ensemble` asks for.
+            return jax.nn.sigmoid(turn(logits))[None]
+
+        return mirror.average(one_pass, self.mirror)
 
     def trajectory(self, variables: Variables, image: Image, keys: Keys) -> None:
         """See Segmenter: there are no steps."""

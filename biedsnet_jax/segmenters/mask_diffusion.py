@@ -10,7 +10,7 @@ from biedsnet_jax.diffusion import process, sampler
 from biedsnet_jax.diffusion.sampler import Sampling
 from biedsnet_jax.diffusion.schedule import Schedule
 from biedsnet_jax.networks import winograd
-from biedsnet_jax.segmenters import segmenter
+from biedsnet_jax.segmenters import mirror, segmenter
 from biedsnet_jax.segmenters.segmenter import (
     HeadsLoss,
     Keys,
@@ -37,6 +37,7 @@ class Diffusion:
     mask_scale: float = 1.0
     self_condition: bool = False
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    mirror: str = ""  # one of mirror.CHOICES
 
     draws_samples = True
 
@@ -67,15 +68,19 @@ class Diffusion:
         self, variables: Variables, image: Image, keys: Keys, *, ensemble: int
     ) -> Probabilities:
         """See Segmenter. The image is encoded once for all steps and samples."""
-        sample = self._sampler(variables, image, keys, ensemble)
-        # One sample after another: side by side they would take a batch's memory each.
-        return jax.lax.map(lambda number: sample(number)[0], jnp.arange(ensemble))
+
+        def one_pass(turn):
+            sample = self._sampler(variables, image, keys, ensemble, turn)
+            # One after another: side by side they would take a batch's memory each.
+            return jax.lax.map(lambda number: sample(number)[0], jnp.arange(ensemble))
+
+        return mirror.average(one_pass, self.mirror)
 
     def trajectory(
         self, variables: Variables, image: Image, keys: Keys
     ) -> sampler.Trajectory:
-        """See Segmenter."""
-        return self._sampler(variables, image, keys, 1)(0)[1]
+        """See Segmenter. It is that of the pass that is not mirrored."""
+        return self._sampler(variables, image, keys, 1, mirror.as_it_is)(0)[1]
 
     def encode(self, y):
         """Maps a mask, or a probability, to x_0."""
@@ -88,21 +93,24 @@ class Diffusion:
             x_0, mask_range=self.mask_range, mask_scale=self.mask_scale
         )
 
-    def _sampler(self, variables, image, keys, samples):
+    def _sampler(self, variables, image, keys, samples, turn):
         """Makes `sample(number) -> (probability, trajectory)` of each image.
 
-        `samples` says how many numbers it will be called with.
+        `samples` says how many numbers it will be called with. The network sees image
+        and noise through `turn`, see `mirror`.
         """
         network = self.network
         # Kernels are transformed, and the image encoded, outside the loop over steps.
         variables = winograd.prepare(variables, uses=samples * self.sampling.steps)
-        features = network.apply(variables, image, train=False, method=network.encode)
+        seen = turn(image)
+        features = network.apply(variables, seen, train=False, method=network.encode)
 
         def denoise(x_t, t):
+            inputs = features, turn(x_t), seen, t
             logits, _ = network.apply(
-                variables, features, x_t, image, t, train=False, method=network.denoise
+                variables, *inputs, train=False, method=network.denoise
             )
-            return self.encode(jax.nn.sigmoid(logits))
+            return self.encode(jax.nn.sigmoid(turn(logits)))
 
         def sample(number):
             x_T, step_keys = segmenter.draw(network, image, keys, number)

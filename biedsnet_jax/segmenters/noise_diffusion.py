@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from biedsnet_jax.diffusion import process, sampler, vlb
 from biedsnet_jax.diffusion.sampler import Sampling
 from biedsnet_jax.diffusion.schedule import Schedule
-from biedsnet_jax.segmenters import losses, segmenter
+from biedsnet_jax.segmenters import losses, mirror, segmenter
 from biedsnet_jax.segmenters.segmenter import Keys, Loss, Probabilities, Variables
 from biedsnet_jax.types import Batch, Image, PRNGKey
 
@@ -29,6 +29,7 @@ class NoisePrediction:
     schedule: Schedule
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     calibration_weight: float = 10.0
+    mirror: str = ""  # one of mirror.CHOICES
 
     draws_samples = True
 
@@ -75,25 +76,34 @@ class NoisePrediction:
         self, variables: Variables, image: Image, keys: Keys, *, ensemble: int
     ) -> Probabilities:
         """See Segmenter. Of the samplers only "ddpm" needs the learned variance."""
-        sample = self._sampler(variables, image, keys)
-        return jax.lax.map(lambda number: sample(number)[0], jnp.arange(ensemble))
+
+        def one_pass(turn):
+            sample = self._sampler(variables, image, keys, turn)
+            return jax.lax.map(lambda number: sample(number)[0], jnp.arange(ensemble))
+
+        return mirror.average(one_pass, self.mirror)
 
     def trajectory(
         self, variables: Variables, image: Image, keys: Keys
     ) -> sampler.Trajectory:
-        """See Segmenter."""
-        return self._sampler(variables, image, keys)(0)[1]
+        """See Segmenter. It is that of the pass that is not mirrored."""
+        return self._sampler(variables, image, keys, mirror.as_it_is)(0)[1]
 
-    def _sampler(self, variables, image, keys):
-        """Makes `sample(number) -> (probability, trajectory)` of each image."""
+    def _sampler(self, variables, image, keys, turn):
+        """Makes `sample(number) -> (probability, trajectory)` of each image.
+
+        The network sees image and noise through `turn`, see `mirror`.
+        """
         network = self.network
-        features = network.apply(variables, image, train=False, method=network.encode)
+        seen = turn(image)
+        features = network.apply(variables, seen, train=False, method=network.encode)
 
         def denoise(x_t, t):
+            inputs = features, turn(x_t), seen, t
             output, _ = network.apply(
-                variables, features, x_t, image, t, train=False, method=network.denoise
+                variables, *inputs, train=False, method=network.denoise
             )
-            eps, v = jnp.split(output, 2, axis=-1)
+            eps, v = jnp.split(turn(output), 2, axis=-1)
             x_0 = process.x_0_from_eps(self.schedule, x_t=x_t, eps=eps, t=t)
             # guided-diffusion clips so, and MedSegDiff kept it for masks in [0, 1].
             return jnp.clip(x_0, -1.0, 1.0), v

@@ -17,9 +17,11 @@ import threading
 import warnings
 from collections.abc import Iterator
 
+from biedsnet_jax.config import members
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput, reason
 from biedsnet_jax.prediction.predictor import Predictor, load
+from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import extras, processes
 from biedsnet_jax.serving import child, folder
 from biedsnet_jax.serving.jobs import Jobs
@@ -30,9 +32,10 @@ from biedsnet_jax.serving.worker import Worker
 _LAST_WAIT = 2
 
 
-def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
+def run(cfg, workdir: members.Workdirs, host: str, port: int, limits: Limits) -> None:
     """Serves the best checkpoint of `workdir` at `host` and `port` (0: any free one).
 
+    `workdir` may name several, with commas or as a list, whose models predict together.
     Returns after a signal. Raises BadInput where the model or a library is missing, or
     the address cannot be had.
     """
@@ -52,9 +55,7 @@ def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
             _signals() as stop,
             serving(predictor, listener, limits, token=token, ended=stop) as url,
         ):
-            name = cfg.row or cfg.network
-            step = predictor.model.step
-            print(f"{workdir}, {name} at step {step}, is served at {url}")
+            print(f"{_what(predictor.model, workdir)} is served at {url}")
             if token:
                 print(
                     "Whoever has the token in this address may use the server. "
@@ -64,6 +65,13 @@ def run(cfg, workdir: str, host: str, port: int, limits: Limits) -> None:
             stop.wait()
     print("stopped; no upload or result is left", flush=True)
     _leave_if_busy()
+
+
+def _what(model: Trained, workdir) -> str:
+    if not model.members:
+        return f"{workdir}, {model.name} at step {model.step},"
+    parts = [f"{member.workdir} at step {member.step}" for member in model.members]
+    return f"{model.name} ({', '.join(parts)}),"
 
 
 def _describe(limits: Limits) -> str:
@@ -108,13 +116,12 @@ def serving(
     """
     from biedsnet_jax.serving import app
 
-    cfg = predictor.model.config
     host, port = listener.getsockname()[:2]
-    name = cfg.row or cfg.network
     with folder.temporary() as root:
         worker = Worker(predictor, limits)
         worker.reader.start()
         jobs = Jobs(root, worker, limits)
+        name = predictor.model.name
         made = app.make(jobs, limits, model=name, token=token, port=port)
         server = _server(made, limits)
 

@@ -33,7 +33,13 @@ from biedsnet_jax.serving.limits import Limits
 
 SUMMARY = "summary.csv"
 # Values that are 255 in a plane.
-MOST = {"entropy": 1.0, "mutual_information": 1.0, "variance": 0.25}
+MOST = {
+    "entropy": 1.0,
+    "mutual_information": 1.0,
+    "variance": 0.25,
+    "within_models": 1.0,
+    "between_models": 1.0,
+}
 # Replaces the server's own names in the summary.
 _NEUTRAL = {"name": "scan", "file": ""}
 
@@ -97,7 +103,7 @@ class Worker:
         first = self.predictor.first_batch(len(scan.slices), canvas)
         sizes = self.sizes.setdefault(first, set())
         predictor = dataclasses.replace(self.predictor, sizes=sizes)
-        keep = predictor.model.segmenter.draws_samples
+        keep = predictor.model.sample_count > 0
         return predictor.predict([scan], keep_samples=keep, done=advance)[0]
 
 

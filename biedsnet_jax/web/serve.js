@@ -14,6 +14,8 @@ const MAPS = {
   entropy: ["entropy", "1 bit"],
   mutual_information: ["disagreement of samples", "1 bit"],
   variance: ["variance of samples", "0.25"],
+  within_models: ["disagreement within a model", "1 bit"],
+  between_models: ["disagreement between models", "1 bit"],
 };
 const KINDS = [".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".zip"];
 const CACHED = 48, AHEAD = 2; // slices

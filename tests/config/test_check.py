@@ -202,6 +202,8 @@ IMPOSSIBLE = [
     ("eval.nsd_tolerance_mm", math.inf, "a finite number from 0"),
     ("eval.lesion_overlap", 1.5, "a number from 0 to 1"),
     ("sampler.steps", 2000, "at most 1000"),
+    ("sampler.mirror", "up", "one of '', 'lr', 'ud', 'lr,ud'"),
+    ("sampler.mirror", "ud,lr", "one of '', 'lr', 'ud', 'lr,ud'"),
     ("networks.biedsnet.norm", "layer", "one of 'group', 'batch'"),
     ("networks.biedsnet.bffm", 1, "True or False"),
     ("networks.biedsnet.channels", (), "whole numbers"),
@@ -307,6 +309,35 @@ def test_a_networks_field_is_like_its_default(default_value, allowed, forbidden)
     rule = rules.like(default_value)
     assert all(map(rule.allows, allowed)) and not any(map(rule.allows, forbidden))
     assert rules.like((8,), empty=True).allows(())
+
+
+@pytest.mark.parametrize(
+    ("mirror", "hflip", "vflip", "refusal"),
+    [
+        ("", 0.0, 0.0, None),
+        ("lr", 0.5, 0.0, None),
+        ("ud", 0.0, 1.0, None),
+        ("lr,ud", 0.1, 0.1, None),
+        ("lr", 0.0, 0.5, "augment.hflip"),
+        ("ud", 0.5, 0.0, "augment.vflip"),
+        ("lr,ud", 0.5, 0.0, "augment.vflip"),
+        ("lr,ud", 0.0, 0.5, "augment.hflip"),
+    ],
+)
+@pytest.mark.parametrize("chosen", [None, "unet"])
+def test_only_what_training_mirrored_is_mirrored(chosen, mirror, hflip, vflip, refusal):
+    c = phantom.get_config(chosen)
+    c.augment.update(hflip=hflip, vflip=vflip)
+    c.sampler.mirror = mirror
+    if refusal is None:
+        return check_config(c)
+    word = "lr" if refusal == "augment.hflip" else "ud"
+    refused(
+        lambda: check_config(c),
+        f"sampler.mirror is {mirror!r}",
+        f"{refusal} was 0",
+        f"Leave {word!r} out",
+    )
 
 
 # --- a workdir -----------------------------------------------------------------------

@@ -212,6 +212,19 @@ def test_a_tilde_in_the_config_with_its_variants_and_in_a_list_of_workdirs(parse
     assert parse("--mode=report", "--workdir=~/a,~").workdir == f"{home}/a,~"
 
 
+@pytest.mark.parametrize("mode", ["predict", "evaluate", "serve", "export"])
+def test_of_several_workdirs_the_first_has_the_config(parse, home, mode):
+    workdir_of(home / "a", seed=1)
+    workdir_of(home / "b", seed=2)
+    parsed = parse(f"--mode={mode}", "--workdir=~/b,~/a", "--config.threshold=0.3")
+    assert parsed.workdir == f"{home}/b,{home}/a"
+    assert parsed.config.seed == 2
+    assert parsed.config.threshold == 0.3
+    workdir_of(home / "b,c", seed=3)
+    assert parse(f"--mode={mode}", "--workdir=~/b,c").config.seed == 3
+    refused(lambda: parse(f"--mode={mode}", "--workdir=~/d,~/a"), home / "d", "config")
+
+
 def test_the_home_of_a_user(parse):
     workdir = parse("--mode=report", "--workdir=~root/a").workdir
     assert workdir == f"{os.path.expanduser('~root')}/a"

@@ -92,7 +92,8 @@ def test_an_earlier_warm_start_is_left_out_with_a_warning_where_it_was_used(
     c.sampler.update(start=start, start_fraction=0.5, start_run=run)
     run_config.save(c, tmp_path / "config.json")
     loaded = run_config.load(tmp_path)
-    assert set(loaded.sampler) == {"method", "steps", "eta", "spacing", "ensemble"}
+    now = {"method", "steps", "eta", "spacing", "ensemble", "mirror"}
+    assert set(loaded.sampler) == now
     check_warning(capsys, warning)
 
 

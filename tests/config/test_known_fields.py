@@ -156,7 +156,7 @@ def test_a_default_that_fails_is_named(tmp_path, monkeypatch):
         ),
         (
             "unet",
-            ["networks.unet.channels", "loss.name"],
+            ["networks.unet.channels", "loss.name", "sampler.mirror"],
             ["networks.unetpp.channels", "diffusion.x", "sampler.x"],
         ),
         (

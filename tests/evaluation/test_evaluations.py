@@ -46,6 +46,11 @@ from configs import folder, phantom
         ({"split.test": [[], ["p 1", "site/b?*"]]}, "split.test=p_1+site_b_"),
         ({"data.root": ["/a", "/b/Zürich\n..\udcff"]}, "Zürich_.._"),
         ({"data.root": ["/a", "/b/Zu\u0308rich"]}, "Zürich"),
+        ({"members": [["/a/f0"], ["/a/f0", "/b/f1"]]}, "ensemble_f0+f1"),
+        (
+            {"data.root": ["/a", "/theirs"], "members": [["/f0"], ["/f0", "/f1"]]},
+            "theirs,ensemble_f0+f1",
+        ),
     ],
 )
 def test_a_name_is_made_of_what_differs(tmp_path, differs, name):
@@ -164,6 +169,7 @@ def test_the_index_follows_the_folders_and_changes_nothing_else(tmp_path):
         ("sampler.ensemble", 3, True, False),
         ("sampler.eta", 1.0, True, False),
         ("fusion", "majority", True, False),
+        ("sampler.mirror", "lr", True, True),
         ("threshold", 0.4, True, True),
         ("postprocess", False, True, True),
         ("eval.nsd_tolerance", 1.0, True, True),
@@ -189,6 +195,14 @@ def test_settings_that_change_scores(field, value, counts, counts_without_diffus
         if field == "eval.lesions":
             found.pop("eval.lesion_overlap")
         assert found == ({field: [before, value]} if expected else {})
+
+
+def test_models_of_one_pass_are_fused_where_there_are_several():
+    cfg = folder.get_config("unet")
+    other = cfg.copy_and_resolve_references()
+    other.fusion = "staple"
+    found = evaluations.differences(cfg, other, pooled=True)
+    assert found == {"fusion": ["mean", "staple"]}
 
 
 def test_a_name_has_the_samplers_fields_in_the_pages_order():
@@ -535,3 +549,66 @@ def test_a_folder_of_workdirs_may_be_called_evaluations(run, tmp_path):
     found, _ = results.find(str(tmp_path / "all"))
     assert len(found) == 3
     assert [one.name for one, _ in itertools.groupby(found)] == ["seed0"] * 3
+
+
+# ---- Several workdirs as one model
+
+
+@pytest.fixture
+def other(run):
+    """A second run on the same data, whose test cases are p1 and p2."""
+    cfg = run_config.load(run)
+    sides = {"train": ("p4", "p5"), "val": ("p3", "p6"), "test": ("p1", "p2")}
+    cfg.split.update(**sides)
+    cfg.seed = 8
+    workdir = run.with_name("other")
+    start(cfg, workdir)
+    variables = Bright().init(None, None)
+    variables["params"]["above"] = variables["params"]["above"] * 1.2
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        checkpoints.save(
+            train_state.create(variables, optax.identity()), config=cfg.to_dict()
+        )
+    return workdir
+
+
+def test_an_ensemble_is_scored_on_the_test_of_the_first(run, other, capsys):
+    before = kept(run)
+    cfg = run_config.load(run)
+    found = evaluate.run(cfg, [run, other])
+    assert kept(run) == before
+    place = run / EVALUATIONS / "ensemble_run+other"
+    written = json.loads((place / "results.json").read_text())
+    assert written == found
+    assert found["cases"] == ["p5", "p6"]
+    assert found["row"] == f"{before[1]['row']} (2 models)"
+    assert found["fold"] is None
+    places = [str(one.resolve()) for one in (run, other)]
+    assert found["differs"] == {"members": [places[:1], places]}
+    assert [one["workdir"] for one in found["members"]] == places
+    assert [one["step"] for one in found["members"]] == [0, 0]
+    assert len({one["weights"] for one in found["members"]}) == 2
+    # The second model was trained on p5, and validated on p6.
+    assert found["trained_on"] == {"p5": "train", "p6": "val"}
+    err = capsys.readouterr().err
+    assert (
+        "trained or validated on 2 of the 2 cases scored: p5 (train), p6 (val)" in err
+    )
+    closing.tested(found, place, seconds=1.0)
+    assert "not unseen: " in capsys.readouterr().out
+    # The same again takes the same place; the other way round is of the other run.
+    evaluate.run(cfg, f"{run},{other}")
+    assert [path.name for path in (run / EVALUATIONS).iterdir()] == [place.name]
+    # Both are told apart in one report.
+    report.run(f"{run},{place}", str(run.parent / "report.html"))
+    assert "2 models" in (run.parent / "report.md").read_text()
+
+
+def test_a_run_alone_records_neither_members_nor_a_mirror(run):
+    fields = kept(run)[1]
+    assert "members" not in fields
+    assert "mirror" not in fields
+    assert "mirror" not in fields["sampler"]
+    mirrored = again(run, sampler__mirror="lr")
+    assert mirrored["mirror"] == "lr"
+    assert mirrored["evaluation"] == "sampler.mirror=lr"

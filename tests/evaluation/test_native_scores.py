@@ -24,7 +24,7 @@ from stubs import Stub
 
 from biedsnet_jax.checkpoints import checkpoint, train_state
 from biedsnet_jax.config import build_model, run_config
-from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.evaluation import evaluate, evaluations
 from biedsnet_jax.prediction import predict
 from biedsnet_jax.runtime import devices
 from configs import folder, variants
@@ -62,7 +62,7 @@ class Levels(Stub):
         return jax.vmap(sample)(jnp.arange(ensemble))
 
 
-def trained(workdir, **fields):
+def trained(workdir, higher=0.0, **fields):
     """Writes a run of `Levels` on a data set; returns its config."""
     cfg = folder.get_config()
     variants.toy(cfg)
@@ -79,6 +79,7 @@ def trained(workdir, **fields):
     cfg.compile_cache = ""
     cfg.update_from_flattened_dict(fields)
     variables = Levels(2).init(None, None)
+    variables["params"]["levels"] += higher
     state = train_state.create(variables, optax.identity())
     with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, config=cfg.to_dict())
@@ -86,13 +87,26 @@ def trained(workdir, **fields):
     return cfg
 
 
-def differs_without_rules(cfg, workdir, results):
+def trained_together(folder, models, rules, **fields):
+    """Writes runs of other levels; returns their config, and them with commas."""
+    workdirs = [folder / f"run{number}" for number in range(models)]
+    configs = [
+        trained(workdir, 0.04 * number, **fields)
+        for number, workdir in enumerate(workdirs)
+    ]
+    for workdir, cfg in zip(workdirs, configs):
+        if rules:
+            rules_of.write(workdir, cfg, **rules)
+    return configs[0], ",".join(map(str, workdirs))
+
+
+def differs_without_rules(cfg, run, results):
     """Checks that the rules matter, and that one flag switches them off."""
     plain = cfg.copy_and_resolve_references()
     plain.postprocess = False
-    without = evaluate.run(plain, str(workdir))
+    without = evaluate.run(plain, run)
     assert without["postprocess"] is None
-    assert without["differs"] == {"postprocess": [True, False]}
+    assert without["differs"]["postprocess"] == [True, False]
     for key in ("dice", "precision"):
         before, after = (one["standard"][key]["mean"] for one in (without, results))
         assert abs(before - after) > 1e-4
@@ -192,10 +206,11 @@ OF_PICTURES = {
 }
 
 
+@pytest.mark.parametrize("models", [1, 2])
 @pytest.mark.parametrize("rules", [{}, OF_PICTURES], ids=["plain", "post-processed"])
 @pytest.mark.parametrize("fit", ["squash", "pad", "tile"])
 @pytest.mark.parametrize("classes", [1, 2])
-def test_pictures(tmp_path, classes, fit, rules):
+def test_pictures(tmp_path, classes, fit, rules, models):
     rng = np.random.default_rng(0)
     shapes = {"a": (20, 30), "b": (17, 17), "c": (40, 24), "d": (9, 50)}
     for case, number in itertools.product(shapes, range(3)):
@@ -216,20 +231,19 @@ def test_pictures(tmp_path, classes, fit, rules):
         "split.val": ("b",),
         "split.test": ("c", "d"),
     }
-    cfg = trained(tmp_path / "run", **fields)
-    if rules:
-        own = {
-            name: value if name == "unit" else value[:classes]
-            for name, value in rules.items()
-        }
-        rules_of.write(tmp_path / "run", cfg, **own)
-    results = evaluate.run(cfg, str(tmp_path / "run"))
+    own = {
+        name: value if name == "unit" else value[:classes]
+        for name, value in rules.items()
+    }
+    cfg, run = trained_together(tmp_path, models, own, **fields)
+    results = evaluate.run(cfg, run)
     assert results["grid"] == "file"
+    assert len(results.get("members", [run])) == models
     assert "volumes" not in results
     assert "paper" not in results
     for case in "cd":
         shutil.copytree(tmp_path / "data/images" / case, tmp_path / "in" / case)
-    predict.run(cfg, str(tmp_path / "run"), str(tmp_path / "in"), str(tmp_path / "out"))
+    predict.run(cfg, run, str(tmp_path / "in"), str(tmp_path / "out"))
     of_class = [[] for _ in range(classes)]
     for case, number in itertools.product("cd", range(3)):
         written = np.array(Image.open(tmp_path / "out" / case / f"{number}_mask.png"))
@@ -239,12 +253,13 @@ def test_pictures(tmp_path, classes, fit, rules):
             of_class[k].append(slow_scores(*pair, None))
     _compare_classes(results, of_class)
     assert results["n_images"] == 6
-    network = json.loads((tmp_path / "run/results.json").read_text())["network_grid"]
+    folder = evaluations.folder_of(tmp_path / "run0", results)
+    network = json.loads((folder / "results.json").read_text())["network_grid"]
     # Tiles are cut out of the slices' own pixels, where one class leaves no choice.
     same = network["dice"]["mean"] == results["standard"]["dice"]["mean"]
     assert same == (fit == "tile" and classes == 1 and not rules)
     if rules:
-        differs_without_rules(cfg, tmp_path / "run", results)
+        differs_without_rules(cfg, run, results)
 
 
 def _compare_classes(results, of_class, scores_of="standard"):
@@ -265,6 +280,7 @@ OF_VOLUMES = {
 }
 
 
+@pytest.mark.parametrize("models", [1, 2])
 @pytest.mark.parametrize(
     ("labels", "fit", "rules"),
     [
@@ -288,7 +304,7 @@ OF_VOLUMES = {
         "tile post-processed",
     ],
 )
-def test_volumes(tmp_path, labels, fit, rules):
+def test_volumes(tmp_path, labels, fit, rules, models):
     rng = np.random.default_rng(1)
     cases = {"a": THICK, "b": OBLIQUE, "c": THICK, "d": OBLIQUE}
     shapes = {"a": (4, 12, 12), "b": (12, 12, 4), "c": (5, 15, 24), "d": (20, 17, 6)}
@@ -314,14 +330,12 @@ def test_volumes(tmp_path, labels, fit, rules):
         "split.val": ("b",),
         "split.test": ("c", "d"),
     }
-    cfg = trained(tmp_path / "run", **fields)
-    if rules:
-        rules_of.write(tmp_path / "run", cfg, **rules)
-    results = evaluate.run(cfg, str(tmp_path / "run"))
+    cfg, run = trained_together(tmp_path, models, rules, **fields)
+    results = evaluate.run(cfg, run)
     for case in "cd":
         (tmp_path / "in").mkdir(exist_ok=True)
         shutil.copy(tmp_path / f"data/images/{case}.nii.gz", tmp_path / "in")
-    predict.run(cfg, str(tmp_path / "run"), str(tmp_path / "in"), str(tmp_path / "out"))
+    predict.run(cfg, run, str(tmp_path / "in"), str(tmp_path / "out"))
     slices = [[] for _ in labels]
     volumes = [[] for _ in labels]
     lesions = 0
@@ -348,4 +362,4 @@ def test_volumes(tmp_path, labels, fit, rules):
     assert results["lesions"]["true"] == lesions > 0
     assert 0.3 < results["standard"]["dice"]["mean"] < 0.95
     if rules:
-        differs_without_rules(cfg, tmp_path / "run", results)
+        differs_without_rules(cfg, run, results)

@@ -274,3 +274,67 @@ def test_other_data_of_an_old_workdir_are_its_own_only_where_it_was_moved(
     assert bool(scope.differs) != moved
     assert scope.trained_on == ({} if moved else None)
     assert ("unnoticed" in capsys.readouterr().err) != moved
+
+
+# ---- Several workdirs as one model
+
+
+@pytest.fixture
+def folds(run, tmp_path):
+    """A second run on the same data, with other sides; returns its workdir."""
+    sides = {
+        "split__train": ("p4", "p5"),
+        "split__val": ("p1",),
+        "split__test": ("p2", "p3"),
+    }
+    start(cfg_of(run[0], **sides), tmp_path / "other")
+    return tmp_path / "other"
+
+
+def together(root, workdirs, *test):
+    named = {"split__test": test} if test else {}
+    return scored_cases.open_together(cfg_of(root, **(NAMED | named)), workdirs)
+
+
+def test_what_any_model_was_trained_on_is_recognised(run, folds, capsys):
+    root, workdir = run
+    data, scope = together(root, [workdir, folds])
+    assert sides(data) == OWN
+    # p6 lies on no side of the other run that it learned from.
+    assert scope.trained_on == {"p5": "train"}
+    assert "1 of the 2 cases scored: p5 (train)." in capsys.readouterr().err
+    places = [str(workdir), str(folds)]
+    assert scope.differs == {"members": [places[:1], places]}
+
+
+def test_training_wins_over_validation_whichever_run_it_was(run, folds, tmp_path):
+    root, workdir = run
+    _, scope = together(root, [workdir, folds], "p1", "p4", "p6")
+    # p1 was trained on by the first, p4 by the second.
+    assert scope.trained_on == {"p1": "train", "p4": "train"}
+    assert list(scope.differs) == ["split.test", "members"]
+
+
+def test_other_data_is_compared_with_what_all_models_saw(run, folds, tmp_path):
+    for kind in ("images", "masks"):
+        for case in ("p5", "p6"):
+            source = run[0] / kind / case
+            shutil.copytree(source, tmp_path / "theirs" / kind / f"{case} again")
+    data, scope = together(tmp_path / "theirs", [run[1], folds])
+    assert data.cases("test") == ["p5 again", "p6 again"]
+    assert scope.trained_on == {"p5 again": "train"}
+
+
+def test_a_member_without_a_record_leaves_it_open(run, folds, tmp_path, capsys):
+    shutil.copytree(folds, tmp_path / "older")
+    (tmp_path / "older" / "split.json").unlink()
+    _, scope = together(run[0], [run[1], tmp_path / "older"])
+    assert scope.trained_on is None
+    assert f"{tmp_path / 'older'} has no record" in capsys.readouterr().err
+    # What is known of the others is said all the same.
+    _, scope = together(run[0], [run[1], folds, tmp_path / "older"])
+    assert scope.trained_on == {"p5": "train"}
+
+
+def test_one_workdir_is_that_run(run):
+    assert together(run[0], [run[1]])[1] == scored_cases.Scope()

@@ -9,20 +9,22 @@ import venv
 from pathlib import Path
 
 import absl_flags
+import evaluated_workdir
 import jax
 import numpy as np
 import pytest
 import rules
 from refusals import refused
-from untrained import image, toy, untrained
+from untrained import SIZE, image, toy, untrained
 
 from biedsnet_jax import main
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.data import transforms
-from biedsnet_jax.exporting import export, loader, program
+from biedsnet_jax.exporting import export, loader, model_card, program
 from biedsnet_jax.prediction import predictor
 from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import devices, files
+from biedsnet_jax.scoring.results import EVALUATIONS
 from configs import nifti
 
 
@@ -458,3 +460,58 @@ def test_a_model_whose_padding_would_be_normalised_is_refused(tmp_path):
         "data.fit=squash",
     )
     assert not (tmp_path / "out").exists()
+
+
+# --- several models as one -----------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [None, "unet"])
+def test_an_ensemble_is_one_program(tmp_path, chosen):
+    cfg = toy(chosen=chosen, sampler__mirror="lr", data__normalise="none")
+    cfg.compile_cache = ""
+    one = untrained(tmp_path / "one", cfg)
+    other = untrained(tmp_path / "other", cfg, seed=1)
+    workdirs = [str(one), str(other)]
+    export.run(cfg, workdirs, str(tmp_path / "both"), keep_samples=True)
+    about, run = loader.load(tmp_path / "both")
+    scan = image(3, SIZE, SIZE, 1)
+    expected = predictor.load(workdirs)(scan, keep_samples=True)
+    found = run(scan)
+    assert set(found) == {*expected.maps, "samples"} == set(about["outputs"])
+    for name, values in (expected.maps | {"samples": expected.samples_kept}).items():
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=2e-6, err_msg=name)
+    assert {"within_models", "between_models"} <= set(found)
+    assert [member["workdir"] for member in about["members"]] == ["one", "other"]
+    assert about["mirror"] == "lr"
+    # Each array has the two models first, and the program is hardly longer than one's.
+    first = next(iter(np.load(tmp_path / "both" / "weights.npz").values()))
+    assert len(first) == 2
+    export.run(cfg, str(one), str(tmp_path / "alone"), keep_samples=True)
+    sizes = [
+        (tmp_path / name / export.PROGRAM).stat().st_size for name in ("both", "alone")
+    ]
+    assert sizes[0] < 1.25 * sizes[1]
+    card = (tmp_path / "both" / export.CARD).read_text()
+    assert "of 2 models together" in card
+    assert "mirrored passes (lr)" in card
+    alone = json.loads((tmp_path / "alone" / export.ABOUT).read_text())
+    assert "members" not in alone
+
+
+def test_the_scores_of_an_ensemble_are_those_of_the_same_models(tmp_path):
+    def evaluated(name, weights, differs):
+        folder = tmp_path / EVALUATIONS / name
+        fields = {"members": [{"weights": one} for one in weights], "differs": differs}
+        evaluated_workdir.write(folder, **fields)
+
+    read = model_card.read_results_of
+    assert read(tmp_path, ["a", "b"]) is None
+    evaluated_workdir.write(
+        tmp_path / EVALUATIONS / "of one", differs={"threshold": []}
+    )
+    evaluated("x", ["a", "c"], {"members": []})
+    evaluated("y", ["a", "b"], {"members": [], "threshold": []})
+    assert read(tmp_path, ["a", "b"])["differs"] == {"members": [], "threshold": []}
+    evaluated("z", ["a", "b"], {"members": []})
+    assert read(tmp_path, ["a", "b"])["differs"] == {"members": []}

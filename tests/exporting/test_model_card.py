@@ -55,7 +55,7 @@ def evaluated(**fields):
         metrics.slice_row(pred=pred, truth=y, case=case, slice="1", spacing=(2.0, 2.0))
         for case, (pred, y) in masks.items()
     ]
-    results = {name: ABOUT[name] for name in model_card.SHARED}
+    results = {name: ABOUT[name] for name in model_card.SHARED if name in ABOUT}
     results |= {
         "cases": list(masks),
         "nsd_tolerance": 2.0,
@@ -122,6 +122,7 @@ def test_without_scores_nothing_is_measured():
     [
         ({"threshold": 0.3}, "threshold 0.5 there, 0.3 here"),
         ({"checkpoint_step": 70}, "checkpoint_step 80 there, 70 here"),
+        ({"mirror": "lr"}, "mirror None there, lr here"),
         (
             {"sampler": ABOUT["sampler"] | {"steps": 1}},
             "steps 10, ensemble 5 there, method ddim, steps 1, ensemble 5 here",

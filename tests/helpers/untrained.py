@@ -24,9 +24,9 @@ def toy(module=folder, chosen=None, **fields):
     return c
 
 
-def untrained(workdir, cfg):
+def untrained(workdir, cfg, seed=0):
     """Writes a workdir as training leaves it, but with random weights; returns it."""
-    model, rng = build_model.build(cfg), np.random.default_rng(0)
+    model, rng = build_model.build(cfg), np.random.default_rng(seed)
 
     def draw(path, x):
         if path[-1].key == "kernel":

@@ -18,7 +18,7 @@ from biedsnet_jax.data.fit import Fit
 from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.prediction import made_from, output_folder, outputs, scan_results
 from biedsnet_jax.prediction.job import Job
-from biedsnet_jax.prediction.result import Prediction
+from biedsnet_jax.prediction.result import OF_SAMPLES, Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
 
 SETTINGS = {
@@ -86,6 +86,7 @@ class Place:
             list(self.items.values()),
             classes=1,
             samples=2,
+            uncertainties=OF_SAMPLES,
             keep_samples=self.samples,
             settings=self.settings,
             weights=self.model.weights,

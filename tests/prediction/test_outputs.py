@@ -16,7 +16,7 @@ from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.data.formats.pictures import read_picture_turned
 from biedsnet_jax.data.formats.volumes import Volume
 from biedsnet_jax.prediction import outputs, scans
-from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
+from biedsnet_jax.prediction.result import OF_SAMPLES, Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
 
 # Axes d h w.
@@ -47,7 +47,7 @@ def prediction(probability, labels=((1,),), entropy=None, samples=None):
     if entropy is not None:
         maps |= {"entropy": np.asarray(entropy, np.float32)}
         maps |= {
-            name: np.full_like(maps["probability"], 0.25) for name in UNCERTAINTIES[1:]
+            name: np.full_like(maps["probability"], 0.25) for name in OF_SAMPLES[1:]
         }
     return Prediction(
         Fit(SHAPE[1:]).way(SHAPE[1:]),
@@ -71,7 +71,7 @@ def written(tmp_path, scan, prediction):
         tmp_path,
         scan.item,
         classes=len(prediction.labels),
-        diffusion="entropy" in prediction.maps,
+        uncertainties=[name for name in OF_SAMPLES if name in prediction.maps],
         samples=prediction.sample_count,
     )
     rows = outputs.write(scan, prediction, where)
@@ -100,7 +100,7 @@ def test_maps_and_labels_of_a_volume(tmp_path):
     names = ["overlay.png"]
     names += [
         f"{n}.nii.gz"
-        for n in ("probability", *UNCERTAINTIES, "sample_1", "sample_2", "mask")
+        for n in ("probability", *OF_SAMPLES, "sample_1", "sample_2", "mask")
     ]
     assert [str(path.relative_to(tmp_path)) for path in where.values()] == [
         f"s/a.b_{name}" for name in names
@@ -360,14 +360,16 @@ def test_names_of_any_length_fit_and_stay_apart(tmp_path, classes, character, ki
     for length in range(195, 256, 15):
         item = Item("below/" + character * (length // width), kind, (Path("f"),))
         where = outputs.paths(
-            tmp_path, item, classes=classes, diffusion=True, samples=3
+            tmp_path, item, classes=classes, uncertainties=OF_SAMPLES, samples=3
         )
         names = {path.name for path in where.values()}
         assert len(names) == len(where)
         assert max(len(name.encode()) for name in names) <= 255
         assert all(path.parent == tmp_path / "below" for path in where.values())
         assert item.name.startswith("below/" + where["mask"].name[:50])
-        few = outputs.paths(tmp_path, item, classes=classes, diffusion=True, samples=0)
+        few = outputs.paths(
+            tmp_path, item, classes=classes, uncertainties=OF_SAMPLES, samples=0
+        )
         # Whether samples are kept does not change the name of a mask.
         assert few["mask"] == where["mask"]
         extension = where["mask"].name.rpartition("_mask")[2]
@@ -414,7 +416,9 @@ def test_a_disk_that_fills_leaves_whole_files_only_and_the_mask_last(
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", full)
-    where = outputs.paths(tmp_path, scan().item, classes=1, diffusion=True, samples=0)
+    where = outputs.paths(
+        tmp_path, scan().item, classes=1, uncertainties=OF_SAMPLES, samples=0
+    )
     with pytest.raises(OSError, match="No space left"):
         outputs.write(scan(), prediction(random_maps(), entropy=random_maps()), where)
     assert sorted(tmp_path.iterdir()) == sorted(list(where.values())[:fails])

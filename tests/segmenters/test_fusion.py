@@ -175,3 +175,47 @@ def test_uncertainty_keeps_its_bounds(n):
     assert (maps["mutual_information"] <= maps["entropy"]).all()
     if n == 1:
         assert not maps["mutual_information"].any() and not maps["variance"].any()
+
+
+@pytest.mark.parametrize(
+    ("models", "within", "between"),
+    [
+        # Two models that are sure of the opposite.
+        ([[0.0, 0.0], [1.0, 1.0]], 0.0, 1.0),
+        # Two models alike, whose samples are sure of the opposite.
+        ([[0.0, 1.0], [0.0, 1.0]], 1.0, 0.0),
+        # One of each: means 1/2 and 1, of all 3/4.
+        ([[0.0, 1.0], [1.0, 1.0]], 0.5, 0.8112781244591328 - 0.5),
+        # One sample a model: all of it is between them.
+        ([[0.0], [0.0], [1.0]], 0.0, THIRD),
+        # Every sample unsure: nothing to learn from their disagreement.
+        ([[0.5, 0.5], [0.5, 0.5]], 0.0, 0.0),
+        ([[0.25, 0.75], [0.25, 0.75]], 1.0 - 0.8112781244591328, 0.0),
+    ],
+)
+def test_uncertainty_within_and_between_models_by_hand(models, within, between):
+    samples = jnp.array(models).reshape(-1, 1, 1, 1, 1)
+    maps = fusion.uncertainty_by_model(samples, len(models))
+    assert list(maps) == ["within_models", "between_models"]
+    assert [float(m[0, 0, 0, 0]) for m in maps.values()] == pytest.approx(
+        [within, between], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(("models", "of_each"), [(2, 3), (5, 1), (3, 2)])
+def test_both_parts_make_up_the_mutual_information(models, of_each):
+    rng = np.random.default_rng(models)
+    drawn = rng.beta(0.3, 0.3, (models * of_each, 2, 16, 16, 3)).astype(np.float32)
+    parts = fusion.uncertainty_by_model(jnp.asarray(drawn), models)
+    whole = fusion.uncertainty(jnp.asarray(drawn))["mutual_information"]
+    np.testing.assert_allclose(sum(parts.values()), whole, atol=1e-5)
+    if of_each == 1:
+        np.testing.assert_allclose(parts["within_models"], 0.0, atol=1e-6)
+    else:
+        # Whatever the models are, one by one.
+        alone = [
+            fusion.uncertainty(jnp.asarray(of_model))["mutual_information"]
+            for of_model in drawn.reshape(models, of_each, 2, 16, 16, 3)
+        ]
+        within = np.mean(alone, axis=0)
+        np.testing.assert_allclose(parts["within_models"], within, atol=1e-5)

@@ -155,6 +155,33 @@ def test_a_slice_has_the_planes_that_the_page_draws(url):
     request(url, "DELETE", job)
 
 
+def test_several_workdirs_are_served_as_one_model(workdir, kept, tmp_path):
+    other = write_workdir(tmp_path / "other", above=0.3)
+    pixels = np.tile(np.arange(SIZE, dtype=np.uint8) * 16, (SIZE, 1))
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "a.png")
+    both = f"{workdir},{other}"
+    cfg = run_config.load(workdir)
+    predict.run(cfg, both, str(tmp_path / "in"), str(tmp_path / "out"))
+    with served([workdir, other], kept, LIMITS) as url:
+        content = (tmp_path / "in" / "a.png").read_bytes()
+        job, now = ended(url, content)
+        facts = now["facts"]
+        planes = zlib.decompress(get(url, f"{job}/slices/0"))
+        mask = get(url, f"{job}/mask")
+        request(url, "DELETE", job)
+    assert mask == (tmp_path / "out" / "a_mask.png").read_bytes()
+    assert facts["samples"] == 4
+    parts = ["within_models", "between_models"]
+    assert facts["maps"] == ["entropy", "mutual_information", "variance", *parts]
+    planes = np.frombuffer(planes, np.uint8).reshape(1 + 1 + 5 + 4, SIZE, SIZE)
+    # The models disagree on values between 0.3 and 0.5 of the brightest, and only there.
+    unsure = (planes[0] > 0.3 * 255) & (planes[0] <= 0.5 * 255)
+    assert unsure.any()
+    assert (planes[6][unsure] > 60).all()
+    assert (planes[6][~unsure] < 10).all()
+
+
 @pytest.mark.slow
 def test_the_load_test_in_small(url, uploads, known, kept, capfd):
     every = load.chosen([*uploads[0], *others(LIMITS.upload, LIMITS.unpacked)], 40)
