@@ -339,4 +339,4 @@ def test_a_member_without_a_record_leaves_it_open(run, folds, tmp_path, capsys):
 def test_one_workdir_is_that_run(run):
     scope = together(run[0], [run[1]])[1]
     assert scope == scored_cases.Scope(fingerprint=scope.fingerprint)
-    assert len(scope.fingerprint) == 64
+    assert len(scope.fingerprint) == 32
