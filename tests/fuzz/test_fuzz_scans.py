@@ -208,6 +208,6 @@ def segmented(source: Path, folder: Path, channels: int):
     size = scan.slices.shape[1:3]
     made = result.Prediction(Fit(4).way(size), maps, None, 0.5, ((1,),), 0.0)
     outputs.write(
-        scan, made, outputs.paths(folder, item, classes=1, diffusion=False, samples=0)
+        scan, made, outputs.paths(folder, item, classes=1, uncertainties=(), samples=0)
     )
     return scan

@@ -161,6 +161,7 @@ def test_a_run_that_was_tested_has_a_line_of_fields_and_scores(tmp_path):
         "sampler.eta": 0.0,
         "sampler.spacing": "trailing",
         "sampler.ensemble": 2.0,
+        "sampler.mirror": "",
     }
     assert set(values) == set(columns)
     assert numbers(found, "test/dice") == [(40, 0.5)]
