@@ -17,6 +17,7 @@ from PIL import Image
 from biedsnet_jax.data.sources.image_folder import ImageFolder
 from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
 from biedsnet_jax.prediction import outputs, scans
+from biedsnet_jax.prediction.result import UNCERTAINTIES
 
 RNG = np.random.default_rng(0)
 LABEL = RNG.integers(0, 2, (16, 12), np.uint8)
@@ -143,7 +144,7 @@ def test_names_of_files_lead_nowhere_else(place):
             path
             for item in items
             for path in outputs.paths(
-                out, item, classes=1, diffusion=True, samples=1
+                out, item, classes=1, uncertainties=UNCERTAINTIES, samples=1
             ).values()
         ]
         assert len(set(where)) == len(where)
