@@ -30,6 +30,10 @@ ADDED = {
     "eval.paper": True,
     "data.fit": "squash",
     "data.target": "hard",
+    "data.ignore": "",
+    "data.unannotated": (),
+    "data.class_names": (),
+    "data.channel_names": (),
     # Every file of a flat folder was a case of its own.
     "data.case": "",
     "parallel": ConfigDict({"fsdp": 1}),

@@ -132,9 +132,8 @@ def _what(results):
     slices = number(results["n_images"], "slice")
     cases = number(results["n_cases"], "case")
     # A slice has a mask a class.
-    masks = number(
-        results["n_images"] * max(1, len(results.get("classes", ()))), "mask"
-    )
+    every = results["n_images"] * max(1, len(results.get("classes", ())))
+    masks = number(results.get("n_masks", every), "mask")
     return f"test: {slices} of {cases}, {results['n_empty']} of {masks} empty"
 
 

@@ -53,7 +53,7 @@ from biedsnet_jax.scoring.results import (
 from biedsnet_jax.segmenters import macs
 
 # Fields of a run that an evaluation may change, beside those that every mode may.
-FREE = ("split.test", "data.name")
+FREE = ("split.test", "data.name", "data.ignore", "data.unannotated")
 
 
 def run(cfg, workdir: str) -> dict | None:

@@ -26,7 +26,14 @@ from biedsnet_jax.scoring.results import EVALUATIONS
 LOCK = ".evaluate.lock"
 RESULTS = "results.json"
 # Settings that every score depends on; how samples are drawn and fused comes on top.
-_SETTINGS = ("threshold", "eval.nsd_tolerance", "eval.nsd_tolerance_mm", "eval.lesions")
+_SETTINGS = (
+    "threshold",
+    "eval.nsd_tolerance",
+    "eval.nsd_tolerance_mm",
+    "eval.lesions",
+    "data.ignore",
+    "data.unannotated",
+)
 _OF_LESIONS = "eval.lesion_overlap"
 # These fields of the sampler come first in a name.
 _FIRST = ("method", "steps", "ensemble")

@@ -191,7 +191,8 @@ def _limits(about, scores):
     missed, without, lesions = _NONE, _NONE, _NONE
     if scores:
         empty = scores["n_empty"]
-        with_truth = scores["n_images"] * about["classes"] - empty
+        every = scores["n_images"] * about["classes"]
+        with_truth = scores.get("n_masks", every) - empty
         missed = (
             f"{scores['n_missed']} of {with_truth} masks with truth were empty, and "
             f"{len(scores['false_positive_slices'])} of {empty} without truth were not"

@@ -20,7 +20,7 @@ from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import fusion, segmenter
 from biedsnet_jax.types import Image
 
-# Probability of a batch without its padding, its image and mask, and its examples.
+# Probability of a batch without its padding, its image, mask and known, and its examples.
 Predicted = tuple[np.ndarray, dict[str, np.ndarray], list[dict]]
 
 
@@ -101,7 +101,11 @@ class Trained:
             probability = np.asarray(self.predict_batch(*arguments))
             if clock:
                 clock.add(time.perf_counter() - start, len(examples))
-            parts = {name: batch[name][: len(examples)] for name in ("image", "mask")}
+            parts = {
+                name: batch[name][: len(examples)]
+                for name in ("image", "mask", "known")
+                if name in batch
+            }
             yield probability[: len(examples)], parts, examples
 
     def maps(

@@ -85,12 +85,19 @@ class Run:
     cases: list[dict[str, str | float]]
 
     def masks(self) -> list[Mask]:
-        """Lists which masks have a pixel; none where that was not recorded."""
-        counts = zip(self.truth_pixels.tolist(), self.predicted_pixels.tolist())
+        """Lists which known masks have a pixel; none where that was not recorded."""
+        counts = zip(
+            self.truth_pixels.tolist(),
+            self.predicted_pixels.tolist(),
+            self.image_pixels.tolist(),
+        )
         return [
             Mask(case, number, label, true > 0, predicted > 0)
-            for (case, number, label), (true, predicted) in zip(self.images, counts)
-            if not math.isnan(true + predicted)
+            for (case, number, label), (true, predicted, every) in zip(
+                self.images, counts
+            )
+            # Of no pixel is a class that was not annotated there.
+            if every > 0
         ]
 
 

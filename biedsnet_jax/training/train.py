@@ -142,7 +142,10 @@ def _open(cfg, workdir) -> build_data.Data:
     check_config(cfg)
     run_config.check_same_run(cfg, workdir)
     with processes.first_alone("data"):
-        return run_split.open_training(cfg, workdir)
+        data = run_split.open_training(cfg, workdir)
+    build_data.check_unannotated(cfg, data.source)
+    build_data.take_facts(cfg, data.source.facts)
+    return data
 
 
 def _claim(cfg, workdir, data, held) -> Lock:
@@ -233,9 +236,12 @@ def _trace_step(cfg, update, mesh, state):
         jax.ShapeDtypeStruct((cfg.train.batch_size, *size, n), jnp.float32)
         for n in (channels, cfg.data.classes)
     )
+    batch = {"image": image, "mask": mask}
+    if build_data.has_unknown(cfg):
+        batch["known"] = mask
     key = jax.eval_shape(jax.random.key, 0)
     others = ({"teacher": state.ema_variables},) if update.fixed else ()
-    return step.trace(state, {"image": image, "mask": mask}, key, *others)
+    return step.trace(state, batch, key, *others)
 
 
 def _restore_teacher(cfg, like, mesh):

@@ -299,7 +299,11 @@ def test_channels_that_are_not_complete(tmp_path, cases, channels, says):
             {"modality": {"0": "A", "1": "B", "2": "C"}},
             ["3 channels (A, B, C)", " 2."],
         ),
-        ({"labels": {"0": "background", "1": "ignore"}}, ["label 1 'ignore'"]),
+        (
+            {"labels": {"0": "background", "1": "ignore"}},
+            ['label 1 "ignore"', "data.classes"],
+        ),
+        ({"labels": {"left": 1, "right": 2, "top": 3}}, ["data.classes is 2", "=3"]),
     ],
 )
 def test_dataset_json_must_fit_the_files(tmp_path, about, says):
@@ -317,7 +321,7 @@ def test_beside_images_only_the_labels_of_dataset_json_count(tmp_path):
         (tmp_path / "dataset.json").write_text(content)
         assert len(folder(tmp_path)) == 8
     (tmp_path / "dataset.json").write_text('{"labels": {"lesion": 1, "ignore": 2}}')
-    refused(lambda: folder(tmp_path), tmp_path / "dataset.json", "label 2 'ignore'")
+    refused(lambda: folder(tmp_path), tmp_path / "dataset.json", 'label 2 "ignore"')
 
 
 # --- what is passed over, and names
