@@ -120,6 +120,8 @@ def describe(
         "outputs": {name: _field(aval, name) for name, aval in outputs.items()},
         "threshold": cfg.threshold,
         "classes": data.classes,
+        # Empty where neither data nor config name them.
+        "class_names": list(data.class_names),
         # Values in the training masks.
         "labels": [list(labels) for labels in build_data.class_labels(cfg)],
         "seed": cfg.seed,
@@ -129,6 +131,7 @@ def describe(
             "name": data.name,
             "size": data.size,
             "channels": data.channels,
+            "channel_names": list(data.channel_names),
             "context": data.context,
             "normalise": data.normalise,
             "window": list(data.window),

@@ -9,6 +9,7 @@ import pathlib
 
 from biedsnet_jax.runtime.markdown import escaped
 from biedsnet_jax.scoring import false_lesions, results
+from biedsnet_jax.scoring.class_names import titled
 from biedsnet_jax.scoring.false_lesions import number
 
 _NONE = "not measured"
@@ -94,6 +95,9 @@ def _model(about):
             f"diffusion ({sampler['method']}), steps {sampler['steps']}, samples "
             f"{sampler['ensemble']}, fused by {about['fusion']}"
         )
+    classes = f"{about['classes']}, of the label values {_plain(about['labels'])}"
+    if names := about.get("class_names"):
+        classes += f": {_plain(names)}"
     return {
         "Network": (
             f"{about['network']}, {about['parameters']:,} parameters, computes in "
@@ -101,7 +105,7 @@ def _model(about):
         ),
         "Method": method,
         "Mask": f"where the probability exceeds {about['threshold']:g}",
-        "Classes": f"{about['classes']}, of the label values {_plain(about['labels'])}",
+        "Classes": classes,
         "Checkpoint": (
             f"step {about['checkpoint_step']} of {about['train_steps']}, seed "
             f"{about['seed']}"
@@ -114,6 +118,8 @@ def _data(about, scores):
     channels = f"{data['channels']} channel"
     if data["context"]:
         channels += f"s, {data['context']} slices on each side among them"
+    if names := data.get("channel_names"):
+        channels += f" ({_plain(names)})"
     tested = _NONE
     if scores:
         cases = number(scores["n_cases"], "case")
@@ -166,7 +172,8 @@ def _scores(about, scores):
         )
     rows = _rows(scores["standard"], "")
     for label, one in scores.get("classes", {}).items():
-        rows += _rows({"dice": one["standard"]["dice"]}, f"class {label}, ")
+        name = escaped(titled(label, scores.get("class_names")))
+        rows += _rows({"dice": one["standard"]["dice"]}, f"class {name}, ")
     header = [
         "| | mean per image | 95 % by case | mean per case |",
         "|---|---|---|---|",

@@ -214,6 +214,7 @@ class Predictor:
             threshold=float(self.model.config.threshold),
             labels=build_data.class_labels(self.model.config),
             seconds=seconds,
+            class_names=tuple(self.model.config.data.class_names),
         )
 
 

@@ -36,6 +36,8 @@ class Prediction:
     labels: tuple[tuple[int, ...], ...]
     # Time for all slices, without compilation.
     seconds: float
+    # Names of the classes; empty where they have none.
+    class_names: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
     def __repr__(self) -> str:
         return fields_text("Prediction", self.summary())
@@ -48,7 +50,9 @@ class Prediction:
         return {
             "size": f"{counted(depth, 'slice')} of {height} x {width} pixels",
             "grid": f"{grid[0]} x {grid[1]}, as the network predicts",
-            "classes": f"{labelled(self.labels)}, above {self.threshold:g}",
+            "classes": (
+                f"{labelled(self.labels, self.class_names)}, above {self.threshold:g}"
+            ),
             "maps": ", ".join(self.maps),
             "samples": kept,
             "seconds": f"{self.seconds:.3g}",

@@ -61,7 +61,9 @@ class Trained:
             "data": config.data.name or config.data.root or config.data.source,
             "step": f"{self.step:,} of {config.train.steps:,}",
             "grid": f"{size} x {size} pixels, {channels}",
-            "classes": labelled(build_data.class_labels(config)),
+            "classes": labelled(
+                build_data.class_labels(config), config.data.class_names
+            ),
             "sampler": self._sampler(),
             "threshold": f"{config.threshold:g}",
             "devices": f"{self.mesh.size} x {device}",

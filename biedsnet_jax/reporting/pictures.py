@@ -57,6 +57,9 @@ def _run(one, slices):
         "threshold": threshold,
         "level": round(threshold * LEVELS),
         "times": one.data.times.tolist(),
+        "classes": [
+            one.run.titled(k + 1) for k in range(one.data.probability.shape[-1])
+        ],
         "slices": sorted(slices, key=_worst_first),
     }
 

@@ -108,6 +108,7 @@ def _facts(one):
         "Workdir": str(one.run.workdir),
         "Network": f"{fields['network']}, {fields['parameters']:,} parameters",
         "Data set": f"{fields['dataset']}, {field('size')} pixels a side",
+        "Classes": _listed(fields.get("class_names")),
         "Evaluation": _difference(fields),
         "Scored on": results.grid(fields),
         "Cases in train, val, test": sides,
@@ -122,6 +123,11 @@ def _facts(one):
         "Device of the evaluation": f"{field('device')}, {seconds}",
         "Versions": versions,
     }
+
+
+def _listed(names):
+    numbered = enumerate(names or (), start=1)
+    return ", ".join(f"{k} {name}" for k, name in numbered) or "not named"
 
 
 def _joined(values):

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import csv_text, files
-from biedsnet_jax.scoring import volumes
+from biedsnet_jax.scoring import class_names, volumes
 from biedsnet_jax.scoring.false_lesions import Mask
 
 SLICES = "slices.csv"
@@ -83,6 +83,10 @@ class Run:
     # Rows of cases.csv, made of the slices where there are none; empty where the
     # slices have no pixel counts.
     cases: list[dict[str, str | float]]
+
+    def titled(self, label: int | str) -> str:
+        """Writes a class with its name, where it has one."""
+        return class_names.titled(label, self.fields.get("class_names"))
 
     def masks(self) -> list[Mask]:
         """Lists which known masks have a pixel; none where that was not recorded."""
@@ -323,7 +327,7 @@ def _counted(row):
 
 def _numeric(row):
     """A row of cases.csv with numbers for all but its names."""
-    names = ("case", "class")
+    names = ("case", "class", class_names.COLUMN)
     return {
         name: value if name in names else float(value) for name, value in row.items()
     }

@@ -329,7 +329,8 @@ def _announce_start(cfg, data, state, earlier_steps):
         _announce_more_steps(cfg, earlier_steps, start)
     # With data.verify every file was read before, so a few more cost little.
     if cfg.data.verify:
-        for warning in class_presence.warnings(data, cfg.data.classes):
+        names = cfg.data.class_names
+        for warning in class_presence.warnings(data, cfg.data.classes, names):
             processes.say(f"warning: {warning}")
 
 
