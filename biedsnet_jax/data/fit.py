@@ -1,8 +1,8 @@
 """The way of a slice to the network's canvas, and the way of the network's maps back.
 
-Training, prediction and evaluation all ask one object, `Fit`, so a mask is drawn back
-exactly as its image was brought there. The canvas is the network's grid, H by W; h by w
-is the slice's own.
+Training, prediction and evaluation all ask one object, `Fit`, for the `Way` of a slice,
+so a mask is drawn back exactly as its image was brought there. The canvas is the grid on
+which the network predicts, H by W; h by w is the slice's own.
 """
 
 from dataclasses import dataclass
@@ -17,20 +17,21 @@ METHODS = ("squash", "pad")
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The canvas, and how slices of other sizes come to it.
+class Way:
+    """The way of slices of one size to their canvas, and of maps back to the slices.
 
-    squash: a slice is resized to the canvas, whatever its proportions. pad: it is
-    resized until it touches the canvas on two sides, and stands in the middle; around
-    it lie its lowest values and background.
+    A slice is resized to its part of the canvas, in whose middle it stands. Around it
+    lie its lowest values and background.
     """
 
-    size: int | tuple[int, int]  # pixels: a side, or height and width
-    method: str = "squash"  # one of METHODS
+    size: tuple[int, int]  # pixels: h, w
+    # Height and width that a slice takes on the canvas.
+    part: tuple[int, int]
+    canvas: tuple[int, int]  # pixels: H, W
 
     def resize(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W c"]:
-        """Resizes an image to the part of the canvas that it takes."""
-        return resize_image(image, self._part(image.shape[:2]))
+        """Resizes an image to its part of the canvas."""
+        return resize_image(image, self.part)
 
     def place(self, image: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "H W c"]:
         """Puts a resized image onto the canvas, among its lowest values.
@@ -41,46 +42,33 @@ class Fit:
 
     def mask(self, example: dict[str, Any]) -> dict[str, Any]:
         """Brings mask and spacing of an example to the canvas; see `resize_mask`."""
-        resized = resize_mask(example, self._part(example["mask"].shape[:2]))
-        return self._place_truth(resized)
+        return self._place_truth(resize_mask(example, self.part))
 
     def shares(self, example: dict[str, Any]) -> dict[str, Any]:
         """Brings the mask of an example to the canvas as `mask` does, but as shares.
 
         Each pixel, float32, is the share of its area that the class covers.
         """
-        mask = example["mask"]
-        part = self._part(mask.shape[:2])
         resized = {
             **example,
-            "mask": cover(mask, part),
-            "spacing": _resized_spacing(example.get("spacing"), mask.shape[:2], part),
+            "mask": cover(example["mask"], self.part),
+            "spacing": _resized_spacing(example.get("spacing"), self.size, self.part),
         }
         if "known" in example:
-            resized |= of_known(resized["mask"], cover(example["known"], part))
+            resized |= of_known(resized["mask"], cover(example["known"], self.part))
         return self._place_truth(resized)
 
-    def back(
-        self, maps: Float[np.ndarray, "H W k"], size: tuple[int, int]
-    ) -> Float[np.ndarray, "h w k"]:
-        """Brings maps on the canvas back to a slice of `size`, (h, w), bilinearly."""
-        height, width = self._part(size)
-        top, left = self._corner((height, width))
-        return resize_image(maps[top : top + height, left : left + width], size)
+    def back(self, maps: Float[np.ndarray, "H W k"]) -> Float[np.ndarray, "h w k"]:
+        """Brings maps on the canvas back to the slice, bilinearly."""
+        height, width = self.part
+        top, left = self._corner
+        return resize_image(maps[top : top + height, left : left + width], self.size)
 
-    def _part(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width on the canvas of a slice of `size`."""
-        canvas = _sides(self.size)
-        if self.method == "squash":
-            return canvas
-        scale = min(canvas[0] / size[0], canvas[1] / size[1])
-        height, width = (max(1, round(side * scale)) for side in size)
-        return height, width
-
-    def _corner(self, part: tuple[int, int]) -> tuple[int, int]:
+    @property
+    def _corner(self) -> tuple[int, int]:
         """Row and column on the canvas of the first pixel of its part."""
-        height, width = _sides(self.size)
-        return (height - part[0]) // 2, (width - part[1]) // 2
+        height, width = self.canvas
+        return (height - self.part[0]) // 2, (width - self.part[1]) // 2
 
     def _place_truth(self, example):
         """Places mask and known: around a slice lies background, known as its class is."""
@@ -92,13 +80,37 @@ class Fit:
 
     def _place(self, values, around):
         """Puts "h w n" onto a canvas of the value `around`, one or one for each of n."""
-        if values.shape[:2] == _sides(self.size):
+        if values.shape[:2] == self.canvas:
             return values
-        canvas = np.empty((*_sides(self.size), values.shape[-1]), values.dtype)
+        canvas = np.empty((*self.canvas, values.shape[-1]), values.dtype)
         canvas[:] = around
-        top, left = self._corner(values.shape[:2])
+        top, left = self._corner
         canvas[top : top + values.shape[0], left : left + values.shape[1]] = values
         return canvas
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How slices of any size come to a network.
+
+    squash: a slice is resized to the canvas, whatever its proportions. pad: it is
+    resized until it touches the canvas on two sides, and stands in the middle.
+    """
+
+    size: int | tuple[int, int]  # pixels: a side of the canvas, or height and width
+    method: str = "squash"  # one of METHODS
+
+    def way(self, size: tuple[int, int]) -> Way:
+        """The way of slices of `size`, (h, w), to the canvas."""
+        return Way(size, self._part(size), _sides(self.size))
+
+    def _part(self, size):
+        canvas = _sides(self.size)
+        if self.method == "squash":
+            return canvas
+        scale = min(canvas[0] / size[0], canvas[1] / size[1])
+        height, width = (max(1, round(side * scale)) for side in size)
+        return height, width
 
 
 def resize_image(

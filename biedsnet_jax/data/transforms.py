@@ -42,15 +42,17 @@ class Prepare:
         Its mask has 0 and 1, or with the target "share" the share of each pixel that a
         class covers.
         """
-        brought = self.fit.mask if self.target == "hard" else self.fit.shares
+        way = self.fit.way(example["mask"].shape[:2])
+        brought = way.mask if self.target == "hard" else way.shares
         return brought(example) | {"image": self.image(example["image"])}
 
     def image(self, image: Shaped[np.ndarray, "h w c"]) -> Float32[np.ndarray, "H W c"]:
         """Prepares an image that has no mask."""
         if self.window:
             image = window(image, *self.window)
-        resized = normalise(self.fit.resize(image), self.normalise)
-        return self.fit.place(resized)
+        way = self.fit.way(image.shape[:2])
+        resized = normalise(way.resize(image), self.normalise)
+        return way.place(resized)
 
 
 def window(

@@ -129,9 +129,7 @@ def _score(made, data) -> tuple[scan_scores.Scores, float]:
     """
     cfg = made.model.config
     first = processes.is_first()
-    scores = scan_scores.Scores(
-        cfg, build_data.make_fit(cfg), Tally(cfg.data.classes, cfg.threshold)
-    )
+    scores = scan_scores.Scores(cfg, Tally(cfg.data.classes, cfg.threshold))
     seconds = 0.0
     waiting = collections.deque()
     bar = progress.Progress("test", len(data.test), quiet=not first)

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from biedsnet_jax.data.fit import Fit
 from biedsnet_jax.data.sources.source import LabelledScan
 from biedsnet_jax.evaluation.tally import Tally
 from biedsnet_jax.prediction import outputs
@@ -24,7 +23,6 @@ class Scores:
     """What the scans of a split have scored so far, slice by slice in order."""
 
     config: ConfigDict
-    fit: Fit
     tally: Tally
     # Of slices.csv, on the grid of the files.
     rows: list[dict] = dataclasses.field(default_factory=list)
@@ -61,7 +59,7 @@ class Scores:
         if scan.known is not None:
             example["known"] = scan.known[z]
         rows = slice_rows(mask, scan.truth[z].view(bool), example, fields)
-        on_canvas = self.fit.mask(example)
+        on_canvas = prediction.way.mask(example)
         probability = prediction.maps["probability"][z]
         above = probability > self.config.threshold
         truth = on_canvas["mask"].view(bool)

@@ -207,8 +207,7 @@ class Predictor:
     def _prediction(self, scan, parts, seconds):
         samples = parts.pop("samples", None)
         return Prediction(
-            size=scan.shape[1:3],
-            fit=build_data.make_fit(self.model.config),
+            way=build_data.make_fit(self.model.config).way(scan.shape[1:3]),
             maps={name: np.stack(rows) for name, rows in parts.items()},
             samples_kept=None if samples is None else np.stack(samples, axis=1),
             threshold=float(self.model.config.threshold),

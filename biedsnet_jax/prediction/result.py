@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-from biedsnet_jax.data.fit import Fit
+from biedsnet_jax.data.fit import Way
 from biedsnet_jax.prediction.fields_text import counted, fields_text, labelled
 
 UNCERTAINTIES = ("entropy", "mutual_information", "variance")
@@ -24,9 +24,8 @@ class Prediction:
     of a whole CT and their samples would not fit in memory.
     """
 
-    size: tuple[int, int]  # h, w
     # The way of its slices to the network, and of the maps back.
-    fit: Fit
+    way: Way
     # "probability", and UNCERTAINTIES where the method draws samples.
     maps: dict[str, Float[np.ndarray, "d H W k"]]
     # None where they were not asked for.
@@ -44,7 +43,7 @@ class Prediction:
 
     def summary(self) -> dict[str, str]:
         """Returns sizes and settings by name, in words and without any array."""
-        height, width = self.size
+        height, width = self.way.size
         depth, *grid, _ = self.maps["probability"].shape
         kept = f"{self.sample_count} kept" if self.sample_count else "none kept"
         return {
@@ -108,10 +107,7 @@ class Prediction:
         self, z: int
     ) -> tuple[dict[str, Float[np.ndarray, "h w k"]], list[Float[np.ndarray, "h w k"]]]:
         """Returns the maps by name and the samples of one slice, at the scan's size."""
-        maps = {
-            name: self.fit.back(values[z], self.size)
-            for name, values in self.maps.items()
-        }
+        maps = {name: self.way.back(values[z]) for name, values in self.maps.items()}
         samples = () if self.samples_kept is None else self.samples_kept[:, z]
         return maps, list(self._each_resized(samples))
 
@@ -136,13 +132,13 @@ class Prediction:
 
     def _resized(self, maps):
         # Filled slice by slice: a stack would hold everything twice.
-        resized = np.empty((len(maps), *self.size, maps.shape[-1]), np.float32)
+        resized = np.empty((len(maps), *self.way.size, maps.shape[-1]), np.float32)
         for z, image in enumerate(self._each_resized(maps)):
             resized[z] = image
         return resized
 
     def _each_resized(self, images):
-        return (self.fit.back(image, self.size) for image in images)
+        return map(self.way.back, images)
 
 
 def label_map(

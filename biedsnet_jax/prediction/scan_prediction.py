@@ -158,8 +158,7 @@ class ScanPrediction(Prediction):
 def of_scan(scan: Scan, prediction: Prediction) -> ScanPrediction:
     """Joins a prediction with the scan that it is of."""
     return ScanPrediction(
-        size=prediction.size,
-        fit=prediction.fit,
+        way=prediction.way,
         maps=prediction.maps,
         samples_kept=prediction.samples_kept,
         threshold=prediction.threshold,

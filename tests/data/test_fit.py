@@ -12,10 +12,10 @@ from biedsnet_jax.data.transforms import Prepare
 def test_squash_is_pillows_resize_there_and_back(size):
     rng = np.random.default_rng(0)
     image = rng.normal(size=(21, 13, 2)).astype(np.float32)
-    fit = Fit(size)
+    way = Fit(size).way((21, 13))
     height, width = (size, size) if isinstance(size, int) else size
-    canvas = fit.place(fit.resize(image))
-    back = fit.back(canvas, (21, 13))
+    canvas = way.place(way.resize(image))
+    back = way.back(canvas)
     for c in range(2):
         picture = Image.fromarray(image[..., c])
         there = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -27,7 +27,7 @@ def test_squash_is_pillows_resize_there_and_back(size):
 def test_a_mask_on_the_canvas_has_the_spacing_of_its_pixels():
     mask = np.zeros((20, 10, 1), np.uint8)
     mask[4:8, 2:4] = 1
-    there = Fit(5).mask({"mask": mask, "spacing": (0.5, 2.0)})
+    there = Fit(5).way((20, 10)).mask({"mask": mask, "spacing": (0.5, 2.0)})
     # A pixel covers 4 x 2 of the slice's own.
     expected = np.zeros((5, 5), np.uint8)
     expected[1, 1] = 1
@@ -39,15 +39,15 @@ def test_padding_keeps_proportions():
     # 20 rows by 10 columns, of which the canvas holds 8 by 4 in its middle.
     rng = np.random.default_rng(0)
     image = rng.random((20, 10, 2)).astype(np.float32)
-    fit = Fit(8, "pad")
-    resized = fit.resize(image)
+    way = Fit(8, "pad").way((20, 10))
+    resized = way.resize(image)
     assert resized.shape == (8, 4, 2)
-    canvas = fit.place(resized)
+    canvas = way.place(resized)
     assert canvas.shape == (8, 8, 2)
     np.testing.assert_array_equal(canvas[:, 2:6], resized)
     for c in range(2):
         assert (canvas[:, [0, 1, 6, 7], c] == resized[..., c].min()).all()
-    there = fit.mask({"mask": np.ones((20, 10, 1), np.uint8), "spacing": (1.0, 2.0)})
+    there = way.mask({"mask": np.ones((20, 10, 1), np.uint8), "spacing": (1.0, 2.0)})
     expected = np.zeros((8, 8))
     expected[:, 2:6] = 1
     np.testing.assert_array_equal(there["mask"][..., 0], expected)
@@ -65,18 +65,18 @@ def test_padding_keeps_proportions():
     ],
 )
 def test_maps_come_back_from_their_part_of_the_canvas(size, part):
-    fit = Fit((16, 24), "pad")
+    way = Fit((16, 24), "pad").way(size)
     maps = np.random.default_rng(0).random((16, 24, 1)).astype(np.float32)
     top, left = (16 - part[0]) // 2, (24 - part[1]) // 2
     inside = maps[top : top + part[0], left : left + part[1], 0]
     picture = Image.fromarray(np.ascontiguousarray(inside))
     expected = picture.resize(size[::-1], Image.Resampling.BILINEAR)
-    back = fit.back(maps, size)
+    back = way.back(maps)
     np.testing.assert_array_equal(back[..., 0], np.asarray(expected))
     # The image stands in the same part.
     image = np.ones((*size, 1), np.float32)
-    assert fit.resize(image).shape[:2] == part
-    mask = fit.mask({"mask": np.ones((*size, 1), np.uint8)})["mask"][..., 0]
+    assert way.resize(image).shape[:2] == part
+    mask = way.mask({"mask": np.ones((*size, 1), np.uint8)})["mask"][..., 0]
     assert mask[top : top + part[0], left : left + part[1]].all()
     assert mask.sum() == part[0] * part[1]
 
@@ -95,7 +95,8 @@ def test_a_share_is_the_covered_area_of_a_pixel(method):
         twice = np.pad(whole, ((0, 0), (1, 1), (0, 0)))
     np.testing.assert_allclose(found, twice, atol=1e-6)
     assert found.dtype == np.float32
-    assert prepare(example)["spacing"] == Fit(4, method).mask(example)["spacing"]
+    way = Fit(4, method).way((12, 6))
+    assert prepare(example)["spacing"] == way.mask(example)["spacing"]
 
 
 def test_prepared_slices_are_normalised_without_their_padding():

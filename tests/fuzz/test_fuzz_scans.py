@@ -206,7 +206,7 @@ def segmented(source: Path, folder: Path, channels: int):
     scan = scans.read(item, channels=channels)
     maps = {"probability": np.full((len(scan.slices), 4, 4, 1), 0.7, np.float32)}
     size = scan.slices.shape[1:3]
-    made = result.Prediction(size, Fit(4), maps, None, 0.5, ((1,),), 0.0)
+    made = result.Prediction(Fit(4).way(size), maps, None, 0.5, ((1,),), 0.0)
     outputs.write(
         scan, made, outputs.paths(folder, item, classes=1, diffusion=False, samples=0)
     )

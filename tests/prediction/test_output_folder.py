@@ -43,7 +43,7 @@ def prediction(samples: bool = False) -> Prediction:
     maps = dict.fromkeys(names, np.ones((1, 2, 2, 1), np.float32))
     kept = np.ones((2, 1, 2, 2, 1), np.float32) if samples else None
     return Prediction(
-        (2, 2), Fit(2), maps, kept, threshold=0.5, labels=((1,),), seconds=1.0
+        Fit(2).way((2, 2)), maps, kept, threshold=0.5, labels=((1,),), seconds=1.0
     )
 
 

@@ -50,8 +50,7 @@ def prediction(probability, labels=((1,),), entropy=None, samples=None):
             name: np.full_like(maps["probability"], 0.25) for name in UNCERTAINTIES[1:]
         }
     return Prediction(
-        SHAPE[1:],
-        Fit(SHAPE[1:]),
+        Fit(SHAPE[1:]).way(SHAPE[1:]),
         maps,
         samples,
         threshold=0.5,

@@ -23,7 +23,12 @@ def prediction(samples=None):
     }
     labels = ((1,), (2,))
     made = Prediction(
-        (2, 3), Fit((2, 3)), maps, samples, threshold=0.5, labels=labels, seconds=0.0
+        Fit((2, 3)).way((2, 3)),
+        maps,
+        samples,
+        threshold=0.5,
+        labels=labels,
+        seconds=0.0,
     )
     return made, base
 
