@@ -401,7 +401,9 @@ def test_a_trajectory_of_predicted_noise_ends_in_the_first_sample(method):
 
 
 def test_a_network_that_needs_one_pass_has_no_trajectory():
-    assert Direct(Normed(), lambda heads, y, _: y).trajectory({}, masks(), keys()) is None
+    assert (
+        Direct(Normed(), lambda heads, y, _: y).trajectory({}, masks(), keys()) is None
+    )
 
 
 # ---- Direct

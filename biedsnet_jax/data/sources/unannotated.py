@@ -12,7 +12,7 @@ import numpy as np
 from biedsnet_jax.data.sources.source import Example, Facts, LabelledScan, Source
 
 # Names or patterns of cases, and the numbers, from 1, of the classes that they lack.
-Declared = Sequence[tuple[str, Sequence[int]]]
+Declared = Sequence[Sequence]
 
 
 @dataclass(frozen=True)
