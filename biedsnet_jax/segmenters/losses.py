@@ -84,8 +84,8 @@ def joint(
 ) -> PerExample:
     """The paper's joint diffusion and segmentation loss for one head."""
     p = jax.nn.sigmoid(logits)
-    error = smooth_l1(p, y, beta=smooth_l1_beta, known=known)
     overlap = dice_weight * dice(p, y, smooth=dice_smooth, known=known)
+    error = smooth_l1(p, y, beta=smooth_l1_beta, known=known)
     return error + overlap + bce_weight * bce(logits, y, known=known)
 
 
