@@ -73,6 +73,17 @@ def _data(c):
     # Label values of each class, for nifti and tfds. (): 1 to k, or all but 0 where k is
     # 1.
     c.data.labels = ()
+    # Label that marks what was not annotated, such as "255", or for folder a colour, such as
+    # "#ff0000": such pixels are left out of training and scores. "": that of dataset.json,
+    # or none.
+    c.data.ignore = ""
+    # Cases, by name or by pattern, and the classes that were not annotated in them, such as
+    # (("site_b_*", (2,)),): there these are left out of training and scores.
+    c.data.unannotated = ()
+    # Names of the classes, for tables and files; () for those of dataset.json, or none.
+    c.data.class_names = ()
+    # Names of the image's channels; () for those of dataset.json, or none.
+    c.data.channel_names = ()
     # Fewest foreground pixels, of any class, that a slice of a volume must have; nifti
     # only.
     c.data.min_foreground = 0

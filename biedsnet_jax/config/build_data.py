@@ -1,16 +1,19 @@
 """What a checked config says of data: the source, its split by case, the preparation."""
 
 import dataclasses
+import difflib
 import os
 import pathlib
 import sys
 
 from biedsnet_jax.data import fit, foreground, splits, transforms
 from biedsnet_jax.data.foreground import Foreground
+from biedsnet_jax.data.sources import dataset_json, unannotated
 from biedsnet_jax.data.sources.image_folder import ImageFolder
 from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
 from biedsnet_jax.data.sources.phantom import Phantom
-from biedsnet_jax.data.sources.source import Cached, Source
+from biedsnet_jax.data.sources.source import Cached, Facts, Source
+from biedsnet_jax.data.sources.unannotated import Unannotated
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import console, extras, files, processes
 
@@ -52,7 +55,47 @@ def open_source(config) -> Source:
         source.verify()
     for note in source.facts.notes:
         warn(note)
+    _advise_window(config, source.facts)
+    if config.data.unannotated:
+        source = Unannotated(source, config.data.unannotated)
     return Cached(source) if config.data.cache else source
+
+
+def take_facts(config, facts: Facts) -> None:
+    """Sets names and the label to ignore, where the config is silent, as the data say.
+
+    So they are saved with a run, whose later modes have no data at hand.
+    """
+    for name in ("class_names", "channel_names"):
+        if not config.data[name]:
+            config.data[name] = tuple(getattr(facts, name))
+    config.data.ignore = config.data.ignore or facts.ignore
+
+
+def has_unknown(config) -> bool:
+    """Whether some of the truth may not be known, so that batches say where it is."""
+    return bool(config.data.ignore or config.data.unannotated)
+
+
+def check_unannotated(config, source: Source) -> None:
+    """Raises BadInput where a name in data.unannotated fits no case."""
+    if other := unannotated.unmatched(config.data.unannotated, source.cases):
+        near = difflib.get_close_matches(other[0], sorted(set(source.cases)), 1, 0.0)
+        raise BadInput(
+            f"data.unannotated names {other[0]}, which is no case and fits none. The nearest "
+            f"case is {near[0] if near else 'none'}."
+        )
+
+
+def _advise_window(config, facts):
+    """Warns where a channel of CT has no window."""
+    ct = [name for name in facts.channel_names if name.lower() == dataset_json.CT]
+    if ct and not config.data.window:
+        warn(
+            f"{dataset_json.NAME} calls a channel {ct[0]}, and data.window is empty. For CT set "
+            'one, such as --config.data.window="(-1250.,250.)" '
+            "--config.data.normalise=none for lungs."
+        )
 
 
 def deal(config, source: Source, root: str) -> Data:
@@ -87,9 +130,14 @@ def plane(config) -> str:
 
 def class_labels(config) -> tuple[tuple[int, ...], ...]:
     """Label values of each class."""
-    if config.data.labels:
-        return tuple(map(tuple, config.data.labels))
-    return tuple((k,) for k in range(1, config.data.classes + 1))
+    return class_labels_of(config.data)
+
+
+def class_labels_of(data) -> tuple[tuple[int, ...], ...]:
+    """Label values of each class, from the section `data`."""
+    if data.labels:
+        return tuple(map(tuple, data.labels))
+    return tuple((k,) for k in range(1, data.classes + 1))
 
 
 def image_shape(config) -> tuple[int, int, int]:
@@ -142,7 +190,11 @@ def _phantom(config):
 def _folder(config):
     data = config.data
     return ImageFolder(
-        _root(config), classes=data.classes, channels=data.channels, case=data.case
+        _root(config),
+        classes=data.classes,
+        channels=data.channels,
+        case=data.case,
+        ignore=data.ignore,
     )
 
 
@@ -158,7 +210,12 @@ def _nifti(config):
         min_foreground=data.min_foreground,
         case=data.case,
         plane=data.plane,
+        ignore=_ignored(data),
     )
+
+
+def _ignored(data) -> int | None:
+    return int(data.ignore) if data.ignore else None
 
 
 def _tfds(config):
@@ -183,6 +240,7 @@ def _tfds(config):
         channels=data.channels,
         labels=tuple(data.labels),
         units=tuple(map(float, fields.units)),
+        ignore=_ignored(data),
     )
 
 

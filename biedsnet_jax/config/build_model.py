@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from biedsnet_jax.config import build_data, network_file
-from biedsnet_jax.config.build_data import image_shape
+from biedsnet_jax.config.build_data import has_unknown, image_shape
 from biedsnet_jax.diffusion.sampler import Sampling
 from biedsnet_jax.diffusion.schedule import SCHEDULES, Schedule
 from biedsnet_jax.errors import BadInput, reason, shown
@@ -65,11 +65,11 @@ def _build_untaught(config):
     network = make_network(config)
     if build_data.tile(config):
         network = tiling.tiled(network, build_data.tile(config))
-    loss = _loss_function(config.loss)
+    loss = _loss_function(config)
     weights = config.loss.supervision_weights
 
-    def heads_loss(heads, y):
-        return losses.supervised(loss, heads, y, weights)
+    def heads_loss(heads, y, known=None):
+        return losses.supervised(loss, heads, y, weights, known)
 
     mirror = config.sampler.mirror
     if not draws_samples(config):
@@ -136,10 +136,19 @@ def draws_samples(config) -> bool:
     return is_denoiser(config) and config.method != "direct"
 
 
-def _loss_function(fields) -> losses.LossFn:
-    """The loss of a config's section `loss`, with those of its fields that it takes."""
-    loss = losses.LOSSES[fields.name]
+def _loss_function(config) -> losses.LossFn:
+    """The loss of a config's section `loss`, with those of its fields that it takes.
+
+    Raises BadInput for a loss that cannot leave pixels out where the config asks for it.
+    """
+    loss = losses.LOSSES[config.loss.name]
     taken = inspect.signature(loss).parameters
+    if has_unknown(config) and "known" not in taken:
+        raise BadInput(
+            f"loss.name is {config.loss.name}, which takes no `known`, but data.ignore or "
+            "data.unannotated leave pixels out. Give the function that argument, or choose "
+            "another loss."
+        )
     return functools.partial(
-        loss, **{name: value for name, value in fields.items() if name in taken}
+        loss, **{name: value for name, value in config.loss.items() if name in taken}
     )

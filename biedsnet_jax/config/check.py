@@ -5,7 +5,7 @@ Every mistake raises BadInput with the field, its value and the fix.
 
 from ml_collections import ConfigDict
 
-from biedsnet_jax.config import build_model
+from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.build_data import SOURCES
 from biedsnet_jax.config.fields import find, get_field
 from biedsnet_jax.config.known_fields import check_known
@@ -18,11 +18,13 @@ from biedsnet_jax.config.rules import (
     FOLDER,
     FROM_0,
     LABELS,
+    NAMES,
     PATTERNS,
     RANGE,
     SHARE,
     SPACING,
     TEXT,
+    UNANNOTATED,
     YES_OR_NO,
     Rule,
     at_least,
@@ -32,6 +34,7 @@ from biedsnet_jax.config.rules import (
 )
 from biedsnet_jax.data import case_names, fit, transforms
 from biedsnet_jax.data.formats import volumes
+from biedsnet_jax.data.sources import picture_masks
 from biedsnet_jax.diffusion.process import MASK_RANGES
 from biedsnet_jax.diffusion.sampler import METHODS
 from biedsnet_jax.diffusion.schedule import SCHEDULES, SPACINGS
@@ -41,6 +44,15 @@ from biedsnet_jax.runtime import files
 from biedsnet_jax.segmenters import mirror
 from biedsnet_jax.segmenters.fusion import FUSIONS
 from biedsnet_jax.segmenters.losses import LOSSES
+
+
+def _is_label(value):
+    return isinstance(value, str) and value.isdecimal() and int(value) > 0
+
+
+def _is_colour(value):
+    return isinstance(value, str) and picture_masks.is_colour(value)
+
 
 # What each field may hold. The other fields of a network are like its class's defaults.
 FIELDS: dict[str, Rule] = {
@@ -160,6 +172,13 @@ FIELDS: dict[str, Rule] = {
     "split.test": CASES,
     "data.window": RANGE,
     "data.labels": LABELS,
+    "data.ignore": Rule(
+        "a label such as '255', for folder a colour such as '#ff0000' too, or ''",
+        lambda value: value == "" or _is_label(value) or _is_colour(value),
+    ),
+    "data.unannotated": UNANNOTATED,
+    "data.class_names": NAMES,
+    "data.channel_names": NAMES,
     "data.root": FOLDER,
     "data.tfds.name": TEXT,
     "data.tfds.data_dir": TEXT,
@@ -334,6 +353,43 @@ def _check_data(data):
             f"data.labels has {len(data.labels)} sets of labels for {data.classes} classes. "
             "Give one for each class."
         )
+    _check_incomplete(data)
+    for name, count in (("class", data.classes), ("channel", data.channels)):
+        names = data[f"{name}_names"]
+        if names and len(names) != count:
+            raise BadInput(
+                f"data.{name}_names has {len(names)} names, where there are {count}. Give one "
+                f"for each {name}, or ()."
+            )
+
+
+def _check_incomplete(data):
+    """Checks what is said of labels that are not complete."""
+    if data.ignore and data.source == "phantom":
+        raise BadInput(
+            f"data.ignore is {data.ignore!r}, but data.source is 'phantom', which draws all "
+            "labels. Use ''."
+        )
+    if _is_colour(data.ignore) and data.source != "folder":
+        raise BadInput(
+            f"data.ignore is {data.ignore!r}, a colour, but data.source is {data.source!r}. "
+            "Give a label value."
+        )
+    of_classes = set().union(*build_data.class_labels_of(data))
+    # All labels but 0 are the one class, which the ignored one is taken out of.
+    all_labels = data.classes == 1 and not data.labels
+    if _is_label(data.ignore) and int(data.ignore) in of_classes and not all_labels:
+        raise BadInput(
+            f"data.ignore is {data.ignore!r}, which is a label of a class. Give another label, "
+            "or take it out of data.labels and data.classes."
+        )
+    for case, missing in data.unannotated:
+        wrong = [k for k in missing if not 1 <= k <= data.classes]
+        if wrong:
+            raise BadInput(
+                f"data.unannotated has class {wrong[0]} for {case!r}, and data.classes is "
+                f"{data.classes}. Give classes from 1 to {data.classes}."
+            )
 
 
 def _check_biedsnet(config):

@@ -32,6 +32,10 @@ ADDED = {
     "data.target": "hard",
     "data.spacing": "",
     "data.plane": "axial",
+    "data.ignore": "",
+    "data.unannotated": (),
+    "data.class_names": (),
+    "data.channel_names": (),
     # Every file of a flat folder was a case of its own.
     "data.case": "",
     "parallel": ConfigDict({"fsdp": 1}),

@@ -110,6 +110,17 @@ def _are_labels(value):
     )
 
 
+def _are_names(value):
+    return are(str, value) and all(value) and len(set(value)) == len(value)
+
+
+def _are_unannotated(value):
+    return are(tuple | list, value) and all(
+        len(pair) == 2 and is_a(str, pair[0]) and are(int, pair[1]) and pair[1]
+        for pair in value
+    )
+
+
 def _named(value):
     if isinstance(value, int) and value > _MOST:
         # Larger ones overflow a float.
@@ -141,4 +152,8 @@ PATTERNS = Rule(
 )
 RANGE = Rule("a finite (low, high), such as (-1250, 250), or ()", _is_range)
 SPACING = Rule('a length in mm, such as "0.8" or "0.8,0.7", "" or "auto"', _is_spacing)
+NAMES = Rule("different names, such as ('lung', 'lesion'), or ()", _are_names)
+UNANNOTATED = Rule(
+    "cases and their classes, such as (('site_b_*', (2,)),), or ()", _are_unannotated
+)
 LABELS = Rule("a tuple for each class, such as ((1,), (2, 3)), or ()", _are_labels)

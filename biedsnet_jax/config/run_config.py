@@ -19,6 +19,8 @@ from biedsnet_jax.runtime import files, processes
 FREE = (
     "data.root",
     "data.hint",
+    "data.class_names",
+    "data.channel_names",
     "data.verify",
     "data.cache",
     "data.cache_dir",
@@ -33,6 +35,8 @@ FREE = (
     "threshold",
     "postprocess",
 )
+# Fields of the section data that the data's own files decide where they are empty.
+_OF_DATA = ("ignore", "class_names", "channel_names")
 # Fields that a student shares with its teacher; "network" covers "networks." too. With
 # another split it would be tested on what its teacher was trained on.
 SHARED = (
@@ -124,16 +128,20 @@ def earlier_steps(config: ConfigDict, workdir: pathlib.Path) -> int | None:
 def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Raises BadInput where the run in `workdir` would not go on bit for bit.
 
-    It may go on for more steps, by the schedule of so many. A run from before data.case
-    was a field goes on with the cases that it had: the field is set in `config`.
+    It may go on for more steps, by the schedule of so many. What `config` leaves to the
+    data is set in it as the run found it. A run from before data.case was a field goes on
+    with the cases that it had.
     """
     if not (workdir / "config.json").exists():
         return
+    stored = load(workdir).data
     # These are the defaults of then and now, which nobody asks for. Once the run has gone
     # on, its config.json has the field.
-    stored = load(workdir).data.case
-    if stored == case_names.EACH and config.data.case == case_names.AUTO:
+    if stored.case == case_names.EACH and config.data.case == case_names.AUTO:
         config.data.case = case_names.EACH
+    for name in _OF_DATA:
+        if not config.data[name]:
+            config.data[name] = stored[name]
     goes_further = earlier_steps(config, workdir) is not None
     check_trained(config, workdir, free=("train.steps",) if goes_further else ())
 

@@ -10,11 +10,12 @@ import math
 
 import numpy as np
 import scipy.ndimage
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped
 from PIL import Image
 
 Slice = Float32[np.ndarray, "h w c"]
-Masks = UInt8[np.ndarray, "h w k"]
+# 0 and 1, or shares of a pixel.
+Masks = Shaped[np.ndarray, "h w k"]
 
 _ZOOM = (0.7, 1.4)  # magnification
 _NOISE_VARIANCE = 0.1  # largest, of a slice with variance 1

@@ -43,19 +43,21 @@ class Way:
 
     def mask(self, example: dict[str, Any]) -> dict[str, Any]:
         """Brings mask and spacing of an example to the canvas; see `resize_mask`."""
-        resized = resize_mask(example, self.part)
-        return {**resized, "mask": self._place(resized["mask"], 0)}
+        return self._place_truth(resize_mask(example, self.part))
 
     def shares(self, example: dict[str, Any]) -> dict[str, Any]:
         """Brings the mask of an example to the canvas as `mask` does, but as shares.
 
         Each pixel, float32, is the share of its area that the class covers.
         """
-        return {
+        resized = {
             **example,
-            "mask": self._place(cover(example["mask"], self.part), 0),
+            "mask": cover(example["mask"], self.part),
             "spacing": _resized_spacing(example.get("spacing"), self.size, self.part),
         }
+        if "known" in example:
+            resized |= of_known(resized["mask"], cover(example["known"], self.part))
+        return self._place_truth(resized)
 
     def back(self, maps: Float[np.ndarray, "H W k"]) -> Float[np.ndarray, "h w k"]:
         """Brings maps on the canvas back to the slice, bilinearly."""
@@ -68,6 +70,14 @@ class Way:
         """Row and column on the canvas of the first pixel of its part."""
         height, width = self.canvas
         return (height - self.part[0]) // 2, (width - self.part[1]) // 2
+
+    def _place_truth(self, example):
+        """Places mask and known: around a slice lies background, known as its class is."""
+        placed = {**example, "mask": self._place(example["mask"], 0)}
+        if "known" in example:
+            known = example["known"]
+            placed["known"] = self._place(known, known.max(axis=(0, 1)))
+        return placed
 
     def _place(self, values, around):
         """Puts "h w n" onto a canvas of the value `around`, one or one for each of n."""
@@ -168,15 +178,24 @@ def resize_mask(example: dict[str, Any], size: int | tuple[int, int]) -> dict[st
     lesions of half a pixel survive, which the nearest pixel would lose by chance. Where
     the mask grows, this is the nearest pixel. Classes that overlap, as nested regions
     do, are resized one by one: each takes the pixels that it covers at least half of.
+    Where known is in the example, each pixel is decided on its known part, see `of_known`.
     """
     height, width = _sides(size)
     mask = example["mask"]
     if mask.shape[:2] == (height, width):
         return example
-    shares = each_channel(
-        mask.astype(np.float32),
-        lambda x: x.resize((width, height), Image.Resampling.BOX),
-    )
+
+    def shares_of(values):
+        return each_channel(
+            values.astype(np.float32),
+            lambda x: x.resize((width, height), Image.Resampling.BOX),
+        )
+
+    shares = shares_of(mask)
+    known = {}
+    if "known" in example:
+        known = of_known(shares, shares_of(example["known"]))
+        shares = known.pop("mask")
     # The sum of planes is ten times faster than that along the last axis.
     overlap = (sum(np.moveaxis(mask, -1, 0)) > 1).any()
     if overlap:
@@ -187,7 +206,23 @@ def resize_mask(example: dict[str, Any], size: int | tuple[int, int]) -> dict[st
         label = np.concatenate([shares, background], axis=-1).argmax(axis=-1)
         resized = (label[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
     spacing = _resized_spacing(example.get("spacing"), mask.shape[:2], (height, width))
-    return {**example, "mask": resized, "spacing": spacing}
+    return {**example, "mask": resized, "spacing": spacing} | known
+
+
+def of_known(
+    shares: Float[np.ndarray, "h w k"], known: Float[np.ndarray, "h w k"]
+) -> dict[str, np.ndarray]:
+    """Mask, as shares of the known part of each pixel, and known, uint8.
+
+    A pixel is known where at least half of it is; elsewhere its mask is 0. `shares` are
+    of the whole pixel, of which `known` is the share that is known.
+    """
+    enough = known > 0.5 - 1e-6
+    of_part = shares / np.where(enough, known, 1)
+    return {
+        "mask": np.where(enough, of_part, 0).astype(np.float32),
+        "known": enough.astype(np.uint8),
+    }
 
 
 def _resized_spacing(spacing, old: tuple[int, int], new: tuple[int, int]):

@@ -26,6 +26,8 @@ _THREADS = 2
 _AHEAD = 4
 # Examples of an evaluation.
 _EXAMPLES_AHEAD = 32
+# What is stacked of examples; the last only where a source says what is known.
+_ARRAYS = ("image", "mask", "known")
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,13 @@ def train_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Reads endless batches from `start_step` on, to train with.
 
-    A batch has image "b h w c" and mask "b h w k", both float32. `augment` holds keywords
-    of `transforms.augment`, and `tile` is the side of the tiles to cut out, if any. Of
-    the `batch_size` rows over all processes this process reads `rows`, all by default;
-    together they are the batch of one process alone. `foreground` draws a share of the
-    rows from slices with a lesion. Close the iterator (`contextlib.closing`) to stop its
-    threads. Raises BadInput if there is nothing to read.
+    A batch has image "b h w c" and mask "b h w k", both float32, and known "b h w k"
+    where the source says what is known. `augment` holds keywords of `transforms.augment`,
+    and `tile` is the side of the tiles to cut out, if any. Of the `batch_size` rows over
+    all processes this process reads `rows`, all by default; together they are the batch
+    of one process alone. `foreground` draws a share of the rows from slices with a
+    lesion. Close the iterator (`contextlib.closing`) to stop its threads. Raises BadInput
+    if there is nothing to read.
     """
     # Imported here, since only training needs Grain.
     import grain
@@ -144,14 +147,20 @@ def _filled(examples, batch_size):
     arrays = _stack(examples, batch_size)
     arrays["valid"] = np.arange(batch_size) < len(examples)
     for example in examples:
-        del example["image"], example["mask"]
+        for name in _ARRAYS:
+            example.pop(name, None)
     return arrays, examples
 
 
 def _stack(examples: list[dict[str, Any]], batch_size: int) -> dict[str, np.ndarray]:
-    """Stacks image and mask as float32, with zeros up to `batch_size` rows."""
+    """Stacks image, mask and known as float32, with zeros up to `batch_size` rows.
+
+    Without known, as where a source knows all, there is none.
+    """
     arrays = {}
-    for name in ("image", "mask"):
+    for name in _ARRAYS:
+        if name not in examples[0]:
+            continue
         arrays[name] = np.zeros((batch_size, *examples[0][name].shape), np.float32)
         for row, example in enumerate(examples):
             arrays[name][row] = example[name]

@@ -123,7 +123,7 @@ def augment(
     random changes of gamma, contrast and brightness, see `change_intensity`. `zoom`,
     `elastic` and `grey`, see `change_grey`, are the probabilities of nnU-Net's.
     """
-    image, mask = example["image"], example["mask"]
+    image, mask = example["image"], with_unknown(example)
     # All numbers are drawn, whatever is switched on, so that switching one transform on
     # leaves the others' draws as they were.
     draw_hflip, draw_vflip = rng.random(2)
@@ -153,10 +153,35 @@ def augment(
         image = change_intensity(image, math.exp(gamma), 1.0 + contrast, brightness)
     if any(grey.values()):
         image = change_grey(image, rng_grey, **grey)
+    return {**without_unknown(example, mask), "image": np.ascontiguousarray(image)}
+
+
+def with_unknown(example: dict[str, Any]) -> Shaped[np.ndarray, "h w n"]:
+    """The mask and, as further channels, what is not known, to be moved alike.
+
+    So what comes in from outside the slice is known background.
+    """
+    mask = example["mask"]
+    if "known" not in example:
+        return mask
+    return np.concatenate([mask, 1 - example["known"]], axis=-1, dtype=mask.dtype)
+
+
+def without_unknown(
+    example: dict[str, Any], moved: Shaped[np.ndarray, "h w n"]
+) -> dict[str, Any]:
+    """An example with mask and known as `with_unknown` put them together.
+
+    A class of which nothing was known stays so, outside the slice too.
+    """
+    if "known" not in example:
+        return {**example, "mask": np.ascontiguousarray(moved)}
+    mask, unknown = np.split(moved, 2, axis=-1)
+    known = example["known"].any(axis=(0, 1)) & (unknown < 0.5)
     return {
         **example,
-        "image": np.ascontiguousarray(image),
         "mask": np.ascontiguousarray(mask),
+        "known": known.astype(np.uint8),
     }
 
 

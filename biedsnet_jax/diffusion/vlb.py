@@ -30,8 +30,9 @@ def vlb_bits(
     t: process.Times,
     mean: Noisy,
     log_variance: Noisy,
+    known: Noisy | None = None,
 ) -> Float[Array, " b"]:
-    """L_t per example, averaged over pixels, in bits.
+    """L_t per example, averaged over the pixels where `known` is 1, or all, in bits.
 
     The network's p is N(`mean`, exp(`log_variance`)). To train the variance alone, stop
     the gradient of `mean`. Source: guided-diffusion, whose values it reproduces.
@@ -39,8 +40,15 @@ def vlb_bits(
     true_mean, _, true_log_variance = process.posterior(schedule, x_0=x_0, x_t=x_t, t=t)
     kl = _gaussian_kl(true_mean, true_log_variance, mean, log_variance)
     nll = -_discretised_log_likelihood(x_0, mean, log_variance)
-    nats = jnp.where(t == 0, nll.mean((1, 2, 3)), kl.mean((1, 2, 3)))
+    nats = jnp.where(t == 0, _mean(nll, known), _mean(kl, known))
     return nats / math.log(2.0)
+
+
+def _mean(x, known):
+    if known is None:
+        return x.mean((1, 2, 3))
+    count = known.sum((1, 2, 3))
+    return (x * known).sum((1, 2, 3)) / jnp.maximum(count, 1)
 
 
 def _gaussian_kl(mean_q, log_variance_q, mean_p, log_variance_p):

@@ -147,7 +147,7 @@ def _predict(made, data) -> list[ScanPixels] | None:
             bar.update(min(done, bar.total), {})
             for scan, prediction in zip(group, predictions):
                 if pixels <= MOST_PIXELS:
-                    found.append(pixels_of(scan, prediction))
+                    found.append(pixels_of(scan, prediction, scan.known))
                     pixels += found[-1].truth.size
     return found if pixels <= MOST_PIXELS else None
 

@@ -8,6 +8,7 @@ import pathlib
 from biedsnet_jax.errors import listed
 from biedsnet_jax.runtime.console import clock, on_terminal
 from biedsnet_jax.scoring import false_lesions, postprocess_text
+from biedsnet_jax.scoring.class_names import titled
 from biedsnet_jax.scoring.false_lesions import number
 from biedsnet_jax.scoring.results import CASES, SLICES
 
@@ -47,7 +48,8 @@ def tested(results: dict, workdir: str | pathlib.Path, *, seconds: float) -> Non
         _row(name, standard[key]) for key, name in SCORES.items() if key in standard
     ]
     for label, of_class in results.get("classes", {}).items():
-        rows.append(_row(f"Dice, class {label}", of_class["standard"]["dice"]))
+        name = titled(label, results.get("class_names"))
+        rows.append(_row(f"Dice, class {name}", of_class["standard"]["dice"]))
     header = ["", "mean", "95 % by case", "mean of cases"]
     terminal.print_table(_what(results), header, rows)
     terminal.print_facts(_facts(results, pathlib.Path(workdir), seconds))
@@ -138,9 +140,8 @@ def _what(results):
     slices = number(results["n_images"], "slice")
     cases = number(results["n_cases"], "case")
     # A slice has a mask a class.
-    masks = number(
-        results["n_images"] * max(1, len(results.get("classes", ()))), "mask"
-    )
+    every = results["n_images"] * max(1, len(results.get("classes", ())))
+    masks = number(results.get("n_masks", every), "mask")
     return f"test: {slices} of {cases}, {results['n_empty']} of {masks} empty"
 
 

@@ -43,6 +43,7 @@ from biedsnet_jax.runtime import (
     progress,
 )
 from biedsnet_jax.scoring import calibration, lesions, metrics, volumes
+from biedsnet_jax.scoring.class_names import with_names
 from biedsnet_jax.scoring.results import (
     CASES,
     EVALUATIONS,
@@ -53,7 +54,7 @@ from biedsnet_jax.scoring.results import (
 from biedsnet_jax.segmenters import macs
 
 # Fields of a run that an evaluation may change, beside those that every mode may.
-FREE = ("split.test", "data.name")
+FREE = ("split.test", "data.name", "data.ignore", "data.unannotated")
 
 
 def run(cfg, workdir: members.Workdirs) -> dict | None:
@@ -211,6 +212,9 @@ def _results(model, data, scope, scored):
         ),
         "seconds_per_image": scored.seconds / max(1, len(scores.places)),
     }
+    # Only where there are any, so that results without names stay as they were.
+    if cfg.data.class_names:
+        results["class_names"] = list(cfg.data.class_names)
     results |= trained.together(model) | _summary(scores)
     if scores.volume_rows:
         results["volumes"] = metrics.summarise_volumes(scores.volume_rows)
@@ -316,9 +320,12 @@ def _write(folder, results, scored):
     ]
     lesion_rows = scores.lesion_rows if scores.config.eval.lesions else None
     cases = volumes.case_rows(scores.rows, lesion_rows, scores.pixel_mm2)
-    _write_rows(folder / SLICES, slices)
-    _write_rows(folder / CASES, cases)
-    _write_rows(folder / VOLUMES, scores.volume_rows)
+    names = scores.config.data.class_names
+    _write_rows(folder / SLICES, with_names(slices, names))
+    _write_rows(folder / CASES, with_names(cases, names))
+    _write_rows(folder / VOLUMES, with_names(scores.volume_rows, names))
+    if lesion_rows is not None:
+        lesion_rows = with_names(lesion_rows, names)
     _write_rows(folder / "lesions.csv", lesion_rows, lesions.COLUMNS)
     record.save(folder, scored.recorded)
     files.write_json(folder / "results.json", results)

@@ -34,6 +34,8 @@ _SETTINGS = (
     "eval.nsd_tolerance",
     "eval.nsd_tolerance_mm",
     "eval.lesions",
+    "data.ignore",
+    "data.unannotated",
 )
 _OF_LESIONS = "eval.lesion_overlap"
 # These fields of the sampler come first in a name.

@@ -56,17 +56,22 @@ class Scores:
             "mask": scan.truth[z],
             "spacing": spacing,
         }
+        if scan.known is not None:
+            example["known"] = scan.known[z]
         rows = slice_rows(mask, scan.truth[z].view(bool), example, fields)
         on_canvas = prediction.way.mask(example)
         probability = prediction.maps["probability"][z]
         above = probability > self.config.threshold
         truth = on_canvas["mask"].view(bool)
+        known = _known(on_canvas)
         self.network_rows += slice_rows(above, truth, on_canvas, fields)
         if fields.paper:
             for k, row in enumerate(rows):
-                row |= metrics.paper_columns(pred=above[..., k], truth=truth[..., k])
+                row |= metrics.paper_columns(
+                    pred=above[..., k], truth=truth[..., k], known=_of_class(known, k)
+                )
         self.rows += rows
-        self.tally.add(probability, truth, [row["dice"] for row in rows])
+        self.tally.add(probability, truth, [row["dice"] for row in rows], known)
         self.places.append((scan.indices[z], z))
         if spacing is not None:
             self.pixel_mm2[scan.case, scan.slice_names[z]] = math.prod(spacing)
@@ -78,7 +83,11 @@ def slice_rows(
     example: dict,
     fields: ConfigDict,
 ) -> list[dict]:
-    """Scores each class of one slice, a row a class; `fields` are those of eval."""
+    """Scores each class of one slice, a row a class; `fields` are those of eval.
+
+    What known of the example leaves out, counts nowhere.
+    """
+    known = _known(example)
     return [
         metrics.slice_row(
             pred=_of_class(mask, k),
@@ -89,6 +98,7 @@ def slice_rows(
             spacing=example["spacing"],
             nsd_tolerance=fields.nsd_tolerance,
             nsd_tolerance_mm=fields.nsd_tolerance_mm,
+            known=_of_class(known, k),
         )
         for k in range(truth.shape[-1])
     ]
@@ -97,8 +107,12 @@ def slice_rows(
 def volume_rows(
     masks: Bool[np.ndarray, "d h w k"], scan: LabelledScan, fields: ConfigDict
 ) -> list[dict]:
-    """Scores each class of one volume in three dimensions, a row a class."""
+    """Scores each class of one volume in three dimensions, a row a class.
+
+    A class of which nothing is known has none.
+    """
     truth = scan.truth.view(bool)
+    known = None if scan.known is None else scan.known.view(bool)
     return [
         metrics.volume_row(
             pred=_of_class(masks, k),
@@ -109,19 +123,29 @@ def volume_rows(
             spacing=scan.spacing,
             nsd_tolerance=fields.nsd_tolerance,
             nsd_tolerance_mm=fields.nsd_tolerance_mm,
+            known=_of_class(known, k),
         )
         for k in range(truth.shape[-1])
+        if known is None or known[..., k].any()
     ]
 
 
+def _known(example) -> Bool[np.ndarray, "h w k"] | None:
+    """What of an example's truth is known; None where all is."""
+    return example["known"].view(bool) if "known" in example else None
+
+
 def _of_class(masks, k):
-    """The mask of a class in one piece, which is read several times faster."""
-    return np.ascontiguousarray(masks[..., k])
+    """The mask of a class in one piece, which is read several times faster, or None."""
+    return None if masks is None else np.ascontiguousarray(masks[..., k])
 
 
 def _lesion_rows(masks, scan, fields):
     """Lists the lesions of each class: of a volume as one body, else slice by slice."""
     truth = scan.truth.view(bool)
+    if scan.known is not None:
+        # The truth has nothing there.
+        masks = masks & scan.known.view(bool)
     parts = [(masks, truth, scan.name, scan.spacing)]
     if not scan.is_volume:
         parts = list(zip(masks, truth, scan.slice_names, [scan.spacing] * len(masks)))

@@ -24,16 +24,22 @@ class Tally:
         probability: Float[np.ndarray, "h w k"],
         truth: Bool[np.ndarray, "h w k"],
         dice: list[float],
+        known: Bool[np.ndarray, "h w k"] | None = None,
     ) -> None:
-        """Adds one slice, with the Dice of each class."""
+        """Adds one slice, with the Dice of each class.
+
+        Only pixels that are `known`, None for all, count; a class without any has the
+        entropy NaN.
+        """
         self.dice += dice
         for k in range(len(dice)):
-            p = probability[..., k]
-            self.entropy.append(mean_entropy(p))
+            chosen = ... if known is None else known[..., k]
+            p = probability[..., k][chosen]
+            self.entropy.append(mean_entropy(p) if p.size else math.nan)
             # A probability of 1 belongs to the last bin.
             bins = np.minimum((p * BINS).astype(np.int64), BINS - 1)
             # One number for bin, truth and mask, so that one bincount counts all three.
-            cell = (bins * 2 + truth[..., k]) * 2 + (p > self.threshold)
+            cell = (bins * 2 + truth[..., k][chosen]) * 2 + (p > self.threshold)
             self.histogram[k] += np.bincount(cell.ravel(), minlength=BINS * 4).reshape(
                 BINS, 2, 2
             )

@@ -140,6 +140,8 @@ def describe(
         # What mode predict also does to masks, and the program and load.py do not.
         "not_applied": postprocess_text.of_objects(rules.to_json()),
         "classes": data.classes,
+        # Empty where neither data nor config name them.
+        "class_names": list(data.class_names),
         # Values in the training masks.
         "labels": [list(labels) for labels in build_data.class_labels(cfg)],
         "seed": cfg.seed,
@@ -149,6 +151,7 @@ def describe(
             "name": data.name,
             "size": data.size,
             "channels": data.channels,
+            "channel_names": list(data.channel_names),
             "context": data.context,
             "normalise": data.normalise,
             "window": list(data.window),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from biedsnet_jax.runtime.markdown import escaped
 from biedsnet_jax.scoring import false_lesions, postprocess_text, results
+from biedsnet_jax.scoring.class_names import titled
 from biedsnet_jax.scoring.false_lesions import number
 
 _NONE = "not measured"
@@ -122,6 +123,9 @@ def _model(about):
     members = about.get("members", [])
     steps = ", ".join(str(member["step"]) for member in members)
     models = f" of {len(members)} models together" if members else ""
+    classes = f"{about['classes']}, of the label values {_plain(about['labels'])}"
+    if names := about.get("class_names"):
+        classes += f": {_plain(names)}"
     return {
         "Network": (
             f"{about['network']}, {about['parameters']:,} parameters{models}, computes in "
@@ -130,7 +134,7 @@ def _model(about):
         "Method": method,
         "Mask": f"where the probability exceeds {about['threshold']:g}",
         "Post-processing": _postprocess(about),
-        "Classes": f"{about['classes']}, of the label values {_plain(about['labels'])}",
+        "Classes": classes,
         "Checkpoint": (
             f"step {steps or about['checkpoint_step']} of {about['train_steps']}, seed "
             f"{about['seed']}"
@@ -153,6 +157,8 @@ def _data(about, scores):
     channels = f"{data['channels']} channel"
     if data["context"]:
         channels += f"s, {data['context']} slices on each side among them"
+    if names := data.get("channel_names"):
+        channels += f" ({_plain(names)})"
     tested = _NONE
     if scores:
         cases = number(scores["n_cases"], "case")
@@ -205,7 +211,8 @@ def _scores(about, scores):
         )
     rows = _rows(scores["standard"], "")
     for label, one in scores.get("classes", {}).items():
-        rows += _rows({"dice": one["standard"]["dice"]}, f"class {label}, ")
+        name = escaped(titled(label, scores.get("class_names")))
+        rows += _rows({"dice": one["standard"]["dice"]}, f"class {name}, ")
     header = [
         "| | mean per image | 95 % by case | mean per case |",
         "|---|---|---|---|",
@@ -230,7 +237,8 @@ def _limits(about, scores):
     missed, without, lesions = _NONE, _NONE, _NONE
     if scores:
         empty = scores["n_empty"]
-        with_truth = scores["n_images"] * about["classes"] - empty
+        every = scores["n_images"] * about["classes"]
+        with_truth = scores.get("n_masks", every) - empty
         missed = (
             f"{scores['n_missed']} of {with_truth} masks with truth were empty, and "
             f"{len(scores['false_positive_slices'])} of {empty} without truth were not"

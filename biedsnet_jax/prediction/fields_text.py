@@ -22,8 +22,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{plural}"
 
 
-def labelled(labels: tuple[tuple[int, ...], ...]) -> str:
-    """Writes the classes with their labels, such as "2 classes, labels 1, 2+4"."""
+def labelled(labels: tuple[tuple[int, ...], ...], names: tuple[str, ...] = ()) -> str:
+    """Writes the classes with their labels, such as "2 classes, labels 1, 2+4".
+
+    Each has its name, where there are `names`: "labels 1 lung, 2+4 lesion".
+    """
     values = ["+".join(map(str, of_class)) for of_class in labels]
+    if names:
+        values = [f"{value} {name}" for value, name in zip(values, names)]
     word = "label" if len(values) == 1 else "labels"
     return f"{counted(len(values), 'class')}, {word} {', '.join(values)}"

@@ -28,6 +28,8 @@ class Job:
     settings: Mapping[str, Any]
     # Digest of the model's arrays.
     weights: str
+    # Names of the classes; empty where they have none.
+    class_names: Sequence[str] = ()
 
     @cached_property
     def where(self) -> dict[Item, dict[str, Path]]:

@@ -67,7 +67,9 @@ def plan(job: Job, model: Model) -> Plan:
         _check(folder, recorded, job.settings, model)
     with job.writing():
         check_names(folder, job.items, job.where)
-        summary = outputs.Summary(folder, classes=job.classes)
+        summary = outputs.Summary(
+            folder, classes=job.classes, named=bool(job.class_names)
+        )
         record = made_from.Record(folder)
         # A killed run of several processes leaves parts.
         summary.merge_parts(job.classes)

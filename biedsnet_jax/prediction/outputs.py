@@ -22,6 +22,7 @@ from biedsnet_jax.prediction.result import Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
 from biedsnet_jax.runtime import csv_text, files
 from biedsnet_jax.scoring.calibration import LIKELY
+from biedsnet_jax.scoring.class_names import COLUMN, with_names
 
 COLUMNS = (
     "name", "class", "labels", "slices", "height", "width", "pixels", "volume_ml",
@@ -36,10 +37,18 @@ class Summary:
 
     Each of several processes writes a `part` of its own, `summary.part_0.csv`;
     `merge_parts` joins them. A file with damaged rows, or with rows of another kind, is
-    renamed to `replaced`.
+    renamed to `replaced`. With `named`, rows have a column with the name of the class.
     """
 
-    def __init__(self, folder: Path, *, classes: int, part: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        classes: int,
+        part: int | None = None,
+        named: bool = False,
+    ):
+        self.named = named
         name = "summary.csv" if part is None else f"summary.part_{part}.csv"
         self.path = folder / name
         self.replaced: Path | None = None
@@ -49,7 +58,8 @@ class Summary:
         self.done = {
             row["name"]: row["file"] for row in rows if count[row["name"]] == classes
         }
-        text = text_of(row for row in rows if row["name"] in self.done)
+        kept = [row for row in rows if row["name"] in self.done]
+        text = text_of(kept, named=named)
         if not self.path.exists() or self.path.read_bytes() != text.encode():
             if has_others and part is None:
                 self.replaced = set_aside(self.path)
@@ -61,21 +71,25 @@ class Summary:
         if known:
             rows, _ = self._read()
             kept = [row for row in rows if row["name"] not in known]
-            files.write_text(self.path, text_of(kept))
+            files.write_text(self.path, text_of(kept, named=self.named))
 
     def add(self, rows: list[dict]) -> None:
         """Appends the rows of one scan in one write."""
-        files.append_text(self.path, text_of(rows, header=False))
+        text = text_of(rows, header=False, named=self.named)
+        files.append_text(self.path, text)
         self.done[rows[0]["name"]] = rows[0]["file"]
 
     def merge_parts(self, classes: int) -> None:
         """Takes over the finished scans of all parts, and removes the parts."""
         for path in sorted(self.path.parent.glob("summary.part_*.csv")):
             number = int(path.stem.rpartition("_")[2])
-            part = Summary(self.path.parent, classes=classes, part=number)
+            part = Summary(
+                self.path.parent, classes=classes, part=number, named=self.named
+            )
             rows = [row for row in part._read()[0] if row["name"] not in self.done]
             if rows:
-                files.append_text(self.path, text_of(rows, header=False))
+                text = text_of(rows, header=False, named=self.named)
+                files.append_text(self.path, text)
                 self.done |= {row["name"]: row["file"] for row in rows}
             path.unlink()
 
@@ -102,7 +116,7 @@ class Summary:
 
 def _is_sound(row) -> bool:
     """Checks that a row has the columns of this program, and text in all of them."""
-    if set(row) != set(COLUMNS) or None in row.values():
+    if set(row) - {COLUMN} != set(COLUMNS) or None in row.values():
         return False
     text = "".join(row.values())
     has_surrogates = any("\ud800" <= character <= "\udfff" for character in text)
@@ -221,9 +235,14 @@ def write_mask(scan: Scan, prediction: Prediction, path: Path) -> list[dict]:
     return _rows(scan, prediction, mask)
 
 
-def text_of(rows: Iterable[dict], *, header: bool = True) -> str:
-    """Returns the text of a summary or, without `header`, of rows to append to one."""
-    return csv_text.write(rows, COLUMNS, header=header)
+def text_of(rows: Iterable[dict], *, header: bool = True, named: bool = False) -> str:
+    """Returns the text of a summary or, without `header`, of rows to append to one.
+
+    With `named` it has the column of the classes' names, which a row may lack.
+    """
+    columns = (*COLUMNS[:2], COLUMN, *COLUMNS[2:]) if named else COLUMNS
+    cells = [{name: row.get(name, "") for name in columns} for row in rows]
+    return csv_text.write(cells, columns, header=header)
 
 
 def _masks(scan, prediction):
@@ -280,7 +299,7 @@ def _rows(scan, prediction, mask) -> list[dict]:
     if "entropy" in prediction.maps:
         entropy = prediction.mean_entropy(LIKELY, scan.scanned)
         uncertainty = [f"{value:.4f}" for value in entropy]
-    return [
+    rows = [
         {
             "name": scan.item.name,
             "class": k + 1,
@@ -292,6 +311,7 @@ def _rows(scan, prediction, mask) -> list[dict]:
         }
         for k, labels in enumerate(prediction.labels)
     ]
+    return with_names(rows, prediction.class_names)
 
 
 def _sizes(mask, volume: Volume | None) -> dict:

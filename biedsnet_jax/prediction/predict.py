@@ -33,8 +33,11 @@ from biedsnet_jax.prediction import (
     scans,
 )
 from biedsnet_jax.prediction.job import Job
-from biedsnet_jax.runtime import console, lock, processes, progress
+from biedsnet_jax.prediction.result import written_values
+from biedsnet_jax.runtime import console, files, lock, processes, progress
 
+# Numbers of the classes in the masks by their names, where they have any.
+LABELS = "labels.json"
 # Exit code of a run in which some scans failed.
 FAILED = 3
 # Fields that do not change the masks of given weights. Any other field does, also one
@@ -50,6 +53,10 @@ _NOT_READ = (
     "data.verify",
     "data.cache",
     "data.target",
+    "data.ignore",
+    "data.unannotated",
+    "data.class_names",
+    "data.channel_names",
     "data.case",
     "data.min_foreground",
     "data.foreground",
@@ -103,6 +110,7 @@ def run(
         keep_samples=keep_samples and model.sample_count > 0,
         settings=_settings(cfg),
         weights=model.weights_digest(),
+        class_names=cfg.data.class_names,
     )
     first = members.folders(workdir)[0]
     identity = output_folder.Model(
@@ -156,7 +164,16 @@ def _prepare(job, locks, model, passed) -> output_folder.Plan:
     plan = output_folder.plan(job, model)
     with job.writing():
         walk.write_record(job.folder, passed)
+        if job.class_names:
+            files.write_json(job.folder / LABELS, _labels(job))
     return plan
+
+
+def _labels(job) -> dict[str, int]:
+    """The number of each class in a mask, by its name."""
+    labels = [tuple(own) for own in job.settings["data.labels"]]
+    labels = labels or [(k + 1,) for k in range(job.classes)]
+    return {"background": 0} | dict(zip(job.class_names, written_values(labels)))
 
 
 def _announce(job, plan):

@@ -263,6 +263,7 @@ class Predictor:
             seconds=seconds,
             postprocess=self.model.postprocess,
             spacing=scan.spacing,
+            class_names=tuple(self.model.config.data.class_names),
         )
 
 

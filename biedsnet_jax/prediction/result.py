@@ -47,6 +47,8 @@ class Prediction:
     # mm between slices, rows and columns of a volume, rows and columns of a picture;
     # None without a geometry.
     spacing: tuple[float, ...] | None = dataclasses.field(default=None, kw_only=True)
+    # Names of the classes; empty where they have none.
+    class_names: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
     def __repr__(self) -> str:
         return fields_text("Prediction", self.summary())
@@ -59,7 +61,9 @@ class Prediction:
         return {
             "size": f"{counted(depth, 'slice')} of {height} x {width} pixels",
             "grid": f"{grid[0]} x {grid[1]}, as the network predicts",
-            "classes": f"{labelled(self.labels)}, above {self._above()}",
+            "classes": (
+                f"{labelled(self.labels, self.class_names)}, above {self._above()}"
+            ),
             "maps": ", ".join(self.maps),
             "samples": kept,
             "seconds": f"{self.seconds:.3g}",

@@ -14,6 +14,7 @@ from biedsnet_jax.prediction.fields_text import fields_text
 from biedsnet_jax.prediction.result import UNCERTAINTIES, Prediction
 from biedsnet_jax.prediction.scans import Item, Scan
 from biedsnet_jax.runtime import files
+from biedsnet_jax.scoring.class_names import titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +125,10 @@ class ScanPrediction(Prediction):
         where = f"slice {z}" if len(self.image) > 1 else "image"
         if len(self.labels) == 1:
             return [where]
-        return [f"{where}, class {k + 1}" for k in range(len(self.labels))]
+        names = self.class_names
+        return [
+            f"{where}, class {titled(k + 1, names)}" for k in range(len(self.labels))
+        ]
 
     def _fullest_slice(self) -> int:
         mask = self.maps["probability"] > np.array(self.thresholds, np.float32)
@@ -156,6 +160,7 @@ def of_scan(scan: Scan, prediction: Prediction) -> ScanPrediction:
         threshold=prediction.threshold,
         labels=prediction.labels,
         seconds=prediction.seconds,
+        class_names=prediction.class_names,
         scan=scan,
         postprocess=prediction.postprocess,
         spacing=prediction.spacing,

@@ -27,7 +27,9 @@ class Results:
 
     def __init__(self, job: Job, todo: Mapping[str, str], *, part: int | None = None):
         self.job, self.todo = job, todo
-        self._summary = outputs.Summary(job.folder, classes=job.classes, part=part)
+        self._summary = outputs.Summary(
+            job.folder, classes=job.classes, part=part, named=bool(job.class_names)
+        )
         self._record = made_from.Record(job.folder, part=part)
 
     def forget(self, names: Iterable[str]) -> None:

@@ -24,7 +24,7 @@ from biedsnet_jax.runtime import devices
 from biedsnet_jax.segmenters import fusion, segmenter, tiling
 from biedsnet_jax.types import Image
 
-# Probability of a batch without its padding, its image and mask, and its examples.
+# Probability of a batch without its padding, its image, mask and known, and its examples.
 Predicted = tuple[np.ndarray, dict[str, np.ndarray], list[dict]]
 
 
@@ -81,7 +81,9 @@ class Trained:
             "data": config.data.name or config.data.root or config.data.source,
             "step": f"{self.step:,} of {config.train.steps:,}",
             "grid": f"{size} x {size} pixels, {channels}",
-            "classes": labelled(build_data.class_labels(config)),
+            "classes": labelled(
+                build_data.class_labels(config), config.data.class_names
+            ),
             "sampler": self._sampler(),
             "threshold": f"{config.threshold:g}",
             "devices": f"{self.mesh.size} x {device}",
@@ -145,7 +147,11 @@ class Trained:
             probability = np.asarray(self.predict_batch(*arguments))
             if clock:
                 clock.add(time.perf_counter() - start, len(examples))
-            parts = {name: batch[name][: len(examples)] for name in ("image", "mask")}
+            parts = {
+                name: batch[name][: len(examples)]
+                for name in ("image", "mask", "known")
+                if name in batch
+            }
             yield probability[: len(examples)], parts, examples
 
     def most_slices(self, canvas: tuple[int, int]) -> int:

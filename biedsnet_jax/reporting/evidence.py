@@ -89,7 +89,9 @@ def gather(shown: Sequence[Evaluated]) -> Evidence:
     slices = set()
     for run in runs:
         trained_on |= set(run.fields.get("trained_on") or ())
-        slices |= {(case, number) for case, number, _ in run.images}
+        known = zip(run.images, run.image_pixels.tolist())
+        # Of no pixel is a class that was not annotated there.
+        slices |= {(case, number) for (case, number, _), every in known if every != 0}
     lines = [learning.read_metrics(run.workdir) for run in runs]
     trends = [learning.loss_trend(of_run) for of_run in lines]
     return Evidence(
@@ -102,7 +104,7 @@ def gather(shown: Sequence[Evaluated]) -> Evidence:
         slices=len(slices),
         volume_dice=_volume_score(of_class),
         class_dice={
-            label: comparison.mean(np.array(list(cases.values())))
+            runs[0].titled(label): comparison.mean(np.array(list(cases.values())))
             for label, cases in of_class.items()
         },
         slice_dice=_score(pooled.scores["dice"], pooled.case.tolist()),

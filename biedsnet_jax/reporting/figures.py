@@ -198,7 +198,8 @@ def _slices(x, dice, tips):
 
 def _tip(run, i):
     case, number, label = run.images[i]
-    return f"{case}, slice {number}, class {label}: {run.scores['dice'][i]:.4f}"
+    dice = run.scores["dice"][i]
+    return f"{case}, slice {number}, class {run.titled(label)}: {dice:.4f}"
 
 
 def _spread(count):

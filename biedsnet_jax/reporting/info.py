@@ -48,6 +48,7 @@ def describe(workdir: pathlib.Path) -> dict[str, Any]:
         "data": _field(config, "data.name") or _field(config, "data.source"),
         "size": _field(config, "data.size"),
         "classes": _field(config, "data.classes"),
+        "class_names": _field(config, "data.class_names") or [],
         "seed": _field(config, "seed"),
         "step": step,
         "best_step": best,
@@ -158,6 +159,8 @@ def _lines(facts):
     yield "workdir", facts["workdir"]
     yield "network", f"{facts['network']}, row {facts['row']}, seed {facts['seed']}"
     size = f"{facts['size']} pixels a side, classes {facts['classes']}"
+    if names := ", ".join(facts["class_names"]):
+        size += f" ({names})"
     yield "data", f"{facts['data']}, {size}"
     if facts["step"] is None:
         yield "step", f"no checkpoint yet, of {facts['steps']} steps"

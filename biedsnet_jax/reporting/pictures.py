@@ -60,6 +60,9 @@ def _run(one, slices):
         "processed": postprocess_text.has_rules(one.run.fields.get("postprocess")),
         "level": round(threshold * LEVELS),
         "times": one.data.times.tolist(),
+        "classes": [
+            one.run.titled(k + 1) for k in range(one.data.probability.shape[-1])
+        ],
         "slices": sorted(slices, key=_worst_first),
     }
 

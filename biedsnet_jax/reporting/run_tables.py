@@ -169,6 +169,7 @@ def _facts(one):
         "Workdir": str(one.run.workdir),
         "Network": f"{fields['network']}, {fields['parameters']:,} parameters",
         "Data set": f"{fields['dataset']}, {field('size')} pixels a side",
+        "Classes": _listed(fields.get("class_names")),
         "Evaluation": _difference(fields),
         "Scored on": results.grid(fields),
         "Cases in train, val, test": sides,
@@ -197,6 +198,11 @@ def _sampling(fields):
     sampling = _joined(fields.get("sampler") or {}) or "one pass"
     mirror = fields.get("mirror")
     return f"{sampling}, mirrored {mirror}" if mirror else sampling
+
+
+def _listed(names):
+    numbered = enumerate(names or (), start=1)
+    return ", ".join(f"{k} {name}" for k, name in numbered) or "not named"
 
 
 def _joined(values):

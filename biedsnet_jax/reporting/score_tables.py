@@ -162,7 +162,8 @@ def _without_lesion(row):
     classes = {}
     if len(labels) > 1:
         for label in labels:
-            classes[label] = false_lesions.added(_of_class(tests, label))
+            name = row.runs[0].titled(label)
+            classes[name] = false_lesions.added(_of_class(tests, label))
     found = false_lesions.sentences(every, classes)
     if not found:
         return ""

@@ -203,7 +203,7 @@ def _cases_table(runs):
     cells = []
     for one, row in rows[:MOST_CASES]:
         name = row["case"]
-        name += f", class {row['class']}" if several_classes else ""
+        name += f", class {one.run.titled(row['class'])}" if several_classes else ""
         name += f", {one.name}" if several_seeds else ""
         line = [name, f"{row['slices']:.0f}"]
         line += [decimal(row[column], 3) for column in ("dice", "recall", "precision")]

@@ -51,7 +51,7 @@ class Confidence(NamedTuple):
         return "overconfident" if surplus > 0 else "underconfident"
 
 
-def mean_entropy(p: Float[np.ndarray, "h w"]) -> float:
+def mean_entropy(p: Float[np.ndarray, "*pixels"]) -> float:
     """Mean entropy of the pixels that are LIKELY, in bits; 0 where none is.
 
     It says how unsure a slice's mask is.

@@ -7,6 +7,8 @@ undefined there. Imports no jax.
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from biedsnet_jax.scoring.class_names import titled
+
 
 class Mask(NamedTuple):
     """Whether the mask of one class in one slice has a pixel, true and predicted."""
@@ -54,7 +56,7 @@ def added(counts: Iterable[Counts]) -> Counts:
 def sentences(every: Counts, classes: Mapping[str, Counts]) -> list[str]:
     """Puts counts into words; no sentence where every slice has a lesion of every class.
 
-    `classes` has the counts of each class, where there are several.
+    `classes` has the counts of each class, by number and name, where there are several.
     """
     found = [_of_all(every)] if every.slices else []
     for label, of_class in classes.items():
@@ -68,7 +70,7 @@ def of_results(results: Mapping) -> list[str]:
     if "without_lesion" not in results:
         return []
     classes = {
-        label: Counts(**of_class["without_lesion"])
+        titled(label, results.get("class_names")): Counts(**of_class["without_lesion"])
         for label, of_class in results.get("classes", {}).items()
     }
     return sentences(Counts(**results["without_lesion"]), classes)

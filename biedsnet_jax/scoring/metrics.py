@@ -35,6 +35,7 @@ def standard(
     spacing: Spacing | None = None,
     nsd_tolerance: float = 2.0,  # pixels
     nsd_tolerance_mm: float = 2.0,
+    known: Bool[np.ndarray, "*space"] | None = None,
 ) -> dict[str, float]:
     """Computes exact overlap and surface measures of a class, in 2 or 3 dimensions.
 
@@ -49,9 +50,14 @@ def standard(
     largest distance two of its pixels can have. NaN would be left out of the mean and
     so reward a model for predicting nothing.
 
+    Pixels that are not `known`, None for none, are taken out of both masks and counted
+    nowhere. A lesion that reaches among them has a border along them, where that of a
+    prediction which reaches there too lies in the same place. Nothing known: all NaN.
+
     Raises BadInput for a spacing that is not one positive number an axis.
     """
-    values = overlap(**_confusion(pred=pred, truth=truth))
+    pred, truth = known_part(pred, known), known_part(truth, known)
+    values = overlap(**_confusion(pred=pred, truth=truth, known=known))
     found = borders(pred=pred, truth=truth)
     pixels = surface_distances(
         found, spacing=(1.0,) * truth.ndim, tolerance=nsd_tolerance
@@ -63,8 +69,18 @@ def standard(
     return values
 
 
+def known_part(
+    mask: Bool[np.ndarray, "*space"], known: Bool[np.ndarray, "*space"] | None
+) -> Bool[np.ndarray, "*space"]:
+    """A mask without what is not known; itself where all is."""
+    return mask if known is None else mask & known
+
+
 def paper(
-    *, pred: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]
+    *,
+    pred: Bool[np.ndarray, "h w"],
+    truth: Bool[np.ndarray, "h w"],
+    known: Bool[np.ndarray, "h w"] | None = None,
 ) -> dict[str, float]:
     """Computes the measures that the paper's tables point to, defined on empty masks too.
 
@@ -72,9 +88,13 @@ def paper(
     denominator, so the first two are 0 on empty truth where Dice is 1 if the prediction
     is empty as well. HD takes each image *row* as one point (see `row_hausdorff`): the
     root of a pixel count, no distance in the image. Recall and precision are not
-    swapped here; the paper's own two columns may be.
+    swapped here; the paper's own two columns may be. Pixels that are not `known` are
+    taken out; where nothing is known, all are NaN.
     """
-    tp, fp, fn, tn = _confusion(pred=pred, truth=truth).values()
+    if known is not None and not known.any():
+        return dict.fromkeys(PAPER, math.nan)
+    pred, truth = known_part(pred, known), known_part(truth, known)
+    tp, fp, fn, tn = _confusion(pred=pred, truth=truth, known=known).values()
     return {
         "dice": (2 * tp + 1) / (2 * tp + fp + fn + 1),
         "hd": row_hausdorff(pred=pred, truth=truth),
@@ -85,12 +105,15 @@ def paper(
     }
 
 
-def _confusion(*, pred: np.ndarray, truth: np.ndarray) -> dict[str, int]:
-    """Counts pixels, in the order of `volumes.COUNTS`."""
+def _confusion(
+    *, pred: np.ndarray, truth: np.ndarray, known: np.ndarray | None
+) -> dict[str, int]:
+    """Counts pixels, of masks without what is not known, as `volumes.COUNTS` has them."""
+    size = truth.size if known is None else int(np.count_nonzero(known))
     tp = int(np.count_nonzero(pred & truth))
     fp = int(np.count_nonzero(pred)) - tp
     fn = int(np.count_nonzero(truth)) - tp
-    return {"tp": tp, "fp": fp, "fn": fn, "tn": truth.size - tp - fp - fn}
+    return {"tp": tp, "fp": fp, "fn": fn, "tn": size - tp - fp - fn}
 
 
 def slice_row(
@@ -103,20 +126,24 @@ def slice_row(
     spacing: Spacing | None = None,
     nsd_tolerance: float = 2.0,
     nsd_tolerance_mm: float = 2.0,
+    known: Bool[np.ndarray, "h w"] | None = None,
 ) -> dict[str, str | int | float]:
     """Makes a row of `slices.csv`: one class, `label`, of one slice.
 
     Columns: case, slice, class (from 1), pixel counts, and those of `standard`.
     Undefined values are NaN. The *_mm columns are there only where the spacing is known.
+    Counts are of the pixels `known`: none where the class was not annotated.
     """
     row = {"case": case, "slice": slice, "class": label}
-    row |= _confusion(pred=pred, truth=truth)
+    pred, truth = known_part(pred, known), known_part(truth, known)
+    row |= _confusion(pred=pred, truth=truth, known=known)
     row |= standard(
         pred=pred,
         truth=truth,
         spacing=spacing,
         nsd_tolerance=nsd_tolerance,
         nsd_tolerance_mm=nsd_tolerance_mm,
+        known=known,
     )
     return row
 
@@ -131,15 +158,17 @@ def volume_row(
     spacing: Spacing | None = None,  # mm between slices, rows and columns
     nsd_tolerance: float = 2.0,  # voxels
     nsd_tolerance_mm: float = 2.0,
+    known: Bool[np.ndarray, "d h w"] | None = None,
 ) -> dict[str, str | int | float]:
     """Makes a row of `volumes.csv`: one class, `label`, of one volume.
 
     Columns: case, volume (its name where a case has several), class, slices, voxel
     counts, overlap, and distances and NSD in three dimensions: in mm, with millilitres
     of truth and prediction, or in voxels without `spacing`. Conventions are those of
-    `standard`.
+    `standard`, of voxels that are not `known` too.
     """
-    counts = _confusion(pred=pred, truth=truth)
+    pred, truth = known_part(pred, known), known_part(truth, known)
+    counts = _confusion(pred=pred, truth=truth, known=known)
     row = {"case": case, "volume": volume, "class": label, "slices": len(truth)}
     row |= counts
     row |= overlap(**counts)
@@ -158,10 +187,13 @@ def volume_row(
 
 
 def paper_columns(
-    *, pred: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]
+    *,
+    pred: Bool[np.ndarray, "h w"],
+    truth: Bool[np.ndarray, "h w"],
+    known: Bool[np.ndarray, "h w"] | None = None,
 ) -> dict[str, float]:
     """Makes the columns paper_* that `slices.csv` has with eval.paper; see `paper`."""
-    smoothed = paper(pred=pred, truth=truth)
+    smoothed = paper(pred=pred, truth=truth, known=known)
     return {f"paper_{name}": value for name, value in smoothed.items()}
 
 
@@ -171,7 +203,9 @@ def summarise(rows: Sequence[dict]) -> dict:
     n_images, n_cases; n_empty (rows with empty truth), n_missed (rows with truth but no
     prediction), and false_positive_slices (rows with empty truth but a prediction,
     which no mean of Dice shows); without_lesion, the `false_lesions.Counts` of slices
-    and whole cases. Then "standard", each metric with
+    and whole cases. A row of which nothing is known counts in none of these, nor does a
+    slice of such rows alone; where there are any, n_masks is the number of the others.
+    Then "standard", each metric with
 
     - mean: over rows, NaN left out; n is how many were left in. Only accuracy keeps
       rows with empty truth.
@@ -215,10 +249,11 @@ def _summary(rows: Sequence[dict]) -> dict:
     columns = {name: _column(rows, name) for name in (*names, *paper_names)}
     bounds = statistics.intervals(columns, [row["case"] for row in rows])
     intervals = {name: [_json(bound) for bound in bounds[name]] for name in columns}
-    empty = [row for row in rows if row["tp"] + row["fn"] == 0]
+    known = [row for row in rows if volumes.is_known(row)]
+    empty = [row for row in known if row["tp"] + row["fn"] == 0]
     summary = {
-        "n_images": len({(row["case"], row["slice"]) for row in rows}),
-        "n_cases": len({row["case"] for row in rows}),
+        "n_images": len({(row["case"], row["slice"]) for row in known}),
+        "n_cases": len({row["case"] for row in known}),
         "n_empty": len(empty),
         "n_missed": sum(row["fn"] > 0 and row["tp"] + row["fp"] == 0 for row in rows),
         "false_positive_slices": [
@@ -231,11 +266,13 @@ def _summary(rows: Sequence[dict]) -> dict:
             for row in empty
             if row["fp"] > 0
         ],
-        "without_lesion": false_lesions.count(map(_mask, rows))._asdict(),
+        "without_lesion": false_lesions.count(map(_mask, known))._asdict(),
         "standard": {
             name: _entry(rows, name, columns[name], intervals[name]) for name in names
         },
     }
+    if len(known) < len(rows):
+        summary["n_masks"] = len(known)
     if paper_names:
         summary["paper"] = {
             name: _json(_mean(columns[f"paper_{name}"])) for name in PAPER

@@ -19,16 +19,17 @@ class Counts:
         self,
         probability: Float[np.ndarray, "b h w k"],
         truth: Bool[np.ndarray, "b h w k"],
+        known: Float[np.ndarray, "b h w k"] | None = None,
     ) -> None:
-        """Adds one batch."""
+        """Adds the pixels of one batch, where `known` is given those that it marks."""
         # A pixel that is not a number reaches the lowest threshold alone.
         sound = np.clip(np.nan_to_num(probability.astype(np.float64)), 0, 1)
         reached = (sound * (THRESHOLDS - 1)).astype(np.int64)
         for k, pixels in enumerate(self.pixels):
-            cell = reached[..., k] * 2 + truth[..., k]
-            pixels += np.bincount(cell.ravel(), minlength=THRESHOLDS * 2).reshape(
-                THRESHOLDS, 2
-            )
+            cell = (reached[..., k] * 2 + truth[..., k]).ravel()
+            if known is not None:
+                cell = cell[known[..., k].ravel() > 0]
+            pixels += np.bincount(cell, minlength=THRESHOLDS * 2).reshape(THRESHOLDS, 2)
 
     def curves(self) -> list[dict[str, np.ndarray]]:
         """Lists tp, fp, tn, fn, precision and recall of each class, by threshold.

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import csv_text, files
-from biedsnet_jax.scoring import volumes
+from biedsnet_jax.scoring import class_names, volumes
 from biedsnet_jax.scoring.false_lesions import Mask
 
 SLICES = "slices.csv"
@@ -83,13 +83,24 @@ class Run:
     # slices have no pixel counts.
     cases: list[dict[str, str | float]]
 
+    def titled(self, label: int | str) -> str:
+        """Writes a class with its name, where it has one."""
+        return class_names.titled(label, self.fields.get("class_names"))
+
     def masks(self) -> list[Mask]:
-        """Lists which masks have a pixel; none where that was not recorded."""
-        counts = zip(self.truth_pixels.tolist(), self.predicted_pixels.tolist())
+        """Lists which known masks have a pixel; none where that was not recorded."""
+        counts = zip(
+            self.truth_pixels.tolist(),
+            self.predicted_pixels.tolist(),
+            self.image_pixels.tolist(),
+        )
         return [
             Mask(case, number, label, true > 0, predicted > 0)
-            for (case, number, label), (true, predicted) in zip(self.images, counts)
-            if not math.isnan(true + predicted)
+            for (case, number, label), (true, predicted, every) in zip(
+                self.images, counts
+            )
+            # Of no pixel is a class that was not annotated there.
+            if every > 0
         ]
 
 
@@ -284,7 +295,7 @@ def _counted(row):
 
 def _numeric(row):
     """A row of cases.csv with numbers for all but its names."""
-    names = ("case", "class")
+    names = ("case", "class", class_names.COLUMN)
     return {
         name: value if name in names else float(value) for name, value in row.items()
     }

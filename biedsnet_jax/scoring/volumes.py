@@ -21,10 +21,11 @@ OVERLAPS = ("dice", "iou", "accuracy", "recall", "precision")
 def overlap(*, tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
     """Computes the five overlap measures from pixel counts.
 
-    Without truth all but accuracy are NaN. A missed truth has Dice, IoU, recall and
-    precision 0, see `metrics.standard`.
+    Without truth all but accuracy are NaN, without any pixel that too. A missed truth
+    has Dice, IoU, recall and precision 0, see `metrics.standard`.
     """
-    accuracy = (tp + tn) / (tp + fp + fn + tn)
+    pixels = tp + fp + fn + tn
+    accuracy = (tp + tn) / pixels if pixels else math.nan
     if tp + fn == 0:
         return dict.fromkeys(OVERLAPS, math.nan) | {"accuracy": accuracy}
     return {
@@ -44,6 +45,11 @@ def by_volume(rows: Sequence[Mapping]) -> dict[tuple, list[Mapping]]:
     return dict(volumes)
 
 
+def is_known(row: Mapping) -> bool:
+    """Whether a row counts any pixel; none are counted of a class not annotated there."""
+    return any(row[name] for name in COUNTS)
+
+
 def summed(rows: Sequence[Mapping]) -> dict[str, int]:
     """Adds up the pixel counts of rows."""
     return {name: sum(row[name] for row in rows) for name in COUNTS}
@@ -61,8 +67,10 @@ def case_rows(
     lesions, lesions_missed and lesions_false. Where `pixel_mm2` has the area of a pixel
     of every (case, slice), also truth_mm2 and predicted_mm2: areas summed over the
     slices. Times the distance between slices, which no source tells, they are volumes
-    in mm3.
+    in mm3. Slices of which nothing is known do not count, and a volume of such alone has
+    no row.
     """
+    rows = [row for row in rows if is_known(row)]
     lesions = by_volume(lesion_rows or ())
     measured = all((row["case"], row["slice"]) in pixel_mm2 for row in rows)
     found = []

@@ -73,6 +73,7 @@ class Consistency:
         own = {name: value for name, value in variables.items() if name != "teacher"}
         image = batch["image"]
         y = batch["mask"]
+        known = batch.get("known")
         noises = self.student.schedule
         grid = schedule.select_timesteps(noises.timesteps, self.grid)
         times = jnp.asarray(grid[::-1])
@@ -97,9 +98,10 @@ class Consistency:
             self.student.network, own, inputs, key_dropout, train
         )
         heads = [logits, *out.get("supervision", [])]
-        consistency = jnp.mean(self.student.heads_loss(heads, target))
-        truth = jnp.mean(self.student.heads_loss(heads, y))
-        train_dice = segmenter.train_dice(logits > 0, y)
+        # The teacher has a mask where the truth is not known too.
+        consistency = jnp.mean(self.student.heads_loss(heads, target, None))
+        truth = jnp.mean(self.student.heads_loss(heads, y, known))
+        train_dice = segmenter.train_dice(logits > 0, y, known)
         metrics = {"consistency": consistency, "truth": truth, "train_dice": train_dice}
         return consistency + self.truth_weight * truth, (metrics, batch_stats)
 

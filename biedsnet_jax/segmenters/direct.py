@@ -40,7 +40,7 @@ class Direct:
     ) -> Loss:
         """See Segmenter."""
         inputs = self._inputs(batch["image"])
-        return segmenter.mask_loss(self, variables, inputs, batch["mask"], key, train)
+        return segmenter.mask_loss(self, variables, inputs, batch, key, train)
 
     def predict(
         self, variables: Variables, image: Image, keys: Keys, *, ensemble: int

@@ -1,7 +1,9 @@
 """Losses of a batch.
 
 Every loss keeps the batch axis, so that a padded example can be left out. All are
-finite on empty and on full masks.
+finite on empty and on full masks. `known`, shaped as the mask, is 1 where a pixel's truth
+in a class is known and 0 elsewhere: means and sums are over known pixels alone, and an
+example of which nothing is known has the loss 0. None: all is known.
 
 The paper's joint diffusion and segmentation loss, of logits l, p = sigmoid(l) and mask
 y, has the weights of docs/paper.md:
@@ -12,6 +14,7 @@ Under multi-layer supervision it is sum_i w_i joint(l_i, y) over the final and t
 heads.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,35 +25,51 @@ from biedsnet_jax.errors import BadInput
 from biedsnet_jax.types import Logits, Mask
 
 PerExample = Float[Array, " b"]
-LossFn = Callable[[Logits, Mask], PerExample]
+# (logits, mask), and `known` by name where it is not None.
+LossFn = Callable[..., PerExample]
 
 
-def smooth_l1(p: Mask, y: Mask, *, beta: float = 1.0) -> PerExample:
+def smooth_l1(
+    p: Mask, y: Mask, *, beta: float = 1.0, known: Mask | None = None
+) -> PerExample:
     """Mean over pixels of d^2 / (2 beta) where d = |p - y| < beta, else d - beta / 2.
 
     Source: Girshick 2015.
     """
     d = jnp.abs(p - y)
-    return _pixel_mean(jnp.where(d < beta, 0.5 * d * d / beta, d - 0.5 * beta))
+    error = jnp.where(d < beta, 0.5 * d * d / beta, d - 0.5 * beta)
+    return known_mean(error, known)
 
 
-def mse(p: Mask, y: Mask) -> PerExample:
+def mse(p: Mask, y: Mask, *, known: Mask | None = None) -> PerExample:
     """Mean squared error over pixels and classes."""
-    return _pixel_mean(jnp.square(p - y))
+    return known_mean(jnp.square(p - y), known)
 
 
-def bce(logits: Logits, y: Mask) -> PerExample:
+def bce(logits: Logits, y: Mask, *, known: Mask | None = None) -> PerExample:
     """Mean binary cross entropy over pixels and classes: log(1 + exp(l)) - l y."""
     # From logits and not from p, so that it stays finite where p rounds to 0 or 1.
-    return _pixel_mean(jax.nn.softplus(logits) - logits * y)
+    return known_mean(jax.nn.softplus(logits) - logits * y, known)
 
 
-def dice(p: Mask, y: Mask, *, smooth: float = 1.0) -> PerExample:
-    """Mean over classes of 1 - (2 sum p y + smooth) / (sum p + sum y + smooth)."""
+def dice(
+    p: Mask, y: Mask, *, smooth: float = 1.0, known: Mask | None = None
+) -> PerExample:
+    """Mean over classes of 1 - (2 sum p y + smooth) / (sum p + sum y + smooth).
+
+    Classes of which nothing is known are left out of the mean.
+    """
+    if known is not None:
+        p = p * known
+        y = y * known
     # `smooth` keeps the loss finite where neither p nor y has a pixel.
     overlap = jnp.sum(p * y, axis=(1, 2))
     total = jnp.sum(p + y, axis=(1, 2))
-    return jnp.mean(1.0 - (2.0 * overlap + smooth) / (total + smooth), axis=-1)
+    loss = 1.0 - (2.0 * overlap + smooth) / (total + smooth)
+    if known is None:
+        return jnp.mean(loss, axis=-1)
+    there = jnp.any(known > 0, axis=(1, 2))
+    return jnp.sum(loss * there, axis=-1) / jnp.maximum(jnp.sum(there, axis=-1), 1)
 
 
 def joint(
@@ -61,16 +80,18 @@ def joint(
     dice_smooth: float = 1.0,
     dice_weight: float = 1.0,
     bce_weight: float = 0.5,
+    known: Mask | None = None,
 ) -> PerExample:
     """The paper's joint diffusion and segmentation loss for one head."""
     p = jax.nn.sigmoid(logits)
-    overlap = dice_weight * dice(p, y, smooth=dice_smooth)
-    return smooth_l1(p, y, beta=smooth_l1_beta) + overlap + bce_weight * bce(logits, y)
+    overlap = dice_weight * dice(p, y, smooth=dice_smooth, known=known)
+    error = smooth_l1(p, y, beta=smooth_l1_beta, known=known)
+    return error + overlap + bce_weight * bce(logits, y, known=known)
 
 
-def mse_only(logits: Logits, y: Mask) -> PerExample:
+def mse_only(logits: Logits, y: Mask, *, known: Mask | None = None) -> PerExample:
     """MSE of p, which stands in for `joint` in ablation rows 1 to 3."""
-    return mse(jax.nn.sigmoid(logits), y)
+    return mse(jax.nn.sigmoid(logits), y, known=known)
 
 
 def dice_bce(
@@ -80,26 +101,34 @@ def dice_bce(
     dice_smooth: float = 1e-5,
     dice_weight: float = 1.0,
     bce_weight: float = 0.5,
+    known: Mask | None = None,
 ) -> PerExample:
     """Weighted Dice and BCE, the loss of the direct networks.
 
     The defaults are those of UNet++'s and UNeXt's authors.
     """
-    overlap = dice(jax.nn.sigmoid(logits), y, smooth=dice_smooth)
-    return dice_weight * overlap + bce_weight * bce(logits, y)
+    overlap = dice(jax.nn.sigmoid(logits), y, smooth=dice_smooth, known=known)
+    return dice_weight * overlap + bce_weight * bce(logits, y, known=known)
 
 
 LOSSES = {"joint": joint, "mse": mse_only, "dice_bce": dice_bce}
 
 
 def supervised(
-    loss: LossFn, heads: Sequence[Logits], y: Mask, weights: Sequence[float]
+    loss: LossFn,
+    heads: Sequence[Logits],
+    y: Mask,
+    weights: Sequence[float],
+    known: Mask | None = None,
 ) -> PerExample:
-    """Weighted sum of `loss` over heads, final head first.
+    """Weighted sum of `loss` over heads, final head first, all at the mask's size.
 
     A single head counts fully whatever its weight. Raises BadInput unless several heads
     have a weight each.
     """
+    # A loss of one's own need not know of `known` while all is known.
+    if known is not None:
+        loss = functools.partial(loss, known=known)
     if len(heads) == 1:
         return loss(heads[0], y)
     if len(heads) != len(weights):
@@ -110,5 +139,9 @@ def supervised(
     return sum(w * loss(logits, y) for w, logits in zip(weights, heads))
 
 
-def _pixel_mean(x):
-    return jnp.mean(x, axis=(1, 2, 3))
+def known_mean(x: Float[Array, "b h w k"], known: Mask | None = None) -> PerExample:
+    """Mean of an example's values over known pixels and classes; 0 where none is."""
+    if known is None:
+        return jnp.mean(x, axis=(1, 2, 3))
+    total = jnp.sum(x * known, axis=(1, 2, 3))
+    return total / jnp.maximum(jnp.sum(known, axis=(1, 2, 3)), 1)

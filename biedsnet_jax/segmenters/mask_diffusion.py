@@ -32,7 +32,7 @@ class Diffusion:
 
     network: nn.Module
     schedule: Schedule
-    heads_loss: HeadsLoss  # (logits of final and side heads, mask) -> "b"
+    heads_loss: HeadsLoss
     mask_range: str = "plus_minus"
     mask_scale: float = 1.0
     self_condition: bool = False
@@ -50,7 +50,11 @@ class Diffusion:
     def loss(
         self, variables: Variables, batch: Batch, key: PRNGKey, *, train: bool
     ) -> Loss:
-        """See Segmenter. It draws x_t from q(x_t | x_0) at a uniform t."""
+        """See Segmenter. It draws x_t from q(x_t | x_0) at a uniform t.
+
+        Where the truth is not known, x_0 is background, noised as elsewhere: the network
+        sees a mask like any other there, and the loss does not look.
+        """
         key_t, key_noise, key_dropout = jax.random.split(key, 3)
         y = batch["mask"]
         # Every example has a time of its own.
@@ -62,7 +66,7 @@ class Diffusion:
             x_0 = self._predicted(variables, x_t, image, t, key_dropout, train)
             x_t = self._with_prediction(x_t, x_0)
         inputs = x_t, image, t
-        return segmenter.mask_loss(self, variables, inputs, y, key_dropout, train)
+        return segmenter.mask_loss(self, variables, inputs, batch, key_dropout, train)
 
     def predict(
         self, variables: Variables, image: Image, keys: Keys, *, ensemble: int

@@ -22,7 +22,8 @@ class NoisePrediction:
 
         mean (eps - eps_hat)^2 + VLB in bits, eps_hat held + 10 mean (y - calibration)^2
 
-    A sample, clipped to [0, 1], is a probability.
+    All three are means over pixels whose truth is known; where it is not, x_0 is
+    background. A sample, clipped to [0, 1], is a probability.
     """
 
     network: nn.Module
@@ -44,6 +45,7 @@ class NoisePrediction:
         """See Segmenter."""
         key_t, key_noise, key_dropout = jax.random.split(key, 3)
         y = batch["mask"]
+        known = batch.get("known")
         # Every example has a time of its own.
         t = jax.random.randint(key_t, (len(y),), 0, self.schedule.timesteps)
         eps = jax.random.normal(key_noise, y.shape)
@@ -60,16 +62,23 @@ class NoisePrediction:
         mean, _, _ = process.posterior(self.schedule, x_0=x_0_hat, x_t=x_t, t=t)
         log_variance = process.learned_range_log_variance(self.schedule, v=v, t=t)
         bits = vlb.vlb_bits(
-            self.schedule, x_0=y, x_t=x_t, t=t, mean=mean, log_variance=log_variance
+            self.schedule,
+            x_0=y,
+            x_t=x_t,
+            t=t,
+            mean=mean,
+            log_variance=log_variance,
+            known=known,
         )
         calibration = out["calibration"]
         terms = {
-            "eps": jnp.mean(losses.mse(eps_hat, eps)),
+            "eps": jnp.mean(losses.mse(eps_hat, eps, known=known)),
             "vlb": jnp.mean(bits),
             "calibration": self.calibration_weight
-            * jnp.mean(losses.mse(calibration, y)),
+            * jnp.mean(losses.mse(calibration, y, known=known)),
         }
-        metrics = {**terms, "train_dice": segmenter.train_dice(calibration > 0.5, y)}
+        train_dice = segmenter.train_dice(calibration > 0.5, y, known)
+        metrics = {**terms, "train_dice": train_dice}
         return sum(terms.values()), (metrics, batch_stats)
 
     def predict(

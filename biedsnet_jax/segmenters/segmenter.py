@@ -20,7 +20,8 @@ Variables = dict
 Probabilities = Float[Array, "n b h w k"]
 # One per image, so that a mask does not depend on what shares its batch.
 Keys = Key[Array, " b"]
-HeadsLoss = Callable[[Sequence, Array], Float[Array, " b"]]
+# (logits of final and side heads, mask, known or None) -> "b".
+HeadsLoss = Callable[[Sequence, Array, Array | None], Float[Array, " b"]]
 Loss = tuple[Array, tuple[dict, dict]]
 
 
@@ -71,20 +72,27 @@ def apply(
 
 
 def mask_loss(
-    method, variables: Variables, inputs: tuple, y, key_dropout, train: bool
+    method, variables: Variables, inputs: tuple, batch: Batch, key_dropout, train: bool
 ) -> Loss:
     """Applies a method's network, which predicts masks, and scores all its heads."""
+    y = batch["mask"]
+    known = batch.get("known")
     (logits, out), batch_stats = apply(
         method.network, variables, inputs, key_dropout, train
     )
     heads = [logits, *out.get("supervision", [])]
-    value = jnp.mean(method.heads_loss(heads, y))
-    return value, ({"train_dice": train_dice(logits > 0, y)}, batch_stats)
+    value = jnp.mean(method.heads_loss(heads, y, known))
+    metrics = {"train_dice": train_dice(logits > 0, y, known)}
+    return value, (metrics, batch_stats)
 
 
-def train_dice(mask, y) -> Float[Array, ""]:
-    """Mean Dice of a batch of predicted masks."""
-    return 1.0 - jnp.mean(losses.dice(mask.astype(jnp.float32), y))
+def train_dice(mask, y, known=None) -> Float[Array, ""]:
+    """Mean Dice of a batch of predicted masks, of those examples of which any is known."""
+    loss = losses.dice(mask.astype(jnp.float32), y, known=known)
+    if known is None:
+        return 1.0 - jnp.mean(loss)
+    there = jnp.any(known > 0, axis=(1, 2, 3))
+    return 1.0 - jnp.sum(loss * there) / jnp.maximum(jnp.sum(there), 1)
 
 
 def draw(network, image: Image, keys: Keys, number) -> tuple[Array, Keys]:

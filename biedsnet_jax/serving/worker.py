@@ -92,7 +92,8 @@ class Worker:
             mask = folder / f"mask{'.png' if scan.volume is None else '.nii.gz'}"
             rows = outputs.write_mask(scan, prediction, mask)
             rows = [row | _NEUTRAL for row in rows]
-            files.write_text(folder / SUMMARY, outputs.text_of(rows))
+            text = outputs.text_of(rows, named=bool(prediction.class_names))
+            files.write_text(folder / SUMMARY, text)
             window = self.predictor.model.config.data.window
             _write_slices(folder, scan, prediction, window)
         shutil.rmtree(folder / handoff.FOLDER, ignore_errors=True)
@@ -191,6 +192,7 @@ def _facts(scan: Scan, prediction: Prediction, mask: Path, rows) -> dict:
         "aspect": width * spacing[1] / (height * spacing[0]),
         "colours": 3 if _is_coloured(scan) else 1,
         "classes": len(prediction.labels),
+        "class_names": list(prediction.class_names),
         "maps": [name for name in UNCERTAINTIES if name in prediction.maps],
         "samples": prediction.sample_count,
         "levels": LEVELS,

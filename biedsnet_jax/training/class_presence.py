@@ -6,6 +6,7 @@ import numpy as np
 
 from biedsnet_jax.config import build_data
 from biedsnet_jax.data.sources.source import Source
+from biedsnet_jax.scoring.class_names import titled
 
 # Slices looked at in a split: enough to find all but the rarest classes, in seconds.
 MOST = 1000
@@ -17,14 +18,16 @@ _MEANS = {
 }
 
 
-def warnings(data: build_data.Data, classes: int) -> Iterator[str]:
-    """Yields a sentence for each split that lacks a class."""
+def warnings(
+    data: build_data.Data, classes: int, names: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yields a sentence for each split that lacks a class; `names` are theirs."""
     for split in build_data.SPLITS:
         indices = getattr(data, split)
         absent, looked = missing(data.source, indices, classes)
         if not absent or not indices:
             continue
-        what = " or ".join(f"class {k + 1}" for k in absent)
+        what = " or ".join(f"class {titled(k + 1, names)}" for k in absent)
         if classes == 1:
             what = "a lesion"
         count = f"{looked}"

@@ -160,6 +160,8 @@ def _open(cfg, workdir) -> build_data.Data:
     with processes.first_alone("data"):
         data = run_split.open_training(cfg, workdir)
     plan.settle(cfg, data)
+    build_data.check_unannotated(cfg, data.source)
+    build_data.take_facts(cfg, data.source.facts)
     return data
 
 
@@ -251,9 +253,12 @@ def _trace_step(cfg, update, mesh, state):
         jax.ShapeDtypeStruct((cfg.train.batch_size, *size, n), jnp.float32)
         for n in (channels, cfg.data.classes)
     )
+    batch = {"image": image, "mask": mask}
+    if build_data.has_unknown(cfg):
+        batch["known"] = mask
     key = jax.eval_shape(jax.random.key, 0)
     others = ({"teacher": state.ema_variables},) if update.fixed else ()
-    return step.trace(state, {"image": image, "mask": mask}, key, *others)
+    return step.trace(state, batch, key, *others)
 
 
 def _restore_teacher(cfg, like, mesh):
@@ -343,7 +348,8 @@ def _announce_start(cfg, data, state, earlier_steps):
         _announce_more_steps(cfg, earlier_steps, start)
     # With data.verify every file was read before, so a few more cost little.
     if cfg.data.verify:
-        for warning in class_presence.warnings(data, cfg.data.classes):
+        names = cfg.data.class_names
+        for warning in class_presence.warnings(data, cfg.data.classes, names):
             processes.say(f"warning: {warning}")
 
 

@@ -85,12 +85,16 @@ def mean_dice(
     scores = []
     for probability, batch, _ in model.predict_split(data, indices):
         mask = probability > model.config.threshold
+        # It is False where nothing is known.
         truth = batch["mask"] > 0.5
+        known = batch.get("known")
+        if known is not None:
+            mask &= known > 0
         overlap = (mask & truth).sum((1, 2))
         total = mask.sum((1, 2)) + truth.sum((1, 2))
         present = truth.any((1, 2))
         if counts:
-            counts.add(probability, truth)
+            counts.add(probability, truth, known)
         scores += list(2.0 * overlap[present] / total[present])
     return float(np.mean(scores)) if scores else None
 

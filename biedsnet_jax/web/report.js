@@ -286,7 +286,7 @@ function openRun() {
   // A slider over one place says nothing.
   by("slice").parentElement.hidden = of.slices.length < 2;
   by("step").parentElement.hidden = by("play").hidden = of.times.length < 2;
-  options(by("class"), of.slices[0].dice.map((_, k) => `${k + 1}`));
+  options(by("class"), of.classes);
   options(by("traced"), tracedSlices().map((one) => `${one.label} (${one.group})`));
   fillStrip();
   fillExtremes();

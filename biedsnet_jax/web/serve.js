@@ -288,7 +288,8 @@ function show(facts) {
   const middle = Math.floor((facts.slices - 1) / 2);
   Object.assign(state, { facts, slice: middle, klass: 0, level: facts.level, sample: -1, map: 0 });
   const samples = [[-1, "all, outlines"], ...numbered(facts.samples)];
-  options("class", numbered(facts.classes));
+  const named = numbered(facts.classes).map(([k, text]) => [k, [text, ...facts.class_names.slice(k, k + 1)].join(", ")]);
+  options("class", named);
   options("sample", facts.samples > 1 ? samples : []);
   options("map", facts.maps.map((name, n) => [n, MAPS[name][0]]));
   by("slice").max = facts.slices - 1;

@@ -159,3 +159,58 @@ def test_maps_of_a_canvas_come_back_to_the_slice():
     back = there.resize((30, 21), Image.Resampling.BILINEAR)
     canvas = way.place(way.resize(image))
     np.testing.assert_array_equal(way.back(canvas)[..., 0], np.asarray(back))
+
+
+# ---- What is not known
+
+
+def truth_of(mask, known):
+    return {
+        "mask": np.array(mask, np.uint8),
+        "known": np.array(known, np.uint8),
+        "spacing": None,
+    }
+
+
+def test_a_pixel_is_decided_on_its_known_part():
+    """Four pixels of 2 x 2, their classes 1 and 2 by digit, x where nobody looked."""
+    rows = ["1x1x2x10", "0xxx2xx2"]
+    cells = np.array([list(row) for row in rows])
+    known = np.repeat((cells != "x")[..., None], 2, axis=-1)
+    mask = np.stack([cells == "1", cells == "2"], axis=-1)
+    there = Fit((1, 4)).way((2, 8)).mask(truth_of(mask, known))
+    # Half of the first is lesion; of the second a quarter is known; all that is known of
+    # the third; of the last a third each, and the first of equals.
+    assert there["known"][0].tolist() == [[1, 1], [0, 0], [1, 1], [1, 1]]
+    assert there["mask"][0].tolist() == [[1, 0], [0, 0], [0, 1], [1, 0]]
+    shares = Fit((1, 4)).way((2, 8)).shares(truth_of(mask, known))
+    assert shares["known"].tolist() == there["known"].tolist()
+    third = 1 / 3
+    expected = [[0.5, 0], [0, 0], [0, 1], [third, third]]
+    np.testing.assert_allclose(shares["mask"][0], expected, rtol=1e-6)
+
+
+def test_a_class_that_nobody_annotated_does_not_move_the_others():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, (13, 17))
+    mask = np.stack([label == 1, label == 2], axis=-1).astype(np.uint8)
+    known = np.ones_like(mask)
+    known[..., 1] = 0
+    for method, size in (("squash", 7), ("pad", 8), ("pad", 24)):
+        way = Fit(size, method).way((13, 17))
+        without = mask * known
+        for bring in (way.mask, way.shares):
+            there = bring(truth_of(without, known))
+            alone = bring({"mask": without, "spacing": None})
+            np.testing.assert_allclose(there["mask"], alone["mask"], atol=1e-6)
+            # Around the slice it stays unknown too.
+            assert there["known"][..., 0].all() and not there["known"][..., 1].any()
+
+
+def test_around_a_slice_lies_known_background():
+    mask = np.ones((4, 2, 1), np.uint8)
+    known = np.ones_like(mask)
+    known[:, 1] = 0
+    there = Fit(4, "pad").way((4, 2)).mask(truth_of(mask * known, known))
+    assert there["known"][..., 0].tolist() == [[1, 1, 0, 1]] * 4
+    assert there["mask"][..., 0].tolist() == [[0, 1, 0, 0]] * 4

@@ -436,3 +436,56 @@ def test_a_variant_is_cut_after_it_moved_and_other_draws_stay():
     )
     assert whole["image"].shape == (12, 10, 1) and tile["image"].shape == (4, 4, 1)
     corner_of(tile["image"], whole["image"])
+
+
+# --- what is not known
+
+
+EVERY = {
+    "hflip": 0.5,
+    "vflip": 0.5,
+    "rotate_degrees": 40.0,
+    "scale": 0.3,
+    "zoom": 0.5,
+    "elastic": 0.5,
+    "intensity": 0.1,
+}
+
+
+def partly_known(dtype=np.uint8):
+    """An example of two classes; of the first a part is known, of the second nothing."""
+    draw = rng(3)
+    known = np.zeros((24, 30, 2), np.uint8)
+    known[..., 0] = draw.random((24, 30)) < 0.7
+    mask = ((draw.random(known.shape) < 0.4) * known).astype(dtype)
+    return {**example(draw.random((24, 30))), "mask": mask, "known": known}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_known_moves_as_the_mask_does(dtype):
+    before = partly_known(dtype)
+    for seed in range(20):
+        moved = augment(before, rng(seed), **EVERY)
+        assert moved["known"].dtype == np.uint8 and moved["mask"].dtype == dtype
+        # What a mask becomes whose lesion is all that is not known.
+        unknown = {**before, "mask": 1 - before["known"]}
+        del unknown["known"]
+        found = augment(unknown, rng(seed), **EVERY)
+        np.testing.assert_array_equal(moved["known"][..., 0], 1 - found["mask"][..., 0])
+        assert not moved["known"][..., 1].any()
+        # And image and mask are those of an example of which all is known.
+        plain = {name: before[name] for name in ("image", "mask")}
+        alone = augment(plain, rng(seed), **EVERY)
+        for name in plain:
+            np.testing.assert_array_equal(moved[name], alone[name])
+        assert not moved["mask"][moved["known"] == 0].any()
+
+
+def test_what_comes_in_from_outside_is_known_background():
+    before = partly_known()
+    before["known"][..., 0] = 0
+    before["known"][12, 15, 0] = 1
+    before["mask"] *= before["known"]
+    moved = [augment(before, rng(s), rotate_degrees=80.0) for s in range(5)]
+    assert all(one["known"][0, 0, 0] == 1 for one in moved)
+    assert all(one["mask"][0, 0, 0] == 0 for one in moved)

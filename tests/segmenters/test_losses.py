@@ -153,3 +153,70 @@ def test_heads_and_weights_of_different_number_are_refused():
     logits, y = random_pair()
     with pytest.raises(ValueError, match=r"supervision_weights has 3 .* 2 heads"):
         losses.supervised(losses.joint, [logits, logits], y, (0.7, 0.2, 0.1))
+
+
+# ---- What is not known
+
+
+def partly_known():
+    """Logits, mask and known of three examples: all, some and nothing is known."""
+    logits, y = random_pair()
+    known = np.random.default_rng(1).random(y.shape) < 0.6
+    known[0] = True
+    # Of the second example nothing of the last class.
+    known[1, ..., 1] = False
+    known[2] = False
+    return logits, y, jnp.asarray(known, jnp.float32)
+
+
+def slow_joint(logits, y, known):
+    """The joint loss of one example, pixel by known pixel."""
+    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    errors, entropies, dices = [], [], []
+    for k in range(y.shape[-1]):
+        overlap = total = count = 0
+        for place in np.ndindex(y.shape[:2]):
+            if not known[(*place, k)]:
+                continue
+            q, t = p[(*place, k)], float(y[(*place, k)])
+            count += 1
+            overlap += q * t
+            total += q + t
+            d = abs(q - t)
+            errors.append(d * d / 2 if d < 1 else d - 0.5)
+            entropies.append(-math.log(q if t else 1 - q))
+        if count:
+            dices.append(1 - (2 * overlap + 1) / (total + 1))
+    if not errors:
+        return 0.0
+    return np.mean(errors) + np.mean(dices) + 0.5 * np.mean(entropies)
+
+
+def test_the_joint_loss_of_known_pixels_is_that_of_a_slow_loop():
+    logits, y, known = partly_known()
+    expected = [slow_joint(*one) for one in zip(logits, y, np.asarray(known))]
+    found = losses.joint(logits, y, known=known)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert found[2] == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_is_not_known_neither_counts_nor_learns(loss):
+    logits, y, known = partly_known()
+    value = loss(logits, y, known=known)
+    other = jnp.where(known > 0, logits, 17.0), jnp.where(known > 0, y, 1 - y)
+    np.testing.assert_allclose(loss(*other, known=known), value, rtol=1e-6)
+    # An example of which all is known has the loss that it has alone.
+    np.testing.assert_allclose(value[0], loss(logits[:1], y[:1])[0], rtol=1e-6)
+    gradient = jax.grad(lambda x: loss(x, y, known=known).sum())(logits)
+    assert np.isfinite(gradient).all()
+    assert (np.asarray(gradient)[np.asarray(known) == 0] == 0).all()
+    assert (np.abs(np.asarray(gradient)[0]).sum((0, 1)) > 0).all()
+
+
+def test_heads_leave_out_the_same_pixels():
+    logits, y, known = partly_known()
+    heads, weights = [logits, -logits], (0.7, 0.3)
+    found = losses.supervised(losses.joint, heads, y, weights, known)
+    parts = [losses.joint(head, y, known=known) for head in heads]
+    np.testing.assert_allclose(found, 0.7 * parts[0] + 0.3 * parts[1], rtol=1e-6)

@@ -122,7 +122,7 @@ def keys(batch: int = 2, seed: int = 0):
 
 
 def diffusion(network, loss=losses.joint, *, noise=None, **fields):
-    def heads_loss(heads, y):
+    def heads_loss(heads, y, _):
         return loss(heads[0], y)
 
     return Diffusion(network, noise or schedule.linear(100), heads_loss, **fields)
@@ -216,7 +216,7 @@ def test_the_network_is_trained_on_the_noised_mask_in_its_range(
 
     def loss(noise, error):
         probe = Diffusion(
-            Probe(), noise, lambda heads, _: error(heads[1]), mask_range, mask_scale
+            Probe(), noise, lambda heads, *_: error(heads[1]), mask_range, mask_scale
         )
         return probe.loss({}, {"image": y, "mask": y}, jax.random.key(0), train=True)[0]
 
@@ -255,7 +255,7 @@ def test_half_the_batches_of_a_self_conditioned_network_get_its_prediction_untra
             model = Diffusion(
                 Echo(),
                 schedule.linear(100),
-                lambda heads, _: of(*heads),
+                lambda heads, *_: of(*heads),
                 self_condition=True,
                 mask_scale=0.5,
             )
@@ -298,7 +298,7 @@ def test_training_times_are_uniform_and_each_examples_own():
     y = jnp.zeros((2000, 1, 1, 1))
 
     def share(time):
-        def is_time(heads, _):
+        def is_time(heads, *_):
             return (heads[2] == time).mean((1, 2, 3))
 
         probe = Diffusion(Probe(), schedule.cosine(4), is_time)
@@ -401,7 +401,9 @@ def test_a_trajectory_of_predicted_noise_ends_in_the_first_sample(method):
 
 
 def test_a_network_that_needs_one_pass_has_no_trajectory():
-    assert Direct(Normed(), lambda heads, y: y).trajectory({}, masks(), keys()) is None
+    assert (
+        Direct(Normed(), lambda heads, y, _: y).trajectory({}, masks(), keys()) is None
+    )
 
 
 # ---- Direct
@@ -409,7 +411,7 @@ def test_a_network_that_needs_one_pass_has_no_trajectory():
 
 def test_a_denoiser_used_directly_sees_neither_noise_nor_time():
     segmenter = Direct(
-        Probe(), lambda heads, _: sum(jnp.abs(x).max((1, 2, 3)) for x in heads[1:])
+        Probe(), lambda heads, *_: sum(jnp.abs(x).max((1, 2, 3)) for x in heads[1:])
     )
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
     probability = predictor(segmenter, ensemble=5)(image, keys())
@@ -425,7 +427,7 @@ def test_a_denoiser_used_directly_sees_neither_noise_nor_time():
 
 @pytest.mark.parametrize(("train", "mean"), [(True, 0.5), (False, 0.0)])
 def test_running_statistics_move_in_training_only(train, mean):
-    segmenter = Direct(Normed(), lambda heads, y: losses.bce(heads[0], y))
+    segmenter = Direct(Normed(), lambda heads, y, _: losses.bce(heads[0], y))
     variables = segmenter.init(jax.random.key(0), (8, 8, 1))
     batch = {"image": jnp.full((2, 8, 8, 1), 5.0), "mask": masks()}
     _, (_, stats) = segmenter.loss(variables, batch, jax.random.key(0), train=train)

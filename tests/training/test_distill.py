@@ -52,7 +52,7 @@ def line(a=0.0, b=0.0, c=0.0):
 
 
 def consistency(loss, *, mask_range="plus_minus", mask_scale=1.0, **fields):
-    def heads_loss(heads, y):
+    def heads_loss(heads, y, _):
         return loss(heads[0], y)
 
     student = Diffusion(Line(), NOISES, heads_loss, mask_range, mask_scale)

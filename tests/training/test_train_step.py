@@ -235,7 +235,7 @@ def test_the_optimizer_is_adamw_behind_a_clip():
 
 
 def test_a_batch_in_parts_is_the_batch_at_once_over_any_devices():
-    direct = Direct(Lines(), lambda heads, y: losses.joint(heads[0], y))
+    direct = Direct(Lines(), lambda heads, y, _: losses.joint(heads[0], y))
     batch, optimizer = batch_of_squares(16), optax.sgd(1.0)
     variables = weights(direct.network, batch["image"], train=False)
 
@@ -256,7 +256,7 @@ def train_small(mesh, steps: int):
     """(what the first step left behind, losses) of a small BIEDSNet."""
     network = BIEDSNet(channels=(8, 16), blocks_per_level=1, dconv="lineage")
     diffusion = Diffusion(
-        network, schedule.linear(1000), lambda heads, y: losses.joint(heads[0], y)
+        network, schedule.linear(1000), lambda heads, y, _: losses.joint(heads[0], y)
     )
     batch, optimizer = batch_of_squares(8), optax.sgd(0.3)
     variables = weights(

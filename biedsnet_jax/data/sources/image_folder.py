@@ -17,6 +17,7 @@ from biedsnet_jax.data.sources.source import (
     Facts,
     LabelledScan,
     check_foreground,
+    each_class,
     hidden,
     scans_of_pictures,
 )
@@ -35,8 +36,8 @@ class ImageFolder:
     and its mask may have different extensions. Files are in natural order (slice 2
     before 10). Names are compared in Unicode's composed form (NFC).
 
-    For `channels`, 1 or 3, see `pictures.read_picture_turned`, and for `classes`
-    `picture_masks.read_mask`.
+    For `channels`, 1 or 3, see `pictures.read_picture_turned`, for `classes`
+    `picture_masks.read_mask`, and for `ignore`, a value or colour, `read_truth` there.
 
     Raises BadInput when made, if a file has no partner, and on `[i]`, if it does not
     fit. `verify` finds the latter before work starts, and masks that are all empty.
@@ -46,6 +47,7 @@ class ImageFolder:
     classes: int = 1
     channels: int = 1
     case: str = case_names.AUTO
+    ignore: str = ""
     # Name, image and mask of each slice.
     _pairs: list[tuple[str, Path, Path]] = hidden()
     _cases: case_names.Cases = hidden()
@@ -90,7 +92,8 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Example:
         name, image_path, mask_path = self._pairs[index]
         image, turn = read_picture_turned(image_path, self.channels)
-        mask = picture_masks.read_mask(mask_path, self.classes)
+        truth = self._truth(mask_path)
+        mask = truth["mask"]
         height, width = image.shape[:2]
         if mask.shape[:2] != (height, width):
             upright = f", turned upright by EXIF orientation {turn}" if turn > 1 else ""
@@ -100,12 +103,18 @@ class ImageFolder:
             )
         return {
             "image": image,
-            "mask": mask,
+            **truth,
             "case": self._cases.of[name],
             "slice": self._cases.slices[name] or self._cases.of[name],
             "spacing": None,
             "path": str(image_path),
         }
+
+    def _truth(self, path: Path) -> Example:
+        if not self.ignore:
+            return {"mask": picture_masks.read_mask(path, self.classes)}
+        mask, known = picture_masks.read_truth(path, self.classes, self.ignore)
+        return {"mask": mask, "known": each_class(known, self.classes)}
 
     def scans(self, case: str) -> Iterator[LabelledScan]:
         """Yields every picture of a case, since mode predict takes each by itself."""

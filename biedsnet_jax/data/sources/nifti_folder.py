@@ -30,7 +30,9 @@ from biedsnet_jax.data.sources.source import (
     Facts,
     LabelledScan,
     check_foreground,
+    each_class,
     hidden,
+    stacked_known,
 )
 from biedsnet_jax.errors import BadInput
 
@@ -49,7 +51,9 @@ class NiftiFolder:
     label but 0 is the one class. The `channels` are the fourth axis of a file, or the
     files `_0000`, `_0001`, ... in that order. `context` adds so many neighbouring slices
     on each side as further channels. `min_foreground` leaves out slices with fewer
-    pixels of any class. Volumes are read once and then come from `cache_folder`.
+    pixels of any class. Voxels of the label `ignore`, or of the one that dataset.json
+    calls so, are known of no class. Volumes are read once and then come from
+    `cache_folder`.
 
     Raises BadInput when made, if a file has no partner or lies on another grid, and on
     `[i]`, if its voxels do not fit. `verify` finds the latter before work starts, and
@@ -65,6 +69,7 @@ class NiftiFolder:
     min_foreground: int = 0
     case: str = case_names.AUTO
     plane: str = "axial"
+    ignore: int | None = None
     _folder: Folder = hidden()
     _notes: list[str] = hidden()
     # Numbers of case and slice.
@@ -73,6 +78,7 @@ class NiftiFolder:
     _spacing: list[tuple[float, float, float]] = hidden()
     _cache: SliceCache = hidden()
     _names: case_names.Cases = hidden()
+    _ignore: int | None = hidden()
 
     def __post_init__(self):
         folder = search(Path(self.root))
@@ -84,10 +90,12 @@ class NiftiFolder:
         headers = [replace(header, plane=plane) for header in headers]
         if folder.about:
             folder.about.check_channels(self.channels)
+            folder.about.check_labels(self.classes, self.labels)
         notes = [*names.notes, *folder.notes, *plane_notes]
         notes += _notes_of_headers(headers)
         # The fields of a frozen dataclass are set through object.
         object.__setattr__(self, "_folder", folder)
+        object.__setattr__(self, "_ignore", _find_ignore(folder.about, self))
         object.__setattr__(self, "_names", names)
         object.__setattr__(self, "_notes", notes)
         cache = SliceCache(Path(self.cache_folder), plane)
@@ -115,12 +123,21 @@ class NiftiFolder:
         files = defaultdict(list)
         for case in self._folder.cases:
             files[self._names.of[case.name]] += [*case.images, case.label]
-        return Facts(
+        facts = Facts(
             files,
             self._names.sides,
             self._folder.passed,
             self._notes,
             self._cache.plane,
+        )
+        about = self._folder.about
+        if about is None:
+            return facts
+        return replace(
+            facts,
+            class_names=about.class_names(self.classes, self.labels),
+            channel_names=about.channels,
+            ignore="" if about.ignore is None else str(about.ignore),
         )
 
     def __len__(self) -> int:
@@ -131,7 +148,7 @@ class NiftiFolder:
         case = self._folder.cases[n]
         return {
             "image": neighbours(self._image(n), z, self.context),
-            "mask": self._mask(n, z),
+            **self._truth(n, z),
             "case": self._names.of[case.name],
             "slice": self._slice_name(n, z),
             "spacing": self._spacing[n][1:],
@@ -148,13 +165,14 @@ class NiftiFolder:
         files = self._folder.cases[n]
         # From the file, as mode predict reads it: the cache holds float32.
         slices = _read_slices(files.images, self._cache.plane)
-        masks = [self._mask(n, z) for z in range(len(slices))]
+        truths = [self._truth(n, z) for z in range(len(slices))]
         indices = {place: i for i, place in enumerate(self._slices)}
         return LabelledScan(
             case=self._names.of[files.name],
             name=self._names.slices[files.name],
             slices=slices,
-            truth=np.stack(masks),
+            truth=np.stack([truth["mask"] for truth in truths]),
+            known=stacked_known(truths),
             slice_names=[self._slice_name(n, z) for z in range(len(slices))],
             indices=[indices.get((n, z)) for z in range(len(slices))],
             is_volume=True,
@@ -165,9 +183,9 @@ class NiftiFolder:
         volume = self._names.slices[self._folder.cases[n].name]
         return f"{volume}_{z:03d}" if volume else f"{z:03d}"
 
-    def _mask(self, n: int, z: int) -> UInt8[np.ndarray, "h w k"]:
+    def _truth(self, n: int, z: int) -> Example:
         label = self._label(n)[z][..., 0].astype(np.uint16)
-        return class_masks(label, self.classes, self.labels)
+        return truth(label, self.classes, self.labels, self._ignore)
 
     def verify(self) -> None:
         """Reads every volume that the cache lacks.
@@ -200,14 +218,16 @@ class NiftiFolder:
             return Volume(voxels, affine, str(path), plane=self._cache.plane).slices
 
         kept = self._cache.labels([path], read)
-        check_labels(dict.fromkeys(kept.counts, path), self.classes, self.labels)
+        found = dict.fromkeys(kept.counts.keys() - {self._ignore}, path)
+        check_labels(found, self.classes, self.labels)
         return kept
 
     def _foreground(self, n: int) -> list[int]:
         """Counts the pixels of any class in each slice."""
         kept = self._label(n)
         of_classes = set().union(*self.labels) if self.labels else kept.counts.keys()
-        rows = [kept.counts[label] for label in of_classes & kept.counts.keys()]
+        there = (of_classes & kept.counts.keys()) - {self._ignore}
+        rows = [kept.counts[label] for label in there]
         return np.sum(rows, axis=0).tolist() if rows else [0] * len(kept)
 
 
@@ -251,6 +271,43 @@ def class_masks(
     groups = labels or [(k,) for k in range(1, classes + 1)]
     masks = [np.isin(label, group) for group in groups]
     return np.stack(masks, axis=-1).astype(np.uint8)
+
+
+def truth(
+    label: np.ndarray,
+    classes: int,
+    labels: Sequence[Sequence[int]],
+    ignore: int | None,
+) -> Example:
+    """Makes mask "h w k" of a label map "h w" and, where a label is to ignore, known.
+
+    known is 1 but for pixels of that label, which are of no class.
+    """
+    if ignore is None:
+        return {"mask": class_masks(label, classes, labels)}
+    known = label != ignore
+    mask = class_masks(np.where(known, label, 0), classes, labels)
+    return {"mask": mask, "known": each_class(known, classes)}
+
+
+def _find_ignore(about, source) -> int | None:
+    """Value of the label to ignore. Raises BadInput where dataset.json has another."""
+    if about is None or about.ignore is None:
+        return source.ignore
+    of_classes = set().union(*source.labels) if source.labels else set()
+    if not source.labels and source.classes > 1:
+        of_classes = set(range(1, source.classes + 1))
+    if source.ignore not in (None, about.ignore):
+        raise BadInput(
+            f"data.ignore is {source.ignore}, but {about.path} calls label {about.ignore} so. "
+            f"Set data.ignore={about.ignore}, or correct the file."
+        )
+    if about.ignore in of_classes:
+        raise BadInput(
+            f'{about.path} calls label {about.ignore} "ignore", which data.classes or '
+            "data.labels have for a class. Take it out of them, or correct the file."
+        )
+    return about.ignore
 
 
 def _check_headers(case: Case, channels: int) -> Volume:

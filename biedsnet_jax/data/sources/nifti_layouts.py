@@ -13,7 +13,7 @@ import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from biedsnet_jax.data import walk
@@ -86,14 +86,16 @@ def _read_layout(root: Path, images: Path, labels: Path) -> Folder:
 
 
 def _about(root: Path, *, public: bool) -> DatasetJson | None:
-    """Reads dataset.json; beside images/ only to refuse a label called "ignore".
+    """Reads dataset.json; beside images/ only for a label called "ignore".
 
     There the file may be about something else.
     """
     if public:
         return dataset_json.read(root)
     with contextlib.suppress(dataset_json.Damaged):
-        dataset_json.read(root)
+        about = dataset_json.read(root)
+        if about and about.ignore is not None:
+            return replace(about, training=[], channels=(), labels=())
     return None
 
 

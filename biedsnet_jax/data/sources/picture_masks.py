@@ -1,9 +1,12 @@
 """Reads masks in picture files: the class of each pixel, or an error that says why not.
 
 What is shown counts: grey levels, not the order of a palette; white, not the number
-that stands for it. A file that can be read in two ways that differ is refused.
+that stands for it. A file that can be read in two ways that differ is refused. One
+further value, or one colour, may mark pixels that were not annotated.
 """
 
+import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,61 @@ _MIDDLE = (0.12, 0.88)
 _FLAT = 0.1
 # The most even pixels at a third level; JPEG leaves a few along borders.
 _MOST_BETWEEN = 16
+_COLOUR = re.compile("#[0-9a-fA-F]{6}")
+
+
+def is_colour(text: str) -> bool:
+    """Whether a text is a colour such as "#ff0000"."""
+    return bool(_COLOUR.fullmatch(text))
+
+
+def read_truth(
+    path: Path, classes: int, ignore: str
+) -> tuple[UInt8[np.ndarray, "h w k"], Bool[np.ndarray, "h w"]]:
+    """Reads the maps of `read_mask`, and where they are known.
+
+    Unknown are pixels of the value or colour `ignore`, such as "255" or "#ff0000". They
+    count for nothing else: the others must be as `read_mask` expects. Raises BadInput
+    as it does, and for a lossy file, whose values are not exact.
+    """
+    stored = read_stored(path)
+    if stored.lossy:
+        raise BadInput(
+            f"{path} is packed with loss, as JPEG is, so no pixel has the exact value of "
+            f"data.ignore, {ignore}. Save the mask as PNG."
+        )
+    if is_colour(ignore):
+        ignored = _has_colour(stored, ignore)
+        stored = _without(stored, ignored)
+        label = _label(stored, classes, path)
+        value = None
+    else:
+        value = int(ignore)
+        label = _label(stored, classes, path, value)
+        ignored = label == value
+    _check_fits(label, classes, path, value)
+    return _masks(np.where(ignored, 0, label), classes), ~ignored
+
+
+def _has_colour(stored: Stored, colour: str) -> Bool[np.ndarray, "h w"]:
+    """Marks the pixels of a colour "#rrggbb", of a palette too; grey has three alike."""
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    shown = stored.pixels
+    if stored.palette is not None:
+        shown = stored.palette[stored.pixels[..., 0]]
+    colours = shown[..., :3] if shown.shape[-1] > 2 else shown[..., :1]
+    return (colours == wanted).all(axis=-1)
+
+
+def _without(stored: Stored, ignored: Bool[np.ndarray, "h w"]) -> Stored:
+    """A picture whose ignored pixels hold what one of the others does."""
+    if not ignored.any():
+        return stored
+    pixels = stored.pixels.copy()
+    kept = stored.pixels[~ignored]
+    # Where all are ignored, any value will do.
+    pixels[ignored] = kept[0] if len(kept) else 0
+    return dataclasses.replace(stored, pixels=pixels)
 
 
 def read_mask(path: Path, classes: int) -> UInt8[np.ndarray, "h w k"]:
@@ -37,23 +95,39 @@ def read_mask(path: Path, classes: int) -> UInt8[np.ndarray, "h w k"]:
     if stored.lossy:
         return _cut_lossy(stored, path)[..., None].astype(np.uint8)
     label = _label(stored, classes, path)
-    if not _fits(label, classes):
-        raise _other_values(label, classes, path)
+    _check_fits(label, classes, path)
+    return _masks(label, classes)
+
+
+def _masks(label: Shaped[np.ndarray, "h w"], classes: int):
     if classes == 1:
         return (label > 0)[..., None].astype(np.uint8)
     return (label[..., None] == np.arange(1, classes + 1)).astype(np.uint8)
 
 
-def _fits(label: Shaped[np.ndarray, "h w"], classes: int) -> bool:
-    """Whether a map holds no value but those that a mask may hold."""
-    expected = [0, label.max()] if classes == 1 else range(classes + 1)
+def _check_fits(label, classes, path, ignore=None):
+    if not _fits(label, classes, ignore):
+        raise _other_values(label, classes, path)
+
+
+def _fits(
+    label: Shaped[np.ndarray, "h w"], classes: int, ignore: int | None = None
+) -> bool:
+    """Whether a map holds no value but those that a mask may hold, and `ignore`."""
+    if ignore is not None:
+        label = label[label != ignore]
+    expected = range(classes + 1)
+    if classes == 1:
+        expected = [0, label.max() if label.size else 0]
     return bool(np.isin(label, expected).all())
 
 
-def _label(stored: Stored, classes: int, path: Path) -> Shaped[np.ndarray, "h w"]:
-    """Finds the channel that says the class of every pixel."""
+def _label(
+    stored: Stored, classes: int, path: Path, ignore: int | None = None
+) -> Shaped[np.ndarray, "h w"]:
+    """Finds the channel that says the class of every pixel; it may hold `ignore` too."""
     if stored.palette is not None:
-        return _palette_label(stored, stored.palette, classes, path)
+        return _palette_label(stored, stored.palette, classes, path, ignore)
     if stored.alpha:
         colours = stored.pixels[..., :-1]
         alpha = stored.pixels[..., -1]
@@ -67,9 +141,9 @@ def _label(stored: Stored, classes: int, path: Path) -> Shaped[np.ndarray, "h w"
     if colours.shape[-1] > 1 and (colours != colours[..., :1]).any():
         raise _coloured(colours.shape[-1], path)
     grey = colours[..., 0]
-    if stored.inverted and not _fits(grey, classes):
+    if stored.inverted and not _fits(grey, classes, ignore):
         as_stored = stored.inverted - grey.astype(np.int64)
-        if _fits(as_stored, classes):
+        if _fits(as_stored, classes, ignore):
             grey = as_stored
     # An alpha channel is ignored where it says nothing, or the same as the grey levels.
     if alpha is None or not np.ptp(alpha) or np.array_equal(alpha > 0, grey > 0):
@@ -88,7 +162,7 @@ def _transparency(stored: Stored) -> Shaped[np.ndarray, "h w"] | None:
 
 
 def _palette_label(
-    stored: Stored, palette, classes: int, path: Path
+    stored: Stored, palette, classes: int, path: Path, ignore: int | None
 ) -> Shaped[np.ndarray, "h w"]:
     """Reads a mask with a palette by its grey levels, or by its indices.
 
@@ -105,13 +179,14 @@ def _palette_label(
     colours = palette[used, :3].astype(int)
     alpha = palette[used, 3]
     if np.ptp(alpha):
-        return _label(Stored(palette[index], stored.turn, alpha=True), classes, path)
+        shown = Stored(palette[index], stored.turn, alpha=True)
+        return _label(shown, classes, path, ignore)
     if (colours != colours[:, :1]).any():
         black = used[(colours == 0).all(axis=1)]
         index_is_label = (black == 0).all()
     else:
         grey = palette[index][..., 0]
-        if _fits(grey, classes):
+        if _fits(grey, classes, ignore):
             return grey
         index_is_label = (np.diff(colours[:, 0]) > 0).all()
     if index_is_label:

@@ -2,8 +2,10 @@
 
 A source is random access in numpy: `len`, `.cases` (the case of every index) and `[i]`,
 an example. That is a dict of image "h w c" in the file's own values, upright, mask uint8
-"h w k" of 0 and 1, case, slice, spacing (row, column) in mm or None, and path. `scans`
-gives whole scans of a case with their true masks, as mode predict would read the files.
+"h w k" of 0 and 1, case, slice, spacing (row, column) in mm or None, and path. A source
+whose labels are not complete has also known, uint8 "h w k", in every example: 1 where the
+truth of a class is known, and 0 where mask is 0 for want of an annotation. `scans` gives
+whole scans of a case with their true masks, as mode predict would read the files.
 """
 
 # `hidden` is `dataclasses.field`, which this rule allows by that name alone.
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 
 from biedsnet_jax.data.walk import PassedOver
 from biedsnet_jax.errors import BadInput
@@ -44,6 +46,11 @@ class Facts:
     notes: Sequence[str] = ()
     # The plane in which volumes are cut; "" where no volumes are.
     plane: str = ""
+    # Names of classes and channels, and the label to ignore, as the data's own file has
+    # them; empty where it has none.
+    class_names: Sequence[str] = ()
+    channel_names: Sequence[str] = ()
+    ignore: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class LabelledScan:
     is_volume: bool
     # mm between rows and columns, of a volume between slices first; None if unknown.
     spacing: tuple[float, ...] | None = None
+    # 1 where the truth of a class is known; None where all is.
+    known: UInt8[np.ndarray, "d h w k"] | None = None
 
 
 @runtime_checkable
@@ -113,7 +122,7 @@ class Cached:
         # Two threads may both read an example. They store the same: no lock is needed.
         if index not in self._kept:
             example = self.source[index]
-            for name in ("image", "mask"):
+            for name in {"image", "mask", "known"} & example.keys():
                 example[name].flags.writeable = False
             self._kept[index] = example
         return dict(self._kept[index])
@@ -141,7 +150,22 @@ def scans_of_pictures(source: Source, case: str) -> Iterator[LabelledScan]:
             indices=(index,),
             is_volume=False,
             spacing=example["spacing"],
+            known=stacked_known([example]),
         )
+
+
+def each_class(
+    known: Bool[np.ndarray, "h w"], classes: int
+) -> UInt8[np.ndarray, "h w k"]:
+    """Says of every class alike where the truth is known; a view, to take no memory."""
+    return np.broadcast_to(known.view(np.uint8)[..., None], (*known.shape, classes))
+
+
+def stacked_known(examples: Sequence[Example]) -> UInt8[np.ndarray, "d h w k"] | None:
+    """Stacks known of some examples; None where all is known."""
+    if "known" not in examples[0]:
+        return None
+    return np.stack([example["known"] for example in examples])
 
 
 def stamp(path: Path) -> tuple[str, int, int]:

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Shaped
 
-from biedsnet_jax.data.sources.nifti_folder import check_labels, class_masks
+from biedsnet_jax.data.sources.nifti_folder import check_labels, truth
 from biedsnet_jax.data.sources.source import (
     Example,
     Facts,
@@ -46,8 +46,8 @@ class Tfds:
     case and slice (text or whole number), spacing (row, column) in mm. Without a case,
     each example is one. `classes` and `labels` make class masks as in `NiftiFolder`.
     `units` (low, high) are what 0 and 255 of a uint8 image stand for, such as Hounsfield
-    units; the image then has these. Cases and label values take a pass over the set, and
-    are kept in `cache_folder`.
+    units; the image then has these. Pixels of the label `ignore` are known of no class.
+    Cases and label values take a pass over the set, and are kept in `cache_folder`.
 
     Raises BadInput when made, if the set, the split or a feature is missing or does not
     fit, and on `[i]`, if an example does not. `verify` finds the latter before work
@@ -62,6 +62,7 @@ class Tfds:
     channels: int = 1
     labels: tuple[tuple[int, ...], ...] = ()
     units: tuple[float, ...] = ()
+    ignore: int | None = None
     _examples: Sequence[Mapping[str, Any]] = hidden()
     # The examples with image and mask not decoded, for a quick pass over names.
     _names: Sequence[Mapping[str, Any]] = hidden()
@@ -101,7 +102,7 @@ class Tfds:
     def __getitem__(self, index: int) -> Example:
         raw, image, label = self._read(index)
         path = self._path(index)
-        labels = dict.fromkeys(_values(label), path)
+        labels = dict.fromkeys({*_values(label)} - {self.ignore}, path)
         check_labels(labels, self.classes, self.labels)
         case, slice_ = (self._name(raw, role, index) for role in ("case", "slice"))
         spacing = raw.get(self.features["spacing"])
@@ -109,7 +110,7 @@ class Tfds:
             spacing = (float(spacing[0]), float(spacing[1]))
         return {
             "image": image,
-            "mask": class_masks(label, self.classes, self.labels),
+            **truth(label, self.classes, self.labels, self.ignore),
             "case": case,
             "slice": slice_,
             "spacing": spacing,
@@ -140,6 +141,7 @@ class Tfds:
         for labels, index, _ in found:
             for label in labels:
                 paths.setdefault(label, self._path(index))
+        paths.pop(self.ignore, None)
         check_labels(paths, self.classes, self.labels)
         foreground = set().union(*self.labels) if self.labels else set(paths)
         foreground -= {0}

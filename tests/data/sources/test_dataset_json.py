@@ -117,26 +117,34 @@ def test_channels_with_a_gap(tmp_path, numbers, listed):
 @pytest.mark.parametrize(
     ("labels", "number"),
     [
-        ({"background": 0, "lesion": 1, "ignore": 2}, "2"),
-        ({"background": 0, "lesion": 1, "Ignore": 7}, "7"),
+        ({"background": 0, "lesion": 1, "ignore": 2}, 2),
+        ({"background": 0, "lesion": 1, "Ignore": 7}, 7),
         # Regions may hold several labels.
-        ({"background": 0, "whole": [1, 2], "core": [2], "IGNORE": 3}, "3"),
-        ({"background": 0, "lesion": 1, "ignore": [2, 3]}, "[2, 3]"),
+        ({"background": 0, "whole": [1, 2], "core": [2], "IGNORE": 3}, 3),
         # Medical Decathlon and nnU-Net 1 map numbers to names.
-        ({"0": "background", "1": "lesion", "2": "ignore"}, "2"),
-        ({"0": "background", "1": ["lesion", "ignore"]}, "1"),
-        (["background", "lesion", "ignored"], "2"),
-        ({"background": 0, "lesion": 1, " ignore_label": 255}, "255"),
+        ({"0": "background", "1": "lesion", "2": "ignore"}, 2),
+        (["background", "lesion", "ignored"], 2),
+        ({"background": 0, "lesion": 1, " ignore_label": 255}, 255),
     ],
 )
-def test_a_label_to_be_ignored_is_refused(tmp_path, labels, number):
+def test_a_label_to_be_ignored(tmp_path, labels, number):
+    about = dataset_json.read(write(tmp_path, {"labels": labels}))
+    assert about.ignore == number
+    assert number not in {value for _, own in about.labels for value in own}
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ({"background": 0, "lesion": 1, "ignore": [2, 3]}, "2, 3"),
+        ({"0": "background", "1": ["lesion", "ignore"]}, "lesion+ignore"),
+        ({"0": "ignore", "1": "lesion"}, "0 "),
+        ({"ignore": "x"}, "ignore"),
+    ],
+)
+def test_a_label_to_be_ignored_that_is_not_one_value(tmp_path, labels, says):
     path = write(tmp_path, {"labels": labels}) / "dataset.json"
-    refused(
-        lambda: dataset_json.read(tmp_path),
-        path,
-        f"label {number} ",
-        "another label",
-    )
+    refused(lambda: dataset_json.read(tmp_path), path, says, "number")
 
 
 @pytest.mark.parametrize(
@@ -151,4 +159,51 @@ def test_a_label_to_be_ignored_is_refused(tmp_path, labels, number):
     ],
 )
 def test_other_labels_are_not(tmp_path, labels):
-    assert dataset_json.read(write(tmp_path, {"labels": labels})).channels == ()
+    assert dataset_json.read(write(tmp_path, {"labels": labels})).ignore is None
+
+
+NNUNET = {"background": 0, "edema": 1, "core": 2, "enhancing": 3}
+REGIONS = {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "ring": 3}
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "groups", "names"),
+    [
+        (NNUNET, 3, (), ("edema", "core", "enhancing")),
+        ({str(v): k for k, v in NNUNET.items()}, 3, (), ("edema", "core", "enhancing")),
+        (["", "left", "right"], 2, (), ("left", "right")),
+        # All labels but 0 are the one class.
+        ({"background": 0, "lesion": 1}, 1, (), ("lesion",)),
+        (NNUNET, 1, (), ("edema+core+enhancing",)),
+        (NNUNET, 2, ((1, 2, 3), (3,)), ("edema+core+enhancing", "enhancing")),
+        (REGIONS, 2, ((2, 3), (1, 2, 3)), ("core", "whole tumour")),
+        # A label without a name of its own leaves all classes without.
+        (REGIONS, 2, ((1,), (3,)), ()),
+        (None, 2, (), ()),
+    ],
+)
+def test_names_of_classes(tmp_path, labels, classes, groups, names):
+    about = dataset_json.read(write(tmp_path, {"labels": labels}))
+    about.check_labels(classes, groups)
+    assert about.class_names(classes, groups) == names
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "groups", "says"),
+    [
+        (NNUNET, 2, (), ("data.classes is 2", "data.classes=3", "3 enhancing")),
+        (NNUNET, 4, (), ("data.classes is 4", "data.classes=3")),
+        (
+            {"background": 0, "edema": 1, "ring": 4},
+            2,
+            (),
+            ("data.classes is 2", "data.labels=((1,),(4,))"),
+        ),
+        (REGIONS, 3, (), ("data.labels=((1,2,3),(2,3),(3,))", "1+2+3 whole tumour")),
+        (NNUNET, 2, ((1, 2), (5,)), ("data.labels has 5", "correct the file")),
+    ],
+)
+def test_labels_that_contradict_the_config(tmp_path, labels, classes, groups, says):
+    about = dataset_json.read(write(tmp_path, {"labels": labels}))
+    path = tmp_path / "dataset.json"
+    refused(lambda: about.check_labels(classes, groups), path, *says)

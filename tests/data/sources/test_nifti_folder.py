@@ -299,7 +299,11 @@ def test_channels_that_are_not_complete(tmp_path, cases, channels, says):
             {"modality": {"0": "A", "1": "B", "2": "C"}},
             ["3 channels (A, B, C)", " 2."],
         ),
-        ({"labels": {"0": "background", "1": "ignore"}}, ["label 1 'ignore'"]),
+        (
+            {"labels": {"0": "background", "1": "ignore"}},
+            ['label 1 "ignore"', "data.classes"],
+        ),
+        ({"labels": {"left": 1, "right": 2, "top": 3}}, ["data.classes is 2", "=3"]),
     ],
 )
 def test_dataset_json_must_fit_the_files(tmp_path, about, says):
@@ -317,7 +321,7 @@ def test_beside_images_only_the_labels_of_dataset_json_count(tmp_path):
         (tmp_path / "dataset.json").write_text(content)
         assert len(folder(tmp_path)) == 8
     (tmp_path / "dataset.json").write_text('{"labels": {"lesion": 1, "ignore": 2}}')
-    refused(lambda: folder(tmp_path), tmp_path / "dataset.json", "label 2 'ignore'")
+    refused(lambda: folder(tmp_path), tmp_path / "dataset.json", 'label 2 "ignore"')
 
 
 # --- what is passed over, and names
@@ -774,3 +778,104 @@ def test_volumes_without_foreground_are_refused(tmp_path, fields):
     source = folder(mirrored(tmp_path, label=np.zeros(SHAPE, np.uint8)), **fields)
     refused(source.verify, "0 of 8 masks", "data.labels", "data.verify=False")
     folder(mirrored(tmp_path / "b")).verify()
+
+
+# --- labels that are not complete
+
+
+def void_label():
+    """The labels 1 and 2, and 255 where nobody looked: over both and the background."""
+    label = labelled()
+    label[3:5, 2:, :3] = 255
+    return label
+
+
+def in_slices(voxels):
+    """Voxels in RAS order as slices, by the rule of `test_slices_by_hand`."""
+    return np.moveaxis(voxels, (2, 1, 0), (0, 1, 2))[:, ::-1, ::-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "groups"),
+    [
+        ({"classes": 2}, [(1,), (2,)]),
+        ({"classes": 1}, [(1, 2)]),
+        # Regions overlap.
+        ({"classes": 2, "labels": ((1, 2), (2,))}, [(1, 2), (2,)]),
+    ],
+)
+def test_voxels_to_ignore_are_known_of_no_class(tmp_path, fields, groups):
+    source = folder(mirrored(tmp_path, label=void_label()), ignore=255, **fields)
+    source.verify()
+    label = in_slices(void_label())
+    (scan,) = source.scans("a")
+    for z in range(SHAPE[2]):
+        example = source[z]
+        known = label[z] != 255
+        for k, group in enumerate(groups):
+            np.testing.assert_array_equal(example["known"][..., k], known)
+            expected = np.isin(label[z], group) & known
+            np.testing.assert_array_equal(example["mask"][..., k], expected)
+        np.testing.assert_array_equal(scan.truth[z], example["mask"])
+        np.testing.assert_array_equal(scan.known[z], example["known"])
+
+
+def test_voxels_to_ignore_are_no_foreground(tmp_path):
+    label = np.zeros(SHAPE, np.uint8)
+    label[..., 0] = 255
+    label[:2, 0, 1] = 1
+    label[:, :, 2] = 255
+    label[0, :3, 2] = 1
+    root = mirrored(tmp_path, ("a",), label)
+    slices = [
+        example["slice"]
+        for example in examples(folder(root, classes=1, ignore=255, min_foreground=3))
+    ]
+    assert slices == ["002"]
+    refused(lambda: folder(root, classes=2).verify(), "255", "data.labels")
+
+
+def public(root, about):
+    for name in ("a", "b"):
+        save(root / "imagesTr" / f"{name}.nii.gz", anatomy())
+        save(root / "labelsTr" / f"{name}.nii.gz", void_label())
+    (root / "dataset.json").write_text(json.dumps(about))
+    return root
+
+
+NAMED = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "left": 1, "right": 2, "ignore": 255},
+}
+
+
+def test_the_label_that_dataset_json_ignores(tmp_path):
+    source = folder(public(tmp_path, NAMED))
+    source.verify()
+    given = folder(public(tmp_path, NAMED), ignore=255)
+    for one, other in zip(examples(source), examples(given)):
+        np.testing.assert_array_equal(one["known"], other["known"])
+    assert not all(example["known"].all() for example in examples(source))
+    assert source.facts.class_names == ("left", "right")
+    assert source.facts.channel_names == ("CT",)
+    assert source.facts.ignore == "255"
+
+
+def test_a_label_to_ignore_that_contradicts_dataset_json(tmp_path):
+    path = tmp_path / "dataset.json"
+    refused(lambda: folder(public(tmp_path, NAMED), ignore=7), path, "7", "255")
+
+
+def test_the_label_that_is_ignored_beside_images(tmp_path):
+    mirrored(tmp_path, label=void_label())
+    (tmp_path / "dataset.json").write_text(json.dumps(NAMED))
+    source = folder(tmp_path)
+    source.verify()
+    assert source.facts.ignore == "255" and source.facts.class_names == ()
+
+
+def test_without_a_label_to_ignore_nothing_says_what_is_known(tmp_path):
+    source = folder(mirrored(tmp_path))
+    assert "known" not in source[0]
+    (scan,) = source.scans("a")
+    assert scan.known is None

@@ -10,7 +10,7 @@ from made_pictures import chunk, tiff
 from PIL import Image
 from refusals import refused
 
-from biedsnet_jax.data.sources.picture_masks import read_mask
+from biedsnet_jax.data.sources.picture_masks import read_mask, read_truth
 
 TRUTH = np.zeros((48, 56), bool)
 TRUTH[10:30, 12:40] = True
@@ -337,3 +337,71 @@ def test_labels_that_are_none(tmp_path, value):
     bad[0, 0] = value
     path = tiff(tmp_path / "a.tif", bad)
     refused(lambda: read_mask(path, 2), path, f" {value}", "0 to 2", "data.classes")
+
+
+# --- pixels that were not annotated
+
+# Rows of the truth and of the background.
+VOID = np.zeros_like(TRUTH)
+VOID[25:40, 20:30] = True
+
+
+def is_read_but_void(path: Path, ignore: str, truth=TRUTH, classes: int = 1) -> None:
+    mask, known = read_truth(path, classes, ignore)
+    assert mask.dtype == np.uint8 and known.dtype == bool
+    np.testing.assert_array_equal(known, ~VOID)
+    wanted = (truth[..., None] == np.arange(1, classes + 1)) & ~VOID[..., None]
+    np.testing.assert_array_equal(mask, wanted)
+
+
+@pytest.mark.parametrize(
+    ("level", "ignore"), [(255, "255"), (128, "128"), (2, "2"), (255, "#ffffff")]
+)
+def test_a_grey_value_to_ignore(tmp_path, level, ignore):
+    pixels = np.where(VOID, level, TRUTH * 7).astype(np.uint8)
+    is_read_but_void(save(tmp_path / "a.png", pixels), ignore)
+    deep = np.where(VOID, 1000, TRUTH * 7).astype(np.uint16)
+    is_read_but_void(save(tmp_path / "b.png", deep), "1000")
+
+
+def test_labels_beside_a_value_to_ignore(tmp_path):
+    pixels = np.where(VOID, 255, LABELS).astype(np.uint8)
+    path = save(tmp_path / "a.png", pixels)
+    is_read_but_void(path, "255", LABELS, 2)
+    refused(lambda: read_mask(path, 2), path, "255", "data.classes=2")
+    refused(lambda: read_truth(path, 1, "255"), path, "0, 1, 2", "data.classes=1")
+
+
+def test_a_colour_to_ignore(tmp_path):
+    pixels = np.stack([WHITE] * 3, axis=-1)
+    pixels[VOID] = (255, 0, 0)
+    is_read_but_void(save(tmp_path / "a.png", pixels), "#ff0000")
+    is_read_but_void(save(tmp_path / "a.png", pixels), "#FF0000")
+    # Of another colour, the mask is in colour.
+    path = save(tmp_path / "a.png", pixels)
+    refused(lambda: read_truth(path, 1, "#00ff00"), path, "in colour")
+
+
+def test_a_palette_with_a_colour_or_an_index_to_ignore(tmp_path):
+    indices = np.where(VOID, 255, LABELS).astype(np.uint8)
+    colours = [(0, 0, 0), (128, 0, 0), (0, 128, 0), *[(9, 9, 9)] * 252]
+    path = palette(tmp_path / "a.png", indices, [*colours, (224, 224, 192)])
+    is_read_but_void(path, "255", LABELS, 2)
+    is_read_but_void(path, "#e0e0c0", LABELS, 2)
+
+
+def test_a_picture_that_has_nothing_or_everything_to_ignore(tmp_path):
+    path = save(tmp_path / "a.png", WHITE)
+    mask, known = read_truth(path, 1, "7")
+    np.testing.assert_array_equal(mask[..., 0], TRUTH)
+    assert known.all()
+    for ignore in ("9", "#090909"):
+        mask, known = read_truth(
+            save(tmp_path / "b.png", np.full_like(WHITE, 9)), 1, ignore
+        )
+        assert not mask.any() and not known.any()
+
+
+def test_a_lossy_mask_has_no_value_to_ignore(tmp_path):
+    path = save(tmp_path / "a.jpg", WHITE)
+    refused(lambda: read_truth(path, 1, "255"), path, "data.ignore", "PNG")
