@@ -24,6 +24,8 @@ MAY_DIFFER = (
     "data.source",
     "data.name",
     "data.target",
+    "data.ignore",
+    "data.unannotated",
     "data.case",
     "data.min_foreground",
     "data.foreground",

@@ -63,6 +63,10 @@ def _choose_spacing(config, data) -> str:
 def _grids(source, indices: Sequence[int]):
     """Size (h, w) and spacing of one slice of each case, where it has a spacing."""
     first = {source.cases[i]: i for i in reversed(indices)}
-    examples = [source[int(i)] for i in first.values()]
-    known = [one for one in examples if one["spacing"] is not None]
-    return [one["mask"].shape[:2] for one in known], [one["spacing"] for one in known]
+    sizes, spacings = [], []
+    for index in first.values():
+        example = source[int(index)]
+        if example["spacing"] is not None:
+            sizes.append(example["mask"].shape[:2])
+            spacings.append(example["spacing"])
+    return sizes, spacings

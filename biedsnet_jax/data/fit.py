@@ -116,14 +116,15 @@ class Fit:
         resampled = self.spacing is not None and spacing is not None
         sides = size
         if resampled:
-            sides = tuple(
-                side * old / new for side, old, new in zip(size, spacing, self.spacing)
-            )
+            sides = np.multiply(size, spacing) / self.spacing
         if self.method == "tile":
             part = _whole(sides, 1.0)
             return Way(size, part, tiled_canvas(part, inputs))
         scale = min(inputs[0] / sides[0], inputs[1] / sides[1])
-        return Way(size, _whole(sides, min(scale, 1.0) if resampled else scale), inputs)
+        if resampled:
+            # The spacing stays, unless the slice would not fit.
+            scale = min(scale, 1.0)
+        return Way(size, _whole(sides, scale), inputs)
 
 
 def tiled_canvas(part: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:

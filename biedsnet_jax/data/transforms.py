@@ -197,13 +197,13 @@ def crop(
     With `shown` it holds a pixel of that class, drawn from all of them, if there are.
     """
     size = mask.shape[:2]
-    first = [0, 0]
-    last = [length - side for length in size]
+    first = np.zeros(2, int)
+    last = np.subtract(size, side)
     lesion = () if shown is None else np.argwhere(mask[..., shown] > 0.5)
     if len(lesion):
         pixel = lesion[rng.integers(len(lesion))]
-        first = [max(0, place - side + 1) for place in pixel]
-        last = [min(place, most) for place, most in zip(pixel, last)]
+        first = np.maximum(first, pixel - side + 1)
+        last = np.minimum(last, pixel)
     top, left = rng.integers(first, last, endpoint=True)
     inside = slice(top, top + side), slice(left, left + side)
     return image[inside], mask[inside]

@@ -104,13 +104,15 @@ def _report_data(cfg, data, tally, chosen, kept):
 
 def _on_one_canvas(maps):
     """Maps "... h w n" of several canvases, filled up with their least value to one."""
-    sides = [np.max([x.shape[axis] for x in maps], initial=0) for axis in (-3, -2)]
+    if not maps:
+        return []
+    largest = np.max([x.shape for x in maps], axis=0)
     filled = []
     for x in maps:
-        lacking = [(0, 0)] * x.ndim
-        for axis, side in zip((-3, -2), sides):
-            lacking[axis] = (0, side - x.shape[axis])
-        filled.append(np.pad(x, lacking, constant_values=x.min()))
+        canvas = np.full(largest, x.min(), x.dtype)
+        *_, height, width, _ = x.shape
+        canvas[..., :height, :width, :] = x
+        filled.append(canvas)
     return filled
 
 

@@ -116,7 +116,6 @@ def describe(
     )
     cfg = model.config
     data = cfg.data
-    rules = model.postprocess
     sampler, fusion = trained.sampling(model)
     about = {
         "row": model.name,
@@ -133,17 +132,7 @@ def describe(
             "seed": _field(seed, "seed"),
         },
         "outputs": {name: _field(aval, name) for name, aval in outputs.items()},
-        "threshold": cfg.threshold,
-        # Of each class; they may have been decided on the validation cases.
-        "thresholds": list(rules.thresholds or (cfg.threshold,) * data.classes),
-        "postprocess": rules.to_json(),
-        # What mode predict also does to masks, and the program and load.py do not.
-        "not_applied": postprocess_text.of_objects(rules.to_json()),
-        "classes": data.classes,
-        # Empty where neither data nor config name them.
-        "class_names": list(data.class_names),
-        # Values in the training masks.
-        "labels": [list(labels) for labels in build_data.class_labels(cfg)],
+        **_masks(model),
         "seed": cfg.seed,
         "sampler": sampler,
         "fusion": fusion,
@@ -166,6 +155,25 @@ def describe(
         # A path of this machine says nothing to those who get the export.
         member["workdir"] = pathlib.Path(member["workdir"]).name
     return about
+
+
+def _masks(model) -> dict:
+    """What a caller has to know to make masks of probabilities."""
+    cfg = model.config
+    rules = model.postprocess
+    return {
+        "threshold": cfg.threshold,
+        # Of each class; they may have been decided on the validation cases.
+        "thresholds": list(rules.thresholds or (cfg.threshold,) * cfg.data.classes),
+        "postprocess": rules.to_json(),
+        # What mode predict also does to masks, and the program and load.py do not.
+        "not_applied": postprocess_text.of_objects(rules.to_json()),
+        "classes": cfg.data.classes,
+        # Empty where neither data nor config name them.
+        "class_names": list(cfg.data.class_names),
+        # Values in the training masks.
+        "labels": [list(labels) for labels in build_data.class_labels(cfg)],
+    }
 
 
 def _field(aval, name):

@@ -51,19 +51,20 @@ def blend(
 
 def _weights(canvas, tile) -> Float[np.ndarray, "rows columns h w"]:
     """Share of each tile's pixel in its pixel of the canvas."""
+    rows, columns = (_weights_along(side, tile) for side in canvas)
+    return np.einsum("rh,cw->rchw", rows, columns).astype(np.float32)
+
+
+def _weights_along(side, tile) -> Float[np.ndarray, "tiles pixels"]:
+    """Share of each tile's pixel along one side of a canvas."""
     places = np.arange(tile) - (tile - 1) / 2
     bell = np.exp(-0.5 * (places / (_SIGMA * tile)) ** 2)
-    shares = []
-    for side in canvas:
-        total = np.zeros(side)
-        starts = range(0, side - tile + 1, tile // 2)
-        for start in starts:
-            total[start : start + tile] += bell
-        shares.append(
-            np.stack([bell / total[start : start + tile] for start in starts])
-        )
-    rows, columns = shares
-    return np.einsum("rh,cw->rchw", rows, columns).astype(np.float32)
+    starts = range(0, side - tile + 1, tile // 2)
+    spans = [slice(start, start + tile) for start in starts]
+    total = np.zeros(side)
+    for span in spans:
+        total[span] += bell
+    return np.stack([bell / total[span] for span in spans])
 
 
 def _join_halves(x, half, axis):

@@ -189,7 +189,7 @@ def test_training_on_a_tile_sees_the_networks_side_heads():
         def __call__(self, image, *, train):
             return image, {"supervision": [image, 2 * image]}
 
-    def loss(heads, y):
+    def loss(heads, y, known=None):
         seen.append(len(heads))
         return supervised(
             lambda logits, y: (logits - y).mean((1, 2, 3)), heads, y, (1.0, 1.0, 1.0)
