@@ -154,9 +154,11 @@ def toy(monkeypatch):
     monkeypatch.setattr(search, "STRONGER", {"train.learning_rate": 2e-3})
     monkeypatch.setattr(train, "fit", fit)
     test = "biedsnet_jax.evaluation.evaluate.evaluate"
-    monkeypatch.setattr(
-        test, lambda model, workdir, *_: seen.tested.append((workdir, model.step))
-    )
+
+    def tested(model, workdir, *_, **__):
+        seen.tested.append((workdir, model.step))
+
+    monkeypatch.setattr(test, tested)
     return seen
 
 
