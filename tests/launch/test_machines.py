@@ -211,11 +211,13 @@ def test_a_run_outlives_its_connection_until_it_is_stopped(launch, tmp_path, mac
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Under nohup the tests ignore it, and what they start would too.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     assert watching.stdout.readline() == "begun\n"
     # The laptop is closed.
     os.killpg(watching.pid, signal.SIGHUP)
-    watching.wait(10)
+    assert watching.wait(60) == -signal.SIGHUP
     pid = int((machine / "biedsnet" / "run.pid").read_text())
     os.kill(pid, 0)
     done, _ = launch("gpu_vm.sh", "run", "covid", "w", MACHINE=str(machine), code=2)
