@@ -35,6 +35,26 @@ FREE = (
     "threshold",
     "postprocess",
 )
+# Fields of the training alone: the masks of given weights do not depend on them.
+OF_TRAINING = (
+    "row",
+    "data.source",
+    "data.name",
+    "data.target",
+    "data.ignore",
+    "data.unannotated",
+    "data.case",
+    "data.min_foreground",
+    "data.foreground",
+    "data.phantom.",
+    "data.tfds.",
+    "split.",
+    "augment.",
+    "init.",
+    "loss.",
+    "train.",
+    "distill.",
+)
 # Fields of the section data that the data's own files decide where they are empty.
 _OF_DATA = ("ignore", "class_names", "channel_names")
 # Fields that a student shares with its teacher; "network" covers "networks." too. With

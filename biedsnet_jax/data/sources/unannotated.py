@@ -9,32 +9,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from biedsnet_jax.data.sources.source import Example, Facts, LabelledScan, Source
+from biedsnet_jax.data.sources.source import Around, Example, LabelledScan
 
 # Names or patterns of cases, and the numbers, from 1, of the classes that they lack.
 Declared = Sequence[Sequence]
 
 
 @dataclass(frozen=True)
-class Unannotated:
+class Unannotated(Around):
     """A source of which `declared` says what was not annotated.
 
     Every example has known. In it, and in mask, such a class is 0.
     """
 
-    source: Source
     declared: Declared
-
-    @property
-    def cases(self) -> Sequence[str]:
-        return self.source.cases
-
-    @property
-    def facts(self) -> Facts:
-        return self.source.facts
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
@@ -46,9 +34,6 @@ class Unannotated:
         for scan in self.source.scans(case):
             known, truth = self._cut(case, scan.truth, scan.known)
             yield replace(scan, truth=truth, known=known)
-
-    def verify(self) -> None:
-        self.source.verify()
 
     def _cut(self, case, mask, known):
         """Known and mask "*space k" without what was not annotated in a case."""
