@@ -40,11 +40,13 @@ def blend(
     tiles: Float[Array, "n h w c"], canvas: tuple[int, int]
 ) -> Float[Array, "b H W c"]:
     """Averages tiles, as `cut` orders them, to canvases "b H W c"."""
-    tile, channels = tiles.shape[1], tiles.shape[-1]
+    tile = tiles.shape[1]
+    channels = tiles.shape[-1]
     weights = _weights(canvas, tile)
     rows, columns = weights.shape[:2]
     x = tiles.reshape(-1, rows, columns, tile, tile, channels)
-    x = (x * weights[None, ..., None]).swapaxes(2, 3)
+    x = x * weights[None, ..., None]
+    x = x.swapaxes(2, 3)
     x = _add_halves(x, tile // 2, axis=3)
     return _add_halves(x, tile // 2, axis=1)
 
@@ -73,7 +75,8 @@ def _join_halves(x, half, axis):
     x = x.reshape(*shape[:axis], -1, half, *shape[axis + 1 :])
     first = jnp.moveaxis(x, axis, 0)[:-1]
     second = jnp.moveaxis(x, axis, 0)[1:]
-    return jnp.moveaxis(jnp.concatenate([first, second], axis=axis + 1), 0, axis)
+    tiles = jnp.concatenate([first, second], axis=axis + 1)
+    return jnp.moveaxis(tiles, 0, axis)
 
 
 def _add_halves(x, half, axis):
@@ -81,9 +84,12 @@ def _add_halves(x, half, axis):
     x = jnp.moveaxis(x, axis, 0)
     first, second = jnp.split(x, 2, axis=axis + 1)
     none = jnp.zeros_like(first[:1])
-    x = jnp.concatenate([first, none]) + jnp.concatenate([none, second])
-    x = jnp.moveaxis(x, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    first = jnp.concatenate([first, none])
+    second = jnp.concatenate([none, second])
+    x = jnp.moveaxis(first + second, 0, axis)
+    before = x.shape[:axis]
+    after = x.shape[axis + 2 :]
+    return x.reshape(*before, -1, *after)
 
 
 class Tiled(nn.Module):
