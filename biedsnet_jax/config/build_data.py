@@ -1,14 +1,13 @@
 """What a checked config says of data: the source, its split by case, the preparation."""
 
 import dataclasses
-import difflib
 import os
 import pathlib
 import sys
 
 from biedsnet_jax.data import fit, foreground, splits, transforms
 from biedsnet_jax.data.foreground import Foreground
-from biedsnet_jax.data.sources import dataset_json, unannotated
+from biedsnet_jax.data.sources import dataset_json
 from biedsnet_jax.data.sources.image_folder import ImageFolder
 from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
 from biedsnet_jax.data.sources.phantom import Phantom
@@ -79,12 +78,9 @@ def has_unknown(config) -> bool:
 
 def check_unannotated(config, source: Source) -> None:
     """Raises BadInput where a name in data.unannotated fits no case."""
-    if other := unannotated.unmatched(config.data.unannotated, source.cases):
-        near = difflib.get_close_matches(other[0], sorted(set(source.cases)), 1, 0.0)
-        raise BadInput(
-            f"data.unannotated names {other[0]}, which is no case and fits none. The nearest "
-            f"case is {near[0] if near else 'none'}."
-        )
+    known = set(source.cases)
+    for name, _ in config.data.unannotated:
+        splits.fitting(name, known, "data.unannotated")
 
 
 def _advise_window(config, facts):

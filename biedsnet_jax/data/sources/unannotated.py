@@ -3,12 +3,12 @@
 There the truth of such a class is not known, whatever its mask holds.
 """
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from biedsnet_jax.data import splits
 from biedsnet_jax.data.sources.source import Around, Example, LabelledScan
 
 # Names or patterns of cases, and the numbers, from 1, of the classes that they lack.
@@ -46,16 +46,5 @@ class Unannotated(Around):
 
     def _missing(self, case: str) -> frozenset[int]:
         """Numbers of the classes that were not annotated in a case."""
-        found = [own for name, own in self.declared if fits(name, case)]
+        found = [own for name, own in self.declared if splits.matching(name, {case})]
         return frozenset().union(*found)
-
-
-def fits(name: str, case: str) -> bool:
-    """Whether a case has this name, or fits it as a pattern of *, ? and [...]."""
-    return name == case or fnmatch.fnmatchcase(case, name)
-
-
-def unmatched(declared: Declared, cases: Sequence[str]) -> list[str]:
-    """Names and patterns that fit no case."""
-    known = set(cases)
-    return [name for name, _ in declared if not any(fits(name, case) for case in known)]
