@@ -11,7 +11,7 @@ from biedsnet_jax.data.sources import dataset_json
 from biedsnet_jax.data.sources.image_folder import ImageFolder
 from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
 from biedsnet_jax.data.sources.phantom import Phantom
-from biedsnet_jax.data.sources.source import Cached, Facts, Source
+from biedsnet_jax.data.sources.source import Cached, Source
 from biedsnet_jax.data.sources.unannotated import Unannotated
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import console, extras, files, processes
@@ -58,17 +58,6 @@ def open_source(config) -> Source:
     if config.data.unannotated:
         source = Unannotated(source, config.data.unannotated)
     return Cached(source) if config.data.cache else source
-
-
-def take_facts(config, facts: Facts) -> None:
-    """Sets names and the label to ignore, where the config is silent, as the data say.
-
-    So they are saved with a run, whose later modes have no data at hand.
-    """
-    for name in ("class_names", "channel_names"):
-        if not config.data[name]:
-            config.data[name] = tuple(getattr(facts, name))
-    config.data.ignore = config.data.ignore or facts.ignore
 
 
 def has_unknown(config) -> bool:
