@@ -50,7 +50,9 @@ class Conv(nn.Module):
         widths = [part.shape[-1] // pixels for part in parts]
         width = sum(widths)
         inputs = self.inputs or width
-        read = slice(inputs - width, None) if last else slice(width)
+        read = slice(width)
+        if last:
+            read = slice(inputs - width, None)
         shape = (self.kernel, self.kernel, inputs, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         kernel = jnp.asarray(kernel, self.dtype)[:, :, read]

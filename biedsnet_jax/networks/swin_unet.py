@@ -101,12 +101,13 @@ class SwinUNet(nn.Module):
 
         for i, stage in enumerate(reversed(range(stages - 1)), start=1):
             width = x.shape[-1] // 2
-            x = PatchExpanding(
+            expand = PatchExpanding(
                 2,
                 width,
                 dtype=self.dtype,
                 name=f"expand_{i - 1}",
-            )(x)
+            )
+            x = expand(x)
             x = jnp.concatenate([x, skips[stage]], axis=-1)
             x = _dense(width, self.dtype, f"concat_{i}")(x)
             x = self._stage(x, stage, f"decoder_{i}", train)
@@ -118,12 +119,13 @@ class SwinUNet(nn.Module):
             name="expand_last",
         )
         x = expand(x)
-        logits = conv(
+        head = conv(
             self.classes,
             1,
             dtype=self.dtype,
             name="head",
-        )(x)
+        )
+        logits = head(x)
         return logits.astype(jnp.float32), {}
 
     def _stage(self, x, stage, name, train):

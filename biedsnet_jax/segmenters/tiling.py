@@ -60,7 +60,8 @@ def _weights(canvas, tile) -> Float[np.ndarray, "rows columns h w"]:
 def _weights_along(side, tile) -> Float[np.ndarray, "tiles pixels"]:
     """Share of each tile's pixel along one side of a canvas."""
     places = np.arange(tile) - (tile - 1) / 2
-    bell = np.exp(-0.5 * (places / (_SIGMA * tile)) ** 2)
+    deviations = places / (_SIGMA * tile)
+    bell = np.exp(-0.5 * deviations**2)
     starts = range(0, side - tile + 1, tile // 2)
     spans = [slice(start, start + tile) for start in starts]
     total = np.zeros(side)
@@ -115,9 +116,10 @@ class Tiled(nn.Module):
         if (height, width) == (self.tile, self.tile):
             return apply(*features, *inputs, train=train)
         tiles = count((height, width), self.tile)
-        parts = [
-            cut(x, self.tile) if x.ndim == 4 else jnp.repeat(x, tiles) for x in inputs
-        ]
+        parts = []
+        for x in inputs:
+            part = cut(x, self.tile) if x.ndim == 4 else jnp.repeat(x, tiles)
+            parts.append(part)
         logits, _ = apply(*features, *parts, train=train)
         return blend(logits, (height, width)), {}
 
