@@ -92,14 +92,16 @@ def test_overfit():
 @pytest.mark.slow
 def test_input_pipeline():
     """The speed of so small volumes may be too low, which is exit code 1."""
-    out = run("input_pipeline.py", "--shape=16,16,4", codes=[0, 1])
+    config = "--config=configs/nifti.py:unet,toy"
+    out = run("input_pipeline.py", "--shape=16,16,4", config, codes=[0, 1])
     assert "first" in out and "step" in out and "GiB" in out
 
 
 @pytest.mark.slow
 def test_augmentation():
     """A busy machine may be too slow, which is exit code 1."""
-    out = run("augmentation.py", "--batches=2", codes=[0, 1])
+    small = ["--batches=2", "--variant=unet,toy"]
+    out = run("augmentation.py", *small, codes=[0, 1])
     assert "nnunet" in out and "step" in out
 
 
