@@ -17,6 +17,7 @@ from untrained import toy, untrained
 
 # Run by a test of their own here.
 ELSEWHERE = {
+    "choices.py": "test_choices.py",
     "quality_vs_steps.py": "test_quality_vs_steps.py",
     "soak/power.py": "test_soak.py",
     "tables/results_page.py": "test_results_page.py",
@@ -68,14 +69,6 @@ def test_search(tmp_path):
         (tmp_path / f"fold{fold}.json").write_text(json.dumps([trial]))
     assert "0.2500" in run("tables/search.py", f"--out={tmp_path}", "--report")
     assert (tmp_path / "settings.txt").exists()
-
-
-@pytest.mark.slow
-def test_choices(tmp_path):
-    config = "--config=configs/phantom.py:unet,toy"
-    out = run("choices.py", f"--out={tmp_path}", config, "--setting=as it is:")
-    assert "| as it is | nothing |" in out
-    assert (tmp_path / "choices.md").read_text() in out
 
 
 @pytest.mark.slow
