@@ -41,8 +41,7 @@ def settle(config: ConfigDict, data: build_data.Data) -> None:
     The first process prints a spacing that it chose; a plane the source has printed.
     """
     facts = data.source.facts
-    for name in _FACTS:
-        config.data[name] = config.data[name] or getattr(facts, name)
+    _take_facts(config, facts)
     if config.data.plane == AUTO and facts.plane:
         config.data.plane = facts.plane
     if config.data.spacing != AUTO or config.data.fit == "squash":
@@ -68,6 +67,12 @@ def _choose_spacing(config, data) -> str:
         sides = np.median(np.multiply(sizes, spacings), axis=0)
         row = column = sides.max() / config.data.size
     return f"{row:.4g},{column:.4g}"
+
+
+def _take_facts(config, facts):
+    """Sets names and the label to ignore, where `config` is silent, as the data say."""
+    for name in _FACTS:
+        config.data[name] = config.data[name] or getattr(facts, name)
 
 
 def _grids(source, indices: Sequence[int]):

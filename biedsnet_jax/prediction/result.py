@@ -230,8 +230,7 @@ def decided(
     if len(labels) == 1 or not exclusive(labels):
         return found
     winner = np.where(found, probability, 0).argmax(axis=-1)
-    classes = np.arange(len(labels))
-    return found & (winner[..., None] == classes)
+    return found & (winner[..., None] == np.arange(len(labels)))
 
 
 def painted(
