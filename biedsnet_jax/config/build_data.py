@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 
+from biedsnet_jax.config.rules import CLASS_NAMES, NAMES
 from biedsnet_jax.data import fit, foreground, splits, transforms
 from biedsnet_jax.data.foreground import Foreground
 from biedsnet_jax.data.sources import dataset_json, unannotated
@@ -66,9 +67,11 @@ def take_facts(config, facts: Facts) -> None:
 
     So they are saved with a run, whose later modes have no data at hand.
     """
-    for name in ("class_names", "channel_names"):
-        if not config.data[name]:
-            config.data[name] = tuple(getattr(facts, name))
+    for name, rule in (("class_names", CLASS_NAMES), ("channel_names", NAMES)):
+        names = tuple(getattr(facts, name))
+        # No later mode would open a run whose names a config may not have.
+        if not config.data[name] and rule.allows(names):
+            config.data[name] = names
     config.data.ignore = config.data.ignore or facts.ignore
 
 

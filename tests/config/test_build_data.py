@@ -6,6 +6,7 @@ from PIL import Image
 from refusals import refused
 
 from biedsnet_jax.config import build_data
+from biedsnet_jax.data.sources.source import Facts
 from configs import folder, phantom
 
 
@@ -25,6 +26,17 @@ def data(root, counts, *, nested=False, **fields):
         {name.replace("__", "."): value for name, value in fields.items()}
     )
     return build_data.open_data(config)
+
+
+@pytest.mark.parametrize("names", [("CT", "CT"), ("CT", "")])
+def test_names_that_no_config_may_have_are_not_taken_from_the_data(names):
+    cfg = folder.get_config()
+    facts = Facts(class_names=("background",), channel_names=names, ignore="255")
+    build_data.take_facts(cfg, facts)
+    assert (cfg.data.class_names, cfg.data.channel_names) == ((), ())
+    assert cfg.data.ignore == "255"
+    build_data.take_facts(cfg, Facts(class_names=("lesion",)))
+    assert cfg.data.class_names == ("lesion",)
 
 
 @pytest.mark.parametrize("nested", [False, True])
