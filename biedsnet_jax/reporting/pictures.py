@@ -93,6 +93,7 @@ def _slice(one, i):
         "image": base64.b64encode(data.images[i]).decode(),
         "level": _packed(data.probability[i]),
         "truth": _packed(data.truth[i]),
+        "known": None if data.known is None else _packed(data.known[i]),
         "mutual": None
         if data.mutual_information is None
         else _packed(data.mutual_information[i]),
