@@ -52,10 +52,13 @@ _LARGEST_LABEL = 2**16 - 1
 
 
 def _is_label(value):
-    if not isinstance(value, str) or not (value.isascii() and value.isdecimal()):
-        return False
     # Longer texts of digits may be too long for a number.
-    return len(value) <= 5 and 0 < int(value) <= _LARGEST_LABEL
+    if not isinstance(value, str) or len(value) > 5:
+        return False
+    if not value.isascii() or not value.isdecimal():
+        return False
+    number = int(value)
+    return 0 < number <= _LARGEST_LABEL
 
 
 def _is_colour(value):

@@ -113,7 +113,10 @@ def _are_labels(value):
 def _are_names(value):
     if not are(str, value) or len(set(value)) < len(value):
         return False
-    return all(name.isprintable() and name.strip() for name in value)
+    for name in value:
+        if not name.isprintable() or not name.strip():
+            return False
+    return True
 
 
 def _are_unannotated(value):

@@ -60,7 +60,8 @@ def record(
         done += len(examples)
         _keep(kept, made, images, truth, numbers)
         if "known" in batch:
-            kept["known"] += list(batch["known"][: len(examples)].astype(np.uint8))
+            known = batch["known"][: len(examples)]
+            kept["known"] += list(known.astype(np.uint8))
         if steps:
             _keep_steps(kept, made.model, steps, images, numbers)
     if not processes.is_first():

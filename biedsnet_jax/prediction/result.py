@@ -206,8 +206,9 @@ def above(
     """Finds the classes whose probability exceeds their threshold."""
     found = np.empty(probability.shape, bool)
     # Of the probability's own type, so that 0.3 is not above 0.3.
-    for k, least in enumerate(np.asarray(thresholds, probability.dtype)):
-        found[..., k] = probability[..., k] > least
+    thresholds = np.asarray(thresholds, probability.dtype)
+    for k, threshold in enumerate(thresholds):
+        found[..., k] = probability[..., k] > threshold
     return found
 
 
@@ -228,10 +229,12 @@ def decided(
     if exclusive(labels):
         # Few voxels are of several classes, and numpy is slow along a short last axis.
         places = np.flatnonzero(_is_several(found))
-        voxels = found.reshape(-1, len(labels))
-        values = probability.reshape(-1, len(labels))[places]
-        winner = np.where(voxels[places], values, 0).argmax(axis=-1)
-        voxels[places] &= winner[:, None] == np.arange(len(labels))
+        classes = len(labels)
+        voxels = found.reshape(-1, classes)
+        values = probability.reshape(-1, classes)
+        rivals = np.where(voxels[places], values[places], 0)
+        winner = rivals.argmax(axis=-1)
+        voxels[places] &= winner[:, None] == np.arange(classes)
     return found
 
 
