@@ -158,6 +158,35 @@ def test_a_flag_that_is_wrong(refused, arguments, says):
     refused(*arguments, says=says)
 
 
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("data.ignore=#ff00", ["data.ignore is '#ff00'", "'#ff0000'"]),
+        ("data.ignore=0", ["data.ignore is '0'", "'65535'"]),
+        ("data.spacing=0.8mm", ["data.spacing is '0.8mm'", '"0.8,0.7"']),
+        ("data.fit=crop", ["data.fit is 'crop'", "'tile'"]),
+        ("data.unannotated=(('a', 2),)", ["data.unannotated is (('a', 2),)", "cases"]),
+        ("data.class_names=('a', 'b')", ["data.class_names has 2 names", "each class"]),
+        ("postprocess=maybe", ["--config.postprocess is maybe", "bool"]),
+        ("init.freeze=('x',)", ["init.freeze is ('x',)", "init.source"]),
+        ("sampler.mirror=up", ["sampler.mirror is 'up'", "'lr,ud'"]),
+    ],
+)
+def test_a_field_of_the_data_or_the_weights_that_is_wrong(refused, flag, says):
+    refused(FOLDER, f"--config.{flag}", says=says)
+
+
+@pytest.mark.parametrize("ignore", ["#ff0000", "255"])
+def test_a_colour_and_a_label_to_ignore_come_as_they_were_typed(
+    command, monkeypatch, ignore
+):
+    seen = []
+    monkeypatch.setattr(trainer, "train", lambda cfg, workdir: seen.append(cfg))
+    code, err = command(FOLDER, f"--config.data.ignore={ignore}")
+    assert (code, err) == (0, "")
+    assert [cfg.data.ignore for cfg in seen] == [ignore]
+
+
 def test_the_fields_are_shown(capsys):
     absl_flags.forget()
     assert main.run(["biedsnet_jax", "--helpfields"]) == 0

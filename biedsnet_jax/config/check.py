@@ -12,7 +12,9 @@ from biedsnet_jax.config.known_fields import check_known
 from biedsnet_jax.config.rules import (
     ABOVE_0,
     ABOVE_0_OR_INF,
+    BELOW_1,
     CASES,
+    CLASS_NAMES,
     COUNT,
     COUNT_OR_0,
     FOLDER,
@@ -45,9 +47,18 @@ from biedsnet_jax.segmenters import mirror
 from biedsnet_jax.segmenters.fusion import FUSIONS
 from biedsnet_jax.segmenters.losses import LOSSES
 
+# Label maps are read as whole numbers of 16 bits.
+_LARGEST_LABEL = 2**16 - 1
+
 
 def _is_label(value):
-    return isinstance(value, str) and value.isdecimal() and int(value) > 0
+    # Longer texts of digits may be too long for a number.
+    if not isinstance(value, str) or len(value) > 5:
+        return False
+    if not value.isascii() or not value.isdecimal():
+        return False
+    number = int(value)
+    return 0 < number <= _LARGEST_LABEL
 
 
 def _is_colour(value):
@@ -147,8 +158,10 @@ FIELDS: dict[str, Rule] = {
     "loss.dice_weight": FROM_0,
     "loss.bce_weight": FROM_0,
     "augment.rotate_degrees": FROM_0,
-    "augment.scale": FROM_0,
-    "augment.intensity": FROM_0,
+    # A magnification by 0 leaves nothing, a negative one mirrors.
+    "augment.scale": BELOW_1,
+    # A contrast below 0 turns bright to dark.
+    "augment.intensity": SHARE,
     "split.fractions": numbers((0.8, 0.1, 0.1), "three"),
     "loss.supervision_weights": numbers((0.7, 0.3)),
     "postprocess": YES_OR_NO,
@@ -173,11 +186,11 @@ FIELDS: dict[str, Rule] = {
     "data.window": RANGE,
     "data.labels": LABELS,
     "data.ignore": Rule(
-        "a label such as '255', for folder a colour such as '#ff0000' too, or ''",
+        "a label from '1' to '65535', for folder a colour such as '#ff0000' too, or ''",
         lambda value: value == "" or _is_label(value) or _is_colour(value),
     ),
     "data.unannotated": UNANNOTATED,
-    "data.class_names": NAMES,
+    "data.class_names": CLASS_NAMES,
     "data.channel_names": NAMES,
     "data.root": FOLDER,
     "data.tfds.name": TEXT,

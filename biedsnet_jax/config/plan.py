@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from biedsnet_jax.config import build_data
 from biedsnet_jax.config.fields import get_field, set_field
+from biedsnet_jax.config.rules import CLASS_NAMES, NAMES
 from biedsnet_jax.runtime import console, processes
 
 AUTO = "auto"
@@ -71,8 +72,12 @@ def _choose_spacing(config, data) -> str:
 
 def _take_facts(config, facts):
     """Sets names and the label to ignore, where `config` is silent, as the data say."""
-    for name in _FACTS:
-        config.data[name] = config.data[name] or getattr(facts, name)
+    for name, rule in (("class_names", CLASS_NAMES), ("channel_names", NAMES)):
+        names = tuple(getattr(facts, name))
+        # No later mode would open a run whose names a config may not have.
+        if not config.data[name] and rule.allows(names):
+            config.data[name] = names
+    config.data.ignore = config.data.ignore or facts.ignore
 
 
 def _grids(source, indices: Sequence[int]):

@@ -111,7 +111,9 @@ def _are_labels(value):
 
 
 def _are_names(value):
-    return are(str, value) and all(value) and len(set(value)) == len(value)
+    if not are(str, value) or len(set(value)) < len(value):
+        return False
+    return all(name.isprintable() and name.strip() for name in value)
 
 
 def _are_unannotated(value):
@@ -140,6 +142,9 @@ ABOVE_0 = Rule(
     "a finite number above 0", lambda value: is_number(value) and 0 < value < math.inf
 )
 SHARE = Rule("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
+BELOW_1 = Rule(
+    "a number from 0, below 1", lambda value: is_number(value) and 0 <= value < 1
+)
 ABOVE_0_OR_INF = Rule(
     "a number above 0, or inf", lambda value: is_number(value) and value > 0
 )
@@ -153,6 +158,11 @@ PATTERNS = Rule(
 RANGE = Rule("a finite (low, high), such as (-1250, 250), or ()", _is_range)
 SPACING = Rule('a length in mm, such as "0.8" or "0.8,0.7", "" or "auto"', _is_spacing)
 NAMES = Rule("different names, such as ('lung', 'lesion'), or ()", _are_names)
+CLASS_NAMES = Rule(
+    "different names other than 'background', such as ('lung', 'lesion'), or ()",
+    # That one is 0 in labels.json.
+    lambda value: _are_names(value) and "background" not in value,
+)
 UNANNOTATED = Rule(
     "cases and their classes, such as (('site_b_*', (2,)),), or ()", _are_unannotated
 )

@@ -43,8 +43,8 @@ def record(
     chosen = [(*one, *scores.places[one[0]]) for one in chosen]
     # Of each slice: its number among those scored, group, index and number in its scan.
     chosen = processes.gather(chosen)[0]
-    names = ("images", "probability", "truth", "mutual_information", "x_t", "x_0")
-    kept = {name: [] for name in names}
+    names = ("images", "probability", "truth", "known", "mutual_information")
+    kept = {name: [] for name in (*names, "x_t", "x_0")}
     steps = make_steps(made.model)
     indices = [index for _, _, index, _ in chosen]
     done = 0
@@ -60,6 +60,9 @@ def record(
         numbers = [number for *_, number in chosen[done : done + count]]
         done += count
         _keep(kept, made, images, truth, numbers)
+        if "known" in batch:
+            known = batch["known"][: len(examples)]
+            kept["known"] += list(known.astype(np.uint8))
         if steps:
             _keep_steps(kept, made.model, steps, images, numbers)
     if not processes.is_first():
@@ -102,6 +105,7 @@ def _report_data(cfg, data, tally, chosen, kept):
         times=_times(cfg) if kept["x_0"] else np.zeros(0, np.int32),
         x_t=_stacked(kept["x_t"], maps[None][:0]),
         x_0=_stacked(kept["x_0"], maps[None][:0]),
+        known=_stacked(kept["known"], None),
     )
 
 

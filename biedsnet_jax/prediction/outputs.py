@@ -258,9 +258,7 @@ def masks_of(
     label_map: Integer[np.ndarray, "d h w"], labels: Sequence[Sequence[int]]
 ) -> Bool[np.ndarray, "d h w k"]:
     """Splits a label map as it is written into the mask of each class."""
-    classes = len(labels)
-    masks = [class_masks(one, classes, labels) for one in label_map]
-    return np.stack(masks).view(bool)
+    return class_masks(label_map, len(labels), labels).view(bool)
 
 
 def _write_mask(path, labels, scan, prediction):

@@ -209,8 +209,12 @@ def above(
     labels: Sequence[Sequence[int]],
 ) -> Bool[np.ndarray, "*space k"]:
     """Finds the classes whose probability exceeds their threshold."""
+    found = np.empty(probability.shape, bool)
     # Of the probability's own type, so that 0.3 is not above 0.3.
-    return probability > np.asarray(thresholds, probability.dtype)
+    thresholds = np.asarray(thresholds, probability.dtype)
+    for k, threshold in enumerate(thresholds):
+        found[..., k] = probability[..., k] > threshold
+    return found
 
 
 def decided(
@@ -227,10 +231,26 @@ def decided(
     are regions, and all above their thresholds count.
     """
     found = above(probability, thresholds=thresholds, labels=labels)
-    if len(labels) == 1 or not exclusive(labels):
-        return found
-    winner = np.where(found, probability, 0).argmax(axis=-1)
-    return found & (winner[..., None] == np.arange(len(labels)))
+    if exclusive(labels):
+        # Few voxels are of several classes, and numpy is slow along a short last axis.
+        places = np.flatnonzero(_is_several(found))
+        classes = len(labels)
+        voxels = found.reshape(-1, classes)
+        values = probability.reshape(-1, classes)
+        rivals = np.where(voxels[places], values[places], 0)
+        winner = rivals.argmax(axis=-1)
+        voxels[places] &= winner[:, None] == np.arange(classes)
+    return found
+
+
+def _is_several(masks: Bool[np.ndarray, "*space k"]) -> Bool[np.ndarray, "*space"]:
+    """Finds the voxels that are of more than one class."""
+    taken = np.zeros(masks.shape[:-1], bool)
+    several = np.zeros_like(taken)
+    for mask in np.moveaxis(masks, -1, 0):
+        several |= taken & mask
+        taken |= mask
+    return several
 
 
 def painted(

@@ -82,20 +82,28 @@ def _slice(one, i):
     dice = [
         None if math.isnan(x) else x for x in data.dice[row : row + classes].tolist()
     ]
-    known = [x for x in dice if x is not None]
+    defined = [x for x in dice if x is not None]
+    mean = None
+    if defined:
+        mean = sum(defined) / len(defined)
+    known = None
+    if data.known is not None:
+        known = _packed(data.known[i])
+    mutual = None
+    if data.mutual_information is not None:
+        mutual = _packed(data.mutual_information[i])
     return {
         "label": f"{case}, slice {number}",
         "group": GROUPS[data.groups[i]],
         "dice": dice,
-        "mean": sum(known) / len(known) if known else None,
+        "mean": mean,
         "height": height,
         "width": width,
         "image": base64.b64encode(data.images[i]).decode(),
         "level": _packed(data.probability[i]),
         "truth": _packed(data.truth[i]),
-        "mutual": None
-        if data.mutual_information is None
-        else _packed(data.mutual_information[i]),
+        "known": known,
+        "mutual": mutual,
     }
 
 

@@ -31,6 +31,8 @@ MOST_SIDE = 128
 GREYS = 15
 # Of 100.
 _JPEG = 85
+# Maps of 0 and 1.
+_OF_BITS = {"truth", "known"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,8 @@ class ReportData:
     # Probabilities * GREYS, thinned out to MOST_SIDE.
     x_t: UInt8[np.ndarray, "m t H W k"]
     x_0: UInt8[np.ndarray, "m t h w k"]  # LEVELS
+    # 0 where the truth is not known; None where all is.
+    known: UInt8[np.ndarray, "n h w k"] | None = None  # 0, 1
 
 
 class Evaluated(NamedTuple):
@@ -115,12 +119,14 @@ def save(workdir: pathlib.Path, data: ReportData) -> None:
     """Writes NAME, in the same bytes for the same data."""
     fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     fields["facts"] = np.frombuffer(json.dumps(data.facts).encode(), np.uint8)
+    for name in ("mutual_information", "known"):
+        if fields[name] is None:
+            del fields[name]
     # Eight pixels a byte.
-    fields["truth"] = np.packbits(data.truth)
+    for name in _OF_BITS & fields.keys():
+        fields[name] = np.packbits(fields[name])
     for i, image in enumerate(fields.pop("images")):
         fields[f"image_{i}"] = np.frombuffer(image, np.uint8)
-    if data.mutual_information is None:
-        del fields["mutual_information"]
     file = io.BytesIO()
     # Each name becomes a file of the archive.
     np.savez_compressed(file, **fields)
@@ -155,7 +161,9 @@ def load(workdir: pathlib.Path, dice: Float[np.ndarray, " rows"]) -> ReportData 
 
 def _from_arrays(arrays):
     shape = arrays["probability"].shape
-    bits = np.unpackbits(arrays["truth"], count=math.prod(shape))
+    for name in _OF_BITS & arrays.keys():
+        bits = np.unpackbits(arrays[name], count=math.prod(shape))
+        arrays[name] = bits.reshape(shape)
     count = len(arrays["slices"])
     return ReportData(
         facts=json.loads(arrays["facts"].tobytes()),
@@ -166,9 +174,10 @@ def _from_arrays(arrays):
         groups=arrays["groups"],
         images=[arrays[f"image_{i}"].tobytes() for i in range(count)],
         probability=arrays["probability"],
-        truth=bits.reshape(shape),
+        truth=arrays["truth"],
         mutual_information=arrays.get("mutual_information"),
         times=arrays["times"],
         x_t=arrays["x_t"],
         x_0=arrays["x_0"],
+        known=arrays.get("known"),
     )

@@ -4,7 +4,7 @@
 
 const data = JSON.parse(document.getElementById("pictures").textContent);
 const by = (id) => document.getElementById(id);
-const TRUTH = [86, 180, 233], PREDICTION = [230, 159, 0], WRONG = [213, 94, 0];
+const TRUTH = [86, 180, 233], PREDICTION = [230, 159, 0], WRONG = [213, 94, 0], UNKNOWN = [128, 128, 128];
 const RAMP = [[0, 0, 0], [106, 27, 154], [230, 81, 0], [255, 241, 118]];
 const state = { run: 0, slice: 0, klass: 0, level: 100, opacity: 0.4, map: "entropy", traced: 0, step: 0 };
 
@@ -18,6 +18,11 @@ async function inflate(text) {
 
 function above(levels, border) {
   return Uint8Array.from(levels, (level) => level > border);
+}
+
+// What of a mask counts: nothing where the truth is not known. `known` is null where all is.
+function counting(mask, known) {
+  return known ? mask.map((inside, i) => inside & known[i]) : mask;
 }
 
 function count(mask, truth) {
@@ -65,10 +70,11 @@ async function greys(slice) {
 }
 
 async function unpack(slice) {
-  const [image, level, truth, mutual] = await Promise.all([
-    greys(slice), inflate(slice.level), inflate(slice.truth), slice.mutual ? inflate(slice.mutual) : null,
+  const optional = (map) => (map ? inflate(map) : null);
+  const [image, level, truth, known, mutual] = await Promise.all([
+    greys(slice), inflate(slice.level), inflate(slice.truth), optional(slice.known), optional(slice.mutual),
   ]);
-  return { image, level, truth, mutual };
+  return { image, level, truth, known, mutual };
 }
 
 const ready = new Map();
@@ -79,7 +85,7 @@ function load(slice) { // once each
 
 function ofClass(maps, slice, klass) {
   const size = slice.width * slice.height;
-  return maps.subarray(klass * size, (klass + 1) * size);
+  return maps && maps.subarray(klass * size, (klass + 1) * size);
 }
 
 // Paint `image`, with each layer's colour where its mask is set, blended by its strength.
@@ -109,18 +115,22 @@ async function draw() {
   if (mine !== drawing) return; // another was asked for meanwhile
   const { width, height } = one, size = width * height, every = new Uint8Array(size).fill(1);
   const level = ofClass(maps.level, one, state.klass), truth = ofClass(maps.truth, one, state.klass);
-  const mask = above(level, state.level), found = count(mask, truth), strength = state.opacity;
+  const known = ofClass(maps.known, one, state.klass), unknown = known ? known.map((it) => 1 - it) : [];
+  const mask = above(level, state.level), counted = counting(mask, known);
+  const found = count(counted, truth), strength = state.opacity;
   const lines = { mask: outline(mask, width, height), truth: outline(truth, width, height) };
   const mutual = state.map === "mutual" && maps.mutual ? ofClass(maps.mutual, one, state.klass) : null;
   const unsure = (i) => heat(mutual ? mutual[i] / 255 : entropy(level[i]));
-  const missed = truth.map((t, i) => t & ~mask[i]), wrong = mask.map((p, i) => p & ~truth[i]);
+  const missed = truth.map((t, i) => t & ~mask[i]), wrong = counted.map((p, i) => p & ~truth[i]);
   const panel = (id, layers, text) => {
     paint(by(id), width, height, maps.image, layers);
     by(id).setAttribute("aria-label", `${text}, ${one.label}`);
   };
   panel("image", [], "image");
-  panel("truth", [{ mask: truth, tint: TRUTH, strength }, { mask: lines.truth, tint: TRUTH, strength: 1 }],
-    `truth, ${found.tp + found.fn} pixels`);
+  panel("truth", [
+    { mask: unknown, tint: UNKNOWN, strength: 0.7 },
+    { mask: truth, tint: TRUTH, strength }, { mask: lines.truth, tint: TRUTH, strength: 1 },
+  ], `truth, ${found.tp + found.fn} pixels`);
   panel("prediction", [{ mask, tint: PREDICTION, strength }, { mask: lines.mask, tint: PREDICTION, strength: 1 }],
     `prediction, ${found.tp + found.fp} pixels`);
   panel("uncertainty", [{ mask: every, tint: unsure, strength: Math.min(1, 2 * strength) }], "uncertainty");
@@ -220,13 +230,14 @@ async function drawSteps() {
   const { width, height } = one, small = one.steps;
   const noisy = frame(x_t, small.width * small.height), level = frame(x_0, width * height);
   const mask = above(level, state.level), truth = ofClass(maps.truth, one, state.klass);
+  const known = ofClass(maps.known, one, state.klass);
   paint(by("x_t"), small.width, small.height, noisy.map((v) => (255 * v) / data.greys), []);
   paint(by("x_0"), width, height, level.map((v) => Math.min(255, (255 * v) / data.levels)), []);
   paint(by("outlines"), width, height, maps.image, [
     { mask: outline(truth, width, height), tint: TRUTH, strength: 1 },
     { mask: outline(mask, width, height), tint: PREDICTION, strength: 1 },
   ]);
-  const found = count(mask, truth), place = `${state.step + 1} of ${times.length}`;
+  const found = count(counting(mask, known), truth), place = `${state.step + 1} of ${times.length}`;
   const name = times.length > 1 ? `Step ${place}` : "The only step";
   by("step-text").textContent = place;
   by("step").setAttribute("aria-valuetext", `${place}, t ${times[state.step]}`);

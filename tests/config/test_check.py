@@ -193,6 +193,49 @@ IMPOSSIBLE = [
     ("train.accumulate", 3, "a divisor of 8"),
     ("threshold", 1.5, "a number from 0 to 1"),
     ("data.foreground", 1.5, "a number from 0 to 1"),
+    ("data.fit", "crop", "one of 'squash', 'pad', 'tile'"),
+    ("data.spacing", "0.8;0.7", 'such as "0.8" or "0.8,0.7", "" or "auto"'),
+    ("data.spacing", "0.8,0.7,3", "a length in mm"),
+    ("data.spacing", "0", "a length in mm"),
+    ("data.spacing", "-1", "a length in mm"),
+    ("data.spacing", "nan", "a length in mm"),
+    ("data.spacing", "inf", "a length in mm"),
+    ("data.spacing", 0.8, "a length in mm"),
+    ("data.plane", "frontal", "one of 'auto', 'axial', 'coronal', 'sagittal'"),
+    ("data.plane", "coronal", "Use 'auto', or data.source='nifti'"),
+    ("data.target", "soft", "one of 'hard', 'share'"),
+    ("data.ignore", "0", "a label from '1' to '65535'"),
+    ("data.ignore", "65536", "a label from '1' to '65535'"),
+    ("data.ignore", "9" * 50, "'#ff0000'"),
+    ("data.ignore", "-1", "or ''"),
+    ("data.ignore", "²", "a label"),
+    ("data.ignore", "#ff000", "'#ff0000'"),
+    ("data.ignore", 255, "a label"),
+    ("data.ignore", "255", "Use ''"),
+    ("data.unannotated", "a", "such as (('site_b_*', (2,)),), or ()"),
+    ("data.unannotated", (("a",),), "cases and their classes"),
+    ("data.unannotated", (("a", ()),), "cases and their classes"),
+    ("data.unannotated", (("a", 2),), "cases and their classes"),
+    ("data.class_names", "lung", "such as ('lung', 'lesion'), or ()"),
+    ("data.class_names", ("a", "a"), "different names"),
+    ("data.class_names", ("a", ""), "different names"),
+    ("data.class_names", (" ",), "different names"),
+    ("data.class_names", ("a\n",), "different names"),
+    ("data.class_names", ("background",), "other than 'background'"),
+    ("data.channel_names", ("CT", "CT"), "different names"),
+    ("augment.scale", 1.0, "a number from 0, below 1"),
+    ("augment.intensity", 1.5, "a number from 0 to 1"),
+    ("augment.zoom", 1.5, "a number from 0 to 1"),
+    ("augment.elastic", math.nan, "a number from 0 to 1"),
+    ("augment.noise", "often", "a number from 0 to 1"),
+    ("augment.blur", None, "a number from 0 to 1"),
+    ("augment.brightness", 2, "a number from 0 to 1"),
+    ("augment.contrast", -1, "a number from 0 to 1"),
+    ("augment.low_resolution", 1.01, "a number from 0 to 1"),
+    ("augment.inverted_gamma", 9.0, "a number from 0 to 1"),
+    ("postprocess", "no", "True or False"),
+    ("postprocess", 1, "True or False"),
+    ("eval.paper", 1, "True or False"),
     ("augment.gamma", -0.1, "a number from 0 to 1"),
     ("init.freeze", "condition", "patterns of paths"),
     ("init.freeze", ("condition",), "init.source is empty"),
@@ -215,6 +258,49 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize(("name", "value", "fix"), IMPOSSIBLE)
 def test_an_impossible_value(name, value, fix):
     refused(lambda: check_config(changed(name, value)), f"{name} is {value!r}", fix)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"data.fit": "tile", "data.size": 63},
+            ["data.size is 63", "data.fit is 'tile'", "an even number"],
+        ),
+        (
+            {"data.source": "nifti", "data.ignore": "#ff0000"},
+            ["data.ignore is '#ff0000'", "'nifti'", "a label value"],
+        ),
+        (
+            {"data.source": "folder", "data.classes": 2, "data.ignore": "2"},
+            ["data.ignore is '2'", "a label of a class", "another label"],
+        ),
+        (
+            {"data.source": "nifti", "data.labels": ((7,),), "data.ignore": "7"},
+            ["data.ignore is '7'", "a label of a class", "data.labels"],
+        ),
+        (
+            {"data.unannotated": (("b*", (2,)),)},
+            ["data.unannotated has class 2 for 'b*'", "classes from 1 to 1"],
+        ),
+        (
+            {"data.unannotated": (("b*", (0,)),)},
+            ["data.unannotated has class 0 for 'b*'", "classes from 1 to 1"],
+        ),
+        (
+            {"data.classes": 2, "data.class_names": ("lung",)},
+            ["data.class_names has 1 names", "one for each class"],
+        ),
+        (
+            {"data.channel_names": ("T1", "T2")},
+            ["data.channel_names has 2 names", "one for each channel"],
+        ),
+    ],
+)
+def test_fields_of_the_data_that_do_not_fit_each_other(fields, says):
+    cfg = base()
+    cfg.update_from_flattened_dict(fields)
+    refused(lambda: check_config(cfg), *says)
 
 
 def test_values_that_are_shown_in_another_way():

@@ -13,9 +13,11 @@ from configs import nifti, phantom
 class Named(Phantom):
     """Slices whose data name the classes and channels, and a label to ignore."""
 
+    said = Facts(class_names=["lesion"], channel_names=["CT"], ignore="9")
+
     @property
     def facts(self):
-        return Facts(class_names=["lesion"], channel_names=["CT"], ignore="9")
+        return self.said
 
 
 def volumes(root, spacings, shape=(12, 10, 6), order=(0, 1, 2)):
@@ -106,6 +108,15 @@ def test_what_the_data_say_fills_what_is_empty_and_a_run_goes_on_with_it(tmp_pat
     assert later.data.class_names == ("another",)
     assert later.data.channel_names == ("mine",)
     assert later.data.ignore == "9"
+
+
+@pytest.mark.parametrize("names", [("CT", "CT"), ("CT", "")])
+def test_names_that_no_config_may_have_are_not_taken_from_the_data(names):
+    c = phantom.get_config()
+    source = Named()
+    source.__dict__["said"] = Facts(class_names=("background",), channel_names=names)
+    plan.settle(c, build_data.deal(c, source, ""))
+    assert (c.data.class_names, c.data.channel_names) == ((), ())
 
 
 def test_a_run_of_pictures_leaves_volumes_axial(tmp_path):

@@ -161,6 +161,37 @@ def test_vlb_at_t_0_is_the_mass_of_one_grey_level(x_0, low, high):
     assert float(got[0]) == pytest.approx(expected, abs=2e-3)
 
 
+def test_vlb_is_the_mean_over_the_pixels_that_are_known():
+    t = jnp.array([0, 700, 700, 0])
+    x_0 = jnp.full((4, 4, 4, 1), 0.1)
+    x_t = normal(9, x_0.shape)
+    known = jax.random.bernoulli(jax.random.key(3), 0.4, x_0.shape).astype(float)
+    known = known.at[2:].set(0.0)
+    true_mean, variance, log_variance = process.posterior(
+        SCHEDULE, x_0=x_0, x_t=x_t, t=t
+    )
+    deviation = jnp.array([0.01, 1.0, 1.0, 0.01])[:, None, None, None]
+    start = (t == 0)[:, None, None, None]
+    right = jnp.where(start, 0.1, true_mean + 0.3 * jnp.sqrt(variance))
+    log_variance = jnp.where(start, 2 * jnp.log(deviation), log_variance)
+
+    def bits(elsewhere):
+        return vlb_bits(
+            x_0=x_0,
+            x_t=x_t,
+            t=t,
+            # What is predicted where nothing is known does not matter.
+            mean=jnp.where(known > 0, right, elsewhere),
+            log_variance=jnp.broadcast_to(log_variance, x_0.shape),
+            known=known,
+        )
+
+    level = stats.norm(0.1, 0.01).cdf([0.1 - 1 / 255, 0.1 + 1 / 255])
+    expected = [-math.log2(np.diff(level)[0]), 0.045 / math.log(2), 0.0, 0.0]
+    close(bits(1.5), expected, 2e-3)
+    close(bits(-30.0), expected, 2e-3)
+
+
 def test_vlb_of_a_hopeless_prediction_is_finite():
     one = jnp.ones((1, 1, 1, 1))
 

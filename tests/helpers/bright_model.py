@@ -51,11 +51,11 @@ class Bright:
         return jax.vmap(sample)(jnp.arange(ensemble))
 
 
-def write_workdir(workdir, above=0.5):
+def write_workdir(workdir, above=0.5, class_names=()):
     """Writes a run of the model that finds what is brighter than `above`; returns it."""
     cfg = folder.get_config()
     variants.toy(cfg)
-    cfg.data.update(size=SIZE, normalise="minmax")
+    cfg.data.update(size=SIZE, normalise="minmax", class_names=class_names)
     cfg.eval.batch_size = 8
     cfg.compile_cache = ""
     cfg.sampler.ensemble = 2

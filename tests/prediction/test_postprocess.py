@@ -201,9 +201,12 @@ def test_regions_keep_their_painting_order():
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("labels", [((1,),), ((1,), (2,)), ((1, 2), (2,))])
+@pytest.mark.parametrize(
+    "labels", [((1,),), ((1,), (2,)), ((1, 2), (2,)), ((1,), (2,), (3,), (4,))]
+)
 def test_without_rules_the_label_map_is_that_of_the_threshold(seed, labels):
-    p = np.random.default_rng(seed).random((3, 6, 5, len(labels)))
+    # Eighths, so that several classes are the likeliest.
+    p = np.random.default_rng(seed).integers(0, 9, (3, 6, 5, len(labels))) / 8
     one = prediction(p, labels, Postprocess())
     expected = np.zeros(p.shape[:3], int)
     for place in np.ndindex(*p.shape[:3]):

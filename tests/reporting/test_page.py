@@ -2,6 +2,7 @@
 package's, escaping, size.
 """
 
+import dataclasses
 import math
 import re
 import subprocess
@@ -298,6 +299,53 @@ def test_one_convention_is_shown_at_a_time(page):
             "cost": "cost",
         }[name]
         assert titles and all(re.search(words, title) for title in titles), titles
+
+
+def drawn(page, name):
+    """Returns the pixels "h w 3" of a canvas."""
+    script = """c => {
+      const pixels = c.getContext("2d").getImageData(0, 0, c.width, c.height);
+      return [c.height, c.width, ...pixels.data];
+    }"""
+    height, width, *values = page.locator(f"#{name}").evaluate(script)
+    return np.array(values).reshape(height, width, 4)[..., :3]
+
+
+def test_what_is_not_known_is_grey_and_counts_nowhere(browser_page, tmp_path):
+    names = ["lung", HOSTILE]
+    folder = tmp_path / "run"
+    evaluated_workdir.write(
+        folder, classes=2, count=6, pictures=3, steps=1, class_names=names
+    )
+    dice = np.load(folder / record.NAME)["dice"]
+    kept = record.load(folder, dice)
+    known = np.random.default_rng(0).random(kept.truth.shape) < 0.7
+    truth = kept.truth.astype(bool) & known
+    replaced = dataclasses.replace(
+        kept, known=known.astype(np.uint8), truth=truth.astype(np.uint8)
+    )
+    record.save(folder, replaced)
+    report.run(str(folder), None)
+    browser_page.goto((folder / "report.html").as_uri())
+    browser.until(browser_page, "document.getElementById('score').textContent")
+    options = browser_page.locator("#class option").all_text_contents()
+    assert [name in text for name, text in zip(names, options)] == [True, True]
+    number = int(re.search(r"slice (\d+)", browser_page.inner_text("#score")).group(1))
+    shown = kept.slices.tolist().index(number)
+    for k in range(2):
+        browser_page.select_option("#class", index=k)
+        is_known = known[shown, ..., k]
+        for level in (40, 100):
+            expected = metrics.standard(
+                pred=kept.probability[shown, ..., k] > level,
+                truth=truth[shown, ..., k],
+                known=is_known,
+            )["dice"]
+            found = live_dice(browser_page, level)
+            assert found == pytest.approx(expected, nan_ok=True)
+        grey = drawn(browser_page, "image")[~is_known]
+        found = drawn(browser_page, "truth")[~is_known]
+        np.testing.assert_allclose(found, grey + (128 - grey) * 0.7, atol=1)
 
 
 @pytest.fixture(scope="module")

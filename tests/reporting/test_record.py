@@ -105,6 +105,19 @@ def test_the_file_gives_back_what_was_saved_in_the_same_bytes(tmp_path):
     assert record.load(tmp_path, dice) == "none were recorded"
 
 
+def test_where_the_truth_is_known_is_kept_where_not_all_is(tmp_path):
+    evaluated_workdir.write(tmp_path / "run", classes=2, size=20)
+    dice = np.load(tmp_path / "run" / record.NAME)["dice"]
+    loaded = record.load(tmp_path / "run", dice)
+    assert loaded.known is None
+    rng = np.random.default_rng(0)
+    known = rng.integers(0, 2, loaded.truth.shape, np.uint8)
+    record.save(tmp_path, dataclasses.replace(loaded, known=known))
+    again = record.load(tmp_path, dice)
+    np.testing.assert_array_equal(again.known, known)
+    np.testing.assert_array_equal(again.truth, loaded.truth)
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "field", "pickle", "shape"])
 def test_a_damaged_file_is_said_to_be(tmp_path, damage):
     evaluated_workdir.write(tmp_path / "run")

@@ -44,3 +44,30 @@ def test_no_truth_and_what_is_no_number():
     assert not curve["tp"].any()
     assert not curve["precision"].any()
     assert not curve["recall"].any()
+
+
+def test_pixels_that_are_not_known_count_at_no_threshold():
+    rng = np.random.default_rng(1)
+    probability = rng.uniform(size=(3, 4, 5, 2)).astype(np.float32)
+    known = rng.random(probability.shape) < 0.6
+    known[..., 1] = False
+    truth = (rng.uniform(size=probability.shape) < probability) & known
+    counts = pr_curve.Counts(2)
+    counts.add(probability[:1], truth[:1], known[:1].astype(np.float32))
+    counts.add(probability[1:], truth[1:], known[1:].astype(np.float32))
+    first, second = counts.curves()
+    pixels = [
+        (float(p) * 126, t)
+        for p, t, is_known in zip(
+            probability[..., 0].flat, truth[..., 0].flat, known[..., 0].flat
+        )
+        if is_known
+    ]
+    for i in range(127):
+        found = [first[name][i] for name in ("tp", "fp", "fn", "tn")]
+        tp = sum(1 for score, t in pixels if score >= i and t)
+        fp = sum(1 for score, t in pixels if score >= i and not t)
+        positive = sum(1 for _, t in pixels if t)
+        assert found == [tp, fp, positive - tp, len(pixels) - positive - fp]
+    # Of a class that nobody annotated no pixel counts.
+    assert not any(second[name].any() for name in second)

@@ -289,6 +289,20 @@ def status_of(page, job):
     return page.evaluate("id => fetch('jobs/' + id).then(answer => answer.status)", job)
 
 
+def test_a_class_has_its_name_and_the_name_is_only_text(browser_page, tmp_path, scan):
+    name = "<b onclick=hacked=1>lesion</b> &amp;"
+    with in_place():
+        run = write_workdir(tmp_path / "run", class_names=(name,))
+        with served(run, tmp_path, Limits(upload=2**20)) as url:
+            browser_page.goto(url)
+            browser_page.set_input_files("#file", scan)
+            ready = "document.getElementById('score').dataset.slice"
+            browser.until(browser_page, ready)
+            options = browser_page.locator("#class option").all_text_contents()
+    assert options == [f"1, {name}"]
+    assert browser_page.locator("#class b").count() == 0
+
+
 def test_removing_takes_it_from_the_server(page):
     job = page.evaluate("state.job")
     page.click("#remove")

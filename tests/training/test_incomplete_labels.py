@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from biedsnet_jax.config import run_config
 from biedsnet_jax.prediction import predict
+from biedsnet_jax.reporting import record
 from biedsnet_jax.training import train
 from configs import nifti, variants
 
@@ -132,6 +133,7 @@ def test_training_and_scores(tmp_path, capsys, kind):
             pred, truth = np.isin(written, group), np.isin(label, group)
             rows[case, str(k + 1)] = counts(pred, truth, known)
     check(workdir, results, rows)
+    check_pictures(workdir, void, without_2)
     check_names(workdir, tmp_path / "out", title)
     # The same command goes on, and finds nothing left to do.
     train.train(config(tmp_path / "data", **fields), str(workdir))
@@ -164,6 +166,25 @@ def check(workdir, results, rows):
     pooled = results["standard"]["accuracy"]["pooled"]
     total = np.sum(of_slices, axis=0)
     assert pooled == pytest.approx((total[0] + total[3]) / total.sum())
+
+
+def check_pictures(workdir, void, without_2):
+    """The report's pictures have the pixels whose truth is known, class by class."""
+    slices = table(workdir / "slices.csv")
+    dice = np.array([float(row["dice"]) for row in slices])
+    kept = record.load(workdir, dice)
+    if not void and not without_2:
+        assert kept.known is None
+        return
+    for number, known in zip(kept.slices, kept.known):
+        case = slices[2 * number]["case"]
+        for k in range(2):
+            # The square that is void has 5 x 9 pixels.
+            count = 256 - 45 * void
+            if k == 1 and case in without_2:
+                count = 0
+            assert known[..., k].sum() == count
+    assert not kept.truth[kept.known == 0].any()
 
 
 def check_names(workdir, out, title):

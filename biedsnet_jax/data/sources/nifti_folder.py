@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Integer, Shaped, UInt8
 
 from biedsnet_jax.data import case_names
 from biedsnet_jax.data.formats import nifti
@@ -263,14 +263,22 @@ def check_labels(
 
 
 def class_masks(
-    label: np.ndarray, classes: int, labels: Sequence[Sequence[int]]
-) -> UInt8[np.ndarray, "h w k"]:
-    """Splits a label map "h w" into one map of 0 and 1 for each class."""
+    label: Integer[np.ndarray, "*space"], classes: int, labels: Sequence[Sequence[int]]
+) -> UInt8[np.ndarray, "*space k"]:
+    """Splits a label map into one map of 0 and 1 for each class."""
     if not labels and classes == 1:
-        return (label > 0)[..., None].astype(np.uint8)
+        return (label > 0)[..., None].view(np.uint8)
     groups = labels or [(k,) for k in range(1, classes + 1)]
-    masks = [np.isin(label, group) for group in groups]
-    return np.stack(masks, axis=-1).astype(np.uint8)
+    masks = [_is_any(label, group) for group in groups]
+    return np.stack(masks, axis=-1).view(np.uint8)
+
+
+def _is_any(label, group):
+    # Ten times as fast as np.isin for the few labels of a class.
+    found = label == group[0]
+    for other in group[1:]:
+        found |= label == other
+    return found
 
 
 def truth(
@@ -286,7 +294,9 @@ def truth(
     if ignore is None:
         return {"mask": class_masks(label, classes, labels)}
     known = label != ignore
-    mask = class_masks(np.where(known, label, 0), classes, labels)
+    mask = class_masks(label, classes, labels)
+    # One class takes all labels but 0, and a class may have 0.
+    mask &= known[..., None]
     return {"mask": mask, "known": each_class(known, classes)}
 
 

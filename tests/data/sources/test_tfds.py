@@ -143,6 +143,31 @@ def test_one_class_takes_whatever_is_not_zero(opened):
     np.testing.assert_array_equal(mask[..., 0], examples()[0]["flat"] == 300)
 
 
+@pytest.mark.parametrize(
+    ("how", "of_class"),
+    [
+        ({"classes": 1}, [(1,)]),
+        ({"classes": 2, "labels": ((1,), (0, 1))}, [(1,), (0, 1)]),
+    ],
+)
+def test_pixels_of_a_label_to_ignore_are_known_of_no_class(opened, how, of_class):
+    source = opened(ignore=2, **how)
+    source.verify()
+    for n, made in enumerate(examples()):
+        label = made["seg"][..., 0]
+        example = source[n]
+        (scan,) = [one for one in source.scans(made["patient"]) if one.indices == (n,)]
+        for k, group in enumerate(of_class):
+            np.testing.assert_array_equal(example["known"][..., k], label != 2)
+            expected = [[value in group for value in line] for line in label]
+            np.testing.assert_array_equal(example["mask"][..., k], expected)
+        np.testing.assert_array_equal(scan.known[0], example["known"])
+    # Only the label to ignore may be there beside those of the classes.
+    refused(
+        opened(ignore=1, classes=1, labels=((3,),)).verify, "labels 2,", "data.labels"
+    )
+
+
 @pytest.mark.parametrize(("image", "channels"), [("colour", 3), ("real", 1)])
 def test_other_kinds_of_image(opened, image, channels):
     np.testing.assert_array_equal(
