@@ -207,9 +207,7 @@ def _results(model, data, scope, scored):
         "nsd_tolerance": cfg.eval.nsd_tolerance,
         "nsd_tolerance_mm": cfg.eval.nsd_tolerance_mm,
         "device": f"{model.mesh.size} x {devices.device_kind(model.mesh)}",
-        "calibration_error": calibration.expected_calibration_error(
-            scores.tally.histogram
-        ),
+        "calibration_error": _calibration_error(scores.tally.histogram),
         "seconds_per_image": scored.seconds / max(1, len(scores.places)),
     }
     # Only where there are any, so that results without names stay as they were.
@@ -224,6 +222,12 @@ def _results(model, data, scope, scored):
             "in_volumes": bool(scores.volume_rows),
         } | lesions.summarise(scores.lesion_rows)
     return results
+
+
+def _calibration_error(histogram):
+    """The expected calibration error; None where the truth of no pixel is known."""
+    error = calibration.expected_calibration_error(histogram)
+    return None if math.isnan(error) else error
 
 
 def _fold(model):

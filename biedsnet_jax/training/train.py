@@ -48,6 +48,7 @@ from biedsnet_jax.training import (
     class_presence,
     few_cases,
     freezing,
+    known_truth,
     run_log,
     train_step,
     validation,
@@ -162,6 +163,7 @@ def _open(cfg, workdir) -> build_data.Data:
     plan.settle(cfg, data)
     build_data.check_unannotated(cfg, data.source)
     build_data.take_facts(cfg, data.source.facts)
+    known_truth.check(cfg, data)
     return data
 
 
