@@ -161,6 +161,7 @@ def _open(cfg, workdir) -> build_data.Data:
     with processes.first_alone("data"):
         data = run_split.open_training(cfg, workdir)
     plan.settle(cfg, data)
+    plan.check_grids(cfg, data)
     build_data.check_unannotated(cfg, data.source)
     build_data.take_facts(cfg, data.source.facts)
     known_truth.check(cfg, data)
