@@ -1,8 +1,8 @@
 """Measures whether batches come twice as fast as training uses them, augmented or not.
 
-    python benchmarks/augmentation.py [--root=DIR]
+    python benchmarks/augmentation.py [--root=DIR] [--variant=cpu]
 
-Times the batches of configs/covid.py:cpu, with today's augmentation, with nnU-Net's
+Times the batches of a variant of configs/covid.py, with today's augmentation, with nnU-Net's
 (`:nnunet_augment`) and with all of it at once on every slice, each with a third of the
 rows from slices with a lesion; then the training step of the same config. Slices come
 from DIR, in folders images/ and masks/, or are drawn.
@@ -27,9 +27,11 @@ FOREGROUND = 0.33
 def main() -> int:
     parser = scripts.make_parser(__doc__)
     parser.add_argument("--root", help="folder of slices; they are drawn by default")
+    parser.add_argument("--variant", default="cpu", help="of configs/covid.py")
     parser.add_argument("--batches", type=int, default=100, help="batches to time")
     arguments = parser.parse_args()
-    configs, rates = _configs(arguments.root), {}
+    configs = _configs(arguments.root, arguments.variant)
+    rates = {}
     for name, cfg in configs.items():
         rates[name] = batches_a_second(cfg, arguments.batches)
         print(
@@ -65,16 +67,16 @@ def batches_a_second(cfg, count: int) -> float:
         return count / (time.perf_counter() - start)
 
 
-def _configs(root):
+def _configs(root, variant):
     from configs import covid
 
-    every = covid.get_config("cpu,nnunet_augment")
+    every = covid.get_config(f"{variant},nnunet_augment")
     for name in every.augment:
         if name not in ("rotate_degrees", "scale", "intensity"):
             every.augment[name] = 1.0
     configs = {
-        "today": covid.get_config("cpu"),
-        "nnunet": covid.get_config("cpu,nnunet_augment"),
+        "today": covid.get_config(variant),
+        "nnunet": covid.get_config(f"{variant},nnunet_augment"),
         "all": every,
     }
     for cfg in configs.values():

@@ -10,6 +10,11 @@ that would be written, on the grid of the files. But the validation cases are sc
 and each seed has other ones: the cases that the config does not test are dealt out
 anew. The test cases are neither trained on nor predicted, and their files not decoded.
 The checkpoint that validates best counts, so all figures lie a little above a test's.
+
+Fields that only prediction reads, such as sampler.mirror, are tried on the models of the
+first setting. With --models=2 among its words a setting is an ensemble of two models,
+trained on the same cases with different seeds.
+
 The same command goes on where it stopped, with what OUT/choices.json has. The table,
 OUT/choices.md, has the settings in the order given, against the first.
 """
@@ -30,12 +35,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import scripts
 from benchmarks.tables import kept_rows
-from biedsnet_jax.config import build_data
+from biedsnet_jax.config import build_data, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import get_field, with_fields
 from biedsnet_jax.data import splits
 from biedsnet_jax.errors import BadInput, Diverged, exit_code
 from biedsnet_jax.evaluation import evaluate
+from biedsnet_jax.prediction import ensembles
 from biedsnet_jax.reporting import table as tables
 from biedsnet_jax.runtime import devices, files
 from biedsnet_jax.training import train
@@ -52,6 +58,13 @@ class Setting:
 
     name: str
     fields: dict[str, str]
+    # Of different seeds, which predict together.
+    models: int = 1
+
+    @property
+    def only_predicts(self) -> bool:
+        """Whether training does the same as without it."""
+        return all(name.startswith(run_config.FREE) for name in self.fields)
 
 
 def main() -> int:
@@ -74,11 +87,12 @@ def compare(settings: list[Setting], words: list[str], out: Path) -> str:
     devices.enable_compile_cache(shared.compile_cache)
     rows = []
     for setting, config in zip(settings, configs):
+        trained = settings[0] if setting.only_predicts else setting
         for seed, sides in zip(SEEDS, dealt):
             one = config.copy_and_resolve_references()
             one.seed = seed
             one.split.update(sides)
-            rows.append(trial(setting, one, words, out))
+            rows.append(trial(setting, one, words, out / slug(trained.name)))
     text = tables.markdown_tables([table(rows, shared)])
     files.write_text(out / "choices.md", text)
     return text
@@ -131,14 +145,15 @@ def deal(shared) -> list[dict[str, tuple[str, ...]]]:
     )
 
 
-def trial(setting: Setting, config, words: list[str], out: Path) -> dict:
+def trial(setting: Setting, config, words: list[str], folder: Path) -> dict:
     """Trains a setting with a seed and scores its validation cases, unless that is done.
 
-    Returns name, fields, seed, validation cases, mean Dice of slices on the files' grid
-    (0 where the loss was not finite), HD95 (mm where known) and minutes of training.
+    `folder` gets the workdirs, and the one around it choices.json. Returns name, fields,
+    seed, validation cases, mean Dice of slices on the files' grid (0 where the loss was
+    not finite), HD95 (mm where known) and minutes of training.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "choices.json"
+    path = folder.parent / "choices.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     kept = kept_rows.read(path, "trials", "run")
     same = {
         "name": setting.name,
@@ -147,15 +162,17 @@ def trial(setting: Setting, config, words: list[str], out: Path) -> dict:
         "words": words,
         "val": list(config.split.val),
     }
+    if setting.models > 1:
+        same["models"] = setting.models
     for done in kept:
         if same.items() <= done.items():
             return done
-    workdir = out / re.sub(r"[^\w.=+-]+", "_", setting.name) / f"seed{config.seed}"
     scores, start = {"dice": 0.0, "hd95": None, "in_mm": False}, time.monotonic()
     try:
-        model, data = train.fit(config, str(workdir))
+        model, data = fit(setting, config, folder)
         minutes = (time.monotonic() - start) / 60
-        scores = score(model, data, workdir / "validation")
+        results = folder / f"seed{config.seed}" / "validation" / slug(setting.name)
+        scores = score(model, data, results)
     except Diverged as error:
         # A setting that does not train is a result.
         print(error)
@@ -166,6 +183,27 @@ def trial(setting: Setting, config, words: list[str], out: Path) -> dict:
     files.write_json(path, [*kept, done])
     print(f"{setting.name}, seed {config.seed}: Dice {done['dice']:.4f}", flush=True)
     return json.loads(json.dumps(done))
+
+
+def fit(setting: Setting, config, folder: Path):
+    """Trains what is not trained yet; returns the model, of one seed or more, and the data.
+
+    The seeds of an ensemble lie len(SEEDS) apart, so that no two trials share one.
+    """
+    seeds = [config.seed + n * len(SEEDS) for n in range(setting.models)]
+    workdirs = [folder / f"seed{seed}" for seed in seeds]
+    for seed, workdir in zip(seeds, workdirs):
+        one = config.copy_and_resolve_references()
+        one.seed = seed
+        model, data = train.fit(one, str(workdir))
+    if len(workdirs) > 1:
+        model = ensembles.load(workdirs, config)
+    return model, data
+
+
+def slug(name: str) -> str:
+    """The name of a setting as that of a folder."""
+    return re.sub(r"[^\w.=+-]+", "_", name)
 
 
 def score(model, data: build_data.Data, folder: Path) -> dict:
@@ -201,9 +239,10 @@ def table(rows: list[dict], shared) -> tables.Table:
 
 def _line(name, of_seed, first):
     trials = [of_seed[seed] for seed in SEEDS]
-    changed = " ".join(
-        f"{field}={value}" for field, value in trials[0]["fields"].items()
-    )
+    words = [f"{field}={value}" for field, value in trials[0]["fields"].items()]
+    if "models" in trials[0]:
+        words.append(f"{trials[0]['models']} models")
+    changed = " ".join(words)
     dice = [_number(one["dice"], 4) for one in trials]
     gains = [
         None if None in (one["dice"], other["dice"]) else one["dice"] - other["dice"]
@@ -237,13 +276,19 @@ def _setting(text):
     name, colon, words = text.partition(":")
     if not name.strip() or not colon:
         raise argparse.ArgumentTypeError(f"{text!r} has no name before a colon")
-    fields = {}
+    fields, models = {}, 1
     for word in shlex.split(words):
+        count = re.fullmatch(r"--models=([1-9]\d?)", word)
         match = _FIELD.fullmatch(word)
-        if not match:
-            raise argparse.ArgumentTypeError(f"{word} is no --config.FIELD=VALUE")
-        fields[match[1]] = match[2]
-    return Setting(name.strip(), fields)
+        if count:
+            models = int(count[1])
+        elif match:
+            fields[match[1]] = match[2]
+        else:
+            raise argparse.ArgumentTypeError(
+                f"{word} is neither --config.FIELD=VALUE nor --models=COUNT"
+            )
+    return Setting(name.strip(), fields, models)
 
 
 def _arguments():

@@ -1,6 +1,7 @@
 """Measures whether the input keeps up with training, and large volumes fit in memory.
 
-    python benchmarks/input_pipeline.py [--volumes=3] [--shape=512,512,300] [--folder=DIR]
+    python benchmarks/input_pipeline.py [--volumes=3] [--shape=512,512,300] [--folder=DIR] \
+        [--config=configs/nifti.py:cpu]
 
 Writes float32 volumes (.nii.gz) with label maps, and measures on them, each in a
 process of its own:
@@ -9,7 +10,7 @@ process of its own:
 - the second start, which reads only the cache: seconds;
 - training batches after that (window, resize, normalise, augment): batches a second,
   and gzip files opened;
-- the training step of configs/nifti.py:cpu on this machine: steps a second.
+- the training step of the config on this machine: steps a second.
 
 Exit code 1 if the peak is 1.5 GiB or more, the pipeline is under 5 times the step, or
 an epoch opens a gzip file.
@@ -37,7 +38,7 @@ MOST_GIB, LEAST_RATIO = 1.5, 5.0
 
 
 def main() -> int:
-    arguments = _arguments()
+    arguments, words = _arguments()
     with contextlib.ExitStack() as stack:
         folder = Path(
             arguments.folder or stack.enter_context(tempfile.TemporaryDirectory())
@@ -47,7 +48,7 @@ def main() -> int:
         report = {"volumes": arguments.volumes, "shape": shape}
         measures = {"first": read, "second": read, "pipeline": feed, "step": train}
         for name, measure in measures.items():
-            report[name] = _in_a_process(measure, folder)
+            report[name] = _in_a_process(measure, folder, words)
             print(f"{name:9s}", json.dumps(report[name]), flush=True)
     peak = report["first"]["peak_gib"]
     pipeline = report["pipeline"]
@@ -80,23 +81,24 @@ def write_volumes(folder: Path, count: int, shape: tuple[int, int, int]) -> None
                 nib.Nifti1Image(voxels, affine).to_filename(path)
 
 
-def read(folder: Path) -> dict:
+def read(folder: Path, words: list[str]) -> dict:
     """Opens the source as training does, and verifies every volume."""
     from biedsnet_jax.config import build_data
 
-    cfg = _config(folder)
+    cfg = _config(folder, words)
     start = time.perf_counter()
     build_data.open_data(cfg)
     return {"seconds": time.perf_counter() - start, "peak_gib": _peak()}
 
 
-def feed(folder: Path) -> dict:
+def feed(folder: Path, words: list[str]) -> dict:
     """Times training batches from the cache, after an epoch of them."""
     from biedsnet_jax.config import build_data
     from biedsnet_jax.data import pipeline
     from biedsnet_jax.data.formats import nifti
 
-    cfg, opened = _config(folder), []
+    cfg = _config(folder, words)
+    opened = []
     original = nifti.read
     # Counts the volumes that are opened: with a full cache there are none.
     nifti.read = lambda path: opened.append(path) or original(path)
@@ -126,27 +128,29 @@ def feed(folder: Path) -> dict:
     }
 
 
-def train(folder: Path) -> dict:
+def train(folder: Path, words: list[str]) -> dict:
     """Times the training step of the same config, as mode benchmark does."""
-    return {"steps_per_second": scripts.steps_a_second(_config(folder))}
+    return {"steps_per_second": scripts.steps_a_second(_config(folder, words))}
 
 
-def _config(folder):
-    from biedsnet_jax.config.check import check_config
-    from configs import nifti
+def _config(folder, words):
+    fields = {
+        "data.root": folder / "data",
+        "data.cache_dir": folder / "cache",
+        "data.window": (-1250.0, 250.0),
+        "data.normalise": "none",
+        "split.train": ("case_0",),
+        "split.val": ("case_1",),
+        "split.test": ("case_2",),
+    }
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    return scripts.read_config([*words, *flags])
 
-    cfg = nifti.get_config("cpu")
-    cfg.data.root, cfg.data.cache_dir = str(folder / "data"), str(folder / "cache")
-    cfg.data.window, cfg.data.normalise = (-1250.0, 250.0), "none"
-    cfg.split.update(train=("case_0",), val=("case_1",), test=("case_2",))
-    check_config(cfg)
-    return cfg
 
-
-def _in_a_process(measure, folder):
+def _in_a_process(measure, folder, words):
     # A process of its own, since the peak of one lasts to its end.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (folder,))
+        return pool.apply(measure, (folder, words))
 
 
 def _peak() -> float:
@@ -166,7 +170,8 @@ def _arguments():
     parser.add_argument(
         "--folder", help="keep volumes and cache here; a temporary folder by default"
     )
-    return parser.parse_args()
+    arguments, words = parser.parse_known_args()
+    return arguments, words or ["--config=configs/nifti.py:cpu"]
 
 
 if __name__ == "__main__":

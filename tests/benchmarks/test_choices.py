@@ -1,6 +1,8 @@
 """The comparison of settings on validation cases, and its table."""
 
 import json
+import subprocess
+import sys
 
 import absl_flags
 import pytest
@@ -11,6 +13,7 @@ from refusals import refused
 from benchmarks import choices
 from benchmarks.choices import Setting
 from biedsnet_jax.errors import Diverged
+from biedsnet_jax.prediction import ensembles
 from biedsnet_jax.training import train
 
 CASES = [f"p{n}" for n in range(10)]
@@ -67,7 +70,9 @@ def test_a_wrong_setting_is_refused_before_anything_is_trained(tmp_path, fields,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text", ["pad", ": --config.seed=1", "a: --seed=1", "a: x"])
+@pytest.mark.parametrize(
+    "text", ["pad", ": --config.seed=1", "a: --seed=1", "a: x", "a: --models=0"]
+)
 def test_what_is_no_setting(monkeypatch, capsys, text):
     monkeypatch.setattr("sys.argv", ["choices.py", "--out=x", f"--setting={text}"])
     with pytest.raises(SystemExit):
@@ -119,6 +124,39 @@ def test_what_is_done_is_not_done_again_and_the_table_is_right(tmp_path, monkeyp
     assert len(trained) == 8
 
 
+def test_what_only_predicts_takes_the_models_of_the_first(tmp_path, monkeypatch):
+    write(tmp_path / "data", CASES)
+    trained = []
+
+    def fit(config, workdir):
+        trained.append("/".join(workdir.split("/")[-2:]))
+        return workdir[-1], None
+
+    def together(workdirs, config):
+        return "+".join(workdir.name[-1] for workdir in workdirs)
+
+    def score(model, data, folder):
+        trained.append(f"{model} scored in {folder.name}")
+        return {"dice": 0.5, "hd95": 2.0, "in_mm": False}
+
+    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(ensembles, "load", together)
+    monkeypatch.setattr(choices, "score", score)
+    settings = [
+        Setting("first", {"data.fit": "pad"}),
+        Setting("mirror", {"sampler.mirror": "lr"}),
+        Setting("two", {}, models=2),
+    ]
+    text = choices.compare(settings, words(tmp_path / "data"), tmp_path / "out")
+    assert trained == [
+        "first/seed0", "0 scored in first", "first/seed1", "1 scored in first",
+        "first/seed0", "0 scored in mirror", "first/seed1", "1 scored in mirror",
+        "first/seed0", "first/seed2", "0+2 scored in two",
+        "first/seed1", "first/seed3", "1+3 scored in two",
+    ]  # fmt: skip
+    assert "| two | 2 models |" in text
+
+
 @pytest.mark.slow
 def test_a_whole_comparison_leaves_the_test_cases_alone(tmp_path):
     """Their files hold no pictures: whoever decodes one fails."""
@@ -128,14 +166,22 @@ def test_a_whole_comparison_leaves_the_test_cases_alone(tmp_path):
         for kind in ("images", "masks"):
             for path in (root / kind / case).iterdir():
                 path.write_bytes(b"no picture")
-    settings = [Setting("as it is", {}), Setting("pad", {"data.fit": "pad"})]
-    text = choices.compare(settings, words(root), tmp_path / "out")
-    for name in ("as_it_is", "pad"):
+    command = [sys.executable, ROOT / "benchmarks" / "choices.py"]
+    command += [*words(root), f"--out={tmp_path / 'out'}", "--setting=as it is:"]
+    command += ["--setting=mirrored: --models=2 --config.sampler.mirror=lr"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "choices.md").read_text()
+    assert text in done.stdout
+    for name, models in (("as_it_is", 1), ("mirrored", 2)):
         for seed in (0, 1):
-            folder = tmp_path / "out" / name / f"seed{seed}"
-            results = json.loads((folder / "validation" / "results.json").read_text())
+            folder = tmp_path / "out" / "as_it_is" / f"seed{seed}"
+            scored = folder / "validation" / name / "results.json"
+            results = json.loads(scored.read_text())
             assert not set(results["cases"]) & set(tested)
             assert f"{results['standard']['dice']['mean']:.4f}" in text
+            assert len(results.get("members", [0])) == models
+            assert ("mirror" in results) == (models == 2)
             assert not (folder / "results.json").exists()
 
 

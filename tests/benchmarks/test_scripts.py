@@ -17,6 +17,7 @@ from untrained import toy, untrained
 
 # Run by a test of their own here.
 ELSEWHERE = {
+    "choices.py": "test_choices.py",
     "quality_vs_steps.py": "test_quality_vs_steps.py",
     "soak/power.py": "test_soak.py",
     "tables/results_page.py": "test_results_page.py",
@@ -71,14 +72,6 @@ def test_search(tmp_path):
 
 
 @pytest.mark.slow
-def test_choices(tmp_path):
-    config = "--config=configs/phantom.py:unet,toy"
-    out = run("choices.py", f"--out={tmp_path}", config, "--setting=as it is:")
-    assert "| as it is | nothing |" in out
-    assert (tmp_path / "choices.md").read_text() in out
-
-
-@pytest.mark.slow
 def test_predictions_for_a_tpu():
     assert "v5e:16x16" in run("tpu/aot.py", "--table=results/tpu")
 
@@ -92,14 +85,16 @@ def test_overfit():
 @pytest.mark.slow
 def test_input_pipeline():
     """The speed of so small volumes may be too low, which is exit code 1."""
-    out = run("input_pipeline.py", "--shape=16,16,4", codes=[0, 1])
+    config = "--config=configs/nifti.py:unet,toy"
+    out = run("input_pipeline.py", "--shape=16,16,4", config, codes=[0, 1])
     assert "first" in out and "step" in out and "GiB" in out
 
 
 @pytest.mark.slow
 def test_augmentation():
     """A busy machine may be too slow, which is exit code 1."""
-    out = run("augmentation.py", "--batches=2", codes=[0, 1])
+    small = ["--batches=2", "--variant=unet,toy"]
+    out = run("augmentation.py", *small, codes=[0, 1])
     assert "nnunet" in out and "step" in out
 
 
