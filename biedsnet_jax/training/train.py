@@ -160,10 +160,9 @@ def _open(cfg, workdir) -> build_data.Data:
     run_config.check_same_run(cfg, workdir)
     with processes.first_alone("data"):
         data = run_split.open_training(cfg, workdir)
+    build_data.check_unannotated(cfg, data.source)
     plan.settle(cfg, data)
     plan.check_grids(cfg, data)
-    build_data.check_unannotated(cfg, data.source)
-    build_data.take_facts(cfg, data.source.facts)
     known_truth.check(cfg, data)
     return data
 
