@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from biedsnet_jax.config import build_data
 from biedsnet_jax.config.fields import get_field, set_field
 from biedsnet_jax.config.rules import CLASS_NAMES, NAMES
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import console, processes
 
 AUTO = "auto"
@@ -53,6 +54,26 @@ def settle(config: ConfigDict, data: build_data.Data) -> None:
         console.tell(f"slices in pixels of {height} x {width} mm", sys.stdout)
 
 
+def check_grids(config: ConfigDict, data: build_data.Data) -> None:
+    """Raises BadInput for a case whose slices cannot be resampled to data.spacing.
+
+    One slice of each case is looked at; without data.verify of the first case alone,
+    since no file was read yet.
+    """
+    fit = build_data.make_fit(config)
+    if fit.spacing is None:
+        return
+    looked_at = data.train[:1]
+    if config.data.verify:
+        looked_at = [*data.train, *data.val, *data.test]
+    for index in _first_slices(data.source, looked_at):
+        example = data.source[index]
+        try:
+            fit.way(example["mask"].shape[:2], example["spacing"])
+        except BadInput as error:
+            raise BadInput(f"{example['path']}: {error}") from None
+
+
 def _choose_spacing(config, data) -> str:
     """The spacing of the median training case, or one at which it fits the canvas.
 
@@ -82,11 +103,17 @@ def _take_facts(config, facts):
 
 def _grids(source, indices: Sequence[int]):
     """Size (h, w) and spacing of one slice of each case, where it has a spacing."""
-    first = {source.cases[i]: i for i in reversed(indices)}
     sizes, spacings = [], []
-    for index in first.values():
-        example = source[int(index)]
+    for index in _first_slices(source, indices):
+        example = source[index]
         if example["spacing"] is not None:
             sizes.append(example["mask"].shape[:2])
             spacings.append(example["spacing"])
     return sizes, spacings
+
+
+def _first_slices(source, indices: Sequence[int]) -> list[int]:
+    """The first slice of each case among `indices`."""
+    cases = source.cases
+    first = {cases[i]: int(i) for i in reversed(indices)}
+    return list(first.values())

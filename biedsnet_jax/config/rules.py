@@ -13,6 +13,8 @@ from biedsnet_jax.errors import BadInput, shown
 
 # Counters and seeds are int32 on the device.
 _MOST = 2**31 - 1
+# mm: from an atom to a city, so that no number of pixels overflows.
+_SPACINGS = (1e-7, 1e7)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,8 @@ def _is_spacing(value):
         lengths = read_spacing(value)
     except ValueError:
         return False
-    return all(0 < length < math.inf for length in lengths or ())
+    low, high = _SPACINGS
+    return all(low <= length <= high for length in lengths or ())
 
 
 def _is_range(value):
@@ -156,7 +159,10 @@ PATTERNS = Rule(
     lambda value: are(str, value),
 )
 RANGE = Rule("a finite (low, high), such as (-1250, 250), or ()", _is_range)
-SPACING = Rule('a length in mm, such as "0.8" or "0.8,0.7", "" or "auto"', _is_spacing)
+SPACING = Rule(
+    'a length from 1e-7 to 1e7 mm, such as "0.8" or "0.8,0.7", "" or "auto"',
+    _is_spacing,
+)
 NAMES = Rule("different names, such as ('lung', 'lesion'), or ()", _are_names)
 CLASS_NAMES = Rule(
     "different names other than 'background', such as ('lung', 'lesion'), or ()",

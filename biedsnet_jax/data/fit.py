@@ -13,8 +13,15 @@ import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt8
 from PIL import Image
 
+from biedsnet_jax.errors import BadInput
+
 # The ways to the canvas: values of data.fit.
 METHODS = ("squash", "pad", "tile")
+# Resampled slices have at most so many times their pixels, and so many in all; and on
+# each side at least so many. A spacing beyond is a mistake, such as of the unit.
+_MOST_TIMES = 64
+_MOST_PIXELS = 2**26
+_LEAST_SIDE = 4
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,11 @@ class Fit:
     def way(
         self, size: tuple[int, int], spacing: tuple[float, float] | None = None
     ) -> Way:
-        """The way of slices of `size`, (h, w), and `spacing` in mm to their canvas."""
+        """The way of slices of `size`, (h, w), and `spacing` in mm to their canvas.
+
+        Raises BadInput where `self.spacing` leaves next to nothing of such slices, or
+        makes far too many pixels of them.
+        """
         inputs = _sides(self.size)
         if self.method == "squash":
             return Way(size, inputs, inputs)
@@ -122,6 +133,7 @@ class Fit:
         sides = size
         if resampled:
             sides = np.multiply(size, spacing) / self.spacing
+            self._check_resampled(size, spacing, sides)
         if self.method == "tile":
             part = _whole(sides, 1.0)
             return Way(size, part, tiled_canvas(part, inputs))
@@ -130,6 +142,26 @@ class Fit:
             # The spacing stays, unless the slice would not fit.
             scale = min(scale, 1.0)
         return Way(size, _whole(sides, scale), inputs)
+
+    def _check_resampled(self, size, spacing, sides):
+        """Raises BadInput where a slice should not get so many pixels, or so few."""
+        pixels = math.prod(size)
+        # With "pad" the canvas bounds them.
+        made = math.prod(sides) if self.method == "tile" else pixels
+        why = ""
+        if made > _MOST_TIMES * pixels:
+            why = f"more than {_MOST_TIMES} times as many"
+        elif made > max(_MOST_PIXELS, pixels):
+            why = f"more than {_MOST_PIXELS:,} in all"
+        elif any(new < _LEAST_SIDE <= old for new, old in zip(sides, size)):
+            why = f"fewer than {_LEAST_SIDE} on a side"
+        if why:
+            raise BadInput(
+                f"data.spacing is {self.spacing[0]:g},{self.spacing[1]:g}, which makes of a "
+                f"slice of {size[0]}x{size[1]} pixels of {spacing[0]:.3g}x{spacing[1]:.3g} mm "
+                f"one of {sides[0]:.6g}x{sides[1]:.6g}, {why}. Set data.spacing nearer to the "
+                "slice's own, or correct its file, if that has a wrong spacing."
+            )
 
 
 def tiled_canvas(part: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:

@@ -125,6 +125,8 @@ def _grids(results) -> dict[str, str]:
 def _warnings(results) -> dict[str, str]:
     """What a reader must know of the scored cases, by the word in front of it."""
     facts = {}
+    if not results["n_images"]:
+        facts["truth"] = "no pixel of it is known, so no score is defined"
     if trained_on := results.get("trained_on"):
         names = listed([f"{case} ({side})" for case, side in trained_on.items()])
         facts["not unseen"] = (

@@ -103,6 +103,7 @@ def _score(made, data) -> tuple[scan_scores.Scores, float]:
     # One scan is scored while the next are predicted.
     with contextlib.closing(bar), ThreadPoolExecutor(1) as scorer:
         for group in read_ahead.ahead(scan_groups(cfg, data, data.test)):
+            _check_grids(made, group)
             predictions = made.predict(group, keep_uncertainty=False)
             seconds += sum(one.seconds for one in predictions)
             if first:
@@ -118,6 +119,15 @@ def _score(made, data) -> tuple[scan_scores.Scores, float]:
             one.result()
         _show(bar, scores)
     return scores, seconds
+
+
+def _check_grids(made, group):
+    """Raises BadInput for a scan that cannot be resampled as the training's were."""
+    for scan in group:
+        try:
+            made.way(scan)
+        except BadInput as error:
+            raise BadInput(f"Case {scan.case}: {error}") from None
 
 
 def scan_groups(

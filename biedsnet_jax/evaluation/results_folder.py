@@ -7,6 +7,7 @@ that is not the run's own goes into a folder of its own, see `evaluations`.
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 
@@ -179,9 +180,7 @@ def _results(model, data, scope, scored):
         "nsd_tolerance": cfg.eval.nsd_tolerance,
         "nsd_tolerance_mm": cfg.eval.nsd_tolerance_mm,
         "device": f"{model.mesh.size} x {devices.device_kind(model.mesh)}",
-        "calibration_error": calibration.expected_calibration_error(
-            scores.tally.histogram
-        ),
+        "calibration_error": _calibration_error(scores.tally.histogram),
         "seconds_per_image": scored.seconds / max(1, len(scores.places)),
     }
     # Only where there are any, so that results without names stay as they were.
@@ -196,6 +195,12 @@ def _results(model, data, scope, scored):
             "in_volumes": bool(scores.volume_rows),
         } | lesions.summarise(scores.lesion_rows)
     return results
+
+
+def _calibration_error(histogram):
+    """The expected calibration error; None where the truth of no pixel is known."""
+    error = calibration.expected_calibration_error(histogram)
+    return None if math.isnan(error) else error
 
 
 def _fold(model):

@@ -17,7 +17,7 @@ from jax import export
 from biedsnet_jax.config import build_data, members
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.errors import BadInput
-from biedsnet_jax.exporting import loader, model_card, program
+from biedsnet_jax.exporting import loader, model_card, preparation, program
 from biedsnet_jax.prediction import ensembles, trained
 from biedsnet_jax.runtime import files, processes
 from biedsnet_jax.scoring import postprocess_text
@@ -29,8 +29,8 @@ LOADER = "load.py"
 CARD = "MODEL_CARD.md"
 _MEANS = {
     "image": (
-        "slices of this size, in the units of the training files; the program applies "
-        "window and normalisation"
+        "slices of this size, in the units of the training files, as data.prepare says; the "
+        "program applies window and normalisation"
     ),
     "number": (
         "number of each slice in its scan, from 0; it chooses the noise together with the "
@@ -144,6 +144,7 @@ def describe(
             "context": data.context,
             "normalise": data.normalise,
             "window": list(data.window),
+            **preparation.describe(cfg),
         },
         "split": cfg.split.to_dict(),
         "platforms": list(exported.platforms),

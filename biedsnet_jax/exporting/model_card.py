@@ -167,6 +167,7 @@ def _data(about, scores):
     return {
         "Set": data["name"],
         "Slices": f"{data['size']}x{data['size']} pixels, {channels}",
+        "Preparation": " ".join(data["prepare"]),
         "Intensities": (
             f"window {_plain(data['window']) or 'none'}, then {data['normalise']} in each "
             "slice"

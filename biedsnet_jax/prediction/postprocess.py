@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
 
-from biedsnet_jax.errors import BadInput, reason
+from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files, processes
 from biedsnet_jax.scoring import lesions
 from biedsnet_jax.scoring.distances import bounding_box
@@ -27,6 +27,8 @@ NAME = "postprocess.json"
 UNITS = ("pixels", "mm2", "mm3")
 # What the thresholds of the file are meant for.
 _OF_THRESHOLDS = ("threshold", "fusion")
+# Of the numbers in the file; a float holds no more.
+_LARGEST = 1e300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,60 +195,115 @@ def write(workdir: Path, decision: dict[str, Any]) -> None:
         files.write_json(workdir / NAME, decision)
 
 
-def from_json(fields: dict[str, Any], classes: int) -> Postprocess:
+def from_json(fields: Any, classes: int) -> Postprocess:
     """Makes the rules of what `to_json` returned.
 
-    Raises ValueError, TypeError or KeyError for anything else.
+    Raises ValueError for anything else, with a text that says what is wrong.
     """
+    _check_fields(fields, [field.name for field in dataclasses.fields(Postprocess)])
+    if fields["unit"] not in UNITS:
+        raise _wrong(fields, "unit", f"one of {', '.join(UNITS)}")
     rules = Postprocess(
-        thresholds=_entries(fields["thresholds"], classes, 0.0, 1.0),
-        holes=_flags(fields["holes"], classes),
-        smallest=_entries(fields["smallest"], classes, 0.0, math.inf),
-        largest=_flags(fields["largest"], classes),
+        thresholds=_entries(fields, "thresholds", classes, most=1.0),
+        holes=_flags(fields, "holes", classes),
+        smallest=_entries(fields, "smallest", classes),
+        largest=_flags(fields, "largest", classes),
         unit=fields["unit"],
-        pixel_mm2=_number(fields["pixel_mm2"]),
-        cases=int(fields["cases"]),
-        before=_number(fields["before"]),
-        after=_number(fields["after"]),
+        pixel_mm2=_number(fields, "pixel_mm2"),
+        cases=_count(fields, "cases"),
+        before=_number(fields, "before"),
+        after=_number(fields, "after"),
         reason=str(fields["reason"]),
     )
-    if rules.unit not in UNITS or (rules.unit == "mm2" and not rules.pixel_mm2):
-        raise ValueError(f"unit is {rules.unit!r}")
+    if rules.unit == "mm2" and not (rules.pixel_mm2 or 0) > 0:
+        raise _wrong(fields, "pixel_mm2", "a number above 0")
     return rules
 
 
-def _entries(values, classes, low, high) -> tuple[float, ...]:
-    entries = tuple(float(value) for value in values)
-    if len(entries) not in (0, classes):
-        raise ValueError(f"{len(entries)} entries for {classes} classes")
-    if not all(low <= value <= high for value in entries):
-        raise ValueError(f"{list(entries)} leaves {low:g} to {high:g}")
-    return entries
+def _check_fields(fields, names):
+    """Raises ValueError where `fields` are none, or one of the names is missing."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"it has {_shown(fields)} where fields belong")
+    for name in names:
+        if name not in fields:
+            raise ValueError(f"it has no {name}")
 
 
-def _flags(values, classes) -> tuple[bool, ...]:
+def _entries(fields, name, classes, most=math.inf) -> tuple[float, ...]:
+    """The numbers from 0 to `most` of the classes; none of a rule that is not there."""
+    values = _of_classes(fields, name, classes)
+    if not all(_is_number(value) and 0 <= value <= most for value in values):
+        numbers = (
+            "numbers from 0" if most == math.inf else f"numbers from 0 to {most:g}"
+        )
+        raise _wrong(fields, name, numbers)
+    return tuple(map(float, values))
+
+
+def _flags(fields, name, classes) -> tuple[bool, ...]:
+    values = _of_classes(fields, name, classes)
     if not all(isinstance(value, bool) for value in values):
-        raise ValueError(f"{values} are not all true or false")
-    return tuple(value > 0 for value in _entries(values, classes, 0, 1))
+        raise _wrong(fields, name, "true and false alone")
+    return tuple(values)
 
 
-def _number(value) -> float | None:
-    return None if value is None else float(value)
+def _of_classes(fields, name, classes) -> list:
+    values = fields[name]
+    if not isinstance(values, list) or len(values) not in (0, classes):
+        raise _wrong(fields, name, f"a list of {classes}, one a class, or none")
+    return values
+
+
+def _number(fields, name) -> float | None:
+    value = fields[name]
+    if value is None:
+        return None
+    if not _is_number(value):
+        raise _wrong(fields, name, "a number or null")
+    return float(value)
+
+
+def _count(fields, name) -> int:
+    value = fields[name]
+    if not _is_number(value) or value != int(value):
+        raise _wrong(fields, name, "a whole number")
+    return int(value)
+
+
+def _is_number(value) -> bool:
+    """Whether a value is a finite number, such as a float holds."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < _LARGEST
+
+
+def _wrong(fields, name, expected) -> ValueError:
+    return ValueError(f"{name} is {_shown(fields[name])}, not {expected}")
+
+
+def _shown(value) -> str:
+    return shown(json.dumps(value))
 
 
 def _read(path, classes) -> tuple[dict[str, Any], Postprocess]:
     """Reads a file: its fields, and the rules in it."""
     try:
         fields = json.loads(path.read_text())
+        _check_fields(fields, ("checkpoint_step", "rules", *_OF_THRESHOLDS))
+        fields["checkpoint_step"] = _count(fields, "checkpoint_step")
         rules = from_json(fields["rules"], classes)
-        fields["checkpoint_step"] = int(fields["checkpoint_step"])
-        missing = [name for name in _OF_THRESHOLDS if name not in fields]
-        if missing:
-            raise ValueError(f"it has no {missing[0]}")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BadInput(
-            f"{path} is damaged: {type(error).__name__}, {reason(error)}. Remove it and give "
-            "the command of the training again, which decides anew, or use "
-            "--config.postprocess=False."
-        ) from None
+    except json.JSONDecodeError as error:
+        raise _damaged(path, f"line {error.lineno} is no JSON") from None
+    except UnicodeDecodeError:
+        raise _damaged(path, "it is no text") from None
+    except RecursionError:
+        raise _damaged(path, "its brackets are nested too deep") from None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, reason(error)) from None
     return fields, rules
+
+
+def _damaged(path, what) -> BadInput:
+    return BadInput(
+        f"{path} is damaged: {what}. Delete it and give the command of the training "
+        "again, which decides anew, or use --config.postprocess=False."
+    )

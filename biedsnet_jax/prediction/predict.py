@@ -254,8 +254,8 @@ def _segment(
         ):
             readable = []
             for one in group:
-                if isinstance(one.scan, BadInput):
-                    fail(one.item, one.scan)
+                if error := _why_not(loaded, one):
+                    fail(one.item, error)
                     bar.advance(one.item.depth)
                     continue
                 readable.append(one)
@@ -273,6 +273,17 @@ def _segment(
                 if error:
                     fail(one.item, error)
     return failed
+
+
+def _why_not(loaded: predictor.Predictor, one: read_ahead.Read) -> BadInput | None:
+    """What is wrong with a scan that was read, or with its grid."""
+    if isinstance(one.scan, BadInput):
+        return one.scan
+    try:
+        loaded.way(one.scan)
+    except BadInput as error:
+        return BadInput(f"{one.item.files[0]}: {error}")
+    return None
 
 
 def _settings(cfg) -> dict:

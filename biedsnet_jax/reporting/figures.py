@@ -126,7 +126,8 @@ def reliability(named: Named) -> list[Figure]:
     """Share of pixels that are truly foreground, by the probability they were given."""
     series = [Series("ideal", [0, 1], [0, 1], GREY, dashed=True)]
     for name, colour, _, data, _ in named:
-        if data is not None:
+        # A test of which nothing is known has no pixels.
+        if data is not None and data.histogram.any():
             predicted, observed, count = calibration(data.histogram)
             tips = [
                 f"{name}: {p:.3f} predicted, {o:.3f} true, {n:,} pixels"
@@ -155,7 +156,9 @@ def risk_coverage(named: Named) -> list[Figure]:
         if data is None:
             continue
         points = list(zip(*pixel_risk_coverage(data.histogram)))
-        pixels.append(Series(name, *zip(*_thin(points)), colour))
+        # A test of which nothing is known has no pixels.
+        if points:
+            pixels.append(Series(name, *zip(*_thin(points)), colour))
         dice = run.scores["dice"]
         points = list(zip(*slice_risk_coverage(dice, data.entropy)))
         # Without truth a slice has no Dice, and a test may have none that has.

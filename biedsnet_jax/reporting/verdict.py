@@ -158,6 +158,8 @@ def _training_loss(evidence: Evidence):
 
 def _test_cases(evidence: Evidence):
     text = f"{number(evidence.slices, 'slice')}."
+    if not evidence.slices:
+        text = "No pixel of their truth is known, so no score is defined."
     if evidence.all_cases:
         text += f" The data set has {number(evidence.all_cases, 'case')}."
     if evidence.test_cases < FEWEST_CASES:

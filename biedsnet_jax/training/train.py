@@ -48,6 +48,7 @@ from biedsnet_jax.training import (
     class_presence,
     few_cases,
     freezing,
+    known_truth,
     run_log,
     train_step,
     validation,
@@ -161,6 +162,8 @@ def _open(cfg, workdir) -> build_data.Data:
         data = run_split.open_training(cfg, workdir)
     build_data.check_unannotated(cfg, data.source)
     plan.settle(cfg, data)
+    plan.check_grids(cfg, data)
+    known_truth.check(cfg, data)
     return data
 
 

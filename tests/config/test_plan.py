@@ -3,8 +3,10 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from refusals import refused
 
 from biedsnet_jax.config import build_data, plan, run_config
+from biedsnet_jax.config.check import check_config
 from biedsnet_jax.data.sources.phantom import Phantom
 from biedsnet_jax.data.sources.source import Facts
 from configs import nifti, phantom
@@ -75,6 +77,23 @@ def test_what_is_given_stays_and_pictures_have_no_spacing(tmp_path):
     plan.settle(c, build_data.open_data(c))
     assert (c.data.spacing, c.data.plane) == ("0.7", "coronal")
     assert build_data.make_fit(c).spacing == (0.7, 0.7)
+
+
+def test_a_case_that_the_spacing_does_not_fit_is_named(tmp_path):
+    # The last one, of the test, is in the wrong unit.
+    c = config(volumes(tmp_path, [(1, 1, 2)] * 6 + [(1000, 1000, 2)]), fit="tile")
+    data = build_data.open_data(c)
+    plan.settle(c, data)
+    says = "6.nii", "data.spacing is 1,1", "10000x12000", "Set data.spacing"
+    refused(lambda: plan.check_grids(c, data), *says)
+    # Slices that are squashed are not resampled.
+    plan.check_grids(config(tmp_path, fit="squash"), data)
+
+
+@pytest.mark.parametrize("spacing", ["1e-9", "1e9", "0.5,1e-300", "inf", "0", "x"])
+def test_a_spacing_of_no_image(tmp_path, spacing):
+    c = config(tmp_path, fit="tile", spacing=spacing)
+    refused(lambda: check_config(c), "data.spacing", spacing, "Use a length")
 
 
 def test_a_plane_that_the_data_chose_is_kept_for_later(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from biedsnet_jax.data.fit import Fit
 from biedsnet_jax.data.transforms import Prepare
@@ -118,8 +119,8 @@ def test_prepared_slices_are_normalised_without_their_padding():
         ((8, 16), (0.5, 1.0), (8, 16)),
         # A spacing that is not known leaves proportions of pixels.
         ((20, 10), None, (16, 8)),
-        # The one pixel that is left of 0.2.
-        ((4, 4), (0.05, 9.0), (1, 16)),
+        # Three that stay three, though few.
+        ((3, 4), (0.5, 9.0), (1, 16)),
     ],
 )
 def test_padded_slices_have_pixels_of_one_spacing_unless_they_are_too_large(
@@ -137,7 +138,7 @@ def test_padded_slices_have_pixels_of_one_spacing_unless_they_are_too_large(
         ((40, 24), None, (40, 24), (40, 24)),
         ((41, 100), None, (41, 100), (48, 104)),
         ((20, 30), (1.0, 2.0), (40, 60), (40, 64)),
-        ((20, 30), (0.25, 0.1), (10, 3), (16, 16)),
+        ((20, 30), (0.25, 0.2), (10, 6), (16, 16)),
     ],
 )
 def test_a_canvas_is_covered_by_tiles_in_steps_of_half_a_tile(
@@ -145,6 +146,35 @@ def test_a_canvas_is_covered_by_tiles_in_steps_of_half_a_tile(
 ):
     way = Fit(16, "tile", (0.5, 1.0)).way(size, spacing)
     assert (way.part, way.canvas) == (part, canvas)
+
+
+@pytest.mark.parametrize(
+    ("method", "size", "own", "spacing", "made"),
+    [
+        # 9 times the side is 81 times the pixels.
+        ("tile", (20, 30), (9.0, 9.0), (1.0, 1.0), "180x270"),
+        # 64 times as many, but more than 2 ** 26.
+        ("tile", (1025, 1025), (8.0, 8.0), (1.0, 1.0), "8200x8200"),
+        ("tile", (20, 30), (1.0, 1.0), (1e7, 1e7), "2e-06x3e-06"),
+        ("pad", (20, 30), (1.0, 1.0), (1.0, 8.0), "20x3.75"),
+    ],
+)
+def test_a_spacing_that_makes_far_too_many_pixels_or_hardly_any(
+    method, size, own, spacing, made
+):
+    asked = f"{spacing[0]:g},{spacing[1]:g}"
+    fit = Fit(16, method, spacing)
+    refused(lambda: fit.way(size, own), f"data.spacing is {asked}", made)
+
+
+def test_spacings_just_within_the_limits():
+    # 64 times the pixels; as many as the slice has itself; four of a side.
+    assert Fit(16, "tile", (1.0, 1.0)).way((20, 30), (8.0, 8.0)).part == (160, 240)
+    large = (2**14, 2**13)
+    assert Fit(16, "tile", (1.0, 1.0)).way(large, (1.0, 1.0)).part == large
+    assert Fit(16, "pad", (1.0, 8.0)).way((20, 32), (1.0, 1.0)).part == (16, 3)
+    # However fine, what is padded fits the canvas.
+    assert Fit(16, "pad", (1e-7, 1e-7)).way((20, 20), (1.0, 1.0)).part == (16, 16)
 
 
 def test_maps_of_a_canvas_come_back_to_the_slice():

@@ -18,6 +18,7 @@ import pytest
 import rules as rules_of
 import SimpleITK as sitk
 from PIL import Image
+from refusals import refused
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 from stubs import Stub
@@ -364,3 +365,27 @@ def test_volumes(tmp_path, labels, fit, rules, models):
     assert 0.2 < results["standard"]["dice"]["mean"] < 0.95
     if rules:
         differs_without_rules(cfg, run, results)
+
+
+def test_a_case_that_the_spacing_does_not_fit_is_named(tmp_path):
+    rng = np.random.default_rng(2)
+    for case, mm in {"a": 1, "b": 1, "c": 1000}.items():
+        for kind, values in zip(("images", "labels"), made_up(rng, (6, 6, 4))):
+            path = tmp_path / "data" / kind / f"{case}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            values = (values * 100).astype(np.uint8) if kind == "images" else values
+            nib.save(nib.Nifti1Image(values, np.diag([mm, mm, 1, 1])), path)
+    fields = {
+        "data.source": "nifti",
+        "data.root": str(tmp_path / "data"),
+        "data.cache_dir": str(tmp_path / "cache"),
+        "data.fit": "tile",
+        "data.spacing": "0.5",
+        "split.train": ("a",),
+        "split.val": ("b",),
+        "split.test": ("c",),
+    }
+    cfg, run = trained_together(tmp_path, 1, {}, **fields)
+    says = "Case c", "data.spacing is 0.5,0.5", "12000x12000"
+    refused(lambda: evaluate.run(cfg, run), *says)
+    assert not (tmp_path / "run0" / "results.json").exists()

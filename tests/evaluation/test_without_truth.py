@@ -189,3 +189,37 @@ def test_cases_and_classes_that_have_none(
             row["case"].startswith(("=", "+"))
             for row in csv_files.read(tmp_path / "run" / name)
         )
+
+
+@pytest.mark.parametrize("method", ["direct", "diffusion"])
+def test_other_data_of_which_nothing_is_known(tmp_path, monkeypatch, capsys, method):
+    truths = {"a": [[1], []], "b": [[1]], "of_training": [[1]], "of_validation": [[1]]}
+    write_cases(tmp_path / "data", truths)
+    cfg = folder.get_config()
+    cfg.update_from_flattened_dict(
+        {
+            "data.root": str(tmp_path / "data"),
+            "data.size": SIZE,
+            "data.unannotated": (("a", (1,)), ("b", (1,))),
+            "split.train": ("of_training",),
+            "split.val": ("of_validation",),
+            "split.test": ("a", "b"),
+            "eval.batch_size": 8,
+            "eval.pictures": 2,
+            "eval.lesions": True,
+            "eval.paper": True,
+            "method": method,
+            "sampler.steps": 2,
+        }
+    )
+    found = evaluated(cfg, tmp_path / "run", monkeypatch, above=0.7)
+    fields, pages = shown(tmp_path / "run")
+    assert found == fields
+    assert (found["n_images"], found["n_cases"]) == (0, 0)
+    assert found["calibration_error"] is None
+    for of_metric in found["standard"].values():
+        assert (of_metric["mean"], of_metric["n"]) == (None, 0)
+    assert not (tmp_path / "run" / "cases.csv").exists()
+    assert all("no score is defined" in page for page in pages)
+    closing.tested(found, str(tmp_path / "run"), seconds=1.0)
+    assert "no score is defined" in capsys.readouterr().out

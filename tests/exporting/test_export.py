@@ -11,16 +11,18 @@ from pathlib import Path
 import absl_flags
 import evaluated_workdir
 import jax
+import nibabel as nib
 import numpy as np
 import pytest
 import rules
+from PIL import Image
 from refusals import refused
 from untrained import SIZE, image, toy, untrained
 
 from biedsnet_jax import main
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.data import transforms
-from biedsnet_jax.exporting import export, loader, model_card, program
+from biedsnet_jax.exporting import export, loader, model_card, preparation, program
 from biedsnet_jax.prediction import predictor
 from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import devices, files
@@ -460,6 +462,65 @@ def test_a_model_whose_padding_would_be_normalised_is_refused(tmp_path):
         "data.fit=squash",
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "says"),
+    [
+        ({}, ("squash", None, "axial"), "Resize each slice to 16x16"),
+        (
+            {"data.fit": "pad", "data.spacing": "0.5,0.8", "data.normalise": "none"},
+            ("pad", [0.5, 0.8], "axial"),
+            "0.5 x 0.8 mm",
+        ),
+        (
+            {
+                "data.source": "nifti",
+                "data.plane": "sagittal",
+                "data.fit": "tile",
+                "data.spacing": "",
+                "data.normalise": "none",
+            },
+            ("tile", None, "sagittal"),
+            "tiles of 16x16",
+        ),
+    ],
+)
+def test_export_json_says_how_slices_come_to_the_size(fields, expected, says):
+    cfg = toy()
+    cfg.update_from_flattened_dict(fields)
+    found = preparation.describe(cfg)
+    assert (found["fit"], found["spacing"], found["plane"]) == expected
+    assert says in " ".join(found["prepare"])
+    assert expected[2] in found["prepare"][0]
+
+
+def test_a_slice_prepared_as_export_json_says_gets_the_maps_of_predict(tmp_path):
+    fields = {"data__fit": "pad", "data__spacing": "2.0,1.0", "data__normalise": "none"}
+    cfg = toy(nifti, "unet", **fields)
+    workdir = untrained(tmp_path / "run", cfg)
+    export.run(cfg, str(workdir), str(tmp_path / "out"))
+    about, run = loader.load(tmp_path / "out")
+    for part in about["data"]["prepare"]:
+        assert part in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    # Columns, rows and slices: 10 x 12 mm, 5 x 12 pixels of the model.
+    voxels = image(12, 10, 3)
+    nib.Nifti1Image(voxels, np.diag([-1, -1, 4, 1])).to_filename(tmp_path / "a.nii")
+    expected = predictor.load(workdir).file(tmp_path / "a.nii")
+
+    mm = about["data"]["spacing"]
+    slices = []
+    for z in range(3):
+        # Rows from front to back, columns from right to left, as in the file.
+        part = Image.fromarray(voxels[..., z].T)
+        size = round(12 / mm[1]), round(10 / mm[0])
+        part = np.asarray(part.resize(size, Image.Resampling.BILINEAR))
+        canvas = np.full((SIZE, SIZE, 1), part.min())
+        top, left = (SIZE - size[1]) // 2, (SIZE - size[0]) // 2
+        canvas[top : top + size[1], left : left + size[0], 0] = part
+        slices.append(canvas)
+    found = run(np.stack(slices))["probability"]
+    np.testing.assert_allclose(found, expected.maps["probability"], atol=2e-6)
 
 
 # --- several models as one -----------------------------------------------------------

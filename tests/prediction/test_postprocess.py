@@ -8,9 +8,9 @@ import bright_model
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from refusals import refused
 
 from biedsnet_jax.data.fit import Fit
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.prediction import postprocess, result
 from biedsnet_jax.prediction.postprocess import Postprocess
 
@@ -300,28 +300,44 @@ def test_a_threshold_or_fusion_of_ones_own_takes_the_place_of_thresholds(
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "says"),
     [
-        "",
-        "{",
-        "[]",
-        "null",
-        "[" * 20_000,
-        {"rules": None},
-        {"rules": {}},
-        {"checkpoint_step": "late"},
-        {"thresholds": [0.3]},
-        {"thresholds": [0.3, 1.2]},
-        {"thresholds": [0.3, None]},
-        {"holes": [0, 1]},
-        {"smallest": [-1.0, 0.0]},
-        {"smallest": 5},
-        {"unit": "feet"},
-        {"pixel_mm2": None},
-        {"cases": None},
+        ("", "line 1"),
+        ("{", "line 1"),
+        ("[]", "[]"),
+        ("null", "null"),
+        ('"rules"', '"rules"'),
+        ("7", "7"),
+        ("[" * 20_000, "nested"),
+        (b"\xff\xfe", "no text"),
+        ("{}", "checkpoint_step"),
+        ({"rules": None}, "null"),
+        ({"rules": []}, "[]"),
+        ({"rules": {}}, "thresholds"),
+        ({"checkpoint_step": "late"}, 'checkpoint_step is "late"'),
+        ({"checkpoint_step": [7]}, "checkpoint_step is [7]"),
+        ({"checkpoint_step": 7.5}, "checkpoint_step is 7.5"),
+        ({"thresholds": [0.3]}, "thresholds is [0.3]"),
+        ({"thresholds": [0.3, 1.2]}, "thresholds is [0.3, 1.2]"),
+        ({"thresholds": [0.3, None]}, "thresholds is [0.3, null]"),
+        ({"thresholds": None}, "thresholds is null"),
+        ({"thresholds": "ab"}, 'thresholds is "ab"'),
+        ({"holes": [0, 1]}, "holes is [0, 1]"),
+        ({"largest": {"1": True, "2": True}}, "largest is"),
+        ({"smallest": [-1.0, 0.0]}, "smallest is [-1.0, 0.0]"),
+        ({"smallest": 5}, "smallest is 5"),
+        ({"smallest": [10**400, 0]}, "smallest is"),
+        ({"unit": "feet"}, "unit is"),
+        ({"unit": []}, "unit is []"),
+        ({"pixel_mm2": None}, "pixel_mm2 is null"),
+        ({"pixel_mm2": -1}, "pixel_mm2 is -1"),
+        ({"pixel_mm2": "x"}, "pixel_mm2 is"),
+        ({"cases": None}, "cases is null"),
+        ({"cases": float("nan")}, "cases is NaN"),
+        ({"after": [1]}, "after is [1]"),
     ],
 )
-def test_a_damaged_file_is_one_line(tmp_path, text):
+def test_a_damaged_file_is_one_line(tmp_path, text, says):
     path = tmp_path / "postprocess.json"
     if isinstance(text, dict):
         fields = decision()
@@ -329,12 +345,16 @@ def test_a_damaged_file_is_one_line(tmp_path, text):
             where = fields if name in fields else fields["rules"]
             where[name] = value
         text = json.dumps(fields)
-    path.write_text(text)
-    refused(
-        lambda: postprocess.load(tmp_path, config(), 7),
-        path,
-        "--config.postprocess=False",
-    )
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    fix = "--config.postprocess=False"
+    with pytest.raises(BadInput) as caught:
+        postprocess.load(tmp_path, config(), 7)
+    message = str(caught.value)
+    for part in (str(path), says, fix):
+        assert part in message
+    # Nothing of Python's own.
+    for word in ("Error", "object", "NoneType", "'", "invalid literal"):
+        assert word not in message.replace(str(path), "")
     assert postprocess.load(tmp_path, config(postprocess=False), 7) == Postprocess()
 
 

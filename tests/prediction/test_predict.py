@@ -562,6 +562,20 @@ def test_an_input_without_scans(predict, tmp_path):
     refused(predict(), tmp_path / "in", "--input")
 
 
+def test_a_scan_of_an_absurd_spacing_fails_alone(predict, tmp_path):
+    other = write_workdir(tmp_path / "tiled")
+    cfg = run_config.load(other)
+    cfg.data.update(fit="tile", spacing="1,1")
+    run_config.save(cfg, other / "config.json")
+    save_scan(tmp_path / "in" / "good.nii.gz")
+    save_scan(tmp_path / "in" / "metres.nii.gz", spacing=(1000, 1000, 2000))
+    code, _, err = predict(f"--workdir={other}")
+    assert code == 3
+    for part in ("metres.nii.gz", "data.spacing is 1,1", "16000x16000"):
+        assert part in err.splitlines()[-1]
+    assert set(rows(tmp_path / "out")) == {"good"}
+
+
 @pytest.mark.parametrize("missing", ["input", "output"])
 def test_a_flag_that_is_missing(predict, tmp_path, missing):
     save_picture(tmp_path / "in" / "a.png")

@@ -217,3 +217,24 @@ def test_what_does_not_fit_the_data_starts_nothing(tmp_path, fields, says):
     cfg = config(tmp_path / "data", **fields)
     refused(lambda: train.train(cfg, str(tmp_path / "run")), *says)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("side", "cases"),
+    [
+        ("train", ("a1", "b3")),
+        ("val", ("a2",)),
+        ("test", TESTED),
+    ],
+)
+def test_a_side_of_which_nothing_is_known_starts_nothing(tmp_path, side, cases):
+    make(tmp_path / "data", void=False, names=NAMES)
+    unannotated = tuple((case, (1, 2)) for case in cases)
+    cfg = config(tmp_path / "data", **{"data.unannotated": unannotated})
+    refused(
+        lambda: train.train(cfg, str(tmp_path / "run")),
+        "data.unannotated",
+        cases[0],
+        f"split.{side}",
+    )
+    assert not (tmp_path / "run").exists()

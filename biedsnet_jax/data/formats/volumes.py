@@ -36,6 +36,8 @@ _THICK = 2.0
 _FEW = 2
 # Pixels of a side: with fewer a stack is refused, or warned of.
 _LEAST, _NARROW = 10, 16
+# For a scan by itself.
+_FIX = "Resample it to even voxels, or train on this plane with data.plane."
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,23 @@ def own_plane(volume: Volume) -> str:
     return tuple(PLANES)[axis] if _is_cut_across(volume, axis) else "axial"
 
 
-def plane_note(volume: Volume) -> str:
+def is_lost(volume: Volume) -> bool:
+    """Whether slices of the volume's plane leave next to nothing of a stack.
+
+    They cut across it, one of their sides is below 10 pixels, and the scan's own slices
+    have none.
+    """
+    axis = _stack_axis(volume)
+    sizes = volume.slices.shape[:3]
+    own = [sizes[n] for n in range(3) if n != axis]
+    is_narrow = min(sizes[1:]) < _LEAST <= min(own)
+    return is_narrow and _is_cut_across(volume, axis)
+
+
+def plane_note(volume: Volume, fix: str = _FIX) -> str:
     """Warns of a scan whose slices are cut across; empty where nothing is lost.
 
-    Raises BadInput where next to nothing is left: a slice of the volume's plane has a
-    side below 10 pixels, and the scan's own slices have none.
+    Raises BadInput, whose last sentence is `fix`, where the scan `is_lost`.
     """
     axis = _stack_axis(volume)
     if not _is_cut_across(volume, axis):
@@ -137,10 +151,9 @@ def plane_note(volume: Volume) -> str:
         f"of {own[0]}x{own[1]} pixels"
     )
     seen = f"{sizes[1]}x{sizes[2]} pixels of {spacing[1]:.3g}x{spacing[2]:.3g} mm"
-    if min(sizes[1:]) < _LEAST <= min(own):
+    if is_lost(volume):
         raise BadInput(
-            f"{here}, but the network is given {volume.plane} slices, here of {seen}. "
-            "Resample it to even voxels, or train on this plane with data.plane."
+            f"{here}, but the network is given {volume.plane} slices, here of {seen}. {fix}"
         )
     return (
         f"{here}. The network is given {volume.plane} slices, which cut across them: "

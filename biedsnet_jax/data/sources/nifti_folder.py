@@ -17,8 +17,10 @@ from jaxtyping import Integer, Shaped, UInt8
 from biedsnet_jax.data import case_names
 from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.data.formats.volumes import (
+    PLANES,
     Volume,
     check_same_grid,
+    is_lost,
     neighbours,
     own_plane,
     plane_note,
@@ -366,11 +368,29 @@ def _notes_of_headers(headers: Sequence[Volume]) -> list[str]:
 
     Raises BadInput for a stack that cannot be cut in its volume's plane.
     """
-    notes = []
-    for note_of in (nifti.unit_note, plane_note):
-        found = [note for note in map(note_of, headers) if note]
-        if len(found) > 1:
-            noun = "volume" if len(found) == 2 else "volumes"
-            found = [f"{found[0]} The same holds for {len(found) - 1} more {noun}."]
-        notes += found
-    return notes
+    notes = _joined([nifti.unit_note(header) for header in headers])
+    fix = _fix_of_planes(headers) if any(map(is_lost, headers)) else ""
+    return notes + _joined([plane_note(header, fix) for header in headers])
+
+
+def _joined(notes: Sequence[str]) -> list[str]:
+    """The first of some notes, and how many more there are; none where all are empty."""
+    found = [note for note in notes if note]
+    if len(found) > 1:
+        noun = "volume" if len(found) == 2 else "volumes"
+        found = [f"{found[0]} The same holds for {len(found) - 1} more {noun}."]
+    return found
+
+
+def _fix_of_planes(headers: Sequence[Volume]) -> str:
+    """What to do where a volume cannot be cut in the plane of all."""
+    own = Counter(map(own_plane, headers))
+    counts = ", ".join(f"{own[plane]} {plane}" for plane in PLANES if own[plane])
+    text = f"The {len(headers)} volumes are of these planes: {counts}."
+    for plane in PLANES:
+        if not any(is_lost(replace(header, plane=plane)) for header in headers):
+            return f"{text} Set data.plane={plane}, in which all of them can be cut."
+    return (
+        f"{text} Put those of one plane into a folder of their own, or resample all to "
+        "even voxels."
+    )

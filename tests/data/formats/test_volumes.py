@@ -12,6 +12,7 @@ from biedsnet_jax.data.formats.volumes import (
     Volume,
     check_affine,
     check_same_grid,
+    is_lost,
     own_plane,
     plane_note,
 )
@@ -244,3 +245,12 @@ def test_a_stack_is_cut_in_its_own_plane_without_a_warning(
     if plane != "axial":
         along = {"coronal": 1, "sagittal": 2}[plane]
         assert len(cut.slices) == sizes[along]
+
+
+def test_a_stack_is_lost_where_it_is_refused():
+    volume = stack(64, 48, 9, (0.5, 0.5, 4), *ORDERS[0])
+    assert is_lost(volume)
+    refused(lambda: plane_note(volume, "Do this."), "Do this.")
+    assert not is_lost(dataclasses.replace(volume, plane="sagittal"))
+    # A warning is enough.
+    assert not is_lost(stack(64, 48, 15, (1, 1, 1), *ORDERS[0]))

@@ -879,3 +879,46 @@ def test_without_a_label_to_ignore_nothing_says_what_is_known(tmp_path):
     assert "known" not in source[0]
     (scan,) = source.scans("a")
     assert scan.known is None
+
+
+# Voxels and mm along x, y, z.
+AXIAL_STACK = (36, 40, 8), (1, 1, 4)
+SAGITTAL_STACK = (8, 40, 36), (4, 1, 1)
+EVEN = (24, 24, 24), (1, 1, 1)
+
+
+def write_stacks(root, kinds):
+    for number, (shape, spacing) in enumerate(kinds):
+        for folder in ("images", "labels"):
+            path = root / folder / f"{number}.nii"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            voxels = (np.indices(shape).sum(axis=0) % 2).astype(np.uint8)
+            nib.Nifti1Image(voxels, np.diag([*spacing, 1])).to_filename(path)
+    return root
+
+
+@pytest.mark.parametrize("plane", ["auto", "axial", "sagittal", "coronal"])
+def test_stacks_of_two_planes_are_counted(tmp_path, plane):
+    root = write_stacks(tmp_path, [AXIAL_STACK] * 2 + [SAGITTAL_STACK] * 3)
+    refused(
+        lambda: NiftiFolder(root, tmp_path / "cache", plane=plane),
+        ".nii is a stack of",
+        "2 axial, 3 sagittal",
+        "a folder of their own",
+    )
+    # What the line advises.
+    alone = write_stacks(tmp_path / "alone", [SAGITTAL_STACK] * 3)
+    assert (
+        NiftiFolder(alone, tmp_path / "cache", plane="auto").facts.plane == "sagittal"
+    )
+
+
+def test_a_plane_that_suits_all_volumes_is_advised(tmp_path):
+    root = write_stacks(tmp_path, [EVEN] * 3 + [SAGITTAL_STACK] * 2)
+    refused(
+        lambda: NiftiFolder(root, tmp_path / "cache", plane="auto"),
+        "3 axial, 2 sagittal",
+        "data.plane=sagittal",
+    )
+    found = NiftiFolder(root, tmp_path / "cache", plane="sagittal")
+    assert found[len(found) - 1]["mask"].shape == (36, 40, 1)
