@@ -528,7 +528,7 @@ def test_a_sagittal_stack_that_leaves_slices_of_a_few_pixels_is_refused(
         "0.nii",
         f"{slices} sagittal slice",
         f"64x{slices} pixels",
-        "Resample",
+        "data.plane=sagittal",
     )
 
 
