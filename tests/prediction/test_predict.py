@@ -30,7 +30,7 @@ from nibabel.orientations import (
 from PIL import Image
 
 from biedsnet_jax import main
-from biedsnet_jax.config import build_model, run_config
+from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.prediction import predictor, read_ahead, scans
@@ -384,6 +384,17 @@ def test_what_changed_is_made_again_and_reported(predict, tmp_path):
     _, out, err = predict()
     assert "made again" not in out + err
     assert "3 of 3 scans done before" in err
+
+
+def test_progress_counts_the_slices_of_the_plane(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_data, "plane", lambda cfg: "sagittal")
+    (tmp_path / "in").mkdir()
+    voxels = np.random.default_rng(0).normal(size=(16, 14, 12)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "in" / "a.nii.gz")
+    code, _, err = predict()
+    assert code == 0, err
+    lines = [line for line in err.splitlines() if line.startswith("predict ")]
+    assert lines[-1].startswith("predict 16/16 ")
 
 
 def test_a_model_that_was_trained_further_gives_new_masks(predict, tmp_path):
