@@ -30,3 +30,9 @@ settings.register_profile(
 )
 settings.register_profile("thorough", max_examples=200, deadline=None, database=None)
 settings.load_profile("quick")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that none is left to one process at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
