@@ -7,6 +7,7 @@ import sys
 
 import absl_flags
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import ROOT
@@ -74,9 +75,8 @@ def logits(cfg):
     x_t, image = (rng.normal(size=(2, 8, 8, 1)).astype(np.float32) for _ in range(2))
     t = np.array([3, 990])
     # Without jit, since compiling takes longer than computing.
-    final, out = build_model.make_network(cfg).apply(
-        variables, x_t, image, t, train=False
-    )
+    inputs = map(jnp.asarray, (x_t, image, t))
+    final, out = build_model.make_network(cfg).apply(variables, *inputs, train=False)
     with torch.inference_mode():
         theirs = twin(cfg, variables)(
             *(torch.tensor(x.transpose(0, 3, 1, 2)) for x in (x_t, image)),
