@@ -37,11 +37,11 @@ def made(folder, name):
 
 def test_the_flags_say_what_is_kept_and_where(kept, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results_page, "ROOT", tmp_path / "other")
-    words = ["x", "--name=of_flags", f"--keep={tmp_path / 'out'}"]
+    words = ["x", f"--name={kept.name}", f"--keep={tmp_path / 'out'}"]
     monkeypatch.setattr("sys.argv", words)
     assert results_page.main() == 0
     assert f"{len(RUNS)} runs kept" in capsys.readouterr().out
-    folder = tmp_path / "other" / "results" / "of_flags"
+    folder = tmp_path / "other" / "results" / kept.name
     assert (folder / "report.md").read_text() == made(kept, "report")
 
 
