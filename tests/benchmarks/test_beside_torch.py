@@ -76,7 +76,9 @@ def logits(cfg):
     t = np.array([3, 990])
     # Without jit, since compiling takes longer than computing.
     inputs = map(jnp.asarray, (x_t, image, t))
-    final, out = build_model.make_network(cfg).apply(variables, *inputs, train=False)
+    final, out = build_model.make_network(cfg).apply(
+        jax.device_put(variables), *inputs, train=False
+    )
     with torch.inference_mode():
         theirs = twin(cfg, variables)(
             *(torch.tensor(x.transpose(0, 3, 1, 2)) for x in (x_t, image)),
