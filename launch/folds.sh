@@ -20,10 +20,8 @@ Exit code: 0 all folds done, 2 wrong arguments, 3 a fold failed, 130 interrupted
 TEXT
 }
 
-refuse() {
-  echo "launch: $1" >&2
-  exit 2
-}
+# shellcheck source=/dev/null
+source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 
 [[ ${1:-} != -h && ${1:-} != --help ]] || { usage && exit; }
 (($# >= 3)) || { usage >&2 && exit 2; }
@@ -42,13 +40,6 @@ for flag in ${flags[@]+"${flags[@]}"}; do
   esac
 done
 
-# The package beside this script, whatever lies in the folder you are in.
-project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
-trap 'echo "launch: interrupted; the same command goes on" >&2; exit 130' INT
-
-finished=() failed=()
-
 # Prints what the first fold chose where the config says "auto", as flags on one line.
 chosen_flags() {
   [[ -s $out/fold0/config.json ]] || return 0
@@ -60,43 +51,21 @@ print(*(f"--config.data.{name}={data[name]}" for name in names))' "$out/fold0/co
 
 # Does one fold, unless it was done before.
 run() {
-  local workdir=$out/fold$1 code=0 chosen=()
+  local name="fold $1" workdir=$out/fold$1 chosen=()
   if [[ -s $workdir/config.json ]] && ! grep -q "\"folds\": $folds,\?\$" "$workdir/config.json"; then
     refuse "$workdir is not one of $folds folds. Give another WORKDIR."
   fi
-  if [[ -s $workdir/results.json ]]; then
-    echo "== fold $1: done before, $workdir/results.json"
-    finished+=("$workdir")
-    return
-  fi
-  echo "== fold $1"
+  done_before "$name" "$workdir" && return
   (($1 == 0)) || read -ra chosen <<<"$(chosen_flags)"
-  python -m biedsnet_jax.main "--config=$config" "--workdir=$workdir" \
+  train "$name" "$workdir" "--config=$config" "--workdir=$workdir" \
     "--config.split.folds=$folds" "--config.split.fold=$1" \
-    ${chosen[@]+"${chosen[@]}"} ${flags[@]+"${flags[@]}"} || code=$?
-  if ((code == 130)); then
-    exit 130
-  elif ((code != 0)); then
-    failed+=("fold $1: exit code $code")
-  elif [[ ! -s $workdir/results.json ]]; then
-    failed+=("fold $1: left no $workdir/results.json")
-  else
-    finished+=("$workdir")
-  fi
+    ${chosen[@]+"${chosen[@]}"} ${flags[@]+"${flags[@]}"} || true
 }
 
 for ((fold = 0; fold < folds; fold++)); do
   run "$fold"
 done
 
-if ((${#finished[@]})); then
-  workdirs=$(IFS=, && echo "${finished[*]}")
-  python -m biedsnet_jax.main --mode=report "--workdir=$workdirs" \
-    "--output=$out/report.html" || failed+=("report: exit code $?")
-fi
-if ((${#failed[@]})); then
-  echo "launch: failed:" >&2
-  printf '  %s\n' "${failed[@]}" >&2
-  exit 3
-fi
+workdirs=$(IFS=, && echo "${finished[*]-}")
+finish "$workdirs" "$out"
 echo "all folds as one model: --mode=predict --workdir=$workdirs"

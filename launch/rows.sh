@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains and tests the rows of a table, one after another, and writes a report.
 # table1.sh and table2.sh name the rows.
+# shellcheck disable=SC2154 # project is set by runs.sh
 set -euo pipefail
 
 usage() {
@@ -27,10 +28,8 @@ Exit code: 0 all rows done, 2 wrong arguments, 3 a row failed, 130 interrupted.
 TEXT
 }
 
-refuse() {
-  echo "launch: $1" >&2
-  exit 2
-}
+# shellcheck source=/dev/null
+source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 
 absolute() {
   case $1 in
@@ -83,12 +82,6 @@ else
     refuse "ROOT $root is not a folder. Give the one with images/ and masks/, or phantom."
   config=configs/covid.py data=("--config.data.root=$root") shown=--config.data.root=DIR
 fi
-# Paths in flags start at the folder you are in; the package is the one beside this script.
-project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
-trap 'echo "launch: interrupted; the same command goes on" >&2; exit 130' INT
-
-finished=0 failed=()
 
 # Prints the flags of a row and fold in the file of settings; fails where there are none.
 own_flags() {
@@ -105,13 +98,8 @@ own_flags() {
 # Does one run, unless it was done before. Arguments: row, seed, fold or nothing.
 run() {
   local name="$1, seed $2${3:+, fold $3}"
-  local workdir=$out/$1/seed$2${3:+/fold$3} code=0
-  if [[ -s $workdir/results.json ]]; then
-    echo "== $name: done before, $workdir/results.json"
-    finished=1
-    return
-  fi
-  echo "== $name"
+  local workdir=$out/$1/seed$2${3:+/fold$3}
+  done_before "$name" "$workdir" && return
   local chosen=("--config=$config:$1${variant:+,$variant}" "--config.seed=$2") own=() line=''
   if [[ -n $settings ]] && ! line=$(own_flags "$1" "$3"); then
     failed+=("$name: no line of it in $settings")
@@ -120,23 +108,14 @@ run() {
   read -ra own <<<"$line"
   chosen+=(${3:+"--config.split.folds=$folds" "--config.split.fold=$3"})
   chosen+=(${own[@]+"${own[@]}"} ${flags[@]+"${flags[@]}"})
-  python -m biedsnet_jax.main "--config=$project/${chosen[0]#--config=}" "${chosen[@]:1}" \
-    ${data[@]+"${data[@]}"} "--workdir=$workdir" || code=$?
-  if ((code == 130)); then
-    exit 130
-  elif ((code != 0)); then
-    failed+=("$name: exit code $code")
-  elif [[ ! -s $workdir/results.json ]]; then
-    failed+=("$name: left no $workdir/results.json")
-  else
-    finished=1
-    # The command of this run, but for where data and workdir lie. %q also quotes commas, which
-    # only need it inside braces.
-    local quoted
-    quoted=$(printf ' %q' "${chosen[@]}")
-    printf 'python -m biedsnet_jax.main%s%s --workdir=WORKDIR\n' "${quoted//\\,/,}" \
-      " $shown" >"$workdir/command.txt"
-  fi
+  train "$name" "$workdir" "--config=$project/${chosen[0]#--config=}" "${chosen[@]:1}" \
+    ${data[@]+"${data[@]}"} "--workdir=$workdir" || return 0
+  # The command of this run, but for where data and workdir lie. %q also quotes commas, which
+  # only need it inside braces.
+  local quoted
+  quoted=$(printf ' %q' "${chosen[@]}")
+  printf 'python -m biedsnet_jax.main%s%s --workdir=WORKDIR\n' "${quoted//\\,/,}" \
+    " $shown" >"$workdir/command.txt"
 }
 
 # Folds are outermost, so that an unfinished table compares whole rows.
@@ -148,12 +127,4 @@ for fold in $( ((folds)) && seq 0 $((folds - 1)) || echo none); do
   done
 done
 
-if ((finished)); then
-  python -m biedsnet_jax.main --mode=report "--workdir=$out" "--output=$out/report.html" ||
-    failed+=("report: exit code $?")
-fi
-if ((${#failed[@]})); then
-  echo "launch: failed:" >&2
-  printf '  %s\n' "${failed[@]}" >&2
-  exit 3
-fi
+finish "$out" "$out"

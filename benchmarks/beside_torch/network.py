@@ -69,7 +69,9 @@ class ConditionEncoder(nn.Module):
         features = []
         # The children are the levels, in the order in which they were added.
         for level in self.children():
-            x = level(F.max_pool2d(x, 2) if features else x)
+            if features:
+                x = F.max_pool2d(x, 2)
+            x = level(x)
             features.append(x)
         return features
 
@@ -100,18 +102,26 @@ class BFFM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm_1(self.conv_1(x)))
         x = F.relu(self.norm_2(self.conv_2(x)))
-        x = torch.cat([x, *(self._boundary(x, window) for window in (3, 5, 7))], dim=1)
-        weights = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True))))
+        boundaries = [self._boundary(x, window) for window in (3, 5, 7)]
+        x = torch.cat([x, *boundaries], dim=1)
+        pooled = x.mean((2, 3), keepdim=True)
+        weights = self.excite(F.relu(self.squeeze(pooled)))
         x = x * torch.sigmoid(weights)
         if self.lineage:
-            return self.pointwise(self.norm_3(self.depthwise(F.relu(self.reduce(x)))))
+            x = F.relu(self.reduce(x))
+            x = self.norm_3(self.depthwise(x))
+            return self.pointwise(x)
         return self.pointwise(self.depthwise(x))
 
     def _boundary(self, x, window):
         # In half precision the difference of nearly equal numbers loses its digits.
         fine = x.float()
         mean = F.avg_pool2d(
-            fine, window, 1, window // 2, count_include_pad=self.count_include_pad
+            fine,
+            window,
+            stride=1,
+            padding=window // 2,
+            count_include_pad=self.count_include_pad,
         )
         return (fine - mean).type_as(x)
 
@@ -177,7 +187,8 @@ class Denoiser(nn.Module):
         # Levels come deepest first, heads are listed full size first.
         final, *side = heads
         size = x_t.shape[2:]
-        return [final, *(F.interpolate(s, size, mode="bilinear") for s in side)]
+        resized = [F.interpolate(head, size, mode="bilinear") for head in side]
+        return [final, *resized]
 
     def _level(self, name, h, emb, second=None):
         """Results of a level, and of its second (or only) block."""
@@ -207,10 +218,13 @@ class ADRB(nn.Module):
         self.attention = Attention(width) if fields.attention_per == "block" else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.cgr_2(self.cgr_1(x) + self.linear(emb)[:, :, None, None])
+        shift = self.linear(emb)[:, :, None, None]
+        h = self.cgr_2(self.cgr_1(x) + shift)
         skip = getattr(self, "cgr_skip", None) or getattr(self, "conv_skip", None)
         h = h + (skip(x) if skip else x)
-        return self.attention(h) if self.attention else h
+        if self.attention:
+            return self.attention(h)
+        return h
 
 
 class CGR(nn.Module):
@@ -255,14 +269,16 @@ class TimeEmbedding(nn.Module):
         self.dense_1 = nn.Linear(width, 4 * width)
         self.dense_2 = nn.Linear(4 * width, 4 * width)
         half = width // 2
-        exponents = -math.log(10_000.0) * torch.arange(half, dtype=torch.float32) / half
+        channels = torch.arange(half, dtype=torch.float32)
+        exponents = -math.log(10_000.0) * channels / half
         # The frequencies are no weights, so they stay out of the state.
         self.register_buffer("frequencies", torch.exp(exponents), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         angles = t.float()[:, None] * self.frequencies
-        x = self.dense_1(torch.cat([angles.cos(), angles.sin()], dim=-1))
-        return self.dense_2(F.relu(x))
+        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        x = F.relu(self.dense_1(sinusoid))
+        return self.dense_2(x)
 
 
 def conv(c_in: int, c_out: int, kernel: int = 3, *, bias: bool = False) -> nn.Conv2d:

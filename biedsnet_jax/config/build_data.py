@@ -1,18 +1,17 @@
 """What a checked config says of data: the source, its split by case, the preparation."""
 
 import dataclasses
-import difflib
 import os
 import pathlib
 import sys
 
 from biedsnet_jax.data import fit, foreground, splits, transforms
 from biedsnet_jax.data.foreground import Foreground
-from biedsnet_jax.data.sources import dataset_json, unannotated
+from biedsnet_jax.data.sources import dataset_json
 from biedsnet_jax.data.sources.image_folder import ImageFolder
 from biedsnet_jax.data.sources.nifti_folder import NiftiFolder
 from biedsnet_jax.data.sources.phantom import Phantom
-from biedsnet_jax.data.sources.source import Cached, Facts, Source
+from biedsnet_jax.data.sources.source import Cached, Source
 from biedsnet_jax.data.sources.unannotated import Unannotated
 from biedsnet_jax.errors import BadInput
 from biedsnet_jax.runtime import console, extras, files, processes
@@ -61,17 +60,6 @@ def open_source(config) -> Source:
     return Cached(source) if config.data.cache else source
 
 
-def take_facts(config, facts: Facts) -> None:
-    """Sets names and the label to ignore, where the config is silent, as the data say.
-
-    So they are saved with a run, whose later modes have no data at hand.
-    """
-    for name in ("class_names", "channel_names"):
-        if not config.data[name]:
-            config.data[name] = tuple(getattr(facts, name))
-    config.data.ignore = config.data.ignore or facts.ignore
-
-
 def has_unknown(config) -> bool:
     """Whether some of the truth may not be known, so that batches say where it is."""
     return bool(config.data.ignore or config.data.unannotated)
@@ -79,12 +67,9 @@ def has_unknown(config) -> bool:
 
 def check_unannotated(config, source: Source) -> None:
     """Raises BadInput where a name in data.unannotated fits no case."""
-    if other := unannotated.unmatched(config.data.unannotated, source.cases):
-        near = difflib.get_close_matches(other[0], sorted(set(source.cases)), 1, 0.0)
-        raise BadInput(
-            f"data.unannotated names {other[0]}, which is no case and fits none. The nearest "
-            f"case is {near[0] if near else 'none'}."
-        )
+    known = set(source.cases)
+    for name, _ in config.data.unannotated:
+        splits.fitting(name, known, "data.unannotated")
 
 
 def _advise_window(config, facts):

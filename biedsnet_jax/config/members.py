@@ -17,27 +17,7 @@ Workdirs = str | Path | Sequence[str | Path]
 # Fields that may differ between members, beside run_config.FREE: what the weights were
 # trained with. Any other field must be the same, also one that a later version adds,
 # until it is named here.
-MAY_DIFFER = (
-    *run_config.FREE,
-    "seed",
-    "row",
-    "data.source",
-    "data.name",
-    "data.target",
-    "data.ignore",
-    "data.unannotated",
-    "data.case",
-    "data.min_foreground",
-    "data.foreground",
-    "data.phantom.",
-    "data.tfds.",
-    "split.",
-    "augment.",
-    "init.",
-    "loss.",
-    "train.",
-    "distill.",
-)
+MAY_DIFFER = (*run_config.FREE, *run_config.OF_TRAINING, "seed")
 
 
 def folders(workdir: Workdirs) -> list[Path]:

@@ -1,8 +1,9 @@
-"""What a run takes from its own data where the config says "auto".
+"""What a run takes from its own data where the config leaves it open.
 
-The plane that volumes are cut in, and the spacing that slices are resampled to. Both are
-settled when the training starts, and its workdir's config.json has what was chosen. So
-every later mode and a resumed run follow it, whatever data they see.
+Where it says "auto": the plane that volumes are cut in, and the spacing that slices are
+resampled to. Where it is empty: names of classes and channels, and the label to ignore.
+All are settled when the training starts, and its workdir's config.json has what was
+chosen. So every later mode and a resumed run follow it, whatever data they see.
 """
 
 import sys
@@ -17,13 +18,21 @@ from biedsnet_jax.runtime import console, processes
 
 AUTO = "auto"
 FIELDS = ("data.plane", "data.spacing")
+# Of the section data, and of the facts of a source.
+_FACTS = ("class_names", "channel_names", "ignore")
 
 
 def adopt(config: ConfigDict, saved: ConfigDict) -> None:
-    """Takes over what the run of `saved` chose, where `config` leaves it open."""
+    """Takes over what the run of `saved` chose, where `config` says "auto"."""
     for name in FIELDS:
         if get_field(config, name) == AUTO:
             set_field(config, name, get_field(saved, name))
+
+
+def adopt_facts(config: ConfigDict, saved: ConfigDict) -> None:
+    """Takes over what the data of the run of `saved` said, where `config` is silent."""
+    for name in _FACTS:
+        config.data[name] = config.data[name] or saved.data[name]
 
 
 def settle(config: ConfigDict, data: build_data.Data) -> None:
@@ -31,11 +40,11 @@ def settle(config: ConfigDict, data: build_data.Data) -> None:
 
     The first process prints a spacing that it chose; a plane the source has printed.
     """
-    if config.data.plane == AUTO and data.source.facts.plane:
-        config.data.plane = data.source.facts.plane
-    if config.data.spacing != AUTO:
-        return
-    if config.data.fit == "squash":
+    facts = data.source.facts
+    _take_facts(config, facts)
+    if config.data.plane == AUTO and facts.plane:
+        config.data.plane = facts.plane
+    if config.data.spacing != AUTO or config.data.fit == "squash":
         return
     config.data.spacing = _choose_spacing(config, data)
     if config.data.spacing and processes.is_first():
@@ -58,6 +67,12 @@ def _choose_spacing(config, data) -> str:
         sides = np.median(np.multiply(sizes, spacings), axis=0)
         row = column = sides.max() / config.data.size
     return f"{row:.4g},{column:.4g}"
+
+
+def _take_facts(config, facts):
+    """Sets names and the label to ignore, where `config` is silent, as the data say."""
+    for name in _FACTS:
+        config.data[name] = config.data[name] or getattr(facts, name)
 
 
 def _grids(source, indices: Sequence[int]):

@@ -35,8 +35,26 @@ FREE = (
     "threshold",
     "postprocess",
 )
-# Fields of the section data that the data's own files decide where they are empty.
-_OF_DATA = ("ignore", "class_names", "channel_names")
+# Fields of the training alone: the masks of given weights do not depend on them.
+OF_TRAINING = (
+    "row",
+    "data.source",
+    "data.name",
+    "data.target",
+    "data.ignore",
+    "data.unannotated",
+    "data.case",
+    "data.min_foreground",
+    "data.foreground",
+    "data.phantom.",
+    "data.tfds.",
+    "split.",
+    "augment.",
+    "init.",
+    "loss.",
+    "train.",
+    "distill.",
+)
 # Fields that a student shares with its teacher; "network" covers "networks." too. With
 # another split it would be tested on what its teacher was trained on.
 SHARED = (
@@ -134,14 +152,12 @@ def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """
     if not (workdir / "config.json").exists():
         return
-    stored = load(workdir).data
+    saved = load(workdir)
     # These are the defaults of then and now, which nobody asks for. Once the run has gone
     # on, its config.json has the field.
-    if stored.case == case_names.EACH and config.data.case == case_names.AUTO:
+    if saved.data.case == case_names.EACH and config.data.case == case_names.AUTO:
         config.data.case = case_names.EACH
-    for name in _OF_DATA:
-        if not config.data[name]:
-            config.data[name] = stored[name]
+    plan.adopt_facts(config, saved)
     goes_further = earlier_steps(config, workdir) is not None
     check_trained(config, workdir, free=("train.steps",) if goes_further else ())
 

@@ -50,26 +50,30 @@ class Way:
 
         Each pixel, float32, is the share of its area that the class covers.
         """
+        spacing = example.get("spacing")
         resized = {
             **example,
             "mask": cover(example["mask"], self.part),
-            "spacing": _resized_spacing(example.get("spacing"), self.size, self.part),
+            "spacing": _resized_spacing(spacing, self.size, self.part),
         }
         if "known" in example:
-            resized |= of_known(resized["mask"], cover(example["known"], self.part))
+            known = cover(example["known"], self.part)
+            resized |= of_known(resized["mask"], known)
         return self._place_truth(resized)
 
     def back(self, maps: Float[np.ndarray, "H W k"]) -> Float[np.ndarray, "h w k"]:
         """Brings maps on the canvas back to the slice, bilinearly."""
         height, width = self.part
         top, left = self._corner
-        return resize_image(maps[top : top + height, left : left + width], self.size)
+        own = maps[top : top + height, left : left + width]
+        return resize_image(own, self.size)
 
     @property
     def _corner(self) -> tuple[int, int]:
         """Row and column on the canvas of the first pixel of its part."""
-        height, width = self.canvas
-        return (height - self.part[0]) // 2, (width - self.part[1]) // 2
+        height, width = self.part
+        rows, columns = self.canvas
+        return (rows - height) // 2, (columns - width) // 2
 
     def _place_truth(self, example):
         """Places mask and known: around a slice lies background, known as its class is."""
@@ -83,10 +87,11 @@ class Way:
         """Puts "h w n" onto a canvas of the value `around`, one or one for each of n."""
         if values.shape[:2] == self.canvas:
             return values
-        canvas = np.empty((*self.canvas, values.shape[-1]), values.dtype)
+        height, width, channels = values.shape
+        canvas = np.empty((*self.canvas, channels), values.dtype)
         canvas[:] = around
         top, left = self._corner
-        canvas[top : top + values.shape[0], left : left + values.shape[1]] = values
+        canvas[top : top + height, left : left + width] = values
         return canvas
 
 
@@ -132,9 +137,13 @@ def tiled_canvas(part: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int
 
     The sides of a tile are even.
     """
-    steps = (math.ceil(2 * side / one) for side, one in zip(part, tile))
-    height, width = (max(2, n) * one // 2 for n, one in zip(steps, tile))
+    height, width = (_tiled_side(side, of_tile) for side, of_tile in zip(part, tile))
     return height, width
+
+
+def _tiled_side(side: int, tile: int) -> int:
+    steps = math.ceil(2 * side / tile)
+    return max(2, steps) * tile // 2
 
 
 def read_spacing(text: str) -> tuple[float, float] | None:
@@ -198,16 +207,27 @@ def resize_mask(example: dict[str, Any], size: int | tuple[int, int]) -> dict[st
         known = of_known(shares, shares_of(example["known"]))
         shares = known.pop("mask")
     # The sum of planes is ten times faster than that along the last axis.
-    overlap = (sum(np.moveaxis(mask, -1, 0)) > 1).any()
-    if overlap:
-        resized = (shares > 0.5 - 1e-6).astype(np.uint8)
-    else:
-        background = 1.0 - shares.sum(axis=-1, keepdims=True)
-        # Background comes last, since argmax takes the first of equal shares.
-        label = np.concatenate([shares, background], axis=-1).argmax(axis=-1)
-        resized = (label[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
-    spacing = _resized_spacing(example.get("spacing"), mask.shape[:2], (height, width))
+    classes_of_pixel = sum(np.moveaxis(mask, -1, 0))
+    overlap = (classes_of_pixel > 1).any()
+    resized = _at_least_half(shares) if overlap else _largest_share(shares)
+    old = mask.shape[:2]
+    spacing = _resized_spacing(example.get("spacing"), old, (height, width))
     return {**example, "mask": resized, "spacing": spacing} | known
+
+
+def _at_least_half(shares: Float[np.ndarray, "h w k"]) -> UInt8[np.ndarray, "h w k"]:
+    """Marks the pixels of which each class covers at least half."""
+    return (shares > 0.5 - 1e-6).astype(np.uint8)
+
+
+def _largest_share(shares: Float[np.ndarray, "h w k"]) -> UInt8[np.ndarray, "h w k"]:
+    """Gives each pixel to the class, or the background, that covers most of it."""
+    background = 1.0 - shares.sum(axis=-1, keepdims=True)
+    # Background comes last, since argmax takes the first of equal shares.
+    every = np.concatenate([shares, background], axis=-1)
+    label = every.argmax(axis=-1)
+    classes = np.arange(shares.shape[-1])
+    return (label[..., None] == classes).astype(np.uint8)
 
 
 def of_known(
@@ -230,7 +250,8 @@ def _resized_spacing(spacing, old: tuple[int, int], new: tuple[int, int]):
     """Spacing (row, column) after a slice of `old` pixels became one of `new`."""
     if spacing is None or old == new:
         return spacing
-    return (spacing[0] * old[0] / new[0], spacing[1] * old[1] / new[1])
+    row, column = spacing
+    return (row * old[0] / new[0], column * old[1] / new[1])
 
 
 def each_channel(array: np.ndarray, change) -> np.ndarray:
@@ -246,9 +267,12 @@ def cover(
     mask: UInt8[np.ndarray, "h w k"], size: tuple[int, int]
 ) -> Float32[np.ndarray, "H W k"]:
     """Share of each pixel of a grid of `size`, (H, W), that a mask of 0 and 1 covers."""
-    rows, columns = (_overlaps(old, new) for old, new in zip(mask.shape[:2], size))
+    height, width, _ = mask.shape
+    rows = _overlaps(height, size[0])
+    columns = _overlaps(width, size[1])
     planes = np.moveaxis(mask.astype(np.float32), -1, 0)
-    return np.moveaxis(rows @ planes @ columns.T, 0, -1)
+    covered = rows @ planes @ columns.T
+    return np.moveaxis(covered, 0, -1)
 
 
 def _overlaps(old: int, new: int) -> Float32[np.ndarray, "new old"]:

@@ -108,7 +108,8 @@ def named(
                 f"split.{side} names no case, and another side does. "
                 "Name at least one case for each side."
             )
-        wanted[side] = set().union(*(fitting(name, known, side) for name in names))
+        each = [fitting(name, known, f"split.{side}") for name in names]
+        wanted[side] = set().union(*each)
     splits = {
         side: [i for i, case in enumerate(cases) if case in names]
         for side, names in wanted.items()
@@ -117,22 +118,27 @@ def named(
     return splits
 
 
-def fitting(name: str, known: set[str], side: str) -> set[str]:
-    """Finds the case of this name, else all that fit it as a pattern of *, ? and [...].
+def fitting(name: str, known: set[str], field: str) -> set[str]:
+    """Finds the cases that match a name in a field of the config.
 
     Raises BadInput where there is none.
     """
-    if name in known:
-        return {name}
-    found = set(fnmatch.filter(known, name))
+    found = matching(name, known)
     if not found:
         near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
         nearest = near[0] if near else "none"
         raise BadInput(
-            f"split.{side} names {name}, which is no case and fits none. "
+            f"{field} names {name}, which is no case and fits none. "
             f"The nearest case is {nearest}."
         )
     return found
+
+
+def matching(name: str, known: set[str]) -> set[str]:
+    """Finds the case of this name, else all that fit it as a pattern of *, ? and [...]."""
+    if name in known:
+        return {name}
+    return set(fnmatch.filter(known, name))
 
 
 def check_disjoint(cases: Sequence[str], splits: Splits) -> None:

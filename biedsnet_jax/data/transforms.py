@@ -13,7 +13,7 @@ from jaxtyping import Float32, Shaped
 from PIL import Image
 
 from biedsnet_jax.data import augmentations
-from biedsnet_jax.data.fit import Fit, each_channel
+from biedsnet_jax.data.fit import Fit, Way, each_channel
 from biedsnet_jax.data.padding import without_padding
 from biedsnet_jax.errors import BadInput
 
@@ -44,10 +44,10 @@ class Prepare:
         Its mask has 0 and 1, or with the target "share" the share of each pixel that a
         class covers.
         """
-        spacing = example.get("spacing")
-        way = self.fit.way(example["mask"].shape[:2], spacing)
+        image = example["image"]
+        way = self.fit.way(image.shape[:2], example.get("spacing"))
         brought = way.mask if self.target == "hard" else way.shares
-        return brought(example) | {"image": self.image(example["image"], spacing)}
+        return brought(example) | {"image": self._on_canvas(image, way)}
 
     def image(
         self,
@@ -55,8 +55,11 @@ class Prepare:
         spacing: tuple[float, float] | None = None,
     ) -> Float32[np.ndarray, "H W c"]:
         """Prepares an image that has no mask; `spacing` (row, column) is in mm."""
-        image = window(image, *self.window) if self.window else without_padding(image)
         way = self.fit.way(image.shape[:2], spacing)
+        return self._on_canvas(image, way)
+
+    def _on_canvas(self, image, way: Way):
+        image = window(image, *self.window) if self.window else without_padding(image)
         resized = normalise(way.resize(image), self.normalise)
         return way.place(resized)
 

@@ -1,13 +1,12 @@
 """Decides on the validation cases what is done to masks after the network.
 
-The validation scans are predicted once, as mode predict does. Then one step after another
+The validation scans are predicted once (`scan_pixels`). Then one step after another
 is tried, each class by itself: threshold, holes, smallest object, largest object only. A
 step is kept where it makes the cases better (`scoring.selection`); the next ones build on
 it. The score is the mean over cases of the Dice of all of a case's slices together, on the
 files' grid, averaged over the classes that the case has. No test case is read.
 """
 
-import contextlib
 import dataclasses
 import math
 import sys
@@ -16,57 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float
 
 from biedsnet_jax.config import build_data
-from biedsnet_jax.data.sources.source import LabelledScan
-from biedsnet_jax.evaluation.evaluate import scan_groups
-from biedsnet_jax.prediction import outputs, postprocess, read_ahead
+from biedsnet_jax.evaluation import scan_pixels
+from biedsnet_jax.evaluation.scan_pixels import ScanPixels
+from biedsnet_jax.prediction import outputs, postprocess
 from biedsnet_jax.prediction.postprocess import Postprocess
 from biedsnet_jax.prediction.predictor import Predictor
-from biedsnet_jax.prediction.result import Prediction, decided, exclusive, painted
-from biedsnet_jax.runtime import console, processes, progress
+from biedsnet_jax.prediction.result import decided, exclusive, painted
+from biedsnet_jax.runtime import console, processes
 from biedsnet_jax.scoring import postprocess_text, selection
-from biedsnet_jax.scoring.distances import bounding_box
 from biedsnet_jax.scoring.false_lesions import number
 
 # Thresholds that are tried, beside the config's own.
 THRESHOLDS = tuple(round(0.05 * n, 2) for n in range(2, 19))
 # Sizes that are tried, in pixels, mm2 or mm3.
 SMALLEST = tuple(digit * 10.0**zeros for zeros in range(4) for digit in (1, 2, 5))
-# Pixels that may be kept for all scans together: about a gibibyte of one class.
-MOST_PIXELS = 2**27
-
-
-@dataclasses.dataclass(frozen=True)
-class ScanPixels:
-    """A validation scan: the pixels that any candidate may find, or that are true."""
-
-    case: str
-    # Of the smallest box that holds all of them.
-    shape: tuple[int, int, int]
-    spacing: tuple[float, ...] | None
-    # Places of the pixels in the box, flattened.
-    places: Int[np.ndarray, " pixels"]
-    probability: Float[np.ndarray, "pixels k"]
-    truth: Bool[np.ndarray, "pixels k"]
-    # Where the truth of a class is known, "d h w k" of the box in bits; None: everywhere.
-    known: UInt8[np.ndarray, " bytes"] | None = None
-
-    def spread(self, values: Bool[np.ndarray, "pixels k"]) -> Bool[np.ndarray, "..."]:
-        """Brings the values of the pixels into the box, "d h w k"."""
-        classes = values.shape[1]
-        box = np.zeros((math.prod(self.shape), classes), bool)
-        box[self.places] = values
-        return box.reshape(*self.shape, classes)
-
-    def known_box(self) -> Bool[np.ndarray, "d h w k"] | None:
-        """Returns where the truth of a class is known; None where it is everywhere."""
-        if self.known is None:
-            return None
-        shape = (*self.shape, self.truth.shape[1])
-        bits = np.unpackbits(self.known, count=math.prod(shape))
-        return bits.reshape(shape).view(bool)
 
 
 def decide(made: Predictor, workdir: Path, data: build_data.Data) -> Predictor:
@@ -99,7 +64,7 @@ def _decide(made, data) -> dict[str, Any] | None:
     if cases < selection.FEWEST_CASES:
         rules = Postprocess(cases=cases, reason=_too_few(number(cases, "case")))
     else:
-        scans = _predict(made, data)
+        scans = scan_pixels.predict(made, data, _lowest(cfg.threshold))
         if not processes.is_first():
             return None
         if scans is None:
@@ -126,61 +91,13 @@ def _too_few(cases: str) -> str:
 
 def _too_unsure(threshold: float) -> str:
     return (
-        f"the probability exceeds {_lowest(threshold):g} in more than {MOST_PIXELS} "
-        "pixels of the validation, too many to compare"
-    )
-
-
-# ---- What the network gives
-
-
-def _predict(made, data) -> list[ScanPixels] | None:
-    """Predicts the validation scans; None where too many pixels may count."""
-    cfg = made.model.config
-    found, pixels, done = [], 0, 0
-    quiet = not processes.is_first()
-    bar = progress.Progress("decide post-processing", len(data.val), quiet=quiet)
-    with contextlib.closing(bar):
-        for group in read_ahead.ahead(scan_groups(cfg, data, data.val)):
-            predictions = made.predict(group, keep_uncertainty=False)
-            done += sum(len(scan.slices) for scan in group)
-            bar.update(min(done, bar.total), {})
-            for scan, prediction in zip(group, predictions):
-                if pixels <= MOST_PIXELS:
-                    found.append(pixels_of(scan, prediction, scan.known))
-                    pixels += found[-1].truth.size
-    return found if pixels <= MOST_PIXELS else None
-
-
-def pixels_of(
-    scan: LabelledScan,
-    prediction: Prediction,
-    known: UInt8[np.ndarray, "d h w k"] | None = None,
-) -> ScanPixels:
-    """Keeps the pixels of a scan that matter to any candidate.
-
-    `known` is 0 where the truth of a class is not known, so that nothing counts there.
-    """
-    lowest = _lowest(prediction.threshold)
-    probabilities = []
-    some = np.empty(scan.truth.shape[:-1], bool)
-    for z, probability in enumerate(prediction.each_slice("probability")):
-        some[z] = (probability > lowest).any(axis=-1) | scan.truth[z].any(axis=-1)
-        probabilities.append(probability[some[z]])
-    box = bounding_box(some)
-    places = np.flatnonzero(some[box])
-    return ScanPixels(
-        case=scan.case,
-        shape=some[box].shape,
-        spacing=scan.spacing,
-        places=places.astype(np.int32 if some.size < 2**31 else np.int64),
-        probability=np.concatenate(probabilities),
-        truth=scan.truth[some].view(bool),
-        known=None if known is None else np.packbits(known[box]),
+        f"the probability exceeds {_lowest(threshold):g} in more than "
+        f"{scan_pixels.MOST_PIXELS} pixels of the validation, too many to compare"
     )
 
 
 def _lowest(threshold: float) -> float:
+    """The lowest threshold that is tried; `threshold` is the config's own."""
     return min(threshold, *THRESHOLDS)
 
 

@@ -21,7 +21,7 @@ from biedsnet_jax.checkpoints import checkpoint_folder
 from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.runtime import files
-from biedsnet_jax.scoring.results import EVALUATIONS
+from biedsnet_jax.scoring.results import EVALUATIONS, entry
 
 LOCK = ".evaluate.lock"
 RESULTS = "results.json"
@@ -204,32 +204,14 @@ def folder_of(workdir: Path, results: Mapping[str, Any]) -> Path:
 
 
 def index(workdir: Path) -> dict[str, dict]:
-    """Lists the evaluations that are not the run's own.
-
-    Returns by name their data (a folder), the number of their cases and of those
-    "trained_on" (None: not known), "grid", mean "dice" with its "ci95", and mean "hd95".
-    """
+    """Lists the evaluations that are not the run's own, by name; see `results.entry`."""
     found = {}
     for path in sorted((workdir / EVALUATIONS).glob(f"*/{RESULTS}")):
         try:
-            found[path.parent.name] = _entry(_read(path))
+            found[path.parent.name] = entry(_read(path))
         except (AttributeError, KeyError, TypeError):
             continue
     return found
-
-
-def _entry(results):
-    standard = results["standard"]
-    trained_on = results.get("trained_on")
-    return {
-        "data": results["data"],
-        "cases": len(results["cases"]),
-        "trained_on": None if trained_on is None else len(trained_on),
-        "grid": results.get("grid"),
-        "dice": standard["dice"]["mean"],
-        "ci95": standard["dice"].get("ci95"),
-        "hd95": standard.get("hd95", {}).get("mean"),
-    }
 
 
 def update_index(workdir: Path) -> bool:

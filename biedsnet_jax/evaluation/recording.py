@@ -54,10 +54,11 @@ def record(
         prepare=build_data.make_prepare(cfg),
         batch_size=made.model.most_slices,
     ):
-        images = batch["image"][: len(examples)]
-        truth = batch["mask"][: len(examples)]
-        numbers = [number for *_, number in chosen[done : done + len(examples)]]
-        done += len(examples)
+        count = len(examples)
+        images = batch["image"][:count]
+        truth = batch["mask"][:count]
+        numbers = [number for *_, number in chosen[done : done + count]]
+        done += count
         _keep(kept, made, images, truth, numbers)
         if steps:
             _keep_steps(kept, made.model, steps, images, numbers)
@@ -70,23 +71,25 @@ def _keep(kept, made, images, truth, numbers):
     """Adds the maps of some slices to `kept`, drawn from the noise that was scored."""
     cfg = made.model.config
     maps = made.maps(images, numbers)
+    levels = report_data.levels(maps["probability"], cfg.threshold)
+    truth = (truth > 0.5).astype(np.uint8)
     kept["images"] += [_own_channels(cfg, image) for image in images]
-    kept["probability"] += list(report_data.levels(maps["probability"], cfg.threshold))
-    kept["truth"] += list((truth > 0.5).astype(np.uint8))
+    kept["probability"] += list(levels)
+    kept["truth"] += list(truth)
     if "mutual_information" in maps and made.model.sample_count > 1:
         bits = np.clip(maps["mutual_information"], 0, 1)
-        kept["mutual_information"] += list((bits * 255).round().astype(np.uint8))
+        grey = (bits * 255).round().astype(np.uint8)
+        kept["mutual_information"] += list(grey)
 
 
 def _report_data(cfg, data, tally, chosen, kept):
-    maps = np.zeros((0, cfg.data.size, cfg.data.size, cfg.data.classes), np.uint8)
+    side = cfg.data.size
+    maps = np.zeros((0, side, side, cfg.data.classes), np.uint8)
     kept = {name: _on_one_canvas(values) for name, values in kept.items()}
     numbers, groups = np.array(chosen, np.int32).reshape(-1, 2).T
+    splits = {split: _counts(data, split) for split in build_data.SPLITS}
     return report_data.ReportData(
-        facts={
-            "versions": _versions(),
-            "splits": {split: _counts(data, split) for split in build_data.SPLITS},
-        },
+        facts={"versions": _versions(), "splits": splits},
         dice=np.array(tally.dice),
         entropy=np.array(tally.entropy),
         histogram=tally.histogram,
@@ -132,12 +135,15 @@ def make_steps(model: Trained) -> Steps | None:
         return None
 
     def steps(variables, image, number):
-        trajectory = segmenter.trajectory(
-            variables, image, noise_keys(cfg.seed, number)
-        )._asdict()
-        return {name: jnp.moveaxis(value, 0, 1) for name, value in trajectory.items()}
+        keys = noise_keys(cfg.seed, number)
+        trajectory = segmenter.trajectory(variables, image, keys)
+        return {
+            name: jnp.moveaxis(value, 0, 1)
+            for name, value in trajectory._asdict().items()
+        }
 
-    return functools.partial(devices.jit_batches(steps, model.mesh), model.variables)
+    jitted = devices.jit_batches(steps, model.mesh)
+    return functools.partial(jitted, model.variables)
 
 
 def _keep_steps(kept, model, steps, images, numbers):
@@ -151,7 +157,8 @@ def _keep_steps(kept, model, steps, images, numbers):
     rows = mesh.size * math.ceil(TRAJECTORIES / mesh.size)
     image = np.zeros((rows, *images.shape[1:]), np.float32)
     number = np.zeros(rows, np.int32)
-    image[:count], number[:count] = images[:count], numbers[:count]
+    image[:count] = images[:count]
+    number[:count] = numbers[:count]
     inputs = devices.put_whole_batch({"image": image, "number": number}, mesh)
     found = steps(inputs["image"], inputs["number"])
     shown = report_data.evenly(cfg.sampler.steps)
@@ -163,25 +170,27 @@ def _keep_steps(kept, model, steps, images, numbers):
 
 def _times(cfg):
     """The diffusion times of the steps that are kept."""
-    times = build_model.make_sampling(cfg).visited(build_model.make_schedule(cfg))
-    return times[report_data.evenly(len(times))].astype(np.int32)
+    schedule = build_model.make_schedule(cfg)
+    times = build_model.make_sampling(cfg).visited(schedule)
+    shown = report_data.evenly(len(times))
+    return times[shown].astype(np.int32)
 
 
 def _own_channels(cfg, image):
     """The channels of the slice itself, without those of its neighbours."""
-    first = cfg.data.context * cfg.data.channels
-    return image[..., first : first + cfg.data.channels]
+    channels = cfg.data.channels
+    first = cfg.data.context * channels
+    return image[..., first : first + channels]
 
 
 def _counts(data, split):
     cases = data.source.cases
-    names, counts = np.unique(
-        [cases[i] for i in getattr(data, split)], return_counts=True
-    )
+    of_slices = [cases[i] for i in getattr(data, split)]
+    names, counts = np.unique(of_slices, return_counts=True)
     return {str(name): int(count) for name, count in zip(names, counts)}
 
 
 def _versions():
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in ("jax", "flax", "numpy")
-    }
+    libraries = ("jax", "flax", "numpy")
+    versions = {name: metadata.version(name) for name in libraries}
+    return {"python": platform.python_version(), **versions}

@@ -203,7 +203,7 @@ def _chosen(cases, names):
     known = set(cases)
     chosen = set()
     for name in names:
-        chosen |= set(splits.fitting(name, known, "test"))
+        chosen |= splits.fitting(name, known, "split.test")
     return run_split.indices(cases, chosen)
 
 

@@ -35,14 +35,19 @@ class Tally:
         for k in range(len(dice)):
             chosen = ... if known is None else known[..., k]
             p = probability[..., k][chosen]
+            y = truth[..., k][chosen]
             self.entropy.append(mean_entropy(p) if p.size else math.nan)
-            # A probability of 1 belongs to the last bin.
-            bins = np.minimum((p * BINS).astype(np.int64), BINS - 1)
-            # One number for bin, truth and mask, so that one bincount counts all three.
-            cell = (bins * 2 + truth[..., k][chosen]) * 2 + (p > self.threshold)
-            self.histogram[k] += np.bincount(cell.ravel(), minlength=BINS * 4).reshape(
-                BINS, 2, 2
-            )
+            self.histogram[k] += self._counts(p, y)
+
+    def _counts(self, p, y):
+        """Counts "BINS 2 2" of the pixels of one class by bin, truth and mask."""
+        # A probability of 1 belongs to the last bin.
+        bins = np.minimum((p * BINS).astype(np.int64), BINS - 1)
+        found = p > self.threshold
+        # One number for bin, truth and mask, so that one bincount counts all three.
+        cell = (bins * 2 + y) * 2 + found
+        counts = np.bincount(cell.ravel(), minlength=BINS * 4)
+        return counts.reshape(BINS, 2, 2)
 
     def choose(
         self, most: int, shown: Sequence[bool] | None = None
@@ -54,22 +59,33 @@ class Tally:
         classes, in turns; the others are evenly spaced.
         """
         dice = np.array(self.dice).reshape(-1, len(self.histogram))
-        known = ~np.isnan(dice)
-        score = np.where(known, dice, 0).sum(1) / np.maximum(known.sum(1), 1)
-        # Slices of one score stay in their order.
-        order = np.argsort(score, kind="stable").tolist()
-        fits = np.ones(len(score), bool) if shown is None else np.array(shown, bool)
-        ranked = [n for n in order if known[n].any() and fits[n]]
+        fits = np.ones(len(dice), bool)
+        if shown is not None:
+            fits = np.array(shown, bool)
+        chosen = {}
+        ranked = [n for n in _by_score(dice) if fits[n]]
         each = min(max(1, most // 6), math.ceil(len(ranked) / 3))
         middle = max(0, len(ranked) // 2 - each // 2)
-        chosen = {}
-        groups = ranked[:each], ranked[middle : middle + each], ranked[::-1][:each]
-        for turn in zip(*groups):
+        worst = ranked[:each]
+        median = ranked[middle : middle + each]
+        best = ranked[::-1][:each]
+        for turn in zip(worst, median, best):
             for group, number in enumerate(turn):
                 # A slice of two groups is of the first.
                 chosen.setdefault(number, group)
-        rest = [n for n in range(len(score)) if n not in chosen and fits[n]]
+        rest = [n for n in range(len(dice)) if n not in chosen and fits[n]]
         room = min(len(rest), max(0, most - len(chosen)))
         spread = np.linspace(0, len(rest) - 1, room).round().astype(int)
-        chosen |= dict.fromkeys((rest[i] for i in spread), GROUPS.index("other"))
+        for i in spread:
+            chosen[rest[i]] = GROUPS.index("other")
         return list(chosen.items())[:most]
+
+
+def _by_score(dice: Float[np.ndarray, "n k"]) -> list[int]:
+    """Numbers of the slices that have a Dice, by the mean of their classes."""
+    known = ~np.isnan(dice)
+    total = np.where(known, dice, 0).sum(axis=1)
+    score = total / np.maximum(known.sum(axis=1), 1)
+    # Slices of one score stay in their order.
+    order = np.argsort(score, kind="stable").tolist()
+    return [n for n in order if known[n].any()]

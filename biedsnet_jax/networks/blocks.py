@@ -4,6 +4,7 @@ All maps are channels last, "b h w c". Padding and epsilon follow PyTorch, so th
 published weights can be imported.
 """
 
+import itertools
 import math
 
 import flax.linen as nn
@@ -55,17 +56,25 @@ def check_size(size: tuple[int, int], *, multiple: int, network: str) -> None:
     """
     if all(side and side % multiple == 0 for side in size):
         return
-    below = [max(multiple, side // multiple * multiple) for side in size]
-    above = [max(multiple, math.ceil(side / multiple) * multiple) for side in size]
-    # A square is one number, as in the config.
-    shown = 1 if size[0] == size[1] else 2
-    given, *fits = dict.fromkeys(
-        "x".join(map(str, sides[:shown])) for sides in (size, below, above)
-    )
+    below = [math.floor(side / multiple) for side in size]
+    above = [math.ceil(side / multiple) for side in size]
+    fits = [_as_in_the_config(size)]
+    for times in (below, above):
+        fit = [multiple * max(1, n) for n in times]
+        fits.append(_as_in_the_config(fit))
+    given, *fits = dict.fromkeys(fits)
     raise BadInput(
         f"{network} cannot take data.size {given}, which {multiple} does not divide. "
         f"Use {' or '.join(fits)}."
     )
+
+
+def _as_in_the_config(size) -> str:
+    """Height and width, or one number for a square."""
+    height, width = size
+    if height == width:
+        return f"{height}"
+    return f"{height}x{width}"
 
 
 class DepthwiseConv(nn.Module):
@@ -98,9 +107,13 @@ def depthwise(x: Features, kernel: Float[Array, "3 3 1 c"]) -> Features:
     The gradient is written out: the one found by tracing keeps nine maps, a third of
     what a BFFM moves on a TPU.
     """
+    total = 0
     # `macs` counts these products by the name of their scope.
     with jax.named_scope("products_of_convolution"):
-        return sum(shifted * kernel[i, j][None, None] for i, j, shifted in _shifts(x))
+        for row, column, shifted in _shifts(x):
+            tap = kernel[row, column][None, None]
+            total = total + shifted * tap
+    return total
 
 
 def _depthwise_forward(x, kernel):
@@ -109,13 +122,15 @@ def _depthwise_forward(x, kernel):
 
 def _depthwise_backward(saved, g):
     x, kernel = saved
-    # Sums over a whole map would lose digits in half precision.
-    taps = [
-        jnp.sum(shifted * g, axis=(0, 1, 2), dtype=jnp.float32)
-        for _, _, shifted in _shifts(x)
-    ]
-    to_x = depthwise(g, kernel[::-1, ::-1])
-    return to_x, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+    taps = []
+    for _, _, shifted in _shifts(x):
+        # Sums over a whole map would lose digits in half precision.
+        tap = jnp.sum(shifted * g, axis=(0, 1, 2), dtype=jnp.float32)
+        taps.append(tap)
+    turned = kernel[::-1, ::-1]
+    to_x = depthwise(g, turned)
+    to_kernel = jnp.stack(taps).reshape(kernel.shape)
+    return to_x, to_kernel.astype(kernel.dtype)
 
 
 depthwise.defvjp(_depthwise_forward, _depthwise_backward)
@@ -125,7 +140,11 @@ def _shifts(x):
     """(row, column, x as the tap at that place of a 3x3 kernel sees it)."""
     _, h, w, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return [(i, j, padded[:, i : i + h, j : j + w]) for i in range(3) for j in range(3)]
+    shifts = []
+    for i, j in itertools.product(range(3), range(3)):
+        shifted = padded[:, i : i + h, j : j + w]
+        shifts.append((i, j, shifted))
+    return shifts
 
 
 def batch_norm(train: bool | None, *, dtype=jnp.float32, name=None):
@@ -133,8 +152,11 @@ def batch_norm(train: bool | None, *, dtype=jnp.float32, name=None):
 
     With `train` None, as in a `setup`, the call gives `use_running_average`.
     """
+    use_running_average = None
+    if train is not None:
+        use_running_average = not train
     return nn.BatchNorm(
-        use_running_average=None if train is None else not train,
+        use_running_average=use_running_average,
         # Flax weighs the old statistics by its momentum, PyTorch the new ones.
         momentum=0.9,
         epsilon=1e-5,
@@ -164,11 +186,14 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x = x.astype(jnp.float32)
-        mean = self._over_group(jnp.mean(x, axis=(1, 2)), channels)
-        mean_square = self._over_group(jnp.mean(jnp.square(x), axis=(1, 2)), channels)
+        means = jnp.mean(x, axis=(1, 2))
+        mean = self._over_group(means, channels)
+        means_of_squares = jnp.mean(jnp.square(x), axis=(1, 2))
+        mean_square = self._over_group(means_of_squares, channels)
         variance = mean_square - jnp.square(mean)
         # Rounding can leave a constant map with a variance below 0.
-        factor = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + 1e-5) * scale[None]
+        variance = jnp.maximum(variance, 0.0)
+        factor = jax.lax.rsqrt(variance + 1e-5) * scale[None]
         shift = bias[None] - mean * factor
         factor = jnp.tile(factor, (1, pixels))[:, None, None]
         shift = jnp.tile(shift, (1, pixels))[:, None, None]
@@ -179,7 +204,8 @@ class GroupNorm(nn.Module):
         # Not len(): an exported network has a symbolic batch size.
         b = per_channel.shape[0]
         width = channels // self.groups
-        mean = jnp.mean(per_channel.reshape(b, -1, self.groups, width), axis=(1, 3))
+        grouped = per_channel.reshape(b, -1, self.groups, width)
+        mean = jnp.mean(grouped, axis=(1, 3))
         return jnp.repeat(mean, width, axis=1)
 
 
@@ -211,13 +237,16 @@ def resize_bilinear(
     axis is a product with a small interpolation matrix, which XLA runs as a matrix
     multiplication. Of float32 maps it is one in float32 on every device.
     """
-    rows = _interpolation_matrix(x.shape[1], size[0], align_corners).astype(x.dtype)
-    cols = _interpolation_matrix(x.shape[2], size[1], align_corners).astype(x.dtype)
+    _, h, w, _ = x.shape
+    rows = _interpolation_matrix(h, size[0], align_corners)
+    rows = rows.astype(x.dtype)
+    columns = _interpolation_matrix(w, size[1], align_corners)
+    columns = columns.astype(x.dtype)
     precision = full_precision(x.dtype)
     # `macs` leaves these products out by the name of their scope.
     with jax.named_scope("resampling"):
         x = jnp.einsum("oh,bhwc->bowc", rows, x, precision=precision)
-        return jnp.einsum("pw,bowc->bopc", cols, x, precision=precision)
+        return jnp.einsum("pw,bowc->bopc", columns, x, precision=precision)
 
 
 def full_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
@@ -242,7 +271,8 @@ def _interpolation_matrix(n_in, n_out, align_corners):
     else:
         centres = (jnp.arange(n_out) + 0.5) * (n_in / n_out)
         where = jnp.clip(centres - 0.5, 0.0, last)
-    return jnp.maximum(0.0, 1.0 - jnp.abs(where[:, None] - jnp.arange(n_in)[None, :]))
+    distance = jnp.abs(where[:, None] - jnp.arange(n_in)[None, :])
+    return jnp.maximum(0.0, 1.0 - distance)
 
 
 def timestep_embedding(t: Time, width: int) -> Float[Array, "b e"]:
@@ -251,8 +281,10 @@ def timestep_embedding(t: Time, width: int) -> Float[Array, "b e"]:
     Source: Ho et al. 2020, in the order of guided-diffusion.
     """
     half = width // 2
-    exponents = -math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half
-    angles = t.astype(jnp.float32)[:, None] * jnp.exp(exponents)[None, :]
+    channels = jnp.arange(half, dtype=jnp.float32)
+    exponents = -math.log(10_000.0) * channels / half
+    times = t.astype(jnp.float32)[:, None]
+    angles = times * jnp.exp(exponents)[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -274,7 +306,8 @@ class VGGBlock(nn.Module):
                 dtype=self.dtype,
                 name=f"conv{i}",
             )(x)
-            x = jax.nn.relu(batch_norm(train, dtype=self.dtype, name=f"bn{i}")(x))
+            norm = batch_norm(train, dtype=self.dtype, name=f"bn{i}")
+            x = jax.nn.relu(norm(x))
         return x
 
 

@@ -55,7 +55,9 @@ class Conv(nn.Module):
         widths = [part.shape[-1] // pixels for part in parts]
         width = sum(widths)
         inputs = self.inputs or width
-        read = slice(inputs - width, None) if last else slice(width)
+        read = slice(width)
+        if last:
+            read = slice(inputs - width, None)
         shape = (self.kernel, self.kernel, inputs, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         kernel = jnp.asarray(kernel, self.dtype)[:, :, read]
@@ -129,10 +131,9 @@ class UpsampledConv(nn.Module):
         taps = jnp.stack(taps).reshape(2, 2, c, 4 * self.features)
         # One row and one column more than x: upper pixels look up, lower ones down.
         y = convolve_pairs(x.astype(self.dtype), taps)
-        pixels = [
-            pixel[:, i : i + h, j : j + w]
-            for (i, j), pixel in zip(places, jnp.split(y, 4, axis=-1))
-        ]
+        pixels = []
+        for (i, j), pixel in zip(places, jnp.split(y, 4, axis=-1)):
+            pixels.append(pixel[:, i : i + h, j : j + w])
         folded = jnp.concatenate(pixels, axis=-1)
         return folded if self.folded else depth_to_space(folded)
 
@@ -180,8 +181,10 @@ def _convolve_pairs_backward(saved, g):
         jnp.einsum("bhwc,bhwd->cd", x, each, preferred_element_type=jnp.float32)
         for each in seen
     ]
-    (to_x,) = jax.linear_transpose(lambda x: convolve(x, kernel), x)(g)
-    return to_x, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+    transposed = jax.linear_transpose(lambda x: convolve(x, kernel), x)
+    (to_x,) = transposed(g)
+    to_kernel = jnp.stack(taps).reshape(kernel.shape)
+    return to_x, to_kernel.astype(kernel.dtype)
 
 
 convolve_pairs.defvjp(_convolve_pairs_forward, _convolve_pairs_backward)
@@ -193,14 +196,18 @@ def space_to_depth(x: Features) -> Float[Array, "b h2 w2 c4"]:
     Height and width must be even.
     """
     b, h, w, c = x.shape
-    x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    # "b h/2 w/2 2 2 c"
+    x = x.transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h // 2, w // 2, 4 * c)
 
 
 def depth_to_space(x: Float[Array, "b h w c4"]) -> Float[Array, "b h2 w2 c"]:
     """The inverse of `space_to_depth`."""
     b, h, w, c = x.shape
-    x = x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(b, h, w, 2, 2, c // 4)
+    # "b h 2 w 2 c/4"
+    x = x.transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, 2 * h, 2 * w, c // 4)
 
 
@@ -250,5 +257,6 @@ def in_place(
     """Places x at the first or the last of `channels` channels; the others are zero."""
     x = unfold(x, folded)
     missing = channels - x.shape[-1]
-    x = jnp.pad(x, [(0, 0)] * 3 + [(missing, 0) if last else (0, missing)])
+    around = (missing, 0) if last else (0, missing)
+    x = jnp.pad(x, [(0, 0)] * 3 + [around])
     return fold(x, folded)

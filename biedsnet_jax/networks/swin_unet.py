@@ -101,12 +101,13 @@ class SwinUNet(nn.Module):
 
         for i, stage in enumerate(reversed(range(stages - 1)), start=1):
             width = x.shape[-1] // 2
-            x = PatchExpanding(
+            expand = PatchExpanding(
                 2,
                 width,
                 dtype=self.dtype,
                 name=f"expand_{i - 1}",
-            )(x)
+            )
+            x = expand(x)
             x = jnp.concatenate([x, skips[stage]], axis=-1)
             x = _dense(width, self.dtype, f"concat_{i}")(x)
             x = self._stage(x, stage, f"decoder_{i}", train)
@@ -118,12 +119,13 @@ class SwinUNet(nn.Module):
             name="expand_last",
         )
         x = expand(x)
-        logits = conv(
+        head = conv(
             self.classes,
             1,
             dtype=self.dtype,
             name="head",
-        )(x)
+        )
+        logits = head(x)
         return logits.astype(jnp.float32), {}
 
     def _stage(self, x, stage, name, train):
@@ -199,17 +201,23 @@ class WindowAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Features:
         b, h, w, c = x.shape
-        n, d = self.window, c // self.heads
+        n = self.window
+        d = c // self.heads
         if self.shift:
             x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
-        x = x.reshape(b, h // n, n, w // n, n, c).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(b, h // n, n, w // n, n, c)
+        x = x.transpose(0, 1, 3, 2, 4, 5)
         # "b windows patches c"
         x = x.reshape(b, -1, n * n, c)
 
         qkv = _dense(3 * c, self.dtype, "qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:3], 3, self.heads, d), 3, 0)
+        qkv = qkv.reshape(*x.shape[:3], 3, self.heads, d)
+        q, k, v = jnp.moveaxis(qkv, 3, 0)
         scores = jnp.einsum(
-            "bwihd,bwjhd->bwhij", q * d**-0.5, k, preferred_element_type=jnp.float32
+            "bwihd,bwjhd->bwhij",
+            q * d**-0.5,
+            k,
+            preferred_element_type=jnp.float32,
         )
         shape = ((2 * n - 1) ** 2, self.heads)
         table = self.param("relative_position_bias_table", _dense_init, shape)
@@ -220,12 +228,16 @@ class WindowAttention(nn.Module):
             mask = np.where(_neighbours((h, w), n, self.shift), 0.0, -100.0)
             scores = scores + mask[None, :, None]
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        x = jnp.einsum("bwhij,bwjhd->bwihd", weights, v).reshape(x.shape)
+        heads = jnp.einsum("bwhij,bwjhd->bwihd", weights, v)
+        x = heads.reshape(x.shape)
         x = _dense(c, self.dtype, "proj")(x)
 
-        x = x.reshape(b, h // n, w // n, n, n, c).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(b, h // n, w // n, n, n, c)
+        x = x.transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(b, h, w, c)
-        return jnp.roll(x, (self.shift, self.shift), axis=(1, 2)) if self.shift else x
+        if self.shift:
+            x = jnp.roll(x, (self.shift, self.shift), axis=(1, 2))
+        return x
 
 
 class PatchMerging(nn.Module):
@@ -238,7 +250,8 @@ class PatchMerging(nn.Module):
         b, h, w, c = x.shape
         # In the published weights the column's parity is the slow index of the 4c:
         # (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
-        x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 4, 2, 5)
+        x = x.reshape(b, h // 2, 2, w // 2, 2, c)
+        x = x.transpose(0, 1, 3, 4, 2, 5)
         x = x.reshape(b, h // 2, w // 2, 4 * c)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
         return _dense(2 * c, self.dtype, "reduction", use_bias=False)(x)
@@ -254,9 +267,11 @@ class PatchExpanding(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Float[Array, "b h2 w2 c2"]:
         b, h, w, _ = x.shape
-        p, c = self.factor, self.features
+        p = self.factor
+        c = self.features
         x = _dense(p * p * c, self.dtype, "expand", use_bias=False)(x)
-        x = x.reshape(b, h, w, p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(b, h, w, p, p, c)
+        x = x.transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(b, h * p, w * p, c)
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
 
@@ -287,10 +302,13 @@ def _neighbours(size, window, shift):
     """Whether two patches of a rolled map's window were near before: "windows t t"."""
     # Rolling by -shift puts the first `shift` lines last, beside lines they never
     # touched.
-    row, col = (np.arange(n) >= n - shift for n in size)
+    h, w = size
+    row = np.arange(h) >= h - shift
+    col = np.arange(w) >= w - shift
     region = 2 * row[:, None] + col[None, :]
-    region = region.reshape(size[0] // window, window, size[1] // window, window)
-    region = region.transpose(0, 2, 1, 3).reshape(-1, window * window)
+    region = region.reshape(h // window, window, w // window, window)
+    region = region.transpose(0, 2, 1, 3)
+    region = region.reshape(-1, window * window)
     return region[:, :, None] == region[:, None, :]
 
 

@@ -47,7 +47,12 @@ def transform(kernel: Float[Array, "3 3 c c2"]) -> Kernel:
     kernel = kernel.swapaxes(0, 1)
     for axis in (0, 1):
         first, middle, last = jnp.moveaxis(kernel, axis, 0)
-        rows = [first, (first + middle + last) / 2, (first - middle + last) / 2, last]
+        rows = [
+            first,
+            (first + middle + last) / 2,
+            (first - middle + last) / 2,
+            last,
+        ]
         kernel = jnp.stack(rows, axis)
     return kernel.reshape(16, *kernel.shape[2:])
 
@@ -60,22 +65,34 @@ def convolve(x: Features, kernel: Kernel) -> Float[Array, "b h w c2"]:
     b, h, w, c = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = _mix_input([x[:, i : i + h : 2] for i in range(4)])
-    # "column row b h/2 w/2 c"
     tiles = _mix_input([rows[:, :, :, j : j + w : 2] for j in range(4)])
-    products = jnp.einsum("tpc,tcd->tpd", tiles.reshape(16, -1, c), kernel)
+    # "column row b h/2 w/2 c"
+    tiles = tiles.reshape(16, -1, c)
+    products = jnp.einsum("tpc,tcd->tpd", tiles, kernel)
     products = products.reshape(4, 4, b, h // 2, w // 2, -1)
     # "2 row b h/2 w/2 c2"
     columns = _mix_output(products)
     # "row column b h/2 w/2 c2"
     both = _mix_output(columns.swapaxes(0, 1))
-    return both.transpose(2, 3, 0, 4, 1, 5).reshape(b, h, w, -1)
+    both = both.transpose(2, 3, 0, 4, 1, 5)
+    return both.reshape(b, h, w, -1)
 
 
 def _mix_input(d):
     """B^T d along the first axis."""
-    return jnp.stack([d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]])
+    rows = [
+        d[0] - d[2],
+        d[1] + d[2],
+        d[2] - d[1],
+        d[1] - d[3],
+    ]
+    return jnp.stack(rows)
 
 
 def _mix_output(m):
     """A^T m along the first axis."""
-    return jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]])
+    rows = [
+        m[0] + m[1] + m[2],
+        m[1] - m[2] - m[3],
+    ]
+    return jnp.stack(rows)

@@ -44,17 +44,20 @@ def overlay(
         tiles = [_scaled(tile, spacing) for tile in tiles]
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
-    sheet = np.zeros((rows * columns, *tiles[0].shape), np.uint8)
+    height, width, _ = tiles[0].shape
+    sheet = np.zeros((rows * columns, height, width, 3), np.uint8)
     sheet[: len(tiles)] = tiles
-    lines = sheet.reshape(rows, columns, *tiles[0].shape).swapaxes(1, 2)
-    height, width = tiles[0].shape[:2]
+    sheet = sheet.reshape(rows, columns, height, width, 3)
+    # "rows height columns width 3"
+    lines = sheet.swapaxes(1, 2)
     return Image.fromarray(lines.reshape(rows * height, columns * width, 3))
 
 
 def _choose(mask):
     pixels = mask.any(axis=-1).sum(axis=(1, 2))
     if not pixels.any():
-        return np.unique(np.linspace(0, len(mask) - 1, MOST_TILES).round().astype(int))
+        spread = np.linspace(0, len(mask) - 1, MOST_TILES)
+        return np.unique(spread.round().astype(int))
     most = np.argsort(-pixels, kind="stable")[:MOST_TILES]
     return np.sort(most[pixels[most] > 0])
 
@@ -66,8 +69,9 @@ def _paint(image, mask) -> UInt8[np.ndarray, "h w 3"]:
         colour = np.array(COLOURS[k % len(COLOURS)])
         inside = mask[..., k]
         painted[inside] = (1 - TINT) * painted[inside] + TINT * colour
-        # The outline lies outside the mask, so that it hides none of it.
-        painted[binary_dilation(inside) & ~inside] = colour
+        # It lies outside the mask, so that it hides none of it.
+        outline = binary_dilation(inside) & ~inside
+        painted[outline] = colour
     return painted.astype(np.uint8)
 
 
@@ -83,7 +87,8 @@ def in_colours(image: Num[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w 3"]:
     low, high = np.percentile(shown, PERCENTILES)
     if low == high:
         low, high = shown.min(), shown.max()
-    return np.clip((shown - low) / max(high - low, 1e-9), 0, 1) * 255 * np.ones(3)
+    grey = (shown - low) / max(high - low, 1e-9)
+    return np.clip(grey, 0, 1) * 255 * np.ones(3)
 
 
 def _scaled(tile, spacing):
@@ -92,6 +97,9 @@ def _scaled(tile, spacing):
     height = tile.shape[0] * rows
     width = tile.shape[1] * columns
     factor = np.clip(max(tile.shape[:2]), *SIDES) / max(height, width)
+    width = max(1, round(width * factor))
+    height = max(1, round(height * factor))
+    picture = Image.fromarray(tile)
     # Pillow's order.
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return np.asarray(Image.fromarray(tile).resize(size, Image.Resampling.BICUBIC))
+    scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(scaled)

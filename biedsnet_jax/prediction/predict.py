@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from biedsnet_jax.config import build_data, build_model, members
+from biedsnet_jax.config import build_data, build_model, members, run_config
 from biedsnet_jax.config.check import check_config
 from biedsnet_jax.config.fields import flat
 from biedsnet_jax.data import walk
@@ -43,35 +43,19 @@ FAILED = 3
 # Fields that do not change the masks of given weights. Any other field does, also one
 # that a later version adds, until it is named here.
 _NOT_READ = (
-    "row",
+    *run_config.OF_TRAINING,
     "compile_cache",
     "network_file",
-    "data.source",
     "data.root",
-    "data.name",
     "data.hint",
     "data.verify",
     "data.cache",
-    "data.target",
-    "data.ignore",
-    "data.unannotated",
     "data.class_names",
     "data.channel_names",
-    "data.case",
-    "data.min_foreground",
-    "data.foreground",
-    "data.phantom.",
-    "data.tfds.",
-    "split.",
-    "augment.",
-    "init.",
-    "loss.",
-    "train.",
     "eval.",
     "checkpoint.",
     "parallel.",
     "log.",
-    "distill.",
     "sampler.",
 )
 

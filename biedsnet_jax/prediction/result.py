@@ -58,12 +58,11 @@ class Prediction:
         height, width = self.way.size
         depth, *grid, _ = self.maps["probability"].shape
         kept = f"{self.sample_count} kept" if self.sample_count else "none kept"
+        classes = labelled(self.labels, self.class_names)
         return {
             "size": f"{counted(depth, 'slice')} of {height} x {width} pixels",
             "grid": f"{grid[0]} x {grid[1]}, as the network predicts",
-            "classes": (
-                f"{labelled(self.labels, self.class_names)}, above {self._above()}"
-            ),
+            "classes": f"{classes}, above {self._above()}",
             "maps": ", ".join(self.maps),
             "samples": kept,
             "seconds": f"{self.seconds:.3g}",
@@ -88,9 +87,10 @@ class Prediction:
     @property
     def label_map(self) -> Integer[np.ndarray, "d h w"]:
         """One whole number a voxel, 0 for no class; see `decided` and `painted`."""
-        masks = self._masks(decided)
         masks = self.postprocess.apply(
-            masks, self.spacing, exclusive=exclusive(self.labels)
+            self._masks(decided),
+            self.spacing,
+            exclusive=exclusive(self.labels),
         )
         return painted(masks, self.labels)
 
@@ -164,20 +164,24 @@ class Prediction:
         These are the pixels of `where`, or all, whose probability is at least `likely`;
         0 where there are none.
         """
-        total, count = np.zeros((2, self.maps["probability"].shape[-1]))
-        probabilities = self._each_resized(self.maps["probability"])
-        entropies = self._each_resized(self.maps["entropy"])
+        classes = self.maps["probability"].shape[-1]
+        total = np.zeros(classes)
+        count = np.zeros(classes)
+        probabilities = self.each_slice("probability")
+        entropies = self.each_slice("entropy")
         for z, (p, entropy) in enumerate(zip(probabilities, entropies)):
             chosen = p >= likely
             if where is not None:
                 chosen &= where[z, ..., None]
-            total += np.where(chosen, entropy, 0).sum(axis=(0, 1), dtype=np.float64)
+            bits = np.where(chosen, entropy, 0)
+            total += bits.sum(axis=(0, 1), dtype=np.float64)
             count += chosen.sum(axis=(0, 1))
         return total / np.maximum(count, 1)
 
     def _resized(self, maps):
         # Filled slice by slice: a stack would hold everything twice.
-        resized = np.empty((len(maps), *self.way.size, maps.shape[-1]), np.float32)
+        depth, *_, channels = maps.shape
+        resized = np.empty((depth, *self.way.size, channels), np.float32)
         for z, image in enumerate(self._each_resized(maps)):
             resized[z] = image
         return resized
@@ -194,7 +198,8 @@ def label_map(
 ) -> Integer[np.ndarray, "*space"]:
     """Writes the classes above a threshold as one whole number a voxel."""
     thresholds = (threshold,) * len(labels)
-    return painted(decided(probability, thresholds=thresholds, labels=labels), labels)
+    masks = decided(probability, thresholds=thresholds, labels=labels)
+    return painted(masks, labels)
 
 
 def above(

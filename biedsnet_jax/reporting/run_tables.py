@@ -86,18 +86,16 @@ def evaluations_table(shown: Sequence[Evaluated]) -> Table | None:
 
 
 def _own_entry(fields):
-    """What the index of the evaluations would say of the run's own."""
-    standard = fields["standard"]
-    trained_on = fields.get("trained_on")
-    return {
-        "data": fields.get("data") or fields["dataset"],
-        "cases": len(fields.get("cases") or ()) or fields.get("n_cases"),
-        "trained_on": None if trained_on is None else len(trained_on),
-        "grid": fields.get("grid"),
-        "dice": standard["dice"]["mean"],
-        "ci95": standard["dice"].get("ci95"),
-        "hd95": standard.get("hd95", {}).get("mean"),
-    }
+    """What the index of the evaluations would say of the run's own.
+
+    Earlier versions kept the number of cases alone, and no folder.
+    """
+    data = fields.get("data") or fields["dataset"]
+    cases = fields.get("cases") or ()
+    entry = results.entry({**fields, "data": data, "cases": cases})
+    if not cases:
+        entry["cases"] = fields.get("n_cases")
+    return entry
 
 
 def _evaluation_row(name, entry):

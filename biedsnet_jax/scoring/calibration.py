@@ -57,9 +57,12 @@ def mean_entropy(p: Float[np.ndarray, "*pixels"]) -> float:
     It says how unsure a slice's mask is.
     """
     p = p[p >= LIKELY].astype(np.float64)
+    if not p.size:
+        return 0.0
     q = 1 - p
-    bits = -(p * np.log2(p) + q * np.log2(np.where(q > 0, q, 1)))
-    return float(bits.mean()) if p.size else 0.0
+    log_q = np.log2(np.where(q > 0, q, 1))
+    bits = -(p * np.log2(p) + q * log_q)
+    return float(bits.mean())
 
 
 def calibration(
@@ -70,12 +73,16 @@ def calibration(
     """
     # By bin, finer bin and truth.
     count = histogram.sum((0, 3)).reshape(_RELIABILITY_BINS, -1, 2)
-    centres = ((np.arange(BINS) + 0.5) / BINS).reshape(_RELIABILITY_BINS, -1)
+    centres = (np.arange(BINS) + 0.5) / BINS
+    centres = centres.reshape(_RELIABILITY_BINS, -1)
     total = count.sum((1, 2))
+    sum_predicted = (count.sum(2) * centres).sum(1)
+    sum_observed = count[..., 1].sum(1)
     some = total > 0
-    predicted = (count.sum(2) * centres).sum(1)[some] / total[some]
-    observed = count[..., 1].sum(1)[some] / total[some]
-    return predicted.tolist(), observed.tolist(), total[some].tolist()
+    total = total[some]
+    predicted = sum_predicted[some] / total
+    observed = sum_observed[some] / total
+    return predicted.tolist(), observed.tolist(), total.tolist()
 
 
 def expected_calibration_error(histogram: Int[np.ndarray, "k bins 2 2"]) -> float:
@@ -85,7 +92,8 @@ def expected_calibration_error(histogram: Int[np.ndarray, "k bins 2 2"]) -> floa
     predicted, observed, count = map(np.array, calibration(histogram))
     if not len(count):
         return math.nan
-    return float((np.abs(predicted - observed) * count).sum() / count.sum())
+    error = np.abs(predicted - observed)
+    return float((error * count).sum() / count.sum())
 
 
 def confidence(histogram: Int[np.ndarray, "k bins 2 2"]) -> Confidence | None:
@@ -111,13 +119,17 @@ def pixel_risk_coverage(
     0.5 (El-Yaniv & Wiener 2010).
     """
     wrong = histogram[..., 0, 1] + histogram[..., 1, 0]
-    order = np.argsort(-np.abs(np.arange(BINS) + 0.5 - BINS / 2), kind="stable")
+    sureness = np.abs(np.arange(BINS) + 0.5 - BINS / 2)
+    order = np.argsort(-sureness, kind="stable")
     # Pairs, because p and 1 - p have the same entropy.
     order = order.reshape(-1, 2)
-    kept = histogram.sum((0, 2, 3))[order].sum(1).cumsum()
+    count = histogram.sum((0, 2, 3))
+    kept = count[order].sum(1).cumsum()
     errors = wrong.sum(0)[order].sum(1).cumsum()
     some = kept > 0
-    return (kept[some] / kept[-1]).tolist(), (errors[some] / kept[some]).tolist()
+    coverage = kept[some] / kept[-1]
+    risk = errors[some] / kept[some]
+    return coverage.tolist(), risk.tolist()
 
 
 def slice_risk_coverage(

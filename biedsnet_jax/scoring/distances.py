@@ -110,15 +110,14 @@ def surface_distances(
         diagonal = float(np.linalg.norm((np.array(found.shape) - 1) * scale))
         return diagonal, diagonal, diagonal, 0.0
     there, back = found.distances(scale)
+    largest = max(there.max(), back.max())
+    largest_95 = max(np.percentile(there, 95), np.percentile(back, 95))
+    mean = (there.mean() + back.mean()) / 2
     # A distance of exactly the tolerance counts: 3 x 0.1 mm is 0.30000000000000004.
     reach = tolerance * (1 + 1e-9)
     near = np.count_nonzero(there <= reach) + np.count_nonzero(back <= reach)
-    return (
-        float(max(there.max(), back.max())),
-        float(max(np.percentile(there, 95), np.percentile(back, 95))),
-        float((there.mean() + back.mean()) / 2),
-        float(near / (len(there) + len(back))),
-    )
+    share = near / (len(there) + len(back))
+    return float(largest), float(largest_95), float(mean), float(share)
 
 
 def row_hausdorff(
@@ -134,8 +133,10 @@ def row_hausdorff(
     """
     p = pred.astype(np.float32)
     t = truth.astype(np.float32)
+    of_p = p.sum(axis=1)[:, None]
+    of_t = t.sum(axis=1)[None, :]
     # Rows differ where one has a pixel and not both.
-    differing = p.sum(axis=1)[:, None] + t.sum(axis=1)[None, :] - 2 * p @ t.T
+    differing = of_p + of_t - 2 * p @ t.T
     there = differing.min(axis=1).max()
     back = differing.min(axis=0).max()
     return math.sqrt(max(there, back))
@@ -143,14 +144,18 @@ def row_hausdorff(
 
 def _border(mask: np.ndarray) -> np.ndarray:
     """Marks the pixels of a mask with a face neighbour outside it or the array."""
-    inside = mask.copy()
     # A box without a pixel has no ends.
-    for axis in range(mask.ndim if mask.size else 0):
-        lower = (slice(None),) * axis + (slice(None, -1),)
-        upper = (slice(None),) * axis + (slice(1, None),)
+    if not mask.size:
+        return mask.copy()
+    inside = mask.copy()
+    for axis in range(mask.ndim):
+        before = (slice(None),) * axis
+        lower = (*before, slice(None, -1))
+        upper = (*before, slice(1, None))
+        ends = (*before, [0, -1])
         inside[upper] &= mask[lower]
         inside[lower] &= mask[upper]
-        inside[(slice(None),) * axis + ([0, -1],)] = False
+        inside[ends] = False
     return mask & ~inside
 
 

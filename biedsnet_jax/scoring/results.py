@@ -167,6 +167,26 @@ def grid(fields: Mapping[str, Any]) -> str:
     return "the grid of the files" if on_files else "the network's grid"
 
 
+def entry(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes what an index of evaluations says of one, from its results.json.
+
+    Its "data" (a folder), the number of its "cases" and of those "trained_on" (None: not
+    known), "grid", mean "dice" with its "ci95", and mean "hd95". Raises KeyError or
+    TypeError for fields that are not those of a results.json.
+    """
+    standard = fields["standard"]
+    trained_on = fields.get("trained_on")
+    return {
+        "data": fields["data"],
+        "cases": len(fields["cases"]),
+        "trained_on": None if trained_on is None else len(trained_on),
+        "grid": fields.get("grid"),
+        "dice": standard["dice"]["mean"],
+        "ci95": standard["dice"].get("ci95"),
+        "hd95": standard.get("hd95", {}).get("mean"),
+    }
+
+
 def check_same_row(runs: Sequence[Run]) -> None:
     """Raises BadInput unless the runs of one row can be averaged.
 

@@ -40,11 +40,13 @@ def blend(
     tiles: Float[Array, "n h w c"], canvas: tuple[int, int]
 ) -> Float[Array, "b H W c"]:
     """Averages tiles, as `cut` orders them, to canvases "b H W c"."""
-    tile, channels = tiles.shape[1], tiles.shape[-1]
+    tile = tiles.shape[1]
+    channels = tiles.shape[-1]
     weights = _weights(canvas, tile)
     rows, columns = weights.shape[:2]
     x = tiles.reshape(-1, rows, columns, tile, tile, channels)
-    x = (x * weights[None, ..., None]).swapaxes(2, 3)
+    x = x * weights[None, ..., None]
+    x = x.swapaxes(2, 3)
     x = _add_halves(x, tile // 2, axis=3)
     return _add_halves(x, tile // 2, axis=1)
 
@@ -58,7 +60,8 @@ def _weights(canvas, tile) -> Float[np.ndarray, "rows columns h w"]:
 def _weights_along(side, tile) -> Float[np.ndarray, "tiles pixels"]:
     """Share of each tile's pixel along one side of a canvas."""
     places = np.arange(tile) - (tile - 1) / 2
-    bell = np.exp(-0.5 * (places / (_SIGMA * tile)) ** 2)
+    deviations = places / (_SIGMA * tile)
+    bell = np.exp(-0.5 * deviations**2)
     starts = range(0, side - tile + 1, tile // 2)
     spans = [slice(start, start + tile) for start in starts]
     total = np.zeros(side)
@@ -73,7 +76,8 @@ def _join_halves(x, half, axis):
     x = x.reshape(*shape[:axis], -1, half, *shape[axis + 1 :])
     first = jnp.moveaxis(x, axis, 0)[:-1]
     second = jnp.moveaxis(x, axis, 0)[1:]
-    return jnp.moveaxis(jnp.concatenate([first, second], axis=axis + 1), 0, axis)
+    tiles = jnp.concatenate([first, second], axis=axis + 1)
+    return jnp.moveaxis(tiles, 0, axis)
 
 
 def _add_halves(x, half, axis):
@@ -81,9 +85,12 @@ def _add_halves(x, half, axis):
     x = jnp.moveaxis(x, axis, 0)
     first, second = jnp.split(x, 2, axis=axis + 1)
     none = jnp.zeros_like(first[:1])
-    x = jnp.concatenate([first, none]) + jnp.concatenate([none, second])
-    x = jnp.moveaxis(x, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    first = jnp.concatenate([first, none])
+    second = jnp.concatenate([none, second])
+    x = jnp.moveaxis(first + second, 0, axis)
+    before = x.shape[:axis]
+    after = x.shape[axis + 2 :]
+    return x.reshape(*before, -1, *after)
 
 
 class Tiled(nn.Module):
@@ -109,9 +116,10 @@ class Tiled(nn.Module):
         if (height, width) == (self.tile, self.tile):
             return apply(*features, *inputs, train=train)
         tiles = count((height, width), self.tile)
-        parts = [
-            cut(x, self.tile) if x.ndim == 4 else jnp.repeat(x, tiles) for x in inputs
-        ]
+        parts = []
+        for x in inputs:
+            part = cut(x, self.tile) if x.ndim == 4 else jnp.repeat(x, tiles)
+            parts.append(part)
         logits, _ = apply(*features, *parts, train=train)
         return blend(logits, (height, width)), {}
 

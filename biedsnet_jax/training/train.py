@@ -159,9 +159,8 @@ def _open(cfg, workdir) -> build_data.Data:
     run_config.check_same_run(cfg, workdir)
     with processes.first_alone("data"):
         data = run_split.open_training(cfg, workdir)
-    plan.settle(cfg, data)
     build_data.check_unannotated(cfg, data.source)
-    build_data.take_facts(cfg, data.source.facts)
+    plan.settle(cfg, data)
     return data
 
 

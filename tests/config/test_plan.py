@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 
 from biedsnet_jax.config import build_data, plan, run_config
-from configs import nifti
+from biedsnet_jax.data.sources.phantom import Phantom
+from biedsnet_jax.data.sources.source import Facts
+from configs import nifti, phantom
+
+
+class Named(Phantom):
+    """Slices whose data name the classes and channels, and a label to ignore."""
+
+    @property
+    def facts(self):
+        return Facts(class_names=["lesion"], channel_names=["CT"], ignore="9")
 
 
 def volumes(root, spacings, shape=(12, 10, 6), order=(0, 1, 2)):
@@ -80,6 +90,22 @@ def test_a_plane_that_the_data_chose_is_kept_for_later(tmp_path, capsys):
     later = config(root, fit="tile")
     run_config.check_same_run(later, tmp_path)
     assert (later.data.plane, later.data.spacing) == ("sagittal", "0.5,0.5")
+
+
+def test_what_the_data_say_fills_what_is_empty_and_a_run_goes_on_with_it(tmp_path):
+    c = phantom.get_config()
+    c.data.channel_names = ("mine",)
+    plan.settle(c, build_data.deal(c, Named(), ""))
+    assert c.data.class_names == ("lesion",)
+    assert c.data.channel_names == ("mine",)
+    assert c.data.ignore == "9"
+    run_config.save(c, tmp_path / "config.json")
+    later = phantom.get_config()
+    later.data.class_names = ("another",)
+    run_config.check_same_run(later, tmp_path)
+    assert later.data.class_names == ("another",)
+    assert later.data.channel_names == ("mine",)
+    assert later.data.ignore == "9"
 
 
 def test_a_run_of_pictures_leaves_volumes_axial(tmp_path):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from biedsnet_jax.data.splits import by_case, by_folder, check_disjoint, k_fold, named
+from biedsnet_jax.data.splits import (
+    by_case,
+    by_folder,
+    check_disjoint,
+    fitting,
+    k_fold,
+    named,
+)
 
 
 def uneven(seed: int, n_cases: int = 20) -> list[str]:
@@ -114,6 +121,18 @@ def test_a_pattern_names_every_case_that_fits_it_but_a_case_of_that_name_is_itse
         lambda: named(cases, train=["c*"], val=["b_1"], test=["*5"]),
         "split.train",
         "c*",
+    )
+
+
+@pytest.mark.parametrize("name", ["phantom_1", "PHANTOM*"])
+def test_a_name_that_fits_no_case_is_refused_with_its_field_and_the_nearest(name):
+    known = {"phantom_001", "phantom_002"}
+    assert fitting("*2", known, "data.unannotated") == {"phantom_002"}
+    refused(
+        lambda: fitting(name, known, "data.unannotated"),
+        "data.unannotated",
+        name,
+        "phantom_00",
     )
 
 

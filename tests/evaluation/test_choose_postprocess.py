@@ -9,51 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_predictions import ONE, predicted
 from stubs import Stub
 
 from biedsnet_jax.config import build_data
-from biedsnet_jax.data.fit import Fit
-from biedsnet_jax.data.sources.source import LabelledScan
-from biedsnet_jax.evaluation import choose_postprocess, evaluate
+from biedsnet_jax.evaluation import choose_postprocess, evaluate, scan_pixels
 from biedsnet_jax.prediction import outputs, predictor
 from biedsnet_jax.prediction.postprocess import Postprocess
-from biedsnet_jax.prediction.result import Prediction
 from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.scoring import postprocess_text
+from biedsnet_jax.segmenters import macs
 from configs import phantom
 
-ONE = ((1,),)
 SIZE = 24
 
 
-def predicted(case, probability, truth, labels=ONE, spacing=None):
-    """A scan with its truth, and the prediction of it, both "d h w k"."""
-    depth, *size, _ = truth.shape
-    scan = LabelledScan(
-        case=case,
-        name="",
-        slices=np.zeros((depth, *size, 1), np.float32),
-        truth=truth.astype(np.uint8),
-        slice_names=[str(z) for z in range(depth)],
-        indices=list(range(depth)),
-        is_volume=len(spacing or ()) == 3,
-        spacing=spacing,
-    )
-    made = Prediction(
-        way=Fit(tuple(size)).way(tuple(size)),
-        maps={"probability": probability.astype(np.float32)},
-        samples_kept=None,
-        threshold=0.5,
-        labels=labels,
-        seconds=0.0,
-        spacing=spacing,
-    )
-    return scan, made
-
-
 def choose(cases, labels=ONE):
-    pixels = [choose_postprocess.pixels_of(*case) for case in cases]
+    pixels = [scan_pixels.pixels_of(*case, 0.1) for case in cases]
     return choose_postprocess.choose(pixels, 0.5, labels)
 
 
@@ -227,7 +200,7 @@ def test_what_is_scored_is_the_label_map_that_would_be_written(labels, spacing):
             unit=unit,
         ),
     ]
-    pixels = [choose_postprocess.pixels_of(*case) for case in cases]
+    pixels = [scan_pixels.pixels_of(*case, 0.1) for case in cases]
     score = choose_postprocess.Scorer(pixels, 0.5, labels)
     found = score(every)
     for n, (scan, made) in enumerate(cases):
@@ -251,9 +224,9 @@ def test_nothing_counts_where_the_truth_is_not_known():
         probability[:, 20, 3] = 0.9
         known = np.ones(truth.shape, np.uint8)
         known[:, 14:18, 14:18] = 0
-        pixels.append(
-            choose_postprocess.pixels_of(*predicted(name, probability, truth), known)
-        )
+        scan, made = predicted(name, probability, truth)
+        scan = dataclasses.replace(scan, known=known)
+        pixels.append(scan_pixels.pixels_of(scan, made, 0.1))
     score = choose_postprocess.Scorer(pixels, 0.5, ONE)
     dice = [2 * true / (2 * true + 1) for true in (24, 30, 36, 42)]
     for sparse in (True, False):
@@ -346,7 +319,7 @@ def test_the_test_is_not_opened_and_the_file_holds_what_is_applied(
 
 
 def test_what_it_gave_is_what_the_scores_of_the_validation_say(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
+    monkeypatch.setattr(macs, "prediction_gmacs", lambda *args, **fields: 0.0)
     made, data = opened()
     decided = choose_postprocess.decide(made, tmp_path, data)
     found = {}
@@ -378,7 +351,7 @@ def test_one_validation_case_is_not_even_predicted(tmp_path, monkeypatch):
 
 def test_too_many_pixels_to_keep_decide_nothing(tmp_path, monkeypatch):
     made, data = opened()
-    monkeypatch.setattr(choose_postprocess, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(scan_pixels, "MOST_PIXELS", 1000)
     decided = choose_postprocess.decide(made, tmp_path, data)
     assert not decided.model.postprocess.changes_masks
     assert "1000 pixels" in decided.model.postprocess.reason

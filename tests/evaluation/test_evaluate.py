@@ -20,7 +20,7 @@ from biedsnet_jax.prediction.trained import Trained, noise_keys
 from biedsnet_jax.reporting import record
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.scoring import calibration
-from biedsnet_jax.segmenters import fusion
+from biedsnet_jax.segmenters import fusion, macs
 from biedsnet_jax.training.validation import mean_dice
 from configs import phantom
 
@@ -161,7 +161,7 @@ def scored(cfg, workdir, monkeypatch, model=None, mesh=None):
 
     Returns the content of results.json and the rows of slices.csv.
     """
-    monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
+    monkeypatch.setattr(macs, "prediction_gmacs", lambda *args, **fields: 0.0)
     variables = {"above": jnp.float32(0.7), "params": {}}
     workdir.mkdir(exist_ok=True)
     mesh, data = mesh or devices.make_mesh(), build_data.open_data(cfg)

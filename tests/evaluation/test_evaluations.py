@@ -26,6 +26,7 @@ from biedsnet_jax.reporting import report
 from biedsnet_jax.runtime import lock
 from biedsnet_jax.scoring import results
 from biedsnet_jax.scoring.results import EVALUATIONS
+from biedsnet_jax.segmenters import macs
 from configs import folder, phantom
 
 # ---- Names
@@ -263,7 +264,7 @@ def trained(tmp_path_factory):
             config=cfg.to_dict(),
         )
     with in_place(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.macs, "prediction_gmacs", lambda *_, **fields: 0.0)
+        patch.setattr(macs, "prediction_gmacs", lambda *_, **fields: 0.0)
         evaluate.run(run_config.load(root / "run"), str(root / "run"))
     return root
 
@@ -271,7 +272,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def run(trained, tmp_path, monkeypatch):
     """Copies the tested run, to evaluate it again."""
-    monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *_, **fields: 0.0)
+    monkeypatch.setattr(macs, "prediction_gmacs", lambda *_, **fields: 0.0)
     shutil.copytree(trained / "run", tmp_path / "run")
     with in_place():
         yield tmp_path / "run"

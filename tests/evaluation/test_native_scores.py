@@ -27,6 +27,7 @@ from biedsnet_jax.config import build_model, run_config
 from biedsnet_jax.evaluation import evaluate, evaluations
 from biedsnet_jax.prediction import predict
 from biedsnet_jax.runtime import devices
+from biedsnet_jax.segmenters import macs
 from configs import folder, variants
 
 # Millimetres, thick slices, of which the file's first axis goes up.
@@ -119,7 +120,7 @@ def model(monkeypatch):
     one = devices.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(devices, "make_mesh", lambda **fields: one)
     monkeypatch.setattr(build_model, "build", lambda cfg: Levels(cfg.data.classes))
-    monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
+    monkeypatch.setattr(macs, "prediction_gmacs", lambda *args, **fields: 0.0)
 
 
 def made_up(rng, shape):

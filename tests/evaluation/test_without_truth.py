@@ -18,6 +18,7 @@ from biedsnet_jax.prediction.trained import Trained
 from biedsnet_jax.reporting import report
 from biedsnet_jax.runtime import devices
 from biedsnet_jax.scoring import results
+from biedsnet_jax.segmenters import macs
 from configs import folder, phantom
 
 SIZE = 16
@@ -41,7 +42,7 @@ class Made(Stub):
 
 def evaluated(cfg, workdir, monkeypatch, *, above):
     """Evaluates the made-up model; above 9 it predicts nothing."""
-    monkeypatch.setattr(evaluate.macs, "prediction_gmacs", lambda *args, **fields: 0.0)
+    monkeypatch.setattr(macs, "prediction_gmacs", lambda *args, **fields: 0.0)
     workdir.mkdir()
     mesh = devices.make_mesh(jax.devices()[:1])
     variables = {"above": jnp.float32(above), "params": {}}

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import stand_in
 from places import ROOT
 
 SCRIPT = ROOT / "launch" / "folds.sh"
@@ -41,25 +42,8 @@ sys.exit(code)
 @pytest.fixture
 def folds(tmp_path):
     """`folds(*words)` gives the finished process and the flags of each call of python."""
-    stand_in = tmp_path / "bin" / "python"
-    stand_in.parent.mkdir()
-    stand_in.write_text(STAND_IN)
-    stand_in.chmod(0o755)
-    log = tmp_path / "calls"
-
-    def call(*arguments, **environment):
-        log.write_text("")
-        path = f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            [SCRIPT, *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path, "CALLS": str(log), **environment},
-            capture_output=True,
-            text=True,
-        )
-        return done, [json.loads(line) for line in log.read_text().splitlines()]
-
-    return call
+    call = stand_in.caller(tmp_path, STAND_IN)
+    return lambda *words, **environment: call(SCRIPT, *words, **environment)
 
 
 def test_each_fold_is_trained_in_a_workdir_of_its_own_then_all_are_reported(folds):

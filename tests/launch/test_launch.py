@@ -3,15 +3,12 @@
 A stand-in for `python` records what it was called with.
 """
 
-import json
-import os
 import re
 import shlex
-import stat
-import subprocess
 import sys
 
 import pytest
+import stand_in
 from launch_rows import TABLE_1, TABLE_2
 from places import ROOT
 
@@ -37,25 +34,8 @@ sys.exit(code)
 @pytest.fixture
 def launch(tmp_path):
     """`launch(script, *words)` gives the finished process and the calls of python."""
-    stand_in = tmp_path / "bin" / "python"
-    stand_in.parent.mkdir()
-    stand_in.write_text(STAND_IN)
-    stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)
-    log = tmp_path / "calls"
-
-    def call(script, *arguments, **environment):
-        log.write_text("")
-        path = f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            [LAUNCH / script, *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path, "CALLS": str(log), **environment},
-            capture_output=True,
-            text=True,
-        )
-        return done, [json.loads(line) for line in log.read_text().splitlines()]
-
-    return call
+    call = stand_in.caller(tmp_path, STAND_IN)
+    return lambda script, *words, **more: call(LAUNCH / script, *words, **more)
 
 
 def configs(calls):

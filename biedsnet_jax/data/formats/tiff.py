@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -32,6 +32,8 @@ MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)
 # The most bytes that LZW, deflate or PackBits make of one.
 _MOST_PACKED = 4096
+# Those of the other compressions: none, LZMA and Zstandard.
+_MOST_PACKED_BY = {1: 1, 34925: math.inf, 50000: math.inf}
 # Photometric interpretations; with 0 the smallest value is white.
 _GREY, _COLOUR = (0, 1), (2,)
 _WHITE = 0
@@ -115,13 +117,17 @@ def read_tags(path: Path) -> Tags:
         file.seek(first)
         directory.load(file)
         order = "<" if head[:2] == b"II" else ">"
-        return Tags(dict(directory), order, _count_pages(file, first, order, big))
+        pages = _count_pages(file, first, order, big)
+        return Tags(dict(directory), order, pages)
 
 
 def _count_pages(file: BinaryIO, offset: int, order: str, big: bool) -> int:
     """Counts the first page and all that do not say that they are previews or masks."""
-    count_format, entry_size, next_format = ("Q", 20, "Q") if big else ("H", 12, "I")
-    pages, seen = 0, set()
+    count_format, entry_size, next_format = ("H", 12, "I")
+    if big:
+        count_format, entry_size, next_format = ("Q", 20, "Q")
+    pages = 0
+    seen = set()
     while offset and offset not in seen and len(seen) < MOST_PAGES:
         file.seek(offset)
         count = _number(file, order + count_format)
@@ -173,10 +179,15 @@ def unturned(path: Path) -> io.BytesIO:
 
 def is_read_here(tags: Tags) -> bool:
     """Whether `read` takes a file; palettes, JPEG in TIFF and others are for Pillow."""
-    usual = tags.photometric in (*_GREY, *_COLOUR) and tags.one(259, 1) in _LOSSLESS
+    if tags.photometric not in (*_GREY, *_COLOUR):
+        return False
+    if tags.one(259, 1) not in _LOSSLESS:
+        return False
     kind = _KINDS.get(tags.one(339, 1))
+    if kind is None:
+        return False
     packed = kind == "u" and 8 < tags.bits < 16
-    return usual and kind is not None and (packed or tags.bits in _TYPES[kind])
+    return packed or tags.bits in _TYPES[kind]
 
 
 def read(path: Path, tags: Tags) -> Shaped[np.ndarray, "h w n"]:
@@ -206,43 +217,62 @@ def read(path: Path, tags: Tags) -> Shaped[np.ndarray, "h w n"]:
     return pixels
 
 
+class _Pieces(NamedTuple):
+    """Tiles of a file, or strips of whole rows."""
+
+    tiled: bool
+    across: int  # pixels
+    down: int  # pixels
+    offsets: tuple  # bytes
+    sizes: tuple  # bytes
+
+
+def _pieces(tags: Tags) -> _Pieces:
+    height, width = tags.size
+    if 322 in tags.values:
+        return _Pieces(
+            tiled=True,
+            across=int(tags.one(322)),
+            down=int(tags.one(323)),
+            offsets=tags.many(324),
+            sizes=tags.many(325),
+        )
+    return _Pieces(
+        tiled=False,
+        across=width,
+        down=min(int(tags.one(278, height)), height),
+        offsets=tags.many(273),
+        sizes=tags.many(279),
+    )
+
+
 def _plane(
     data: bytes, tags: Tags, samples: int, number: int, planes: int
 ) -> Shaped[np.ndarray, "h w n"]:
     """Reads the values of one plane, or of all where they lie side by side."""
-    (height, width), bits = tags.size, tags.bits
-    tiled = 322 in tags.values
-    # A piece, across x down pixels, is a tile, or a strip of whole rows.
-    if tiled:
-        across = int(tags.one(322))
-        down = int(tags.one(323))
-        offsets = tags.many(324)
-        sizes = tags.many(325)
-    else:
-        across = width
-        down = min(int(tags.one(278, height)), height)
-        offsets = tags.many(273)
-        sizes = tags.many(279)
+    height, width = tags.size
+    tiled, across, down, offsets, sizes = _pieces(tags)
     if min(across, down, height, width, samples) < 1:
         raise ValueError("a size of 0")
     # Bytes of a piece's row.
-    row = math.ceil(across * samples * bits / 8)
-    pieces = math.ceil(width / across)
-    count = pieces * math.ceil(height / down)
+    row = math.ceil(across * samples * tags.bits / 8)
+    side_by_side = math.ceil(width / across)
+    count = side_by_side * math.ceil(height / down)
     if not sizes and tags.one(259, 1) == 1 and len(offsets) == 1:
         # Some writers leave out the size of a single strip.
         sizes = (row * height,)
-    if len(offsets) < count * planes or len(sizes) < count * planes:
+    if min(len(offsets), len(sizes)) < count * planes:
         raise ValueError(
             f"{len(offsets)} strips or tiles where {count * planes} belong"
         )
-    chosen = slice(number * count, (number + 1) * count)
-    offsets, sizes = offsets[chosen], sizes[chosen]
-    needed = row * (down * count if tiled else height)
-    _check_packed(len(data), offsets, sizes, needed, tags)
+    of_plane = slice(number * count, (number + 1) * count)
+    offsets = offsets[of_plane]
+    sizes = sizes[of_plane]
+    rows = down * count if tiled else height
+    _check_packed(len(data), offsets, sizes, row * rows, tags)
     # An 8-bit grey picture whose rows are the bytes of the true rows.
     fields = {
-        256: pieces * row,
+        256: side_by_side * row,
         257: height,
         258: 8,
         259: tags.one(259, 1),
@@ -255,11 +285,12 @@ def _plane(
     else:
         fields[278] = down
     blocks = _unpacked(data, fields, offsets, sizes, tiled)
-    parts = [
-        _values(blocks[:, i * row : (i + 1) * row], tags, samples)
-        for i in range(pieces)
-    ]
-    whole = parts[0] if pieces == 1 else np.concatenate(parts, axis=1)
+    parts = []
+    for first in range(0, side_by_side * row, row):
+        block = blocks[:, first : first + row]
+        parts.append(_values(block, tags, samples))
+    # Strips are as wide as the picture: nothing is copied.
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     return np.ascontiguousarray(whole[:, :width])
 
 
@@ -268,11 +299,13 @@ def _check_packed(length: int, offsets, sizes, needed: int, tags: Tags) -> None:
 
     It is called before the pixels get room in memory.
     """
-    if max(start + size for start, size in zip(offsets, sizes)) > length:
+    ends = [start + size for start, size in zip(offsets, sizes)]
+    if max(ends) > length:
         raise ValueError("strips or tiles lie beyond the end of the file")
-    most = {1: 1, 34925: math.inf, 50000: math.inf}.get(tags.one(259, 1), _MOST_PACKED)
-    if needed > most * sum(sizes):
-        raise ValueError(f"{needed} bytes of pixels in {sum(sizes)}")
+    most = _MOST_PACKED_BY.get(tags.one(259, 1), _MOST_PACKED)
+    stored = sum(sizes)
+    if needed > most * stored:
+        raise ValueError(f"{needed} bytes of pixels in {stored}")
 
 
 def _unpacked(
@@ -282,7 +315,8 @@ def _unpacked(
 
     The new tags, after the old data, still point at the old strips or tiles.
     """
-    where, long = len(data), struct.Struct("<I")
+    where = len(data)
+    long = struct.Struct("<I")
     entries = {tag: (value,) for tag, value in fields.items()}
     entries[324 if tiled else 273] = offsets
     entries[325 if tiled else 279] = sizes
@@ -290,13 +324,18 @@ def _unpacked(
     directory = struct.pack("<H", len(entries))
     longer = b""
     for tag, values in sorted(entries.items()):
-        inside = packed = struct.pack(f"<{len(values)}I", *values)
+        count = len(values)
+        inside = struct.pack(f"<{count}I", *values)
         # Several values do not fit into the directory, which points at them.
-        if len(values) > 1:
+        if count > 1:
+            packed = inside
             inside = long.pack(after + len(longer))
             longer += packed
-        directory += struct.pack("<HHI", tag, 4, len(values)) + inside
-    file = b"II*\0" + long.pack(where) + data[8:] + directory + long.pack(0) + longer
+        directory += struct.pack("<HHI", tag, 4, count) + inside
+    head = b"II*\0" + long.pack(where)
+    # No further directory follows.
+    directory += long.pack(0)
+    file = head + data[8:] + directory + longer
     with Image.open(io.BytesIO(file), formats=("TIFF",)) as picture:
         return np.asarray(picture)
 
@@ -305,7 +344,8 @@ def _values(
     block: UInt8[np.ndarray, "h bytes"], tags: Tags, samples: int
 ) -> Shaped[np.ndarray, "h w n"]:
     """Reads the values of a piece's rows, and undoes its predictor."""
-    height, bits = len(block), tags.bits
+    height = len(block)
+    bits = tags.bits
     predictor = tags.one(317, 1)
     kind = _KINDS[tags.one(339, 1)]
     if bits % 8:
@@ -315,14 +355,16 @@ def _values(
     if predictor == 3:
         return _undo_float_predictor(block, samples, bits // 8)
     order = tags.order if bits > 8 else "|"
-    stored = block.reshape(height, -1).view(f"{order}u{bits // 8}")
-    pixels = stored.astype(f"u{bits // 8}").reshape(height, -1, samples)
+    size = bits // 8
+    stored = block.reshape(height, -1).view(f"{order}u{size}")
+    pixels = stored.astype(f"u{size}")
+    pixels = pixels.reshape(height, -1, samples)
     # Differences are of whole numbers, also of signed and float values.
     if predictor == 2:
         pixels = np.cumsum(pixels, axis=1, dtype=pixels.dtype)
     elif predictor != 1:
         raise ValueError(f"predictor {predictor} is not known")
-    return pixels.view(f"{kind}{bits // 8}")
+    return pixels.view(f"{kind}{size}")
 
 
 def _undo_float_predictor(
@@ -330,17 +372,22 @@ def _undo_float_predictor(
 ) -> Shaped[np.ndarray, "h w n"]:
     """Restores floats whose bytes lie by weight, heaviest first, as differences."""
     height = len(block)
-    summed = np.cumsum(block.reshape(height, -1, samples), axis=1, dtype=np.uint8)
+    differences = block.reshape(height, -1, samples)
+    summed = np.cumsum(differences, axis=1, dtype=np.uint8)
     by_weight = summed.reshape(height, size, -1)
-    joined = np.ascontiguousarray(by_weight.swapaxes(1, 2)).view(f">f{size}")
-    return joined.reshape(height, -1, samples).astype(f"f{size}")
+    by_value = np.ascontiguousarray(by_weight.swapaxes(1, 2))
+    floats = by_value.view(f">f{size}")
+    return floats.reshape(height, -1, samples).astype(f"f{size}")
 
 
 def _unpacked_bits(block, bits: int, samples: int) -> Shaped[np.ndarray, "h w n"]:
     """Reads values of 9 to 15 bits, packed without gaps from the left."""
     height = len(block)
     each = np.unpackbits(block, axis=1)
-    wide = each.shape[1] // (bits * samples) * bits * samples
+    of_pixel = bits * samples
+    # A row is filled up to whole bytes.
+    wide = each.shape[1] // of_pixel * of_pixel
+    each = each[:, :wide].reshape(height, -1, bits)
     weights = 1 << np.arange(bits - 1, -1, -1, dtype=np.uint16)
-    values = each[:, :wide].reshape(height, -1, bits) @ weights
+    values = each @ weights
     return values.astype(np.uint16).reshape(height, -1, samples)

@@ -154,26 +154,38 @@ def _render(phantom: Phantom, case: _Case, slice_: int, rng: np.random.Generator
     """Draws one slice: image float32 "h w" and mask uint8 "h w k"."""
     w = _w_of(phantom, slice_)
     pixel = 2.0 / phantom.size
-    axis = ((np.arange(phantom.size) + 0.5) * pixel - 1.0).astype(np.float32)
-    u, v = axis[None, :], axis[:, None]
+    centres = np.arange(phantom.size) + 0.5
+    axis = (centres * pixel - 1.0).astype(np.float32)
+    u = axis[None, :]
+    v = axis[:, None]
     edge = max(pixel, 0.012)
     lung = _lungs(case, u, v, w)
 
     image = _thorax(case, u, v, w, edge)
     air, mask = _lung_tissue(phantom, case, u, v, slice_, lung)
-    vessels = np.zeros_like(image)
+    vessels = _vessels(case, axis, w, edge)
+    air += vessels * (SOFT_TISSUE - air)
+    image += _cover(lung, edge) * (air - image)
+    return image + _noise(rng, image.shape), mask
+
+
+def _vessels(case: _Case, axis, w: float, edge: float) -> np.ndarray:
+    """Draws the vessels that cross the plane w, as weights."""
+    vessels = np.zeros((len(axis), len(axis)), np.float32)
     for vessel in case.vessels:
         start = vessel[:3]
         end = vessel[3:6]
         radius = float(vessel[6])
         _draw_vessel(vessels, axis, start, end, radius, w, edge)
-    air += vessels * (SOFT_TISSUE - air)
-    image += _cover(lung, edge) * (air - image)
+    return vessels
 
-    noise = rng.standard_normal(image.shape, dtype=np.float32)
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draws smooth noise of 38 HU."""
+    noise = rng.standard_normal(shape, dtype=np.float32)
     noise = ndimage.gaussian_filter(noise, 0.6)
-    # The filter leaves a standard deviation of 0.46, so that of the noise is 38 HU.
-    return image + 38.0 / 0.46 * noise, mask
+    # The filter leaves a standard deviation of 0.46.
+    return 38.0 / 0.46 * noise
 
 
 def _thorax(case: _Case, u, v, w: float, edge: float) -> np.ndarray:
@@ -190,38 +202,53 @@ def _thorax(case: _Case, u, v, w: float, edge: float) -> np.ndarray:
         (spine, BONE),
         (sternum, BONE),
     ]
-    # The windpipe as (u, radius), below it the two main bronchi, then neither.
-    airways: list[tuple[float, float]] = []
-    if w < -0.1:
-        airways = [(0.0, 0.05)]
-    elif w < 0.12:
-        airways = [(-0.08, 0.035), (0.08, 0.035)]
-    organs += [(_ellipse(u, v, (x, -0.02), (r, r)), AIR) for x, r in airways]
+    for x, radius in _airways(w):
+        airway = _ellipse(u, v, (x, -0.02), (radius, radius))
+        organs.append((airway, AIR))
     for inside, grey in organs:
         image += _cover(inside, edge) * (grey - image)
     return image
 
 
+def _airways(w: float) -> list[tuple[float, float]]:
+    """The windpipe as (u, radius), below it the two main bronchi, then neither."""
+    if w < -0.1:
+        return [(0.0, 0.05)]
+    if w < 0.12:
+        return [(-0.08, 0.035), (0.08, 0.035)]
+    return []
+
+
 def _lung_tissue(phantom: Phantom, case: _Case, u, v, slice_: int, lung):
     """Draws lung tissue with lesions everywhere, and the lesions' mask in the lung."""
     w = _w_of(phantom, slice_)
-    waves = [np.cos(p + ku * u + kv * v + kw * w) for p, ku, kv, kw in case.texture]
+    waves = [_wave(one, u, v, w) for one in case.texture]
     texture = sum(waves) / len(waves)
-    air = LUNG + 130.0 * np.clip(v / 0.45, 0, 1) ** 2 + 45.0 * texture
+    dependent = np.clip(v / 0.45, 0, 1) ** 2
+    air = LUNG + 130.0 * dependent + 45.0 * texture
     mask = np.zeros((*air.shape, 2), np.uint8)
     edge = 0.022 * (1 + 3 * phantom.difficulty)
-    if slice_ in case.diseased:
-        for lesion in case.lesions:
-            if abs(w - lesion.centre[2]) > 1.3 * lesion.radius[2]:
-                continue
-            inside = _lesion(lesion, u, v, w)
-            weight = _cover(inside, edge) * lesion.density * (1 + 0.25 * texture)
-            air = np.maximum(air, LUNG + weight * (SOFT_TISSUE - LUNG))
-            mask[(inside > 0) & (lung > 0), lesion.kind] = 1
+    lesions = case.lesions if slice_ in case.diseased else ()
+    for lesion in lesions:
+        if abs(w - lesion.centre[2]) > 1.3 * lesion.radius[2]:
+            continue
+        inside = _lesion(lesion, u, v, w)
+        uneven = 1 + 0.25 * texture
+        weight = _cover(inside, edge) * lesion.density * uneven
+        grey = LUNG + weight * (SOFT_TISSUE - LUNG)
+        air = np.maximum(air, grey)
+        seen = (inside > 0) & (lung > 0)
+        mask[seen, lesion.kind] = 1
     if phantom.classes == 1:
         return air, mask.max(axis=-1, keepdims=True)
     mask[..., GROUND_GLASS] &= 1 - mask[..., CONSOLIDATION]
     return air, mask
+
+
+def _wave(wave: list[float], x, y, z):
+    """Values of one plane wave of `_waves`."""
+    phase, kx, ky, kz = wave
+    return np.cos(phase + kx * x + ky * y + kz * z)
 
 
 def _cover(inside, edge: float):
@@ -246,17 +273,30 @@ def _lungs(case: _Case, u, v, w: float):
     Lungs are narrow at the apex. The heart is cut out of them and, near the base, the
     domes of the diaphragm are.
     """
+    heart = _heart(case, u, v, w)
+    left, right = [_lung(one, u, v, w) for one in case.lungs]
+    return np.minimum(np.maximum(left, right), -heart)
+
+
+def _heart(case: _Case, u, v, w: float):
+    """Measures about the distance to the heart's border, positive inside."""
+    from_middle = (w - 0.3) / 0.5
+    size = math.sqrt(max(1.0 - from_middle**2, 0.05))
+    centre = case.heart[:2]
+    a, b = case.heart[2:]
+    return _ellipse(u, v, centre, (a * size, b * size))
+
+
+def _lung(lung: list[float], u, v, w: float):
+    """Measures about the distance to the border of one lung, without the heart."""
     shrink = math.sqrt(max(0.0, 1.0 - (w - 0.15) ** 2))
     dome = min(max((w - 0.2) / 0.5, 0.02), 1.0)
-    heart_size = math.sqrt(max(1.0 - ((w - 0.3) / 0.5) ** 2, 0.05))
-    hu, hv, ha, hb = case.heart
-    heart = _ellipse(u, v, (hu, hv), (ha * heart_size, hb * heart_size))
-    sides = []
-    for cu, cv, a, b in case.lungs:
-        whole = _ellipse(u, v, (cu, cv), (a * shrink, b * shrink), 2.3)
-        under = _ellipse(u, v, (0.8 * cu, cv - 0.14), (1.15 * a * dome, b * dome))
-        sides.append(np.minimum(whole, -under))
-    return np.minimum(np.maximum(*sides), -heart)
+    cu, cv, a, b = lung
+    whole = _ellipse(u, v, (cu, cv), (a * shrink, b * shrink), 2.3)
+    dome_centre = (0.8 * cu, cv - 0.14)
+    dome_axes = (1.15 * a * dome, b * dome)
+    under = _ellipse(u, v, dome_centre, dome_axes)
+    return np.minimum(whole, -under)
 
 
 def _ribs(case: _Case, u, v, w: float, skin):
@@ -278,10 +318,11 @@ def _lesion(lesion: _Lesion, u, v, w: float):
     x = (cos * du + sin * dv) / lesion.radius[0]
     y = (cos * dv - sin * du) / lesion.radius[1]
     z = dw / lesion.radius[2]
-    ripple = sum(
-        np.sin(p + kx * x + ky * y + kz * z) for p, kx, ky, kz in lesion.ripples
-    )
-    distance = 1.0 + 0.09 * ripple - np.sqrt(x**2 + y**2 + z**2)
+    ripple = 0
+    for phase, kx, ky, kz in lesion.ripples:
+        ripple = ripple + np.sin(phase + kx * x + ky * y + kz * z)
+    from_centre = np.sqrt(x**2 + y**2 + z**2)
+    distance = 1.0 + 0.09 * ripple - from_centre
     # A lesion does not cross u = 0 into the other lung.
     own_side = math.copysign(1.0, lesion.centre[0]) * u
     return np.minimum(distance * min(lesion.radius[:2]), own_side)
@@ -291,8 +332,11 @@ def _draw_vessel(
     vessels, axis, start, end, radius: float, w: float, edge: float
 ) -> None:
     """Draws the part of a round tube near the plane w into `vessels`, as weights."""
-    reach, along = radius + edge, end - start
-    if min(start[2], end[2]) > w + reach or max(start[2], end[2]) < w - reach:
+    reach = radius + edge
+    along = end - start
+    above = min(start[2], end[2]) > w + reach
+    below = max(start[2], end[2]) < w - reach
+    if above or below:
         return
     # Only the bounding box of that part is computed, since a case has 144 tubes.
     near = np.array([w - reach, w + reach]) - start[2]
@@ -305,12 +349,22 @@ def _draw_vessel(
     du = axis[None, columns] - start[0]
     dv = axis[rows, None] - start[1]
     dw = w - start[2]
-    au, av, aw = along
-    # The point of the axis nearest to a pixel is start + t along.
-    t = np.clip((du * au + dv * av + dw * aw) / (along @ along), 0.0, 1.0)
-    distance = np.sqrt((du - t * au) ** 2 + (dv - t * av) ** 2 + (dw - t * aw) ** 2)
+    distance = _from_axis((du, dv, dw), along)
     box = vessels[rows, columns]
     np.maximum(box, _cover(radius - distance, edge), out=box)
+
+
+def _from_axis(point, along):
+    """Distance of points from the line between 0 and `along`; all are (u, v, w)."""
+    du, dv, dw = point
+    au, av, aw = along
+    # The point of the line nearest to a pixel is t along.
+    projected = du * au + dv * av + dw * aw
+    t = np.clip(projected / (along @ along), 0.0, 1.0)
+    off_u = du - t * au
+    off_v = dv - t * av
+    off_w = dw - t * aw
+    return np.sqrt(off_u**2 + off_v**2 + off_w**2)
 
 
 # --- drawing lots for one case
@@ -320,9 +374,12 @@ def _draw_vessel(
 def _case(phantom: Phantom, number: int) -> _Case:
     """Draws the patient `number` from the seed alone."""
     rng = np.random.default_rng([phantom.seed, number])
-    lungs = np.array([[-0.36, -0.02, 0.28, 0.42], [0.36, -0.02, 0.28, 0.42]])
+    left = [-0.36, -0.02, 0.28, 0.42]
+    right = [0.36, -0.02, 0.28, 0.42]
+    lungs = np.array([left, right])
     empty = round(phantom.empty_fraction * phantom.slices_per_case)
     first = int(rng.integers(0, empty + 1))
+    diseased = phantom.slices_per_case - empty
     case = _Case(
         body=(rng.uniform(0.95, 1.08, 2) * (0.86, 0.63)).tolist(),
         lungs=(lungs * rng.uniform(0.93, 1.07, (2, 4))).tolist(),
@@ -331,7 +388,7 @@ def _case(phantom: Phantom, number: int) -> _Case:
         vessels=np.concatenate([_vessel_tree(rng, lung) for lung in lungs]),
         texture=_waves(rng, 5, 18.0),
         lesions=(),
-        diseased=range(first, first + phantom.slices_per_case - empty),
+        diseased=range(first, first + diseased),
         width_mm=rng.uniform(340, 400),
     )
     return case._replace(lesions=_lesions(phantom, case, rng))
@@ -347,16 +404,19 @@ def _waves(rng: np.random.Generator, n: int, frequency: float) -> list[list[floa
 def _vessel_tree(rng: np.random.Generator, lung: np.ndarray) -> np.ndarray:
     """Draws stems that fork from the hilum to random points near the pleura, "n 7"."""
     root = np.array([math.copysign(0.14, lung[0]), 0.02, 0.0])
+    centre = np.array([lung[0], lung[1], 0.05])
+    half_axes = (lung[2], lung[3], 0.75)
     segments = []
     for _ in range(18):
         towards = rng.normal(size=3)
         towards *= 0.9 / np.linalg.norm(towards)
-        tip = np.array([lung[0], lung[1], 0.05]) + towards * (lung[2], lung[3], 0.75)
+        tip = centre + towards * half_axes
         fork = root + 0.45 * (tip - root) + rng.normal(0, 0.03, 3)
         segments.append([*root, *fork, 0.026])
         for spread in (0.08, 0.14, 0.20):
             end = tip + rng.normal(0, spread, 3)
-            segments.append([*fork, *end, rng.uniform(0.008, 0.018)])
+            radius = rng.uniform(0.008, 0.018)
+            segments.append([*fork, *end, radius])
     return np.array(segments)
 
 
@@ -371,7 +431,8 @@ def _lesions(
             lesions.append(_new_lesion(phantom, case, rng, w))
     if planes:
         for _ in range(rng.poisson(2)):
-            lesions.append(_new_lesion(phantom, case, rng, rng.choice(planes)))
+            w = rng.choice(planes)
+            lesions.append(_new_lesion(phantom, case, rng, w))
     return tuple(lesions)
 
 
@@ -387,14 +448,7 @@ def _new_lesion(
     phantom: Phantom, case: _Case, rng: np.random.Generator, w: float
 ) -> _Lesion:
     """Draws a lesion with its centre in the lung on the plane w."""
-    u = rng.uniform(-0.7, 0.7, 1000)
-    v = rng.uniform(-0.5, 0.5, 1000)
-    depth = _lungs(case, u, v, w)
-    # Some point always qualifies, even in a sliver of lung.
-    inside = np.flatnonzero(depth >= min(0.05, 0.7 * depth.max()))
-    # The shallowest of three: lesions lie near the pleura more often than deep.
-    chosen = inside[rng.integers(len(inside), size=3)]
-    at = chosen[np.argmin(depth[chosen])]
+    centre = _place_in_lung(case, rng, w)
     kind = int(rng.random() < 0.35)
     density = rng.uniform(0.42, 0.62) * (1 - 0.6 * phantom.difficulty)
     if kind == CONSOLIDATION:
@@ -405,7 +459,24 @@ def _new_lesion(
         size * rng.uniform(0.8, 1.0),
         max(0.12, size * rng.uniform(1.2, 2.0)),
     ]
-    centre = [float(u[at]), float(v[at]), float(w)]
     return _Lesion(
-        centre, radius, rng.uniform(0, math.pi), _waves(rng, 3, 2.5), kind, density
+        centre=centre,
+        radius=radius,
+        angle=rng.uniform(0, math.pi),
+        ripples=_waves(rng, 3, 2.5),
+        kind=kind,
+        density=density,
     )
+
+
+def _place_in_lung(case: _Case, rng: np.random.Generator, w: float) -> list[float]:
+    """Draws a point (u, v, w) of the lung on the plane w."""
+    u = rng.uniform(-0.7, 0.7, 1000)
+    v = rng.uniform(-0.5, 0.5, 1000)
+    depth = _lungs(case, u, v, w)
+    # Some point always qualifies, even in a sliver of lung.
+    inside = np.flatnonzero(depth >= min(0.05, 0.7 * depth.max()))
+    # The shallowest of three: lesions lie near the pleura more often than deep.
+    chosen = inside[rng.integers(len(inside), size=3)]
+    at = chosen[np.argmin(depth[chosen])]
+    return [float(u[at]), float(v[at]), float(w)]

@@ -98,14 +98,10 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Cached:
-    """Keeps every example of a source in memory once it is read.
-
-    Its arrays are read-only, since all readers share them.
-    """
+class Around:
+    """What a source that changes another one's examples has in common with it."""
 
     source: Source
-    _kept: dict[int, Example] = hidden(dict)
 
     @property
     def cases(self) -> Sequence[str]:
@@ -117,6 +113,19 @@ class Cached:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def verify(self) -> None:
+        self.source.verify()
+
+
+@dataclass(frozen=True)
+class Cached(Around):
+    """Keeps every example of a source in memory once it is read.
+
+    Its arrays are read-only, since all readers share them.
+    """
+
+    _kept: dict[int, Example] = hidden(dict)
 
     def __getitem__(self, index: int) -> Example:
         # Two threads may both read an example. They store the same: no lock is needed.
@@ -130,9 +139,6 @@ class Cached:
     def scans(self, case: str) -> Iterator[LabelledScan]:
         """Reads the scans of a case; they are not kept, since each is read once."""
         return self.source.scans(case)
-
-    def verify(self) -> None:
-        self.source.verify()
 
 
 def scans_of_pictures(source: Source, case: str) -> Iterator[LabelledScan]:

@@ -3,38 +3,26 @@
 There the truth of such a class is not known, whatever its mask holds.
 """
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from biedsnet_jax.data.sources.source import Example, Facts, LabelledScan, Source
+from biedsnet_jax.data import splits
+from biedsnet_jax.data.sources.source import Around, Example, LabelledScan
 
 # Names or patterns of cases, and the numbers, from 1, of the classes that they lack.
 Declared = Sequence[Sequence]
 
 
 @dataclass(frozen=True)
-class Unannotated:
+class Unannotated(Around):
     """A source of which `declared` says what was not annotated.
 
     Every example has known. In it, and in mask, such a class is 0.
     """
 
-    source: Source
     declared: Declared
-
-    @property
-    def cases(self) -> Sequence[str]:
-        return self.source.cases
-
-    @property
-    def facts(self) -> Facts:
-        return self.source.facts
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
@@ -47,9 +35,6 @@ class Unannotated:
             known, truth = self._cut(case, scan.truth, scan.known)
             yield replace(scan, truth=truth, known=known)
 
-    def verify(self) -> None:
-        self.source.verify()
-
     def _cut(self, case, mask, known):
         """Known and mask "*space k" without what was not annotated in a case."""
         annotated = np.ones(mask.shape[-1], np.uint8)
@@ -61,16 +46,5 @@ class Unannotated:
 
     def _missing(self, case: str) -> frozenset[int]:
         """Numbers of the classes that were not annotated in a case."""
-        found = [own for name, own in self.declared if fits(name, case)]
+        found = [own for name, own in self.declared if splits.matching(name, {case})]
         return frozenset().union(*found)
-
-
-def fits(name: str, case: str) -> bool:
-    """Whether a case has this name, or fits it as a pattern of *, ? and [...]."""
-    return name == case or fnmatch.fnmatchcase(case, name)
-
-
-def unmatched(declared: Declared, cases: Sequence[str]) -> list[str]:
-    """Names and patterns that fit no case."""
-    known = set(cases)
-    return [name for name, _ in declared if not any(fits(name, case) for case in known)]

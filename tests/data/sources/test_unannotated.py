@@ -5,7 +5,7 @@ import pytest
 
 from biedsnet_jax.data.sources.phantom import Phantom
 from biedsnet_jax.data.sources.source import Cached, Source
-from biedsnet_jax.data.sources.unannotated import Unannotated, unmatched
+from biedsnet_jax.data.sources.unannotated import Unannotated
 
 # phantom_000 to phantom_002, two slices each, of two classes.
 PHANTOM = Phantom(n_cases=3, slices_per_case=2, size=16, classes=2)
@@ -58,17 +58,3 @@ def test_what_the_source_does_not_know_stays_unknown():
         known = [[1, 1], [0, 0], [1, 0]][i // 2]
         assert (example["known"] == known).all()
         assert not example["mask"][example["known"] == 0].any()
-
-
-@pytest.mark.parametrize(
-    ("declared", "names"),
-    [
-        ((("phantom_001", (1,)), ("*2", (1,))), []),
-        (
-            (("phantom_1", (1,)), ("*2", (1,)), ("PHANTOM*", (2,))),
-            ["phantom_1", "PHANTOM*"],
-        ),
-    ],
-)
-def test_names_that_fit_no_case(declared, names):
-    assert unmatched(declared, PHANTOM.cases) == names
