@@ -38,7 +38,8 @@ from biedsnet_jax.errors import BadInput, exit_code
 from biedsnet_jax.runtime import devices, files
 
 # Largest differences of a correct program. Rounding grows on the way through the
-# network, most of all in the gradient and step after step of a sampler.
+# network, most of all in the gradient and step after step of a sampler. On a CPU a toy
+# UNet in bfloat16 is off by 5e-3, 7e-4, 2e-1 and 2e-4; TF32 has three more bits.
 LIMITS = {
     "float32": {
         "logits": 1e-4,
@@ -46,8 +47,8 @@ LIMITS = {
         "gradient": 3e-3,
         "probability": 1e-3,
     },
-    "TF32": {"logits": 2e-2, "loss": 5e-3, "gradient": 3e-2, "probability": 1e-2},
-    "bfloat16": {"logits": 1e-1, "loss": 3e-2, "gradient": 2e-1, "probability": 5e-2},
+    "TF32": {"logits": 2e-2, "loss": 5e-3, "gradient": 6e-2, "probability": 1e-2},
+    "bfloat16": {"logits": 1e-1, "loss": 3e-2, "gradient": 3e-1, "probability": 5e-2},
 }
 IMAGES = 2
 

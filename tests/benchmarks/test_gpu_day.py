@@ -414,8 +414,8 @@ def test_a_whole_day_on_a_cpu(tmp_path):
         assert len(kept["days"]) == day and len(kept["training"]) == 1
     steps = kept["steps"]
     found = steps["agreement, bfloat16"]["result"]
-    assert found["agrees"] and found["repeats"]
-    assert found["differences"]["logits"] > 1e-4
+    assert found["repeats"]
+    assert 1e-4 < found["differences"]["logits"] < 0.1
     programs = steps["speed, bfloat16, 2 images"]["result"]["programs"]
     assert {"predict", "train step"} == set(programs)
     beside = steps["torch, bfloat16, 2 images"]
