@@ -22,6 +22,10 @@ from untrained import toy, untrained
 # Run, or run with other flags, by a test of their own here.
 ELSEWHERE = {
     "choices.py": "test_choices.py",
+    "gpu/agreement.py": "test_gpu_day.py",
+    "gpu/device.py": "test_gpu_day.py",
+    "gpu/speed.py": "test_gpu_day.py",
+    "gpu_day.py": "test_gpu_day.py",
     "quality_vs_steps.py": "test_quality_vs_steps.py",
     "soak/power.py": "test_soak.py",
     "tables/results_page.py": "test_results_page.py",
