@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from biedsnet_jax.config import build_data, members
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.sources.source import LabelledScan
+from biedsnet_jax.errors import BadInput
 from biedsnet_jax.evaluation import (
     evaluations,
     recording,

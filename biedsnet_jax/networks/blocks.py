@@ -56,25 +56,19 @@ def check_size(size: tuple[int, int], *, multiple: int, network: str) -> None:
     """
     if all(side and side % multiple == 0 for side in size):
         return
-    below = [math.floor(side / multiple) for side in size]
-    above = [math.ceil(side / multiple) for side in size]
-    fits = [_as_in_the_config(size)]
-    for times in (below, above):
-        fit = [multiple * max(1, n) for n in times]
-        fits.append(_as_in_the_config(fit))
-    given, *fits = dict.fromkeys(fits)
+    below = [max(multiple, side // multiple * multiple) for side in size]
+    above = [max(multiple, math.ceil(side / multiple) * multiple) for side in size]
+    # A square is one number, as in the config.
+    square = size[0] == size[1]
+    shown = [
+        f"{height}" if square else f"{height}x{width}"
+        for height, width in (size, below, above)
+    ]
+    given, *fits = dict.fromkeys(shown)
     raise BadInput(
         f"{network} cannot take data.size {given}, which {multiple} does not divide. "
         f"Use {' or '.join(fits)}."
     )
-
-
-def _as_in_the_config(size) -> str:
-    """Height and width, or one number for a square."""
-    height, width = size
-    if height == width:
-        return f"{height}"
-    return f"{height}x{width}"
 
 
 class DepthwiseConv(nn.Module):

@@ -32,6 +32,7 @@ ABOUT = {
         "context": 0,
         "normalise": "minmax",
         "window": [-1250.0, 250.0],
+        "prepare": ["Resize each slice."],
     },
     "split": {
         "fractions": [0.8, 0.1, 0.1],

@@ -73,7 +73,7 @@ def in_place():
     """Makes every workdir one of the model, on one device, which is quicker than eight."""
     one = devices.make_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "make_mesh", lambda **fields: one)
+        patch.setattr(devices, "make_mesh", lambda *args, **fields: one)
         patch.setattr(build_model, "build", lambda cfg: Bright())
         yield
 

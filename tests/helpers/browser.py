@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 
+import numpy as np
 import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -99,3 +100,13 @@ def assert_accessible(page) -> None:
     assert not bad, [
         (one["id"], [node["html"] for node in one["nodes"]][:3]) for one in bad
     ]
+
+
+def drawn(page, name):
+    """Returns the pixels "h w 3" of a canvas."""
+    script = """c => {
+      const pixels = c.getContext("2d").getImageData(0, 0, c.width, c.height);
+      return [c.height, c.width, ...pixels.data];
+    }"""
+    height, width, *values = page.locator(f"#{name}").evaluate(script)
+    return np.array(values).reshape(height, width, 4)[..., :3]

@@ -301,16 +301,6 @@ def test_one_convention_is_shown_at_a_time(page):
         assert titles and all(re.search(words, title) for title in titles), titles
 
 
-def drawn(page, name):
-    """Returns the pixels "h w 3" of a canvas."""
-    script = """c => {
-      const pixels = c.getContext("2d").getImageData(0, 0, c.width, c.height);
-      return [c.height, c.width, ...pixels.data];
-    }"""
-    height, width, *values = page.locator(f"#{name}").evaluate(script)
-    return np.array(values).reshape(height, width, 4)[..., :3]
-
-
 def test_what_is_not_known_is_grey_and_counts_nowhere(browser_page, tmp_path):
     names = ["lung", HOSTILE]
     folder = tmp_path / "run"
@@ -343,8 +333,8 @@ def test_what_is_not_known_is_grey_and_counts_nowhere(browser_page, tmp_path):
             )["dice"]
             found = live_dice(browser_page, level)
             assert found == pytest.approx(expected, nan_ok=True)
-        grey = drawn(browser_page, "image")[~is_known]
-        found = drawn(browser_page, "truth")[~is_known]
+        grey = browser.drawn(browser_page, "image")[~is_known]
+        found = browser.drawn(browser_page, "truth")[~is_known]
         np.testing.assert_allclose(found, grey + (128 - grey) * 0.7, atol=1)
 
 

@@ -184,6 +184,7 @@ def test_a_model_card_of_such_names(tmp_path, name):
         "context": 0,
         "normalise": "minmax",
         "window": [],
+        "prepare": ["Resize each slice."],
     }
     split = {
         "fractions": [1, 0, 0],

@@ -270,6 +270,7 @@ def test_a_model_card_says_it(tmp_path):
         "context": 0,
         "normalise": "minmax",
         "window": [],
+        "prepare": ["Resize each slice."],
     }
     split = {
         "fractions": [0.8, 0.1, 0.1],

@@ -73,23 +73,15 @@ def page(browser_page, url, scan):
     return browser_page
 
 
-def drawn(page, name):
-    """Returns the pixels "h w 3" of a canvas."""
-    script = """c => {
-      const pixels = c.getContext("2d").getImageData(0, 0, c.width, c.height);
-      return [c.height, c.width, ...pixels.data];
-    }"""
-    height, width, *values = page.locator(f"#{name}").evaluate(script)
-    return np.array(values).reshape(height, width, 4)[..., :3]
-
-
 def changed(page, action, *names):
     """Returns the canvases of `names` that `action` changes."""
-    before = {name: drawn(page, name) for name in names}
+    before = {name: browser.drawn(page, name) for name in names}
     action()
     page.wait_for_timeout(150)
     return {
-        name for name in names if not np.array_equal(before[name], drawn(page, name))
+        name
+        for name in names
+        if not np.array_equal(before[name], browser.drawn(page, name))
     }
 
 
@@ -119,7 +111,9 @@ def test_a_scan_is_drawn_and_nothing_is_loaded_or_wrong(page, page_log, url):
     assert page.locator("#name").inner_text() == NAME
     assert page.evaluate("typeof hacked") == "undefined"
     for panel in PANELS:
-        assert len(np.unique(drawn(page, panel).reshape(-1, 3), axis=0)) > 1, panel
+        assert len(np.unique(browser.drawn(page, panel).reshape(-1, 3), axis=0)) > 1, (
+            panel
+        )
         box = page.locator(f"#{panel}").bounding_box()
         # Pixels are 0.5 mm by 1 mm.
         assert box["width"] / box["height"] == pytest.approx(0.5, abs=0.02)
@@ -163,7 +157,7 @@ def test_the_outline_is_that_of_the_probability_at_any_threshold(
     for z in (1, 4):
         slide(page, "slice", z)
         slide(page, "threshold", level)
-        tinted = (drawn(page, "mask") == (230, 159, 0)).all(axis=-1)
+        tinted = (browser.drawn(page, "mask") == (230, 159, 0)).all(axis=-1)
         above = level / 200 < p[..., z].T
         # The file has steps of 1/65535.
         sure = np.abs(p[..., z].T - level / 200) > 1e-5
@@ -254,7 +248,7 @@ def test_a_picture_has_a_png_and_one_slice(browser_page, url):
     )
     browser.until(browser_page, "document.getElementById('score').dataset.slice")
     assert not browser_page.locator("#slice").is_visible()
-    assert drawn(browser_page, "image").shape == (24, 40, 3)
+    assert browser.drawn(browser_page, "image").shape == (24, 40, 3)
     with browser_page.expect_download() as download:
         browser_page.click("#save-mask")
     assert download.value.suggested_filename == "photo_mask.png"
@@ -262,7 +256,7 @@ def test_a_picture_has_a_png_and_one_slice(browser_page, url):
     slide(browser_page, "opacity", 100)
     browser_page.wait_for_timeout(150)
     np.testing.assert_array_equal(
-        (drawn(browser_page, "mask") == (230, 159, 0)).all(axis=-1), mask == 255
+        (browser.drawn(browser_page, "mask") == (230, 159, 0)).all(axis=-1), mask == 255
     )
 
 
