@@ -12,7 +12,7 @@ WORKDIR  gets a workdir for each fold, WORKDIR/fold0 to fold<K-1>, and at the en
 K        number of folds, 2 or more
 
 Every flag goes to each run of biedsnet_jax.main. Where data.spacing or data.plane is "auto",
-all folds take what the first one chose, so that their models can predict together.
+all folds take what the first to start chose, so that their models can predict together.
 
 The same command goes on where it stopped: a fold with results.json is skipped, an unfinished
 one continues. A fold that fails does not stop the others; it is listed at the end.
@@ -40,13 +40,18 @@ for flag in ${flags[@]+"${flags[@]}"}; do
   esac
 done
 
-# Prints what the first fold chose where the config says "auto", as flags on one line.
+# Prints what the first fold that has started chose where the config says "auto", as flags on
+# one line. That may be a later one, where fold 0 failed before it chose.
 chosen_flags() {
-  [[ -s $out/fold0/config.json ]] || return 0
+  local started
+  for ((started = 0; started < folds; started++)); do
+    [[ ! -s $out/fold$started/config.json ]] || break
+  done
+  ((started < folds)) || return 0
   python -c 'import json, sys
 data = json.load(open(sys.argv[1]))["data"]
 names = [name for name in ("spacing", "plane") if data.get(name, "auto") != "auto"]
-print(*(f"--config.data.{name}={data[name]}" for name in names))' "$out/fold0/config.json"
+print(*(f"--config.data.{name}={data[name]}" for name in names))' "$out/fold$started/config.json"
 }
 
 # Does one fold, unless it was done before.
@@ -56,7 +61,8 @@ run() {
     refuse "$workdir is not one of $folds folds. Give another WORKDIR."
   fi
   done_before "$name" "$workdir" && return
-  (($1 == 0)) || read -ra chosen <<<"$(chosen_flags)"
+  # A fold that has started keeps its own choice.
+  [[ -s $workdir/config.json ]] || read -ra chosen <<<"$(chosen_flags)"
   train "$name" "$workdir" "--config=$config" "--workdir=$workdir" \
     "--config.split.folds=$folds" "--config.split.fold=$1" \
     ${chosen[@]+"${chosen[@]}"} ${flags[@]+"${flags[@]}"} || true
@@ -68,4 +74,6 @@ done
 
 workdirs=$(IFS=, && echo "${finished[*]-}")
 finish "$workdirs" "$out"
+# To be copied into a shell, which would cut an unquoted name at a space.
+[[ $workdirs != *[^[:alnum:],./_-]* ]] || printf -v workdirs %q "$workdirs"
 echo "all folds as one model: --mode=predict --workdir=$workdirs"

@@ -53,12 +53,16 @@ def load(
 def _shared_rules(every, workdirs) -> Postprocess:
     """The rules for masks that all models have; none, with a warning, where they differ."""
     rules = [one.postprocess.alone() for one in every]
-    if all(one == rules[0] for one in rules):
+    others = [
+        workdir for workdir, own in zip(workdirs, rules, strict=True) if own != rules[0]
+    ]
+    if not others:
         return rules[0]
-    processes.say(
-        f"warning: {workdirs[0]} and the others have different rules in {postprocess.NAME}, so "
-        "masks are not post-processed."
-    )
+    if processes.is_first():
+        processes.say(
+            f"warning: {others[0]} and {workdirs[0]} have different rules in "
+            f"{postprocess.NAME}, or one has none, so masks are not post-processed."
+        )
     return Postprocess()
 
 

@@ -86,7 +86,7 @@ class Made:
         if self.reading != READING:
             return "an earlier version read it"
         if self.weights != weights:
-            return "the model was trained further"
+            return "the model or its post-processing changed"
         return ""
 
     def damage(self, folder: Path, paths: Iterable[Path]) -> str:

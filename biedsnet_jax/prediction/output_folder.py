@@ -91,6 +91,7 @@ def plan(job: Job, model: Model) -> Plan:
         if model.members:
             of_model["members"] = [asdict(member) for member in model.members]
         files.write_json(folder / RECORD, {**job.settings, **of_model})
+        notes += _of_earlier_model(job, record)
         todo = _todo(job, summary, record)
         notes += _set_edited_aside(folder, job.where, record, todo)
     return Plan(todo, _count_gone(job.items, summary, record), notes)
@@ -282,6 +283,27 @@ def _todo(job, summary, record) -> dict[str, str]:
         if why:
             todo[item.name] = why
     return todo
+
+
+def _of_earlier_model(job, record) -> list[str]:
+    """Notes masks of an earlier state of the model whose scans are not in this run.
+
+    Those whose scans are gone, which cannot be made again, are counted by themselves.
+    """
+    found = {item.name for item in job.items}
+    earlier = [
+        name
+        for name, made in record.made.items()
+        if name not in found and made.weights != job.weights
+        if Path(made.inputs[0].path).exists()
+    ]
+    if not earlier:
+        return []
+    return [
+        f"{job.folder} keeps masks that were made before the model or its post-processing "
+        f"changed, of scans outside --input, such as {earlier[0]}: {len(earlier)} in all. "
+        "Give their scans too, which makes them again."
+    ]
 
 
 def _set_edited_aside(folder, where, record, todo) -> list[str]:

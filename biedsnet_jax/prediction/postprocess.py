@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
 
+from biedsnet_jax.config.rules import is_number
 from biedsnet_jax.errors import BadInput, reason, shown
 from biedsnet_jax.runtime import files, processes
 from biedsnet_jax.scoring import lesions
@@ -232,7 +233,7 @@ def _check_fields(fields, names):
 def _entries(fields, name, classes, most=math.inf) -> tuple[float, ...]:
     """The numbers from 0 to `most` of the classes; none of a rule that is not there."""
     values = _of_classes(fields, name, classes)
-    if not all(_is_number(value) and 0 <= value <= most for value in values):
+    if not all(_is_finite(value) and 0 <= value <= most for value in values):
         numbers = (
             "numbers from 0" if most == math.inf else f"numbers from 0 to {most:g}"
         )
@@ -258,22 +259,21 @@ def _number(fields, name) -> float | None:
     value = fields[name]
     if value is None:
         return None
-    if not _is_number(value):
+    if not _is_finite(value):
         raise _wrong(fields, name, "a number or null")
     return float(value)
 
 
 def _count(fields, name) -> int:
     value = fields[name]
-    if not _is_number(value) or value != int(value):
+    if not _is_finite(value) or value != int(value):
         raise _wrong(fields, name, "a whole number")
     return int(value)
 
 
-def _is_number(value) -> bool:
+def _is_finite(value) -> bool:
     """Whether a value is a finite number, such as a float holds."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) < _LARGEST
+    return is_number(value) and abs(value) < _LARGEST
 
 
 def _wrong(fields, name, expected) -> ValueError:

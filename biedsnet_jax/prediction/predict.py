@@ -259,6 +259,8 @@ def _segment(
                     bar.advance(one.item.depth)
                     continue
                 readable.append(one)
+                # The header was counted in axial slices, or a series by its files.
+                bar.expect(len(one.scan.slices) - one.item.depth)
                 for note in one.scan.notes:
                     bar.warn(f"warning: {note}")
             if not readable:

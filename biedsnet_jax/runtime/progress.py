@@ -50,6 +50,12 @@ class Progress:
         if due:
             self.shown = time.monotonic()
 
+    def expect(self, more: int) -> None:
+        """Changes the total by `more` units, which may be negative."""
+        self.total += more
+        if self.bar:
+            self.bar.resize(self.total)
+
     def note(self, text: str, values: Mapping[str, float] | None = None) -> None:
         """Prints a line that stays; `values` stand beside the bar from here on."""
         if self.bar and values:

@@ -43,6 +43,10 @@ class Bar:
         """Shows `done` units, and the numbers beside the bar."""
         self._progress.update(self._task, completed=done, numbers=numbers)
 
+    def resize(self, total: int) -> None:
+        """Changes how many units the whole bar stands for."""
+        self._progress.update(self._task, total=total)
+
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
         self._console.print(Text(text), soft_wrap=True)

@@ -6,6 +6,7 @@ A stand-in for `python` records what it was called with; one test trains at toy 
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from places import ROOT
 SCRIPT = ROOT / "launch" / "folds.sh"
 
 # It leaves config.json and results.json as training does. FAIL_<fold> is the exit code of a
-# fold that is to fail, SPACING what the first fold chooses.
+# fold that is to fail, SPACING what the first fold chooses, KILL a fold that
+# ends before it leaves anything.
 STAND_IN = f"""#!{sys.executable}
 import json, os, pathlib, sys
 if sys.argv[1] == "-c":
@@ -27,6 +29,8 @@ with open(os.environ["CALLS"], "a") as calls:
     calls.write(json.dumps(flags) + "\\n")
 if flags.get("--mode") == "report":
     sys.exit(int(os.environ.get("FAIL_report", 0)))
+if os.environ.get("KILL") == flags["--config.split.fold"]:
+    sys.exit(137)
 workdir = pathlib.Path(flags["--workdir"])
 workdir.mkdir(parents=True, exist_ok=True)
 split = {{"folds": int(flags["--config.split.folds"])}}
@@ -64,7 +68,9 @@ def test_each_fold_is_trained_in_a_workdir_of_its_own_then_all_are_reported(fold
         "--workdir": workdirs,
         "--output": "my runs/report.html",
     }
-    assert done.stdout.splitlines()[-1].endswith(f"--workdir={workdirs}")
+    # The advice can be copied into a shell.
+    advice = done.stdout.splitlines()[-1].partition(": ")[2]
+    assert shlex.split(advice) == ["--mode=predict", f"--workdir={workdirs}"]
 
 
 def test_what_the_first_fold_chose_holds_for_all(folds):
@@ -75,6 +81,17 @@ def test_what_the_first_fold_chose_holds_for_all(folds):
     # What was asked for comes after it, and wins.
     _, calls = folds("c.py", "other", "2", "--config.data.spacing=2", SPACING="0.8")
     assert calls[1]["--config.data.spacing"] == "2"
+
+
+def test_a_fold_that_died_before_it_chose_takes_the_choice_of_the_others(folds):
+    done, calls = folds("c.py", "out", "3", KILL="0", SPACING="0.8")
+    assert done.returncode == 3
+    assert "  fold 0: exit code 137" in done.stderr.splitlines()
+    assert "--config.data.spacing" not in calls[1]
+    assert calls[2]["--config.data.spacing"] == "0.8"
+    _, calls = folds("c.py", "out", "3")
+    assert calls[0]["--workdir"] == "out/fold0"
+    assert calls[0]["--config.data.spacing"] == "0.8"
 
 
 def test_the_same_command_goes_on_with_what_is_not_done(folds):

@@ -7,6 +7,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rules
 from PIL import Image
 from refusals import refused
 from untrained import image, toy, untrained
@@ -299,3 +300,20 @@ def test_a_folder_of_an_ensemble_is_not_one_of_its_members(runs, tmp_path, capsy
         lambda: predicted(both, *given, **{"sampler.mirror": "ud"}),
         "sampler.mirror was '' and is 'ud'",
     )
+
+
+@pytest.mark.parametrize("of_second", [None, (0.8,), (0.7,)])
+def test_rules_are_applied_where_all_models_have_the_same(tmp_path, capsys, of_second):
+    workdirs = two_runs(tmp_path, "direct")
+    config = run_config.load(workdirs[0])
+    rules.write(workdirs[0], config, thresholds=(0.7,))
+    if of_second:
+        # What they gave on the cases of a model is no part of the rules.
+        rules.write(workdirs[1], config, thresholds=of_second)
+    prediction = bj.load(workdirs)(image(1, 16, 16, 1))
+    err = capsys.readouterr().err
+    warned = "warning" in err and str(workdirs[1]) in err
+    same = of_second == (0.7,)
+    assert warned != same
+    threshold = 0.7 if same else config.threshold
+    np.testing.assert_array_equal(prediction.mask, prediction.probability > threshold)

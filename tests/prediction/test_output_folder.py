@@ -252,7 +252,7 @@ def test_a_model_that_was_trained_further_does_all_again(place):
     place.set_model(weights="w2", step=20)
     first = place.plan()
     assert first.todo == dict.fromkeys(
-        ("a", "b", "below/c", "s"), "the model was trained further"
+        ("a", "b", "below/c", "s"), "the model or its post-processing changed"
     )
     assert place.predict_json()["checkpoint_step"] == 20
     # The first plan was not carried out, and its scans are not forgotten.
@@ -260,9 +260,24 @@ def test_a_model_that_was_trained_further_does_all_again(place):
     assert place.run() == {}
 
 
+def test_masks_of_the_earlier_model_outside_the_input_are_named(place):
+    items = dict(place.items)
+    place.set_model(weights="w2")
+    place.items = {"a": items["a"]}
+    (place.source / "b.png").unlink()
+    (note,) = place.plan().notes
+    # The file of "b" is gone, so "below/c" and "s" are left.
+    assert str(place.out) in note and "2 in all" in note and "--input" in note
+    place.run()
+    assert len(place.plan().notes) == 1
+    place.items = {name: item for name, item in items.items() if name != "b"}
+    assert place.run().keys() == {"below/c", "s"}
+    assert place.plan().notes == []
+
+
 def test_a_model_retrained_to_the_same_step_does_all_again(place):
     place.set_model(weights="w2")
-    assert set(place.run().values()) == {"the model was trained further"}
+    assert set(place.run().values()) == {"the model or its post-processing changed"}
 
 
 def test_a_model_that_was_moved_is_the_same(place):

@@ -30,7 +30,7 @@ from nibabel.orientations import (
 from PIL import Image
 
 from biedsnet_jax import main
-from biedsnet_jax.config import build_model, run_config
+from biedsnet_jax.config import build_data, build_model, run_config
 from biedsnet_jax.data import walk
 from biedsnet_jax.data.formats import nifti
 from biedsnet_jax.prediction import predictor, read_ahead, scans
@@ -386,6 +386,17 @@ def test_what_changed_is_made_again_and_reported(predict, tmp_path):
     assert "3 of 3 scans done before" in err
 
 
+def test_progress_counts_the_slices_of_the_plane(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_data, "plane", lambda cfg: "sagittal")
+    (tmp_path / "in").mkdir()
+    voxels = np.random.default_rng(0).normal(size=(16, 14, 12)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "in" / "a.nii.gz")
+    code, _, err = predict()
+    assert code == 0, err
+    lines = [line for line in err.splitlines() if line.startswith("predict ")]
+    assert lines[-1].startswith("predict 16/16 ")
+
+
 def test_a_model_that_was_trained_further_gives_new_masks(predict, tmp_path):
     workdir = tmp_path / "run"
     save_scan(tmp_path / "in" / "a.nii.gz")
@@ -400,7 +411,9 @@ def test_a_model_that_was_trained_further_gives_new_masks(predict, tmp_path):
     code, out, err = predict(f"--workdir={workdir}")
     assert code == 0
     for text in (out, err):
-        assert "2 made again: 2 because the model was trained further" in text
+        assert (
+            "2 made again: 2 because the model or its post-processing changed" in text
+        )
     assert (tmp_path / "out" / "a_mask.nii.gz").read_bytes() != first
     assert not np.asarray(nib.load(tmp_path / "out" / "a_mask.nii.gz").dataobj).any()
     other = write_workdir(tmp_path / "other")

@@ -43,6 +43,19 @@ def test_a_line_where_asked_with_a_rate_that_leaves_out_the_compilation(
     ]
 
 
+def test_a_total_that_changes(monkeypatch, clock):
+    monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
+    bar = progress.Progress("predict", 36)
+    bar.advance(6)
+    bar.expect(12)
+    bar.expect(-30)
+    clock[0] = 4.0
+    bar.advance(12)
+    # The whole of 18 units has a line, though none is due.
+    (last,) = progress.sys.stderr.getvalue().splitlines()
+    assert last.startswith("predict 18/18 ")
+
+
 def test_a_bar_with_the_last_of_each_value_on_a_terminal(monkeypatch, clock):
     monkeypatch.setattr(progress.sys, "stderr", Terminal())
     monkeypatch.setenv("COLUMNS", "100")

@@ -3,6 +3,7 @@
 There the truth of such a class is not known, whatever its mask holds.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -46,5 +47,16 @@ class Unannotated(Around):
 
     def _missing(self, case: str) -> frozenset[int]:
         """Numbers of the classes that were not annotated in a case."""
-        found = [own for name, own in self.declared if splits.matching(name, {case})]
+        found = [classes for cases, classes in self._fitting if case in cases]
         return frozenset().union(*found)
+
+    @functools.cached_property
+    def _fitting(self) -> list[tuple[set[str], Sequence[int]]]:
+        """The cases that each name fits, and the classes that they lack.
+
+        A name is looked up among all cases: that of one is no pattern for others.
+        """
+        known = set(self.source.cases)
+        return [
+            (splits.matching(name, known), classes) for name, classes in self.declared
+        ]

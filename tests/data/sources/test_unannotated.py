@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from biedsnet_jax.data.sources.phantom import Phantom
-from biedsnet_jax.data.sources.source import Cached, Source
+from biedsnet_jax.data.sources.source import Around, Cached, Source
 from biedsnet_jax.data.sources.unannotated import Unannotated
 
 # phantom_000 to phantom_002, two slices each, of two classes.
@@ -58,3 +58,32 @@ def test_what_the_source_does_not_know_stays_unknown():
         known = [[1, 1], [0, 0], [1, 0]][i // 2]
         assert (example["known"] == known).all()
         assert not example["mask"][example["known"] == 0].any()
+
+
+class Named(Around):
+    """The made-up slices with other names of the cases."""
+
+    cases = ("b_[1]", "b_[1]", "b_1", "b_1", "b_2", "b_2")
+
+    def __getitem__(self, index):
+        return {**self.source[index], "case": self.cases[index]}
+
+    def scans(self, case):
+        """No test asks for whole scans of these."""
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        # The name of a case that exists, though as a pattern it fits "b_1" alone.
+        ("b_[1]", {"b_[1]"}),
+        ("b_[12]", {"b_1", "b_2"}),
+        ("b_*", {"b_[1]", "b_1", "b_2"}),
+    ],
+)
+def test_the_name_of_a_case_is_no_pattern_for_others(name, lacking):
+    source = Unannotated(Named(PHANTOM), ((name, (1,)),))
+    found = {
+        source[i]["case"] for i in range(6) if not source[i]["known"][..., 0].any()
+    }
+    assert found == lacking
