@@ -53,7 +53,7 @@ from benchmarks.beside_torch import timing
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.errors import BadInput, exit_code
-from biedsnet_jax.runtime import devices
+from biedsnet_jax.runtime import devices, memory
 
 try:
     import torch
@@ -85,6 +85,8 @@ LAYOUTS = ("channels_last", "contiguous")
 
 
 def main() -> int:
+    # As a training has it; PyTorch's program gets the same.
+    memory.keep_freed()
     arguments, cfg = _arguments()
     check_comparable(cfg)
     device = _device()
