@@ -422,7 +422,7 @@ def test_a_whole_day_on_a_cpu(tmp_path):
     if importlib.util.find_spec("torch") is None:
         assert beside["status"] == "missing"
     else:
-        assert beside["status"] == "failed" and "network=unet" in beside["error"]
+        assert beside["status"] == "failed" and "network is 'unet'" in beside["error"]
     assert kept["training"][0]["to_step"] == 4
     assert (out / "run" / "results.json").exists()
     assert "| bfloat16, 2 images | train step |" in done.stdout
