@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from biedsnet_jax import __version__, commands
 from biedsnet_jax.config import command_line, config_file
 from biedsnet_jax.errors import BadInput, Diverged, Preempted, shown
-from biedsnet_jax.runtime import console
+from biedsnet_jax.runtime import console, memory
 
 # The texts of flags stand in `commands`.
 _CONFIG = config_flags.DEFINE_config_file("config", None, commands.flag_help("config"))
@@ -133,6 +133,7 @@ def _help_fields():
 
 def _train(argv):
     began = time.monotonic()
+    memory.keep_freed()
     from biedsnet_jax.training import train
 
     _print_scores(train.train(_start(), _WORKDIR.value), _WORKDIR.value, began)
@@ -140,6 +141,7 @@ def _train(argv):
 
 def _distill(argv):
     began = time.monotonic()
+    memory.keep_freed()
     from biedsnet_jax.training import distill
 
     student = _OUTPUT.value
@@ -180,6 +182,7 @@ def _export(argv):
 
 
 def _benchmark(argv):
+    memory.keep_freed()
     from biedsnet_jax.benchmarking import benchmark
 
     benchmark.run(

@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     """The full-size BIEDSNet of the paper at 256x256, without a data source."""
     c = ConfigDict()
     # Seed of all random numbers. The same config, seed and kind of device give the same
-    # bits.
+    # bits; on a GPU with a flag of XLA (docs/train.md).
     c.seed = 0
     # Name of this run in tables; "" takes the network's name.
     c.row = ""

@@ -28,6 +28,7 @@ from biedsnet_jax.runtime import devices
 # A command that holds the text on the left is not run.
 NOT_RUN = {
     "pip install": "it would change what the tests run in",
+    "pip download": "it fetches gigabytes",
     "apt-get install": "it needs root",
     "python -m pytest": "it runs this test",
     "tensorboard --logdir": "it serves until it is stopped",

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks.beside_torch.method import Predictor, Trainer, sampler_rows
+from benchmarks.beside_torch.method import Predictor, Setting, Trainer, sampler_rows
 from biedsnet_jax.config import build_data, build_model
 from biedsnet_jax.segmenters import segmenter
 
@@ -77,14 +77,12 @@ def noise_batch(cfg, images: int) -> dict[str, np.ndarray]:
     return {"image": image, "mask": mask.astype(np.float32)}
 
 
-def to_torch(x, device: torch.device) -> torch.Tensor:
-    """A "b h w c" array as a "b c h w" tensor in channels_last memory."""
-    x = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2))
-    return x.to(device, memory_format=torch.channels_last)
-
-
 def differences(
-    cfg, variables: dict, network: torch.nn.Module, device: torch.device
+    cfg,
+    variables: dict,
+    network: torch.nn.Module,
+    device: torch.device,
+    setting: Setting,
 ) -> dict[str, float]:
     """Differences between the two networks in float32, on two images.
 
@@ -96,8 +94,8 @@ def differences(
     cfg.dtype = "float32"
     model = build_model.build(cfg)
     batch = noise_batch(cfg, 2)
-    predictor = Predictor(network, cfg, device)
-    trainer = Trainer(network, cfg, device)
+    predictor = Predictor(network, cfg, device, setting)
+    trainer = Trainer(network, cfg, device, setting)
     logits = _logits(model, predictor, variables, batch)
     found = {"logits": logits, **_loss(model, trainer, variables, batch)}
     plan = sampler_rows(cfg)
@@ -120,9 +118,12 @@ def _logits(model, predictor, variables, batch):
         return model.network.apply(variables, x_t, batch["image"], t, train=False)
 
     logits, out = apply(variables)
-    inputs = [to_torch(x, predictor.device) for x in (x_t, batch["image"])]
-    with torch.inference_mode():
-        heads = predictor.network(*inputs, torch.tensor(t).to(predictor.device))
+    device = predictor.device
+    noisy, image = (
+        predictor.setting.to_torch(x, device) for x in (x_t, batch["image"])
+    )
+    features = predictor.encode(image)
+    heads = predictor.denoise(features, noisy, image, torch.tensor(t).to(device))
     ours = [logits, *out["supervision"]]
     return max(_difference(*pair) for pair in zip(heads, ours, strict=True))
 
@@ -142,7 +143,8 @@ def _loss(model, trainer, variables, batch):
     t = jax.random.randint(key_t, (len(mask),), 0, model.schedule.timesteps)
     noise = jax.random.normal(key_noise, mask.shape)
     image, mask, noise = (
-        to_torch(x, trainer.device) for x in (batch["image"], mask, noise)
+        trainer.setting.to_torch(x, trainer.device)
+        for x in (batch["image"], mask, noise)
     )
     t = torch.tensor(np.array(t, np.int64)).to(trainer.device)
     loss = trainer.loss(image, mask, t, noise)
@@ -170,13 +172,14 @@ def _prediction(model, predictor, variables, image, plan):
 
     ours = predict(variables)
     # Both programs start from our draws of x_T.
-    noise = [
-        to_torch(
-            segmenter.draw(model.network, image, keys, number)[0], predictor.device
-        )
+    drawn = [
+        segmenter.draw(model.network, image, keys, number)[0]
         for number in range(samples)
     ]
-    theirs = predictor.predict(to_torch(image, predictor.device), noise, plan)
+    seen, *noise = (
+        predictor.setting.to_torch(x, predictor.device) for x in (image, *drawn)
+    )
+    theirs = predictor.predict(seen, noise, plan)
     return _difference(theirs, ours)
 
 

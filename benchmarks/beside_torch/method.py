@@ -1,13 +1,14 @@
 """Training and sampling in plain PyTorch: the joint loss, AdamW with EMA, samplers.
 
-It does what `mask_diffusion.Diffusion` and `train_step` do. On a GPU the network's
-passes go through torch.compile, and autocast to bfloat16 where asked; on a CPU neither.
+It does what `mask_diffusion.Diffusion` and `train_step` do. On a GPU the network's passes
+go through autocast to bfloat16 where asked; on a CPU they do not.
 """
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,18 +17,54 @@ from biedsnet_jax.config import build_model
 from biedsnet_jax.diffusion import process, sampler
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How PyTorch runs a program, of which the fastest way is not known beforehand."""
+
+    # Where maps lie in memory: "channels_last" or "contiguous".
+    layout: str
+    # Whether the network's passes go through torch.compile.
+    compiled: bool
+    # CPU threads of an operation.
+    threads: int
+
+    def __str__(self) -> str:
+        how = "compiled" if self.compiled else "eager"
+        return f"{self.layout}, {how}, threads={self.threads}"
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """PyTorch's name of the layout."""
+        if self.layout == "channels_last":
+            return torch.channels_last
+        return torch.contiguous_format
+
+    def place(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """A copy of a network on a device, so that `network` stays as it was loaded."""
+        return copy.deepcopy(network).to(device, memory_format=self.memory_format)
+
+    def prepare(self, function: Callable) -> Callable:
+        """The function as it is, or compiled at its first call."""
+        return torch.compile(function, dynamic=False) if self.compiled else function
+
+    def to_torch(self, x: np.ndarray, device: torch.device) -> Tensor:
+        """A "b h w c" array as a "b c h w" tensor of this layout."""
+        x = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2))
+        return x.to(device, memory_format=self.memory_format)
+
+
 class Predictor:
     """Samples masks with a trained network."""
 
-    def __init__(self, network: nn.Module, cfg, device: torch.device):
-        # A copy, so that `network` itself stays as it was loaded.
-        self.network = _place(copy.deepcopy(network), device).eval()
+    def __init__(self, network: nn.Module, cfg, device: torch.device, setting: Setting):
+        self.network = setting.place(network, device).eval()
         self.device = device
+        self.setting = setting
         self.autocast = _autocast(cfg, device)
         self.mask_range = cfg.diffusion.mask_range
         self.mask_scale = cfg.diffusion.mask_scale
-        self._encode = _compiled(self.network.encode, device)
-        self._denoise = _compiled(self.network.denoise, device)
+        self._encode = setting.prepare(self.network.encode)
+        self._denoise = setting.prepare(self.network.denoise)
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -38,10 +75,10 @@ class Predictor:
     @torch.inference_mode()
     def denoise(
         self, features: list[Tensor], x_t: Tensor, image: Tensor, t: Tensor
-    ) -> Tensor:
-        """Logits of the final head."""
+    ) -> list[Tensor]:
+        """Logits of the final head, then of the side heads."""
         with self.autocast:
-            return self._denoise(features, x_t, image, t)[0]
+            return self._denoise(features, x_t, image, t)
 
     @torch.inference_mode()
     def sample(
@@ -56,7 +93,8 @@ class Predictor:
         for t, a, b, c, sigma in plan:
             times = torch.full((len(x_t),), t, device=self.device)
             encoded = self.encode(image) if features is None else features
-            probability = torch.sigmoid(self.denoise(encoded, x_t, image, times))
+            logits = self.denoise(encoded, x_t, image, times)[0]
+            probability = torch.sigmoid(logits)
             x_0_prev = x_0
             x_0 = process.encode_mask(
                 probability, mask_range=self.mask_range, mask_scale=self.mask_scale
@@ -80,11 +118,11 @@ class Predictor:
 class Trainer:
     """Trains a network, with AdamW and an EMA of its weights."""
 
-    def __init__(self, network: nn.Module, cfg, device: torch.device):
-        # A copy, so that training leaves `network` as it was loaded.
-        self.network = _place(copy.deepcopy(network), device).train()
+    def __init__(self, network: nn.Module, cfg, device: torch.device, setting: Setting):
+        self.network = setting.place(network, device).train()
         self.cfg = cfg
         self.device = device
+        self.setting = setting
         self.autocast = _autocast(cfg, device)
         self.parameters = list(self.network.parameters())
         self.ema = [p.detach().clone() for p in self.parameters]
@@ -99,7 +137,7 @@ class Trainer:
         self.alpha = torch.tensor(alpha_bar**0.5, dtype=torch.float32, device=device)
         sigma = (1.0 - alpha_bar) ** 0.5
         self.sigma = torch.tensor(sigma, dtype=torch.float32, device=device)
-        self._forward = _compiled(self.network.forward, device)
+        self._forward = setting.prepare(self.network.forward)
 
     def loss(self, image: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Weighted joint loss of all heads at x_t."""
@@ -159,14 +197,6 @@ def joint(logits: Tensor, y: Tensor, fields) -> Tensor:
     smooth = F.smooth_l1_loss(p, y, beta=fields.smooth_l1_beta)
     bce = F.binary_cross_entropy_with_logits(logits, y)
     return smooth + fields.dice_weight * dice.mean() + fields.bce_weight * bce
-
-
-def _place(network, device):
-    return network.to(device, memory_format=torch.channels_last)
-
-
-def _compiled(function, device):
-    return torch.compile(function, dynamic=False) if device.type == "cuda" else function
 
 
 def _autocast(cfg, device):

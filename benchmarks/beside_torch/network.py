@@ -1,8 +1,11 @@
 """BIEDSNet in plain PyTorch, so that the Flax network's weights load by name.
 
 It is our own code, written from the paper's equations as the Flax network was, with the
-names of `biedsnet_jax.networks`. Maps are "b c h w" in channels_last memory. Norms and
-pooled differences are float32 under autocast, as they are in ours.
+names of `biedsnet_jax.networks`. Maps are "b c h w". Norms and pooled differences are
+float32 under autocast, as they are in ours.
+
+It has every field of `config.networks.biedsnet`. Only `fold` makes no difference here: it
+is another order of the same sums, for TPUs.
 """
 
 import math
@@ -11,33 +14,14 @@ import torch
 import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import Tensor, nn
-
-from biedsnet_jax.errors import BadInput
-
-# The other fields may have any value.
-SUPPORTED = {
-    "bffm": True,
-    "attention": "parallel",
-    "norm": "group",
-    "groups": 16,
-    "condition_joins": "after",
-}
+from torch.utils.checkpoint import checkpoint
 
 
 class BIEDSNet(nn.Module):
-    """The network of `config.networks.biedsnet`, given as `fields`.
-
-    Raises BadInput for a field that PyTorch's network does not have.
-    """
+    """The network of `config.networks.biedsnet`, given as `fields`."""
 
     def __init__(self, *, image_channels: int, classes: int, fields: ConfigDict):
         super().__init__()
-        for name, value in SUPPORTED.items():
-            if fields[name] != value:
-                raise BadInput(
-                    f"config.networks.biedsnet.{name} is {fields[name]!r}, which the "
-                    f"PyTorch network does not have. Use {value!r}."
-                )
         self.condition = ConditionEncoder(image_channels, fields)
         self.denoiser = Denoiser(image_channels, classes, fields)
 
@@ -86,6 +70,9 @@ class BFFM(nn.Module):
         self.norm_1 = nn.BatchNorm2d(width)
         self.conv_2 = conv(width, width)
         self.norm_2 = nn.BatchNorm2d(width)
+        self.edges = fields.bffm
+        if not self.edges:
+            return
         squeezed = max(1, 4 * width // fields.reduction)
         self.squeeze = conv(4 * width, squeezed, 1, bias=True)
         self.excite = conv(squeezed, 4 * width, 1, bias=True)
@@ -102,6 +89,8 @@ class BFFM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm_1(self.conv_1(x)))
         x = F.relu(self.norm_2(self.conv_2(x)))
+        if not self.edges:
+            return x
         boundaries = [self._boundary(x, window) for window in (3, 5, 7)]
         x = torch.cat([x, *boundaries], dim=1)
         pooled = x.mean((2, 3), keepdim=True)
@@ -127,7 +116,7 @@ class BFFM(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """The U of ADRBs; condition feature i joins level i after its blocks."""
+    """The U of ADRBs; condition feature i joins encoder i before or after its blocks."""
 
     def __init__(self, image_channels: int, classes: int, fields: ConfigDict):
         super().__init__()
@@ -135,20 +124,26 @@ class Denoiser(nn.Module):
         self.depth = len(channels)
         self.blocks_per_level = fields.blocks_per_level
         self.second_skip = fields.second_skip
+        self.joins_before = fields.condition_joins == "before"
+        self.remat = fields.remat
         self.time = TimeEmbedding(channels[0])
         c_in = channels[0] // 2
         # Image and noisy mask enter side by side.
         self.stem = conv(image_channels + classes, c_in, bias=True)
         for level, width in enumerate(channels, start=1):
+            # The deepest level has no condition feature.
+            if self.joins_before and level < self.depth:
+                c_in += width
             self._add_level(f"encoder_{level}", c_in, width, width, fields)
-            # The next level also reads this one's condition feature.
-            c_in = 2 * width
+            # A feature that joins behind the blocks is read by the next level.
+            c_in = width if self.joins_before else 2 * width
         for level in range(len(channels) - 1, 0, -1):
             width = channels[level - 1]
-            self.add_module(f"up_{level}", CGR(channels[level], width))
+            self.add_module(f"up_{level}", CGR(channels[level], width, fields))
+            # The level below and the skip, which may hold a condition feature.
+            first = 2 * width if self.joins_before else 3 * width
             second = 2 * width if fields.second_skip else width
-            # The level below, the skip and its condition feature stand side by side.
-            self._add_level(f"decoder_{level}", 3 * width, second, width, fields)
+            self._add_level(f"decoder_{level}", first, second, width, fields)
             if level == 1 or fields.supervision:
                 self.add_module(f"head_{level}", conv(width, classes, 1, bias=True))
 
@@ -160,8 +155,8 @@ class Denoiser(nn.Module):
         inputs = [first, second, *[width] * fields.blocks_per_level]
         for i in range(fields.blocks_per_level):
             self.add_module(f"{name}_block_{i + 1}", ADRB(inputs[i], width, fields))
-        if fields.attention_per == "level":
-            self.add_module(f"{name}_attention", Attention(width))
+        if fields.attention_per == "level" and fields.attention != "none":
+            self.add_module(f"{name}_attention", Attention(width, fields.attention))
 
     def forward(
         self, features: list[Tensor], x_t: Tensor, image: Tensor, t: Tensor
@@ -173,9 +168,13 @@ class Denoiser(nn.Module):
         for level in range(1, self.depth + 1):
             if level > 1:
                 h = F.max_pool2d(h, 2)
-            h, second = self._level(f"encoder_{level}", h, emb)
-            if level < self.depth:
+            has_feature = level < self.depth
+            if has_feature and self.joins_before:
                 h = torch.cat([h, features[level - 1]], dim=1)
+            h, second = self._level(f"encoder_{level}", h, emb)
+            if has_feature and not self.joins_before:
+                h = torch.cat([h, features[level - 1]], dim=1)
+            if has_feature:
                 skips.append((h, second if self.second_skip else None))
         for level in range(self.depth - 1, 0, -1):
             skip, second = skips[level - 1]
@@ -195,7 +194,11 @@ class Denoiser(nn.Module):
         for i in range(1, self.blocks_per_level + 1):
             if i == 2 and second is not None:
                 h = torch.cat([h, second], dim=1)
-            h = getattr(self, f"{name}_block_{i}")(h, emb)
+            block = getattr(self, f"{name}_block_{i}")
+            if self.remat and self.training:
+                h = checkpoint(block, h, emb, use_reentrant=False)
+            else:
+                h = block(h, emb)
             if i <= 2:
                 after_second = h
         if attention := getattr(self, f"{name}_attention", None):
@@ -209,13 +212,15 @@ class ADRB(nn.Module):
     def __init__(self, c_in: int, width: int, fields: ConfigDict):
         super().__init__()
         self.linear = nn.Linear(4 * fields.channels[0], width)
-        self.cgr_1 = CGR(c_in, width)
-        self.cgr_2 = CGR(width, width)
+        self.cgr_1 = CGR(c_in, width, fields)
+        self.cgr_2 = CGR(width, width, fields)
         if fields.residual == "cgr":
-            self.cgr_skip = CGR(c_in, width)
+            self.cgr_skip = CGR(c_in, width, fields)
         elif c_in != width:
             self.conv_skip = conv(c_in, width, bias=True)
-        self.attention = Attention(width) if fields.attention_per == "block" else None
+        self.attention = None
+        if fields.attention_per == "block" and fields.attention != "none":
+            self.attention = Attention(width, fields.attention)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         shift = self.linear(emb)[:, :, None, None]
@@ -228,12 +233,16 @@ class ADRB(nn.Module):
 
 
 class CGR(nn.Module):
-    """3x3 convolution, group norm, ReLU."""
+    """3x3 convolution, group or batch norm, ReLU."""
 
-    def __init__(self, c_in: int, width: int):
+    def __init__(self, c_in: int, width: int, fields: ConfigDict):
         super().__init__()
         self.conv = conv(c_in, width)
-        self.norm = nn.GroupNorm(math.gcd(16, width), width)
+        if fields.norm == "batch":
+            self.norm = nn.BatchNorm2d(width)
+        else:
+            # Narrow levels have widths that the number of groups does not divide.
+            self.norm = nn.GroupNorm(math.gcd(fields.groups, width), width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -242,10 +251,15 @@ class CGR(nn.Module):
 
 
 class Attention(nn.Module):
-    """Channel attention (mean and maximum through one MLP) plus spatial attention."""
+    """Channel attention (mean and maximum through one MLP) and spatial attention.
 
-    def __init__(self, width: int):
+    In order "parallel" both weigh x, and are added; in "sequential" the spatial one is
+    computed from what the channel weights leave.
+    """
+
+    def __init__(self, width: int, order: str):
         super().__init__()
+        self.order = order
         squeezed = max(1, width // 16)
         self.squeeze = nn.Linear(width, squeezed)
         self.excite = nn.Linear(squeezed, width)
@@ -255,7 +269,13 @@ class Attention(nn.Module):
         mean = self._mlp(x.mean((2, 3)))
         largest = self._mlp(x.amax((2, 3)))
         channel = torch.sigmoid(mean + largest)[:, :, None, None]
-        return x * (channel + torch.sigmoid(self.spatial(x)))
+        if self.order == "parallel":
+            return x * (channel + self._spatial(x))
+        x = x * channel
+        return x * self._spatial(x)
+
+    def _spatial(self, x):
+        return torch.sigmoid(self.spatial(x))
 
     def _mlp(self, pooled):
         return self.excite(F.relu(self.squeeze(pooled)))

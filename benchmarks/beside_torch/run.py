@@ -1,19 +1,25 @@
 """Compares BIEDSNet here and in plain PyTorch: same weights, same device.
 
-    python benchmarks/beside_torch/run.py --config=configs/covid.py:cpu [--repeats=10] [--batch=8]
-        [--samples=5] [--lineage-steps=10] [--tf32] [--output=FILE.json]
-        [--config.dtype=bfloat16 ...]
+    python benchmarks/beside_torch/run.py --config=configs/covid.py:cpu [--repeats=10]
+        [--batch=8] [--samples=5] [--lineage-steps=10] [--output=FILE.json]
+        [--layouts=channels_last,contiguous] [--compile=off,on] [--threads=N,N]
+        [--trials=3] [--tf32] [--config.dtype=bfloat16 ...]
 
-It needs PyTorch, which nothing else here does: `pip install torch`. On a CPU it runs in
-channels_last; on a GPU (with jax[cuda12] and a CUDA build of torch) also through
-torch.compile, and in autocast where dtype is bfloat16.
+It needs PyTorch, which nothing else here does: `pip install torch`. PyTorch runs in every
+combination of `--layouts`, `--compile` (torch.compile, which on a CPU needs a C++ compiler)
+and `--threads`. On a GPU (with jax[cuda12] and a CUDA build of torch) it runs in autocast
+where dtype is bfloat16.
 
-First, in float32, both are compared. The exit code is 1 if the logits of any head or
-the training loss differ by more than 1e-4 of the largest value, or the gradient (by
-norm) or a prediction by more than 3e-2: through ReLUs, and step after step, float32's
-rounding grows to 1e-2 in a correct program. Then they are timed in turns, each after
-two untimed calls. Do nothing else on the machine: PyTorch's threads wait for one
-another, so other work slows them out of proportion.
+First, in float32, both are compared, in each layout, compiled and not. If the logits of
+any head or the training loss differ by more than 1e-4 of the largest value, or the
+gradient (by norm) or a prediction by more than 3e-2, nothing is timed and the exit code
+is 1. Through ReLUs, and step after step, float32's rounding grows to 1e-2 in a correct
+program.
+
+Then both are timed in turns, each after two untimed calls. `--trials` calls of each
+setting choose PyTorch's fastest one first, for each row by itself. Do nothing else on the
+machine: PyTorch's threads wait for one another, so other work slows them out of
+proportion.
 
 - training step: joint loss with side heads, clipped gradient, AdamW, EMA, on `--batch` images;
 - denoising step: the network behind its encoder, one image;
@@ -26,13 +32,12 @@ Images are noise and weights random. Our training step also skips non-finite upd
 PyTorch's does not.
 """
 
+import itertools
 import json
 import os
 import platform
-import statistics
+import shutil
 import sys
-import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -41,17 +46,14 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from benchmarks import scripts
-from biedsnet_jax.checkpoints import train_state
+from benchmarks.beside_torch import timing
 from biedsnet_jax.config import build_data, build_model
-from biedsnet_jax.config.build_optimizer import make_optimizer
+from biedsnet_jax.config.fields import get_field
 from biedsnet_jax.errors import BadInput, exit_code
-from biedsnet_jax.runtime import devices
-from biedsnet_jax.training import train_step
+from biedsnet_jax.runtime import devices, memory
 
 try:
     import torch
@@ -61,24 +63,34 @@ try:
         load_variables,
         noise_batch,
         random_variables,
-        to_torch,
     )
-    from benchmarks.beside_torch.method import Predictor, Trainer, sampler_rows
+    from benchmarks.beside_torch.method import Setting
     from benchmarks.beside_torch.network import BIEDSNet
+    from benchmarks.beside_torch.programs import Ours, PyTorch
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
     torch = None
 
 LIMITS = {"logits": 1e-4, "loss": 1e-4, "gradient": 3e-2, "prediction": 3e-2}
-UNTIMED = 2
-
-Call = Callable[[], object]
+# What PyTorch's program has alone of these fields. It has every field of the network.
+ONLY = {
+    "network": "biedsnet",
+    "loss.name": "joint",
+    "diffusion.self_condition": False,
+    "sampler.mirror": "",
+    "train.accumulate": 1,
+}
+LAYOUTS = ("channels_last", "contiguous")
 
 
 def main() -> int:
+    # As a training has it; PyTorch's program gets the same.
+    memory.keep_freed()
     arguments, cfg = _arguments()
-    device = _device(cfg)
+    check_comparable(cfg)
+    device = _device()
+    settings = _settings(arguments)
     devices.enable_compile_cache(cfg.compile_cache)
     network = BIEDSNet(
         image_channels=build_data.image_shape(cfg)[2],
@@ -93,256 +105,149 @@ def main() -> int:
         "dtype": cfg.dtype,
         "parameters": sum(p.numel() for p in network.parameters()),
         **_machine(device),
+        "limits": LIMITS,
     }
+    _show(report)
     # TF32's rounding would hide a mistake.
     _set_precision(device, tf32=False)
-    report["differences"] = differences(cfg, variables, network, device)
-    report["tf32"] = _set_precision(device, tf32=arguments.tf32)
-    for name, value in report.items():
-        print(f"{name}: {_text(value)}", flush=True)
-    report["rows"] = measure(cfg, variables, network, device, arguments)
-    print(_table(report["rows"]))
+    report["differences"] = {
+        str(setting): differences(cfg, variables, network, device, setting)
+        for setting in _programs(settings)
+    }
+    _show(report["differences"])
+    unequal = _unequal(report["differences"])
+    if not unequal:
+        report["tf32"] = _set_precision(device, tf32=arguments.tf32)
+        ours = Ours(cfg, variables)
+        theirs = [PyTorch(cfg, network, device, setting) for setting in settings]
+        report["rows"] = measure(ours, theirs, arguments)
+        print(timing.table(report["rows"]))
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n")
-    unequal = [
-        name
-        for name, difference in report["differences"].items()
-        if not difference <= LIMITS[name]
-    ]
-    if unequal:
-        print(f"NOT equal: {', '.join(unequal)}")
-        return 1
-    print("equal")
-    return 0
+    print(f"NOT equal, so not timed: {', '.join(unequal)}" if unequal else "equal")
+    return 1 if unequal else 0
 
 
-def measure(cfg, variables, network, device, arguments) -> list[dict]:
-    """Times both programs, a row for each thing; seconds are listed call by call."""
+def check_comparable(cfg) -> None:
+    """Raises BadInput where PyTorch's program does not have a config's method."""
+    for name, value in ONLY.items():
+        if get_field(cfg, name) != value:
+            raise BadInput(
+                f"{name} is {get_field(cfg, name)!r}, which the PyTorch program does not "
+                f"have. Use {value!r}."
+            )
+    if not build_model.draws_samples(cfg):
+        raise BadInput(
+            f"method is {cfg.method!r}, which the PyTorch program does not have. Use 'auto'."
+        )
+
+
+def measure(ours: "Ours", theirs: "list[PyTorch]", arguments) -> list[dict]:
+    """Times both programs, a row for each thing."""
+    cfg = ours.cfg
     batch = noise_batch(cfg, arguments.batch or cfg.train.batch_size)
-    images = len(batch["image"])
     image = noise_batch(cfg, 1)["image"]
     samples = arguments.samples
-    repeats = arguments.repeats
-    ours = Ours(cfg, variables)
-    theirs = PyTorch(cfg, network, device)
-    timesteps = cfg.diffusion.timesteps
+    trained = timing.compare(
+        f"training step, {len(batch['image'])} images",
+        ours.training_step(batch),
+        {str(each.setting): each.training_step(batch) for each in theirs},
+        trials=arguments.trials,
+        repeats=arguments.repeats,
+    )
+    denoised = timing.compare(
+        "denoising step",
+        ours.denoising_step(image),
+        {str(each.setting): each.denoising_step(image) for each in theirs},
+        trials=arguments.trials,
+        repeats=arguments.repeats,
+    )
+    predicted = timing.compare(
+        f"prediction, {samples} x {cfg.sampler.steps} {cfg.sampler.method}",
+        ours.prediction(image, samples),
+        {str(each.setting): each.prediction(image, samples) for each in theirs},
+        trials=arguments.trials,
+        repeats=arguments.repeats,
+    )
+    fastest = predicted["torch_setting"]
+    program = next(each for each in theirs if str(each.setting) == fastest)
+    lineage = _lineage(program, image, predicted["ours"], arguments)
+    return [trained, denoised, predicted, lineage]
+
+
+def _lineage(theirs, image, ours, arguments):
+    """The row of the reference implementation's prediction beside ours."""
+    samples = arguments.samples
+    timesteps = theirs.cfg.diffusion.timesteps
     steps = min(arguments.lineage_steps, timesteps)
     # DDPM's T steps take minutes, and each takes the same time.
     if steps:
-        lineage = theirs.lineage(image, 1, steps)
+        call = theirs.lineage(image, 1, steps)
         scale = samples * timesteps / steps
         how = f"extrapolated from {steps} steps"
     else:
-        lineage = theirs.lineage(image, samples)
+        call = theirs.lineage(image, samples)
         scale = 1
         how = "all run"
-    step = in_turns(repeats, ours.training_step(batch), theirs.training_step(batch))
-    denoise = in_turns(
-        repeats, ours.denoising_step(image), theirs.denoising_step(image)
+    (seconds,) = timing.in_turns(arguments.repeats, call)
+    return timing.row(
+        f"lineage's, {samples} x {timesteps}, {how}",
+        ours,
+        timing.summary([scale * s for s in seconds]),
+        setting=str(theirs.setting),
     )
-    *predict, chain = in_turns(
-        repeats,
-        ours.prediction(image, samples),
-        theirs.prediction(image, samples),
-        lineage,
-    )
-    sampling = f"{samples} x {cfg.sampler.steps} {cfg.sampler.method}"
-    chain = [scale * t for t in chain]
-    return [
-        _row(f"training step, {images} images", *step),
-        _row("denoising step", *denoise),
-        _row(f"prediction, {sampling}", *predict),
-        _row(f"lineage's, {samples} x {timesteps}, {how}", predict[0], chain),
-    ]
 
 
-def in_turns(repeats: int, *calls: Call) -> list[list[float]]:
-    """Seconds of each call, `repeats` times, after `UNTIMED` calls of each.
+def _settings(arguments) -> "list[Setting]":
+    """Every combination of the three flags.
 
-    The order turns around from one turn to the next, so that none always goes first.
+    Raises BadInput where torch.compile lacks what it compiles with.
     """
-    times = [[] for _ in calls]
-    order = list(zip(calls, times))
-    for turn in range(-UNTIMED, repeats):
-        order.reverse()
-        for call, seconds in order:
-            start = time.perf_counter()
-            call()
-            if turn >= 0:
-                seconds.append(time.perf_counter() - start)
-    return times
-
-
-class Ours:
-    """Our program, as calls that return when the work is done."""
-
-    def __init__(self, cfg, variables: dict):
-        self.cfg = cfg
-        self.variables = jax.device_put(variables)
-        self.model = build_model.build(cfg)
-
-    def training_step(self, batch: dict) -> Call:
-        """A call that trains on `batch`."""
-        optimizer, _ = make_optimizer(self.cfg.train)
-        mesh = devices.make_mesh(jax.devices()[:1])
-        update = train_step.Update(self.model, optimizer, ema_decay=self.cfg.train.ema)
-        step = train_step.make_train_step(update, mesh)
-        # The step donates its state, so it gets a copy of the variables.
-        state = train_state.create(jax.tree.map(jnp.copy, self.variables), optimizer)
-        state = jax.device_put(state, devices.replicated(mesh))
-        # The batch is on the device before the clock starts, as PyTorch's is.
-        batch = devices.put_batch(batch, mesh)
-        key = jax.random.key(0)
-
-        def call():
-            nonlocal state
-            state, metrics = jax.block_until_ready(step(state, batch, key))
-            return metrics
-
-        return call
-
-    def denoising_step(self, image: np.ndarray) -> Call:
-        """A call that denoises an image whose features are there."""
-        network = self.model.network
-        image = jax.device_put(image)
-
-        @jax.jit
-        def encode(variables, image):
-            return network.apply(variables, image, train=False, method=network.encode)
-
-        @jax.jit
-        def step(variables, *inputs):
-            method = network.denoise
-            return network.apply(variables, *inputs, train=False, method=method)[0]
-
-        # The encoder runs once an image, so it is not part of the step.
-        features = encode(self.variables, image)
-        shape = (*image.shape[:3], self.cfg.data.classes)
-        x_t = jax.random.normal(jax.random.key(0), shape)
-        t = jnp.full(1, self.cfg.diffusion.timesteps // 2)
-        return lambda: jax.block_until_ready(
-            step(self.variables, features, x_t, image, t)
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    has_compiler = any(map(shutil.which, compilers))
+    if "on" in arguments.compile and not (has_compiler or torch.cuda.is_available()):
+        raise BadInput(
+            "--compile has on, but torch.compile finds no C++ compiler. Install g++, or "
+            "give --compile=off."
         )
-
-    def prediction(self, image: np.ndarray, samples: int) -> Call:
-        """A call that predicts the mean of `samples` samples."""
-        keys = jax.random.split(jax.random.key(0), 1)
-        image = jax.device_put(image)
-
-        @jax.jit
-        def predict(variables, image, keys):
-            return self.model.predict(variables, image, keys, ensemble=samples).mean(0)
-
-        return lambda: jax.block_until_ready(predict(self.variables, image, keys))
+    threads = arguments.threads or [torch.get_num_threads()]
+    combined = itertools.product(arguments.layouts, arguments.compile, threads)
+    return [Setting(layout, how == "on", count) for layout, how, count in combined]
 
 
-class PyTorch:
-    """PyTorch's program, as the same calls."""
-
-    def __init__(self, cfg, network, device):
-        self.cfg = cfg
-        self.network = network
-        self.device = device
-        self.predictor = Predictor(network, cfg, device)
-
-    def training_step(self, batch: dict) -> Call:
-        """A call that trains on `batch`."""
-        trainer = Trainer(self.network, self.cfg, self.device)
-        image = to_torch(batch["image"], self.device)
-        mask = to_torch(batch["mask"], self.device)
-        return self._done(lambda: trainer.update(image, mask))
-
-    def denoising_step(self, image: np.ndarray) -> Call:
-        """A call that denoises an image whose features are there."""
-        image = to_torch(image, self.device)
-        features = self.predictor.encode(image)
-        x_t = self._noise(image)
-        t = torch.full((1,), self.cfg.diffusion.timesteps // 2, device=self.device)
-        return self._done(lambda: self.predictor.denoise(features, x_t, image, t))
-
-    def prediction(self, image: np.ndarray, samples: int) -> Call:
-        """A call that predicts the mean of `samples` samples."""
-        image = to_torch(image, self.device)
-        plan = sampler_rows(self.cfg)
-
-        def predict():
-            noise = [self._noise(image) for _ in range(samples)]
-            return self.predictor.predict(image, noise, plan)
-
-        return self._done(predict)
-
-    def lineage(
-        self, image: np.ndarray, samples: int, steps: int | None = None
-    ) -> Call:
-        """A call of DDPM's first `steps` (None: all T), encoding the image in each."""
-        image = to_torch(image, self.device)
-        plan = sampler_rows(self.cfg, lineage=True)[:steps]
-
-        def sample():
-            for _ in range(samples):
-                self.predictor.sample(self._noise(image), image, plan, None)
-
-        return self._done(sample)
-
-    def _noise(self, image):
-        shape = (len(image), self.cfg.data.classes, *image.shape[2:])
-        noise = torch.randn(shape, device=self.device)
-        return noise.to(memory_format=torch.channels_last)
-
-    def _done(self, work):
-        def call():
-            work()
-            # A GPU works on after the call has returned.
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-
-        return call
+def _programs(settings):
+    """A setting for each program among them, which threads do not change."""
+    first = {}
+    for setting in settings:
+        first.setdefault((setting.layout, setting.compiled), setting)
+    return list(first.values())
 
 
-def _row(name, ours, theirs):
-    return {
-        "name": name,
-        "ours_s": ours,
-        "torch_s": theirs,
-        "ratio": statistics.median(theirs) / statistics.median(ours),
-    }
-
-
-def _text(value):
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {x:.1e}" for name, x in value.items())
-    return value
-
-
-def _table(rows):
-    def cell(seconds):
-        ms = [1e3 * t for t in seconds]
-        return f"{statistics.median(ms):.4g} ({min(ms):.4g} to {max(ms):.4g})"
-
-    lines = [["ms: median (least to most)", "ours", "PyTorch", "PyTorch / ours"]]
-    lines += [
-        [row["name"], cell(row["ours_s"]), cell(row["torch_s"]), f"{row['ratio']:.2f}"]
-        for row in rows
+def _unequal(found):
+    """What differs by more than its limit, such as "gradient (contiguous, eager)"."""
+    return [
+        f"{name} ({setting})"
+        for setting, values in found.items()
+        for name, difference in values.items()
+        # Nor is a NaN equal.
+        if not difference <= LIMITS[name]
     ]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    padded = [map(str.ljust, line, widths) for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
-def _device(cfg) -> "torch.device":
+def _show(values):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {x:.1e}" for key, x in value.items())
+        print(f"{name}: {value}", flush=True)
+
+
+def _device() -> "torch.device":
     """PyTorch's name of the device JAX runs on.
 
     Raises BadInput where the two cannot be compared.
     """
     if torch is None:
         raise BadInput("PyTorch is not installed. Run pip install torch.")
-    diffusion = cfg.network == "biedsnet" and build_model.draws_samples(cfg)
-    if not diffusion or cfg.loss.name != "joint":
-        raise BadInput(
-            f"--config has network={cfg.network}, method={cfg.method} and "
-            f"loss.name={cfg.loss.name}, which the PyTorch program does not have. "
-            "Use biedsnet as diffusion with the joint loss."
-        )
     backend = jax.default_backend()
     if backend == "cpu":
         return torch.device("cpu")
@@ -377,9 +282,17 @@ def _machine(device) -> dict:
         names = {
             "device": devices.processor(),
             "cores": os.cpu_count(),
+            "usable_cores": _usable_cores(),
             "torch_threads": torch.get_num_threads(),
         }
     return {**names, "python": platform.python_version(), **versions}
+
+
+def _usable_cores():
+    """Cores that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _arguments():
@@ -399,6 +312,27 @@ def _arguments():
         help="steps to time of the reference implementation's K x T; 0: all",
     )
     parser.add_argument(
+        "--layouts",
+        type=_some_of(LAYOUTS),
+        default=LAYOUTS,
+        help="memory layouts of PyTorch to try",
+    )
+    parser.add_argument(
+        "--compile",
+        type=_some_of(("off", "on")),
+        default=("off", "on"),
+        help="whether PyTorch is tried without and with torch.compile",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_counts,
+        default=(),
+        help="numbers of PyTorch's CPU threads to try; as many as it takes by itself",
+    )
+    parser.add_argument(
+        "--trials", type=int, default=3, help="timed calls that choose the setting"
+    )
+    parser.add_argument(
         "--tf32",
         action="store_true",
         help="on a GPU: time float32 with TF32 products, both sides",
@@ -407,14 +341,33 @@ def _arguments():
         "--output", help="json file for all that is printed, and every timed call"
     )
     arguments, rest = parser.parse_known_args()
-    if (
-        min(arguments.repeats, arguments.samples) < 1
-        or min(arguments.batch, arguments.lineage_steps) < 0
-    ):
+    from_1 = (arguments.repeats, arguments.samples, arguments.trials)
+    if min(from_1) < 1 or min(arguments.batch, arguments.lineage_steps) < 0:
         parser.error(
-            "--repeats and --samples start at 1, --batch and --lineage-steps at 0"
+            "--repeats, --samples and --trials start at 1, --batch and --lineage-steps "
+            "at 0"
         )
     return arguments, scripts.read_config(rest)
+
+
+def _some_of(names):
+    """A reader of a flag that holds some of `names`, comma-separated."""
+
+    def words(text: str) -> list[str]:
+        chosen = text.split(",")
+        if not set(chosen) <= set(names):
+            raise ValueError(text)
+        return chosen
+
+    words.__name__ = f"some of {','.join(names)}"
+    return words
+
+
+def _counts(text: str) -> list[int]:
+    counts = [int(word) for word in text.split(",")]
+    if min(counts) < 1:
+        raise ValueError(text)
+    return counts
 
 
 if __name__ == "__main__":

@@ -17,7 +17,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from biedsnet_jax.networks import winograd
-from biedsnet_jax.networks.blocks import Features, OtherFeatures, max_pool
+from biedsnet_jax.networks.blocks import (
+    Features,
+    OtherFeatures,
+    full_precision,
+    max_pool,
+)
 
 # A tuple of maps counts as their concatenation.
 Maps = Features | tuple[Float[Array, "b h w _c"], ...]
@@ -218,7 +223,14 @@ def fold_kernel(kernel: Float[Array, "k k c c2"]) -> Float[Array, "_k _k _c4 _c8
     # Pixel `out` of a block, moved by `tap`, is pixel `row` of the block at distance
     # `block`.
     lands = jnp.asarray(2 * block + row == out + tap, kernel.dtype)
-    folded = jnp.einsum("apid,bqje,decn->abpqcijn", lands, lands, kernel)
+    folded = jnp.einsum(
+        "apid,bqje,decn->abpqcijn",
+        lands,
+        lands,
+        kernel,
+        # The products only move the kernel's entries.
+        precision=full_precision(kernel.dtype),
+    )
     return folded.reshape(size, size, 4 * c_in, 4 * c_out)
 
 

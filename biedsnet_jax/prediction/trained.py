@@ -130,6 +130,7 @@ class Trained:
         """
         prepare = build_data.make_prepare(self.config)
         compiled = set()
+        running = None
         for batch, examples in pipeline.eval_batches(
             data.source, indices, prepare=prepare, batch_size=self.most_slices
         ):
@@ -144,15 +145,16 @@ class Trained:
                 self.predict_batch.lower(*arguments).compile()
                 compiled.add(batch["image"].shape)
             start = time.perf_counter()
-            probability = np.asarray(self.predict_batch(*arguments))
+            probability = self.predict_batch(*arguments)
             if clock:
+                jax.block_until_ready(probability)
                 clock.add(time.perf_counter() - start, len(examples))
-            parts = {
-                name: batch[name][: len(examples)]
-                for name in ("image", "mask", "known")
-                if name in batch
-            }
-            yield probability[: len(examples)], parts, examples
+            # Fetched a batch later, so that the device has work while that one is used.
+            if running:
+                yield _fetched(*running)
+            running = probability, batch, examples
+        if running:
+            yield _fetched(*running)
 
     def most_slices(self, canvas: tuple[int, int]) -> int:
         """Most slices of a canvas (H, W) that are predicted at once.
@@ -285,3 +287,14 @@ class Clock:
         """Adds the time of a batch and its number of images."""
         self.seconds += seconds
         self.images += images
+
+
+def _fetched(probability, batch, examples) -> Predicted:
+    """Waits for a batch's probability; all without the padding."""
+    count = len(examples)
+    parts = {
+        name: batch[name][:count]
+        for name in ("image", "mask", "known")
+        if name in batch
+    }
+    return np.asarray(probability)[:count], parts, examples

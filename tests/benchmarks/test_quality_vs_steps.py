@@ -68,6 +68,7 @@ def test_the_script_trains_scores_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quality_vs_steps, "sweep", lambda timesteps: rows[:asked])
     monkeypatch.setattr(quality_vs_steps, "SAMPLES", (1,))
     line = ["x", f"--workdir={workdir}", "--samples=1", "--images=2"]
+    line.append("--most-steps=2")
     first = [
         f"--config={ROOT / 'configs' / 'phantom.py'}:toy",
         "--config.train.batch_size=8",

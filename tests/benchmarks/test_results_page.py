@@ -35,6 +35,16 @@ def made(folder, name):
     return (folder / f"{name}.md").read_text()
 
 
+def test_the_flags_say_what_is_kept_and_where(kept, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results_page, "ROOT", tmp_path / "other")
+    words = ["x", f"--name={kept.name}", f"--keep={tmp_path / 'out'}"]
+    monkeypatch.setattr("sys.argv", words)
+    assert results_page.main() == 0
+    assert f"{len(RUNS)} runs kept" in capsys.readouterr().out
+    folder = tmp_path / "other" / "results" / kept.name
+    assert (folder / "report.md").read_text() == made(kept, "report")
+
+
 def test_numbers_are_kept_and_nothing_else(kept):
     names = {path.name for path in kept.rglob("*") if path.is_file()}
     assert names == {"results.json", "command.txt", "scores.tar.xz"}

@@ -1,6 +1,7 @@
 """The search for settings chooses well, and trains each trial once."""
 
 import json
+import pathlib
 import types
 
 import pytest
@@ -217,6 +218,28 @@ def test_a_trial_that_diverges_has_no_dice_and_is_not_run_again(
         search.Search("data", tmp_path, 1, "quarter").trial("unet", {"train.steps": 2})
         == done
     )
+
+
+def test_the_flags_say_what_is_tried(tmp_path, monkeypatch):
+    """Nothing is trained: each fit leaves one validation."""
+    tested = []
+
+    def fit(cfg, workdir):
+        assert cfg.data.root == "data" and cfg.split.fold == 1
+        line = json.dumps({"step": cfg.train.steps, "val_dice": 0.5})
+        (pathlib.Path(workdir) / "metrics.jsonl").write_text(line)
+
+    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(train, "train", lambda cfg, workdir: tested.append(cfg.network))
+    words = ["x", "--root=data", f"--out={tmp_path}", "--fold=1", "--variant=quarter"]
+    monkeypatch.setattr("sys.argv", [*words, "--rows=unet,unext"])
+    assert search.main() == 0
+    assert tested == ["unet", "unext"]
+    monkeypatch.setattr("sys.argv", [*words, "--choices"])
+    assert search.main() == 0
+    trials = json.loads((tmp_path / "fold1.json").read_text())
+    of_paper = [trial["choice"] for trial in trials if trial["row"] == "paper"]
+    assert of_paper == [False, *[True] * len(search.CHOICES)]
 
 
 def test_a_trials_config_is_that_of_its_row_fold_and_fields():

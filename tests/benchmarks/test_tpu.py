@@ -234,7 +234,8 @@ def test_the_programs_compile_for_eight_chips(program, tmp_path):
         "--config=configs/covid.py:row1,toy",
         "--config.sampler.ensemble=3",
         f"--program={program}",
-        "--per-chip=1",
+        "--per-chip=1" if program == "train" else "--total=8",
+        "--profile=2",
         f"--output={tmp_path}",
     )
     assert done.returncode == 0, done.stderr

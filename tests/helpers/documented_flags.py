@@ -34,7 +34,7 @@ def check_flags(command: str) -> None:
         named.append(ROOT / "launch" / "rows.sh")
     if words[0].startswith("--"):
         named = SCRIPTS
-    of_scripts = _flags_of(named) - {"--config", "--workdir"}
+    of_scripts = flags_of(named) - {"--config", "--workdir"}
     known, given = default.get_config(), []
     for word in words:
         name, _, value = word.partition("=")
@@ -52,7 +52,7 @@ def check_flags(command: str) -> None:
     check_config(flags.FLAGS.config)
 
 
-def _flags_of(scripts: list[Path]) -> set[str]:
+def flags_of(scripts: list[Path]) -> set[str]:
     """Flags that scripts define, for argparse, for SLURM or in a `case` of bash."""
     text = "\n".join(path.read_text() for path in scripts)
     argparse = re.findall(r'add_argument\(\s*"(--[\w-]+)"', text)

@@ -59,6 +59,17 @@ def test_bilinear_resize_with_aligned_corners_spreads_the_samples_from_corner_to
     np.testing.assert_allclose(got[0, :, :, 0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_float32_map_is_resized_in_float32_on_every_device(dtype):
+    """By default a TPU rounds products of float32 to bfloat16, and a GPU to TF32."""
+    x = jnp.zeros((1, 4, 4, 1), dtype)
+    text = jax.jit(lambda x: resize_bilinear(x, (8, 8))).lower(x).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == 2
+    for line in products:
+        assert ("HIGHEST" in line) == (dtype == "float32")
+
+
 @pytest.mark.parametrize(
     ("align_corners", "expected"),
     [(False, [0, 0.75, 2.25, 3]), (True, [0, 1, 2, 3])],

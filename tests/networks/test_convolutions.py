@@ -21,6 +21,7 @@ from biedsnet_jax.networks.convolutions import (
     UpsampledConv,
     depth_to_space,
     fold,
+    fold_kernel,
     in_place,
     pool,
     space_to_depth,
@@ -33,6 +34,16 @@ def plain(size: int = 3, *, use_bias: bool = False):
     return nn.Conv(
         5, (size, size), padding=size // 2, use_bias=use_bias, precision="highest"
     )
+
+
+def test_folding_moves_a_kernel_in_float32_on_every_device():
+    """By default a TPU rounds products of float32 to bfloat16, and a GPU to TF32."""
+    kernel = normal(3, 3, 2, 4)
+    folded = jax.jit(fold_kernel)(kernel)
+    assert set(np.unique(folded)) == {0.0, *np.unique(kernel)}
+    text = jax.jit(fold_kernel).lower(kernel).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products and all("HIGHEST" in line for line in products)
 
 
 def test_a_folded_map_has_the_pixels_of_a_block_in_its_channels_row_by_row():
