@@ -426,3 +426,8 @@ def test_a_whole_day_on_a_cpu(tmp_path):
     assert kept["training"][0]["to_step"] == 4
     assert (out / "run" / "results.json").exists()
     assert "| bfloat16, 2 images | train step |" in done.stdout
+    command = [sys.executable, "benchmarks/gpu_day.py", f"--out={out}", "--rows"]
+    alone = subprocess.run(
+        command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True
+    )
+    assert alone.stdout and done.stdout.endswith(alone.stdout)
