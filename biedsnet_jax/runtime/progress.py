@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from biedsnet_jax.runtime import console
 
@@ -86,6 +86,23 @@ class Progress:
             eta = f"{minutes}:{seconds:02d}"
         numbers = "".join(f"  {name} {value:.4g}" for name, value in values.items())
         return f"{done}/{self.total}  {rate:.3g}/s  ETA {eta}{numbers}"
+
+
+@contextlib.contextmanager
+def clock(text: str) -> Iterator[None]:
+    """Shows a running clock beside `text` on a terminal while the body works."""
+    if console.is_quiet() or not console.is_terminal(sys.stderr):
+        yield
+        return
+    from biedsnet_jax.runtime import terminal
+
+    shown = terminal.Clock(text)
+    try:
+        yield
+    finally:
+        # A terminal that is gone ends no training.
+        with contextlib.suppress(OSError):
+            shown.close()
 
 
 def _write(text):

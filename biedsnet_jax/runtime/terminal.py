@@ -8,7 +8,13 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -53,6 +59,30 @@ class Bar:
 
     def close(self) -> None:
         """Leaves the bar as it is and starts a new line."""
+        self._progress.stop()
+
+
+class Clock:
+    """A clock beside a text on stderr, which goes away with `close`."""
+
+    def __init__(self, text: str):
+        console = Console(file=sys.stderr, force_terminal=True)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            refresh_per_second=REFRESH,
+            # What is meant for a pipe must not land on the terminal.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        self._progress.add_task(text, total=None)
+        self._progress.start()
+        console.show_cursor(True)
+
+    def close(self) -> None:
+        """Takes the line away."""
         self._progress.stop()
 
 

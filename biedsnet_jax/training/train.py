@@ -42,6 +42,7 @@ from biedsnet_jax.runtime import (
     files,
     preemption,
     processes,
+    progress,
 )
 from biedsnet_jax.runtime.lock import Lock
 from biedsnet_jax.training import (
@@ -100,6 +101,9 @@ def _fit(
     model = build_model.build(cfg)
     mesh = train_step.make_mesh(cfg)
     _announce(data, mesh)
+    compiling_shown = held.enter_context(contextlib.ExitStack())
+    if processes.is_first():
+        compiling_shown.enter_context(progress.clock("compiling"))
     lesions = build_data.find_foreground(cfg, data)
 
     # Traced and read before anything is written, since a network, a loss or weights that
@@ -123,6 +127,8 @@ def _fit(
             state = _start(cfg, fresh, checkpoints, begin)
         start = int(state.step)
         _announce_start(cfg, data, state, earlier_steps)
+        update = compiling.result()
+        compiling_shown.close()
 
         with run_log.RunLog(
             workdir, step=start, to_tensorboard=cfg.log.tensorboard
@@ -133,7 +139,7 @@ def _fit(
                 data,
                 mesh,
                 schedule=schedule,
-                update=compiling.result(),
+                update=update,
                 others=begin.others,
                 validation=validation.Validation(cfg, model, data, mesh),
                 checkpoints=checkpoints,

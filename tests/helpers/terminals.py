@@ -39,8 +39,9 @@ os.execv(sys.argv[1], sys.argv[1:])
 def screen(written: str) -> str:
     """What is left on a screen of all that was written, without colours.
 
-    A line that goes back to its start is overwritten.
+    A line that goes back to its start is overwritten, also from the line below.
     """
+    written = re.sub(r"\r?\n(\x1b\[\?25h)?\r\x1b\[1A", "\r", written)
     text = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", written.replace("\x1b[2K", "\r"))
     lines = text.replace("\r\n", "\n").split("\n")
     return "\n".join(line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines)

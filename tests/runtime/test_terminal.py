@@ -93,6 +93,15 @@ def test_a_start_names_slices_cases_device_and_parameters(trained):
 
 
 @pytest.mark.slow
+def test_a_clock_runs_while_the_step_is_compiled_and_goes_away(trained):
+    written = trained[1]
+    clocks = re.findall(r"compiling (?:\x1b\[[\d;]*m)*(\d:\d\d:\d\d)", written)
+    # Compiling takes seconds, and the clock is drawn several times in each.
+    assert len(clocks) > 2 and clocks[-1] > clocks[0]
+    assert not re.search(r"compiling \d", terminals.screen(written))
+
+
+@pytest.mark.slow
 def test_notes_and_what_others_print_stay_above_the_bar(trained):
     lines = terminals.screen(trained[1]).splitlines()
     notes = [
@@ -134,8 +143,8 @@ def test_the_table_has_the_numbers_of_the_results(trained):
 @pytest.mark.slow
 def test_the_cursor_is_never_left_hidden(trained):
     codes = "".join(CURSOR.findall(trained[1]))
-    # Each of two bars hides the cursor, which is shown again at once.
-    assert codes.count("l") == 2 and "ll" not in codes and codes.endswith("h")
+    # A clock and two bars hide the cursor, which is shown again at once.
+    assert codes.count("l") == 3 and "ll" not in codes and codes.endswith("h")
 
 
 def test_ctrl_c_leaves_the_cursor_and_a_new_line():
