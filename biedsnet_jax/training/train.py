@@ -56,6 +56,9 @@ from biedsnet_jax.training import (
 )
 from biedsnet_jax.training.loop import Loop
 
+# What a signal after the last step reads.
+_LAST = "after step {step}; its checkpoint is written. The same command tests it."
+
 
 def train(cfg, workdir: str) -> dict | None:
     """Trains as `cfg` says, from where `workdir` stands, and scores the test split.
@@ -100,10 +103,7 @@ def _fit(
     data = _open(cfg, workdir)
     model = build_model.build(cfg)
     mesh = train_step.make_mesh(cfg)
-    _announce(data, mesh)
-    compiling_shown = held.enter_context(contextlib.ExitStack())
-    if processes.is_first():
-        compiling_shown.enter_context(progress.clock("compiling"))
+    clock = held.enter_context(_announce(data, mesh))
     lesions = build_data.find_foreground(cfg, data)
 
     # Traced and read before anything is written, since a network, a loss or weights that
@@ -127,8 +127,6 @@ def _fit(
             state = _start(cfg, fresh, checkpoints, begin)
         start = int(state.step)
         _announce_start(cfg, data, state, earlier_steps)
-        update = compiling.result()
-        compiling_shown.close()
 
         with run_log.RunLog(
             workdir, step=start, to_tensorboard=cfg.log.tensorboard
@@ -139,7 +137,7 @@ def _fit(
                 data,
                 mesh,
                 schedule=schedule,
-                update=update,
+                update=compiling.result(),
                 others=begin.others,
                 validation=validation.Validation(cfg, model, data, mesh),
                 checkpoints=checkpoints,
@@ -147,8 +145,8 @@ def _fit(
                 watch=watch,
                 foreground=lesions,
             )
-            last = f"after step {cfg.train.steps}; its checkpoint is written."
-            with watch.loop(f"{last} The same command tests it."):
+            clock.close()
+            with watch.loop(_LAST.format(step=cfg.train.steps)):
                 state = loop.run(state, start)
                 checkpoints.wait(saved=int(state.step))
 
@@ -317,10 +315,12 @@ def _with_weights(state, variables):
 def _announce(data, mesh):
     """Prints what is trained on, and that compiling comes next.
 
-    This comes before the tracing, so that it shows within seconds of the start.
+    This comes before the tracing, so that it shows within seconds of the start. Returns
+    the clock that then runs on a terminal, an exit stack.
     """
+    clock = contextlib.ExitStack()
     if not processes.is_first():
-        return
+        return clock
     slices = {split: len(getattr(data, split)) for split in build_data.SPLITS}
     cases = {split: len(data.cases(split)) for split in build_data.SPLITS}
     console.tell(
@@ -339,6 +339,8 @@ def _announce(data, mesh):
         f"compiling the training step for {where}, once; this can take minutes",
         sys.stdout,
     )
+    clock.enter_context(progress.clock("compiling"))
+    return clock
 
 
 def _announce_start(cfg, data, state, earlier_steps):
