@@ -81,6 +81,15 @@ def test_cpu_makes_a_variant_smaller():
         check_config(small)
 
 
+def test_tiles_change_the_way_to_the_network_alone():
+    plain, tiled = (flat(covid.get_config(name)) for name in ("cpu", "cpu,tiles"))
+    changed = {name: tiled[name] for name in plain if plain[name] != tiled[name]}
+    assert changed == {"data.size": 128, "data.fit": "tile", "data.foreground": 0.33}
+    c = covid.get_config("cpu,tiles")
+    c.data.root = "data"
+    check_config(c)
+
+
 def test_quarter_narrows_every_network_to_a_quarter_and_nothing_else():
     full = flat(covid.get_config().networks)
     c = covid.get_config("quarter")
